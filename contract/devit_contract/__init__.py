@@ -1,0 +1,1 @@
+"""What two machines agree on, and how they talk."""

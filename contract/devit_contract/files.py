@@ -1,0 +1,184 @@
+"""Files that are whole or absent: atomic writes, digests, and typed reading with errors that name the field."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from devit_contract.errors import DevitError, InputError, ManifestError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+Tensors = dict[str, npt.NDArray[Any]]
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of_file(path: Path) -> str:
+    """Digest a file, as 64 hex digits.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read: {err.strerror}") from err
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part, with the given permissions.
+
+    Raises:
+        InputError: The disk is full or the folder cannot be written; nothing half-written stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as err:
+        raise InputError(f"{path}: cannot be written: {err.strerror}") from err
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException as err:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(err, OSError):
+            raise InputError(f"{path}: cannot be written: {err.strerror}") from err
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder; on success it takes the name ``path``, on failure it is removed.
+
+    An existing folder of that name is replaced only at the end, so a reader finds the old or the new one.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as err:
+        raise InputError(f"{path}: cannot be written: {err.strerror}") from err
+    old = draft.with_name(draft.name + ".old")
+    try:
+        draft.chmod(0o755)
+        yield draft
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
+    except BaseException as err:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(err, OSError):
+            raise InputError(f"{path}: cannot be written: {err.strerror}") from err
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
+    """Decode a JSON file into a msgspec struct whose field ``schema`` must have the given number.
+
+    Args:
+        path: The file.
+        kind: A frozen :class:`msgspec.Struct` with an integer field ``schema``.
+        schema: The only schema version that this code reads.
+        hint: What to run next, appended to every error.
+
+    Raises:
+        InputError: The file cannot be read.
+        ManifestError: It is no JSON, has another schema version, or a field is missing or of the wrong type.
+    """
+    return _convert(path, _decode_json(path, hint), kind, schema, hint)
+
+
+def read_toml(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
+    """Decode a TOML file as :func:`read_json` decodes JSON."""
+    try:
+        raw = tomllib.loads(_read(path, hint).decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise ManifestError(f"{path}: not a TOML file ({err}): {hint}") from err
+    return _convert(path, raw, kind, schema, hint)
+
+
+def write_json(path: Path, value: msgspec.Struct) -> None:
+    """Write a struct as indented JSON, atomically, with the same bytes for the same value."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def read_tensors(path: Path, hint: str) -> tuple[Tensors, dict[str, str]]:
+    """Read a safetensors file: its tensors and its text metadata.
+
+    Raises:
+        InputError: The file cannot be read.
+        ManifestError: It is no safetensors file.
+    """
+    content = _read(path, hint)
+    try:
+        tensors = safetensors.numpy.load(content)
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as err:
+        raise ManifestError(f"{path}: not a safetensors file ({err}): {hint}") from err
+    return tensors, metadata
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; arrays are made contiguous first."""
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.numpy.save(whole, metadata=metadata))
+
+
+def _read(path: Path, hint: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
+
+
+def _decode_json(path: Path, hint: str) -> Any:  # noqa: ANN401 - raw JSON has no narrower type
+    try:
+        return msgspec.json.decode(_read(path, hint))
+    except msgspec.DecodeError as err:
+        raise ManifestError(f"{path}: not a JSON file ({err}): {hint}") from err
+
+
+def _convert(path: Path, raw: Any, kind: type[T], schema: int, hint: str) -> T:  # noqa: ANN401 - see _decode_json
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != schema:
+        raise ManifestError(f"{path}: field schema: expected {schema}, found {found!r}: {hint}")
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as err:
+        match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", str(err), re.DOTALL)
+        where = match["where"] if match is not None and match["where"] else "(top level)"
+        what = match["what"] if match is not None else str(err)
+        raise ManifestError(f"{path}: field {where}: {what}: {hint}") from err
+    except DevitError as err:  # raised by a struct's own __post_init__
+        raise type(err)(f"{path}: {err}") from err

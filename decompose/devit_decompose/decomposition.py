@@ -1,0 +1,115 @@
+"""``decomposition.json``: what a finished models folder holds, how it was made, and how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from devit_contract.errors import ManifestError
+from devit_contract.files import read_json, sha256_of_file
+from devit_decompose.model import ModelConfig
+from devit_decompose.recipe import Recipe
+
+SCHEMA = 1
+FILE_NAME = "decomposition.json"
+_HINT = "make the models again with devit decompose"
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the folder, by what it is for."""
+
+    role: str
+    """``teacher``, ``submodel``, ``fusion`` or ``samples``."""
+    name: str
+    sha256: str
+    device: int | None = None
+    """Which submodel; absent where the role has only one file."""
+
+
+class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model's shape and cost."""
+
+    config: ModelConfig
+    macs: int
+    """Multiply-accumulates of one image, without the model's own head for a submodel."""
+    parameters: int
+
+
+class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one training stage went."""
+
+    name: str
+    epochs: int
+    best_epoch: int
+    validation_accuracy: float
+    """Of the epoch that was kept, in 0 to 1."""
+
+
+class SubsetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How good the answer of one subset of devices is."""
+
+    mask: int
+    """Bit i is set where device i is present."""
+    validation_accuracy: float
+    test_accuracy: float
+
+
+class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which images were used."""
+
+    name: str
+    training_images: int
+    validation_images: int
+    test_images: int
+    training_sha256: str
+    validation_sha256: str
+    test_sha256: str
+
+
+class Decomposition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    schema: int
+    name: str
+    code_version: str
+    recipe: Recipe
+    data: DataRecord
+    class_subsets: tuple[tuple[int, ...], ...]
+    """Global labels each submodel was first trained on."""
+    teacher: ModelRecord
+    submodels: tuple[ModelRecord, ...]
+    stages: tuple[StageRecord, ...]
+    teacher_validation_accuracy: float
+    teacher_test_accuracy: float
+    subsets: tuple[SubsetRecord, ...]
+    """One entry for each of the 2^N - 1 subsets, by rising mask."""
+    files: tuple[FileRecord, ...]
+
+    def file(self, role: str, device: int | None = None) -> FileRecord:
+        """Find the file of a role.
+
+        Raises:
+            ManifestError: There is none.
+        """
+        for record in self.files:
+            if record.role == role and record.device == device:
+                return record
+        raise ManifestError(f"{FILE_NAME}: expected a file of role {role}, device {device}, found none: {_HINT}")
+
+
+def load_decomposition(folder: Path) -> Decomposition:
+    """Read ``decomposition.json`` and check the digest of every file that it names.
+
+    Raises:
+        InputError: A file cannot be read.
+        ManifestError: The format or a digest is broken.
+    """
+    decomposition = read_json(folder / FILE_NAME, Decomposition, schema=SCHEMA, hint=_HINT)
+    for record in decomposition.files:
+        found = sha256_of_file(folder / record.name)
+        if found != record.sha256:
+            raise ManifestError(
+                f"{folder / record.name}: expected sha256 {record.sha256[:12]}, found {found[:12]}: {_HINT}"
+            )
+    return decomposition

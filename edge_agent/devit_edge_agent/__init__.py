@@ -1,0 +1,1 @@
+"""Device, all day: its engine's features go out on the wire."""

@@ -1,0 +1,1 @@
+"""Training workstation: trained submodels become an ONNX bundle, the only thing that travels to devices."""

@@ -1,0 +1,1 @@
+"""Fusion node, all day: features of N devices become one answer."""
