@@ -115,9 +115,7 @@ class FusionHead:
         """
         tensors, _ = read_tensors(path, _HINT)
         try:
-            statistics = FusionStatistics(
-                tensors["mean"].astype(np.float64), tensors["covariance"].astype(np.float64)
-            )
+            statistics = FusionStatistics(tensors["mean"].astype(np.float64), tensors["covariance"].astype(np.float64))
             return cls(
                 dims=tuple(int(dim) for dim in tensors["dims"]),
                 weight=tensors["weight"].astype(np.float64),
@@ -162,7 +160,7 @@ class Fusion:
         """
         present, _ = columns_of(self.head.dims, mask)
         subset = self._subsets[mask]
-        return features[:, present] @ subset.weight.T + subset.bias
+        return np.asarray(features[:, present] @ subset.weight.T + subset.bias, np.float32)
 
 
 def mask_of(devices: list[int]) -> int:
@@ -198,9 +196,7 @@ def columns_of(dims: tuple[int, ...], mask: int) -> tuple[npt.NDArray[np.intp], 
     return np.flatnonzero(is_present), np.flatnonzero(~is_present)
 
 
-def prediction(
-    covariance: Float64Array, present: npt.NDArray[np.intp], missing: npt.NDArray[np.intp]
-) -> Float64Array:
+def prediction(covariance: Float64Array, present: npt.NDArray[np.intp], missing: npt.NDArray[np.intp]) -> Float64Array:
     """Compute A, the matrix that predicts centred missing features from centred present ones.
 
     Returns:

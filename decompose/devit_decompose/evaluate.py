@@ -49,6 +49,4 @@ def statistics_of(features: Float32Array) -> FusionStatistics:
 
 def subset_accuracies(fusion: Fusion, features: Float32Array, labels: Int64Array) -> dict[int, float]:
     """Accuracy of each of the 2^N - 1 subsets of devices, by mask."""
-    return {
-        mask: accuracy(fusion.batch_logits(features, mask), labels) for mask in range(1, fusion.head.everyone + 1)
-    }
+    return {mask: accuracy(fusion.batch_logits(features, mask), labels) for mask in range(1, fusion.head.everyone + 1)}

@@ -115,6 +115,8 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         rows, columns = config.token_grid
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(config.mean).mul(255.0), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.std).mul(255.0), persistent=False)
         self.tokenizer = Tokenizer(config)
@@ -134,7 +136,8 @@ class Model(nn.Module):
             tokens = block(tokens)
         tokens = self.norm(tokens)
         weights = self.pool(tokens).transpose(1, 2).softmax(dim=-1)  # (B, 1, T)
-        return (weights @ tokens).flatten(1)  # (B, 1, T) @ (B, T, D) -> (B, D)
+        pooled: Tensor = weights @ tokens
+        return pooled.flatten(1)  # (B, 1, T) @ (B, T, D) -> (B, D)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images ``(B, H, W, C)`` to logits ``(B, K)``."""
@@ -218,7 +221,8 @@ class Attention(nn.Module):
         return projected
 
     def _split(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(2, (self.heads, self.head_width)).transpose(1, 2)  # (B, T, h k) -> (B, h, T, k)
+        batch, tokens, _ = flat.shape
+        return flat.reshape(batch, tokens, self.heads, self.head_width).transpose(1, 2)  # (B, T, h k) -> (B, h, T, k)
 
 
 def _initialise(module: nn.Module) -> None:

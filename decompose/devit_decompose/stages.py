@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from devit_contract.errors import TrainError
-from devit_contract.files import new_folder, sha256_of_file, write_bytes, write_json, write_tensors
+from devit_contract.files import Tensors, new_folder, sha256_of_file, write_bytes, write_json, write_tensors
 from devit_contract.head import Fusion, FusionHead, columns_of, mask_of, prediction
 from devit_contract.progress import Progress
 from devit_decompose.cost import macs, parameters
@@ -61,6 +61,23 @@ def decompose(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) ->
     result = write_models(out, recipe, data, teacher, ensemble, subsets, tuple(run_stage.records), progress)
     progress("done", 1, 1)
     return result
+
+
+def preview(recipe: Recipe) -> tuple[list[str], list[list[str]]]:
+    """Check recipe and data without training, and count what each model will cost: a table's header and rows."""
+    data = load_dataset(recipe.data, recipe.seed)
+    image_size = data.training.images.shape[1:]
+    subsets = random_partition(len(recipe.data.classes), recipe.submodels, recipe.seed)
+    shapes = [("teacher", recipe.teacher.config(recipe.data, image_size, tuple(range(len(recipe.data.classes)))))]
+    shapes += [
+        (f"submodel {device}", recipe.student.config(recipe.data, image_size, classes))
+        for device, classes in enumerate(subsets)
+    ]
+    rows = [
+        [name, f"{macs(config) / 1e6:.2f}", f"{parameters(config):,}", str(len(config.classes))]
+        for name, config in shapes
+    ]
+    return ["model", "MMACs", "parameters", "classes"], rows
 
 
 @dataclass
@@ -213,9 +230,7 @@ def train_ensemble(
         partial = _answer_loss(ensemble.fusion(failout.fill(features)), answer, labels, settings)
         return (1 - settings.failout_weight) * whole + settings.failout_weight * partial
 
-    stage = Stage(
-        "ensemble", ensemble, loss, score_of(ensemble, data.validation), failout.state, failout.restore
-    )
+    stage = Stage("ensemble", ensemble, loss, score_of(ensemble, data.validation), failout.state, failout.restore)
     run_stage(stage, data.training, settings.schedule)
     return ensemble
 
@@ -246,9 +261,7 @@ def write_models(
         for split in (data.validation, data.test)
     )
     progress("measuring", 2, 3, "teacher")
-    teacher_scores = [
-        accuracy(run(teacher, split.images), split.labels) for split in (data.validation, data.test)
-    ]
+    teacher_scores = [accuracy(run(teacher, split.images), split.labels) for split in (data.validation, data.test)]
     with new_folder(out) as draft:
         files = _write_files(draft, recipe, data, teacher, submodels, head)
         decomposition = Decomposition(
@@ -272,7 +285,8 @@ def write_models(
 
 def _ask(teacher: Model, images: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return teacher(images).float()
+        logits: Tensor = teacher(images)
+        return logits.float()
 
 
 def _answer_loss(
@@ -301,7 +315,7 @@ def _write_files(
 ) -> tuple[FileRecord, ...]:
     count, classes = recipe.data.sample_images, len(recipe.data.classes)
     chosen = balanced_indices(data.validation.labels, count, classes, recipe.seed)
-    samples = {"images": data.validation.images[chosen], "labels": data.validation.labels[chosen]}
+    samples: Tensors = {"images": data.validation.images[chosen], "labels": data.validation.labels[chosen]}
     writers: list[tuple[str, int | None, str, Callable[[Path], None]]] = [
         ("teacher", None, "teacher.safetensors", lambda path: save_weights(path, teacher)),
         ("fusion", None, "fusion.safetensors", head.save),

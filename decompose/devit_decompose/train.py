@@ -72,7 +72,7 @@ def fit(
                     f"lower learning_rate in the recipe, remove {checkpoint} and run again"
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if step % 10 == 0:
                 progress(stage.name, epoch + step / batches, schedule.max_epochs, f"best {state['best']:.2%}")
@@ -129,7 +129,8 @@ def _decay_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, Any
 def _is_finished(state: dict[str, Any], schedule: Schedule) -> bool:
     if state["epoch"] >= schedule.max_epochs:
         return True
-    return state["epoch"] >= schedule.decay_epochs and state["epoch"] - state["best_epoch"] >= schedule.patience
+    is_decayed = state["epoch"] >= schedule.decay_epochs
+    return bool(is_decayed and state["epoch"] - state["best_epoch"] >= schedule.patience)
 
 
 def _note_score(state: dict[str, Any], stage: Stage, score: float) -> None:

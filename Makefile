@@ -1,0 +1,43 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo demo-full install test test-system lint clean
+
+help:  ## List the targets.
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/light.done  ## The whole pipeline on 1,000 real images, from the bundle in the repository (no torch).
+	.venv/bin/devit demo
+
+demo-full: .venv/full.done  ## The same, but exporting from the trained checkpoints first.
+	.venv/bin/devit demo --models examples/fashion-mnist
+
+install: .venv/full.done  ## Everything: training, export, tests.
+
+test: .venv/full.done lint  ## All tests that need neither root nor minutes.
+	.venv/bin/python -m pytest -m "not system and not jetson"
+
+test-system: .venv/full.done  ## Tests that need root, apt packages or minutes.
+	.venv/bin/python -m pytest -m "system" --timeout 900
+
+lint: .venv/full.done  ## Style and types.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:  ## Remove the virtual environment and caches.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/light.done: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing the light set (no torch, about 300 MB) into .venv"
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/full.done: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing everything (about 1.4 GB) into .venv"
+	$(PIP) --editable '.[test]'
+	@touch $@ .venv/light.done

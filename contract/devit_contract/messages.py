@@ -1,0 +1,181 @@
+"""What the bodies of messages hold: typed structs, decoded strictly, as msgpack.
+
+A new kind of question is a new field value or a new optional field here, never a new wire format.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from devit_contract.errors import WireError
+from devit_contract.wire import Dtype, Message
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """HELLO: an agent introduces itself."""
+
+    name: str
+    submodel: int
+    feature_dim: int
+    model_sha256: str
+    """Digest of the ONNX graph in the manifest, so that devices of two bundles never meet in one answer."""
+    engine: str
+    """Back end and version, for people."""
+    feature_dtypes: tuple[str, ...]
+    """What it can send: ``float32``, ``float16``."""
+    software: str
+    """Version of this package."""
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """WELCOME: the node accepts an agent."""
+
+    credit: int
+    """Frames in flight at once."""
+    feature_dtype: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """REFUSED: why, in one line for people; the header's reason is for programs."""
+
+    text: str
+
+
+class Control(msgspec.Struct, frozen=True):
+    """CONTROL, the question: client to node, and node to agent where ``device`` is set."""
+
+    ask: str
+    """``status`` (node); ``describe``, ``mark``, ``sample-start``, ``sample-stop`` (agent)."""
+    device: str = ""
+    interval_ms: int = 0
+    """``sample-start``: sampling period."""
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What an agent says of its device."""
+
+    board_model: str
+    """Device-tree model, or the machine's CPU where there is none."""
+    l4t: str
+    """L4T release, empty where there is none."""
+    engine: str
+    sensor: str
+    """The command that samples power; empty where none is set."""
+    inference_threads: int
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A moment on an agent's clock, and what it had done by then."""
+
+    monotonic_ns: int
+    inferences: int
+    busy_ns: int
+    """Time spent in the engine since start."""
+
+
+class DeviceStatus(msgspec.Struct, frozen=True):
+    """What the node knows of one device."""
+
+    name: str
+    submodel: int
+    state: str
+    """``absent`` (no link), ``ready``, ``stalled`` (link up, but an answer is overdue)."""
+    engine: str = ""
+    in_flight: int = 0
+    answered: int = 0
+    late: int = 0
+    missing: int = 0
+    """Frames that ended without its feature."""
+    rejected: dict[str, int] = {}
+    """Messages of it that were not used, by reason."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """What the node says of itself and of its devices."""
+
+    bundle: str
+    labels: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    frames: dict[str, int]
+    """Frames ended so far, by state."""
+    devices: tuple[DeviceStatus, ...]
+    k_min: int
+    deadline_ms: float
+
+
+class ControlReply(msgspec.Struct, frozen=True):
+    """CONTROL, the answer: one field is set, or ``error``."""
+
+    error: str = ""
+    status: NodeStatus | None = None
+    description: Description | None = None
+    mark: Mark | None = None
+
+
+class PowerLine(msgspec.Struct, frozen=True, array_like=True):
+    """One line of tegrastats as it came."""
+
+    monotonic_ns: int
+    """The device's monotonic clock on arrival."""
+    text: str
+
+
+class Telemetry(msgspec.Struct, frozen=True):
+    """TELEMETRY: power samples of one device since the last such message."""
+
+    device: str
+    lines: tuple[PowerLine, ...]
+    ended: str = ""
+    """Why no more will come, empty while sampling goes on."""
+
+
+class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
+    """What one device cost in one answer, in microseconds."""
+
+    device: int
+    network_us: int
+    """Round trip less what the agent accounts for."""
+    queue_us: int
+    decode_us: int
+    inference_us: int
+    arrival_us: int
+    """From the frame's dispatch to its feature's arrival at the node."""
+
+
+class AnswerBody(msgspec.Struct, frozen=True):
+    """ANSWER: logits and what they cost; state and mask stand in the header."""
+
+    logits: bytes
+    """float32, little-endian, shape ``(K,)``; empty where the frame failed."""
+    devices: tuple[DeviceTiming, ...]
+    """Those whose features are in the answer."""
+    missing: dict[int, str]
+    """Device index to why its feature is not in the answer."""
+    wait_us: int
+    """From the request's arrival at the node to its dispatch to the devices."""
+    collect_us: int
+    """From dispatch to the last feature or the deadline."""
+    fuse_us: int
+
+
+def body(value: msgspec.Struct) -> bytes:
+    """Encode a struct as a message's payload (dtype ``BODY``)."""
+    return msgspec.msgpack.encode(value)
+
+
+def read_body(message: Message, kind: type[T]) -> T:
+    """Decode a message's payload.
+
+    Raises:
+        WireError: (reason ``body``) It is no struct of that kind.
+    """
+    if message.dtype is not Dtype.BODY:
+        raise WireError("body", f"{message.kind.name}: expected a body, found {message.dtype.name}")
+    try:
+        return msgspec.msgpack.decode(message.payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise WireError("body", f"{message.kind.name}: expected a {kind.__name__}: {err}") from err

@@ -1,0 +1,206 @@
+"""Every ZeroMQ socket and every option it has, in one place; keys are checked here too.
+
+Traps behind the options, each tried (libzmq 4.3.5):
+
+* A CURVE server without an authenticator lets any key in: the ZAP domain is enforced.
+* The ZAP request does not carry the peer's routing id (its field holds the server's own), so a name cannot be bound
+  to a key in the handshake: the receiver compares ``User-Id`` with the routing id on every message.
+* A client whose key was answered with 400 never connects again; 300 makes it retry.
+* Message sizes are allocated as announced: ``MAXMSGSIZE`` is always set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from devit_contract.errors import LinkError
+from devit_contract.keys import KeyPair
+from devit_contract.wire import MAX_DEVICE_MESSAGE_BYTES, MAX_IMAGE_MESSAGE_BYTES
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+DEVICES = b"devices"
+CLIENTS = b"clients"
+
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
+_HANDSHAKE_MS = 2000
+_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
+_CURVE_OVERHEAD_BYTES = 64
+
+
+@contextmanager
+def open_context() -> Iterator[Context]:
+    """Open a ZeroMQ context; on leaving, every socket of it is closed without waiting for unsent messages."""
+    context: Context = zmq.Context()
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+def bind_router(
+    context: Context, endpoint: str, domain: bytes, keys: KeyPair | None, *, max_bytes: int
+) -> tuple[Socket, str]:
+    """Open the node's side of a port.
+
+    Args:
+        context: The node's context; with keys, a :class:`Gatekeeper` must live in it before.
+        endpoint: ``tcp://HOST:PORT``; port 0 takes a free one.
+        domain: :data:`DEVICES` or :data:`CLIENTS`: whose keys are let in.
+        keys: The node's keys, or ``None`` without encryption.
+        max_bytes: Largest message accepted; a peer that announces more is cut off.
+
+    Returns:
+        The socket and the endpoint with its real port.
+
+    Raises:
+        LinkError: The address cannot be bound.
+    """
+    socket = context.socket(zmq.ROUTER)
+    _set_common(socket)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _CURVE_OVERHEAD_BYTES)
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.setsockopt(zmq.ZAP_DOMAIN, domain)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    try:
+        socket.bind(endpoint.replace(":0", ":*") if endpoint.endswith(":0") else endpoint)
+    except zmq.ZMQError as err:
+        socket.close()
+        raise LinkError(
+            f"{endpoint}: expected a free address of this machine, found: {zmq.strerror(err.errno or 0)}: "
+            "stop what listens there or choose another port"
+        ) from err
+    return socket, socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
+
+
+def connect_dealer(
+    context: Context, endpoint: str, *, name: bytes | None, keys: KeyPair | None, node_key: bytes | None, max_bytes: int
+) -> Socket:
+    """Open a device's or client's side; the connection is made and remade in the background.
+
+    Args:
+        context: Any context.
+        endpoint: The node's.
+        name: Routing id: a device's name; ``None`` lets the node choose, for clients.
+        keys: Own keys, or ``None`` without encryption.
+        node_key: The node's public key, or ``None``.
+        max_bytes: Largest message accepted.
+    """
+    socket = context.socket(zmq.DEALER)
+    _set_common(socket)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _CURVE_OVERHEAD_BYTES)
+    if name is not None:
+        socket.setsockopt(zmq.ROUTING_ID, name)
+    if keys is not None and node_key is not None:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, node_key)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    socket.connect(endpoint)
+    return socket
+
+
+def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str]:
+    """Open the port that devices connect to."""
+    return bind_router(context, endpoint, DEVICES, keys, max_bytes=MAX_DEVICE_MESSAGE_BYTES)
+
+
+def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str]:
+    """Open the port that clients connect to."""
+    return bind_router(context, endpoint, CLIENTS, keys, max_bytes=MAX_IMAGE_MESSAGE_BYTES)
+
+
+class Monitor:
+    """Connection events of a socket, as a socket of its own to poll."""
+
+    def __init__(self, socket: Socket, events: int) -> None:
+        """Watch ``socket`` for ``events`` (``zmq.EVENT_*`` or-ed together)."""
+        self.socket: Socket = socket.get_monitor_socket(events)
+
+    def read(self) -> list[int]:
+        """Take the events that have come since the last call, without waiting."""
+        events: list[int] = []
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return events
+            events.append(int(parse_monitor_message(parts)["event"]))
+
+
+class Gatekeeper:
+    """Lets in the keys it was given, each under its name (ZAP, https://rfc.zeromq.org/spec/27), without a thread.
+
+    Poll :attr:`socket` and call :meth:`answer`; with nobody answering, nobody gets in.
+    """
+
+    def __init__(self, context: Context, allowed: Mapping[bytes, Mapping[bytes, str]]) -> None:
+        """Take over the context's authentication.
+
+        Args:
+            context: The context of the sockets to guard; make this before they bind.
+            allowed: Domain to (Z85 public key to name).
+        """
+        self._allowed = allowed
+        self.refused = 0
+        self.socket: Socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind("inproc://zeromq.zap.01")
+
+    def answer(self) -> None:
+        """Answer every handshake that is waiting."""
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            name = self._name_of(parts)
+            # 300 and not 400: a client refused with 400 would not come back once its key is allowed.
+            verdict = [b"200", b"OK", name.encode(), b""] if name is not None else [b"300", b"unknown key", b"", b""]
+            self.refused += name is None
+            self.socket.send_multipart([b"1.0", parts[1], *verdict])
+
+    def _name_of(self, request: list[bytes]) -> str | None:
+        version, _, domain, _, _, mechanism, *credentials = request
+        if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1:
+            return None
+        return self._allowed.get(domain, {}).get(z85.encode(credentials[0]))
+
+
+def user_id(frame: zmq.Frame) -> str | None:
+    """Name under which a message's sender was let in, or ``None`` without encryption."""
+    try:
+        found: Any = frame.get("User-Id")
+    except zmq.ZMQError:
+        return None
+    return str(found) or None
+
+
+def _set_common(socket: Socket) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    # High-water marks only bound memory; flow control is credit.
+    socket.setsockopt(zmq.SNDHWM, 256)
+    socket.setsockopt(zmq.RCVHWM, 256)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 3)
+    socket.setsockopt(zmq.IPV6, 1)

@@ -1,0 +1,82 @@
+"""How every command speaks to a person: one line for an error, a bar for long work, a table for results.
+
+Beside the ``cli`` modules this is the only one that imports typer or rich.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from devit_contract.errors import DevitError
+from devit_contract.progress import Progress, no_progress
+
+
+def run(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command line to its exit code; ``name`` is what its usage line calls it.
+
+    0 done, 1 a named failure (one line on stderr), 2 wrong usage, 130 Ctrl-C or SIGTERM. Every other exception is a
+    bug and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(prog_name=name)
+    except DevitError as err:
+        typer.echo(f"error: {' '.join(str(err).split())}", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """Show stages as bars on stderr while the block runs; nothing where stderr is no terminal or ``quiet`` is set."""
+    if quiet or not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def report(stage: str, done: float, total: float, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=note)  # type: ignore[arg-type]
+
+        yield report
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
+) -> None:
+    """Print a table that fits 80 columns on stdout; the columns in ``numbers`` are set flush right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column, name in enumerate(header):
+        table.add_column(name, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
