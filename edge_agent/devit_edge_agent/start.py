@@ -1,0 +1,79 @@
+"""From ``agent.toml`` to a connected agent: bundle, engine, warm-up, introduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from devit_contract.errors import InputError
+from devit_contract.fleet import AgentConfig, load_agent_config
+from devit_contract.keys import load_keys
+from devit_contract.manifest import Bundle
+from devit_contract.messages import Description, Hello
+from devit_edge_agent.agent import EdgeAgent
+from devit_engines.board import detect_board
+from devit_engines.build import load_engine
+from devit_engines.engine import Engine, EngineSpec
+from devit_engines.null import NullEngine, PacedEngine
+from devit_engines.store import Store
+
+_WARM_UP_RUNS = 3
+
+
+@contextmanager
+def open_agent(path: Path, engine_choice: str, report: Callable[[str], None]) -> Iterator[EdgeAgent]:
+    """Load and warm the engine, then connect.
+
+    Args:
+        path: ``agent.toml``.
+        engine_choice: ``built``, ``null`` or ``paced:MS``.
+        report: Takes one line for people when the link changes.
+
+    Raises:
+        InputError: A file, name or key is not usable.
+        ManifestError: ``agent.toml`` or the bundle is broken.
+        EngineError: The engine was not built on this device.
+    """
+    config = load_agent_config(path)
+    keys = load_keys(Path(config.secret_key)) if config.secret_key else None
+    bundle = Bundle(Path(config.bundle))
+    with _open_engine(config, bundle, engine_choice) as engine:
+        engine.warm_up(_WARM_UP_RUNS)
+        name = f"{engine_choice} engine" if engine_choice != "built" else "ONNX Runtime CPU"
+        hello = Hello(
+            name=config.name,
+            submodel=config.submodel,
+            feature_dim=engine.output_dim,
+            model_sha256=bundle.manifest.file("submodel", device=config.submodel, rung="fp32").sha256,
+            engine=name,
+            feature_dtypes=("float32",),
+            software=version("devit"),
+        )
+        board = detect_board(Path(config.root))
+        description = Description(board.name, board.l4t or "", name, " ".join(config.tegrastats), config.threads)
+        with EdgeAgent(
+            config,
+            engine,
+            preprocess=bundle.manifest.preprocess,
+            hello=hello,
+            description=description,
+            keys=keys,
+            report=report,
+        ) as agent:
+            yield agent
+
+
+def _open_engine(config: AgentConfig, bundle: Bundle, choice: str) -> Engine:
+    if choice == "built":
+        store = Store(Path(config.store) if config.store else None)
+        return load_engine(bundle, store, config.submodel, threads=config.threads)
+    record = bundle.manifest.graph("submodel", config.submodel)
+    spec = EngineSpec(choice, bundle.manifest.preprocess.shape, record.output_dim, revision=0)
+    kind, _, number = choice.partition(":")
+    if choice == "null":
+        return NullEngine(spec)
+    if kind == "paced" and number.replace(".", "", 1).isdigit():
+        return PacedEngine(NullEngine(spec), float(number))
+    raise InputError(f"--engine {choice}: expected built, null or paced:MS, e.g. paced:5")

@@ -1,0 +1,172 @@
+"""The cell: requests become frames, frames go to devices, features become answers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+
+from devit_contract.fleet import Serving
+from devit_contract.head import Fusion
+from devit_contract.messages import AnswerBody, DeviceStatus, body
+from devit_contract.wire import Dtype, Kind, Message, State, payload_crc32
+from devit_fusion.client_port import ClientPort, Request
+from devit_fusion.device_port import Came, DevicePort, Skipped
+from devit_fusion.join import Frame, Join
+from devit_fusion.links import Link
+from devit_fusion.sending import Sent
+
+
+class Cell:
+    """All frames and links of one node."""
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        serving: Serving,
+        links: Mapping[str, Link],
+        devices: DevicePort,
+        clients: ClientPort,
+        run_id: int,
+    ) -> None:
+        """Join the parts; ``links`` is by device name."""
+        self._fusion = fusion
+        self._serving = serving
+        self._links = {link.index: link for link in links.values()}
+        self._devices = devices
+        self._clients = clients
+        self._run_id = run_id
+        self._join = Join()
+        self._waiting: deque[Request] = deque()
+        self._under_way: dict[int, Request] = {}
+        self.ended: Counter[str] = Counter()
+        """Frames that have ended, by state."""
+
+    def request(self, request: Request) -> None:
+        """Take a request in: it is dispatched now, waits for credit, or is refused for want of room."""
+        self._waiting.append(request)
+        self.dispatch_waiting()
+        if len(self._waiting) > self._serving.queue:
+            now_ns = time.monotonic_ns()
+            overload = dict.fromkeys(range(len(self._fusion.head.dims)), "overload")
+            wished = request.picture.mask or self._fusion.head.everyone
+            self._send_answer(self._waiting.pop(), Frame(0, wished, now_ns, now_ns, set(), overload), now_ns)
+
+    def dispatch_waiting(self) -> None:
+        """Send waiting requests out, in order, as long as no ready device that is asked lacks credit."""
+        while self._waiting:
+            wished = self._waiting[0].picture.mask or self._fusion.head.everyone
+            asked = (link for link in self._links.values() if wished >> link.index & 1)
+            if any(link.state == "ready" and not link.has_credit for link in asked):
+                return
+            self._dispatch(self._waiting.popleft(), wished)
+
+    def came(self, event: Came) -> None:
+        """Take a feature in."""
+        now_ns = time.monotonic_ns()
+        event.link.returned(event.frame_id, now_ns)
+        self._finish(self._join.add(event.frame_id, event.link.index, event.feature, event.timing), now_ns)
+
+    def skipped(self, event: Skipped) -> None:
+        """Do without a feature."""
+        now_ns = time.monotonic_ns()
+        event.link.returned(event.frame_id, now_ns)
+        self._finish(self._join.skip(event.frame_id, event.link.index, event.why), now_ns)
+
+    def lose(self, link: Link, why: str) -> None:
+        """Wait no longer for a device, in any frame."""
+        now_ns = time.monotonic_ns()
+        for frame in self._join.lose(link.index, why):
+            self._finish(frame, now_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """End the frames whose deadline has come; the devices that did not answer are stalled."""
+        for frame in self._join.expire(now_ns):
+            for device in frame.awaited:
+                self._links[device].note_overdue(now_ns)
+            self._finish(frame, now_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """Tell when :meth:`expire` has something to do."""
+        return self._join.next_deadline_ns()
+
+    def device_status(self) -> tuple[DeviceStatus, ...]:
+        """Describe every device for people."""
+        unused = self._join.unused
+        return tuple(link.status(unused[index, "late"]) for index, link in sorted(self._links.items()))
+
+    def _dispatch(self, request: Request, wished: int) -> None:
+        awaited: set[int] = set()
+        missing: dict[int, str] = {}
+        for index in range(len(self._fusion.head.dims)):
+            link = self._links.get(index)
+            if not wished >> index & 1:
+                missing[index] = "not asked"
+            elif link is None or link.state != "ready":
+                missing[index] = "absent" if link is None else link.state
+            else:
+                awaited.add(index)
+        now_ns = time.monotonic_ns()
+        deadline_ns = now_ns + round(self._serving.deadline_ms * 1e6)
+        frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing)
+        self._under_way[frame.frame_id] = request
+        shared_crc32 = payload_crc32(request.picture.payload)
+        for index in sorted(awaited):
+            self._send_frame(self._links[index], frame, request.picture, shared_crc32)
+        if not awaited:
+            self._finish(frame, now_ns)
+
+    def _send_frame(self, link: Link, frame: Frame, picture: Message, shared_crc32: int) -> None:
+        message = Message(
+            Kind.FRAME,
+            picture.dtype,
+            picture.dims,
+            picture.payload,
+            device=link.index,
+            run_id=self._run_id,
+            frame_id=frame.frame_id,
+            dispatch_ns=frame.dispatch_ns,
+            deadline_us=(frame.deadline_ns - frame.dispatch_ns) // 1000,
+        )
+        sent = self._devices.send_frame(link, message, shared_crc32)
+        if sent is Sent.YES:
+            link.sent(frame.frame_id, frame.deadline_ns)
+            return
+        if sent is Sent.GONE:
+            self._devices.suspect()
+        why = "overload" if sent is Sent.FULL else "absent"
+        self._finish(self._join.skip(frame.frame_id, link.index, why), time.monotonic_ns())
+
+    def _finish(self, frame: Frame | None, now_ns: int) -> None:
+        """Answer a frame that has ended; ``None`` is one that has not."""
+        if frame is None:
+            return
+        for device in frame.missing:
+            if device in self._links and frame.wished >> device & 1:
+                self._links[device].missing += 1
+        for device in frame.features:
+            self._links[device].answered += 1
+        self._send_answer(self._under_way.pop(frame.frame_id), frame, now_ns)
+
+    def _send_answer(self, request: Request, frame: Frame, now_ns: int) -> None:
+        state = frame.state(self._fusion.head.everyone, self._serving.k_min)
+        logits = self._fusion.logits(frame.features).tobytes() if state is not State.FAILED else b""
+        content = AnswerBody(
+            logits=logits,
+            devices=tuple(frame.timings),
+            missing=frame.missing,
+            wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
+            collect_us=(now_ns - frame.dispatch_ns) // 1000,
+            fuse_us=(time.monotonic_ns() - now_ns) // 1000,
+        )
+        self.ended[state.name.lower()] += 1
+        answer = Message(
+            Kind.ANSWER,
+            Dtype.BODY,
+            payload=body(content),
+            mask=frame.mask,
+            state=state,
+            run_id=request.picture.run_id,
+            frame_id=request.picture.frame_id,
+        )
+        self._clients.answer(request, answer)

@@ -1,0 +1,45 @@
+"""``fusion-node`` and ``devit fuse``: what they take and what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from devit_contract import terminal
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def fuse(
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
+    fleet: Annotated[Path, typer.Option(help="Fleet file: devices, clients, addresses, deadline.")],
+    key: Annotated[Path | None, typer.Option(help="The node's secret key file; none without encryption.")] = None,
+) -> None:
+    """Join the features of all devices into answers, until SIGTERM or Ctrl-C.
+
+    Prints one JSON line with its addresses when both ports are open.
+    """
+    from devit_contract.fleet import load_fleet
+    from devit_contract.keys import load_keys
+    from devit_contract.manifest import Bundle
+    from devit_fusion.node import FusionNode
+
+    stops: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, _frame: stops.append(caught))
+    keys = load_keys(key) if key is not None else None
+    with FusionNode(Bundle(bundle), load_fleet(fleet), keys) as node:
+        ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
+        typer.echo(json.dumps(ready))
+        node.serve(lambda: bool(stops))
+
+
+def main() -> NoReturn:
+    """Run as a console script."""
+    terminal.run(app, "fusion-node")

@@ -1,0 +1,102 @@
+"""The port that clients connect to: requests and questions come in, answers and refusals go out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zmq
+
+from devit_contract.errors import WireError
+from devit_contract.keys import KeyPair
+from devit_contract.manifest import Manifest
+from devit_contract.messages import Control, ControlReply, Refused, body, read_body
+from devit_contract.sockets import Context, client_router
+from devit_contract.wire import Dtype, Kind, Message, Reason, pack, unpack
+from devit_fusion.sending import Sent, send
+
+_BURST = 64
+"""Messages taken before the other port gets its turn."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A client's wish for an answer."""
+
+    client: bytes
+    """Its routing id."""
+    picture: Message
+    arrival_ns: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A client's question to the node, or through it to an agent."""
+
+    client: bytes
+    asked: Message
+    control: Control
+
+
+class ClientPort:
+    """One ROUTER socket with any number of clients behind it."""
+
+    def __init__(self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest) -> None:
+        """Bind the port.
+
+        Raises:
+            LinkError: The address cannot be bound.
+        """
+        self.socket, self.endpoint = client_router(context, endpoint, keys)
+        self._manifest = manifest
+
+    def receive(self) -> Iterator[Request | Question]:
+        """Take what has come, without waiting; what makes no sense is refused at once."""
+        for _ in range(_BURST):
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            client = parts[0].bytes
+            message = Message(Kind.REQUEST)
+            try:
+                if len(parts) != 2:
+                    raise WireError("size", f"expected a message of one frame, found {len(parts) - 1}")
+                message = unpack(parts[1].buffer)
+                yield self._read(client, message)
+            except WireError as err:
+                reason = Reason.SHAPE if err.reason == "shape" else Reason.REQUEST
+                self._send(client, message, Kind.REFUSED, body(Refused(str(err))), reason=reason)
+
+    def answer(self, request: Request, answer: Message) -> None:
+        """Send an answer; nobody waits where the client has gone."""
+        send(self.socket, request.client, pack(answer))
+
+    def reply(self, question: Question, reply: ControlReply) -> None:
+        """Answer a question."""
+        self._send(question.client, question.asked, Kind.CONTROL, body(reply))
+
+    def relay(self, client: bytes, payload: bytes | memoryview) -> Sent:
+        """Pass power samples on."""
+        return send(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
+
+    def _read(self, client: bytes, message: Message) -> Request | Question:
+        if message.kind is Kind.CONTROL:
+            return Question(client, message, read_body(message, Control))
+        if message.kind is not Kind.REQUEST:
+            raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
+        shape = self._manifest.preprocess.shape
+        if message.dtype is not Dtype.ENCODED and (message.dtype is not Dtype.UINT8 or message.dims != shape):
+            found = f"{message.dtype.name.lower()} {message.dims}"
+            raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
+        if message.mask >> len(self._manifest.submodels):
+            last = len(self._manifest.submodels) - 1
+            raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
+        return Request(client, message, time.monotonic_ns())
+
+    def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
+        message = Message(
+            kind, Dtype.BODY, payload=payload, reason=reason, run_id=asked.run_id, frame_id=asked.frame_id
+        )
+        send(self.socket, client, pack(message))

@@ -1,0 +1,202 @@
+"""The fusion node: one thread and one poll loop over both ports."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import zmq
+
+from devit_contract.errors import InputError, LinkError
+from devit_contract.fleet import Fleet
+from devit_contract.head import Fusion, FusionHead
+from devit_contract.keys import KeyPair
+from devit_contract.manifest import Bundle
+from devit_contract.messages import Control, ControlReply, NodeStatus
+from devit_contract.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
+from devit_fusion.cell import Cell
+from devit_fusion.client_port import ClientPort, Question, Request
+from devit_fusion.device_port import Came, Connected, DevicePort, Event, Replied, Skipped
+from devit_fusion.links import Link
+from devit_fusion.sending import Sent
+
+_IDLE_POLL_MS = 200
+"""Longest wait of the loop: how soon it sees that it shall stop."""
+_MAX_QUESTIONS = 256
+"""Questions to agents that may be open at once."""
+
+
+class FusionNode:
+    """Serves one cell; a context manager. Build it, then call :meth:`serve`."""
+
+    def __init__(self, bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
+        """Bind both ports.
+
+        Raises:
+            InputError: Fleet, bundle and keys do not fit together.
+            LinkError: An address cannot be bound.
+        """
+        _check_fleet(bundle, fleet, keys)
+        self._fleet = fleet
+        self._manifest = bundle.manifest
+        fusion = Fusion(FusionHead.load(bundle.path("fusion")))
+        run_id = secrets.randbits(64)
+        self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
+        self._questions: dict[int, tuple[Link, Question]] = {}
+        self._listeners: dict[str, bytes] = {}
+        self._opened = open_context()
+        context = self._opened.__enter__()
+        try:
+            self._gate = Gatekeeper(context, _allowed(fleet)) if keys is not None else None
+            node = fleet.node[0]
+            self._devices = DevicePort(
+                context, node.endpoint, keys, links=self._links, manifest=self._manifest, run_id=run_id
+            )
+            self._clients = ClientPort(context, node.client_endpoint, keys, manifest=self._manifest)
+        except LinkError:
+            self.close()
+            raise
+        self._cell = Cell(fusion, fleet.serving, self._links, self._devices, self._clients, run_id)
+
+    def __enter__(self) -> FusionNode:
+        """Use the node in a ``with`` block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close both ports."""
+        self.close()
+
+    def close(self) -> None:
+        """Close both ports."""
+        self._opened.__exit__(None, None, None)
+
+    @property
+    def endpoint(self) -> str:
+        """Where devices connect, with the real port."""
+        return self._devices.endpoint
+
+    @property
+    def client_endpoint(self) -> str:
+        """Where clients connect, with the real port."""
+        return self._clients.endpoint
+
+    def serve(self, should_stop: Callable[[], bool]) -> None:
+        """Run until ``should_stop``, which is asked at least five times a second."""
+        poller = zmq.Poller()
+        for socket in (self._devices.socket, self._clients.socket, self._devices.monitor.socket):
+            poller.register(socket, zmq.POLLIN)
+        if self._gate is not None:
+            poller.register(self._gate.socket, zmq.POLLIN)
+        while not should_stop():
+            poller.poll(self._poll_ms())
+            if self._gate is not None:
+                self._gate.answer()
+            for event in self._devices.receive():
+                self._take(event)
+            for wish in self._clients.receive():
+                if isinstance(wish, Request):
+                    self._cell.request(wish)
+                else:
+                    self._ask(wish)
+            now_ns = time.monotonic_ns()
+            for link in self._devices.lost(now_ns):
+                self._lose(link)
+            self._cell.expire(now_ns)
+            self._cell.dispatch_waiting()
+
+    def _poll_ms(self) -> int:
+        due_ns = [
+            time_ns for time_ns in (self._cell.next_deadline_ns(), self._devices.next_probe_ns()) if time_ns is not None
+        ]
+        if not due_ns:
+            return _IDLE_POLL_MS
+        return min(_IDLE_POLL_MS, max(0, -(-(min(due_ns) - time.monotonic_ns()) // 1_000_000)))
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Came):
+            self._cell.came(event)
+        elif isinstance(event, Skipped):
+            self._cell.skipped(event)
+        elif isinstance(event, Connected):
+            self._abandon(event.link, "restarted")
+        elif isinstance(event, Replied):
+            _, question = self._questions.pop(event.number, (None, None))
+            if question is not None:
+                self._clients.reply(question, event.reply)
+        else:
+            listener = self._listeners.get(event.link.name)
+            if listener is None or self._clients.relay(listener, event.payload) is Sent.GONE:
+                # Whoever asked for samples has gone, and nobody else would tell the agent to stop.
+                self._listeners.pop(event.link.name, None)
+                self._devices.ask(event.link, Control("sample-stop", event.link.name))
+
+    def _lose(self, link: Link) -> None:
+        link.disconnect()
+        self._abandon(link, "absent")
+
+    def _abandon(self, link: Link, why: str) -> None:
+        """Expect nothing more of what a device owed."""
+        self._cell.lose(link, why)
+        for number, (asked, question) in list(self._questions.items()):
+            if asked is link:
+                del self._questions[number]
+                self._clients.reply(question, ControlReply(error=f"{link.name}: {why}: see devit status"))
+
+    def _ask(self, question: Question) -> None:
+        """Answer a question, or pass it on to the agent it is for."""
+        control = question.control
+        link = self._links.get(control.device)
+        if control.ask == "status":
+            self._clients.reply(question, ControlReply(status=self._status()))
+        elif link is None:
+            known = ", ".join(self._links)
+            self._clients.reply(question, ControlReply(error=f"device {control.device!r}: expected one of {known}"))
+        elif link.hello is None:
+            text = f"{link.name}: expected it to be connected, found no link: start its edge-agent"
+            self._clients.reply(question, ControlReply(error=text))
+        elif len(self._questions) >= _MAX_QUESTIONS:
+            self._clients.reply(question, ControlReply(error=f"{link.name}: too many open questions: ask again later"))
+        else:
+            number = secrets.randbits(64)
+            self._questions[number] = (link, question)
+            if control.ask == "sample-start":
+                self._listeners[link.name] = question.client
+            if self._devices.ask(link, control, number) is Sent.GONE:
+                self._lose(link)
+
+    def _status(self) -> NodeStatus:
+        manifest, serving = self._manifest, self._fleet.serving
+        return NodeStatus(
+            bundle=f"{manifest.name} {manifest.serial}",
+            labels=manifest.labels,
+            image_shape=manifest.preprocess.shape,
+            frames=dict(self._cell.ended),
+            devices=self._cell.device_status(),
+            k_min=serving.k_min,
+            deadline_ms=serving.deadline_ms,
+        )
+
+
+def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:
+    return {
+        DEVICES: {device.public_key.encode(): device.name for device in fleet.device},
+        CLIENTS: {client.public_key.encode(): client.name for client in fleet.client},
+    }
+
+
+def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
+    count = len(bundle.manifest.submodels)
+    for device in fleet.device:
+        if not 0 <= device.submodel < count:
+            raise InputError(
+                f"device {device.name}: expected a submodel from 0 to {count - 1} of bundle {bundle.folder}, "
+                f"found {device.submodel}"
+            )
+    if fleet.has_keys and keys is None:
+        raise InputError("expected the node's secret key, as fleet.toml has its public_key: give it with --key")
+    if keys is not None and keys.public.decode() != fleet.node[0].public_key:
+        raise InputError("expected the secret key of the node's public_key in fleet.toml, found another one's")
