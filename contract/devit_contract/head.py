@@ -146,7 +146,7 @@ class Fusion:
         devices = sorted(features)
         subset = self._subsets[mask_of(devices)]
         joined = np.concatenate([features[device] for device in devices])
-        return subset.weight @ joined + subset.bias
+        return np.asarray(subset.weight @ joined + subset.bias, np.float32)
 
     def batch_logits(self, features: Float32Array, mask: int) -> Float32Array:
         """Fuse many frames of the same subset.

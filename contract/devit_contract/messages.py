@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from devit_contract.errors import WireError
+from devit_contract.manifest import Preprocess
 from devit_contract.wire import Dtype, Message
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -100,11 +101,15 @@ class NodeStatus(msgspec.Struct, frozen=True):
     bundle: str
     labels: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    preprocess: Preprocess
+    """How a picture file becomes an image of that shape."""
     frames: dict[str, int]
     """Frames ended so far, by state."""
     devices: tuple[DeviceStatus, ...]
     k_min: int
     deadline_ms: float
+    wire_bytes: dict[str, int]
+    """Message bytes so far, headers included: ``devices_in``, ``devices_out``, ``clients_in``, ``clients_out``."""
 
 
 class ControlReply(msgspec.Struct, frozen=True):

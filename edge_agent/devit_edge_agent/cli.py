@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,16 +20,18 @@ def agent(
     engine: Annotated[
         str, typer.Option(help="built: what devit build made; null: answers at once; paced:MS: takes MS milliseconds.")
     ] = "built",
+    stop_with_stdin: Annotated[
+        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+    ] = False,
 ) -> None:
     """Run one submodel and send its features to the fusion node, until SIGTERM or Ctrl-C.
 
     Prints one JSON line when the node has accepted this device; changes of the link go to stderr.
     """
+    from devit_contract.stopping import StopSignal
     from devit_edge_agent.start import open_agent
 
-    stops: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda caught, _frame: stops.append(caught))
+    should_stop = StopSignal(with_stdin=stop_with_stdin)
     is_announced = False
 
     def report(text: str) -> None:
@@ -41,7 +42,7 @@ def agent(
             typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "config": str(config)}))
 
     with open_agent(config, engine, report) as opened:
-        opened.serve(lambda: bool(stops))
+        opened.serve(should_stop)
 
 
 def main() -> NoReturn:

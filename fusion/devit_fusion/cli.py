@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -20,6 +19,9 @@ def fuse(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
     fleet: Annotated[Path, typer.Option(help="Fleet file: devices, clients, addresses, deadline.")],
     key: Annotated[Path | None, typer.Option(help="The node's secret key file; none without encryption.")] = None,
+    stop_with_stdin: Annotated[
+        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+    ] = False,
 ) -> None:
     """Join the features of all devices into answers, until SIGTERM or Ctrl-C.
 
@@ -28,16 +30,15 @@ def fuse(
     from devit_contract.fleet import load_fleet
     from devit_contract.keys import load_keys
     from devit_contract.manifest import Bundle
+    from devit_contract.stopping import StopSignal
     from devit_fusion.node import FusionNode
 
-    stops: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda caught, _frame: stops.append(caught))
+    should_stop = StopSignal(with_stdin=stop_with_stdin)
     keys = load_keys(key) if key is not None else None
     with FusionNode(Bundle(bundle), load_fleet(fleet), keys) as node:
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         typer.echo(json.dumps(ready))
-        node.serve(lambda: bool(stops))
+        node.serve(should_stop)
 
 
 def main() -> NoReturn:

@@ -49,6 +49,8 @@ class ClientPort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = client_router(context, endpoint, keys)
+        self.bytes_in = 0
+        self.bytes_out = 0
         self._manifest = manifest
 
     def receive(self) -> Iterator[Request | Question]:
@@ -59,6 +61,7 @@ class ClientPort:
             except zmq.Again:
                 return
             client = parts[0].bytes
+            self.bytes_in += len(parts[-1])
             message = Message(Kind.REQUEST)
             try:
                 if len(parts) != 2:
@@ -71,7 +74,9 @@ class ClientPort:
 
     def answer(self, request: Request, answer: Message) -> None:
         """Send an answer; nobody waits where the client has gone."""
-        send(self.socket, request.client, pack(answer))
+        data = pack(answer)
+        self.bytes_out += len(data)
+        send(self.socket, request.client, data)
 
     def reply(self, question: Question, reply: ControlReply) -> None:
         """Answer a question."""

@@ -101,6 +101,8 @@ class DevicePort:
         """
         self.socket, self.endpoint = device_router(context, endpoint, keys)
         self.monitor = Monitor(self.socket, zmq.EVENT_DISCONNECTED)
+        self.bytes_in = 0
+        self.bytes_out = 0
         self.strangers = 0
         """Messages of peers that are not in the fleet, or not under their own key."""
         self._links = links
@@ -117,6 +119,7 @@ class DevicePort:
             except zmq.Again:
                 return
             route = parts[0].bytes
+            self.bytes_in += len(parts[-1])
             link = self._links.get(route.decode("ascii", "replace"))
             if link is None or len(parts) != 2 or (self._has_keys and user_id(parts[1]) != link.name):
                 self.strangers += 1
@@ -129,7 +132,9 @@ class DevicePort:
 
     def send_frame(self, link: Link, message: Message, shared_crc32: int) -> Sent:
         """Send an image, without waiting."""
-        return send(self.socket, link.name.encode(), pack(message, shared_crc32))
+        data = pack(message, shared_crc32)
+        self.bytes_out += len(data)
+        return send(self.socket, link.name.encode(), data)
 
     def ask(self, link: Link, control: Control, number: int = 0) -> Sent:
         """Send a question, without waiting; the reply comes as :class:`Replied` with the same number."""

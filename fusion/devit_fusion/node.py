@@ -174,10 +174,17 @@ class FusionNode:
             bundle=f"{manifest.name} {manifest.serial}",
             labels=manifest.labels,
             image_shape=manifest.preprocess.shape,
+            preprocess=manifest.preprocess,
             frames=dict(self._cell.ended),
             devices=self._cell.device_status(),
             k_min=serving.k_min,
             deadline_ms=serving.deadline_ms,
+            wire_bytes={
+                "devices_in": self._devices.bytes_in,
+                "devices_out": self._devices.bytes_out,
+                "clients_in": self._clients.bytes_in,
+                "clients_out": self._clients.bytes_out,
+            },
         )
 
 

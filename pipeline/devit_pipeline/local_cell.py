@@ -1,0 +1,221 @@
+"""A whole cell on this machine: one fusion node and N agents as processes, with keys, on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from devit_contract.client import Client
+from devit_contract.errors import LinkError
+from devit_contract.files import write_bytes
+from devit_contract.fleet import Fleet, load_fleet
+from devit_contract.keys import KeyPair, load_keys, new_keys
+
+_START_DEADLINE_S = 60.0
+_STOP_DEADLINE_S = 5.0
+
+
+@dataclass(frozen=True)
+class LocalDevice:
+    """One agent of the cell."""
+
+    name: str
+    submodel: int
+    tegrastats: tuple[str, ...] = ()
+    """Command that samples power; empty for none."""
+    root: str = "/"
+    """Where the agent looks for /proc/device-tree; a folder with a simulated board's."""
+    engine: str = "built"
+    """``built``, ``null`` or ``paced:MS``."""
+
+
+class LocalCell:
+    """A running cell; a context manager. No process outlives the block, or this process, however it ends."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        folder: Path,
+        devices: Sequence[LocalDevice],
+        *,
+        store: Path | None = None,
+        deadline_ms: float = 1000.0,
+        k_min: int = 1,
+        credit: int = 2,
+    ) -> None:
+        """Describe the cell; nothing is written or started yet.
+
+        Args:
+            bundle: Bundle folder.
+            folder: Where keys, configurations and logs go.
+            devices: The agents.
+            store: Engine store; ``None`` is the user's default.
+            deadline_ms: From a frame's dispatch to its end.
+            k_min: Fewest features an answer is given on.
+            credit: Frames in flight per device.
+        """
+        self.bundle = bundle.absolute()
+        self.folder = folder.absolute()
+        self.devices = {device.name: device for device in devices}
+        self.store = store
+        self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {k_min}\ncredit = {credit}\n"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._keys: dict[str, KeyPair] = {}
+        self.fleet_path = self.folder / "fleet.toml"
+        self.client_key_path = self.folder / "keys" / "client.key_secret"
+
+    def __enter__(self) -> LocalCell:
+        """Make keys and configurations, start everything, wait until every device is ready.
+
+        Raises:
+            LinkError: A process ended or was not ready in time; the text holds its last words.
+        """
+        try:
+            self._keys = {name: new_keys(self.folder / "keys", name) for name in ("node", "client", *self.devices)}
+            self._write_fleet("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+            command = ["--bundle", str(self.bundle), "--fleet", str(self.fleet_path)]
+            self._start("node", "devit_fusion.cli", [*command, "--key", str(self.folder / "keys/node.key_secret")])
+            ready = self._wait_ready("node", time.monotonic() + _START_DEADLINE_S)
+            self._write_fleet(str(ready["endpoint"]), str(ready["client_endpoint"]))
+            for device in self.devices.values():
+                self._write_agent(device, str(ready["endpoint"]))
+            self.start_agents(list(self.devices))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop everything: agents first, by SIGTERM, by SIGKILL after five seconds."""
+        for child in reversed(self._children.values()):
+            child.terminate()
+        end_s = time.monotonic() + _STOP_DEADLINE_S
+        for child in self._children.values():
+            try:
+                child.wait(max(0.0, end_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            _close_pipes(child)
+        self._children.clear()
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet file with the real ports."""
+        return load_fleet(self.fleet_path)
+
+    @property
+    def client_keys(self) -> KeyPair:
+        """Keys that the node lets in on its client port."""
+        return load_keys(self.client_key_path)
+
+    def client(self, timeout_s: float = 30.0) -> Client:
+        """Connect to the node."""
+        return Client.of_fleet(self.fleet, self.client_keys, timeout_s=timeout_s)
+
+    def pid(self, name: str) -> int:
+        """Process id of ``node`` or of a device's agent."""
+        return self._children[name].pid
+
+    def kill(self, name: str) -> None:
+        """End a process at once (SIGKILL), as a power cut would."""
+        child = self._children.pop(name)
+        child.kill()
+        child.wait()
+        _close_pipes(child)
+
+    def start_agents(self, names: Sequence[str]) -> None:
+        """Start agents and wait until the node has accepted each."""
+        for name in names:
+            arguments = ["--config", str(self.folder / f"{name}.toml"), "--engine", self.devices[name].engine]
+            self._start(name, "devit_edge_agent.cli", arguments)
+        end_s = time.monotonic() + _START_DEADLINE_S
+        for name in names:
+            self._wait_ready(name, end_s)
+
+    def log_path(self, name: str) -> Path:
+        """Where a process's stderr goes."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def _start(self, name: str, module: str, arguments: list[str]) -> None:
+        self.log_path(name).parent.mkdir(parents=True, exist_ok=True)
+        entry = f"import {module}; {module}.main()"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with self.log_path(name).open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                [sys.executable, "-c", entry, *arguments, "--stop-with-stdin"],
+                stdin=subprocess.PIPE,  # closed when this process dies, which ends the child
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches this process, which then ends the child
+                env=environment,
+            )
+
+    def _wait_ready(self, name: str, end_s: float) -> dict[str, object]:
+        child = self._children[name]
+        assert child.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            has_come = selector.select(max(0.0, end_s - time.monotonic()))
+        line = child.stdout.readline() if has_come else b""
+        if not line:
+            words = self.log_path(name).read_text("utf-8", "replace").strip().splitlines()
+            last = words[-1] if words else "nothing"
+            raise LinkError(f"{name}: expected it to be ready, found it said: {last} (log: {self.log_path(name)})")
+        answer: dict[str, object] = json.loads(line)
+        return answer
+
+    def _write_fleet(self, endpoint: str, client_endpoint: str) -> None:
+        lines = [
+            "schema = 1",
+            "[[node]]",
+            f'endpoint = "{endpoint}"',
+            f'client_endpoint = "{client_endpoint}"',
+            f'public_key = "{self._public("node")}"',
+            "[serving]",
+            self._serving,
+        ]
+        for device in self.devices.values():
+            lines += ["[[device]]", f'name = "{device.name}"', f"submodel = {device.submodel}"]
+            lines += [f'public_key = "{self._public(device.name)}"']
+        lines += ["[[client]]", 'name = "client"', f'public_key = "{self._public("client")}"', ""]
+        write_bytes(self.fleet_path, "\n".join(lines).encode())
+
+    def _write_agent(self, device: LocalDevice, endpoint: str) -> None:
+        lines = [
+            "schema = 1",
+            f'name = "{device.name}"',
+            f"submodel = {device.submodel}",
+            f'node = "{endpoint}"',
+            f'node_public_key = "{self._public("node")}"',
+            f'secret_key = "keys/{device.name}.key_secret"',
+            f"bundle = {json.dumps(str(self.bundle))}",
+            f"store = {json.dumps(str(self.store.absolute()) if self.store is not None else '')}",
+            f"tegrastats = {json.dumps(list(device.tegrastats))}",
+            f"root = {json.dumps(device.root)}",
+            "",
+        ]
+        write_bytes(self.folder / f"{device.name}.toml", "\n".join(lines).encode())
+
+    def _public(self, name: str) -> str:
+        return self._keys[name].public.decode()
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
