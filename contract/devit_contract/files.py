@@ -73,6 +73,20 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def check_replaceable(path: Path, marker: str) -> None:
+    """Check, before long work, that a folder may be written: absent, empty, or an older one of the same kind.
+
+    Raises:
+        InputError: It holds something else than what has a file ``marker``.
+    """
+    is_free = not path.exists() or (path.is_dir() and ((path / marker).exists() or not any(path.iterdir())))
+    if not is_free:
+        raise InputError(
+            f"{path}: expected no folder, an empty one or an older one with {marker}, found something else: "
+            "choose another --out"
+        )
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder; on success it takes the name ``path``, on failure it is removed.
@@ -151,7 +165,7 @@ def read_tensors(path: Path, hint: str) -> tuple[Tensors, dict[str, str]]:
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically; arrays are made contiguous first."""
-    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     write_bytes(path, safetensors.numpy.save(whole, metadata=metadata))
 
 
@@ -165,7 +179,7 @@ def _read(path: Path, hint: str) -> bytes:
 def _decode_json(path: Path, hint: str) -> Any:  # noqa: ANN401 - raw JSON has no narrower type
     try:
         return msgspec.json.decode(_read(path, hint))
-    except msgspec.DecodeError as err:
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise ManifestError(f"{path}: not a JSON file ({err}): {hint}") from err
 
 

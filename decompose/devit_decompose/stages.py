@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from devit_contract.errors import TrainError
-from devit_contract.files import Tensors, new_folder, sha256_of_file, write_bytes, write_json, write_tensors
+from devit_contract.files import (
+    Tensors,
+    check_replaceable,
+    new_folder,
+    sha256_of_file,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from devit_contract.head import Fusion, FusionHead, columns_of, mask_of, prediction
 from devit_contract.progress import Progress
 from devit_decompose.cost import macs, parameters
@@ -47,6 +55,7 @@ def decompose(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) ->
         InputError: The data are missing or do not fit.
         TrainError: An unfinished run is in the way, belongs to another recipe, or training diverged.
     """
+    check_replaceable(out, FILE_NAME)
     work = out.with_name(out.name + ".work")
     _claim(work, recipe, resume=resume)
     torch.set_num_threads(recipe.threads)

@@ -1,0 +1,155 @@
+"""The engine protocol: images in, features out, whatever computes them; with the checks that every engine shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.errors import EngineError
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+_Self = TypeVar("_Self", bound="CheckedEngine")
+
+
+class Engine(Protocol):
+    """One loaded submodel, or the baseline; a context manager that frees it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of one image."""
+        ...
+
+    @property
+    def output_dim(self) -> int:
+        """Numbers per image: the feature dimension, or the number of classes of the baseline."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """Name of this build, an unsigned 32-bit number; answers of different revisions must not be mixed."""
+        ...
+
+    def features(self, images: UInt8Array) -> Float32Array:
+        """Map images ``(batch, H, W, C)``, uint8, to features ``(batch, dim)``, float32, owned by the caller.
+
+        Raises:
+            EngineError: The images have another type or shape, the back end failed, or an output is not finite.
+        """
+        ...
+
+    def warm_up(self, runs: int) -> None:
+        """Answer ``runs`` black images, so that the first real one is as fast as the rest."""
+        ...
+
+    def close(self) -> None:
+        """Free the model; calling it twice is allowed, ``features`` afterwards is an error."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine has to be, as the bundle says."""
+
+    name: str
+    """For messages: ``submodel 0``, ``baseline``."""
+    image_shape: tuple[int, int, int]
+    """Height, width, channels."""
+    output_dim: int
+    revision: int = 0
+    """Unsigned, 32 bits."""
+
+
+class CheckedEngine(ABC):
+    """Base of the engines here: a back end fills in :meth:`_run`, what goes in and comes out is checked once."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Keep what the engine has to be."""
+        self.spec = spec
+        self._is_closed = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of one image."""
+        return self.spec.image_shape
+
+    @property
+    def output_dim(self) -> int:
+        """Numbers per image."""
+        return self.spec.output_dim
+
+    @property
+    def revision(self) -> int:
+        """Name of this build, an unsigned 32-bit number."""
+        return self.spec.revision
+
+    def features(self, images: UInt8Array) -> Float32Array:
+        """Map images ``(batch, H, W, C)``, uint8, to features ``(batch, dim)``, float32, owned by the caller.
+
+        Raises:
+            EngineError: The images have another type or shape, the back end failed, or an output is not finite.
+        """
+        outputs = self.unchecked_features(images)
+        bad = outputs.size - int(np.count_nonzero(np.isfinite(outputs)))
+        if bad:
+            raise EngineError(
+                f"{self.spec.name}: expected finite outputs, found {bad} of {outputs.size} numbers that are not: "
+                "build the engine again with devit build"
+            )
+        return outputs
+
+    def unchecked_features(self, images: UInt8Array) -> Float32Array:
+        """As :meth:`features`, but numbers that are not finite come back too; for the gate, which counts them."""
+        self._check_images(images)
+        outputs = self._run(np.ascontiguousarray(images))
+        expected = (len(images), self.output_dim)
+        if outputs.shape != expected or outputs.dtype != np.float32:
+            raise EngineError(
+                f"{self.spec.name}: expected float32 outputs {expected}, found {outputs.dtype} {outputs.shape}: "
+                "make the bundle again with devit export"
+            )
+        return outputs
+
+    def warm_up(self, runs: int) -> None:
+        """Answer ``runs`` black images, so that the first real one is as fast as the rest."""
+        black = np.zeros((1, *self.image_shape), np.uint8)
+        for _ in range(runs):
+            self.features(black)
+
+    def close(self) -> None:
+        """Free the model; calling it twice is allowed."""
+        self._is_closed = True
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _run(self, images: UInt8Array) -> Float32Array:
+        """Compute the features of checked, contiguous images."""
+
+    def _check_images(self, images: UInt8Array) -> None:
+        if self._is_closed:
+            raise EngineError(f"{self.spec.name}: expected an open engine, found it closed: load it again")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
+            height, width, channels = self.image_shape
+            raise EngineError(
+                f"{self.spec.name}: expected uint8 images (batch, {height}, {width}, {channels}), "
+                f"found {images.dtype} {images.shape}: prepare them as the bundle's manifest.json says"
+            )

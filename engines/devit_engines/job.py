@@ -1,0 +1,93 @@
+"""One graph of a bundle, for one back end on one board: its keys, its file, and the command that builds it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from devit_contract.errors import EngineError, InputError, ManifestError
+from devit_contract.manifest import Bundle
+from devit_engines.backends import Backend
+from devit_engines.board import Board
+from devit_engines.engine import EngineSpec
+from devit_engines.store import EngineKey, Store, default_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One graph of the bundle, for one back end on one board."""
+
+    bundle: Bundle
+    store: Store
+    device: int | None
+    """Index of the submodel; absent for the baseline."""
+    backend: Backend
+    board: Board
+
+    @property
+    def role(self) -> str:
+        """Of its files in the manifest."""
+        return "baseline" if self.device is None else "submodel"
+
+    @property
+    def name(self) -> str:
+        """For messages: ``submodel 0``, ``baseline``."""
+        return self.role if self.device is None else f"{self.role} {self.device}"
+
+    @property
+    def command(self) -> str:
+        """What the user runs to make this engine."""
+        graph = "--baseline" if self.device is None else f"--submodels {self.device}"
+        store = "" if self.store.folder == default_folder() else f" --store {self.store.folder}"
+        return f"devit build {self.bundle.folder} {graph}{store}"
+
+    def keys(self) -> list[EngineKey]:
+        """List the keys of the rungs that the back end takes, in the manifest's order.
+
+        Raises:
+            EngineError: There is no such rung, or the back end is not installed.
+        """
+        offered = self.bundle.manifest.graph(self.role, self.device).rungs
+        rungs = [rung for rung in offered if rung in self.backend.rungs]
+        if not rungs:
+            raise EngineError(
+                f"{self.name}: back end {self.backend.name} takes {', '.join(self.backend.rungs)}, the bundle holds "
+                f"{', '.join(offered)}: make the bundle again with devit export"
+            )
+        version = self.backend.version()
+        return [
+            EngineKey(
+                model_sha256=self.bundle.manifest.file(self.role, device=self.device, rung=rung).sha256,
+                backend=self.backend.name,
+                backend_version=version,
+                device_name=self.board.name,
+                compute_capability=self.board.compute_capability,
+                rung=rung,
+                options=self.backend.options,
+            )
+            for rung in rungs
+        ]
+
+    def spec(self, key: EngineKey) -> EngineSpec:
+        """Say what the engine of a key has to be."""
+        manifest = self.bundle.manifest
+        output_dim = manifest.graph(self.role, self.device).output_dim
+        return EngineSpec(self.name, manifest.preprocess.shape, output_dim, key.revision)
+
+    def model(self, key: EngineKey) -> bytes:
+        """Read the ONNX file of a key.
+
+        Raises:
+            InputError: It cannot be read.
+            ManifestError: It has changed since the bundle was opened.
+        """
+        path = self.bundle.path(self.role, device=self.device, rung=key.rung)
+        try:
+            content = path.read_bytes()
+        except OSError as err:
+            raise InputError(f"{path}: cannot be read ({err.strerror}): copy the bundle again") from err
+        if hashlib.sha256(content).hexdigest() != key.model_sha256:
+            raise ManifestError(
+                f"{path}: expected sha256 {key.model_sha256[:12]}, found another: copy the bundle again"
+            )
+        return content

@@ -1,0 +1,202 @@
+"""From a models folder to a bundle: every graph, the fusion head, the golden set, and the manifest last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from devit_contract.errors import ExportError, InputError, ManifestError
+from devit_contract.files import Tensors, check_replaceable, new_folder, read_tensors, write_bytes, write_tensors
+from devit_contract.head import Fusion, FusionHead
+from devit_contract.manifest import (
+    FILE_NAME,
+    SCHEMA,
+    BundleFile,
+    GraphRecord,
+    Manifest,
+    Parity,
+    Preprocess,
+    SubsetAccuracy,
+    describe_file,
+    write_manifest,
+)
+from devit_contract.progress import Progress, no_progress
+from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.evaluate import run
+from devit_decompose.weights import load_model
+from devit_export.graph import export_features, export_logits
+from devit_export.parity import Float32Array, UInt8Array, measure
+from devit_export.rules import OPSET
+
+RUNG = "fp32"
+FUSION_NAME = "fusion.safetensors"
+GOLDEN_NAME = "golden.safetensors"
+_HINT = "make the models again with devit decompose"
+
+
+def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progress = no_progress) -> Manifest:
+    """Export every submodel and the undivided teacher, check each against PyTorch, and write the bundle.
+
+    The same models give the same bytes. An existing bundle at ``out`` is replaced only when the new one is whole.
+
+    Args:
+        models: A folder that devit decompose has written.
+        out: The bundle's folder; it may be absent, empty, or hold an older bundle.
+        serial: Number of this bundle, from 1; devices refuse to go back to a lower one.
+        progress: Told after each file.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        InputError: A file cannot be read or written, ``out`` holds something else, or ``serial`` is below 1.
+        ManifestError: The models folder breaks its format or a digest.
+        ExportError: A graph breaks a rule, differs from the trained model, or a tool is missing.
+    """
+    _check_request(out, serial)
+    decomposition = load_decomposition(models)
+    work = _Work(models, decomposition, progress)
+    with new_folder(out) as draft:
+        for device in range(len(decomposition.submodels)):
+            work.add_graph(draft, "submodel", device)
+        work.add_graph(draft, "baseline", None)
+        work.add_fusion(draft)
+        manifest = work.manifest(serial)
+        write_manifest(draft, manifest)
+    progress("exporting", work.steps, work.steps, FILE_NAME)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a graph is made from."""
+
+    record: ModelRecord
+    weights: str
+    """File name in the models folder."""
+    stem: str
+    """File name in the bundle, up to the rung."""
+    output: str
+    """Its output's name in the golden set."""
+
+
+class _Work:
+    """One export: what has been written so far, and what the manifest will say about it."""
+
+    def __init__(self, models: Path, decomposition: Decomposition, progress: Progress) -> None:
+        self.models = models
+        self.decomposition = decomposition
+        self.progress = progress
+        self.steps = len(decomposition.submodels) + 3  # baseline, fusion with golden set, manifest
+        self.golden = _samples(models, decomposition)
+        self.head = _fusion_head(models, decomposition)
+        self.records: dict[int | None, GraphRecord] = {}
+        self.files: list[BundleFile] = []
+
+    def add_graph(self, folder: Path, role: str, device: int | None) -> None:
+        """Export one model, measure it against PyTorch over the golden images, and write it."""
+        source = self._source(device)
+        name = f"{source.stem}.{RUNG}.onnx"
+        self._tell(name)
+        model = load_model(self.models / source.weights, source.record.config)
+        images: UInt8Array = self.golden["images"]
+        reference = _answers(source.weights, model if device is None else model.features, images)
+        graph = export_logits(model, name) if device is None else export_features(model, name)
+        difference = measure(name, graph.content, images, reference)
+        write_bytes(folder / name, graph.content)
+        self.files.append(describe_file(folder, name, role, device=device, rung=RUNG))
+        self.golden[source.output] = reference
+        parity = Parity(RUNG, difference.max_abs, difference.mean_abs, graph.nodes_before, graph.nodes_after)
+        self.records[device] = GraphRecord(
+            output_dim=reference.shape[1],
+            macs=source.record.macs,
+            rungs=(RUNG,),
+            parity=(parity,),
+            class_subset=source.record.config.classes,
+        )
+
+    def add_fusion(self, folder: Path) -> None:
+        """Write the fusion head, and the golden set with the answers of all submodels fused."""
+        self._tell(FUSION_NAME)
+        joined = np.concatenate([self.golden[f"features.{device}"] for device in range(len(self.head.dims))], axis=1)
+        self.golden["logits"] = Fusion(self.head).batch_logits(joined, self.head.everyone)
+        self.head.save(folder / FUSION_NAME)
+        write_tensors(folder / GOLDEN_NAME, self.golden)
+        self.files.append(describe_file(folder, FUSION_NAME, "fusion"))
+        self.files.append(describe_file(folder, GOLDEN_NAME, "golden"))
+
+    def manifest(self, serial: int) -> Manifest:
+        """Describe all that was written."""
+        whole = self.decomposition
+        height, width, colours = whole.teacher.config.image_size
+        return Manifest(
+            schema=SCHEMA,
+            serial=serial,
+            name=whole.name,
+            code_version=version("devit"),
+            opset=OPSET,
+            labels=whole.recipe.data.classes,
+            preprocess=Preprocess(height, width, "gray" if colours == 1 else "rgb"),
+            missing="conditional-mean",
+            submodels=tuple(self.records[device] for device in range(len(whole.submodels))),
+            subsets=tuple(
+                SubsetAccuracy(subset.mask, subset.validation_accuracy, subset.test_accuracy)
+                for subset in whole.subsets
+            ),
+            test_data=f"{whole.data.name}, {whole.data.test_images:,} test images",
+            files=tuple(self.files),
+            baseline=self.records[None],
+            baseline_accuracy=SubsetAccuracy(0, whole.teacher_validation_accuracy, whole.teacher_test_accuracy),
+        )
+
+    def _source(self, device: int | None) -> _Source:
+        whole = self.decomposition
+        if device is None:
+            return _Source(whole.teacher, whole.file("teacher").name, "baseline", "baseline.logits")
+        weights = whole.file("submodel", device).name
+        return _Source(whole.submodels[device], weights, f"submodel-{device}", f"features.{device}")
+
+    def _tell(self, name: str) -> None:
+        self.progress("exporting", len(self.files), self.steps, name)
+
+
+def _check_request(out: Path, serial: int) -> None:
+    if serial < 1:
+        raise InputError(f"serial: expected 1 or more, found {serial}")
+    check_replaceable(out, FILE_NAME)
+
+
+def _samples(models: Path, decomposition: Decomposition) -> Tensors:
+    """Read the golden images and their labels."""
+    path = models / decomposition.file("samples").name
+    tensors, _ = read_tensors(path, _HINT)
+    shapes = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in tensors.items()}
+    count = len(tensors["images"]) if tensors.get("images", np.empty(())).ndim > 0 else 0
+    expected = {"images": ("uint8", count, *decomposition.teacher.config.image_size), "labels": ("int64", count)}
+    if shapes != expected or count == 0:
+        raise ManifestError(f"{path}: expected tensors {expected} of at least one image, found {shapes}: {_HINT}")
+    return tensors
+
+
+def _fusion_head(models: Path, decomposition: Decomposition) -> FusionHead:
+    """Read the fusion head and hold it against the submodels."""
+    path = models / decomposition.file("fusion").name
+    head = FusionHead.load(path)
+    widths = tuple(record.config.width for record in decomposition.submodels)
+    found, expected = (head.dims, len(head.bias)), (widths, len(decomposition.recipe.data.classes))
+    if found != expected:
+        raise ManifestError(f"{path}: expected feature dims and classes {expected}, found {found}: {_HINT}")
+    return head
+
+
+def _answers(weights: str, function: Callable[[Tensor], Tensor], images: UInt8Array) -> Float32Array:
+    """Ask PyTorch for the reference, shape ``(n, dim)``."""
+    reference = run(function, images)
+    if not np.isfinite(reference).all():
+        raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")
+    return reference

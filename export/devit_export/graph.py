@@ -1,0 +1,180 @@
+"""From a trained model to one ONNX file: the same bytes for the same weights, and held against every rule.
+
+torch's newer exporter writes the graph, since its shapes are constants and its names are those of the model. It writes
+opset 18 and lets ONNX convert down to 17, which changes no operator that these models use.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from devit_contract.errors import ExportError
+from devit_decompose.model import Attention, Model
+from devit_export.parity import TOLERANCE, UInt8Array, run_graph
+from devit_export.rules import INPUT_NAME, IR_VERSION, OPSET, Expected, check_graph
+
+_TOOLS_HINT = "exporting belongs on a workstation with Python 3.11 or later: pip install 'devit[export]' there"
+_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+_TRIAL_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One ONNX file and how it came about."""
+
+    content: bytes
+    nodes_before: int
+    """Graph nodes as torch exports them, before onnxsim."""
+    nodes_after: int
+    simplify_max_abs_error: float
+    """Largest change of any output number by onnxsim, over a few images of noise."""
+
+
+def export_features(model: Model, name: str) -> ExportedGraph:
+    """Export a submodel: uint8 ``images`` ``(batch, H, W, C)`` to float32 ``features`` ``(batch, dim)``.
+
+    Args:
+        model: The trained model, in evaluation mode.
+        name: The file name it will have, for messages.
+
+    Raises:
+        ExportError: A tool is missing, or the graph breaks a rule.
+    """
+    return _export(_Features(model).eval(), _expected(model, "features", model.config.width), name)
+
+
+def export_logits(model: Model, name: str) -> ExportedGraph:
+    """Export an undivided model: uint8 ``images`` ``(batch, H, W, C)`` to float32 ``logits`` ``(batch, K)``.
+
+    Args:
+        model: The trained model, in evaluation mode.
+        name: The file name it will have, for messages.
+
+    Raises:
+        ExportError: A tool is missing, or the graph breaks a rule.
+    """
+    return _export(model, _expected(model, "logits", len(model.config.classes)), name)
+
+
+class _Features(nn.Module):
+    """A model without its own head."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.features(images)
+
+
+def _expected(model: Model, output_name: str, output_dim: int) -> Expected:
+    modules = list(model.modules())
+    return Expected(
+        image_shape=model.config.image_size,
+        output_name=output_name,
+        output_dim=output_dim,
+        norms=sum(isinstance(module, nn.LayerNorm) for module in modules),
+        attentions=sum(isinstance(module, Attention) for module in modules),
+    )
+
+
+def _export(module: nn.Module, expected: Expected, name: str) -> ExportedGraph:
+    simplify = _simplifier()
+    raw = _trace(module, expected, name)
+    simple = strip(simplify(raw))
+    check_graph(simple, expected, name)
+    content = simple.SerializeToString(deterministic=True)
+    change = _change(name, raw.SerializeToString(), content, expected.image_shape)
+    return ExportedGraph(content, len(raw.graph.node), len(simple.graph.node), change)
+
+
+def _trace(module: nn.Module, expected: Expected, name: str) -> onnx.ModelProto:
+    """Write a module as a graph, with a free batch dimension."""
+    sample = torch.zeros((2, *expected.image_shape), dtype=torch.uint8)  # 1 would be taken for a fixed batch
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (sample,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[expected.output_name],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except ImportError as err:
+        raise ExportError(f"{name}: expected onnxscript to be installed, found: {err}: {_TOOLS_HINT}") from err
+    except torch.onnx.OnnxExporterError as err:
+        reason = str(err.__cause__ or err).strip().splitlines()[0]
+        raise ExportError(f"{name}: expected a model that torch.onnx.export takes, found: {reason}") from err
+    if program is None:
+        raise AssertionError("torch.onnx.export returns a program where no file is named")
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    """Find onnxsim before any long work starts."""
+    try:
+        import onnxsim
+    except ImportError as err:
+        raise ExportError(f"expected onnxsim to be installed, found: {err}: {_TOOLS_HINT}") from err
+
+    def simplify(raw: onnx.ModelProto) -> onnx.ModelProto:
+        simple: onnx.ModelProto = onnxsim.simplify(raw)[0]
+        return simple
+
+    return simplify
+
+
+def strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph without what is not part of its meaning: notes, traces, inferred shapes, the tools' diaries.
+
+    What is left is the same on every machine with the same versions. Node and tensor names stay, for messages.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    bare.ir_version = IR_VERSION
+    graph = bare.graph
+    graph.name = "devit"
+    del graph.value_info[:]
+    parts = (bare, graph, *graph.node, *graph.input, *graph.output, *graph.initializer)
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return bare
+
+
+def _change(name: str, before: bytes, after: bytes, image_shape: tuple[int, int, int]) -> float:
+    noise: UInt8Array = np.random.default_rng(0).integers(0, 256, (_TRIAL_IMAGES, *image_shape), np.uint8)
+    change = float(np.abs(run_graph(name, after, noise) - run_graph(name, before, noise)).max())
+    if not change <= TOLERANCE:  # so that NaN is refused too
+        raise ExportError(f"{name}: expected onnxsim to keep the numbers within {TOLERANCE:g}, found {change:.3g}")
+    return change
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's remarks about itself: what torch will drop, and the way down from opset 18."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

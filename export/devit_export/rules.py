@@ -1,0 +1,278 @@
+"""What a graph must obey so that every supported TensorRT version compiles it to what was trained.
+
+Each rule is one function that refuses by :class:`ExportError`, naming the node, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import onnx
+import onnx.checker
+import onnx.shape_inference
+from onnx import TensorProto
+
+from devit_contract.errors import ExportError
+
+OPSET = 17
+"""The one opset from TensorRT 8.6 (which stops here) to 11; below it there is no LayerNormalization."""
+IR_VERSION = 8
+"""Of ONNX 1.12, the release that brought opset 17."""
+MAX_RANK = 4
+INPUT_NAME = "images"
+
+_MOVERS = frozenset({"Reshape", "Transpose", "Split", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
+"""They move numbers and change none."""
+_LOOSE_NORM = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal"})
+"""What a LayerNorm falls apart into; the square overflows in FP16."""
+_HINT = "this model cannot be exported as it is"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a graph before it is looked at."""
+
+    image_shape: tuple[int, int, int]
+    """Height, width, channels of the uint8 input."""
+    output_name: str
+    output_dim: int
+    norms: int
+    """LayerNorms of the model; each is one node."""
+    attentions: int
+    """Attention blocks of the model; each has one product of queries and keys."""
+
+
+def check_graph(model: onnx.ModelProto, expected: Expected, name: str) -> None:
+    """Hold a graph against all rules.
+
+    Args:
+        model: The graph, whole in memory.
+        expected: What the trained model says about it.
+        name: Its file name, for the message.
+
+    Raises:
+        ExportError: A rule is broken; the text names the node, what was expected and what was found.
+    """
+    rules: tuple[Callable[[Graph], None], ...] = (
+        check_opset,
+        check_types,
+        lambda graph: check_ends(graph, expected),
+        check_uint8,
+        check_ranks,
+        lambda graph: check_norms(graph, expected.norms),
+        lambda graph: check_attention(graph, expected.attentions),
+    )
+    graph = Graph(model, name)
+    for rule in rules:
+        rule(graph)
+
+
+class Graph:
+    """A graph with its nodes by what they make and what they take."""
+
+    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+        """Index the nodes; nothing is checked."""
+        self.model = model
+        self.name = name
+        self.nodes = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.producers = {output: node for node in self.nodes for output in node.output}
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute:
+                self.constants[node.output[0]] = node.attribute[0].t
+
+    def consumers(self, tensor: str) -> list[onnx.NodeProto]:
+        """List the nodes that take a tensor."""
+        return [node for node in self.nodes if tensor in node.input]
+
+    def maker(self, tensor: str) -> onnx.NodeProto | None:
+        """Find the node that made the numbers of a tensor, past all that only move them; absent for an input."""
+        node = self.producers.get(tensor)
+        while node is not None and node.op_type in _MOVERS:
+            node = self.producers.get(node.input[0])
+        return node
+
+    def products(self) -> Iterator[onnx.NodeProto]:
+        """Yield each MatMul whose two factors are both computed."""
+        for node in self.nodes:
+            if node.op_type == "MatMul" and not any(factor in self.constants for factor in node.input):
+                yield node
+
+    def refuse(self, expected: str, found: str, node: onnx.NodeProto | None = None) -> NoReturn:
+        """Raise the error of a broken rule."""
+        where = "" if node is None else f"node {node.name or '(unnamed)'} ({node.op_type}): "
+        raise ExportError(f"{self.name}: {where}expected {expected}, found {found}: {_HINT}")
+
+
+def check_opset(graph: Graph) -> None:
+    """One operator set, the standard one at exactly opset 17, and no functions or branches of the model's own.
+
+    Raises:
+        ExportError: The graph has another.
+    """
+    found = {entry.domain or "ai.onnx": entry.version for entry in graph.model.opset_import}
+    if found != {"ai.onnx": OPSET} or graph.model.functions:
+        text = ", ".join(f"{domain} {version}" for domain, version in found.items())
+        graph.refuse(f"opset {OPSET} alone", f"{text or 'none'}, {len(graph.model.functions)} functions")
+    for node in graph.nodes:
+        if node.domain not in ("", "ai.onnx"):
+            graph.refuse("a standard operator", f"one of {node.domain}", node)
+        for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                graph.refuse("no branch or loop", f"one in attribute {attribute.name}", node)
+
+
+def check_types(graph: Graph) -> None:
+    """ONNX's own full check: operators, attributes, types and shapes fit together.
+
+    Raises:
+        ExportError: They do not.
+    """
+    try:
+        onnx.checker.check_model(graph.model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        graph.refuse("a graph that onnx.checker accepts", " ".join(str(err).split())[:300])
+
+
+def check_ends(graph: Graph, expected: Expected) -> None:
+    """One uint8 input ``images`` and one float32 output, both with a free batch dimension of the same name.
+
+    Raises:
+        ExportError: Another input, output, type or shape.
+    """
+    inputs, outputs = list(graph.model.graph.input), list(graph.model.graph.output)
+    _check_end(graph, inputs, INPUT_NAME, TensorProto.UINT8, expected.image_shape)
+    _check_end(graph, outputs, expected.output_name, TensorProto.FLOAT, (expected.output_dim,))
+    batches = [end.type.tensor_type.shape.dim[0].dim_param for end in (inputs[0], outputs[0])]
+    if batches[0] != batches[1]:
+        graph.refuse("the input's batch dimension at the output", f"{batches[0]} and {batches[1]}")
+
+
+def check_uint8(graph: Graph) -> None:
+    """Only Casts to float32 take the uint8 input, and no other tensor is uint8.
+
+    TensorRT takes UINT8 at network inputs alone and casts before anything else (its ONNX parser, 8.5 to 10.x).
+
+    Raises:
+        ExportError: Another node takes the input, or another tensor is uint8.
+    """
+    for node in graph.consumers(INPUT_NAME):
+        if node.op_type != "Cast" or _cast_target(node) != TensorProto.FLOAT:
+            target = f" to {TensorProto.DataType.Name(_cast_target(node))}" if node.op_type == "Cast" else ""
+            graph.refuse(f"a Cast to FLOAT as consumer of {INPUT_NAME}", f"{node.op_type}{target}", node)
+    for tensor, kind in _element_types(graph).items():
+        if kind == TensorProto.UINT8 and tensor != INPUT_NAME:
+            graph.refuse(f"no uint8 tensor but {INPUT_NAME}", tensor, graph.producers.get(tensor))
+
+
+def check_ranks(graph: Graph) -> None:
+    """No tensor has more than four dimensions, and the number of dimensions of each is known.
+
+    Raises:
+        ExportError: One has more, or shape inference cannot tell.
+    """
+    for tensor in graph.model.graph.initializer:
+        if len(tensor.dims) > MAX_RANK:
+            graph.refuse(f"at most {MAX_RANK} dimensions", f"{len(tensor.dims)} in weight {tensor.name}")
+    shapes = _inferred(graph)
+    for node in graph.nodes:
+        for output in node.output:
+            value = shapes.get(output)
+            if value is None or not value.type.tensor_type.HasField("shape"):
+                graph.refuse(f"a shape for {output}", "none by shape inference", node)
+            rank = len(value.type.tensor_type.shape.dim)
+            if rank > MAX_RANK:
+                graph.refuse(f"at most {MAX_RANK} dimensions", f"{rank} in {output}", node)
+
+
+def check_norms(graph: Graph, norms: int) -> None:
+    """Each LayerNorm is one LayerNormalization node over the last axis, and none has fallen apart.
+
+    A norm written out squares in FP16 and overflows: a ViT-B fell from 85 % to 19 % top-1 on an Orin Nano with
+    TensorRT 10.3 (onnxsim, scripts/nvidia/README.md).
+
+    Raises:
+        ExportError: Another number of them, another axis, or parts of one.
+    """
+    counts = Counter(node.op_type for node in graph.nodes)
+    for node in graph.nodes:
+        if node.op_type in _LOOSE_NORM:
+            graph.refuse("LayerNormalization as one node", "a part of one written out", node)
+        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
+        if node.op_type == "LayerNormalization" and axis != -1:
+            graph.refuse("a norm over the last axis, -1", f"axis {axis}", node)
+    if counts["LayerNormalization"] != norms:
+        graph.refuse(f"{norms} LayerNormalization nodes", str(counts["LayerNormalization"]))
+
+
+def check_attention(graph: Graph, attentions: int) -> None:
+    """Attention is written out as ``softmax((scale * q) @ k^T) @ v``, the scale on the query alone.
+
+    Graphs that scale queries and keys by its root each, as exported fused attention does, were compiled wrongly by
+    TensorRT 10.3 to 10.7, even in FP32 (NVIDIA/TensorRT issues 4328, 4333, 4558, 4742).
+
+    Raises:
+        ExportError: Another place of the scale, something between a product and its Softmax, a product outside
+            attention, or another number of attentions.
+    """
+    scores = 0
+    for product in graph.products():
+        followers = graph.consumers(product.output[0])
+        left = graph.producers.get(product.input[0])
+        if [node.op_type for node in followers] == ["Softmax"]:
+            _check_scores(graph, product)
+            scores += 1
+        elif left is None or left.op_type != "Softmax":
+            found = " and ".join(node.op_type for node in followers) or "nothing"
+            graph.refuse("a Softmax right before or behind a product of computed tensors", found, product)
+    if scores != attentions:
+        graph.refuse(f"{attentions} attention products", str(scores))
+
+
+def _check_scores(graph: Graph, product: onnx.NodeProto) -> None:
+    query, key = (graph.maker(factor) for factor in product.input)
+    if query is None or not _is_scaling(graph, query):
+        graph.refuse("a query multiplied by one constant", "none" if query is None else query.op_type, product)
+    before = [graph.maker(factor) for factor in query.input if factor not in graph.constants]
+    for node, role in [(key, "a key without scale"), *((node, "one scale on the query") for node in before)]:
+        if node is not None and _is_scaling(graph, node):
+            graph.refuse(role, f"{node.op_type} {node.name} on it", product)
+
+
+def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node multiplies or divides everything by the same constant."""
+    if node.op_type not in ("Mul", "Div"):
+        return False
+    factors = [graph.constants[name] for name in node.input if name in graph.constants]
+    return len(factors) == 1 and all(side == 1 for side in factors[0].dims)
+
+
+def _check_end(graph: Graph, ends: list[onnx.ValueInfoProto], name: str, kind: int, shape: tuple[int, ...]) -> None:
+    if [end.name for end in ends] != [name]:
+        graph.refuse(f"{name} alone at this end of the graph", ", ".join(end.name for end in ends) or "nothing")
+    tensor = ends[0].type.tensor_type
+    free, *fixed = list(tensor.shape.dim) or [onnx.TensorShapeProto.Dimension()]
+    found = tuple(side.dim_value for side in fixed)
+    if tensor.elem_type != kind or not free.dim_param or found != shape:
+        words = [free.dim_param or str(free.dim_value), *map(str, found)]
+        graph.refuse(
+            f"{name} as {TensorProto.DataType.Name(kind)} (batch, {', '.join(map(str, shape))}) with a free batch",
+            f"{TensorProto.DataType.Name(tensor.elem_type)} ({', '.join(words)})",
+        )
+
+
+def _cast_target(node: onnx.NodeProto) -> int:
+    return next((int(entry.i) for entry in node.attribute if entry.name == "to"), TensorProto.UNDEFINED)
+
+
+def _inferred(graph: Graph) -> dict[str, onnx.ValueInfoProto]:
+    inferred = onnx.shape_inference.infer_shapes(graph.model, strict_mode=True, data_prop=True).graph
+    return {value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+
+
+def _element_types(graph: Graph) -> dict[str, int]:
+    types = {name: value.type.tensor_type.elem_type for name, value in _inferred(graph).items()}
+    return types | {name: tensor.data_type for name, tensor in graph.constants.items()}

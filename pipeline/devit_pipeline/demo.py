@@ -1,0 +1,265 @@
+"""The demo: from a bundle to answers and joules on this machine, every stage the real one, the boards simulated."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from devit_profiling.analysis import Report
+from devit_profiling.cli import profile_cell
+
+from devit_contract.client import Answer, Client
+from devit_contract.errors import InputError
+from devit_contract.files import read_tensors
+from devit_contract.head import mask_of
+from devit_contract.manifest import Bundle
+from devit_contract.messages import NodeStatus
+from devit_contract.progress import Progress
+from devit_contract.wire import State
+from devit_engines.build import BuiltEngine, build_engines, load_engine
+from devit_engines.store import Store
+from devit_pipeline.local_cell import LocalCell, LocalDevice
+from devit_profiling.run import QUICK
+
+SHIPPED = Path(__file__).parent / "fashion_mnist"
+"""Bundle and test images that come with this package."""
+BOARD_MODEL = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
+
+_IN_FLIGHT = 4
+_VICTIM = 2
+"""Index of the agent that is killed."""
+_PROFILED = ("jetson1", "jetson2")
+_TEACHER_BATCH = 50
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What the demo measured; accuracies in 0 to 1 over the test images."""
+
+    bundle: str
+    images: int
+    engines_cached: int
+    engines_built: int
+    teacher_accuracy: float
+    full_accuracy: float
+    partial_accuracy: float
+    """With one of the agents killed."""
+    partial_mask: int
+    answers: dict[str, int]
+    """By state, over both rounds."""
+    frames_per_s: float
+    """Full cell."""
+    partial_frames_per_s: float
+    """From the kill to the end of the round."""
+    latency_p50_ms: float
+    latency_p95_ms: float
+    latency_p99_ms: float
+    slowest_device: str
+    """The one whose feature came last most often, and in what share of the frames."""
+    wire_bytes_per_answer: float
+    """Between node and devices, both ways."""
+    energy_note: str
+    """``SIMULATED``, always, as no board is here."""
+    joules_per_answer: dict[str, float | None]
+    """Device to total energy per inference, SIMULATED; ``None`` where not measured."""
+    duration_s: float
+    report: str
+    """Path of report.html."""
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One pass over the test images."""
+
+    answers: list[Answer]
+    duration_s: float
+    killed_after_s: float | None = None
+
+
+@contextmanager
+def demo_cell(bundle: Path, progress: Progress, store: Path | None = None) -> Iterator[LocalCell]:
+    """Build this machine's engines and bring a cell up: one agent a submodel, on simulated boards.
+
+    Keys and configurations lie in a temporary folder that goes when the block ends.
+    """
+    _build(Bundle(bundle), Store(store), progress)
+    with tempfile.TemporaryDirectory(prefix="devit-demo-") as folder:
+        with _cell(bundle, Path(folder), store, progress) as cell:
+            yield cell
+
+
+def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | None = None) -> Figures:
+    """Run every stage once and measure it.
+
+    Args:
+        bundle_folder: The bundle to serve.
+        out: Folder for the profiler's runs.
+        progress: Told of every stage.
+        store: Engine store; ``None`` is the user's default.
+
+    Raises:
+        DevitError: A stage failed; the text names it.
+    """
+    start_s = time.monotonic()
+    bundle = Bundle(bundle_folder)
+    images, labels = test_images(bundle)
+    built = _build(bundle, Store(store), progress)
+    teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
+    with tempfile.TemporaryDirectory(prefix="devit-demo-") as folder:
+        with _cell(bundle_folder, Path(folder), store, progress) as cell, cell.client() as client:
+            before = client.status()
+            full = _round(client, images, progress, "full cell")
+            after = client.status()
+            victim = list(cell.devices)[_VICTIM]
+            partial = _round(client, images, progress, f"without {victim}", cell, victim)
+            progress("restart", 0, 1, victim)
+            cell.start_agents([victim])
+            progress("restart", 1, 1, f"{victim} is back")
+            pictures = itertools.cycle(images)
+            run, report = profile_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
+    return _figures(
+        bundle, built, teacher_accuracy, labels, full, partial, before, after, report, run / "report.html", start_s
+    )
+
+
+def test_images(bundle: Bundle) -> tuple[UInt8Array, Int64Array]:
+    """Read the shipped test images, uint8 ``(1000, H, W, C)``, and their labels.
+
+    Raises:
+        InputError: The bundle takes other images than these.
+    """
+    tensors, _ = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
+    images: UInt8Array = tensors["images"]
+    labels: Int64Array = tensors["labels"]
+    expected = bundle.manifest.preprocess.shape
+    if images.shape[1:] != expected:
+        raise InputError(
+            f"{bundle.folder}: expected a bundle for the demo's images {images.shape[1:]}, found one for {expected}"
+        )
+    return images, labels
+
+
+def _build(bundle: Bundle, store: Store, progress: Progress) -> list[BuiltEngine]:
+    has_baseline = bundle.manifest.baseline is not None
+    return build_engines(bundle, store, baseline=has_baseline, progress=progress)
+
+
+def _teacher_accuracy(
+    bundle: Bundle, store: Store, images: UInt8Array, labels: Int64Array, progress: Progress
+) -> float:
+    correct = 0
+    with load_engine(bundle, store, None, threads=2) as engine:
+        for start in range(0, len(images), _TEACHER_BATCH):
+            logits = engine.features(images[start : start + _TEACHER_BATCH])
+            correct += int((logits.argmax(axis=1) == labels[start : start + _TEACHER_BATCH]).sum())
+            progress("teacher", start + _TEACHER_BATCH, len(images))
+    return correct / len(images)
+
+
+@contextmanager
+def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
+    count = len(Bundle(bundle).manifest.submodels)
+    root = folder / "board"
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
+    simulator = (sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano", "--seed")
+    devices = [
+        LocalDevice(f"jetson{index + 1}", index, tegrastats=(*simulator, str(index)), root=str(root))
+        for index in range(count)
+    ]
+    progress("start", 0, 1, f"1 node, {count} agents")
+    with LocalCell(bundle, folder / "cell", devices, store=store) as cell:
+        progress("start", 1, 1, f"1 node, {count} agents")
+        yield cell
+
+
+def _round(
+    client: Client,
+    images: UInt8Array,
+    progress: Progress,
+    stage: str,
+    cell: LocalCell | None = None,
+    victim: str | None = None,
+) -> _Round:
+    """Ask for every image; a victim is killed when a twentieth of them has been answered."""
+    answers: list[Answer] = []
+    start_s = time.monotonic()
+    killed_after_s = None
+    for answer in client.stream(images, in_flight=_IN_FLIGHT):
+        answers.append(answer)
+        if cell is not None and victim is not None and len(answers) == len(images) // 20:
+            cell.kill(victim)
+            killed_after_s = time.monotonic() - start_s
+        if len(answers) % 10 == 0:
+            progress(stage, len(answers), len(images))
+    return _Round(answers, time.monotonic() - start_s, killed_after_s)
+
+
+def _figures(
+    bundle: Bundle,
+    built: list[BuiltEngine],
+    teacher_accuracy: float,
+    labels: Int64Array,
+    full: _Round,
+    partial: _Round,
+    before: NodeStatus,
+    after: NodeStatus,
+    report: Report,
+    report_path: Path,
+    start_s: float,
+) -> Figures:
+    everyone = (1 << len(bundle.manifest.submodels)) - 1
+    latencies_ms = np.array([answer.latency_s for answer in full.answers]) * 1000
+    p50, p95, p99 = (float(value) for value in np.percentile(latencies_ms, (50, 95, 99)))
+    wire_bytes = sum(after.wire_bytes[way] - before.wire_bytes[way] for way in ("devices_in", "devices_out"))
+    states = [answer.state.name.lower() for answer in (*full.answers, *partial.answers)]
+    is_partial = np.array([answer.state is State.PARTIAL for answer in partial.answers])
+    killed_s = partial.killed_after_s or 0.0
+    return Figures(
+        bundle=f"{bundle.manifest.name} {bundle.manifest.serial}",
+        images=len(labels),
+        engines_cached=sum(engine.was_cached for engine in built),
+        engines_built=sum(not engine.was_cached for engine in built),
+        teacher_accuracy=teacher_accuracy,
+        full_accuracy=_accuracy(full.answers, labels, np.ones(len(labels), bool)),
+        partial_accuracy=_accuracy(partial.answers, labels, is_partial),
+        partial_mask=everyone & ~mask_of([_VICTIM]),
+        answers={state: states.count(state) for state in sorted(set(states))},
+        frames_per_s=len(full.answers) / full.duration_s,
+        partial_frames_per_s=float(is_partial.sum()) / (partial.duration_s - killed_s),
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        latency_p99_ms=p99,
+        slowest_device=_slowest(full.answers, [device.name for device in after.devices]),
+        wire_bytes_per_answer=wire_bytes / len(full.answers),
+        energy_note="SIMULATED",
+        joules_per_answer=_joules(report),
+        duration_s=time.monotonic() - start_s,
+        report=str(report_path),
+    )
+
+
+def _accuracy(answers: list[Answer], labels: Int64Array, chosen: npt.NDArray[np.bool_]) -> float:
+    """Share of the chosen frames that were answered right; a failed frame is wrong."""
+    is_right = [
+        answer.logits is not None and int(answer.logits.argmax()) == label
+        for answer, label in zip(answers, labels, strict=True)
+    ]
+    return float(np.array(is_right)[chosen].mean())
+
+
+def _slowest(answers: list[Answer], names: list[str]) -> str:
+    last = [max(answer.devices, key=lambda timing: timing.arrival_us).device for answer in answers if answer.devices]
+    device = max(set(last), key=last.count)
+    return f"{names[device]} ({last.count(device) / len(last):.0%} of frames)"

@@ -1,0 +1,36 @@
+"""What the tests of the engines share: the tiny bundle, an empty store, and a board without a GPU."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from devit_contract.manifest import Bundle
+from devit_engines.board import Board
+from devit_engines.engine import EngineSpec
+from devit_engines.store import Store
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Bundle:
+    """A copy of the tiny bundle that a test may change."""
+    return Bundle(Path(shutil.copytree(TINY, tmp_path / "bundle")))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board("test machine", "cpu", None)
+
+
+@pytest.fixture
+def spec() -> EngineSpec:
+    return EngineSpec("submodel 0", (6, 8, 1), 6, revision=7)

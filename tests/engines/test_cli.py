@@ -1,0 +1,127 @@
+"""What the commands print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from devit_contract.manifest import Bundle, write_manifest
+from devit_engines.build import build_engines
+from devit_engines.store import Store
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = """
+import typer
+from devit_contract.terminal import run
+from devit_engines import cli
+root = typer.Typer(pretty_exceptions_enable=False)
+root.command()(cli.build)
+root.add_typer(cli.engines_app, name="engines")
+run(root, "devit")
+"""
+
+
+def devit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_build_prints_a_table_of_what_was_built_and_how_well_it_agrees(tiny: Bundle, store: Store) -> None:
+    done = devit("build", tiny.folder, "--baseline", "--store", store.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("submodel 0", "submodel 1", "baseline", "fp32", "<= 4.7%"):
+        assert text in done.stdout
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 80
+
+
+def test_build_prints_json_for_programs(tiny: Bundle, store: Store) -> None:
+    done = devit("build", tiny.folder, "--submodels", "1", "--store", store.folder, "--json")
+    (engine,) = json.loads(done.stdout)
+    assert (engine["device"], engine["rung"], engine["was_cached"]) == (1, "fp32", False)
+    assert engine["path"] == str(store.folder / engine["key"])
+    assert engine["gate"]["flips"] == 0
+
+
+def test_a_named_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = devit("build", tmp_path / "none", "--store", tmp_path / "store")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [["--submodels", "a,b"], ["--threads", "0"], ["--sumbodels", "1"]])
+def test_wrong_usage_is_exit_code_2(tiny: Bundle, wrong: list[str]) -> None:
+    assert devit("build", tiny.folder, *wrong).returncode == 2
+
+
+def test_list_names_every_engine_and_verify_finds_them_whole(tiny: Bundle, store: Store) -> None:
+    build_engines(tiny, store)
+    listed = devit("engines", "list", "--store", store.folder)
+    assert "2 engines" in listed.stdout
+    verified = devit("engines", "verify", "--store", store.folder)
+    assert (verified.returncode, verified.stdout.count("whole")) == (0, 2)
+    entries = json.loads(devit("engines", "list", "--store", store.folder, "--json").stdout)
+    assert {entry["record"]["model"] for entry in entries} == {"submodel 0 of tiny", "submodel 1 of tiny"}
+
+
+def test_verify_names_the_damaged_engine_and_prune_removes_it_alone(tiny: Bundle, store: Store) -> None:
+    first, second = build_engines(tiny, store)
+    (first.path / "model.onnx").write_bytes(b"")
+    verified = devit("engines", "verify", "--store", store.folder)
+    assert verified.returncode == 1
+    assert f"found {first.key[:12]} damaged" in verified.stderr
+    assert devit("engines", "verify", "--store", store.folder, "--json").returncode == 1
+    pruned = devit("engines", "prune", "--store", store.folder)
+    assert f"removed {first.key[:12]} (submodel 0 of tiny): damaged" in pruned.stdout
+    assert [entry.digest for entry in store.entries()] == [second.key]
+
+
+def test_prune_keeps_what_a_kept_bundle_needs(tiny: Bundle, store: Store) -> None:
+    first, second = build_engines(tiny, store)
+    done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
+    assert "0 engines removed" in done.stdout
+    files = tuple(file for file in tiny.manifest.files if (file.device, file.rung) != (0, "fp32"))
+    write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
+    done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
+    assert f"removed {first.key[:12]} (submodel 0 of tiny): its graph is in no kept bundle" in done.stdout
+    assert [entry.digest for entry in store.entries()] == [second.key]
+
+
+def test_prune_removes_what_a_killed_build_left_behind(tiny: Bundle, store: Store) -> None:
+    (built,) = build_engines(tiny, store, submodels=[0])
+    (store.folder / f".{'0' * 64}.abc").mkdir()
+    assert "left behind" in devit("engines", "prune", "--store", store.folder).stdout
+    assert store.left_behind() == []
+    assert [entry.digest for entry in store.entries()] == [built.key]
+
+
+def test_an_empty_store_is_listed_and_pruned_without_an_error(tmp_path: Path) -> None:
+    for command in ("list", "verify", "prune"):
+        assert devit("engines", command, "--store", tmp_path / "none").returncode == 0
+
+
+def test_the_script_for_a_jetson_passes_its_arguments_on(tmp_path: Path) -> None:
+    fake = tmp_path / "devit"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    script = REPOSITORY / "engines" / "build-engines.sh"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    command = [str(script), "a bundle", "--submodels", "0"]
+    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "build a bundle --submodels 0\n"
+
+
+def test_the_script_for_a_jetson_says_how_to_install_devit() -> None:
+    script = REPOSITORY / "engines" / "build-engines.sh"
+    command = ["/bin/sh", str(script), "bundle"]
+    done = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert f"run python3 -m pip install '{REPOSITORY}[agent]'" in done.stderr

@@ -1,0 +1,230 @@
+"""A bundle says what decompose measured and torch answers, is the same twice, and is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from devit_contract.errors import DevitError, ExportError, InputError, ManifestError
+from devit_contract.files import read_tensors
+from devit_contract.manifest import Bundle, Manifest, SubsetAccuracy
+from devit_contract.progress import no_progress
+from devit_decompose.decomposition import load_decomposition
+from devit_decompose.evaluate import run
+from devit_decompose.model import Model
+from devit_export.bundle import export_bundle
+
+FILES = {
+    "baseline.fp32.onnx",
+    "fusion.safetensors",
+    "golden.safetensors",
+    "manifest.json",
+    "submodel-0.fp32.onnx",
+    "submodel-1.fp32.onnx",
+}
+Written = tuple[Path, Manifest]
+
+
+@dataclass
+class Replaced:
+    """A bundle written over an older one that had a file more."""
+
+    folder: Path
+    calls: list[tuple[str, float, float, str]]
+    """What progress was told: stage, done, total, note."""
+
+
+@pytest.fixture(scope="module")
+def replaced(written: Written, models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Replaced:
+    folder = Path(shutil.copytree(written[0], tmp_path_factory.mktemp("replaced") / "bundle"))
+    (folder / "submodel-7.fp32.onnx").write_bytes(b"of a bundle with more devices")
+    calls: list[tuple[str, float, float, str]] = []
+    export_bundle(models_folder, folder, serial=3, progress=lambda *call: calls.append(call))
+    return Replaced(folder, calls)
+
+
+@pytest.fixture
+def models_copy(models_folder: Path, tmp_path: Path) -> Path:
+    """A models folder that a test may damage."""
+    return Path(shutil.copytree(models_folder, tmp_path / "models"))
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _change_tensor(models: Path, file: str, tensor: str, value: np.ndarray) -> None:
+    """Put another tensor into a file and the right digest into decomposition.json."""
+    tensors = safetensors.numpy.load_file(models / file)
+    (models / file).write_bytes(safetensors.numpy.save(tensors | {tensor: value}))
+    record = models / "decomposition.json"
+    raw = json.loads(record.read_text())
+    for entry in raw["files"]:
+        if entry["name"] == file:
+            entry["sha256"] = hashlib.sha256((models / file).read_bytes()).hexdigest()
+    record.write_text(json.dumps(raw))
+
+
+def _refusal(models: Path, out: Path, kind: type[DevitError]) -> str:
+    with pytest.raises(kind) as refused:
+        export_bundle(models, out, progress=no_progress)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_bundle_can_be_read_back_and_holds_just_its_files(written: Written) -> None:
+    folder, manifest = written
+    assert Bundle(folder).manifest == manifest
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert {file.name for file in manifest.files} == FILES - {"manifest.json"}
+
+
+def test_the_manifest_says_what_devices_need(written: Written) -> None:
+    _, manifest = written
+    assert (manifest.serial, manifest.name, manifest.opset) == (3, "animals", 17)
+    assert manifest.labels == ("cat", "dog", "newt")
+    assert manifest.preprocess.shape == (10, 14, 3)
+    assert (manifest.preprocess.colour, manifest.preprocess.interpolation) == ("rgb", "bicubic")
+    assert (manifest.preprocess.antialias, manifest.preprocess.resize_to) == (True, 0)
+    assert [graph.output_dim for graph in manifest.submodels] == [16, 24]
+    assert [graph.class_subset for graph in manifest.submodels] == [(0, 2), (1,)]
+    assert manifest.baseline is not None
+    assert manifest.baseline.output_dim == 3
+    assert manifest.test_data == "Three animals, 30 test images"
+
+
+def test_every_graph_has_one_rung_with_its_figures(written: Written) -> None:
+    _, manifest = written
+    for role, device in (("submodel", 0), ("submodel", 1), ("baseline", None)):
+        graph = manifest.graph(role, device)
+        (parity,) = graph.parity
+        assert graph.rungs == (parity.rung,) == ("fp32",)
+        assert manifest.file(role, device=device, rung="fp32").name.endswith(".fp32.onnx")
+        assert 0.0 < parity.mean_abs_error < parity.max_abs_error < 1e-5
+        assert parity.nodes_before > 0
+        assert parity.nodes_after > 0
+
+
+def test_accuracies_and_costs_are_those_that_decompose_measured(written: Written, models_folder: Path) -> None:
+    """Export measures no accuracy of its own, so it can contradict nobody."""
+    _, manifest = written
+    source = load_decomposition(models_folder)
+    assert [(entry.mask, entry.validation, entry.test) for entry in manifest.subsets] == [
+        (entry.mask, entry.validation_accuracy, entry.test_accuracy) for entry in source.subsets
+    ]
+    assert [entry.mask for entry in manifest.subsets] == [1, 2, 3]
+    assert manifest.baseline_accuracy == SubsetAccuracy(
+        0, source.teacher_validation_accuracy, source.teacher_test_accuracy
+    )
+    assert [graph.macs for graph in manifest.submodels] == [model.macs for model in source.submodels]
+
+
+def test_golden_features_are_exactly_those_of_torch(
+    written: Written, submodels: tuple[Model, ...], teacher: Model
+) -> None:
+    """Taken from ONNX Runtime, they would carry its error into every later comparison."""
+    golden = Bundle(written[0]).golden()
+    for device, model in enumerate(submodels):
+        np.testing.assert_array_equal(golden[f"features.{device}"], run(model.features, golden["images"]))
+    np.testing.assert_array_equal(golden["baseline.logits"], run(teacher, golden["images"]))
+
+
+def test_golden_images_are_the_samples_of_the_models_folder(written: Written, models_folder: Path) -> None:
+    golden = Bundle(written[0]).golden()
+    samples, _ = read_tensors(models_folder / "samples.safetensors", "")
+    np.testing.assert_array_equal(golden["images"], samples["images"])
+    np.testing.assert_array_equal(golden["labels"], samples["labels"])
+
+
+def test_golden_logits_are_the_sum_over_all_devices(written: Written, models_folder: Path) -> None:
+    golden = Bundle(written[0]).golden()
+    head, _ = read_tensors(models_folder / "fusion.safetensors", "")
+    weights = np.split(head["weight"].astype(np.float64), [16], axis=1)
+    expected = head["bias"] + sum(golden[f"features.{device}"] @ weights[device].T for device in (0, 1))
+    assert golden["logits"].dtype == np.float32
+    np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
+
+
+def test_the_fusion_head_travels_unchanged(written: Written, models_folder: Path) -> None:
+    name = "fusion.safetensors"
+    assert (written[0] / name).read_bytes() == (models_folder / name).read_bytes()
+
+
+def test_a_second_export_gives_the_same_bytes_in_every_file(written: Written, replaced: Replaced) -> None:
+    assert _contents(replaced.folder) == _contents(written[0])
+
+
+def test_an_older_bundle_is_replaced_as_a_whole(replaced: Replaced) -> None:
+    """A file of the older one that stayed would be served by nobody and doubted by everybody."""
+    assert {path.name for path in replaced.folder.iterdir()} == FILES
+    assert [path.name for path in replaced.folder.parent.iterdir()] == ["bundle"]
+
+
+def test_progress_names_each_file_and_ends_at_its_total(replaced: Replaced) -> None:
+    assert {stage for stage, *_ in replaced.calls} == {"exporting"}
+    assert [name for *_, name in replaced.calls][:2] == ["submodel-0.fp32.onnx", "submodel-1.fp32.onnx"]
+    assert [done for _, done, _, _ in replaced.calls] == sorted(done for _, done, _, _ in replaced.calls)
+    assert replaced.calls[-1][1:3] == (5, 5)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused(models_copy: Path, tmp_path: Path) -> None:
+    path = models_copy / "submodel-1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    message = _refusal(models_copy, tmp_path / "bundle", ManifestError)
+    assert message.startswith(f"{path}: expected sha256")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_weights_of_another_model_are_refused(models_copy: Path, tmp_path: Path) -> None:
+    """The digest holds, the shapes do not."""
+    _change_tensor(models_copy, "submodel-0.safetensors", "norm.weight", np.ones(8, np.float32))
+    message = _refusal(models_copy, tmp_path / "bundle", ManifestError)
+    assert "tensor norm.weight: expected shape (16,), found (8,)" in message
+
+
+def test_samples_of_another_size_are_refused(models_copy: Path, tmp_path: Path) -> None:
+    _change_tensor(models_copy, "samples.safetensors", "images", np.zeros((12, 9, 9, 3), np.uint8))
+    assert "samples.safetensors: expected tensors" in _refusal(models_copy, tmp_path / "bundle", ManifestError)
+
+
+def test_a_fusion_head_for_other_submodels_is_refused(models_copy: Path, tmp_path: Path) -> None:
+    _change_tensor(models_copy, "fusion.safetensors", "dims", np.array([24, 16], np.int64))
+    message = _refusal(models_copy, tmp_path / "bundle", ManifestError)
+    assert "expected feature dims and classes ((16, 24), 3), found ((24, 16), 3)" in message
+
+
+def test_a_failure_in_the_middle_leaves_nothing_behind(models_copy: Path, tmp_path: Path) -> None:
+    """The first submodel is written by then; the second answers NaN."""
+    _change_tensor(models_copy, "submodel-1.safetensors", "norm.bias", np.full(24, np.nan, np.float32))
+    assert "submodel-1.safetensors: expected finite outputs" in _refusal(models_copy, tmp_path / "bundle", ExportError)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_failure_leaves_the_older_bundle_whole(written: Written, models_copy: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(written[0], tmp_path / "bundle"))
+    _change_tensor(models_copy, "submodel-1.safetensors", "norm.bias", np.full(24, np.nan, np.float32))
+    _refusal(models_copy, old, ExportError)
+    assert _contents(old) == _contents(written[0])
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(models_copy: Path) -> None:
+    """A slip of the hand, --out on the models folder, would remove two hours of training."""
+    before = _contents(models_copy)
+    assert "expected no folder, an empty one or an older one with manifest.json" in _refusal(
+        models_copy, models_copy, InputError
+    )
+    assert _contents(models_copy) == before
+
+
+def test_a_serial_below_one_is_refused(models_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="serial: expected 1 or more, found 0"):
+        export_bundle(models_folder, tmp_path / "bundle", serial=0)

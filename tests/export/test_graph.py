@@ -1,0 +1,222 @@
+"""Exported graphs give the trained model's numbers, by torch and by a second implementation in numpy."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from devit_contract.errors import ExportError
+from devit_decompose.model import Model
+from devit_export.graph import ExportedGraph, export_features, strip
+
+UInt8Array = npt.NDArray[np.uint8]
+Float64Array = npt.NDArray[np.float64]
+
+
+def _images(count: int, model: Model) -> UInt8Array:
+    return np.random.default_rng(count).integers(0, 256, (count, *model.config.image_size), np.uint8)
+
+
+def _by_onnx_runtime(graph: ExportedGraph, images: UInt8Array) -> npt.NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(graph.content, providers=["CPUExecutionProvider"])
+    answer: npt.NDArray[np.float32] = session.run(None, {"images": images})[0]
+    return answer
+
+
+class NumpyModel:
+    """A CCT forward pass in float64, written from the paper's description and sharing no code with torch's."""
+
+    def __init__(self, model: Model) -> None:
+        """Take over the numbers alone."""
+        self.config = model.config
+        self.weights = {name: value.numpy().astype(np.float64) for name, value in model.state_dict().items()}
+
+    def features(self, images: UInt8Array) -> Float64Array:
+        pixels = (images / 255.0 - np.array(self.config.mean)) / np.array(self.config.std)
+        maps = self._stem(pixels)  # (B, rows, columns, D)
+        tokens = maps.reshape(len(maps), -1, maps.shape[-1]) + self.weights["positions"]
+        for index in range(len(self.config.heads)):
+            tokens = self._block(tokens, index)
+        tokens = self._norm(tokens, "norm")
+        weights = _softmax(self._linear(tokens, "pool")[..., 0])  # (B, T)
+        pooled: Float64Array = np.einsum("bt,btd->bd", weights, tokens)
+        return pooled
+
+    def logits(self, images: UInt8Array) -> Float64Array:
+        return self._linear(self.features(images), "head")
+
+    def _stem(self, maps: Float64Array) -> Float64Array:
+        position = 0
+        for layer in self.config.stem:
+            name = f"tokenizer.layers.{position}"
+            kernel = self.weights[f"{name}.weight"]  # (out, in, k, k)
+            windows = _windows(maps, layer.kernel, layer.stride, layer.kernel // 2, filling=0.0)
+            maps = np.einsum("brcikl,oikl->brco", windows, kernel) + self.weights.get(f"{name}.bias", 0.0)
+            position += 1
+            if layer.batch_norm:
+                maps = self._batch_norm(maps, f"tokenizer.layers.{position}")
+                position += 1
+            maps = np.maximum(maps, 0.0)
+            position += 1
+            if layer.max_pool:
+                maps = _windows(maps, 3, 2, 1, filling=-np.inf).max(axis=(-2, -1))
+                position += 1
+        return maps
+
+    def _block(self, tokens: Float64Array, index: int) -> Float64Array:
+        name = f"blocks.{index}"
+        attended = self._attention(self._norm(tokens, f"{name}.attention_norm"), index)
+        tokens = self._norm(tokens + attended, f"{name}.mlp_norm")
+        return tokens + self._linear(_gelu(self._linear(tokens, f"{name}.expand")), f"{name}.contract")
+
+    def _attention(self, tokens: Float64Array, index: int) -> Float64Array:
+        name, width = f"blocks.{index}.attention", self.config.head_widths[index]
+        query, key, value = (self._linear(tokens, f"{name}.{part}") for part in ("query", "key", "value"))
+        mixed = []
+        for head in range(self.config.heads[index]):
+            part = slice(head * width, (head + 1) * width)
+            scores = np.einsum("bqk,bpk->bqp", query[..., part], key[..., part])
+            mixed.append(_softmax(scores * self.config.softmax_scales[index]) @ value[..., part])
+        return self._linear(np.concatenate(mixed, axis=-1), f"{name}.project")
+
+    def _linear(self, values: Float64Array, name: str) -> Float64Array:
+        answer: Float64Array = values @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
+        return answer
+
+    def _norm(self, tokens: Float64Array, name: str) -> Float64Array:
+        centred = tokens - tokens.mean(axis=-1, keepdims=True)
+        spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+        normed: Float64Array = centred / spread * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return normed
+
+    def _batch_norm(self, maps: Float64Array, name: str) -> Float64Array:
+        slope = self.weights[f"{name}.weight"] / np.sqrt(self.weights[f"{name}.running_var"] + 1e-5)
+        normed: Float64Array = (maps - self.weights[f"{name}.running_mean"]) * slope + self.weights[f"{name}.bias"]
+        return normed
+
+
+def _windows(maps: Float64Array, size: int, stride: int, padding: int, *, filling: float) -> Float64Array:
+    """Cut (B, rows, columns, C) into (B, rows', columns', C, size, size)."""
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(maps, sides, constant_values=filling)
+    windows: Float64Array = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    return windows[:, ::stride, ::stride]
+
+
+def _softmax(scores: Float64Array) -> Float64Array:
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    answer: Float64Array = shares / shares.sum(axis=-1, keepdims=True)
+    return answer
+
+
+def _gelu(values: Float64Array) -> Float64Array:
+    normal: Float64Array = np.vectorize(lambda value: 0.5 * (1.0 + math.erf(value / math.sqrt(2.0))))(values)
+    return values * normal
+
+
+def test_a_whole_teacher_in_numpy_agrees_with_onnx_runtime(teacher: Model, exported_teacher: ExportedGraph) -> None:
+    """Torch wrote the graph, so a misreading shared by torch and the exporter needs a witness from outside."""
+    images = _images(4, teacher)
+    expected = NumpyModel(teacher).logits(images)
+    assert expected.std() > 0.1  # else everything agrees
+    np.testing.assert_allclose(_by_onnx_runtime(exported_teacher, images), expected, atol=2e-5)
+
+
+def test_a_whole_submodel_in_numpy_agrees_with_onnx_runtime(
+    submodels: tuple[Model, ...], exported_submodel: ExportedGraph
+) -> None:
+    images = _images(4, submodels[0])
+    expected = NumpyModel(submodels[0]).features(images)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(_by_onnx_runtime(exported_submodel, images), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_every_batch_size_gives_the_numbers_of_torch(
+    teacher: Model,
+    submodels: tuple[Model, ...],
+    exported_teacher: ExportedGraph,
+    exported_submodel: ExportedGraph,
+    batch: int,
+) -> None:
+    """The graph was traced at two images; none of its shapes may remember that."""
+    images = _images(batch, teacher)
+    with torch.inference_mode():
+        logits = teacher(torch.from_numpy(images)).numpy()
+        features = submodels[0].features(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(_by_onnx_runtime(exported_teacher, images), logits, atol=1e-5)
+    np.testing.assert_allclose(_by_onnx_runtime(exported_submodel, images), features, atol=1e-5)
+
+
+def test_the_graph_is_valid_and_has_opset_17_alone(exported_submodel: ExportedGraph) -> None:
+    model = onnx.load_from_string(exported_submodel.content)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+
+
+def test_names_types_and_shapes_at_the_ends_are_the_contract(exported_submodel: ExportedGraph) -> None:
+    session = onnxruntime.InferenceSession(exported_submodel.content, providers=["CPUExecutionProvider"])
+    (entry,), (answer,) = session.get_inputs(), session.get_outputs()
+    assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["batch", 10, 14, 3])
+    assert (answer.name, answer.type, answer.shape) == ("features", "tensor(float)", ["batch", 16])
+
+
+def test_a_submodel_leaves_its_own_head_behind(exported_submodel: ExportedGraph) -> None:
+    """Its weights would travel to the device for nothing."""
+    names = {tensor.name for tensor in onnx.load_from_string(exported_submodel.content).graph.initializer}
+    assert not {name for name in names if "head" in name}
+
+
+def test_two_exports_give_the_same_bytes(submodels: tuple[Model, ...], exported_submodel: ExportedGraph) -> None:
+    """Engines are stored under the digest of the graph: a new digest would rebuild every engine of the fleet."""
+    assert export_features(submodels[0], "again.onnx").content == exported_submodel.content
+
+
+def test_nothing_of_this_machine_is_in_the_file(exported_submodel: ExportedGraph) -> None:
+    for place in (Path.home(), Path.cwd(), Path(sys.prefix), Path(torch.__file__).parent):
+        assert str(place).encode() not in exported_submodel.content
+    assert not re.search(rb"\.py\b|onnxsim", exported_submodel.content)
+
+
+def test_strip_removes_notes_and_keeps_the_meaning(exported_submodel: ExportedGraph) -> None:
+    model = onnx.load_from_string(exported_submodel.content)
+    model.doc_string = "made by hand"
+    model.graph.node[0].doc_string = "at line 7"
+    model.graph.node[0].metadata_props.add(key="stack", value="trace")
+    model.metadata_props.add(key="date", value="today")
+    assert strip(model).SerializeToString(deterministic=True) == exported_submodel.content
+
+
+def test_onnxsim_changes_rounding_at_most(exported_teacher: ExportedGraph) -> None:
+    assert exported_teacher.nodes_before > 0
+    assert exported_teacher.nodes_after > 0
+    assert exported_teacher.simplify_max_abs_error < 1e-5
+
+
+def test_the_exporters_remarks_reach_nobody(
+    submodels: tuple[Model, ...], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Warnings are errors in these tests, so a leaking one would end this call."""
+    with caplog.at_level(logging.WARNING):
+        export_features(submodels[1], "submodel-1.fp32.onnx")
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_onnxsim_the_error_says_what_to_install(
+    submodels: tuple[Model, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are no wheels for Python 3.10, which is what a Jetson has."""
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
+    with pytest.raises(ExportError, match=r"onnxsim to be installed.*Python 3\.11.*pip install 'devit\[export\]'"):
+        export_features(submodels[0], "submodel-0.fp32.onnx")
