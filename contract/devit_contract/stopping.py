@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ class StopSignal:
                 whatever way.
         """
         self._is_asked = False
+        self._reader, self._writer = os.pipe()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._catch)
         if with_stdin:
@@ -28,10 +30,19 @@ class StopSignal:
         """Tell whether this process shall stop."""
         return self._is_asked
 
+    def wait(self) -> None:
+        """Wait until this process shall stop."""
+        os.read(self._reader, 1)
+
     def _catch(self, _signal: int, _frame: FrameType | None) -> None:
-        self._is_asked = True
+        self._ask()
 
     def _watch_stdin(self) -> None:
         while sys.stdin.buffer.read(4096):
             pass
+        self._ask()
+
+    def _ask(self) -> None:
+        # A pipe, as a lock taken in a signal handler may be one that the interrupted code holds.
         self._is_asked = True
+        os.write(self._writer, b".")

@@ -185,7 +185,7 @@ class Failout:
         self.mean = torch.zeros(total)
         self.covariance = torch.zeros(total, total)
         self.steps = torch.zeros((), dtype=torch.int64)
-        self._generator = np.random.default_rng(seed)
+        self._seed = seed
 
     def fill(self, features: Tensor) -> Tensor:
         """Replace the features of randomly chosen devices, ``(B, sum of dims)`` in and out."""
@@ -209,9 +209,11 @@ class Failout:
         self.mean, self.covariance, self.steps = state["mean"], state["covariance"], state["steps"]
 
     def _draw(self) -> int:
-        is_kept = self._generator.random(len(self.dims)) >= self.chance
+        # By the step's number, so that a resumed run leaves out the same devices.
+        generator = np.random.default_rng((self._seed, int(self.steps)))
+        is_kept = generator.random(len(self.dims)) >= self.chance
         if not is_kept.any():
-            is_kept[self._generator.integers(len(self.dims))] = True
+            is_kept[generator.integers(len(self.dims))] = True
         return mask_of([int(device) for device in np.flatnonzero(is_kept)])
 
     def _note(self, features: Tensor) -> None:

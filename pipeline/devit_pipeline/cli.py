@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, NoReturn
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
@@ -12,19 +15,23 @@ import typer.main
 from devit_contract import terminal
 from devit_contract.errors import InputError
 
+if TYPE_CHECKING:
+    from devit_pipeline.demo import Figures
+    from devit_pipeline.local_cell import LocalCell
+
 COMMANDS: dict[str, tuple[str, str]] = {
     # In the order of the pipeline: name to (module:application, one line of help).
     "decompose": ("devit_decompose.cli:app", "Train N submodels and their fusion head from one large ViT."),
     "export": ("devit_export.cli:app", "Turn trained models into an ONNX bundle for devices."),
-    "build": ("devit_engines.cli:app", "Build this device's engines from a bundle, and check them."),
-    "engines": ("devit_engines.cli:engines_app", "List, verify and prune the engine store."),
+    "build": ("devit_engines.cli:app", "Build the engines of a bundle on this device, and check them."),
+    "engines": ("devit_engines.cli:engines_app", "Look after the engines stored on this device."),
     "keys": ("devit_contract.cli:keys_app", "Make and list CURVE keys."),
-    "fuse": ("devit_fusion.cli:app", "Run the fusion node (= fusion-node)."),
-    "agent": ("devit_edge_agent.cli:app", "Run one device's edge agent (= edge-agent)."),
+    "fuse": ("devit_fusion.cli:app", "Join the features of all devices into answers (= fusion-node)."),
+    "agent": ("devit_edge_agent.cli:app", "Run one submodel and send its features (= edge-agent)."),
     "status": ("devit_contract.cli:status_app", "Show what a fusion node knows of its devices."),
     "classify": ("devit_contract.cli:classify_app", "Ask a running cell what is in pictures."),
     "profile": ("devit_profiling.cli:app", "Measure latency and energy of a running cell (= profile)."),
-    "demo": ("devit_pipeline.demo_cli:app", "Run the whole pipeline on this machine, on real images."),
+    "demo": ("devit_pipeline.cli:demo_app", "Run the whole pipeline on this machine, on real images."),
 }
 
 
@@ -55,6 +62,46 @@ class LazyCommands(typer.core.TyperGroup):
         return args[0], typer.main.get_command(application), args[1:]
 
 
+demo_app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@demo_app.command()
+def demo(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder (default: the one in this package).")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Export these trained models first, and take that bundle.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the profiler's runs.")] = Path("demo"),
+    store: Annotated[Path | None, typer.Option(help="Engine store (default: ~/.cache/devit/engines).")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Bring the cell up, print its addresses, stay.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Run the whole pipeline on this machine: engines, four agents, a fusion node, 1,000 real images, energy.
+
+    No board is here, so power is SIMULATED; everything else is the real thing.
+    """
+    from devit_pipeline.demo import SHIPPED, demo_cell, run_demo
+
+    if bundle is not None and models is not None:
+        raise typer.BadParameter("give --bundle or --models, not both")
+    with terminal.progress_bar(quiet=as_json) as progress, tempfile.TemporaryDirectory() as folder:
+        if models is not None:
+            from devit_export.bundle import export_bundle
+
+            typer.echo(f"bundle: exporting it from {models}", err=True)
+            bundle = Path(folder) / "bundle"
+            export_bundle(models, bundle, progress=progress)
+        elif bundle is None:
+            typer.echo("bundle: the one shipped with this package (make demo-full exports it anew)", err=True)
+            bundle = SHIPPED / "bundle"
+        if serve:
+            with demo_cell(bundle, progress, store) as cell:
+                _serve(cell)
+            return
+        figures = run_demo(bundle, out, progress, store)
+    _show(figures, as_json=as_json)
+
+
 app = typer.Typer(cls=LazyCommands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True)
 
 
@@ -66,3 +113,48 @@ def devit() -> None:
 def main() -> NoReturn:
     """Run as a console script."""
     terminal.run(app, "devit")
+
+
+def _serve(cell: LocalCell) -> None:
+    from devit_contract.stopping import StopSignal
+
+    should_stop = StopSignal()
+    node = cell.fleet.node[0]
+    addresses = {
+        "endpoint": node.endpoint,
+        "client_endpoint": node.client_endpoint,
+        "fleet": str(cell.fleet_path),
+        "client_key": str(cell.client_key_path),
+        "pids": {name: cell.pid(name) for name in ("node", *cell.devices)},
+    }
+    typer.echo(json.dumps(addresses))
+    should_stop.wait()
+
+
+def _show(figures: Figures, *, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
+        return
+    answers = ", ".join(f"{count} {state}" for state, count in figures.answers.items())
+    rows = [
+        ["accuracy, undivided teacher", f"{figures.teacher_accuracy:.1%}"],
+        ["accuracy, all devices", f"{figures.full_accuracy:.1%}"],
+        [f"accuracy, without {figures.killed_device} (killed)", f"{figures.partial_accuracy:.1%}"],
+        ["answers, by state", answers],
+        ["frames/s, all devices", f"{figures.frames_per_s:.0f}"],
+        [f"frames/s, without {figures.killed_device}", f"{figures.partial_frames_per_s:.0f}"],
+        [
+            "latency p50 / p95 / p99, ms",
+            f"{figures.latency_p50_ms:.1f} / {figures.latency_p95_ms:.1f} / {figures.latency_p99_ms:.1f}",
+        ],
+        ["slowest device", figures.slowest_device],
+        ["bytes per answer, node and devices", f"{figures.wire_bytes_per_answer:,.0f}"],
+    ]
+    for device, joules in figures.joules_per_answer.items():
+        value = "not measured" if joules is None else f"{joules * 1000:.1f} SIMULATED"
+        rows.append([f"mJ per answer, {device}", value])
+    title = f"{figures.bundle} on {figures.images} test images, {figures.duration_s:.0f} s"
+    terminal.print_table(title, ["what", "figure"], rows, numbers=(1,))
+    typer.echo(f"report: {figures.report}")

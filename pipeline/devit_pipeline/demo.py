@@ -55,6 +55,7 @@ class Figures(msgspec.Struct, frozen=True):
     full_accuracy: float
     partial_accuracy: float
     """With one of the agents killed."""
+    killed_device: str
     partial_mask: int
     answers: dict[str, int]
     """By state, over both rounds."""
@@ -94,9 +95,8 @@ def demo_cell(bundle: Path, progress: Progress, store: Path | None = None) -> It
     Keys and configurations lie in a temporary folder that goes when the block ends.
     """
     _build(Bundle(bundle), Store(store), progress)
-    with tempfile.TemporaryDirectory(prefix="devit-demo-") as folder:
-        with _cell(bundle, Path(folder), store, progress) as cell:
-            yield cell
+    with _cell(bundle, store, progress) as cell:
+        yield cell
 
 
 def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | None = None) -> Figures:
@@ -116,18 +116,17 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     images, labels = test_images(bundle)
     built = _build(bundle, Store(store), progress)
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
-    with tempfile.TemporaryDirectory(prefix="devit-demo-") as folder:
-        with _cell(bundle_folder, Path(folder), store, progress) as cell, cell.client() as client:
-            before = client.status()
-            full = _round(client, images, progress, "full cell")
-            after = client.status()
-            victim = list(cell.devices)[_VICTIM]
-            partial = _round(client, images, progress, f"without {victim}", cell, victim)
-            progress("restart", 0, 1, victim)
-            cell.start_agents([victim])
-            progress("restart", 1, 1, f"{victim} is back")
-            pictures = itertools.cycle(images)
-            run, report = profile_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
+    with _cell(bundle_folder, store, progress) as cell, cell.client() as client:
+        before = client.status()
+        full = _round(client, images, progress, "full cell")
+        after = client.status()
+        victim = list(cell.devices)[_VICTIM]
+        partial = _round(client, images, progress, f"without {victim}", cell, victim)
+        progress("restart", 0, 1, victim)
+        cell.start_agents([victim])
+        progress("restart", 1, 1, f"{victim} is back")
+        pictures = itertools.cycle(images)
+        run, report = profile_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
     return _figures(
         bundle, built, teacher_accuracy, labels, full, partial, before, after, report, run / "report.html", start_s
     )
@@ -168,20 +167,21 @@ def _teacher_accuracy(
 
 
 @contextmanager
-def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
+def _cell(bundle: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
     count = len(Bundle(bundle).manifest.submodels)
-    root = folder / "board"
-    (root / "proc/device-tree").mkdir(parents=True)
-    (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
-    simulator = (sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano", "--seed")
-    devices = [
-        LocalDevice(f"jetson{index + 1}", index, tegrastats=(*simulator, str(index)), root=str(root))
-        for index in range(count)
-    ]
-    progress("start", 0, 1, f"1 node, {count} agents")
-    with LocalCell(bundle, folder / "cell", devices, store=store) as cell:
-        progress("start", 1, 1, f"1 node, {count} agents")
-        yield cell
+    with tempfile.TemporaryDirectory(prefix="devit-demo-") as folder:
+        root = Path(folder) / "board"
+        (root / "proc/device-tree").mkdir(parents=True)
+        (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
+        simulator = (sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano", "--seed")
+        devices = [
+            LocalDevice(f"jetson{index + 1}", index, tegrastats=(*simulator, str(index)), root=str(root))
+            for index in range(count)
+        ]
+        progress("start", 0, 1, f"1 node, {count} agents")
+        with LocalCell(bundle, Path(folder) / "cell", devices, store=store) as cell:
+            progress("start", 1, 1, f"1 node, {count} agents")
+            yield cell
 
 
 def _round(
@@ -234,6 +234,7 @@ def _figures(
         teacher_accuracy=teacher_accuracy,
         full_accuracy=_accuracy(full.answers, labels, np.ones(len(labels), bool)),
         partial_accuracy=_accuracy(partial.answers, labels, is_partial),
+        killed_device=after.devices[_VICTIM].name,
         partial_mask=everyone & ~mask_of([_VICTIM]),
         answers={state: states.count(state) for state in sorted(set(states))},
         frames_per_s=len(full.answers) / full.duration_s,
@@ -263,3 +264,7 @@ def _slowest(answers: list[Answer], names: list[str]) -> str:
     last = [max(answer.devices, key=lambda timing: timing.arrival_us).device for answer in answers if answer.devices]
     device = max(set(last), key=last.count)
     return f"{names[device]} ({last.count(device) / len(last):.0%} of frames)"
+
+
+def _joules(report: Report) -> dict[str, float | None]:
+    raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,10 @@ class Pictures:
     origin: str
     """What they are, for people; it stands in the report."""
 
+    def __iter__(self) -> Iterator[Picture]:
+        """Give the images once, in order."""
+        return iter(self.items)
+
 
 def random_pictures(shape: tuple[int, int, int], *, count: int = 32, seed: int = 0) -> Pictures:
     """Make uint8 images ``(H, W, C)`` of even noise, the same for the same seed."""
@@ -40,9 +44,8 @@ def load_pictures(paths: Sequence[Path]) -> Pictures:
     """
     files = [file for path in paths for file in _files(path)][:MAX_PICTURES]
     if not files:
-        raise InputError(
-            f"--images {', '.join(map(str, paths))}: expected picture files ({', '.join(sorted(_SUFFIXES))}), found none"
-        )
+        suffixes = ", ".join(sorted(_SUFFIXES))
+        raise InputError(f"{', '.join(map(str, paths))}: expected picture files ({suffixes}), found none")
     return Pictures([_read(file) for file in files], f"{len(files)} picture files, decoded on the devices")
 
 

@@ -180,6 +180,11 @@ class AnswerRow:
     """Device index to why its feature is not in the answer."""
     devices: tuple[DeviceTiming, ...]
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is an answer; a failed frame has none."""
+        return self.state is not State.FAILED
+
 
 @dataclass(frozen=True)
 class Recording:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
     OUTSIDE,
+    QUICK,
     SCHEMA,
     SETTLE,
     TOGETHER,
@@ -41,9 +42,11 @@ from devit_profiling.record import (
 )
 from devit_profiling.tegrastats import StampedLine
 
+__all__ = ["QUICK", "Measurement", "Plan", "run_profile"]
+
 
 def run_profile(
-    client: Client, devices: Sequence[Device], pictures: Pictures, plan: Plan, out: Path, progress: Progress
+    client: Client, devices: Sequence[Device], pictures: Iterable[Picture], plan: Plan, out: Path, progress: Progress
 ) -> Path:
     """Measure devices of a running cell and write the raw files of the run.
 
@@ -53,7 +56,7 @@ def run_profile(
     Args:
         client: Connected to the cell's node.
         devices: The devices to measure; others of the cell answer too where the whole cell is asked.
-        pictures: What to send, in turn, for as long as it takes.
+        pictures: What to send, in turn, for as long as it takes: a list that is repeated, or an endless iterator.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
@@ -65,18 +68,19 @@ def run_profile(
         InputError: There is no device or no picture, or a picture is refused.
         LinkError: The node or a device does not answer, or a device's link is lost.
     """
-    if not devices or not pictures.items:
-        raise InputError("expected at least one device and one picture to measure with, found none")
+    if not devices:
+        raise InputError("expected at least one device to measure, found none: name it with --devices")
     started = datetime.now(timezone.utc)
     name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device.name for device in devices)}"[:_MAX_NAME_CHARS]
     before = client.status()
     descriptions = {device.name: client.describe(device.name) for device in devices}
     scenarios = _scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress)
+    endless = _endless(pictures)
     try:
         measurement.start_sampling()
         for scenario in scenarios:
-            measurement.measure(scenario, pictures.items)
+            measurement.measure(scenario, endless)
         measurement.let_samples_arrive()
     finally:
         measurement.stop_sampling()
@@ -85,7 +89,7 @@ def run_profile(
         name=name,
         started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
         software=version("devit"),
-        pictures=pictures.origin,
+        pictures=pictures.origin if isinstance(pictures, Pictures) else "images of the program that measured",
         plan=plan,
         devices=_records(devices, descriptions, measurement.problems),
         scenarios=scenarios,
@@ -144,7 +148,7 @@ class Measurement:
         """Wait for the samples behind the last edge, without which the last window would have no end."""
         self._pass(_TAIL_PERIODS * self._plan.interval_ms / 1000 if self._sampling else 0.0)
 
-    def measure(self, scenario: Scenario, pictures: Sequence[Picture]) -> None:
+    def measure(self, scenario: Scenario, pictures: Iterator[Picture]) -> None:
         """Take one scenario through all its phases."""
         plan = self._plan
         watch = _Watch(self._progress, scenario.name, _planned_s(plan))
@@ -166,12 +170,12 @@ class Measurement:
             self._pass(min(_STEP_S, duration_s + _MARGIN_S - passed_s))
         self.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._edge()))
 
-    def _load(self, scenario: Scenario, pictures: Sequence[Picture], watch: _Watch) -> None:
+    def _load(self, scenario: Scenario, pictures: Iterator[Picture], watch: _Watch) -> None:
         """Ask without a pause: the warm-up, then window by window; neighbouring phases share an edge."""
         plan = self._plan
         start, window, answers = self._edge(), OUTSIDE, 0
         self._is_loading = True
-        asked = self._until_loaded(pictures)
+        asked = itertools.takewhile(lambda _: self._is_loading, pictures)
         for answer in self._client.stream(asked, in_flight=plan.in_flight, mask=scenario.mask):
             self.answers.append(_row(scenario, window if self._is_loading else OUTSIDE, answer))
             answers += 1
@@ -185,9 +189,6 @@ class Measurement:
             self.phases.append(Phase(scenario.name, kind, window, start, end))
             start, window = end, window + 1
             self._is_loading = window <= plan.windows
-
-    def _until_loaded(self, pictures: Sequence[Picture]) -> Iterator[Picture]:
-        return itertools.takewhile(lambda _: self._is_loading, itertools.cycle(pictures))
 
     def _edge(self) -> Edge:
         """Have every device mark this moment."""
@@ -240,6 +241,16 @@ _FIRST_LINE_S = 5.0
 # Real periods are up to 9 % longer than the interval.
 _TAIL_PERIODS = 2.5
 _MAX_NAME_CHARS = 120
+
+
+def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """Repeat a list for ever, without keeping what an endless iterator gives."""
+    while True:
+        found = 0
+        for found, picture in enumerate(pictures, 1):  # noqa: B007 - counts
+            yield picture
+        if not found:
+            raise InputError("expected pictures for as long as the run takes, found no more: give a list of them")
 
 
 def _scenarios(devices: Sequence[Device], plan: Plan) -> tuple[Scenario, ...]:

@@ -1,0 +1,200 @@
+"""``profile`` and ``devit profile``: what they take and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from devit_contract import terminal
+from devit_contract.errors import InputError
+
+if TYPE_CHECKING:
+    from devit_contract.client import Client, Picture
+    from devit_contract.fleet import Fleet
+    from devit_contract.progress import Progress
+    from devit_profiling.analysis import Report
+    from devit_profiling.record import Plan
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def profile(
+    devices: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Devices of the fleet file, comma separated.")
+    ] = None,
+    fleet: Annotated[Path, typer.Option(metavar="PATH", help="Fleet file.")] = Path("fleet.toml"),
+    key: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Client's secret key file; none without encryption.")
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Take a quick look: all devices together, 5 s idle, one window, 20 s in all."),
+    ] = False,
+    duration_s: Annotated[
+        float | None, typer.Option("--duration", metavar="S", help="Length of a window in seconds (default: 10).")
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(metavar="N", help="Windows per scenario (default: 5; quick: 1).")
+    ] = None,
+    idle_s: Annotated[
+        float | None,
+        typer.Option("--idle", metavar="S", help="Length of an idle phase in seconds (default: 10; quick: 5)."),
+    ] = None,
+    settle_s: Annotated[
+        float | None,
+        typer.Option("--settle", metavar="S", help="Rest before an idle phase in seconds (default: 3; quick: 0)."),
+    ] = None,
+    warm_up_s: Annotated[
+        float | None, typer.Option("--warm-up", metavar="S", help="Least time of the warm-up in seconds (default: 3).")
+    ] = None,
+    interval_ms: Annotated[
+        int | None, typer.Option(metavar="MS", help="Sampling period in milliseconds (default: 100).")
+    ] = None,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Requests under way at once (default: 1, latency without queueing)."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Picture file or folder to send; may be repeated (default: random images)."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", metavar="RUNDIR", help="Make a run's report again from its raw files.")
+    ] = None,
+) -> None:
+    """Measure latency and energy of a running cell, each named device alone and all together.
+
+    Writes a folder of raw files with report.json and report.html, one page that opens offline.
+
+    A device without a power sensor is measured in milliseconds alone.
+    """
+    from devit_profiling.report import write_report
+
+    if (devices is None) == (from_run is None):
+        raise typer.BadParameter("give --devices NAME,... to measure, or --from RUNDIR to make a report again")
+    if from_run is not None:
+        _show(from_run, write_report(from_run), as_json=as_json)
+        return
+    names = [name.strip() for name in (devices or "").split(",")]
+    changes = {
+        "duration_s": duration_s,
+        "windows": windows,
+        "idle_s": idle_s,
+        "settle_s": settle_s,
+        "warm_up_s": warm_up_s,
+        "interval_ms": interval_ms,
+        "in_flight": in_flight,
+    }
+    plan = _plan(quick, {name: value for name, value in changes.items() if value is not None})
+    with terminal.progress_bar(quiet=as_json) as progress:
+        folder, report = _measure(fleet, key, names, images or [], plan, out, progress)
+    _show(folder, report, as_json=as_json)
+
+
+def profile_cell(
+    client: Client,
+    fleet: Fleet,
+    device_names: Sequence[str],
+    pictures: Iterable[Picture],
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+) -> tuple[Path, Report]:
+    """Measure devices of a running cell, and write the report.
+
+    Args:
+        client: Connected to the fleet's node.
+        fleet: Whose devices the names are.
+        device_names: Devices to measure, each once.
+        pictures: What to send: a list that is repeated, or an endless iterator.
+        plan: ``QUICK`` or ``Plan()`` of :mod:`devit_profiling.run`, with any changes.
+        out: Folder for the run's own folder.
+        progress: Told the scenario, the seconds done and planned, and the phase.
+
+    Returns:
+        The run's folder, which holds ``report.html``, and the report.
+
+    Raises:
+        InputError: A name is not in the fleet or stands there twice, or a picture is refused.
+        LinkError: The node or a device does not answer.
+    """
+    from devit_profiling.report import write_report
+    from devit_profiling.run import run_profile
+
+    for name in device_names:
+        if list(device_names).count(name) > 1:
+            raise InputError(f"device {name!r}: expected each name once, found it twice: name it once")
+    devices = [fleet.find_device(name) for name in device_names]
+    folder = run_profile(client, devices, pictures, plan, out, progress)
+    return folder, write_report(folder)
+
+
+def main() -> NoReturn:
+    """Run as a console script."""
+    terminal.run(app, "profile")
+
+
+def _plan(quick: bool, changes: dict[str, float | int]) -> Plan:
+    import msgspec
+
+    from devit_profiling.record import QUICK, Plan
+
+    return msgspec.structs.replace(QUICK if quick else Plan(), **changes)
+
+
+def _measure(
+    fleet_path: Path,
+    key: Path | None,
+    names: Sequence[str],
+    images: Sequence[Path],
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+) -> tuple[Path, Report]:
+    from devit_contract.client import Client
+    from devit_contract.fleet import load_fleet
+    from devit_contract.keys import load_keys
+    from devit_profiling.pictures import load_pictures, random_pictures
+
+    fleet = load_fleet(fleet_path)
+    for name in names:
+        fleet.find_device(name)  # a wrong name is told before anything is connected
+    pictures = load_pictures(images) if images else None
+    with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
+        if pictures is None:
+            pictures = random_pictures(client.status().image_shape)
+        return profile_cell(client, fleet, names, pictures, plan, out, progress)
+
+
+def _show(folder: Path, report: Report, *, as_json: bool) -> None:
+    import msgspec
+
+    from devit_profiling.report import HTML_FILE, SUMMARY_HEADER, summary_rows
+
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        return
+    kind = "Quick look" if report.is_quick else "Profile"
+    title = f"{kind}: SIMULATED power, no measurement of a board" if report.is_simulated else kind
+    terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
+    typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
+    typer.echo("feature at the node; of the cell, from request to answer.")
+    for flag in _flags(report):
+        typer.echo(f"note: {flag}")
+    typer.echo(f"report: {folder / HTML_FILE}")
+
+
+def _flags(report: Report) -> Iterable[str]:
+    for device in report.devices:
+        if device.not_measured:
+            yield f"{device.name}: power not measured: {device.not_measured}"
+    for scenario in report.scenarios:
+        for energy in scenario.energies:
+            where = energy.device if scenario.cell is None else f"{energy.device}, {scenario.name}"
+            yield from (f"{where}: {flag}" for flag in energy.flags)

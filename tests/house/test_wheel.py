@@ -1,0 +1,54 @@
+"""What `pip install devit` brings: every module and data file, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PLACES = ("contract", "decompose", "export", "engines", "edge_agent", "fusion", "profiling", "pipeline")
+
+
+def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    (wheel,) = tmp_path.glob("devit-*.whl")
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PLACES],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout.splitlines()
+    expected = {name.partition("/")[2] for name in tracked if f"/devit_{name.partition('/')[0]}/" in f"/{name}"}
+    assert found == expected
+    assert "devit_pipeline/fashion_mnist/bundle/manifest.json" in found
+    assert "devit_pipeline/fashion_mnist/NOTICE" in found
+
+
+def test_the_wheel_names_its_licence_and_its_commands(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    (wheel,) = tmp_path.glob("devit-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        commands = archive.read(entry_points).decode()
+        about = archive.read(metadata).decode()
+    for command in ("devit", "edge-agent", "fusion-node", "profile", "simulated-tegrastats"):
+        assert f"\n{command} = " in commands
+    assert "License-Expression: Apache-2.0" in about

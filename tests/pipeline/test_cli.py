@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from devit_pipeline.cli import COMMANDS
+
+DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*DEVIT, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_overview_names_every_command_in_the_order_of_the_pipeline() -> None:
+    lines = run("--help").stdout.splitlines()
+    found = [words[1] for line in lines if len(words := line.split()) > 2 and words[1] in COMMANDS]
+    assert found == list(COMMANDS)
+
+
+def test_the_overview_takes_under_three_tenths_of_a_second_of_cpu() -> None:
+    """It loads no command's module. CPU time, so that what else runs on the machine does not decide."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) <= 0.3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_explains_itself_in_the_words_of_the_overview(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    first_words = " ".join(COMMANDS[command][1].split()[:4])
+    assert f"devit {command}" in done.stdout
+    assert first_words in " ".join(done.stdout.split())
+
+
+def test_an_unknown_command_is_wrong_usage() -> None:
+    done = run("bake")
+    assert done.returncode == 2
+    assert "bake" in done.stderr
+
+
+def test_a_named_failure_is_one_line_and_exit_code_1() -> None:
+    done = run("build", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: nowhere/manifest.json")

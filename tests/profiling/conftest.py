@@ -1,0 +1,215 @@
+"""Runs made by hand for the tests of the profiler: constant power on clocks that have nothing in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from devit_contract.messages import Description, DeviceStatus, DeviceTiming, Mark, NodeStatus
+from devit_contract.wire import State
+from devit_profiling.boards import BOARDS
+from devit_profiling.record import (
+    IDLE,
+    IDLE_AFTER,
+    OUTSIDE,
+    SCHEMA,
+    TOGETHER,
+    WARM_UP,
+    WINDOW,
+    AnswerRow,
+    DeviceRecord,
+    Edge,
+    Phase,
+    Plan,
+    Recording,
+    Run,
+    Scenario,
+    write_recording,
+)
+from devit_profiling.simulator import SimulatedBoard
+from devit_profiling.tegrastats import StampedLine
+
+ORIN_NANO_MODEL = "NVIDIA Jetson Orin Nano Developer Kit"
+STEP_MS = 100
+IDLE_S, WARM_UP_S, WINDOW_S = 10.0, 3.0, 10.0
+
+
+@dataclass(frozen=True)
+class FakeDevice:
+    """A device whose power is constant in every phase."""
+
+    name: str = "jetson1"
+    model: str = ORIN_NANO_MODEL
+    idle_mw: int | None = 4000
+    """``None``: no sensor."""
+    windows_mw: tuple[int, ...] = (6000, 6000)
+    idle_after_mw: int = 4000
+    inferences: int = 100
+    """Per window."""
+    clock_s: float = 1000.0
+    """Its monotonic clock at the start."""
+    line: str = (
+        "RAM 1697/7620MB (lfb 42x4MB) CPU [0%@729] GR3D_FREQ 0% tj@41.5C "
+        "VDD_IN {mw}mW/1mW VDD_CPU_GPU_CV 400mW/1mW VDD_SOC 1300mW/1mW"
+    )
+    simulated_board: str = ""
+    """Key of a board whose simulated lines are taken instead."""
+    sensor_problem: str = ""
+    silent: tuple[float, float] = field(default=(0.0, 0.0))
+    """Seconds since the start between which no line comes."""
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    """A run of one scenario: idle, warm-up, windows, idle."""
+
+    devices: tuple[FakeDevice, ...] = (FakeDevice(),)
+    others: tuple[str, ...] = ()
+    """Devices of the cell that are not measured."""
+    answers: int = 100
+    """Per window."""
+    is_quick: bool = False
+    alone: bool = False
+    state: State = State.FULL
+
+    def changed(self, **changes: object) -> FakeRun:
+        """The same run with another first device."""
+        return replace(self, devices=(replace(self.devices[0], **changes), *self.devices[1:]))  # type: ignore[arg-type]
+
+    def recording(self) -> Recording:
+        """Make the raw data."""
+        devices = tuple(_record(device, index) for index, device in enumerate(self.devices))
+        names = [device.name for device in self.devices] + list(self.others)
+        status = NodeStatus(
+            bundle="tiny 1",
+            labels=("up", "down"),
+            image_shape=(6, 8, 1),
+            frames={},
+            devices=tuple(DeviceStatus(name, index, "ready") for index, name in enumerate(names)),
+            k_min=1,
+            deadline_ms=50.0,
+        )
+        scenario = Scenario(f"{names[0]} alone", 1, names[0]) if self.alone else Scenario(TOGETHER, 0)
+        run = Run(
+            schema=SCHEMA,
+            name="20260102T030405Z-jetson1",
+            started_utc="2026-01-02 03:04:05",
+            software="0.1.0",
+            pictures="32 random images",
+            plan=Plan(is_quick=self.is_quick, windows=len(self.devices[0].windows_mw), has_alone=self.alone),
+            devices=devices,
+            scenarios=(scenario,),
+            phases=tuple(self._phases(scenario.name)),
+            before=status,
+            after=status,
+        )
+        lines = {device.name: tuple(_lines(device)) for device in self.devices}
+        return Recording(run, lines, tuple(self._answers(scenario.name)))
+
+    def write(self, folder: Path) -> Path:
+        """Write the raw files."""
+        write_recording(folder, self.recording())
+        return folder
+
+    def _phases(self, scenario: str) -> Sequence[Phase]:
+        edges = [
+            Edge(
+                desk_ns=round((77.0 + time_s) * 1e9),
+                marks={
+                    device.name: Mark(
+                        monotonic_ns=round((device.clock_s + 1.0 + time_s) * 1e9),
+                        inferences=7 + device.inferences * max(0, min(place - 2, len(device.windows_mw))),
+                        busy_ns=0,
+                    )
+                    for device in self.devices
+                },
+            )
+            for place, time_s in enumerate(_edges_s(self.devices[0]))
+        ]
+        windows = len(self.devices[0].windows_mw)
+        kinds = [(IDLE, OUTSIDE), (WARM_UP, OUTSIDE), *((WINDOW, number + 1) for number in range(windows))]
+        kinds += [(WARM_UP, OUTSIDE), (IDLE_AFTER, OUTSIDE)]
+        return [
+            Phase(scenario, kind, number, start, end)
+            for (kind, number), start, end in zip(kinds, edges, edges[1:], strict=False)
+        ]
+
+    def _answers(self, scenario: str) -> Sequence[AnswerRow]:
+        timing = DeviceTiming(0, network_us=500, queue_us=20, decode_us=10, inference_us=4000, arrival_us=4530)
+        slower = [
+            DeviceTiming(index, network_us=700, queue_us=20, decode_us=10, inference_us=6000, arrival_us=6730)
+            for index in range(1, 1 if self.alone else len(self.devices) + len(self.others))
+        ]
+        rows = []
+        for window in range(len(self.devices[0].windows_mw) + 1):
+            for number in range(self.answers):
+                is_failed = self.state is State.FAILED
+                latency_ms = 5.0 + number / 100
+                parts = () if is_failed else (timing, *slower)
+                missing = {0: "deadline"} if is_failed else {}
+                rows.append(AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts))
+        return rows
+
+
+def _edges_s(device: FakeDevice) -> list[float]:
+    """Idle, warm-up, windows, cooling, idle: seconds since the first mark."""
+    edges_s = [0.0, IDLE_S, IDLE_S + WARM_UP_S]
+    edges_s += [edges_s[-1] + WINDOW_S * (number + 1) for number in range(len(device.windows_mw))]
+    return [*edges_s, edges_s[-1] + WARM_UP_S, edges_s[-1] + WARM_UP_S + IDLE_S]
+
+
+def _power_mw(device: FakeDevice, time_s: float) -> int:
+    """Steps lie at the middle of a warm-up and between two windows' edges, so that windows see constant power."""
+    assert device.idle_mw is not None
+    edges_s = _edges_s(device)
+    if time_s < IDLE_S + WARM_UP_S / 2:
+        return device.idle_mw
+    for power_mw, end_s in zip(device.windows_mw, edges_s[3:], strict=False):
+        if time_s < end_s:
+            return power_mw
+    return device.windows_mw[-1] if time_s < edges_s[-2] - WARM_UP_S / 2 else device.idle_after_mw
+
+
+def _lines(device: FakeDevice) -> Sequence[StampedLine]:
+    if device.idle_mw is None:
+        return []
+    board = SimulatedBoard(BOARDS[device.simulated_board], seed=1) if device.simulated_board else None
+    lines = []
+    for step in range(round((_edges_s(device)[-1] + 2.0) * 1000 / STEP_MS) + 1):
+        time_s = step * STEP_MS / 1000
+        if device.silent[0] <= time_s < device.silent[1]:
+            continue
+        power_mw = _power_mw(device, time_s - 1.0)
+        load = 0.0 if power_mw == device.idle_mw else 0.5
+        text = board.line(time_s, load) if board is not None else device.line.format(mw=power_mw)
+        lines.append(StampedLine(round((device.clock_s + time_s) * 1e9), text))
+    return lines
+
+
+def _record(device: FakeDevice, index: int) -> DeviceRecord:
+    sensor = "" if device.idle_mw is None else "tegrastats"
+    return DeviceRecord(
+        device.name, index, Description(device.model, "36.4.3", "ORT", sensor, 1), device.sensor_problem
+    )
+
+
+@pytest.fixture
+def fake_run() -> FakeRun:
+    """One Orin Nano: 4 W idle, two windows of 6 W with 100 inferences in 10 s each."""
+    return FakeRun()
+
+
+@pytest.fixture
+def two_devices() -> FakeRun:
+    """Two devices on clocks a million seconds apart; the second takes 9 W."""
+    second = FakeDevice(name="jetson2", windows_mw=(9000, 9000), idle_mw=5000, idle_after_mw=5000, clock_s=1e6)
+    return FakeRun(devices=(FakeDevice(), second))
+
+
+@pytest.fixture
+def make_device() -> Callable[..., FakeDevice]:
+    """Make further devices."""
+    return FakeDevice
