@@ -19,7 +19,7 @@ test: .venv/full.done lint  ## All tests that need neither root nor minutes.
 	.venv/bin/python -m pytest -m "not system and not jetson"
 
 test-system: .venv/full.done  ## Tests that need root, apt packages or minutes.
-	.venv/bin/python -m pytest -m "system" --timeout 900
+	.venv/bin/python -m pytest -m "system" --timeout 900 -rP
 
 lint: .venv/full.done  ## Style and types.
 	.venv/bin/ruff check .

@@ -14,8 +14,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from devit_profiling.analysis import Report
-from devit_profiling.cli import profile_cell
 
 from devit_contract.client import Answer, Client
 from devit_contract.errors import InputError
@@ -28,7 +26,9 @@ from devit_contract.wire import State
 from devit_engines.build import BuiltEngine, build_engines, load_engine
 from devit_engines.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
-from devit_profiling.run import QUICK
+from devit_profiling.analysis import Report
+from devit_profiling.cli import profile_cell
+from devit_profiling.record import QUICK
 
 SHIPPED = Path(__file__).parent / "fashion_mnist"
 """Bundle and test images that come with this package."""
@@ -267,4 +267,9 @@ def _slowest(answers: list[Answer], names: list[str]) -> str:
 
 
 def _joules(report: Report) -> dict[str, float | None]:
-    raise NotImplementedError
+    """Total energy per inference of each profiled device, from the run's only scenario."""
+    (scenario,) = report.scenarios
+    return {
+        energy.device: energy.total_j_per_inference.mean if energy.total_j_per_inference is not None else None
+        for energy in scenario.energies
+    }

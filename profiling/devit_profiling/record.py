@@ -131,6 +131,38 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The device that works alone; empty where all do."""
 
 
+class CellDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the node knew of one device of the cell, measured or not."""
+
+    name: str
+    submodel: int
+    state: str
+    answered: int
+    late: int
+    missing: int
+
+
+class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a run keeps of the node's status, whatever else later nodes tell."""
+
+    bundle: str
+    image_shape: tuple[int, int, int]
+    k_min: int
+    deadline_ms: float
+    frames: dict[str, int]
+    """Frames ended since the node's start, by state."""
+    devices: tuple[CellDevice, ...]
+
+    @classmethod
+    def of(cls, status: NodeStatus) -> NodeRecord:
+        """Take it from the node's answer."""
+        devices = tuple(
+            CellDevice(device.name, device.submodel, device.state, device.answered, device.late, device.missing)
+            for device in status.devices
+        )
+        return cls(status.bundle, status.image_shape, status.k_min, status.deadline_ms, status.frames, devices)
+
+
 class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named device of the run."""
 
@@ -155,8 +187,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[DeviceRecord, ...]
     scenarios: tuple[Scenario, ...]
     phases: tuple[Phase, ...]
-    before: NodeStatus
-    after: NodeStatus
+    before: NodeRecord
+    after: NodeRecord
 
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""

@@ -33,6 +33,7 @@ from devit_profiling.record import (
     AnswerRow,
     DeviceRecord,
     Edge,
+    NodeRecord,
     Phase,
     Plan,
     Recording,
@@ -72,7 +73,7 @@ def run_profile(
         raise InputError("expected at least one device to measure, found none: name it with --devices")
     started = datetime.now(timezone.utc)
     name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device.name for device in devices)}"[:_MAX_NAME_CHARS]
-    before = client.status()
+    before = NodeRecord.of(client.status())
     descriptions = {device.name: client.describe(device.name) for device in devices}
     scenarios = _scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress)
@@ -95,7 +96,7 @@ def run_profile(
         scenarios=scenarios,
         phases=tuple(measurement.phases),
         before=before,
-        after=client.status(),
+        after=NodeRecord.of(client.status()),
     )
     lines = {name: tuple(lines) for name, lines in measurement.lines.items()}
     write_recording(out / name, Recording(run, lines, tuple(measurement.answers)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.messages import Description, DeviceStatus, DeviceTiming, Mark, NodeStatus
+from devit_contract.messages import Description, DeviceTiming, Mark
 from devit_contract.wire import State
 from devit_profiling.boards import BOARDS
 from devit_profiling.record import (
@@ -20,8 +20,10 @@ from devit_profiling.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    CellDevice,
     DeviceRecord,
     Edge,
+    NodeRecord,
     Phase,
     Plan,
     Recording,
@@ -83,14 +85,13 @@ class FakeRun:
         """Make the raw data."""
         devices = tuple(_record(device, index) for index, device in enumerate(self.devices))
         names = [device.name for device in self.devices] + list(self.others)
-        status = NodeStatus(
+        node = NodeRecord(
             bundle="tiny 1",
-            labels=("up", "down"),
             image_shape=(6, 8, 1),
-            frames={},
-            devices=tuple(DeviceStatus(name, index, "ready") for index, name in enumerate(names)),
             k_min=1,
             deadline_ms=50.0,
+            frames={},
+            devices=tuple(CellDevice(name, index, "ready", 0, 0, 0) for index, name in enumerate(names)),
         )
         scenario = Scenario(f"{names[0]} alone", 1, names[0]) if self.alone else Scenario(TOGETHER, 0)
         run = Run(
@@ -103,8 +104,8 @@ class FakeRun:
             devices=devices,
             scenarios=(scenario,),
             phases=tuple(self._phases(scenario.name)),
-            before=status,
-            after=status,
+            before=node,
+            after=node,
         )
         lines = {device.name: tuple(_lines(device)) for device in self.devices}
         return Recording(run, lines, tuple(self._answers(scenario.name)))
@@ -147,7 +148,7 @@ class FakeRun:
         for window in range(len(self.devices[0].windows_mw) + 1):
             for number in range(self.answers):
                 is_failed = self.state is State.FAILED
-                latency_ms = 5.0 + number / 100
+                latency_ms = round(5.0 + number / 100, 3)
                 parts = () if is_failed else (timing, *slower)
                 missing = {0: "deadline"} if is_failed else {}
                 rows.append(AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts))

@@ -1,0 +1,67 @@
+"""The bundle in the package is what the checkpoints in examples/ give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from devit_contract.head import FusionHead
+from devit_contract.manifest import Bundle
+from devit_decompose.cost import macs
+from devit_decompose.decomposition import load_decomposition
+from devit_decompose.recipe import load_recipe
+from devit_export.bundle import export_bundle
+from devit_export.parity import run_graph
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "examples" / "fashion-mnist"
+SHIPPED = ROOT / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    export_bundle(MODELS, out)
+    return Bundle(out)
+
+
+def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) -> None:
+    """To 1e-5: another CPU or thread count may round otherwise."""
+    shipped = Bundle(SHIPPED)
+    ours, theirs = exported.golden(), shipped.golden()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5, err_msg=name)
+    for device in range(len(shipped.manifest.submodels)):
+        graphs = [bundle.path("submodel", device=device, rung="fp32").read_bytes() for bundle in (exported, shipped)]
+        outputs = [run_graph("submodel", graph, theirs["images"]) for graph in graphs]
+        np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5)
+    heads = [FusionHead.load(bundle.path("fusion")) for bundle in (exported, shipped)]
+    np.testing.assert_allclose(heads[0].weight, heads[1].weight, rtol=0, atol=1e-5)
+    assert exported.manifest.subsets == shipped.manifest.subsets
+
+
+def test_the_shipped_models_keep_what_the_project_promises() -> None:
+    """Teacher at least 90.5 %, fused within 1.65 points of it, each submodel at most a quarter of its cost."""
+    found = load_decomposition(MODELS)
+    fused = {subset.mask: subset.test_accuracy for subset in found.subsets}[0b1111]
+    assert found.data.test_images == 10_000
+    assert found.teacher_test_accuracy >= 0.905
+    assert found.teacher_test_accuracy - fused <= 0.0165
+    for record in found.submodels:
+        assert record.macs == macs(record.config, with_head=False)
+        assert record.macs <= 0.25 * found.teacher.macs
+
+
+def test_the_shipped_teacher_was_trained_until_validation_had_not_risen_for_three_epochs() -> None:
+    found = load_decomposition(MODELS)
+    teacher = found.stages[0]
+    assert teacher.name == "teacher"
+    assert teacher.epochs < found.recipe.train.max_epochs
+    assert teacher.epochs - teacher.best_epoch >= 3
+
+
+def test_the_shipped_models_were_made_by_the_shipped_recipe() -> None:
+    assert load_decomposition(MODELS).recipe == load_recipe(ROOT / "examples" / "fashion-mnist.toml")

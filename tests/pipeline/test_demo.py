@@ -1,0 +1,206 @@
+"""The demo, run for real: its figures are held against the manifest's, and no process outlives it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devit_contract.fleet import load_fleet
+from devit_contract.manifest import Bundle
+from devit_pipeline.demo import SHIPPED
+
+DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory: pytest.TempPathFactory, store: Path) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("demo")
+    command = [*DEVIT, "demo", "--json", "--out", str(out), "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def three_standard_errors(share: float, count: int) -> float:
+    return 3 * math.sqrt(share * (1 - share) / count)
+
+
+def test_the_accuracies_measured_live_are_those_of_the_manifest(figures: dict[str, Any]) -> None:
+    manifest = Bundle(SHIPPED / "bundle").manifest
+    stored = {subset.mask: subset.test for subset in manifest.subsets}
+    assert manifest.baseline_accuracy is not None
+    pairs = [
+        (figures["teacher_accuracy"], manifest.baseline_accuracy.test),
+        (figures["full_accuracy"], stored[0b1111]),
+        (figures["partial_accuracy"], stored[figures["partial_mask"]]),
+    ]
+    for live, expected in pairs:
+        assert abs(live - expected) <= three_standard_errors(expected, figures["images"] * 0.9)
+
+
+def test_every_frame_is_answered_though_an_agent_is_killed(figures: dict[str, Any]) -> None:
+    assert figures["images"] == 1000
+    assert sum(figures["answers"].values()) == 2000
+    assert set(figures["answers"]) == {"full", "partial"}
+    assert figures["answers"]["partial"] >= 900
+    assert figures["partial_mask"] == 0b1011
+
+
+def test_the_cell_goes_on_at_full_rate_without_the_killed_agent(figures: dict[str, Any]) -> None:
+    """At least three quarters, so that a busy machine does not decide; three agents are rather faster than four."""
+    assert figures["partial_frames_per_s"] >= 0.75 * figures["frames_per_s"]
+
+
+def test_energy_is_measured_and_says_that_it_is_simulated(figures: dict[str, Any]) -> None:
+    assert figures["energy_note"] == "SIMULATED"
+    assert set(figures["joules_per_answer"]) == {"jetson1", "jetson2"}
+    assert all(0.001 < joules < 10 for joules in figures["joules_per_answer"].values())
+    page = Path(figures["report"]).read_text()
+    assert "SIMULATED" in page
+    assert "quick look" in page.lower()
+
+
+def test_bytes_per_answer_are_those_of_the_messages(figures: dict[str, Any]) -> None:
+    """Four times a header of 96 bytes with 784 pixels down, and one with 96 float32 up."""
+    assert figures["wire_bytes_per_answer"] == pytest.approx(4 * (96 + 784 + 96 + 4 * 96), rel=0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end_s, f"{what}: not within {deadline_s} s"
+        os.sched_yield()
+
+
+def serve(store: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    child = subprocess.Popen(
+        [*DEVIT, "demo", "--serve", "--store", str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    line = child.stdout.readline()
+    assert line, child.stderr.read()
+    return child, json.loads(line)
+
+
+def finish(child: subprocess.Popen[str], addresses: dict[str, Any], deadline_s: float = 30) -> None:
+    try:
+        child.communicate(timeout=deadline_s)
+        for name, pid in addresses["pids"].items():
+            wait_until(lambda pid=pid: not is_alive(pid), f"{name} gone", deadline_s)  # type: ignore[misc]
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(store: Path, number: signal.Signals) -> None:
+    child, addresses = serve(store)
+    try:
+        command = [*DEVIT, "classify", str(EXAMPLES / "images"), "--json"]
+        options = ["--fleet", addresses["fleet"], "--key", addresses["client_key"]]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        results = json.loads(done.stdout)
+        assert [result["state"] for result in results] == ["full"] * 10
+        names = ["".join(word for word in Path(result["image"]).stem.split("-")[:-1]) for result in results]
+        right = [
+            name[:4] == "".join(filter(str.isalpha, result["label"])).lower()[:4]
+            for name, result in zip(names, results, strict=True)
+        ]
+        assert sum(right) >= 8, results
+    finally:
+        child.send_signal(number)
+        finish(child, addresses)
+    assert not Path(addresses["fleet"]).exists()
+
+
+def test_the_cell_ends_even_when_the_demo_is_killed_outright(store: Path) -> None:
+    child, addresses = serve(store)
+    child.kill()
+    finish(child, addresses)
+
+
+def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [*DEVIT, "demo", "--out", str(tmp_path / "out"), "--store", str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    children: list[int] = []
+
+    def has_agents() -> bool:
+        assert child.poll() is None
+        children[:] = map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
+        return len(children) == 5
+
+    wait_until(has_agents, "node and four agents running")
+    child.send_signal(signal.SIGINT)
+    try:
+        child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    wait_until(lambda: not any(map(is_alive, children)), "children gone", 10)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("devit-demo")] == []
+
+
+def test_the_served_fleet_file_is_one_that_every_tool_reads(store: Path) -> None:
+    child, addresses = serve(store)
+    try:
+        fleet = load_fleet(Path(addresses["fleet"]))
+        assert [device.name for device in fleet.device] == ["jetson1", "jetson2", "jetson3", "jetson4"]
+        assert fleet.has_keys
+        done = subprocess.run(
+            [*DEVIT, "status", "--fleet", addresses["fleet"], "--key", addresses["client_key"], "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert [device["state"] for device in json.loads(done.stdout)["devices"]] == ["ready"] * 4
+    finally:
+        child.send_signal(signal.SIGTERM)
+        finish(child, addresses)
+
+
+def test_a_bundle_for_other_images_is_refused_in_one_line(tmp_path: Path) -> None:
+    tiny = Path(__file__).parents[1] / "data" / "tiny-bundle"
+    done = subprocess.run(
+        [*DEVIT, "demo", "--bundle", str(tiny), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "expected a bundle for the demo's images (28, 28, 1), found one for (6, 8, 1)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
