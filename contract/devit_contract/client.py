@@ -31,7 +31,7 @@ from devit_contract.messages import (
     body,
     read_body,
 )
-from devit_contract.sockets import Monitor, connect_dealer, open_context
+from devit_contract.sockets import connect_dealer, open_context
 from devit_contract.wire import (
     MAX_IMAGE_MESSAGE_BYTES,
     Dtype,
@@ -95,10 +95,15 @@ class Client:
         self.timeout_s = timeout_s
         self._opened = open_context()
         context = self._opened.__enter__()
-        self._socket = connect_dealer(
-            context, endpoint, name=None, keys=keys, node_key=node_key, max_bytes=MAX_IMAGE_MESSAGE_BYTES
+        self._socket, self._monitor = connect_dealer(
+            context,
+            endpoint,
+            name=None,
+            keys=keys,
+            node_key=node_key,
+            max_bytes=MAX_IMAGE_MESSAGE_BYTES,
+            events=zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
         )
-        self._monitor = Monitor(self._socket, zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
         self._run_id = secrets.randbits(64)
         self._next_id = 1
         self._sent_s: dict[int, float] = {}
@@ -214,8 +219,9 @@ class Client:
         if len(payload) > MAX_IMAGE_MESSAGE_BYTES - 1024:
             raise InputError(f"image: expected at most {MAX_IMAGE_MESSAGE_BYTES - 1024} bytes, found {len(payload)}")
         number = self._take_number()
-        self._send(Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=self._run_id, frame_id=number))
+        # Before sending: a client that is preempted behind it would count too little.
         self._sent_s[number] = time.perf_counter()
+        self._send(Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=self._run_id, frame_id=number))
         return number
 
     def _ask(self, control: Control) -> ControlReply:

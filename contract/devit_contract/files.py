@@ -160,6 +160,8 @@ def read_tensors(path: Path, hint: str) -> tuple[Tensors, dict[str, str]]:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as err:
         raise ManifestError(f"{path}: not a safetensors file ({err}): {hint}") from err
+    except KeyError as err:  # a type that numpy does not have
+        raise ManifestError(f"{path}: expected number types of numpy, found {err}: {hint}") from err
     return tensors, metadata
 
 
@@ -179,7 +181,7 @@ def _read(path: Path, hint: str) -> bytes:
 def _decode_json(path: Path, hint: str) -> Any:  # noqa: ANN401 - raw JSON has no narrower type
     try:
         return msgspec.json.decode(_read(path, hint))
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ManifestError(f"{path}: not a JSON file ({err}): {hint}") from err
 
 

@@ -120,7 +120,7 @@ def load_fleet(path: Path) -> Fleet:
     _check_numbers(path, fleet)
     names = [device.name for device in fleet.device] + [client.name for client in fleet.client]
     for name in names:
-        check_name(name)
+        check_name(name, f"{path}: name")
     _refuse_twins(path, "name", names)
     _refuse_twins(path, "submodel", [str(device.submodel) for device in fleet.device])
     for node in fleet.node:
@@ -150,7 +150,7 @@ def load_agent_config(path: Path) -> AgentConfig:
         ManifestError: The format is broken.
     """
     config = read_toml(path, AgentConfig, schema=SCHEMA, hint=_AGENT_HINT)
-    check_name(config.name)
+    check_name(config.name, f"{path}: name")
     parse_endpoint(config.node, str(path))
     if bool(config.node_public_key) != bool(config.secret_key):
         raise InputError(f"{path}: expected node_public_key and secret_key together, found one of them")

@@ -124,6 +124,8 @@ class FusionHead:
             )
         except KeyError as err:
             raise ManifestError(f"{path}: expected a tensor {err}, found {sorted(tensors)}: {_HINT}") from err
+        except ManifestError as err:
+            raise ManifestError(f"{path}: {err}") from err
 
 
 class Fusion:

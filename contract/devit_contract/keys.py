@@ -7,10 +7,12 @@ holds 40 characters of Z85 (https://rfc.zeromq.org/spec/32) and a line feed.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from devit_contract.errors import InputError
 from devit_contract.files import write_bytes
@@ -72,20 +74,30 @@ def check_key(text: bytes | str, where: str) -> bytes:
         InputError: It is not; the message never holds the text.
     """
     raw = text.encode("ascii", "replace") if isinstance(text, str) else text
-    if not _Z85_KEY.fullmatch(raw):
+    if not _Z85_KEY.fullmatch(raw) or not _is_number(raw):
         raise InputError(
-            f"{where}: expected a key of 40 Z85 characters, found {len(raw)}: make one with devit keys new"
+            f"{where}: expected a key of 40 Z85 characters, found other text of {len(raw)}: make one with devit keys new"
         )
     return raw
 
 
-def check_name(name: str) -> None:
-    """Check the name of a device or client.
+def _is_number(raw: bytes) -> bool:
+    """Tell whether every five characters stand for 32 bits: some, like ``#####``, stand for more."""
+    try:
+        z85.decode(raw)
+    except struct.error:
+        return False
+    return True
+
+
+def check_name(name: str, where: str = "name") -> None:
+    """Check the name of a device or client; ``where`` says in an error where it stands.
 
     Raises:
         InputError: It is not usable as host name, file name and metric label.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(
-            f"name {name!r}: expected at most 63 small letters, digits, '-', '_' or '.', a letter or digit first"
+            f"{where}: expected at most 63 small letters, digits, '-', '_' or '.', a letter or digit first, "
+            f"found {name!r}"
         )

@@ -73,6 +73,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"interpolation: expected nearest, bilinear or bicubic, found {self.interpolation!r}")
         if not (0 < self.height <= 4096 and 0 < self.width <= 4096):
             raise ValueError(f"height and width: expected 1 to 4096, found {self.height} x {self.width}")
+        if self.resize_to != 0 and not max(self.height, self.width) <= self.resize_to <= 8192:
+            raise ValueError(f"resize_to: expected 0, or from the crop's longer side to 8192, found {self.resize_to}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -182,5 +182,5 @@ def read_body(message: Message, kind: type[T]) -> T:
         raise WireError("body", f"{message.kind.name}: expected a body, found {message.dtype.name}")
     try:
         return msgspec.msgpack.decode(message.payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise WireError("body", f"{message.kind.name}: expected a {kind.__name__}: {err}") from err

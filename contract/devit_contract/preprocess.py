@@ -22,6 +22,8 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _MODES = {"gray": "L", "rgb": "RGB"}
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+"""Formats that may come from strangers: Pillow knows more, and starts Ghostscript for one of them (EPS)."""
 
 
 def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
@@ -45,11 +47,13 @@ def decode_image(content: bytes | memoryview, spec: Preprocess, where: str) -> n
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{where}: expected at most {MAX_PIXELS} pixels, found {image.width} x {image.height}")
-            return _fit(image.convert(_MODES[spec.colour]), spec)
+            warnings.simplefilter("ignore")  # of sizes: our own limit is lower; of damage: what matters is an error
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            scaled = _size_before_crop(image, spec)  # thousands of times larger for a picture one pixel wide
+            for width, height in (image.size, scaled):
+                if width * height > MAX_PIXELS:
+                    raise InputError(f"{where}: expected at most {MAX_PIXELS} pixels, found {width} x {height}")
+            return _fit(image.convert(_MODES[spec.colour]), scaled, spec)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         # Pillow raises SyntaxError and ValueError for some damaged files.
         reason = "no picture format that is known" if isinstance(err, UnidentifiedImageError) else str(err)
@@ -66,14 +70,18 @@ def check_image(image: npt.NDArray[np.uint8], spec: Preprocess) -> None:
         raise InputError(f"image: expected uint8 {spec.shape}, found {image.dtype} {image.shape}")
 
 
-def _fit(image: Image.Image, spec: Preprocess) -> npt.NDArray[np.uint8]:
-    if spec.resize_to:
-        scale = spec.resize_to / min(image.size)
-        image = _resize(image, (round(image.width * scale), round(image.height * scale)), spec)
-        left, top = (image.width - spec.width) // 2, (image.height - spec.height) // 2
-        image = image.crop((left, top, left + spec.width, top + spec.height))
-    elif image.size != (spec.width, spec.height):
-        image = _resize(image, (spec.width, spec.height), spec)
+def _size_before_crop(image: Image.Image, spec: Preprocess) -> tuple[int, int]:
+    if not spec.resize_to:
+        return spec.width, spec.height
+    scale = spec.resize_to / min(image.size)
+    return round(image.width * scale), round(image.height * scale)
+
+
+def _fit(image: Image.Image, scaled: tuple[int, int], spec: Preprocess) -> npt.NDArray[np.uint8]:
+    if image.size != scaled:
+        image = _resize(image, scaled, spec)
+    left, top = (image.width - spec.width) // 2, (image.height - spec.height) // 2
+    image = image.crop((left, top, left + spec.width, top + spec.height))
     return np.asarray(image, np.uint8).reshape(spec.shape)  # (H, W) -> (H, W, 1) for gray
 
 

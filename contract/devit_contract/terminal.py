@@ -35,9 +35,15 @@ def run(app: typer.Typer, name: str) -> NoReturn:
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
-    """Show stages as bars on stderr while the block runs; nothing where stderr is no terminal or ``quiet`` is set."""
-    if quiet or not sys.stderr.isatty():
+    """Show stages on stderr while the block runs: bars on a terminal, else a line for each that is done.
+
+    With ``quiet`` nothing is shown.
+    """
+    if quiet:
         yield no_progress
+        return
+    if not sys.stderr.isatty():
+        yield _line_per_stage()
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -76,6 +82,17 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
+
+
+def _line_per_stage() -> Progress:
+    said: set[str] = set()
+
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
+        if done >= total and stage not in said:
+            said.add(stage)
+            typer.echo(f"{stage}: done{', ' if note else ''}{note}", err=True)
+
+    return report
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -29,7 +29,8 @@ offset type  field             meaning
 92     u32   crc32             CRC-32 of the payload followed by bytes 0 to 91
 ====== ===== ================= ==============================================================================
 
-Payload by dtype: ``NONE`` has none; ``UINT8``, ``FLOAT16`` and ``FLOAT32`` are C-ordered arrays of shape ``dims``;
+Payload by dtype: ``NONE`` has none; ``UINT8``, ``FLOAT16`` and ``FLOAT32`` are C-ordered arrays of shape ``dims``,
+never empty;
 ``ENCODED`` is a picture file (JPEG, PNG) for the agent to decode; ``BODY`` is a msgpack struct of
 :mod:`devit_contract.messages`. Everything is checked before anything is allocated or copied; nothing is pickled.
 """
@@ -281,7 +282,7 @@ def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], pay
     count = 1
     for dim in dims[:ndim]:
         count *= dim  # Python integers: four u32 cannot overflow
-    if ndim == 0 or count * numpy_type.itemsize != payload_bytes:
+    if ndim == 0 or count == 0 or count * numpy_type.itemsize != payload_bytes:
         raise WireError(
             "dims", f"{kind.name}: expected {dims[:ndim]} {dtype.name} in {payload_bytes} payload bytes, which differ"
         )

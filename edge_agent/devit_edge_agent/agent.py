@@ -19,7 +19,7 @@ from devit_contract.keys import KeyPair
 from devit_contract.manifest import Preprocess
 from devit_contract.messages import Control, ControlReply, Description, Hello, Mark, Refused, Welcome, body, read_body
 from devit_contract.preprocess import check_image, decode_image
-from devit_contract.sockets import Monitor, connect_dealer, open_context
+from devit_contract.sockets import connect_dealer, open_context
 from devit_contract.wire import (
     MAX_IMAGE_MESSAGE_BYTES,
     Dtype,
@@ -93,15 +93,15 @@ class EdgeAgent:
         self._busy_ns = 0
         self._power = PowerFeed(config.tegrastats)
         self._opened = open_context()
-        self._socket = connect_dealer(
+        self._socket, self._monitor = connect_dealer(
             self._opened.__enter__(),
             config.node,
             name=config.name.encode(),
             keys=keys,
             node_key=config.node_public_key.encode() or None,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
+            events=_LINK_EVENTS,
         )
-        self._monitor = Monitor(self._socket, _LINK_EVENTS)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor.socket, zmq.POLLIN)
@@ -142,6 +142,7 @@ class EdgeAgent:
     def _watch_link(self) -> None:
         for event in self._monitor.read():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._retry_ns = None
                 self._send(
                     Message(
                         Kind.HELLO,
@@ -206,7 +207,7 @@ class EdgeAgent:
             return
         try:
             image = self._image(message)
-        except InputError:
+        except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
         decoded_ns = time.monotonic_ns()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -109,7 +109,7 @@ class DevicePort:
         self._manifest = manifest
         self._run_id = run_id
         self._has_keys = keys is not None
-        self._probes_ns: deque[int] = deque()
+        self._probes_ns: list[int] = []  # a heap
 
     def receive(self) -> Iterator[Event]:
         """Take what has come, without waiting."""
@@ -143,7 +143,7 @@ class DevicePort:
 
     def suspect(self) -> None:
         """Have the next :meth:`lost` try all links."""
-        self._probes_ns.appendleft(0)
+        heapq.heappush(self._probes_ns, 0)
 
     def lost(self, now_ns: int) -> list[Link]:
         """Find the links that are gone.
@@ -152,11 +152,12 @@ class DevicePort:
         dropped cannot be sent.
         """
         if self.monitor.read():
-            self._probes_ns.extend(now_ns + delay_ns for delay_ns in _PROBE_NS)
+            for delay_ns in _PROBE_NS:
+                heapq.heappush(self._probes_ns, now_ns + delay_ns)
         if not self._probes_ns or self._probes_ns[0] > now_ns:
             return []
         while self._probes_ns and self._probes_ns[0] <= now_ns:
-            self._probes_ns.popleft()
+            heapq.heappop(self._probes_ns)
         return [
             link
             for link in self._links.values()

@@ -24,6 +24,8 @@ from devit_fusion.sending import Sent
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""
+_AGENT_QUESTIONS = ("describe", "mark", "sample-start", "sample-stop")
+"""What agents reply to; anything else would stay open for ever."""
 _MAX_QUESTIONS = 256
 """Questions to agents that may be open at once."""
 
@@ -152,6 +154,9 @@ class FusionNode:
         link = self._links.get(control.device)
         if control.ask == "status":
             self._clients.reply(question, ControlReply(status=self._status()))
+        elif control.ask not in _AGENT_QUESTIONS:
+            known = ", ".join(("status", *_AGENT_QUESTIONS))
+            self._clients.reply(question, ControlReply(error=f"question {control.ask!r}: expected one of {known}"))
         elif link is None:
             known = ", ".join(self._links)
             self._clients.reply(question, ControlReply(error=f"device {control.device!r}: expected one of {known}"))

@@ -71,7 +71,9 @@ def demo(
     models: Annotated[
         Path | None, typer.Option(help="Export these trained models first, and take that bundle.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the profiler's runs.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the profiler's runs; with --serve for the cell.")] = Path(
+        "demo"
+    ),
     store: Annotated[Path | None, typer.Option(help="Engine store (default: ~/.cache/devit/engines).")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Bring the cell up, print its addresses, stay.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -95,7 +97,7 @@ def demo(
             typer.echo("bundle: the one shipped with this package (make demo-full exports it anew)", err=True)
             bundle = SHIPPED / "bundle"
         if serve:
-            with demo_cell(bundle, progress, store) as cell:
+            with demo_cell(bundle, out / "cell", progress, store) as cell:
                 _serve(cell)
             return
         figures = run_demo(bundle, out, progress, store)

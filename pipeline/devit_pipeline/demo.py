@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,7 +20,7 @@ import numpy.typing as npt
 
 from devit_contract.client import Answer, Client
 from devit_contract.errors import InputError
-from devit_contract.files import read_tensors
+from devit_contract.files import check_replaceable, read_tensors
 from devit_contract.head import mask_of
 from devit_contract.manifest import Bundle
 from devit_contract.messages import NodeStatus
@@ -89,14 +92,22 @@ class _Round:
 
 
 @contextmanager
-def demo_cell(bundle: Path, progress: Progress, store: Path | None = None) -> Iterator[LocalCell]:
+def demo_cell(bundle: Path, folder: Path, progress: Progress, store: Path | None = None) -> Iterator[LocalCell]:
     """Build this machine's engines and bring a cell up: one agent a submodel, on simulated boards.
 
-    Keys and configurations lie in a temporary folder that goes when the block ends.
+    Args:
+        bundle: The bundle to serve.
+        folder: For fleet file, keys and logs; it is removed when the block ends.
+        progress: Told of every stage.
+        store: Engine store; ``None`` is the user's default.
+
+    Raises:
+        InputError: The folder holds something else, or another demo is running in it.
     """
-    _build(Bundle(bundle), Store(store), progress)
-    with _cell(bundle, store, progress) as cell:
-        yield cell
+    with _claimed(folder):
+        _build(Bundle(bundle), Store(store), progress)
+        with _cell(bundle, folder, store, progress) as cell:
+            yield cell
 
 
 def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | None = None) -> Figures:
@@ -116,7 +127,8 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     images, labels = test_images(bundle)
     built = _build(bundle, Store(store), progress)
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
-    with _cell(bundle_folder, store, progress) as cell, cell.client() as client:
+    temporary = tempfile.TemporaryDirectory(prefix="devit-demo-")
+    with temporary as folder, _cell(bundle_folder, Path(folder), store, progress) as cell, cell.client() as client:
         before = client.status()
         full = _round(client, images, progress, "full cell")
         after = client.status()
@@ -167,21 +179,43 @@ def _teacher_accuracy(
 
 
 @contextmanager
-def _cell(bundle: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
+def _claimed(folder: Path) -> Iterator[None]:
+    """Empty a folder, keep others out of it, remove it."""
+    check_replaceable(folder, "fleet.toml")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as err:
+        raise InputError(f"{folder}: cannot be written: {err.strerror}") from err
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as err:
+        os.close(lock)
+        raise InputError(f"{folder}: another demo is running there: stop it, or choose another --out") from err
+    try:
+        for name in ("keys", "logs", "board"):
+            shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
     count = len(Bundle(bundle).manifest.submodels)
-    with tempfile.TemporaryDirectory(prefix="devit-demo-") as folder:
-        root = Path(folder) / "board"
-        (root / "proc/device-tree").mkdir(parents=True)
-        (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
-        simulator = (sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano", "--seed")
-        devices = [
-            LocalDevice(f"jetson{index + 1}", index, tegrastats=(*simulator, str(index)), root=str(root))
-            for index in range(count)
-        ]
-        progress("start", 0, 1, f"1 node, {count} agents")
-        with LocalCell(bundle, Path(folder) / "cell", devices, store=store) as cell:
-            progress("start", 1, 1, f"1 node, {count} agents")
-            yield cell
+    root = folder / "board"
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
+    simulator = (sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano", "--seed")
+    devices = [
+        LocalDevice(f"jetson{index + 1}", index, tegrastats=(*simulator, str(index)), root=str(root.absolute()))
+        for index in range(count)
+    ]
+    progress("start", 0, 1, f"1 node, {count} agents")
+    with LocalCell(bundle, folder, devices, store=store) as cell:
+        progress("start", 1, 1, f"1 node, {count} agents")
+        yield cell
 
 
 def _round(

@@ -185,16 +185,19 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
     typer.echo("feature at the node; of the cell, from request to answer.")
-    for flag in _flags(report):
-        typer.echo(f"note: {flag}")
+    for note in _notes(report):
+        typer.echo(f"note: {note}")
     typer.echo(f"report: {folder / HTML_FILE}")
 
 
-def _flags(report: Report) -> Iterable[str]:
+def _notes(report: Report) -> Iterable[str]:
+    without = {device.name for device in report.devices if device.not_measured}
     for device in report.devices:
         if device.not_measured:
             yield f"{device.name}: power not measured: {device.not_measured}"
     for scenario in report.scenarios:
         for energy in scenario.energies:
-            where = energy.device if scenario.cell is None else f"{energy.device}, {scenario.name}"
+            where = scenario.name if scenario.cell is None else f"{energy.device}, {scenario.name}"
+            if energy.not_measured and energy.device not in without:
+                yield f"{where}: energy not measured: {energy.not_measured}"
             yield from (f"{where}: {flag}" for flag in energy.flags)

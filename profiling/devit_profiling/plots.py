@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from devit_profiling.analysis import Power, rail_names
+from devit_profiling.power import Power, rail_names
 from devit_profiling.record import IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW, AnswerRow, Phase
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devit_contract.files import write_bytes, write_json
-from devit_profiling.analysis import DeviceEnergy, DeviceReport, Estimate, Report, analyse_recording, power_of
+from devit_profiling.analysis import DeviceReport, Report, analyse_recording
+from devit_profiling.joules import DeviceEnergy, Estimate
+from devit_profiling.power import power_of
 from devit_profiling.record import Recording, read_recording
 
 if TYPE_CHECKING:

@@ -229,10 +229,12 @@ class _Watch:
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = now_s + _STEP_S
-            self._progress(self._stage, min(now_s - self._start_s, self._planned_s), self._planned_s, phase)
+            # What takes longer than planned is not done before it is.
+            done_s = min(now_s - self._start_s, 0.99 * self._planned_s)
+            self._progress(self._stage, done_s, self._planned_s, phase)
 
     def finish(self) -> None:
-        self._progress(self._stage, self._planned_s, self._planned_s, "done")
+        self._progress(self._stage, self._planned_s, self._planned_s)
 
 
 _STEP_S = 0.25

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,44 +83,44 @@ def test_bytes_per_answer_are_those_of_the_messages(figures: dict[str, Any]) -> 
     assert figures["wire_bytes_per_answer"] == pytest.approx(4 * (96 + 784 + 96 + 4 * 96), rel=0.01)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+def wait_for_end(pidfd: int, deadline_s: float = 30) -> None:
+    """Wait until a process, child or not, has ended."""
+    ended, _, _ = select.select([pidfd], [], [], deadline_s)
+    os.close(pidfd)
+    assert ended, f"still running after {deadline_s} s"
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:
-    end_s = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end_s, f"{what}: not within {deadline_s} s"
-        os.sched_yield()
-
-
-def serve(store: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def serve(store: Path, out: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     child = subprocess.Popen(
-        [*DEVIT, "demo", "--serve", "--store", str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*DEVIT, "demo", "--serve", "--store", str(store), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     assert child.stderr is not None
     line = child.stdout.readline()
     assert line, child.stderr.read()
-    return child, json.loads(line)
+    addresses: dict[str, Any] = json.loads(line)
+    addresses["pidfds"] = [os.pidfd_open(pid) for pid in addresses["pids"].values()]
+    return child, addresses
 
 
-def finish(child: subprocess.Popen[str], addresses: dict[str, Any], deadline_s: float = 30) -> None:
+def finish(child: subprocess.Popen[str], addresses: dict[str, Any]) -> None:
+    """Wait until the demo and every process of its cell have ended."""
     try:
-        child.communicate(timeout=deadline_s)
-        for name, pid in addresses["pids"].items():
-            wait_until(lambda pid=pid: not is_alive(pid), f"{name} gone", deadline_s)  # type: ignore[misc]
+        child.communicate(timeout=30)
+        for pidfd in addresses["pidfds"]:
+            wait_for_end(pidfd)
     finally:
         child.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(store: Path, number: signal.Signals) -> None:
-    child, addresses = serve(store)
+def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(
+    store: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    child, addresses = serve(store, tmp_path)
     try:
         command = [*DEVIT, "classify", str(EXAMPLES / "images"), "--json"]
         options = ["--fleet", addresses["fleet"], "--key", addresses["client_key"]]
@@ -141,10 +140,26 @@ def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(store: Pat
     assert not Path(addresses["fleet"]).exists()
 
 
-def test_the_cell_ends_even_when_the_demo_is_killed_outright(store: Path) -> None:
-    child, addresses = serve(store)
+def test_the_cell_ends_even_when_the_demo_is_killed_outright(store: Path, tmp_path: Path) -> None:
+    child, addresses = serve(store, tmp_path)
     child.kill()
     finish(child, addresses)
+    again, addresses = serve(store, tmp_path)  # what it left in its folder is in nobody's way
+    again.send_signal(signal.SIGTERM)
+    finish(again, addresses)
+
+
+def test_two_demos_do_not_share_a_folder(store: Path, tmp_path: Path) -> None:
+    child, addresses = serve(store, tmp_path)
+    try:
+        command = [*DEVIT, "demo", "--serve", "--store", str(store), "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "another demo is running there" in done.stderr
+        assert Path(addresses["fleet"]).exists()
+    finally:
+        child.send_signal(signal.SIGTERM)
+        finish(child, addresses)
 
 
 def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, tmp_path: Path) -> None:
@@ -155,26 +170,24 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, 
         text=True,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
-    children: list[int] = []
-
-    def has_agents() -> bool:
-        assert child.poll() is None
-        children[:] = map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
-        return len(children) == 5
-
-    wait_until(has_agents, "node and four agents running")
+    assert child.stderr is not None
+    assert any(line.startswith("start: done") for line in child.stderr)
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    pidfds = [os.pidfd_open(int(pid)) for pid in children]
     child.send_signal(signal.SIGINT)
     try:
         child.communicate(timeout=30)
     finally:
         child.kill()
     assert child.returncode == 130
-    wait_until(lambda: not any(map(is_alive, children)), "children gone", 10)
+    assert len(pidfds) == 5
+    for pidfd in pidfds:
+        wait_for_end(pidfd, deadline_s=10)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("devit-demo")] == []
 
 
-def test_the_served_fleet_file_is_one_that_every_tool_reads(store: Path) -> None:
-    child, addresses = serve(store)
+def test_the_served_fleet_file_is_one_that_every_tool_reads(store: Path, tmp_path: Path) -> None:
+    child, addresses = serve(store, tmp_path)
     try:
         fleet = load_fleet(Path(addresses["fleet"]))
         assert [device.name for device in fleet.device] == ["jetson1", "jetson2", "jetson3", "jetson4"]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from devit_contract.client import Client
+from devit_contract.fleet import Device, Fleet, Node, Serving
+from devit_contract.manifest import Bundle
 from devit_contract.messages import Description, DeviceTiming, Mark
 from devit_contract.wire import State
+from devit_edge_agent.start import open_agent
+from devit_fusion.node import FusionNode
 from devit_profiling.boards import BOARDS
 from devit_profiling.record import (
     IDLE,
@@ -34,6 +45,7 @@ from devit_profiling.record import (
 from devit_profiling.simulator import SimulatedBoard
 from devit_profiling.tegrastats import StampedLine
 
+TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 ORIN_NANO_MODEL = "NVIDIA Jetson Orin Nano Developer Kit"
 STEP_MS = 100
 IDLE_S, WARM_UP_S, WINDOW_S = 10.0, 3.0, 10.0
@@ -214,3 +226,79 @@ def two_devices() -> FakeRun:
 def make_device() -> Callable[..., FakeDevice]:
     """Make further devices."""
     return FakeDevice
+
+
+@dataclass
+class LiveCell:
+    """A real node and two real agents in threads, on loopback; ``jetson2`` has no power sensor."""
+
+    fleet: Fleet
+    fleet_path: Path
+    pid_path: Path
+    """Holds the process id of ``jetson1``'s sampler."""
+
+    def client(self) -> Client:
+        """Connect to the node."""
+        return Client.of_fleet(self.fleet, None, timeout_s=20.0)
+
+
+@pytest.fixture(scope="session")
+def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
+    """Null engines, so that an answer takes about a millisecond."""
+    folder = tmp_path_factory.mktemp("cell")
+    pid_path = folder / "sampler.pid"
+    simulator = f"{sys.executable} -m devit_profiling.simulator --board orin-nano"
+    samplers = {"jetson1": ["/bin/sh", "-c", f'echo $$ > {pid_path}; exec {simulator} "$@"', "sampler"], "jetson2": []}
+    devices = tuple(Device(name, index) for index, name in enumerate(samplers))
+    free = Node("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+    fleet = Fleet(1, (free,), devices, Serving(deadline_ms=2000.0))
+    stop = threading.Event()
+    with FusionNode(Bundle(TINY), fleet, None) as node, ExitStack() as threads:
+        real = Node(_loopback(node.endpoint), _loopback(node.client_endpoint))
+        _run_thread(threads, stop, lambda: node.serve(stop.is_set))
+        for device in devices:
+            path = folder / f"{device.name}.toml"
+            path.write_text(
+                f'schema = 1\nname = "{device.name}"\nsubmodel = {device.submodel}\nnode = "{real.endpoint}"\n'
+                f'bundle = "{TINY}"\ntegrastats = {json.dumps(samplers[device.name])}\n'
+            )
+            ready = threading.Event()
+            _run_thread(threads, stop, partial(_serve_agent, path, ready, stop))
+            assert ready.wait(30.0)
+        open_fleet = msgspec.structs.replace(fleet, node=(real,))
+        yield LiveCell(open_fleet, _write_fleet(folder / "fleet.toml", open_fleet), pid_path)
+
+
+def _loopback(endpoint: str) -> str:
+    """Write the address plainly, whatever form the socket gives it."""
+    return f"tcp://127.0.0.1:{endpoint.rpartition(':')[2]}"
+
+
+def _run_thread(threads: ExitStack, stop: threading.Event, work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+
+    def end() -> None:
+        stop.set()
+        thread.join(20.0)
+        assert not thread.is_alive()
+
+    threads.callback(end)
+
+
+def _serve_agent(path: Path, ready: threading.Event, stop: threading.Event) -> None:
+    def report(text: str) -> None:
+        if text.startswith("ready"):
+            ready.set()
+
+    with open_agent(path, "null", report) as agent:
+        agent.serve(stop.is_set)
+
+
+def _write_fleet(path: Path, fleet: Fleet) -> Path:
+    node = fleet.node[0]
+    lines = ["schema = 1", "[[node]]", f'endpoint = "{node.endpoint}"', f'client_endpoint = "{node.client_endpoint}"']
+    for device in fleet.device:
+        lines += ["[[device]]", f'name = "{device.name}"', f"submodel = {device.submodel}"]
+    path.write_text("\n".join(lines) + "\n")
+    return path

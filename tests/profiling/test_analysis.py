@@ -14,7 +14,8 @@ import pytest
 
 from devit_contract.errors import DevitError, InputError, ManifestError
 from devit_contract.wire import State
-from devit_profiling.analysis import DeviceEnergy, Report, analyse, analyse_recording, estimate
+from devit_profiling.analysis import Report, analyse, analyse_recording
+from devit_profiling.joules import DeviceEnergy, estimate
 
 if TYPE_CHECKING:
     from conftest import FakeDevice, FakeRun

@@ -1,0 +1,173 @@
+"""Pictures become the same image everywhere, or a refusal that names the file."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from devit_contract.errors import InputError
+from devit_contract.manifest import Preprocess
+from devit_contract.preprocess import check_image, decode_image, load_image
+
+GRAY = Preprocess(height=28, width=28, colour="gray")
+RGB = Preprocess(height=24, width=32, colour="rgb")
+
+
+def picture(height: int, width: int, channels: int = 3) -> npt.NDArray[np.uint8]:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+def encoded(pixels: npt.NDArray[np.uint8], kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int, *, data: bytes = b"") -> bytes:
+    """A PNG of one bit a pixel that declares a size, whatever follows."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_a_gray_picture_of_the_right_size_comes_back_identical(tmp_path: Path) -> None:
+    pixels = picture(28, 28, 1)
+    (tmp_path / "p.png").write_bytes(encoded(pixels))
+    found = load_image(tmp_path / "p.png", GRAY)
+    np.testing.assert_array_equal(found, pixels[..., np.newaxis])
+    check_image(found, GRAY)
+
+
+def test_a_colour_picture_of_the_right_size_comes_back_identical() -> None:
+    np.testing.assert_array_equal(decode_image(encoded(picture(24, 32)), RGB, "p"), picture(24, 32))
+
+
+def test_gray_and_colour_are_made_of_each_other() -> None:
+    gray = picture(24, 32, 1)
+    np.testing.assert_array_equal(decode_image(encoded(gray), RGB, "p"), np.repeat(gray[..., np.newaxis], 3, axis=2))
+    white = np.full((28, 28, 3), 255, np.uint8)
+    assert (decode_image(encoded(white), GRAY, "p") == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])
+def test_every_format_that_commands_list_is_read(kind: str) -> None:
+    assert decode_image(encoded(picture(40, 50), kind), RGB, "p").shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_shrinking_with_antialias_averages_and_without_it_samples(interpolation: str) -> None:
+    """A board of single pixels shrunk fourfold is plain gray only where every pixel counts."""
+    board = (np.indices((112, 112)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    spec = Preprocess(height=28, width=28, colour="gray", interpolation=interpolation)
+    smooth = decode_image(encoded(board), spec, "p")
+    plain = Preprocess(height=28, width=28, colour="gray", interpolation=interpolation, antialias=False)
+    sampled = decode_image(encoded(board), plain, "p")
+    assert smooth.shape == sampled.shape == (28, 28, 1)
+    if interpolation == "nearest":
+        assert set(np.unique(sampled)) <= {0, 255}
+    else:
+        assert np.abs(smooth.astype(int) - 127).max() <= 3
+    if interpolation == "bicubic":
+        assert (smooth != sampled).any()
+
+
+def test_the_crop_is_the_middle_of_the_shorter_side_scaled() -> None:
+    """48 x 96 with the shorter side at 24 is 24 x 48, of which the middle 24 x 32 stay: columns 16 to 79."""
+    columns = np.repeat(np.arange(96, dtype=np.uint8)[np.newaxis] * 2, 48, axis=0)
+    spec = Preprocess(height=24, width=32, colour="gray", resize_to=32)
+    wide = decode_image(encoded(columns), spec, "p")[..., 0]
+    assert wide.shape == (24, 32)
+    # Scaled to 32 x 64: one column is 1.5 old ones, the crop starts at column 16, which is old column 24.
+    np.testing.assert_allclose(wide[12], (24.25 + 1.5 * np.arange(32)) * 2, atol=1.5)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_scaling_keeps_a_gradient_in_place(interpolation: str, antialias: bool) -> None:
+    """A half-pixel shift between training and serving would cost accuracy that nobody finds again."""
+    gradient = np.repeat(np.arange(112, dtype=np.uint8)[np.newaxis], 112, axis=0)
+    spec = Preprocess(height=28, width=28, colour="gray", interpolation=interpolation, antialias=antialias)
+    found = decode_image(encoded(gradient), spec, "p")[14, 2:-2, 0].astype(float)
+    np.testing.assert_allclose(found, 4.0 * np.arange(2, 26) + 1.5, atol=1.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no picture format that is known"),
+        (b"just some text\n", "no picture format that is known"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "no picture format that is known"),
+        (encoded(picture(28, 28))[:200], "truncated"),
+        (encoded(picture(28, 28), "JPEG")[:-100], "truncated"),
+        (png_header(28, 28, data=b"nonsense"), ""),
+        (png_header(100_000, 100_000), "pixels"),
+        (png_header(9_000, 8_000), "expected at most 64000000 pixels, found 9000 x 8000"),
+    ],
+    ids=["empty", "text", "eps", "png-cut", "jpeg-cut", "png-garbage", "bomb", "large"],
+)
+def test_what_cannot_be_decoded_is_refused_in_one_line_that_names_it(tmp_path: Path, content: bytes, said: str) -> None:
+    """EPS is a format that Pillow hands to Ghostscript: bytes from strangers must not get there."""
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_image(path, GRAY)
+    assert str(error.value).startswith(f"{path}: expected ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.png: cannot be read: No such file"):
+        load_image(tmp_path / "absent.png", GRAY)
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
+    """Sixty megabytes of zero bits compress to nothing; decoding and scaling them would take seconds and gigabytes."""
+    start_s = time.monotonic()
+    for width, height in ((8_000, 8_001), (1, 60_000_000)):
+        spec = Preprocess(height=28, width=28, colour="gray", resize_to=32)
+        with pytest.raises(InputError, match="expected at most 64000000 pixels"):
+            decode_image(png_header(width, height), spec, "p")
+    assert time.monotonic() - start_s < 1.0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "WEBP"]),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, 2000),
+)
+def test_a_damaged_picture_is_an_image_or_a_refusal_never_a_crash(
+    kind: str, changes: list[tuple[int, int]], cut: int
+) -> None:
+    """Agents decode what clients send; one bad picture must not end them all."""
+    content = bytearray(encoded(picture(20, 24), kind))
+    for position, value in changes:
+        content[position % len(content)] = value
+    for candidate in (content, content[:cut]):
+        for spec in (GRAY, Preprocess(height=24, width=32, colour="rgb", resize_to=32)):
+            with suppress(InputError):
+                check_image(decode_image(bytes(candidate), spec, "p"), spec)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((28, 28, 3), np.uint8), np.zeros((28, 28), np.uint8), np.zeros((28, 28, 1), np.float32)]
+)
+def test_an_image_that_the_graph_does_not_take_is_refused(image: npt.NDArray[np.uint8]) -> None:
+    with pytest.raises(InputError, match=r"expected uint8 \(28, 28, 1\), found"):
+        check_image(image, GRAY)
