@@ -76,7 +76,8 @@ def check_key(text: bytes | str, where: str) -> bytes:
     raw = text.encode("ascii", "replace") if isinstance(text, str) else text
     if not _Z85_KEY.fullmatch(raw) or not _is_number(raw):
         raise InputError(
-            f"{where}: expected a key of 40 Z85 characters, found other text of {len(raw)}: make one with devit keys new"
+            f"{where}: expected a key of 40 Z85 characters, found other text of {len(raw)}: "
+            "make one with devit keys new"
         )
     return raw
 

@@ -17,17 +17,8 @@ from devit_profiling.answers import AnswerStats, answer_stats
 from devit_profiling.energy import rising
 from devit_profiling.joules import CellEnergy, DeviceEnergy, cell_energy, device_energy
 from devit_profiling.power import Power, power_of, rail_names
-from devit_profiling.record import (
-    LATENCY_FILE,
-    RUN_FILE,
-    WINDOW,
-    Plan,
-    Recording,
-    Scenario,
-    log_name,
-    read_recording,
-    stamps_name,
-)
+from devit_profiling.record import WINDOW, Plan, Recording, Scenario
+from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
 
 SCHEMA = 1
 GAIN_ERROR_PERCENT = 5.0

@@ -1,44 +1,24 @@
-"""A run's folder: the raw files of one measurement, written whole and read back strictly.
-
-============================ =================================================================================
-file                         content
-============================ =================================================================================
-``run.json``                 what was measured and how: :class:`Run`
-``DEVICE.tegrastats.log``    a device's sampler lines, verbatim
-``DEVICE.stamps.csv``        number of each of these lines, and its arrival on the device's monotonic clock
-``latency.csv``              one row an answer, with what each device of the cell cost in it
-============================ =================================================================================
-
-Every figure of a report comes from these files, so a report can be made again at any time.
-"""
+"""What a run is made of: its plan, phases and marks, and the raw data that were gathered in them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-from devit_contract.errors import InputError, ManifestError
-from devit_contract.files import new_folder, read_json, write_bytes, write_json
-from devit_contract.keys import check_name
+from devit_contract.errors import InputError
 from devit_contract.messages import Description, DeviceTiming, Mark, NodeStatus
 from devit_contract.wire import State
 from devit_profiling.tegrastats import StampedLine
 
 SCHEMA = 1
-RUN_FILE = "run.json"
-LATENCY_FILE = "latency.csv"
 TOGETHER = "together"
 """Name of the scenario in which the whole cell is asked."""
 IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "warm-up", "window"
 """Kinds of phases."""
 OUTSIDE = 0
 """Window number of answers outside all windows: warm-up, and what was under way at the end."""
-_HINT = "measure again with profile --devices"
 _KINDS = (IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW)
 
 
@@ -226,174 +206,3 @@ class Recording:
     lines: Mapping[str, tuple[StampedLine, ...]]
     """By device name; empty where nothing was sampled."""
     answers: tuple[AnswerRow, ...]
-
-
-def log_name(device: str) -> str:
-    """Name a device's log file."""
-    return f"{device}.tegrastats.log"
-
-
-def stamps_name(device: str) -> str:
-    """Name the file with the arrival of a device's lines."""
-    return f"{device}.stamps.csv"
-
-
-def write_recording(folder: Path, recording: Recording) -> None:
-    """Write all raw files; the folder appears whole or not at all.
-
-    Raises:
-        InputError: The folder cannot be written.
-    """
-    with new_folder(folder) as draft:
-        for device in recording.run.devices:
-            lines = recording.lines[device.name]
-            write_bytes(draft / log_name(device.name), "".join(f"{line.text}\n" for line in lines).encode())
-            stamps = ((number, line.monotonic_ns) for number, line in enumerate(lines, 1))
-            write_bytes(draft / stamps_name(device.name), _csv(_STAMP_HEADER, stamps))
-        names = recording.run.names_by_submodel()
-        rows = (_row_cells(row, names) for row in recording.answers)
-        write_bytes(draft / LATENCY_FILE, _csv(_latency_header(names), rows))
-        write_json(draft / RUN_FILE, recording.run)
-
-
-def read_recording(folder: Path) -> Recording:
-    """Read all raw files.
-
-    Raises:
-        InputError: A file is missing.
-        ManifestError: A file breaks its format; the message names it and the line or field.
-    """
-    path = folder / RUN_FILE
-    run = read_json(path, Run, schema=SCHEMA, hint=_HINT)
-    _check_run(path, run)
-    lines = {device.name: _read_lines(folder, device.name) for device in run.devices}
-    return Recording(run, lines, _read_answers(folder / LATENCY_FILE, run.names_by_submodel()))
-
-
-_STAMP_HEADER = ("line", "monotonic_ns")
-_ANSWER_HEADER = ("scenario", "window", "state", "mask", "latency_ms", "wait_us", "collect_us", "fuse_us", "missing")
-_TIMES = ("network_us", "queue_us", "decode_us", "inference_us", "arrival_us")
-
-
-def _check_run(path: Path, run: Run) -> None:
-    for device in run.devices:
-        check_name(device.name)  # it names files
-    devices = {device.name for device in run.devices}
-    scenarios = {scenario.name for scenario in run.scenarios}
-    if not devices or not scenarios:
-        raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
-    for number, phase in enumerate(run.phases):
-        for edge in (phase.start, phase.end):
-            if missing := devices - edge.marks.keys():
-                raise ManifestError(
-                    f"{path}: phases[{number}]: expected a mark of {', '.join(sorted(missing))}: {_HINT}"
-                )
-        if phase.scenario not in scenarios:
-            raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")
-
-
-def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
-    path = folder / stamps_name(device)
-    texts = _read_text(folder / log_name(device)).split("\n")[:-1]
-    stamps = []
-    for number, cells in _rows(path, _STAMP_HEADER):
-        with _Line(path, number):
-            stamps.append(int(cells[1]))
-    if len(texts) != len(stamps):
-        raise ManifestError(
-            f"{folder / log_name(device)}: expected {len(stamps)} lines, as many as {path.name} has, "
-            f"found {len(texts)}: {_HINT}"
-        )
-    return tuple(StampedLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
-
-
-def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:
-    answers = []
-    for number, cells in _rows(path, _latency_header(names)):
-        with _Line(path, number):
-            answers.append(_answer_row(cells, names))
-    return tuple(answers)
-
-
-def _latency_header(names: Mapping[int, str]) -> tuple[str, ...]:
-    return (*_ANSWER_HEADER, *(f"{names[index]}.{time}" for index in sorted(names) for time in _TIMES))
-
-
-def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
-    yield from (row.scenario, row.window, row.state.name.lower(), row.mask, f"{row.latency_ms:.3f}")
-    yield from (row.wait_us, row.collect_us, row.fuse_us)
-    yield ";".join(f"{index}={why}" for index, why in sorted(row.missing.items()))
-    timings = {timing.device: timing for timing in row.devices}
-    for index in sorted(names):
-        timing = timings.get(index)
-        yield from ("",) * len(_TIMES) if timing is None else (getattr(timing, time) for time in _TIMES)
-
-
-def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
-    pairs = (part.partition("=") for part in cells[8].split(";") if part)
-    devices = []
-    for place, index in enumerate(sorted(names)):
-        first = len(_ANSWER_HEADER) + place * len(_TIMES)
-        times = cells[first : first + len(_TIMES)]
-        if any(times):
-            devices.append(DeviceTiming(index, *(int(time) for time in times)))
-    return AnswerRow(
-        scenario=cells[0],
-        window=int(cells[1]),
-        state=State[cells[2].upper()],
-        mask=int(cells[3]),
-        latency_ms=float(cells[4]),
-        wait_us=int(cells[5]),
-        collect_us=int(cells[6]),
-        fuse_us=int(cells[7]),
-        missing={int(index): why for index, _, why in pairs},
-        devices=tuple(devices),
-    )
-
-
-def _csv(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _rows(path: Path, header: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
-    """Give the rows behind the header with their line numbers."""
-    reader = csv.reader(io.StringIO(_read_text(path)))
-    try:
-        for number, cells in enumerate(reader, 1):
-            if number == 1 and tuple(cells) != tuple(header):
-                raise ManifestError(
-                    f"{path}: expected the columns {','.join(header)}, found {','.join(cells)}: {_HINT}"
-                )
-            if len(cells) != len(header):
-                raise ManifestError(f"{path}: line {number}: expected {len(header)} cells, found {len(cells)}: {_HINT}")
-            if number > 1:
-                yield number, cells
-    except csv.Error as err:
-        raise ManifestError(f"{path}: not a CSV file ({err}): {_HINT}") from err
-
-
-class _Line:
-    """Adds file and line to what a cell's conversion raises."""
-
-    def __init__(self, path: Path, number: int) -> None:
-        self._where = f"{path}: line {number}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, ValueError)):
-            raise ManifestError(f"{self._where}: expected numbers and a known state, found {error}: {_HINT}") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): {_HINT}") from err
-    except UnicodeDecodeError as err:
-        raise ManifestError(f"{path}: expected UTF-8 text, found {err}: {_HINT}") from err

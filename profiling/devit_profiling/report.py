@@ -11,7 +11,8 @@ from devit_contract.files import write_bytes, write_json
 from devit_profiling.analysis import DeviceReport, Report, analyse_recording
 from devit_profiling.joules import DeviceEnergy, Estimate
 from devit_profiling.power import power_of
-from devit_profiling.record import Recording, read_recording
+from devit_profiling.record import Recording
+from devit_profiling.run_folder import read_recording
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -39,8 +39,8 @@ from devit_profiling.record import (
     Recording,
     Run,
     Scenario,
-    write_recording,
 )
+from devit_profiling.run_folder import write_recording
 from devit_profiling.tegrastats import StampedLine
 
 __all__ = ["QUICK", "Measurement", "Plan", "run_profile"]

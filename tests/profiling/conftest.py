@@ -40,8 +40,8 @@ from devit_profiling.record import (
     Recording,
     Run,
     Scenario,
-    write_recording,
 )
+from devit_profiling.run_folder import write_recording
 from devit_profiling.simulator import SimulatedBoard
 from devit_profiling.tegrastats import StampedLine
 

@@ -18,8 +18,9 @@ from devit_contract.wire import State
 from devit_profiling.analysis import analyse
 from devit_profiling.cli import profile_cell
 from devit_profiling.pictures import random_pictures
-from devit_profiling.record import QUICK, Plan, Recording, read_recording, write_recording
+from devit_profiling.record import QUICK, Plan, Recording
 from devit_profiling.run import run_profile
+from devit_profiling.run_folder import read_recording, write_recording
 
 if TYPE_CHECKING:
     from conftest import LiveCell
