@@ -50,6 +50,7 @@ class LocalCell:
         deadline_ms: float = 1000.0,
         k_min: int = 1,
         credit: int = 2,
+        queue: int = 64,
     ) -> None:
         """Describe the cell; nothing is written or started yet.
 
@@ -61,12 +62,13 @@ class LocalCell:
             deadline_ms: From a frame's dispatch to its end.
             k_min: Fewest features an answer is given on.
             credit: Frames in flight per device.
+            queue: Requests that may wait.
         """
         self.bundle = bundle.absolute()
         self.folder = folder.absolute()
         self.devices = {device.name: device for device in devices}
         self.store = store
-        self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {k_min}\ncredit = {credit}\n"
+        self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {k_min}\ncredit = {credit}\nqueue = {queue}\n"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keys: dict[str, KeyPair] = {}
         self.fleet_path = self.folder / "fleet.toml"
@@ -81,9 +83,7 @@ class LocalCell:
         try:
             self._keys = {name: new_keys(self.folder / "keys", name) for name in ("node", "client", *self.devices)}
             self._write_fleet("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
-            command = ["--bundle", str(self.bundle), "--fleet", str(self.fleet_path)]
-            self._start("node", "devit_fusion.cli", [*command, "--key", str(self.folder / "keys/node.key_secret")])
-            ready = self._wait_ready("node", time.monotonic() + _START_DEADLINE_S)
+            ready = self.start_node()
             self._write_fleet(str(ready["endpoint"]), str(ready["client_endpoint"]))
             for device in self.devices.values():
                 self._write_agent(device, str(ready["endpoint"]))
@@ -137,6 +137,12 @@ class LocalCell:
         child.kill()
         child.wait()
         _close_pipes(child)
+
+    def start_node(self) -> dict[str, object]:
+        """Start the node, the first time on free ports and after a :meth:`kill` on the same ones."""
+        command = ["--bundle", str(self.bundle), "--fleet", str(self.fleet_path)]
+        self._start("node", "devit_fusion.cli", [*command, "--key", str(self.folder / "keys/node.key_secret")])
+        return self._wait_ready("node", time.monotonic() + _START_DEADLINE_S)
 
     def start_agents(self, names: Sequence[str]) -> None:
         """Start agents and wait until the node has accepted each."""

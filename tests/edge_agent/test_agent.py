@@ -1,0 +1,305 @@
+"""The agent as a process of its own, against a node that the test speaks by hand, or against a real one."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from devit_contract.manifest import Bundle
+from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, Welcome, body, read_body
+from devit_contract.sockets import device_router, open_context
+from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload, pack, unpack
+from devit_engines.build import build_engines
+from devit_engines.store import Store
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
+AGENT = [sys.executable, "-c", "from devit_edge_agent.cli import main; main()"]
+RUN_ID = 77
+
+
+class HandMadeNode:
+    """The node's side of the wire, message by message, without keys on loopback."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.folder = folder
+        self.store = store
+        self._opened = open_context()
+        self.socket, self.endpoint = device_router(self._opened.__enter__(), "tcp://127.0.0.1:0", None)
+        self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        self.child: subprocess.Popen[str] | None = None
+
+    def start(self, *options: str, config: str = "", bundle: Path = TINY) -> subprocess.Popen[str]:
+        """Start the agent as ``jetson1`` with submodel 0."""
+        path = self.folder / "agent.toml"
+        path.write_text(
+            f'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "{self.endpoint}"\n'
+            f'bundle = "{bundle}"\nstore = "{self.store}"\n{config or "tegrastats = []"}\n'
+        )
+        self.child = subprocess.Popen(
+            [*AGENT, "--config", str(path), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self.child
+
+    def receive(self, *kinds: Kind) -> Message:
+        """Take the next message of some kinds."""
+        while True:
+            _, data = self.socket.recv_multipart()
+            message = unpack(data)
+            if message.kind in kinds:
+                return message
+
+    def send(self, message: Message) -> None:
+        self.socket.send_multipart([b"jetson1", pack(message)])
+
+    def welcome(self) -> Message:
+        """Accept the agent, and give its HELLO."""
+        hello = self.receive(Kind.HELLO)
+        self.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
+        return hello
+
+    def frame(self, image: np.ndarray | bytes, number: int = 1, deadline_us: int = 0) -> Message:  # type: ignore[type-arg]
+        dtype, dims, payload = (Dtype.ENCODED, (), image) if isinstance(image, bytes) else array_payload(image)
+        return Message(
+            Kind.FRAME, dtype, dims, payload, run_id=RUN_ID, frame_id=number, dispatch_ns=5, deadline_us=deadline_us
+        )
+
+    def ask(self, control: Control) -> ControlReply:
+        self.send(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=RUN_ID, frame_id=9))
+        return read_body(self.receive(Kind.CONTROL), ControlReply)
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.kill()
+            self.child.communicate()
+        self._opened.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return Bundle(TINY)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    build_engines(bundle, Store(folder))
+    return folder
+
+
+@pytest.fixture
+def node(tmp_path: Path, store: Path) -> Iterator[HandMadeNode]:
+    made = HandMadeNode(tmp_path, store)
+    yield made
+    made.close()
+
+
+def test_an_agent_introduces_itself_and_says_ready_only_when_it_is_accepted(node: HandMadeNode, bundle: Bundle) -> None:
+    child = node.start()
+    assert child.stdout is not None
+    hello = node.receive(Kind.HELLO)
+    assert select.select([child.stdout], [], [], 0)[0] == []
+    content = read_body(hello, Hello)
+    assert (content.name, content.submodel, content.feature_dim) == ("jetson1", 0, 6)
+    assert content.model_sha256 == bundle.manifest.file("submodel", device=0, rung="fp32").sha256
+    assert hello.boot_id != 0
+    assert hello.engine_revision != 0
+    node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
+    assert json.loads(child.stdout.readline())["ready"] is True
+
+
+def test_a_feature_is_the_golden_one_and_tells_what_it_cost(node: HandMadeNode, bundle: Bundle) -> None:
+    golden = bundle.golden()
+    node.start()
+    hello = node.welcome()
+    node.send(node.frame(golden["images"][3], number=42))
+    feature = node.receive(Kind.FEATURE)
+    np.testing.assert_allclose(feature.array(), golden["features.0"][3], atol=1e-5)
+    assert (feature.frame_id, feature.run_id, feature.dispatch_ns) == (42, RUN_ID, 5)
+    assert (feature.boot_id, feature.engine_revision) == (hello.boot_id, hello.engine_revision)
+    assert feature.inference_us > 0
+
+
+def test_work_whose_deadline_has_passed_is_skipped_before_the_engine(node: HandMadeNode, bundle: Bundle) -> None:
+    """Three frames come at once for an engine of 100 ms, each with 50 ms: the first is worked on, the others not."""
+    image = bundle.golden()["images"][0]
+    node.start("--engine", "paced:100")
+    node.welcome()
+    for number in (1, 2, 3):
+        node.send(node.frame(image, number, deadline_us=50_000))
+    found = [node.receive(Kind.FEATURE, Kind.SKIP) for _ in range(3)]
+    ran = [message.frame_id for message in found if message.kind is Kind.FEATURE]
+    late = [message for message in found if message.kind is Kind.SKIP]
+    assert ran[0] == 1
+    assert late
+    assert {message.reason for message in late} == {Reason.EXPIRED}
+    assert node.ask(Control("mark")).mark.inferences == len(ran)  # type: ignore[union-attr]
+
+
+def test_what_cannot_be_worked_on_is_skipped_with_the_reason(node: HandMadeNode) -> None:
+    node.start("--engine", "null")
+    node.welcome()
+    node.send(node.frame(b"no picture"))
+    assert node.receive(Kind.SKIP).reason is Reason.DECODE
+    node.send(node.frame(np.zeros((5, 5, 1), np.uint8)))
+    assert node.receive(Kind.SKIP).reason is Reason.DECODE
+    node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=3))
+    assert node.receive(Kind.SKIP).reason is Reason.NO_SOURCE
+
+
+def test_frames_of_another_run_are_not_worked_on(node: HandMadeNode) -> None:
+    """A restarted node has a new run: what an old one had sent is nobody's any more."""
+    node.start("--engine", "null")
+    node.welcome()
+    image = np.zeros((6, 8, 1), np.uint8)
+    old = Message(Kind.FRAME, *array_payload(image), run_id=RUN_ID - 1, frame_id=1)
+    node.send(old)
+    node.send(node.frame(image, number=2))
+    assert node.receive(Kind.FEATURE, Kind.SKIP).frame_id == 2
+
+
+def test_a_refused_agent_ends_with_the_nodes_words(node: HandMadeNode) -> None:
+    child = node.start("--engine", "null")
+    node.receive(Kind.HELLO)
+    node.send(Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused("jetson1: expected another bundle"))))
+    _, words = child.communicate(timeout=20)
+    assert child.returncode == 1
+    assert words.splitlines()[-1].startswith("error: ")
+    assert "expected another bundle" in words.splitlines()[-1]
+
+
+def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_path: Path, store: Path) -> None:
+    made = HandMadeNode(tmp_path, tmp_path / "empty-store")
+    try:
+        _, words = made.start().communicate(timeout=30)
+        assert made.child is not None
+        assert made.child.returncode == 1
+        assert words.count("\n") == 1
+        assert "devit build" in words
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ('name = "Jetson 1"', "found 'Jetson 1'"),
+        ("schema = 2", "field schema: expected 1, found 2"),
+        ('sensor = "x"', "sensor"),
+        ('node = "tcp://10.0.0.2:7711"', "expected keys"),
+        ('bundle = "nowhere"', "nowhere/manifest.json"),
+    ],
+)
+def test_a_bad_configuration_is_one_line_and_exit_code_1(tmp_path: Path, change: str, complaint: str) -> None:
+    fields = {"schema": "1", "name": '"jetson1"', "submodel": "0", "node": '"tcp://127.0.0.1:1"', "bundle": f'"{TINY}"'}
+    key, _, value = change.partition(" = ")
+    path = tmp_path / "agent.toml"
+    path.write_text("\n".join(f"{name} = {text}" for name, text in (fields | {key: value}).items()))
+    done = subprocess.run([*AGENT, "--config", str(path)], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert complaint in done.stderr
+
+
+def test_sigterm_ends_an_agent_cleanly_and_soon(node: HandMadeNode) -> None:
+    child = node.start("--engine", "null")
+    node.welcome()
+    start_s = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=10)
+    assert child.returncode == 0
+    assert time.monotonic() - start_s < 5
+
+
+def test_frames_that_wait_when_an_agent_is_stopped_are_given_up_by_name(node: HandMadeNode) -> None:
+    child = node.start("--engine", "paced:300")
+    node.welcome()
+    image = np.zeros((6, 8, 1), np.uint8)
+    for number in (1, 2, 3):
+        node.send(node.frame(image, number))
+    first = node.receive(Kind.FEATURE)
+    child.send_signal(signal.SIGTERM)
+    rest = [node.receive(Kind.FEATURE, Kind.SKIP) for _ in range(2)]
+    assert first.frame_id == 1
+    assert rest[-1].reason is Reason.STOPPING
+    child.communicate(timeout=10)
+    assert child.returncode == 0
+
+
+def test_closing_its_standard_input_ends_an_agent_that_was_told_so(node: HandMadeNode) -> None:
+    child = node.start("--engine", "null", "--stop-with-stdin")
+    node.welcome()
+    assert child.stdin is not None
+    child.stdin.close()
+    child.stdin = None
+    child.wait(10)
+    assert child.returncode == 0
+
+
+def test_power_lines_come_with_the_devices_clock_and_stop_when_told(node: HandMadeNode) -> None:
+    command = json.dumps([sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano"])
+    node.start("--engine", "null", config=f"tegrastats = {command}")
+    node.welcome()
+    assert node.ask(Control("sample-start", interval_ms=100)).error == ""
+    before = node.ask(Control("mark")).mark
+    stamps: list[int] = []
+    while len(stamps) < 4:
+        telemetry = read_body(node.receive(Kind.TELEMETRY), Telemetry)
+        assert telemetry.device == "jetson1"
+        assert all("SIMULATED" in line.text for line in telemetry.lines)
+        stamps += [line.monotonic_ns for line in telemetry.lines]
+    after = node.ask(Control("mark")).mark
+    assert before is not None
+    assert after is not None
+    assert before.monotonic_ns < stamps[-1] < after.monotonic_ns
+    assert stamps == sorted(stamps)
+    assert node.ask(Control("sample-stop")).error == ""
+
+
+def test_a_sensor_that_dies_is_told_once_with_its_last_words(node: HandMadeNode) -> None:
+    command = json.dumps(["sh", "-c", "echo RAM no more; exit 3"])
+    node.start("--engine", "null", config=f"tegrastats = {command}")
+    node.welcome()
+    node.ask(Control("sample-start", interval_ms=100))
+    while not (telemetry := read_body(node.receive(Kind.TELEMETRY), Telemetry)).ended:
+        pass
+    assert "exit code 3" in telemetry.ended
+    assert "RAM no more" in telemetry.ended
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [("tegrastats = []", "expected a power sensor, found none"), ('tegrastats = ["no-such"]', "cannot be started")],
+)
+def test_a_device_without_a_sensor_says_so(node: HandMadeNode, config: str, complaint: str) -> None:
+    node.start("--engine", "null", config=config)
+    node.welcome()
+    assert complaint in node.ask(Control("sample-start", interval_ms=100)).error
+
+
+def test_an_unknown_question_is_answered_with_an_error(node: HandMadeNode) -> None:
+    node.start("--engine", "null")
+    node.welcome()
+    assert "unknown question 'sing'" in node.ask(Control("sing")).error
+
+
+def test_a_running_agent_has_mapped_no_training_library(node: HandMadeNode) -> None:
+    """What the process really holds, by the kernel's word."""
+    child = node.start()
+    node.welcome()
+    maps = Path(f"/proc/{child.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert not [name for name in ("torch", "onnxsim", "onnx_cpp") if f"/{name}" in maps]

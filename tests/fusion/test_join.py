@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devit_contract.messages import DeviceTiming
+from devit_contract.wire import State
+from devit_fusion.join import Frame, Join
+
+EVERYONE = 0b111
+FEATURE = np.ones(2, np.float32)
+
+
+def timing(device: int) -> DeviceTiming:
+    return DeviceTiming(device, 0, 0, 0, 0, 0)
+
+
+def opened(join: Join, *, now_ns: int = 0, awaited: tuple[int, ...] = (0, 1, 2)) -> Frame:
+    missing = {device: "absent" for device in range(3) if device not in awaited}
+    return join.open(EVERYONE, now_ns, now_ns + 100, set(awaited), missing)
+
+
+def test_a_frame_ends_full_with_its_last_feature() -> None:
+    join = Join()
+    frame = opened(join)
+    assert [join.add(frame.frame_id, device, FEATURE, timing(device)) for device in (2, 0)] == [None, None]
+    assert join.add(frame.frame_id, 1, FEATURE, timing(1)) is frame
+    assert frame.state(EVERYONE, k_min=3) is State.FULL
+    assert len(join) == 0
+
+
+def test_a_frame_ends_partial_when_the_rest_is_skipped_and_says_why() -> None:
+    join = Join()
+    frame = opened(join)
+    join.add(frame.frame_id, 0, FEATURE, timing(0))
+    join.skip(frame.frame_id, 1, "decode")
+    assert join.lose(2, "absent") == [frame]
+    assert frame.state(EVERYONE, k_min=1) is State.PARTIAL
+    assert (frame.mask, frame.missing) == (0b001, {1: "decode", 2: "absent"})
+
+
+def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
+    join = Join()
+    frame = opened(join, now_ns=50)
+    assert join.next_deadline_ns() == 150
+    assert join.expire(149) == []
+    assert join.expire(150) == [frame]
+    assert frame.missing == dict.fromkeys(range(3), "deadline")
+    assert join.next_deadline_ns() is None
+
+
+@pytest.mark.parametrize(
+    ("wished", "came", "k_min", "state"),
+    [
+        (0b111, (0, 1, 2), 3, State.FULL),
+        (0b111, (0, 1), 2, State.PARTIAL),
+        (0b111, (0, 1), 3, State.FAILED),
+        (0b111, (), 1, State.FAILED),
+        (0b010, (1,), 3, State.PARTIAL),  # only one was asked, so one is enough
+        (0b010, (), 3, State.FAILED),
+    ],
+)
+def test_the_state_follows_from_what_came_what_was_asked_and_k_min(
+    wished: int, came: tuple[int, ...], k_min: int, state: State
+) -> None:
+    frame = Frame(1, wished, 0, 100, set(), {}, features=dict.fromkeys(came, FEATURE))
+    assert frame.state(EVERYONE, k_min) is state
+
+
+def test_late_and_double_features_are_counted_and_never_used() -> None:
+    join = Join()
+    frame = opened(join, awaited=(0, 1))
+    other = np.full(2, 7, np.float32)
+    join.add(frame.frame_id, 0, FEATURE, timing(0))
+    assert join.add(frame.frame_id, 0, other, timing(0)) is None
+    join.expire(100)
+    assert join.add(frame.frame_id, 1, other, timing(1)) is None
+    assert join.add(frame.frame_id + 5, 1, other, timing(1)) is None
+    assert dict(join.unused) == {(0, "duplicate"): 1, (1, "late"): 2}
+    assert frame.features == {0: FEATURE} or np.array_equal(frame.features[0], FEATURE)
+    assert list(frame.features) == [0]
+
+
+def test_a_frame_that_waits_for_nobody_has_ended_already() -> None:
+    join = Join()
+    frame = opened(join, awaited=())
+    assert len(join) == 0
+    assert frame.state(EVERYONE, k_min=1) is State.FAILED
+
+
+steps = st.one_of(
+    st.tuples(st.just("open"), st.sets(st.integers(0, 2))),
+    st.tuples(st.just("add"), st.integers(1, 12), st.integers(0, 2)),
+    st.tuples(st.just("skip"), st.integers(1, 12), st.integers(0, 2)),
+    st.tuples(st.just("lose"), st.integers(0, 2)),
+    st.tuples(st.just("expire"), st.integers(1, 60)),
+)
+
+
+@given(st.lists(steps, max_size=60))
+def test_every_frame_ends_exactly_once_whatever_happens(script: list[tuple[Any, ...]]) -> None:
+    join = Join()
+    now_ns = 0
+    ended: list[Frame] = []
+    count = 0
+    for step in script:
+        match step:
+            case ("open", awaited):
+                frame = opened(join, now_ns=now_ns, awaited=tuple(awaited))
+                count += 1
+                ended += [] if awaited else [frame]
+            case ("add", frame_id, device):
+                ended += filter(None, [join.add(frame_id, device, FEATURE, timing(device))])
+            case ("skip", frame_id, device):
+                ended += filter(None, [join.skip(frame_id, device, "engine")])
+            case ("lose", device):
+                ended += join.lose(device, "absent")
+            case ("expire", by_ns):
+                now_ns += by_ns
+                ended += join.expire(now_ns)
+        assert len(join) + len(ended) == count
+    ended += join.expire(now_ns + 1000)
+    assert sorted(frame.frame_id for frame in ended) == list(range(1, count + 1))
+    for frame in ended:
+        assert set(frame.features) | set(frame.missing) == {0, 1, 2}
+        assert not set(frame.features) & set(frame.missing)

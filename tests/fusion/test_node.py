@@ -1,0 +1,312 @@
+"""A real node with real agents as processes, on real sockets, with faults made for real."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from devit_contract.client import Answer, Client
+from devit_contract.errors import InputError, LinkError
+from devit_contract.keys import load_keys, new_keys
+from devit_contract.manifest import Bundle
+from devit_contract.messages import Hello, body
+from devit_contract.sockets import connect_dealer, open_context
+from devit_contract.wire import Dtype, Kind, Message, State, array_payload, pack, unpack
+from devit_pipeline.local_cell import LocalCell
+
+MakeCell = Callable[..., LocalCell]
+
+DEADLINE_S = 30.0
+
+
+def states(client: Client) -> dict[str, str]:
+    return {device.name: device.state for device in client.status().devices}
+
+
+def ask_until(client: Client, picture: np.ndarray, wanted: Callable[[Answer], bool]) -> Answer:  # type: ignore[type-arg]
+    """Ask again and again until an answer is as wanted."""
+    end_s = time.monotonic() + DEADLINE_S
+    while True:
+        answer = client.classify(picture)
+        if wanted(answer):
+            return answer
+        assert time.monotonic() < end_s, answer
+
+
+def test_answers_are_the_golden_logits(make_cell: MakeCell, bundle: Bundle) -> None:
+    golden = bundle.golden()
+    with make_cell().client() as client:
+        answers = list(client.stream(golden["images"]))
+    assert {answer.state for answer in answers} == {State.FULL}
+    logits = np.array([answer.logits for answer in answers])
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+
+
+def test_a_subset_of_devices_can_be_asked(make_cell: MakeCell, bundle: Bundle) -> None:
+    with make_cell().client() as client:
+        answer = client.classify(bundle.golden()["images"][0], mask=0b10)
+    assert (answer.state, answer.mask, answer.missing) == (State.PARTIAL, 0b10, {0: "not asked"})
+
+
+def test_a_killed_agent_costs_no_answer_and_no_deadline(make_cell: MakeCell, bundle: Bundle) -> None:
+    """Every frame is answered, partial with the right mask, at no less than half the rate, and none waits."""
+    cell = make_cell(deadline_ms=20_000)
+    pictures = itertools.islice(itertools.cycle(bundle.golden()["images"]), 1500)
+    answers: list[Answer] = []
+    with cell.client() as client:
+        start_s = time.monotonic()
+        killed_s = start_s
+        for answer in client.stream(pictures):
+            answers.append(answer)
+            if len(answers) == 500:
+                killed_s = time.monotonic()
+                cell.kill("jetson2")
+        end_s = time.monotonic()
+    assert len(answers) == 1500
+    kinds = Counter((answer.state, answer.mask) for answer in answers)
+    assert set(kinds) == {(State.FULL, 0b11), (State.PARTIAL, 0b01)}
+    assert kinds[State.PARTIAL, 0b01] >= 950
+    assert {why for answer in answers[600:] for why in answer.missing.values()} == {"absent"}
+    assert max(answer.latency_s for answer in answers) < 10
+    assert 1000 / (end_s - killed_s) >= 0.5 * 500 / (killed_s - start_s)
+
+
+def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell()
+    picture = bundle.golden()["images"][0]
+    with cell.client() as client:
+        cell.kill("jetson1")
+        ask_until(client, picture, lambda answer: answer.mask == 0b10)
+        cell.start_agents(["jetson1"])
+        assert client.classify(picture).state is State.FULL
+
+
+def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_wakes(
+    make_cell: MakeCell, bundle: Bundle
+) -> None:
+    cell = make_cell(deadline_ms=300, credit=1)
+    picture = bundle.golden()["images"][0]
+    with cell.client() as client:
+        assert client.classify(picture).state is State.FULL
+        os.kill(cell.pid("jetson1"), signal.SIGSTOP)
+        try:
+            first, second = client.classify(picture), client.classify(picture)
+            assert (first.state, first.missing) == (State.PARTIAL, {0: "deadline"})
+            assert first.latency_s >= 0.29
+            assert second.missing in ({0: "stalled"}, {0: "absent"})
+            assert second.latency_s < 0.25
+        finally:
+            os.kill(cell.pid("jetson1"), signal.SIGCONT)
+        ask_until(client, picture, lambda answer: answer.state is State.FULL)
+
+
+def test_agents_come_back_to_a_node_that_was_restarted(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell()
+    cell.kill("node")
+    cell.start_node()
+    with cell.client() as client:
+        ask_until(client, bundle.golden()["images"][0], lambda answer: answer.state is State.FULL)
+
+
+def test_fewer_features_than_k_min_are_a_failed_frame_without_logits(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(k_min=2)
+    picture = bundle.golden()["images"][0]
+    with cell.client() as client:
+        cell.kill("jetson1")
+        answer = ask_until(client, picture, lambda answer: answer.mask == 0b10)
+    assert (answer.state, answer.logits) == (State.FAILED, None)
+    with pytest.raises(LinkError, match="device 0: absent"):
+        answer.probabilities()
+
+
+def test_requests_beyond_the_queue_are_refused_at_once_and_none_is_lost(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(engine="paced:20", queue=8, credit=1)
+    pictures = [bundle.golden()["images"][0]] * 60
+    with cell.client() as client:
+        answers = list(client.stream(pictures, in_flight=60))
+    counted = Counter(answer.state for answer in answers)
+    assert counted.total() == 60
+    assert counted[State.FAILED] > 0
+    assert counted[State.FULL] >= 9
+    shed = [answer for answer in answers if answer.state is State.FAILED]
+    assert {why for answer in shed for why in answer.missing.values()} == {"overload"}
+
+
+def test_an_image_of_the_wrong_shape_is_refused_in_one_line(make_cell: MakeCell) -> None:
+    with make_cell(engine="null").client() as client:
+        with pytest.raises(InputError, match=r"expected uint8 \(6, 8, 1\) or a picture file, found uint8 \(5, 5, 1\)"):
+            client.classify(np.zeros((5, 5, 1), np.uint8))
+        assert client.classify(np.zeros((6, 8, 1), np.uint8)).state is State.FULL
+
+
+def test_a_picture_file_that_no_agent_can_decode_is_a_failed_frame_that_says_so(make_cell: MakeCell) -> None:
+    with make_cell(engine="null").client() as client:
+        answer = client.classify(b"no picture")
+    assert (answer.state, answer.missing) == (State.FAILED, {0: "decode", 1: "decode"})
+
+
+def test_an_unknown_device_is_named_with_those_that_are_known(make_cell: MakeCell) -> None:
+    with (
+        make_cell(engine="null").client() as client,
+        pytest.raises(LinkError, match="expected one of jetson1, jetson2"),
+    ):
+        client.describe("jetson9")
+
+
+def test_a_client_whose_key_is_not_listed_is_refused(make_cell: MakeCell, tmp_path: Path) -> None:
+    cell = make_cell(engine="null")
+    stranger = new_keys(tmp_path / "stranger", "stranger")
+    with (
+        Client.of_fleet(cell.fleet, stranger, timeout_s=10) as client,
+        pytest.raises(LinkError, match="refuses the key"),
+    ):
+        client.status()
+
+
+class LyingAgent:
+    """A device with a valid key that speaks the wire by hand."""
+
+    def __init__(self, cell: LocalCell, bundle: Bundle, name: str = "jetson1", *, key_of: str = "jetson1") -> None:
+        self._opened = open_context()
+        node = cell.fleet.node[0]
+        self.boot_id = secrets.randbits(64)
+        self.run_id = 0
+        self.socket, self._monitor = connect_dealer(
+            self._opened.__enter__(),
+            node.endpoint,
+            name=name.encode(),
+            keys=load_keys(cell.folder / "keys" / f"{key_of}.key_secret"),
+            node_key=node.public_key.encode(),
+            max_bytes=1 << 20,
+            events=zmq.EVENT_HANDSHAKE_SUCCEEDED,
+        )
+        self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        self.socket.setsockopt(zmq.SNDTIMEO, 20_000)
+        digest = bundle.manifest.file("submodel", device=0, rung="fp32").sha256
+        self.hello = Hello(name, 0, bundle.manifest.submodels[0].output_dim, digest, "lies", ("float32",), "0")
+
+    def greet(self) -> Message:
+        self.send(Message(Kind.HELLO, Dtype.BODY, payload=body(self.hello), engine_revision=7, boot_id=self.boot_id))
+        answer = self.receive(Kind.WELCOME, Kind.REFUSED)
+        self.run_id = answer.run_id
+        return answer
+
+    def send(self, message: Message) -> None:
+        self.socket.send(pack(message))
+
+    def receive(self, *kinds: Kind) -> Message:
+        while True:
+            message = unpack(self.socket.recv())
+            if message.kind in kinds:
+                return message
+
+    def feature(self, frame: Message, feature: np.ndarray, **changes: object) -> Message:  # type: ignore[type-arg]
+        dtype, dims, payload = array_payload(feature)
+        message = Message(
+            Kind.FEATURE, dtype, dims, bytes(payload), 0, 7, run_id=self.run_id, frame_id=frame.frame_id,
+            boot_id=self.boot_id, dispatch_ns=frame.dispatch_ns,
+        )  # fmt: skip
+        return replace(message, **changes)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._opened.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"engine_revision": 8}, "engine"),
+        ({"run_id": 12345}, "run"),
+        ({"boot_id": 12345}, "boot"),
+        ({"dims": (3, 2)}, "shape"),
+        ({"kind": Kind.ANSWER}, "kind"),
+    ],
+)
+def test_a_feature_that_lies_is_counted_and_never_used(
+    make_cell: MakeCell, bundle: Bundle, lie: dict[str, object], reason: str
+) -> None:
+    cell = make_cell(engine="null", deadline_ms=400)
+    cell.kill("jetson1")
+    liar = LyingAgent(cell, bundle)
+    try:
+        assert liar.greet().kind is Kind.WELCOME
+        with cell.client() as client:
+            number = client._request(np.zeros((6, 8, 1), np.uint8), 0)
+            frame = liar.receive(Kind.FRAME)
+            liar.send(liar.feature(frame, np.ones(6, np.float32), **lie))
+            answer = client._wait_answer(number)
+            assert (answer.state, answer.mask) == (State.PARTIAL, 0b10)
+            (device,) = (device for device in client.status().devices if device.name == "jetson1")
+            assert device.rejected == {reason: 1}
+    finally:
+        liar.close()
+
+
+def test_a_feature_that_is_no_number_is_counted_and_never_used(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(engine="null", deadline_ms=400)
+    cell.kill("jetson1")
+    liar = LyingAgent(cell, bundle)
+    try:
+        liar.greet()
+        with cell.client() as client:
+            number = client._request(np.zeros((6, 8, 1), np.uint8), 0)
+            liar.send(liar.feature(liar.receive(Kind.FRAME), np.full(6, np.nan, np.float32)))
+            assert client._wait_answer(number).missing == {0: "nonfinite"}
+    finally:
+        liar.close()
+
+
+def test_a_device_under_anothers_name_is_refused_by_its_key(make_cell: MakeCell, bundle: Bundle) -> None:
+    """jetson2's key opens the door, but not as jetson1: else one device could answer for another."""
+    cell = make_cell(engine="null")
+    cell.kill("jetson1")
+    liar = LyingAgent(cell, bundle, "jetson1", key_of="jetson2")
+    try:
+        refusal = liar.greet()
+        assert refusal.kind is Kind.REFUSED
+        assert b"under its own key" in bytes(refusal.payload)
+        with cell.client() as client:
+            assert states(client)["jetson1"] == "absent"
+    finally:
+        liar.close()
+
+
+def test_a_device_with_another_bundle_is_refused_with_both_digests(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(engine="null")
+    cell.kill("jetson1")
+    liar = LyingAgent(cell, bundle)
+    try:
+        liar.hello = msgspec.structs.replace(liar.hello, model_sha256="f" * 64)
+        refusal = liar.greet()
+        assert refusal.kind is Kind.REFUSED
+        assert b"found graph ffffffffffff" in bytes(refusal.payload)
+    finally:
+        liar.close()
+
+
+def test_rubbish_from_a_device_or_a_client_stops_nothing(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(engine="null")
+    liar = LyingAgent(cell, bundle, "jetson2", key_of="jetson2")
+    generator = np.random.default_rng(0)
+    try:
+        for size in (0, 1, 95, 96, 500):
+            liar.socket.send(generator.bytes(size))
+        liar.socket.send_multipart([b"two", b"parts"])
+        with cell.client() as client:
+            client.status()
+            client._socket.send(b"rubbish")
+            assert client.classify(np.zeros((6, 8, 1), np.uint8)).mask & 0b01
+    finally:
+        liar.close()
