@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from devit_contract import terminal
-from devit_contract.errors import InputError
 
 if TYPE_CHECKING:
-    from devit_contract.client import Client, Picture
-    from devit_contract.fleet import Fleet
     from devit_contract.progress import Progress
     from devit_profiling.analysis import Report
     from devit_profiling.record import Plan
@@ -97,44 +94,6 @@ def profile(
     _show(folder, report, as_json=as_json)
 
 
-def profile_cell(
-    client: Client,
-    fleet: Fleet,
-    device_names: Sequence[str],
-    pictures: Iterable[Picture],
-    plan: Plan,
-    out: Path,
-    progress: Progress,
-) -> tuple[Path, Report]:
-    """Measure devices of a running cell, and write the report.
-
-    Args:
-        client: Connected to the fleet's node.
-        fleet: Whose devices the names are.
-        device_names: Devices to measure, each once.
-        pictures: What to send: a list that is repeated, or an endless iterator.
-        plan: ``QUICK`` or ``Plan()`` of :mod:`devit_profiling.run`, with any changes.
-        out: Folder for the run's own folder.
-        progress: Told the scenario, the seconds done and planned, and the phase.
-
-    Returns:
-        The run's folder, which holds ``report.html``, and the report.
-
-    Raises:
-        InputError: A name is not in the fleet or stands there twice, or a picture is refused.
-        LinkError: The node or a device does not answer.
-    """
-    from devit_profiling.report import write_report
-    from devit_profiling.run import run_profile
-
-    for name in device_names:
-        if list(device_names).count(name) > 1:
-            raise InputError(f"device {name!r}: expected each name once, found it twice: name it once")
-    devices = [fleet.find_device(name) for name in device_names]
-    folder = run_profile(client, devices, pictures, plan, out, progress)
-    return folder, write_report(folder)
-
-
 def main() -> NoReturn:
     """Run as a console script."""
     terminal.run(app, "profile")
@@ -160,6 +119,7 @@ def _measure(
     from devit_contract.client import Client
     from devit_contract.fleet import load_fleet
     from devit_contract.keys import load_keys
+    from devit_profiling.measure import measure_cell
     from devit_profiling.pictures import load_pictures, random_pictures
 
     fleet = load_fleet(fleet_path)
@@ -169,7 +129,7 @@ def _measure(
     with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
         if pictures is None:
             pictures = random_pictures(client.status().image_shape)
-        return profile_cell(client, fleet, names, pictures, plan, out, progress)
+        return measure_cell(client, fleet, names, pictures, plan, out, progress)
 
 
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:

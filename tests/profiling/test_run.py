@@ -16,7 +16,7 @@ from devit_contract.errors import InputError
 from devit_contract.progress import no_progress
 from devit_contract.wire import State
 from devit_profiling.analysis import analyse
-from devit_profiling.cli import profile_cell
+from devit_profiling.measure import measure_cell
 from devit_profiling.pictures import random_pictures
 from devit_profiling.record import QUICK, Plan, Recording
 from devit_profiling.run import run_profile
@@ -183,7 +183,7 @@ def test_cell_is_profiled_by_names_with_an_endless_iterator(live_cell: LiveCell,
     images = itertools.cycle(np.zeros((3, 6, 8, 1), np.uint8))
     plan = msgspec.structs.replace(SHORT, has_alone=False, has_idle_after=False, windows=1)
     with live_cell.client() as client:
-        folder, report = profile_cell(client, live_cell.fleet, ["jetson1"], images, plan, tmp_path, no_progress)
+        folder, report = measure_cell(client, live_cell.fleet, ["jetson1"], images, plan, tmp_path, no_progress)
     assert (folder / "report.html").is_file()
     assert report == analyse(folder)
     assert report.scenarios[0].cell is not None
@@ -193,9 +193,9 @@ def test_cell_is_profiled_by_names_with_an_endless_iterator(live_cell: LiveCell,
 def test_unknown_and_repeated_names_are_refused(live_cell: LiveCell, tmp_path: Path) -> None:
     with live_cell.client() as client:
         with pytest.raises(InputError, match="expected one of jetson1, jetson2"):
-            profile_cell(client, live_cell.fleet, ["jetson7"], PICTURES, SHORT, tmp_path, no_progress)
+            measure_cell(client, live_cell.fleet, ["jetson7"], PICTURES, SHORT, tmp_path, no_progress)
         with pytest.raises(InputError, match="name it once"):
-            profile_cell(client, live_cell.fleet, ["jetson1"] * 2, PICTURES, SHORT, tmp_path, no_progress)
+            measure_cell(client, live_cell.fleet, ["jetson1"] * 2, PICTURES, SHORT, tmp_path, no_progress)
 
 
 def test_pictures_that_run_out_are_refused(live_cell: LiveCell, tmp_path: Path) -> None:

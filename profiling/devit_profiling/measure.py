@@ -1,0 +1,50 @@
+"""A measurement from the first question to the written report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from devit_contract.client import Client, Picture
+from devit_contract.errors import InputError
+from devit_contract.fleet import Fleet
+from devit_contract.progress import Progress
+from devit_profiling.analysis import Report
+from devit_profiling.record import Plan
+from devit_profiling.report import write_report
+from devit_profiling.run import run_profile
+
+
+def measure_cell(
+    client: Client,
+    fleet: Fleet,
+    device_names: Sequence[str],
+    pictures: Iterable[Picture],
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+) -> tuple[Path, Report]:
+    """Measure devices of a running cell, and write the report.
+
+    Args:
+        client: Connected to the fleet's node.
+        fleet: Whose devices the names are.
+        device_names: Devices to measure, each once.
+        pictures: What to send: a list that is repeated, or an endless iterator.
+        plan: ``QUICK`` or ``Plan()`` of :mod:`devit_profiling.run`, with any changes.
+        out: Folder for the run's own folder.
+        progress: Told the scenario, the seconds done and planned, and the phase.
+
+    Returns:
+        The run's folder, which holds ``report.html``, and the report.
+
+    Raises:
+        InputError: A name is not in the fleet or stands there twice, or a picture is refused.
+        LinkError: The node or a device does not answer.
+    """
+    for name in device_names:
+        if list(device_names).count(name) > 1:
+            raise InputError(f"device {name!r}: expected each name once, found it twice: name it once")
+    devices = [fleet.find_device(name) for name in device_names]
+    folder = run_profile(client, devices, pictures, plan, out, progress)
+    return folder, write_report(folder)
