@@ -43,6 +43,13 @@ class Connected:
 
 
 @dataclass(frozen=True)
+class Displaced:
+    """Somebody else has taken a device's routing id: its own link, if it had one, is gone."""
+
+    link: Link
+
+
+@dataclass(frozen=True)
 class Came:
     """A feature."""
 
@@ -78,7 +85,7 @@ class Sampled:
     payload: bytes | memoryview
 
 
-Event = Connected | Came | Skipped | Replied | Sampled
+Event = Connected | Displaced | Came | Skipped | Replied | Sampled
 
 
 class DevicePort:
@@ -121,9 +128,12 @@ class DevicePort:
             route = parts[0].bytes
             self.bytes_in += len(parts[-1])
             link = self._links.get(route.decode("ascii", "replace"))
-            if link is None or len(parts) != 2 or (self._has_keys and user_id(parts[1]) != link.name):
+            is_impostor = link is not None and self._has_keys and user_id(parts[-1]) != link.name
+            if link is None or is_impostor or len(parts) != 2:
                 self.strangers += 1
                 self._refuse(route, Reason.NAME, "expected a device of fleet.toml under its own key")
+                if link is not None and is_impostor and link.hello is not None:
+                    yield Displaced(link)
                 continue
             try:
                 yield self._event(link, unpack(parts[1].buffer), time.monotonic_ns())

@@ -18,7 +18,7 @@ from devit_contract.messages import Control, ControlReply, NodeStatus
 from devit_contract.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
 from devit_fusion.cell import Cell
 from devit_fusion.client_port import ClientPort, Question, Request
-from devit_fusion.device_port import Came, Connected, DevicePort, Event, Replied, Skipped
+from devit_fusion.device_port import Came, Connected, DevicePort, Displaced, Event, Replied, Skipped
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent
 
@@ -125,6 +125,8 @@ class FusionNode:
             self._cell.skipped(event)
         elif isinstance(event, Connected):
             self._abandon(event.link, "restarted")
+        elif isinstance(event, Displaced):
+            self._lose(event.link)
         elif isinstance(event, Replied):
             _, question = self._questions.pop(event.number, (None, None))
             if question is not None:
