@@ -73,6 +73,20 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, before long work, or find that files can be written to it.
+
+    Raises:
+        InputError: It can't be made, or nothing can be written to it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as err:
+        raise InputError(f"{path}: cannot be written: {err.strerror}: choose another folder") from err
+
+
 def check_replaceable(path: Path, marker: str) -> None:
     """Check, before long work, that a folder may be written: absent, empty, or an older one of the same kind.
 

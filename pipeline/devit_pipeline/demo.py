@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from devit_contract.client import Answer, Client
 from devit_contract.errors import InputError
-from devit_contract.files import check_replaceable, read_tensors
+from devit_contract.files import check_replaceable, make_folder, read_tensors
 from devit_contract.head import mask_of
 from devit_contract.manifest import Bundle
 from devit_contract.messages import NodeStatus
@@ -125,6 +125,7 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     start_s = time.monotonic()
     bundle = Bundle(bundle_folder)
     images, labels = test_images(bundle)
+    make_folder(out)  # told now, not at the end
     built = _build(bundle, Store(store), progress)
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
     temporary = tempfile.TemporaryDirectory(prefix="devit-demo-")

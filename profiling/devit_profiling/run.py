@@ -16,6 +16,7 @@ from pathlib import Path
 
 from devit_contract.client import Answer, Client, Picture
 from devit_contract.errors import InputError, LinkError
+from devit_contract.files import make_folder
 from devit_contract.fleet import Device
 from devit_contract.messages import Description
 from devit_contract.progress import Progress
@@ -66,11 +67,12 @@ def run_profile(
         The run's folder, named by UTC time and devices.
 
     Raises:
-        InputError: There is no device or no picture, or a picture is refused.
+        InputError: There is no device or no picture, a picture is refused, or ``out`` cannot be written.
         LinkError: The node or a device does not answer, or a device's link is lost.
     """
     if not devices:
         raise InputError("expected at least one device to measure, found none: name it with --devices")
+    make_folder(out)  # told now, not after minutes of measuring
     started = datetime.now(timezone.utc)
     name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device.name for device in devices)}"[:_MAX_NAME_CHARS]
     before = NodeRecord.of(client.status())

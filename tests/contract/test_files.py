@@ -16,6 +16,7 @@ import pytest
 from devit_contract.errors import DevitError, InputError, ManifestError
 from devit_contract.files import (
     Tensors,
+    make_folder,
     new_folder,
     read_json,
     read_tensors,
@@ -246,3 +247,16 @@ def test_a_damaged_tensor_file_is_refused_by_name(tmp_path: Path, content: bytes
         read_tensors(path, "make it again")
     assert message_of(error).startswith(f"{path}: ")
     assert str(error.value).endswith(": make it again")
+
+
+@pytest.mark.parametrize("place", ["file/below", "/proc/devit"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        make_folder(tmp_path / place)
+
+
+def test_a_folder_that_is_made_holds_nothing(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
