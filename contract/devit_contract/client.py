@@ -135,7 +135,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; answers that are under way are lost."""
+        """Close the connection; answers that are under way are lost. Calling it twice is allowed."""
+        if self._socket.closed:
+            return
         self._socket.disable_monitor()
         self._opened.__exit__(None, None, None)
 

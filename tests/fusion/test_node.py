@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import select
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -310,3 +312,21 @@ def test_rubbish_from_a_device_or_a_client_stops_nothing(make_cell: MakeCell, bu
             assert client.classify(np.zeros((6, 8, 1), np.uint8)).mask & 0b01
     finally:
         liar.close()
+
+
+def test_a_sampler_ends_when_whoever_asked_for_it_has_gone(make_cell: MakeCell) -> None:
+    """A profiler that was killed tells no agent to stop: the node does."""
+    cell = make_cell(engine="null", tegrastats=(sys.executable, "-m", "devit_profiling.simulator"))
+    agent = cell.pid("jetson1")
+    with cell.client() as client:
+        client.start_sampling("jetson1", 100)
+        (sampler,) = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        pidfd = os.pidfd_open(int(sampler))
+        try:
+            while not client.take_telemetry():
+                client.wait(0.1)
+            client.close()
+            ended, _, _ = select.select([pidfd], [], [], DEADLINE_S)
+        finally:
+            os.close(pidfd)
+    assert ended
