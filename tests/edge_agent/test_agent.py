@@ -19,8 +19,6 @@ from devit_contract.manifest import Bundle
 from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, Welcome, body, read_body
 from devit_contract.sockets import device_router, open_context
 from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload, pack, unpack
-from devit_engines.build import build_engines
-from devit_engines.store import Store
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 AGENT = [sys.executable, "-c", "from devit_edge_agent.cli import main; main()"]
@@ -86,18 +84,6 @@ class HandMadeNode:
             self.child.kill()
             self.child.communicate()
         self._opened.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return Bundle(TINY)
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    build_engines(bundle, Store(folder))
-    return folder
 
 
 @pytest.fixture

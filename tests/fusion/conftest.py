@@ -7,25 +7,9 @@ from typing import Any
 
 import pytest
 
-from devit_contract.manifest import Bundle
-from devit_engines.build import build_engines
-from devit_engines.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return Bundle(TINY)
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
-    """A store with the tiny bundle's engines."""
-    folder = tmp_path_factory.mktemp("store")
-    build_engines(bundle, Store(folder))
-    return folder
 
 
 @pytest.fixture
