@@ -46,6 +46,12 @@ from devit_contract.wire import (
 Picture = npt.NDArray[np.uint8] | bytes
 """An image as the graph takes it, uint8 ``(H, W, C)``, or the bytes of a picture file for the agents to decode."""
 
+_REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
+)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -102,7 +108,7 @@ class Client:
             keys=keys,
             node_key=node_key,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
-            events=zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+            events=_REFUSALS,
         )
         self._run_id = secrets.randbits(64)
         self._next_id = 1
@@ -275,8 +281,8 @@ class Client:
         poller.poll(max(0, round(timeout_s * 1000)))
         if self._monitor.read():
             raise LinkError(
-                f"{self.endpoint}: expected the node to accept this client, found that it refuses the key: "
-                "check the client's entry in the node's fleet.toml and the node's public_key"
+                f"{self.endpoint}: expected the node to accept this client, found that the handshake failed: check "
+                "the client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
             )
         while True:
             try:

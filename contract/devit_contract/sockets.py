@@ -6,14 +6,19 @@ Traps behind the options, each tried (libzmq 4.3.5):
 * The ZAP request does not carry the peer's routing id (its field holds the server's own), so a name cannot be bound
   to a key in the handshake: the receiver compares ``User-Id`` with the routing id on every message.
 * A client whose key was answered with 400 never connects again; 300 makes it retry.
+* A peer that takes another's routing id gets its messages, but the other's connection stays open: it has to be cut, or
+  its owner would wait on it for ever.
 * Message sizes are allocated as announced: ``MAXMSGSIZE`` is always set.
 * A monitor made after ``connect`` may miss the handshake (one of four did on a busy machine): it is made before.
 """
 
 from __future__ import annotations
 
+import os
+import socket as tcp
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -192,6 +197,29 @@ class Gatekeeper:
         if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1:
             return None
         return self._allowed.get(domain, {}).get(z85.encode(credentials[0]))
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The TCP connection that a message came by."""
+
+    descriptor: int
+    peer: tuple[Any, ...]
+    """Address at the other end: the kernel gives a closed connection's descriptor to the next."""
+
+    @classmethod
+    def of(cls, frame: zmq.Frame) -> Connection | None:
+        """Find the connection of a received frame; ``None`` where it is gone already."""
+        descriptor = int(frame.get(zmq.SRCFD))
+        with suppress(OSError), tcp.socket(fileno=os.dup(descriptor)) as copy:
+            return cls(descriptor, copy.getpeername())
+        return None
+
+    def cut(self) -> None:
+        """End this connection alone; its peer notices, and connects again if it wants to."""
+        with suppress(OSError), tcp.socket(fileno=os.dup(self.descriptor)) as copy:
+            if copy.getpeername() == self.peer:
+                copy.shutdown(tcp.SHUT_RDWR)
 
 
 def user_id(frame: zmq.Frame) -> str | None:

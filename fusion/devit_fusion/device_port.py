@@ -24,7 +24,7 @@ from devit_contract.messages import (
     body,
     read_body,
 )
-from devit_contract.sockets import Context, Monitor, device_router, user_id
+from devit_contract.sockets import Connection, Context, Monitor, device_router, user_id
 from devit_contract.wire import Dtype, Kind, Message, Reason, pack, unpack
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent, send
@@ -117,6 +117,7 @@ class DevicePort:
         self._run_id = run_id
         self._has_keys = keys is not None
         self._probes_ns: list[int] = []  # a heap
+        self._connections: dict[str, Connection | None] = {}
 
     def receive(self) -> Iterator[Event]:
         """Take what has come, without waiting."""
@@ -133,12 +134,19 @@ class DevicePort:
                 self.strangers += 1
                 self._refuse(route, Reason.NAME, "expected a device of fleet.toml under its own key")
                 if link is not None and is_impostor and link.hello is not None:
+                    own = self._connections[link.name]
+                    if own is not None:
+                        own.cut()  # so that the device notices, and comes back
                     yield Displaced(link)
                 continue
             try:
-                yield self._event(link, unpack(parts[1].buffer), time.monotonic_ns())
+                event = self._event(link, unpack(parts[1].buffer), time.monotonic_ns())
             except WireError as err:
                 link.rejected[err.reason] += 1
+                continue
+            if isinstance(event, Connected):
+                self._connections[link.name] = Connection.of(parts[1])
+            yield event
 
     def send_frame(self, link: Link, message: Message, shared_crc32: int) -> Sent:
         """Send an image, without waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket as plain_socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from devit_contract.keys import KeyPair
 from devit_contract.sockets import (
     CLIENTS,
     DEVICES,
+    Connection,
     Context,
     Gatekeeper,
     Monitor,
@@ -258,3 +260,29 @@ def test_noise_on_the_port_hinders_nobody(peers: Peers, port: Port, noise: bytes
         sender, _ = peers.dealer(port, pair)
         assert port.delivers(sender, b"hello")
     assert [content for _, _, content in port.delivered] == [b"hello"]
+
+
+def test_one_connection_is_cut_and_its_peer_comes_back_while_the_others_stay(peers: Peers, plain: Port) -> None:
+    senders = [peers.dealer(plain, None, name=b"jetson%d" % number) for number in (1, 2)]
+    connections = []
+    for sender, _ in senders:
+        sender.send(b"hello")
+        assert plain.router.poll(int(DEADLINE_S * 1000))
+        connections.append(Connection.of(plain.router.recv_multipart(copy=False)[1]))
+    first, second = connections
+    assert first is not None
+    assert second is not None
+    dataclasses.replace(first, peer=second.peer).cut()  # the descriptor was given to another connection meanwhile
+    assert plain.delivers(senders[0][0], b"still there")
+    first.cut()
+    assert plain.delivers(senders[1][0], b"not cut")
+    events: list[int] = []
+
+    def is_back() -> bool:
+        events.extend(senders[0][1].read())
+        return events == [zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED]
+
+    assert plain.pump(is_back)
+    assert plain.delivers(senders[0][0], b"back again")
+    assert senders[1][1].read() == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
+    first.cut()  # long gone

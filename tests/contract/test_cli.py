@@ -1,0 +1,166 @@
+"""``devit classify``, ``status`` and ``keys`` as a user types them: data on stdout, one line per failure on stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from devit_contract.keys import load_keys, new_keys
+from devit_pipeline.local_cell import LocalCell
+
+DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
+
+
+def devit(*arguments: str | Path, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [*DEVIT, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+def failure(done: subprocess.CompletedProcess[str]) -> str:
+    """Check that a command failed as it should, and give its one line."""
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with two pictures, and one file that is none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / f"{name}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def options(cell: LocalCell) -> list[str | Path]:
+    return ["--fleet", cell.fleet_path, "--key", cell.client_key_path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A question to a node that is not there; it takes its ten seconds while the other tests run."""
+    command = [*DEVIT, "status", "--to", "tcp://127.0.0.1:1"]
+    folder = tmp_path_factory.mktemp("nobody")
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+        yield asking
+        asking.kill()
+
+
+def test_pictures_of_a_folder_are_classified_as_json(
+    cell: LocalCell, options: list[str | Path], pictures: Path
+) -> None:
+    done = devit("classify", pictures, *options, "--json", cwd=pictures)
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = json.loads(done.stdout)
+    assert [answer["image"] for answer in answers] == [str(pictures / "a.png"), str(pictures / "b.png")]
+    for answer in answers:
+        assert (answer["state"], answer["mask"]) == ("full", 3)
+        assert answer["label"] in ("up", "down", "left", "right")
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert set(answer["devices"]) == {"0", "1"}
+
+
+def test_names_of_pictures_come_from_standard_input(options: list[str | Path], pictures: Path) -> None:
+    done = devit("classify", "-", *options, cwd=pictures, stdin="a.png\n\nb.png\n")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines() if ".png" in line] == ["a.png", "b.png"]
+
+
+def test_the_node_and_the_keys_may_be_given_one_by_one(cell: LocalCell, pictures: Path) -> None:
+    node = cell.fleet.node[0]
+    by_hand = ["--to", node.client_endpoint, "--node-key", node.public_key, "--key", str(cell.client_key_path)]
+    assert devit("classify", "a.png", *by_hand, cwd=pictures).returncode == 0
+    assert "expected --key and --node-key together" in failure(devit("status", *by_hand[:4], cwd=pictures))
+
+
+def test_status_is_a_table_for_people_and_json_for_programs(options: list[str | Path], tmp_path: Path) -> None:
+    done = devit("status", *options, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "tiny 1: deadline 1000 ms" in done.stdout
+    assert [line.split()[:3] for line in done.stdout.splitlines() if "jetson" in line] == [
+        ["jetson1", "0", "ready"],
+        ["jetson2", "1", "ready"],
+    ]
+    found = json.loads(devit("status", *options, "--json", cwd=tmp_path).stdout)
+    assert [device["name"] for device in found["devices"]] == ["jetson1", "jetson2"]
+    assert found["image_shape"] == [6, 8, 1]
+
+
+def test_one_bad_picture_is_named_and_none_is_answered(options: list[str | Path], pictures: Path) -> None:
+    """Nothing is half done: no answer is printed for the good one before it."""
+    cases = {
+        "absent.png": "absent.png: cannot be read: No such file or directory",
+        "notes.txt": "notes.txt: expected a picture such as PNG or JPEG, found no picture format that is known",
+        "cut.png": "cut.png: expected a picture such as PNG or JPEG",
+    }
+    (pictures / "cut.png").write_bytes((pictures / "a.png").read_bytes()[:45])
+    before = sorted(pictures.iterdir())
+    for name, said in cases.items():
+        assert said in failure(devit("classify", "a.png", name, *options, cwd=pictures))
+    assert sorted(pictures.iterdir()) == before
+
+
+def test_a_folder_without_pictures_is_named(options: list[str | Path], tmp_path: Path) -> None:
+    assert f"{tmp_path}: expected pictures (.png" in failure(devit("classify", tmp_path, *options, cwd=tmp_path))
+
+
+def test_keys_that_do_not_open_are_said_in_one_line(cell: LocalCell, pictures: Path) -> None:
+    new_keys(pictures, "stranger")
+    stranger = pictures / "stranger.key_secret"
+    fleet = ["--fleet", str(cell.fleet_path)]
+    assert "the handshake failed" in failure(devit("status", *fleet, "--key", stranger, cwd=pictures))
+    assert "expected a client key, found none" in failure(devit("status", *fleet, cwd=pictures))
+    assert "absent: cannot be read" in failure(devit("status", *fleet, "--key", "absent", cwd=pictures))
+    stranger.chmod(0o644)
+    said = failure(devit("status", *fleet, "--key", stranger, cwd=pictures))
+    assert f"expected mode 0600, found 0644: chmod 600 {stranger}" in said
+
+
+def test_a_node_that_is_not_named_rightly_is_said_in_one_line(tmp_path: Path) -> None:
+    assert "found neither --to, --fleet nor ./fleet.toml" in failure(devit("status", cwd=tmp_path))
+    assert "--to: expected an endpoint like tcp://10.0.0.2:7711" in failure(
+        devit("status", "--to", "localhost", cwd=tmp_path)
+    )
+    assert "absent.toml: cannot be read" in failure(devit("status", "--fleet", "absent.toml", cwd=tmp_path))
+
+
+def test_new_keys_are_listed_and_never_overwritten(tmp_path: Path) -> None:
+    done = devit("keys", "new", "jetson1", cwd=tmp_path)
+    assert done.returncode == 0
+    public = done.stdout.strip()
+    secret = tmp_path / "keys" / "jetson1.key_secret"
+    assert load_keys(secret).public.decode() == public
+    assert secret.read_text().strip() not in done.stdout + done.stderr
+    assert json.loads(devit("keys", "list", "--json", cwd=tmp_path).stdout) == {"jetson1": public}
+    assert "expected no key of that name" in failure(devit("keys", "new", "jetson1", cwd=tmp_path))
+    assert "expected at most 63 small letters" in failure(devit("keys", "new", "../evil", cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == [tmp_path / "keys"]
+    assert load_keys(secret).public.decode() == public
+
+
+def test_a_folder_of_keys_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    assert "keys: expected a folder with keys, found none" in failure(devit("keys", "list", cwd=tmp_path))
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "bad.key").write_text("hunter2")
+    said = failure(devit("keys", "list", cwd=tmp_path))
+    assert "bad.key: expected a key of 40 Z85 characters" in said
+    assert "hunter2" not in said
+
+
+def test_a_node_that_is_not_there_is_said_in_one_line(nobody: subprocess.Popen[str]) -> None:
+    out, said = nobody.communicate(timeout=60)
+    assert (nobody.returncode, out) == (1, "")
+    assert said == (
+        "error: tcp://127.0.0.1:1: expected an answer within 10 s, found none: check that fusion-node runs there\n"
+    )

@@ -1,0 +1,486 @@
+"""The node against devices that the test speaks by hand, message by message, over real sockets."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zmq
+
+from devit_contract.client import Answer, Client
+from devit_contract.errors import LinkError
+from devit_contract.fleet import Fleet, load_fleet
+from devit_contract.keys import KeyPair
+from devit_contract.manifest import Bundle
+from devit_contract.messages import (
+    Control,
+    ControlReply,
+    DeviceStatus,
+    Hello,
+    PowerLine,
+    Refused,
+    Telemetry,
+    Welcome,
+    body,
+    read_body,
+)
+from devit_contract.sockets import Context, connect_dealer, open_context
+from devit_contract.wire import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
+from devit_fusion.node import FusionNode
+
+DEADLINE_S = 20.0
+IMAGE = np.zeros((6, 8, 1), np.uint8)
+REVISION = 7
+
+
+class Device:
+    """One device; whatever it says, it says because a test told it to."""
+
+    def __init__(self, context: Context, bundle: Bundle, endpoint: str, submodel: int, **link: bytes | KeyPair) -> None:
+        keys, node_key, name = link.get("keys"), link.get("node_key"), link.get("name", b"jetson%d" % submodel)
+        assert isinstance(name, bytes)
+        self.submodel = submodel
+        self.boot_id = secrets.randbits(64)
+        self.run_id = 0
+        digest = bundle.manifest.file("submodel", device=submodel, rung="fp32").sha256
+        self.dim = bundle.manifest.submodels[submodel].output_dim
+        self.hello = Hello(f"jetson{submodel}", submodel, self.dim, digest, "by hand", ("float32",), "0")
+        self.socket, self.monitor = connect_dealer(
+            context,
+            endpoint,
+            name=name,
+            keys=keys if isinstance(keys, KeyPair) else None,
+            node_key=node_key if isinstance(node_key, bytes) else None,
+            max_bytes=1 << 20,
+            events=zmq.EVENT_DISCONNECTED,
+        )
+        self.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+        self.socket.setsockopt(zmq.SNDTIMEO, int(DEADLINE_S * 1000))
+
+    def greet(self) -> Message:
+        self.say(Kind.HELLO, body(self.hello), engine_revision=REVISION)
+        answer = self.hear(Kind.WELCOME, Kind.REFUSED)
+        self.run_id = answer.run_id
+        return answer
+
+    def say(self, kind: Kind, payload: bytes, *, frame_id: int = 0, engine_revision: int = 0) -> None:
+        message = Message(
+            kind,
+            Dtype.BODY,
+            payload=payload,
+            engine_revision=engine_revision,
+            run_id=self.run_id,
+            frame_id=frame_id,
+            boot_id=self.boot_id,
+        )
+        self.socket.send(pack(message))
+
+    def hear(self, *kinds: Kind) -> Message:
+        while True:
+            message = unpack(self.socket.recv())
+            is_ping = message.kind is Kind.CONTROL and read_body(message, Control).ask == "ping"
+            if message.kind in kinds and not is_ping:
+                return message
+
+    def feature(self, frame: Message, feature: npt.NDArray[np.float32] | None = None) -> bytes:
+        values = np.ones(self.dim, np.float32) if feature is None else feature
+        return pack(
+            Message(
+                Kind.FEATURE,
+                *array_payload(values),
+                device=self.submodel,
+                engine_revision=REVISION,
+                run_id=self.run_id,
+                frame_id=frame.frame_id,
+                boot_id=self.boot_id,
+                dispatch_ns=frame.dispatch_ns,
+            )
+        )
+
+    def skip(self, frame: Message, reason: Reason) -> None:
+        message = Message(Kind.SKIP, reason=reason, run_id=self.run_id, frame_id=frame.frame_id, boot_id=self.boot_id)
+        self.socket.send(pack(message))
+
+    def close(self) -> None:
+        """Leave, as a device whose power was cut: its link is gone."""
+        self.socket.disable_monitor()
+        self.socket.close(0)
+
+
+class Asked:
+    """A client that asks without waiting, so that the test can play the devices meanwhile."""
+
+    def __init__(self, client: Client, *, mask: int = 0) -> None:
+        self._answer: Answer | None = None
+        self._thread = threading.Thread(target=self._ask, args=(client, mask), daemon=True)
+        self._thread.start()
+
+    def _ask(self, client: Client, mask: int) -> None:
+        self._answer = client.classify(IMAGE, mask=mask)
+
+    def answer(self) -> Answer:
+        self._thread.join(DEADLINE_S)
+        assert self._answer is not None
+        return self._answer
+
+
+class Scene:
+    """A node in a thread of its own, and whoever talks to it."""
+
+    def __init__(self, stack: ExitStack, bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
+        self._stack, self._bundle, self._fleet = stack, bundle, fleet
+        self._kept: list[Device] = []
+        stack.callback(self._kept.clear)  # behind the context: a socket that is forgotten before it warns
+        self._context = stack.enter_context(open_context())
+        self._node = stack.enter_context(FusionNode(bundle, fleet, keys))
+        stop = threading.Event()
+        thread = threading.Thread(target=self._node.serve, args=(stop.is_set,), daemon=True)
+        thread.start()
+        stack.callback(thread.join, DEADLINE_S)
+        stack.callback(stop.set)
+
+    def device(self, submodel: int, **link: bytes | KeyPair) -> Device:
+        self._kept.append(Device(self._context, self._bundle, self._node.endpoint, submodel, **link))
+        return self._kept[-1]
+
+    def greeted(self, submodel: int) -> Device:
+        device = self.device(submodel)
+        assert device.greet().kind is Kind.WELCOME
+        return device
+
+    def client(self, keys: KeyPair | None = None) -> Client:
+        node_key = self._fleet.node[0].public_key.encode() or None
+        client = Client(self._node.client_endpoint, keys=keys, node_key=node_key, timeout_s=DEADLINE_S)
+        return self._stack.enter_context(client)
+
+
+Start = Callable[..., Scene]
+
+
+@pytest.fixture
+def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
+    """Start a node on loopback; ``serving`` is that table of the fleet file."""
+    with ExitStack() as stack:
+
+        def make(serving: str = "deadline_ms = 20000", keys: dict[str, KeyPair] | None = None) -> Scene:
+            def key(name: str) -> str:
+                return f'public_key = "{keys[name].public.decode()}"' if keys is not None else ""
+
+            (tmp_path / "fleet.toml").write_text(
+                f"""schema = 1
+                [[node]]
+                endpoint = "tcp://127.0.0.1:0"
+                client_endpoint = "tcp://127.0.0.1:0"
+                {key("node")}
+                [serving]
+                {serving}
+                [[device]]
+                name = "jetson0"
+                submodel = 0
+                {key("jetson0")}
+                [[device]]
+                name = "jetson1"
+                submodel = 1
+                {key("jetson1")}
+                """
+                + (f'[[client]]\nname = "desk"\n{key("desk")}' if keys is not None else "")
+            )
+            return Scene(stack, bundle, load_fleet(tmp_path / "fleet.toml"), keys["node"] if keys is not None else None)
+
+        yield make
+
+
+@contextmanager
+def within(limit_s: float) -> Iterator[None]:
+    """Assert that a block ends in time; deadlines of frames are far longer here."""
+    start_s = time.monotonic()
+    yield
+    assert time.monotonic() - start_s < limit_s
+
+
+def status_of(client: Client, name: str) -> DeviceStatus:
+    return next(device for device in client.status().devices if device.name == name)
+
+
+def wait_for(client: Client, name: str, is_so: Callable[[DeviceStatus], bool]) -> DeviceStatus:
+    end_s = time.monotonic() + DEADLINE_S
+    while not is_so(status := status_of(client, name)):
+        assert time.monotonic() < end_s, status
+    return status
+
+
+def test_a_device_is_welcomed_with_its_credit(start: Start) -> None:
+    scene = start("credit = 3")
+    assert read_body(scene.device(0).greet(), Welcome) == Welcome(3, "float32")
+    assert status_of(scene.client(), "jetson0").state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "said"),
+    [
+        ({"submodel": 1}, Reason.NAME, "expected submodel 0 as in fleet.toml, found jetson0 with submodel 1"),
+        ({"name": "jetson1"}, Reason.NAME, "found jetson1 with submodel 0"),
+        ({"model_sha256": "f" * 64}, Reason.BUNDLE, "found graph ffffffffffff"),
+        ({"feature_dim": 5}, Reason.BUNDLE, "features of 6"),
+        ({"feature_dtypes": ("int4",)}, Reason.BUNDLE, "float32 features"),
+    ],
+)
+def test_a_device_that_does_not_fit_is_refused_with_the_reason(
+    start: Start, change: dict[str, object], reason: Reason, said: str
+) -> None:
+    scene = start()
+    device = scene.device(0)
+    device.hello = msgspec.structs.replace(device.hello, **change)
+    refusal = device.greet()
+    assert (refusal.kind, refusal.reason) == (Kind.REFUSED, reason)
+    assert said in read_body(refusal, Refused).text
+    assert status_of(scene.client(), "jetson0").state == "absent"
+
+
+def test_a_stranger_is_refused(start: Start) -> None:
+    refusal = start().device(0, name=b"jetson9").greet()
+    assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
+
+
+def test_a_message_of_two_parts_is_refused_and_its_feature_not_used(start: Start) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    asked = Asked(client, mask=0b01)
+    frame = device.hear(Kind.FRAME)
+    device.socket.send_multipart([device.feature(frame), b"more"])
+    assert device.hear(Kind.REFUSED).reason is Reason.NAME
+    device.skip(frame, Reason.ENGINE)
+    answer = asked.answer()
+    assert (answer.state, answer.missing[0]) == (State.FAILED, "engine")
+
+
+def test_a_body_nested_without_end_is_counted_and_stops_nothing(start: Start) -> None:
+    """It is deeper than Python's recursion limit, and sits in a field that nobody reads."""
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    endless = b"\x91" * 50_000 + b"\xc0"
+    device.say(Kind.HELLO, b"\x81\xa1x" + endless)
+    device.say(Kind.CONTROL, b"\x81\xa1x" + endless)
+    assert wait_for(client, "jetson0", lambda status: status.rejected.get("body", 0) == 2).state == "ready"
+
+
+def test_a_feature_before_hello_is_counted_and_not_used(start: Start) -> None:
+    scene = start()
+    device = scene.device(0)
+    device.socket.send(device.feature(Message(Kind.FRAME, frame_id=1)))
+    client = scene.client()
+    assert wait_for(client, "jetson0", lambda status: bool(status.rejected)).rejected == {"boot": 1}
+    assert client.classify(IMAGE).missing == {0: "absent", 1: "absent"}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.full(6, np.nan, np.float32), "nonfinite"),
+        (np.full(6, -np.inf, np.float32), "nonfinite"),
+        (np.ones(5, np.float32), "shape"),
+        (np.ones((1, 6), np.float32), "shape"),
+        (np.ones(6, np.float16), "shape"),
+    ],
+)
+def test_a_feature_that_is_unusable_ends_the_wait_for_it(
+    start: Start, values: npt.NDArray[np.float32], reason: str
+) -> None:
+    scene = start()
+    devices, client = [scene.greeted(0), scene.greeted(1)], scene.client()
+    asked = Asked(client)
+    with within(5):
+        devices[0].socket.send(devices[0].feature(devices[0].hear(Kind.FRAME), values))
+        devices[1].socket.send(devices[1].feature(devices[1].hear(Kind.FRAME)))
+        answer = asked.answer()
+    assert (answer.state, answer.mask, answer.missing) == (State.PARTIAL, 0b10, {0: reason})
+    assert status_of(client, "jetson0").rejected == {reason: 1}
+
+
+def test_the_first_feature_counts_and_a_second_one_for_the_same_frame_does_not(start: Start, bundle: Bundle) -> None:
+    scene = start()
+    devices, client = [scene.greeted(0), scene.greeted(1)], scene.client()
+    asked = Asked(client)
+    frames = [device.hear(Kind.FRAME) for device in devices]
+    devices[0].socket.send(devices[0].feature(frames[0], np.full(6, 2.0, np.float32)))
+    devices[0].socket.send(devices[0].feature(frames[0], np.full(6, 9.0, np.float32)))
+    # Its own question comes behind both, so both are taken in when this is heard of.
+    devices[0].say(Kind.HELLO, b"\xc1")
+    wait_for(scene.client(), "jetson0", lambda status: "body" in status.rejected)
+    devices[1].socket.send(devices[1].feature(frames[1], np.full(4, 3.0, np.float32)))
+    answer = asked.answer()
+    golden = bundle.golden()  # the head, read off the golden set: logits = features @ weight + bias
+    joined = np.hstack([golden["features.0"], golden["features.1"], np.ones((len(golden["images"]), 1))])
+    weights, *_ = np.linalg.lstsq(joined.astype(np.float64), golden["logits"].astype(np.float64), rcond=None)
+    expected = np.array([2.0] * 6 + [3.0] * 4 + [1.0]) @ weights
+    assert answer.state is State.FULL
+    assert answer.logits is not None
+    np.testing.assert_allclose(answer.logits, expected, atol=1e-2)
+
+
+def test_a_stalled_device_is_not_waited_for_until_its_late_answer_has_come(start: Start) -> None:
+    scene = start("deadline_ms = 200\ncredit = 1")
+    device, client = scene.greeted(0), scene.client()
+    first = client.classify(IMAGE, mask=0b01)
+    assert (first.state, first.missing[0]) == (State.FAILED, "deadline")
+    with within(0.15):
+        assert client.classify(IMAGE, mask=0b01).missing[0] == "stalled"
+    device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    status = wait_for(client, "jetson0", lambda status: status.state == "ready")
+    assert (status.late, status.answered, status.missing, status.in_flight) == (1, 0, 2, 0)
+
+
+def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(start: Start) -> None:
+    """An agent that was restarted under the same name: what the old one had in hand will not come."""
+    scene = start("deadline_ms = 20000\ncredit = 1")
+    old, client = scene.greeted(0), scene.client()
+    asked = Asked(client, mask=0b01)
+    frame = old.hear(Kind.FRAME)
+    with within(5):
+        new = scene.greeted(0)
+        assert asked.answer().missing[0] == "restarted"
+        again = Asked(client, mask=0b01)
+        second = new.hear(Kind.FRAME)
+        assert second.frame_id == frame.frame_id + 1
+        new.socket.send(new.feature(second))
+        assert again.answer().mask == 0b01
+
+
+def test_a_frame_does_not_wait_for_devices_whose_links_are_cut(start: Start) -> None:
+    """Both leave one after the other, so the second is found while the first is still being looked for."""
+    scene = start()
+    devices, client = [scene.greeted(0), scene.greeted(1)], scene.client()
+    asked = Asked(client)
+    for device in devices:
+        device.hear(Kind.FRAME)
+    with within(5):
+        for device in devices:
+            device.close()
+        answer = asked.answer()
+    assert (answer.state, answer.missing) == (State.FAILED, {0: "absent", 1: "absent"})
+
+
+def test_a_device_whose_name_another_key_took_comes_back(start: Start) -> None:
+    keys = {name: KeyPair(*zmq.curve_keypair()) for name in ("node", "jetson0", "jetson1", "desk")}
+    scene = start(keys=keys)
+    client = scene.client(keys["desk"])
+    real = scene.device(0, keys=keys["jetson0"], node_key=keys["node"].public)
+    assert real.greet().kind is Kind.WELCOME
+    asked = Asked(client, mask=0b01)
+    real.hear(Kind.FRAME)
+    with within(10):
+        impostor = scene.device(0, keys=keys["jetson1"], node_key=keys["node"].public)
+        refusal = impostor.greet()
+        assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
+        assert asked.answer().missing[0] == "absent"
+        impostor.close()
+        assert real.monitor.socket.poll(int(DEADLINE_S * 1000))
+        assert real.greet().kind is Kind.WELCOME
+        again = Asked(client, mask=0b01)
+        real.socket.send(real.feature(real.hear(Kind.FRAME)))
+        assert again.answer().mask == 0b01
+
+
+def test_a_question_that_no_agent_answers_is_refused_at_once(start: Start) -> None:
+    """``ping`` is the node's own and has no reply: it must not fill the table of open questions."""
+    scene = start()
+    scene.greeted(0)
+    client = scene.client()
+    for ask in ("ping", "sing"):
+        for _ in range(300):
+            with pytest.raises(LinkError, match=f"question '{ask}': expected one of status, describe, mark"):
+                client._ask(Control(ask, "jetson0"))
+
+
+def test_a_question_to_a_device_that_leaves_is_answered_with_an_error(start: Start) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+
+    def leave() -> None:
+        device.hear(Kind.CONTROL)
+        device.close()
+
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    with within(5), pytest.raises(LinkError, match="jetson0: absent"):
+        client.mark("jetson0")
+    leaving.join(DEADLINE_S)
+
+
+def test_samples_that_nobody_listens_to_are_stopped_at_the_source(start: Start) -> None:
+    scene = start()
+    device, client, other = scene.greeted(0), scene.client(), scene.client()
+    starter = threading.Thread(target=client.start_sampling, args=("jetson0", 100), daemon=True)
+    starter.start()
+    question = device.hear(Kind.CONTROL)
+    assert read_body(question, Control) == Control("sample-start", "jetson0", 100)
+    device.say(Kind.CONTROL, body(ControlReply()), frame_id=question.frame_id)
+    starter.join(DEADLINE_S)
+    lines = Telemetry("jetson0", (PowerLine(5, "RAM 1/2MB"),))
+    device.say(Kind.TELEMETRY, body(lines))
+    end_s = time.monotonic() + DEADLINE_S
+    while not (taken := client.take_telemetry()):
+        assert time.monotonic() < end_s
+    assert (taken, other.take_telemetry()) == ([lines], [])
+    client.close()
+    device.socket.setsockopt(zmq.RCVTIMEO, 50)
+    while time.monotonic() < end_s:
+        device.say(Kind.TELEMETRY, body(lines))
+        try:
+            told = device.hear(Kind.CONTROL)
+        except zmq.Again:
+            continue
+        assert read_body(told, Control).ask == "sample-stop"
+        return
+    pytest.fail("the device was not told to stop")
+
+
+def test_too_many_requests_are_refused_at_once_and_every_one_is_answered(start: Start) -> None:
+    """Two are with the device, two wait, four are too many."""
+    scene = start("deadline_ms = 20000\ncredit = 2\nqueue = 2")
+    device, client = scene.greeted(0), scene.client()
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        answers.extend(client.stream([IMAGE] * 8, in_flight=8, mask=0b01))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    held = [device.hear(Kind.FRAME) for _ in range(2)]
+    other = scene.client()
+    end_s = time.monotonic() + DEADLINE_S
+    while other.status().frames.get("failed", 0) < 4:
+        assert time.monotonic() < end_s
+    for frame in held:
+        device.socket.send(device.feature(frame))
+    for _ in range(2):
+        device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    asking.join(DEADLINE_S)
+    assert [answer.state for answer in answers] == [State.PARTIAL] * 4 + [State.FAILED] * 4
+    assert {answer.missing[0] for answer in answers[4:]} == {"overload"}
+
+
+def test_clients_that_talk_rubbish_are_refused_and_stop_nothing(start: Start) -> None:
+    scene = start()
+    client = scene.client()
+    for data in (
+        b"",
+        b"rubbish",
+        pack(Message(Kind.HELLO)),
+        pack(Message(Kind.CONTROL, Dtype.BODY, payload=b"\x82\xa3ask\xa6status\xa1x" + b"\x91" * 50_000 + b"\xc0")),
+        pack(Message(Kind.REQUEST, Dtype.FLOAT32, (2,), bytes(8))),
+        pack(Message(Kind.REQUEST, *array_payload(IMAGE), mask=0b100)),
+    ):
+        client._socket.send(data)
+        assert unpack(client._socket.recv()).kind is Kind.REFUSED
+    client._socket.send_multipart([pack(Message(Kind.REQUEST, *array_payload(IMAGE))), b"more"])
+    assert unpack(client._socket.recv()).reason is Reason.REQUEST
+    assert client.status().frames == {}
