@@ -26,8 +26,6 @@ Key = Annotated[Path | None, typer.Option("--key", help="This client's secret ke
 NodeKey = Annotated[str, typer.Option("--node-key", help="The node's public key, with --to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-
 
 @classify_app.command()
 def classify(
@@ -148,15 +146,18 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
 
 def _picture_paths(names: list[str]) -> Iterator[Path]:
     from devit_contract.errors import InputError
+    from devit_contract.preprocess import PICTURE_SUFFIXES
 
     for name in names:
         path = Path(name)
         if name == "-":
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
         elif path.is_dir():
-            found = sorted(child for child in path.iterdir() if child.suffix.lower() in _PICTURES)
+            found = sorted(child for child in path.iterdir() if child.suffix.lower() in PICTURE_SUFFIXES)
             if not found:
-                raise InputError(f"{path}: expected pictures ({', '.join(_PICTURES)}) in this folder, found none")
+                raise InputError(
+                    f"{path}: expected pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder, found none"
+                )
             yield from found
         else:
             yield path

@@ -205,7 +205,7 @@ def prediction(covariance: Float64Array, present: npt.NDArray[np.intp], missing:
         Shape ``(missing, present)``.
     """
     present_block = covariance[np.ix_(present, present)]
-    ridge = RIDGE * float(np.trace(covariance)) / covariance.shape[0]
+    ridge = max(RIDGE * float(np.trace(covariance)) / covariance.shape[0], np.finfo(np.float64).tiny)
     solved: Float64Array = np.linalg.solve(
         present_block + ridge * np.eye(len(present)), covariance[np.ix_(present, missing)]
     )

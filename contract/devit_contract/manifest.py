@@ -28,6 +28,8 @@ FILE_NAME = "manifest.json"
 ROLES = ("submodel", "baseline", "fusion", "golden")
 RUNGS = ("fp16", "fp16-attn32", "fp32")
 """Precision rungs from fast to exact."""
+MAX_SUBMODELS = 10
+"""The node keeps a matrix for each of the 2^N - 1 subsets of devices."""
 _HINT = "make the bundle again with devit export"
 
 
@@ -122,7 +124,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     schema: int
     serial: int
-    """Rises with every bundle of the same name; a device refuses to go back unless told to."""
+    """Rises with every bundle of the same name; for people, until devices compare it."""
     name: str
     code_version: str
     opset: int
@@ -144,8 +146,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """Refuse what later code could not use."""
         if self.missing != "conditional-mean":
             raise ValueError(f"missing: expected conditional-mean, found {self.missing!r}")
-        if not self.submodels or len(self.submodels) > 16:
-            raise ValueError(f"submodels: expected 1 to 16, found {len(self.submodels)}")
+        if not 1 <= len(self.submodels) <= MAX_SUBMODELS:
+            raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
 
     def file(self, role: str, *, device: int | None = None, rung: str | None = None) -> BundleFile:
         """Find a file by what it is for.

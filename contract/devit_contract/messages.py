@@ -109,7 +109,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     k_min: int
     deadline_ms: float
     wire_bytes: dict[str, int]
-    """Message bytes so far, headers included: ``devices_in``, ``devices_out``, ``clients_in``, ``clients_out``."""
+    """Bytes so far, headers included: ``devices_in`` and ``clients_in`` of every message, ``devices_out`` of frames,
+    ``clients_out`` of answers."""
 
 
 class ControlReply(msgspec.Struct, frozen=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,23 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _MODES = {"gray": "L", "rgb": "RGB"}
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_DAMAGE = (
+    # What Pillow raises for damaged files; one that escapes would end an edge agent.
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 """Formats that may come from strangers: Pillow knows more, and starts Ghostscript for one of them (EPS)."""
 
 
@@ -54,8 +72,7 @@ def decode_image(content: bytes | memoryview, spec: Preprocess, where: str) -> n
                 if width * height > MAX_PIXELS:
                     raise InputError(f"{where}: expected at most {MAX_PIXELS} pixels, found {width} x {height}")
             return _fit(image.convert(_MODES[spec.colour]), scaled, spec)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
-        # Pillow raises SyntaxError and ValueError for some damaged files.
+    except _DAMAGE as err:
         reason = "no picture format that is known" if isinstance(err, UnidentifiedImageError) else str(err)
         raise InputError(f"{where}: expected a picture such as PNG or JPEG, found {reason}") from err
 

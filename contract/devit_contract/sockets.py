@@ -128,7 +128,12 @@ def connect_dealer(
         socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     monitor = Monitor(socket, events)
-    socket.connect(endpoint)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as err:
+        raise LinkError(
+            f"{endpoint}: expected an address to connect to, found: {zmq.strerror(err.errno or 0)}: correct it"
+        ) from err
     return socket, monitor
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
+
+_STDIN = 0
 
 
 class StopSignal:
@@ -38,7 +39,8 @@ class StopSignal:
         self._ask()
 
     def _watch_stdin(self) -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not sys.stdin: a thread that waits inside it makes the interpreter abort when the process ends.
+        while os.read(_STDIN, 4096):
             pass
         self._ask()
 

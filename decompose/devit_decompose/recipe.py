@@ -36,6 +36,12 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sample_images: int
     """Validation images kept with the models for the export's golden set, the same number of each class."""
 
+    def __post_init__(self) -> None:
+        """Refuse a data set without classes, and statistics that do not fit together."""
+        _check("data.classes", len(self.classes), 2, 100_000)
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"data.mean and data.std: expected as many, found {len(self.mean)} and {len(self.std)}")
+
 
 class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The shape of a CCT whose blocks are all alike."""
@@ -44,6 +50,14 @@ class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     depth: int
     heads: int
     mlp_ratio: float
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that cannot be built."""
+        _check("layers of stem", len(self.stem), 1, 16)
+        _check("depth", self.depth, 1, 1024)
+        _check("heads", self.heads, 1, 1024)
+        if self.stem[-1].width % self.heads:
+            raise ValueError(f"heads: expected a divisor of width {self.stem[-1].width}, found {self.heads}")
 
     def config(self, data: DataRecipe, image_size: tuple[int, int, int], classes: tuple[int, ...]) -> ModelConfig:
         """Spell the shape out for the given classes."""
@@ -75,6 +89,11 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label_smoothing: float = 0.1
     flip: bool = True
     shift_pixels: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that cannot run."""
+        _check("batch", self.batch, 1, 1_000_000)
+        _check("max_epochs", self.max_epochs, 1, 1_000_000)
 
 
 class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +138,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     distil: DistilRecipe
     ensemble: EnsembleRecipe
 
+    def __post_init__(self) -> None:
+        """Refuse more submodels than classes."""
+        _check("submodels", self.submodels, 1, min(10, len(self.data.classes)))
+        _check("threads", self.threads, 1, 1024)
+
 
 def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply ``key=value`` changes, e.g. ``train.decay_epochs=2``.
@@ -137,6 +161,11 @@ def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
         return msgspec.convert(raw, Recipe)
     except msgspec.ValidationError as err:
         raise InputError(f"--set {' '.join(changes)}: {err}: {_HINT}") from err
+
+
+def _check(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{field}: expected {low} to {high}, found {value}")
 
 
 def _apply(raw: dict[str, Any], change: str) -> None:

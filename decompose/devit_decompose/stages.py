@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -57,9 +58,9 @@ def decompose(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) ->
     """
     check_replaceable(out, FILE_NAME)
     work = out.with_name(out.name + ".work")
+    data = load_dataset(recipe.data, recipe.seed)
     _claim(work, recipe, resume=resume)
     torch.set_num_threads(recipe.threads)
-    data = load_dataset(recipe.data, recipe.seed)
     run_stage = _Runner(recipe, work, progress)
     teacher = train_teacher(recipe, data, run_stage)
     subsets = random_partition(len(recipe.data.classes), recipe.submodels, recipe.seed)
@@ -68,6 +69,7 @@ def decompose(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) ->
     ]
     ensemble = train_ensemble(recipe, data, run_stage, teacher, submodels)
     result = write_models(out, recipe, data, teacher, ensemble, subsets, tuple(run_stage.records), progress)
+    shutil.rmtree(work)
     progress("done", 1, 1)
     return result
 

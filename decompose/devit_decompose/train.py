@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def _load(checkpoint: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> d
         stage.modules.load_state_dict(state.pop("modules"))
         stage.restore_extra(state.pop("extra"))
         optimizer.load_state_dict(state.pop("optimizer"))
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as err:
-        reason = str(err).splitlines()[0]
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as err:
+        reason = next(iter(str(err).splitlines()), type(err).__name__)
         raise TrainError(f"{checkpoint}: does not continue this recipe ({reason}): remove it to start over") from err
     return state

@@ -35,6 +35,8 @@ from devit_engines.engine import Engine, UInt8Array
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""
+_HELLO_NS = 1_000_000_000
+"""Until an introduction that was not answered is made again."""
 _RETRY_NS = 2_000_000_000
 """Pause before a link whose handshake failed is made anew."""
 _LINK_EVENTS = (
@@ -89,6 +91,7 @@ class EdgeAgent:
         self._run_id: int | None = None
         self._queue: deque[Work] = deque()
         self._retry_ns: int | None = None
+        self._hello_ns: int | None = None
         self._inferences = 0
         self._busy_ns = 0
         self._power = PowerFeed(config.tegrastats)
@@ -143,27 +146,35 @@ class EdgeAgent:
         for event in self._monitor.read():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._retry_ns = None
-                self._send(
-                    Message(
-                        Kind.HELLO,
-                        Dtype.BODY,
-                        payload=self._hello,
-                        engine_revision=self._engine.revision,
-                        boot_id=self._boot_id,
-                    )
-                )
+                self._hello_ns = time.monotonic_ns()
             elif event == zmq.EVENT_DISCONNECTED:
                 self._drop_link("the link to the node is gone, waiting for it")
             else:
                 self._drop_link("the node refuses the handshake: check both keys; trying again")
                 self._retry_ns = time.monotonic_ns() + _RETRY_NS
+        if self._hello_ns is not None and time.monotonic_ns() >= self._hello_ns:
+            self._greet()
         if self._retry_ns is not None and time.monotonic_ns() >= self._retry_ns:
             # After an outright refusal libzmq would never connect again by itself.
             self._retry_ns = None
             self._socket.disconnect(self._config.node)
             self._socket.connect(self._config.node)
 
+    def _greet(self) -> None:
+        """Introduce this device, each second until the node answers: either message may be lost."""
+        self._hello_ns = time.monotonic_ns() + _HELLO_NS
+        self._send(
+            Message(
+                Kind.HELLO,
+                Dtype.BODY,
+                payload=self._hello,
+                engine_revision=self._engine.revision,
+                boot_id=self._boot_id,
+            )
+        )
+
     def _drop_link(self, text: str) -> None:
+        self._hello_ns = None
         if self._run_id is not None or self._retry_ns is None:
             self._report(text)
         self._run_id = None
@@ -185,6 +196,7 @@ class EdgeAgent:
         if message.kind is Kind.WELCOME:
             welcome = read_body(message, Welcome)
             self._run_id = message.run_id
+            self._hello_ns = None
             self._report(f"ready, {welcome.credit} frames in flight")
         elif message.kind is Kind.REFUSED:
             raise LinkError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
@@ -291,6 +303,6 @@ class EdgeAgent:
         )
 
     def _send(self, message: Message) -> None:
-        # Again: the link went this moment, so the node has given these frames up already.
+        # Again: the link went this moment, or takes no more; the node counts the frame as missing at its deadline.
         with suppress(zmq.Again):
             self._socket.send(pack(message), zmq.NOBLOCK)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import zmq
 
 from devit_contract.errors import EnergyError
 from devit_contract.messages import PowerLine, Telemetry
 from devit_profiling.sampler import TegrastatsSampler
+
+if TYPE_CHECKING:
+    from devit_profiling.tegrastats import StampedLine
+
+
+_MAX_LINE_CHARS = 4096
+_MAX_LINES = 8
+"""In one message, so that it stays below what the node accepts."""
+_MAX_WAITING = 4096
 
 
 class PowerFeed:
@@ -18,6 +29,7 @@ class PowerFeed:
         """Keep the command; empty means that this device has no sensor."""
         self._command = command
         self._sampler: TegrastatsSampler | None = None
+        self._waiting: deque[StampedLine] = deque()
         self._descriptor = -1
         self._poller: zmq.Poller | None = None
 
@@ -47,16 +59,20 @@ class PowerFeed:
             self._poller.unregister(self._descriptor)
             self._sampler.__exit__(None, None, None)
             self._sampler = None
+            self._waiting.clear()
 
     def take(self, device: str) -> Telemetry | None:
         """Hand out what has come since the last call; ``None`` where nothing has."""
         if self._sampler is None:
             return None
         try:
-            lines = self._sampler.read_lines()
+            self._waiting.extend(self._sampler.read_lines())
+            if len(self._waiting) > _MAX_WAITING or any(len(line.text) > _MAX_LINE_CHARS for line in self._waiting):
+                raise EnergyError(f"{self._command[0]} prints more than lines of tegrastats: correct agent.toml")
         except EnergyError as err:
             self.stop()
             return Telemetry(device, (), ended=str(err))
-        if not lines:
+        if not self._waiting:
             return None
-        return Telemetry(device, tuple(PowerLine(line.monotonic_ns, line.text) for line in lines))
+        batch = [self._waiting.popleft() for _ in range(min(_MAX_LINES, len(self._waiting)))]
+        return Telemetry(device, tuple(PowerLine(line.monotonic_ns, line.text) for line in batch))

@@ -47,7 +47,7 @@ def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progres
     Args:
         models: A folder that devit decompose has written.
         out: The bundle's folder; it may be absent, empty, or hold an older bundle.
-        serial: Number of this bundle, from 1; devices refuse to go back to a lower one.
+        serial: Number of this bundle, from 1, for people to tell bundles apart.
         progress: Told after each file.
 
     Returns:

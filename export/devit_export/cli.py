@@ -22,9 +22,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to; an older bundle is replaced.")] = Path(
         "bundle"
     ),
-    serial: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Number of this bundle; devices refuse to go back to a lower one.")
-    ] = 1,
+    serial: Annotated[int, typer.Option(min=1, metavar="N", help="Number of this bundle, to tell bundles apart.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
     """Turn trained models into an ONNX bundle, the only thing that travels to devices."""

@@ -96,17 +96,19 @@ class Cell:
         return tuple(link.status(unused[index, "late"]) for index, link in sorted(self._links.items()))
 
     def _dispatch(self, request: Request, wished: int) -> None:
+        now_ns = time.monotonic_ns()
         awaited: set[int] = set()
         missing: dict[int, str] = {}
         for index in range(len(self._fusion.head.dims)):
             link = self._links.get(index)
+            if link is not None:
+                link.forgive(now_ns)
             if not wished >> index & 1:
                 missing[index] = "not asked"
             elif link is None or link.state != "ready":
                 missing[index] = "absent" if link is None else link.state
             else:
                 awaited.add(index)
-        now_ns = time.monotonic_ns()
         deadline_ns = now_ns + round(self._serving.deadline_ms * 1e6)
         frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing)
         self._under_way[frame.frame_id] = request

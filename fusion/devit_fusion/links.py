@@ -8,7 +8,8 @@ ready     link up, every frame in flight within its deadline     is sent to it, 
 stalled   link up, but at least one frame in flight is overdue   does not wait for it: ``missing: stalled``
 ========  =====================================================  ==========================================
 
-A stalled device is ready again when its overdue answers have come, however late.
+A stalled device is ready again when its overdue answers have come, however late. It is also tried once a second, as an
+answer may have been lost for good.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from devit_contract.messages import DeviceStatus, Hello
+
+_TRIAL_NS = 1_000_000_000
 
 
 @dataclass
@@ -68,8 +71,22 @@ class Link:
 
     def returned(self, frame_id: int, now_ns: int) -> None:
         """Give the credit of a frame back, whatever its answer was."""
-        self.in_flight.pop(frame_id, None)
+        if frame_id not in self.in_flight:
+            return
+        # An agent works in order: what was sent before this frame and is not answered never will be.
+        for earlier in [number for number in self.in_flight if number <= frame_id]:
+            del self.in_flight[earlier]
         if self.overdue:
+            self.note_overdue(now_ns)
+
+    def forgive(self, now_ns: int) -> None:
+        """Write off what is overdue by a second, so that a stalled device is tried once a second."""
+        if self.overdue:
+            self.in_flight = {
+                number: deadline_ns
+                for number, deadline_ns in self.in_flight.items()
+                if deadline_ns > now_ns - _TRIAL_NS
+            }
             self.note_overdue(now_ns)
 
     def note_overdue(self, now_ns: int) -> None:

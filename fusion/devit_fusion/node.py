@@ -9,12 +9,12 @@ from types import TracebackType
 
 import zmq
 
-from devit_contract.errors import InputError, LinkError
+from devit_contract.errors import InputError, LinkError, ManifestError
 from devit_contract.fleet import Fleet
 from devit_contract.head import Fusion, FusionHead
 from devit_contract.keys import KeyPair
 from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, NodeStatus
+from devit_contract.messages import Control, ControlReply, NodeStatus, Telemetry, body
 from devit_contract.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
 from devit_fusion.cell import Cell
 from devit_fusion.client_port import ClientPort, Question, Request
@@ -43,7 +43,7 @@ class FusionNode:
         _check_fleet(bundle, fleet, keys)
         self._fleet = fleet
         self._manifest = bundle.manifest
-        fusion = Fusion(FusionHead.load(bundle.path("fusion")))
+        fusion = Fusion(_load_head(bundle))
         run_id = secrets.randbits(64)
         self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
         self._questions: dict[int, tuple[Link, Question]] = {}
@@ -143,8 +143,11 @@ class FusionNode:
         self._abandon(link, "absent")
 
     def _abandon(self, link: Link, why: str) -> None:
-        """Expect nothing more of what a device owed."""
+        """Expect nothing more of what a device owed, and tell those who wait for it."""
         self._cell.lose(link, why)
+        listener = self._listeners.pop(link.name, None)
+        if listener is not None:
+            self._clients.relay(listener, body(Telemetry(link.name, (), ended=f"{link.name}: {why}: sampling ended")))
         for number, (asked, question) in list(self._questions.items()):
             if asked is link:
                 del self._questions[number]
@@ -165,9 +168,13 @@ class FusionNode:
         elif link.hello is None:
             text = f"{link.name}: expected it to be connected, found no link: start its edge-agent"
             self._clients.reply(question, ControlReply(error=text))
-        elif len(self._questions) >= _MAX_QUESTIONS:
-            self._clients.reply(question, ControlReply(error=f"{link.name}: too many open questions: ask again later"))
         else:
+            if len(self._questions) >= _MAX_QUESTIONS:
+                # The oldest: its agent hangs, or it would have answered long ago.
+                hung, unanswered = self._questions.pop(next(iter(self._questions)))
+                self._clients.reply(
+                    unanswered, ControlReply(error=f"{hung.name}: it does not answer: see devit status")
+                )
             number = secrets.randbits(64)
             self._questions[number] = (link, question)
             if control.ask == "sample-start":
@@ -193,6 +200,18 @@ class FusionNode:
                 "clients_out": self._clients.bytes_out,
             },
         )
+
+
+def _load_head(bundle: Bundle) -> FusionHead:
+    head = FusionHead.load(bundle.path("fusion"))
+    expected = (tuple(graph.output_dim for graph in bundle.manifest.submodels), len(bundle.manifest.labels))
+    found = (head.dims, len(head.bias))
+    if found != expected:
+        raise ManifestError(
+            f"{bundle.path('fusion')}: expected feature dims and classes {expected} as in the manifest, "
+            f"found {found}: make the bundle again with devit export"
+        )
+    return head
 
 
 def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:

@@ -96,6 +96,8 @@ def demo(
         elif bundle is None:
             typer.echo("bundle: the one shipped with this package (make demo-full exports it anew)", err=True)
             bundle = SHIPPED / "bundle"
+        else:
+            typer.echo(f"bundle: {bundle}", err=True)
         if serve:
             with demo_cell(bundle, out / "cell", progress, store) as cell:
                 _serve(cell)

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from devit_contract.client import Answer, Client
 from devit_contract.errors import InputError
 from devit_contract.files import check_replaceable, make_folder, read_tensors
-from devit_contract.head import mask_of
 from devit_contract.manifest import Bundle
 from devit_contract.messages import NodeStatus
 from devit_contract.progress import Progress
@@ -37,6 +36,8 @@ SHIPPED = Path(__file__).parent / "fashion_mnist"
 """Bundle and test images that come with this package."""
 BOARD_MODEL = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
 
+_MARKER = ".devit-demo"
+"""In a folder that a demo may empty and remove: never in an operator's own."""
 _IN_FLIGHT = 4
 _VICTIM = 2
 """Index of the agent that is killed."""
@@ -125,6 +126,11 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     start_s = time.monotonic()
     bundle = Bundle(bundle_folder)
     images, labels = test_images(bundle)
+    if len(bundle.manifest.submodels) <= _VICTIM:
+        raise InputError(
+            f"{bundle_folder}: expected at least {_VICTIM + 1} submodels, found {len(bundle.manifest.submodels)}: "
+            "add --serve to bring such a cell up"
+        )
     make_folder(out)  # told now, not at the end
     built = _build(bundle, Store(store), progress)
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
@@ -182,7 +188,7 @@ def _teacher_accuracy(
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Empty a folder, keep others out of it, remove it."""
-    check_replaceable(folder, "fleet.toml")
+    check_replaceable(folder, _MARKER)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -194,6 +200,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         os.close(lock)
         raise InputError(f"{folder}: another demo is running there: stop it, or choose another --out") from err
     try:
+        (folder / _MARKER).touch()
         for name in ("keys", "logs", "board"):
             shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
         yield
@@ -254,7 +261,7 @@ def _figures(
     report_path: Path,
     start_s: float,
 ) -> Figures:
-    everyone = (1 << len(bundle.manifest.submodels)) - 1
+    partial_masks = [answer.mask for answer in partial.answers if answer.state is State.PARTIAL]
     latencies_ms = np.array([answer.latency_s for answer in full.answers]) * 1000
     p50, p95, p99 = (float(value) for value in np.percentile(latencies_ms, (50, 95, 99)))
     wire_bytes = sum(after.wire_bytes[way] - before.wire_bytes[way] for way in ("devices_in", "devices_out"))
@@ -270,7 +277,7 @@ def _figures(
         full_accuracy=_accuracy(full.answers, labels, np.ones(len(labels), bool)),
         partial_accuracy=_accuracy(partial.answers, labels, is_partial),
         killed_device=after.devices[_VICTIM].name,
-        partial_mask=everyone & ~mask_of([_VICTIM]),
+        partial_mask=max(set(partial_masks), key=partial_masks.count),
         answers={state: states.count(state) for state in sorted(set(states))},
         frames_per_s=len(full.answers) / full.duration_s,
         partial_frames_per_s=float(is_partial.sum()) / (partial.duration_s - killed_s),

@@ -10,6 +10,7 @@ import numpy as np
 
 from devit_contract.client import Picture
 from devit_contract.errors import InputError
+from devit_contract.preprocess import PICTURE_SUFFIXES
 
 MAX_PICTURES = 1000
 """Files that are read from the given paths; they are sent again and again."""
@@ -44,18 +45,15 @@ def load_pictures(paths: Sequence[Path]) -> Pictures:
     """
     files = [file for path in paths for file in _files(path)][:MAX_PICTURES]
     if not files:
-        suffixes = ", ".join(sorted(_SUFFIXES))
+        suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
         raise InputError(f"{', '.join(map(str, paths))}: expected picture files ({suffixes}), found none")
     return Pictures([_read(file) for file in files], f"{len(files)} picture files, decoded on the devices")
-
-
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def _files(path: Path) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
 
 
 def _read(path: Path) -> bytes:

@@ -23,7 +23,23 @@ def test_a_change_reaches_the_field_it_names() -> None:
     assert load_recipe(EXAMPLE, ("train.decay_epochs=2", 'name="x"')).train.decay_epochs == 2
 
 
-@pytest.mark.parametrize("change", ["train.speed=2", "train", "train.batch=many", 'seed="one"', "train.batch.x=1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.speed=2",
+        "train",
+        "train.batch=many",
+        'seed="one"',
+        "train.batch.x=1",
+        "submodels=0",
+        "submodels=20",
+        "teacher.heads=0",
+        "teacher.heads=3",
+        "teacher.stem=[]",
+        "data.mean=[0.1, 0.2]",
+        "train.batch=0",
+    ],
+)
 def test_a_change_that_fits_nothing_is_refused(change: str) -> None:
     with pytest.raises(InputError, match="--set"):
         load_recipe(EXAMPLE, (change,))

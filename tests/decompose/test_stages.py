@@ -65,6 +65,14 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
         decompose(recipe, tmp_path / "cut", resume=False, progress=no_progress)
     decompose(recipe, tmp_path / "cut", resume=True, progress=no_progress)
     assert contents(tmp_path / "cut") == contents(models)
+    assert not (tmp_path / "cut.work").exists()
+
+
+def test_a_data_set_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
+    recipe = load_recipe(EXAMPLE, (f'data.folder="{tmp_path / "nowhere"}"',))
+    with pytest.raises(InputError, match="cannot be read"):
+        decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_continued(tmp_path: Path, small_changes: tuple[str, ...]) -> None:

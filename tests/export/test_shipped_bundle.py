@@ -34,13 +34,20 @@ def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) ->
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5, err_msg=name)
-    for device in range(len(shipped.manifest.submodels)):
-        graphs = [bundle.path("submodel", device=device, rung="fp32").read_bytes() for bundle in (exported, shipped)]
-        outputs = [run_graph("submodel", graph, theirs["images"]) for graph in graphs]
+    for role, device in [("baseline", None), *(("submodel", device) for device in range(4))]:
+        graphs = [bundle.path(role, device=device, rung="fp32").read_bytes() for bundle in (exported, shipped)]
+        outputs = [run_graph(role, graph, theirs["images"]) for graph in graphs]
         np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5)
-    heads = [FusionHead.load(bundle.path("fusion")) for bundle in (exported, shipped)]
-    np.testing.assert_allclose(heads[0].weight, heads[1].weight, rtol=0, atol=1e-5)
-    assert exported.manifest.subsets == shipped.manifest.subsets
+    our_head, their_head = (FusionHead.load(bundle.path("fusion")) for bundle in (exported, shipped))
+    for ours_part, theirs_part in (
+        (our_head.weight, their_head.weight),
+        (our_head.bias, their_head.bias),
+        (our_head.statistics.mean, their_head.statistics.mean),
+        (our_head.statistics.covariance, their_head.statistics.covariance),
+    ):
+        np.testing.assert_allclose(ours_part, theirs_part, rtol=0, atol=1e-5)
+    for field in ("labels", "preprocess", "subsets", "baseline_accuracy", "opset", "missing"):
+        assert getattr(exported.manifest, field) == getattr(shipped.manifest, field)
 
 
 def test_the_shipped_models_keep_what_the_project_promises() -> None:

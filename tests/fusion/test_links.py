@@ -38,6 +38,27 @@ def test_a_device_is_stalled_until_its_overdue_answers_have_come() -> None:
     assert link.state == "ready"
 
 
+def test_an_answer_shows_that_earlier_ones_will_never_come() -> None:
+    """An agent works in order: a lost answer must not leave its device stalled for ever."""
+    link = ready_link()
+    link.sent(1, deadline_ns=100)
+    link.note_overdue(now_ns=105)
+    link.sent(2, deadline_ns=200)
+    link.returned(2, now_ns=150)
+    assert link.state == "ready"
+    assert not link.in_flight
+
+
+def test_a_stalled_device_is_tried_again_after_a_second() -> None:
+    link = ready_link()
+    link.sent(1, deadline_ns=100)
+    link.note_overdue(now_ns=105)
+    link.forgive(now_ns=999_999_000)
+    assert link.state == "stalled"
+    link.forgive(now_ns=1_000_000_200)
+    assert link.state == "ready"
+
+
 def test_a_new_link_owes_nothing_of_the_old_one() -> None:
     link = ready_link(credit=1)
     link.sent(1, deadline_ns=100)
