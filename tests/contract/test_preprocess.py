@@ -171,3 +171,28 @@ def test_a_damaged_picture_is_an_image_or_a_refusal_never_a_crash(
 def test_an_image_that_the_graph_does_not_take_is_refused(image: npt.NDArray[np.uint8]) -> None:
     with pytest.raises(InputError, match=r"expected uint8 \(28, 28, 1\), found"):
         check_image(image, GRAY)
+
+
+@given(
+    place=st.integers(0, 4000),
+    rubbish=st.binary(min_size=1, max_size=8),
+    kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "WEBP"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_picture_is_read_or_refused_and_nothing_else(place: int, rubbish: bytes, kind: str) -> None:
+    """Pictures come from strangers: whatever else escaped would end the edge agent that decodes them."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((40, 30)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    place %= len(content)
+    content[place : place + len(rubbish)] = rubbish
+    spec = Preprocess(height=6, width=8, colour="gray")
+    with suppress(InputError):
+        assert decode_image(bytes(content), spec, "picture").shape == (6, 8, 1)
+
+
+def test_a_tiff_is_no_format_that_is_taken() -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "TIFF")
+    with pytest.raises(InputError, match="no picture format that is known"):
+        decode_image(buffer.getvalue(), Preprocess(height=6, width=8, colour="gray"), "picture")
