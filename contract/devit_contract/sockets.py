@@ -216,15 +216,24 @@ class Connection:
     def of(cls, frame: zmq.Frame) -> Connection | None:
         """Find the connection of a received frame; ``None`` where it is gone already."""
         descriptor = int(frame.get(zmq.SRCFD))
-        with suppress(OSError), tcp.socket(fileno=os.dup(descriptor)) as copy:
+        with suppress(OSError), _copy_of(descriptor) as copy:
             return cls(descriptor, copy.getpeername())
         return None
 
     def cut(self) -> None:
         """End this connection alone; its peer notices, and connects again if it wants to."""
-        with suppress(OSError), tcp.socket(fileno=os.dup(self.descriptor)) as copy:
+        with suppress(OSError), _copy_of(self.descriptor) as copy:
             if copy.getpeername() == self.peer:
                 copy.shutdown(tcp.SHUT_RDWR)
+
+
+def _copy_of(descriptor: int) -> tcp.socket:
+    copy = os.dup(descriptor)
+    try:
+        return tcp.socket(fileno=copy)
+    except OSError:  # the descriptor has gone to a file
+        os.close(copy)
+        raise
 
 
 def user_id(frame: zmq.Frame) -> str | None:
