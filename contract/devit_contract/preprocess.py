@@ -51,6 +51,8 @@ def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
         InputError: The file is missing, is no picture, is damaged or too large.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: expected a picture file, found none of the kind")
         content = path.read_bytes()
     except OSError as err:
         raise InputError(f"{path}: cannot be read: {err.strerror}") from err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -98,3 +99,18 @@ print(sorted({{"torch", "onnx", "onnxsim", "typer", "rich"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_onnx_runtime_writes_nothing_beside_and_reports_to_nobody(tmp_path: Path) -> None:
+    """Its telemetry starts at import: a device id in the cache, a database of events, an upload thread."""
+    code = (
+        "from pathlib import Path\n"
+        "from devit_engines.engine import EngineSpec\n"
+        "from devit_engines.ort import OrtEngine\n"
+        f"path = Path({str(TINY / 'submodel-0.fp32.onnx')!r})\n"
+        "OrtEngine.from_file(path, EngineSpec('submodel 0', (6, 8, 1), 6)).warm_up(1)"
+    )
+    places = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | places
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []
