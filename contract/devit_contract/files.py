@@ -93,12 +93,23 @@ def check_replaceable(path: Path, marker: str) -> None:
     Raises:
         InputError: It holds something else than what has a file ``marker``.
     """
-    is_free = not path.exists() or (path.is_dir() and ((path / marker).exists() or not any(path.iterdir())))
+    is_free = not path.exists() or (path.is_dir() and (_is_own(path / marker) or not any(path.iterdir())))
     if not is_free:
         raise InputError(
             f"{path}: expected no folder, an empty one or an older one with {marker}, found something else: "
             "choose another --out"
         )
+
+
+def _is_own(marker: Path) -> bool:
+    """Tell whether a marker is this project's: others have a file ``manifest.json`` too."""
+    if marker.suffix != ".json":
+        return marker.exists()
+    try:
+        content = msgspec.json.decode(marker.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(content, dict) and {"schema", "code_version", "files"} <= content.keys()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 from devit_contract.errors import DevitError, InputError, ManifestError
 from devit_contract.files import (
     Tensors,
+    check_replaceable,
     make_folder,
     new_folder,
     read_json,
@@ -260,3 +261,11 @@ def test_a_folder_that_is_made_holds_nothing(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_with_somebody_elses_manifest_is_not_ours_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "my web app"}')
+    with pytest.raises(InputError, match="something else"):
+        check_replaceable(tmp_path, "manifest.json")
+    (tmp_path / "manifest.json").write_text('{"schema": 1, "code_version": "0", "files": []}')
+    check_replaceable(tmp_path, "manifest.json")
