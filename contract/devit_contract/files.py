@@ -154,16 +154,45 @@ def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
         InputError: The file cannot be read.
         ManifestError: It is no JSON, has another schema version, or a field is missing or of the wrong type.
     """
-    return _convert(path, _decode_json(path, hint), kind, schema, hint)
+    return convert(path, _decode_json(path, hint), kind, schema=schema, hint=hint)
 
 
 def read_toml(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
     """Decode a TOML file as :func:`read_json` decodes JSON."""
+    return convert(path, read_toml_tables(path, hint), kind, schema=schema, hint=hint)
+
+
+def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
+    """Read a TOML file as plain tables, e.g. to join several before :func:`convert`.
+
+    Raises:
+        InputError: The file cannot be read.
+        ManifestError: It is no TOML.
+    """
     try:
-        raw = tomllib.loads(_read(path, hint).decode("utf-8"))
+        return tomllib.loads(_read(path, hint).decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
         raise ManifestError(f"{path}: not a TOML file ({err}): {hint}") from err
-    return _convert(path, raw, kind, schema, hint)
+
+
+def convert(path: Path, raw: Any, kind: type[T], *, schema: int, hint: str) -> T:  # noqa: ANN401 - see _decode_json
+    """Turn what was read from ``path`` into a struct, as :func:`read_json` does.
+
+    Raises:
+        ManifestError: It has another schema version, or a field is missing or of the wrong type.
+    """
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != schema:
+        raise ManifestError(f"{path}: field schema: expected {schema}, found {found!r}: {hint}")
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as err:
+        match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", str(err), re.DOTALL)
+        where = match["where"] if match is not None and match["where"] else "(top level)"
+        what = match["what"] if match is not None else str(err)
+        raise ManifestError(f"{path}: field {where}: {what}: {hint}") from err
+    except DevitError as err:  # raised by a struct's own __post_init__
+        raise type(err)(f"{path}: {err}") from err
 
 
 def write_json(path: Path, value: msgspec.Struct) -> None:
@@ -208,18 +237,3 @@ def _decode_json(path: Path, hint: str) -> Any:  # noqa: ANN401 - raw JSON has n
         return msgspec.json.decode(_read(path, hint))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ManifestError(f"{path}: not a JSON file ({err}): {hint}") from err
-
-
-def _convert(path: Path, raw: Any, kind: type[T], schema: int, hint: str) -> T:  # noqa: ANN401 - see _decode_json
-    found = raw.get("schema") if isinstance(raw, dict) else None
-    if found != schema:
-        raise ManifestError(f"{path}: field schema: expected {schema}, found {found!r}: {hint}")
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as err:
-        match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", str(err), re.DOTALL)
-        where = match["where"] if match is not None and match["where"] else "(top level)"
-        what = match["what"] if match is not None else str(err)
-        raise ManifestError(f"{path}: field {where}: {what}: {hint}") from err
-    except DevitError as err:  # raised by a struct's own __post_init__
-        raise type(err)(f"{path}: {err}") from err

@@ -1,15 +1,27 @@
-"""``devit decompose``: what it takes and what it prints."""
+"""``devit decompose``, ``devit assemble`` and ``devit evaluate``: what they take and what they print."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from devit_contract.terminal import print_table, progress_bar
 
+if TYPE_CHECKING:
+    from devit_decompose.assembly import Assembly
+    from devit_decompose.decomposition import Decomposition
+    from devit_decompose.report import Evaluation
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+assemble_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+evaluate_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+_MANY_DEVICES = 4
+"""From more devices on, only the best and the worst subset of each size are printed."""
+_MANY_CLASSES = 20
+"""Of more classes, only so many are printed, the worst."""
 
 
 @app.command()
@@ -20,20 +32,37 @@ def decompose(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe entry; may be repeated.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, print the costs, stop.")] = False,
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the teacher's answers to every variant of the training images."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build every model, do one step on random data, print the costs, stop."),
+    ] = False,
 ) -> None:
-    """Train N submodels and their fusion head from one large ViT."""
+    """Train N submodels and their fusion head from one large ViT.
+
+    Under torchrun the same command trains on several GPUs or machines.
+    """
     from devit_decompose.recipe import load_recipe
-    from devit_decompose.stages import decompose as run_stages
-    from devit_decompose.stages import preview
 
     loaded = load_recipe(recipe, tuple(changes or ()))
     if dry_run:
-        print_table(f"{loaded.name}: nothing trained (--dry-run)", *preview(loaded), numbers=(1, 2, 3))
+        from devit_decompose.rehearsal import rehearse
+
+        with progress_bar() as progress:
+            table = rehearse(loaded, progress)
+        print_table(f"{loaded.name}: nothing trained (--dry-run)", *table, numbers=(1, 2, 3, 4))
         return
+    from devit_decompose.stages import decompose as run_stages
+
     with progress_bar() as progress:
-        result = run_stages(loaded, out, resume=resume, progress=progress)
-    rows = [["teacher", "all classes", f"{result.teacher_test_accuracy:.2%}", f"{result.teacher.macs / 1e6:.1f}"]]
+        result = run_stages(loaded, out, resume=resume, progress=progress, teacher_cache=teacher_cache)
+    if result is None:  # one of torchrun's other processes
+        return
+    teacher_cost = 0 if result.teacher is None else result.teacher.macs
+    rows = [["teacher", "all classes", f"{result.teacher_test_accuracy:.2%}", f"{teacher_cost / 1e6:.1f}"]]
     everyone = (1 << len(result.submodels)) - 1
     cost = sum(model.macs for model in result.submodels)
     for subset in result.subsets:
@@ -42,3 +71,178 @@ def decompose(
                 ["fused", f"{len(result.submodels)} devices", f"{subset.test_accuracy:.2%}", f"{cost / 1e6:.1f}"]
             )
     print_table(f"{loaded.name}: models in {out}", ["model", "sees", "test accuracy", "MMACs"], rows, numbers=(2, 3))
+
+
+@assemble_app.command()
+def assemble(
+    models: Annotated[str, typer.Option(metavar="NAME,...", help="timm's names, vit_* or deit_*, one a device.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with train/CLASS/ and test/CLASS/ or val/CLASS/.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the models to.")] = Path("models"),
+    weights: Annotated[
+        str, typer.Option(metavar="FILE,...", help="A file for each model (default: timm downloads them).")
+    ] = "",
+    ridge: Annotated[
+        str, typer.Option(metavar="auto|FLOAT", help="Strength of ridge regression; auto tries logistic too.")
+    ] = "auto",
+    validation_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Taken from the training images (default: a tenth).")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(metavar="H,W", help="Pixels that all backbones are brought to (default: their own).")
+    ] = "",
+    resize_to: Annotated[
+        int, typer.Option(metavar="N", help="Pixels of the shorter side before a centre crop; 0: squeeze to the size.")
+    ] = 0,
+    source: Annotated[
+        str, typer.Option(help="folder, idx, pairs, imagenet, cifar100, flowers102 or stanford_cars.")
+    ] = "folder",
+    name: Annotated[str, typer.Option(help="Name of the cell (default: that of the data's folder).")] = "",
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode pictures.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keeps features (default: ~/.cache/devit/features).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Make a cell from pretrained timm backbones: only the linear fusion is trained."""
+    from devit_decompose.assemble import Order, assemble
+    from devit_decompose.features import default_cache
+
+    order = Order(
+        models=tuple(models.split(",")),
+        data=data,
+        source=source,
+        name=name,
+        weights=tuple(Path(path) for path in weights.split(",") if path),
+        size=_size(size),
+        resize_to=resize_to,
+        ridge=None if ridge == "auto" else _number(ridge),
+        validation_images=validation_images,
+        workers=workers,
+    )
+    with progress_bar(quiet=as_json) as progress:
+        decomposition, assembly = assemble(order, out, cache or default_cache(), progress)
+    if as_json:
+        _echo_json({"decomposition": decomposition, "assembly": assembly})
+    else:
+        _show_assembled(decomposition, assembly, out)
+
+
+@evaluate_app.command()
+def evaluate(
+    models: Annotated[Path, typer.Argument(help="Folder that devit decompose or devit assemble has written.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set (default: that of the training).")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="MODELS", help="Another models folder: is one of both really better?")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; accuracies in percent.")] = False,
+) -> None:
+    """Measure trained models on their test images: all subsets of devices, every class."""
+    from devit_decompose.report import evaluate
+
+    with progress_bar(quiet=as_json) as progress:
+        found = evaluate(models, data=data, against=against, progress=progress)
+    if not found.is_stored_test_set:
+        typer.echo(
+            "warning: these are not the test images of decomposition.json: the figures are of other data", err=True
+        )
+    if as_json:
+        _echo_json(found)
+    else:
+        _show_evaluation(found)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    try:
+        height, width = (int(side) for side in text.split(","))
+    except ValueError as err:
+        raise typer.BadParameter(f"--size: expected H,W in pixels, e.g. 224,224, found {text!r}") from err
+    return height, width
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as err:
+        raise typer.BadParameter(f"--ridge: expected auto or a number, found {text!r}") from err
+
+
+def _echo_json(value: object) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _show_assembled(decomposition: Decomposition, assembly: Assembly, out: Path) -> None:
+    costs = [record.macs / 1e6 for record in decomposition.submodels]
+    rows = [
+        [str(device), record.name, f"{record.probe_test_accuracy:.2%}", f"{cost:,.1f}"]
+        for device, (record, cost) in enumerate(zip(assembly.backbones, costs, strict=True))
+    ]
+    print_table(
+        f"{decomposition.name}: models in {out}", ["device", "backbone", "alone", "MMACs"], rows, numbers=(2, 3)
+    )
+    accuracies = {subset.mask: 100 * subset.test_accuracy for subset in decomposition.subsets}
+    kept = assembly.heads[0]
+    title = f"test accuracy, fused ({kept.method} regression, strength {kept.strength:.2g})"
+    print_table(title, ["devices", "worst", "best"], _by_size(accuracies), numbers=(0, 1, 2))
+
+
+def _show_evaluation(found: Evaluation) -> None:
+    teacher_macs = "" if found.teacher_macs is None else f"{found.teacher_macs / 1e6:,.1f}"
+    devices, cost = len(found.submodel_macs), sum(found.submodel_macs) / 1e6
+    rows = [
+        ["undivided teacher", _percent(found.teacher_accuracy), teacher_macs],
+        [f"fused, {devices} devices", _percent(found.fused_accuracy), f"{cost:,.1f}"],
+    ]
+    title = f"{found.name} on {found.test_images:,} test images of {found.data}"
+    print_table(title, ["model", "accuracy", "MMACs"], rows, numbers=(1, 2))
+    if devices > _MANY_DEVICES:
+        masks = {sum(1 << int(device) for device in key.split(",")): one for key, one in found.subsets.items()}
+        print_table("devices present", ["devices", "worst", "best"], _by_size(masks), numbers=(0, 1, 2))
+    else:
+        ways = (found.subsets, found.subsets_with_zeros, found.subsets_with_mean)
+        rows = [[key, *(_percent(way[key]) for way in ways)] for key in found.subsets]
+        header = ["devices present", "missing predicted", "zeros", "mean"]
+        print_table("what stands for missing features", header, rows, numbers=(1, 2, 3))
+    rows = [
+        [
+            str(one.device),
+            str(len(one.classes)),
+            *map(_percent, (one.fused_accuracy, one.without_device, one.device_alone)),
+        ]
+        for one in found.class_subsets
+    ]
+    header = ["device", "classes", "all devices", "without it", "it alone"]
+    print_table("images of the classes that a device was first trained on", header, rows, numbers=(0, 1, 2, 3, 4))
+    by_accuracy = sorted(found.classes, key=lambda one: 101.0 if one.fused_accuracy is None else one.fused_accuracy)
+    classes = found.classes if len(found.classes) <= _MANY_CLASSES else by_accuracy[:_MANY_CLASSES]
+    rows = [
+        [one.name, str(one.images), _percent(one.fused_accuracy), _percent(one.teacher_accuracy)] for one in classes
+    ]
+    title = (
+        "classes" if len(classes) == len(found.classes) else f"the {len(classes)} worst of {len(found.classes)} classes"
+    )
+    print_table(title, ["class", "images", "fused", "teacher"], rows, numbers=(1, 2, 3))
+    if found.comparison is not None:
+        one = found.comparison
+        rows = [
+            [f"fused, {one.against}", _percent(one.other_fused_accuracy)],
+            ["only this cell right (b)", str(one.only_this_right)],
+            ["only the other right (c)", str(one.only_other_right)],
+            ["p, exact McNemar test, two-sided", f"{one.p_value:.3g}"],
+        ]
+        print_table("against another cell", ["what", "figure"], rows, numbers=(1,))
+
+
+def _by_size(accuracies: dict[int, float]) -> list[list[str]]:
+    """Worst and best subset of each number of devices, from percent by mask."""
+    by_size: dict[int, list[float]] = {}
+    for mask, accuracy in accuracies.items():
+        by_size.setdefault(mask.bit_count(), []).append(accuracy)
+    return [[str(size), _percent(min(found)), _percent(max(found))] for size, found in sorted(by_size.items())]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}%"

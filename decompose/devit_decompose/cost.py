@@ -19,26 +19,28 @@ def macs(config: ModelConfig, *, with_head: bool = True) -> int:
         if layer.max_pool:
             height, width = (-(-side // 2) for side in (height, width))
         channels = layer.width
-    tokens = height * width
+    tokens = config.tokens
     for heads, head_width, neurons in zip(config.heads, config.head_widths, config.neurons, strict=True):
         inner = heads * head_width
         total += tokens * channels * (4 * inner + 2 * neurons)  # query, key, value, projection; MLP
         total += 2 * tokens**2 * inner  # query x key, weights x value
-    total += 2 * tokens * channels  # pooling: one score per token, then the weighted sum
-    return total + (channels * len(config.classes) if with_head else 0)
+    if config.prefix_tokens == 0:
+        total += 2 * tokens * channels  # pooling: one score per token, then the weighted sum
+    return total + (config.feature_dim * len(config.classes) if with_head else 0)
 
 
 def parameters(config: ModelConfig) -> int:
-    """Count the trained numbers, the model's own head included."""
+    """Count the trained numbers, the model's own heads included."""
     channels = config.image_size[2]
+    has_bias = config.backbone != "cct"
     total = 0
     for layer in config.stem:
         total += layer.kernel**2 * channels * layer.width + (2 * layer.width if layer.batch_norm else layer.width)
         channels = layer.width
-    rows, columns = config.token_grid
-    total += rows * columns * channels
+    total += (config.tokens + config.prefix_tokens) * channels  # positions, and the prefix tokens themselves
     for heads, head_width, neurons in zip(config.heads, config.head_widths, config.neurons, strict=True):
         inner = heads * head_width
-        total += 3 * channels * inner + inner * channels + channels
+        total += 3 * (channels + has_bias) * inner + inner * channels + channels
         total += 2 * channels * neurons + neurons + channels + 4 * channels
-    return total + 2 * channels + channels + 1 + (channels + 1) * len(config.classes)
+    pool = channels + 1 if config.prefix_tokens == 0 else 0
+    return total + 2 * channels + pool + max(1, config.prefix_tokens) * (channels + 1) * len(config.classes)

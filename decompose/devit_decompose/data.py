@@ -1,45 +1,60 @@
-"""Labelled images from IDX files, split into training, validation and test parts that never meet."""
+"""A data set in three parts that never meet: training, validation and test."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import struct
-import zlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from devit_contract.errors import InputError
+from devit_contract.manifest import Preprocess
+from devit_decompose.pictures import Images, Int64Array, Pictures, UInt8Array, select
 from devit_decompose.recipe import DataRecipe
+from devit_decompose.sources import PAIRS, paired, preprocess_of, read_source
 
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
+__all__ = ["Dataset", "Images", "Int64Array", "Split", "UInt8Array", "balanced_indices", "load_dataset"]
 
-_HINT = "apt install dataset-fashion-mnist, or set data.folder in the recipe"
+_CHUNK_IMAGES = 4096
 
 
 @dataclass(frozen=True)
 class Split:
     """Labelled images."""
 
-    images: UInt8Array
-    """Shape ``(n, H, W, C)``."""
+    images: Images
+    """Shape ``(n, H, W, C)``, in memory or decoded when they are taken."""
     labels: Int64Array
     """Shape ``(n,)``, global labels."""
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Int64Array) -> Split:
+        """Keep the images at some positions, ``(count,)``; pictures stay undecoded."""
+        return Split(select(self.images, indices), self.labels[indices])
+
     def of_classes(self, classes: tuple[int, ...]) -> Split:
         """Keep the images of some classes; labels become positions in ``classes``."""
-        position = np.full(int(self.labels.max()) + 1, -1, np.int64)
+        position = np.full(max(*classes, int(self.labels.max(initial=0)), 0) + 1, -1, np.int64)
         position[list(classes)] = np.arange(len(classes))
-        kept = position[self.labels] >= 0
-        return Split(self.images[kept], position[self.labels[kept]])
+        kept = np.flatnonzero(position[self.labels] >= 0)
+        return Split(select(self.images, kept), position[self.labels[kept]])
 
     def digest(self) -> str:
-        """Digest images and labels, as 64 hex digits."""
-        whole = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
+        """Digest images and labels, as 64 hex digits.
+
+        Picture files count with their own bytes and their names below the data set's folder, and are not decoded:
+        the same files at another size have the same digest.
+
+        Raises:
+            InputError: A picture file cannot be read.
+        """
+        whole = hashlib.sha256()
+        for piece in _pieces(self.images):
+            whole.update(piece)
         whole.update(self.labels.astype("<i8").tobytes())
         return whole.hexdigest()
 
@@ -51,24 +66,45 @@ class Dataset:
     training: Split
     validation: Split
     test: Split
+    class_names: tuple[str, ...]
+    """In the order of the labels."""
+    name: str
+    preprocess: Preprocess
+    """How a picture becomes one of the images."""
 
 
-def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
-    """Read the IDX files; the validation part is drawn from the training file, balanced over classes.
+def load_dataset(recipe: DataRecipe) -> Dataset:
+    """Read a data set; its validation part is drawn from the training part, the same number of each class.
+
+    Of ``pairs``, the single images are split first, and each part is paired for itself: no picture is in two parts.
 
     Raises:
-        InputError: A file is missing, is no IDX file, or does not fit the recipe.
+        InputError: A file is missing, is damaged, or does not fit the recipe.
     """
-    folder = Path(recipe.folder)
-    training = _read_split(folder, "train", recipe)
-    test = _read_split(folder, "t10k", recipe)
-    chosen = balanced_indices(training.labels, recipe.validation_images, len(recipe.classes), seed)
-    rest = np.setdiff1d(np.arange(len(training.labels)), chosen)
-    return Dataset(
-        training=Split(training.images[rest], training.labels[rest]),
-        validation=Split(training.images[chosen], training.labels[chosen]),
-        test=test,
-    )
+    source = read_source(recipe)
+    is_paired = recipe.source == "pairs"
+    classes = math.isqrt(PAIRS) if is_paired else recipe.class_count
+    if recipe.validation_images < 1 or (is_paired and recipe.validation_images % PAIRS != 0):
+        needed = f"a multiple of {recipe.class_count} from {recipe.class_count}"
+        raise InputError(f"data.validation_images: expected {needed}, found {recipe.validation_images}")
+    training, test = Split(*source.training), Split(*source.test)
+    try:
+        chosen = balanced_indices(training.labels, recipe.validation_images, classes, recipe.split_seed)
+    except InputError as err:
+        raise InputError(f"data.validation_images: {err}: change it in the recipe") from err
+    rest = np.setdiff1d(np.arange(len(training)), chosen)
+    left = np.bincount(training.labels[rest], minlength=classes)
+    if left.min() == 0:
+        raise InputError(
+            f"data.validation_images: expected images of class {left.argmin()} left for training, "
+            f"found none beside the {recipe.validation_images} for validation: lower it in the recipe"
+        )
+    training, validation = training.select(rest), training.select(chosen)
+    if is_paired:
+        training = Split(*paired(training.images[:], training.labels, classes, (recipe.split_seed, 1)))
+        validation = Split(*paired(validation.images[:], validation.labels, classes, (recipe.split_seed, 2)))
+        test = Split(*paired(test.images[:], test.labels, classes, (0, 0)))  # the same for every split
+    return Dataset(training, validation, test, source.class_names, recipe.name, preprocess_of(recipe))
 
 
 def balanced_indices(labels: Int64Array, count: int, classes: int, seed: int) -> Int64Array:
@@ -80,45 +116,19 @@ def balanced_indices(labels: Int64Array, count: int, classes: int, seed: int) ->
     if count % classes != 0:
         raise InputError(f"expected a multiple of {classes} images to balance {classes} classes, found {count}")
     generator = np.random.default_rng(seed)
+    by_class = np.argsort(labels, kind="stable")  # rising positions within each class
+    ends = np.cumsum(np.bincount(labels, minlength=classes))
     drawn = []
-    for label in range(classes):
-        members = np.flatnonzero(labels == label)
+    for label, members in enumerate(np.split(by_class, ends[:-1])[:classes]):
         if len(members) < count // classes:
             raise InputError(f"class {label}: expected at least {count // classes} images, found {len(members)}")
         drawn.append(generator.choice(members, count // classes, replace=False))
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
-def read_idx(path: Path) -> UInt8Array:
-    """Read an IDX file of unsigned bytes, plain or with ``.gz`` behind its name.
-
-    The format: two zero bytes, type 8, number of dimensions, then each dimension as a big-endian u32, then the bytes
-    (http://yann.lecun.com/exdb/mnist).
-
-    Raises:
-        InputError: The file is missing, damaged, or of another type.
-    """
-    packed = path.with_name(path.name + ".gz")
-    try:
-        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error) as err:
-        raise InputError(f"{packed}: cannot be read ({err}): {_HINT}") from err
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise InputError(f"{path}: expected an IDX file of unsigned bytes, found {content[:4]!r}: {_HINT}")
-    start = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:start])
-    values = np.frombuffer(content, np.uint8, offset=start)
-    if values.size != np.prod(shape):
-        raise InputError(f"{path}: expected {np.prod(shape)} bytes for shape {shape}, found {values.size}: {_HINT}")
-    return values.reshape(shape)
-
-
-def _read_split(folder: Path, prefix: str, recipe: DataRecipe) -> Split:
-    images = read_idx(folder / f"{prefix}-images-idx3-ubyte")
-    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte").astype(np.int64)
-    if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(recipe.classes):
-        raise InputError(
-            f"{folder}: expected as many labels below {len(recipe.classes)} as images, "
-            f"found images {images.shape}, labels {labels.shape} up to {labels.max()}"
-        )
-    return Split(images[..., np.newaxis], labels)
+def _pieces(images: Images) -> Iterator[bytes]:
+    if isinstance(images, Pictures):
+        yield from images.pieces()
+    else:
+        for start in range(0, len(images), _CHUNK_IMAGES):
+            yield np.ascontiguousarray(images[start : start + _CHUNK_IMAGES]).tobytes()

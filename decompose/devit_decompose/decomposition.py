@@ -8,10 +8,12 @@ import msgspec
 
 from devit_contract.errors import ManifestError
 from devit_contract.files import read_json, sha256_of_file
+from devit_contract.manifest import Preprocess
 from devit_decompose.model import ModelConfig
 from devit_decompose.recipe import Recipe
+from devit_decompose.search import SearchRecord
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "decomposition.json"
 _HINT = "make the models again with devit decompose"
 
@@ -52,7 +54,12 @@ class SubsetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mask: int
     """Bit i is set where device i is present."""
     validation_accuracy: float
+    """With the missing features predicted from those present (conditional mean), in 0 to 1; so is the next."""
     test_accuracy: float
+    test_accuracy_with_zeros: float
+    """With zeros in the place of missing features; the node does not do this, it is here to be beaten."""
+    test_accuracy_with_mean: float
+    """With their mean over the training split; likewise."""
 
 
 class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,15 +80,23 @@ class Decomposition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
     name: str
     code_version: str
-    recipe: Recipe
+    recipe: Recipe | None
+    """Absent where trained models were assembled."""
     data: DataRecord
+    preprocess: Preprocess
+    """How a picture becomes the models' input."""
+    class_names: tuple[str, ...]
+    """In the order of the labels."""
     class_subsets: tuple[tuple[int, ...], ...]
     """Global labels each submodel was first trained on."""
-    teacher: ModelRecord
+    teacher: ModelRecord | None
+    """The undivided model; absent where trained models were assembled."""
     submodels: tuple[ModelRecord, ...]
     stages: tuple[StageRecord, ...]
-    teacher_validation_accuracy: float
-    teacher_test_accuracy: float
+    searches: tuple[SearchRecord, ...]
+    """How each submodel was pruned; empty where they started fresh."""
+    teacher_validation_accuracy: float | None
+    teacher_test_accuracy: float | None
     subsets: tuple[SubsetRecord, ...]
     """One entry for each of the 2^N - 1 subsets, by rising mask."""
     files: tuple[FileRecord, ...]

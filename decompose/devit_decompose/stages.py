@@ -1,360 +1,303 @@
-"""The stages of a decomposition in their order: teacher, sub-task distillation, ensemble, measurement."""
+"""The stages of a decomposition in their order: teacher, partition, shrinking, sub-task distillation, ensemble."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from devit_contract.errors import TrainError
-from devit_contract.files import (
-    Tensors,
-    check_replaceable,
-    new_folder,
-    sha256_of_file,
-    write_bytes,
-    write_json,
-    write_tensors,
-)
-from devit_contract.head import Fusion, FusionHead, columns_of, mask_of, prediction
+from devit_contract.files import check_replaceable, write_bytes
 from devit_contract.progress import Progress
+from devit_decompose.checks import check_recipe
 from devit_decompose.cost import macs, parameters
-from devit_decompose.data import Dataset, Split, balanced_indices, load_dataset
-from devit_decompose.decomposition import (
-    FILE_NAME,
-    SCHEMA,
-    DataRecord,
-    Decomposition,
-    FileRecord,
-    ModelRecord,
-    StageRecord,
-    SubsetRecord,
-)
-from devit_decompose.evaluate import accuracy, joined_features, run, score_of, statistics_of, subset_accuracies
-from devit_decompose.losses import distillation
+from devit_decompose.data import Dataset, Split, load_dataset
+from devit_decompose.decomposition import FILE_NAME, Decomposition, StageRecord
+from devit_decompose.evaluate import run, score_of
+from devit_decompose.importance import importance
+from devit_decompose.machine import Machine
 from devit_decompose.model import Model
-from devit_decompose.partition import random_partition
-from devit_decompose.recipe import DistilRecipe, EnsembleRecipe, Recipe, Schedule
-from devit_decompose.train import Stage, StageResult, fit
-from devit_decompose.weights import save_weights
+from devit_decompose.objectives import (
+    DistilObjective,
+    Ensemble,
+    EnsembleObjective,
+    LabelObjective,
+    relation_blocks,
+)
+from devit_decompose.partition import balanced_partition, confusion_of, confusion_partition, random_partition
+from devit_decompose.pictures import UInt8Array
+from devit_decompose.recipe import Recipe, Schedule, ShrinkRecipe
+from devit_decompose.search import ReadoutAccuracy, Score, SearchRecord, search
+from devit_decompose.shrink import of_classes
+from devit_decompose.teachers import LiveTeacher, StoredTeacher
+from devit_decompose.train import Run, Stage, fit, load_checkpoint, save_checkpoint
+from devit_decompose.weights import initial_weights
+from devit_decompose.write import Made, write_models
+
+Classes = tuple[int, ...]
 
 
-def decompose(recipe: Recipe, out: Path, *, resume: bool, progress: Progress) -> Decomposition:
+def decompose(
+    recipe: Recipe, out: Path, *, resume: bool, progress: Progress, teacher_cache: Path | None = None
+) -> Decomposition | None:
     """Run every stage and write the models folder.
 
-    Checkpoints lie in ``<out>.work`` until the folder is whole; with ``resume`` they are continued.
+    Checkpoints lie in ``<out>.work`` until the folder is whole; with ``resume`` they are continued. Losses and
+    validation accuracies of every epoch go to ``<out>.log.csv``.
+
+    Args:
+        recipe: What is made.
+        out: The models folder; absent, empty or an older one.
+        resume: Continue an unfinished run of the same recipe.
+        progress: Told within every epoch.
+        teacher_cache: Folder that keeps the teacher's answers to all variants of the training images.
+
+    Returns:
+        What was written; None in all processes but the main one.
 
     Raises:
-        InputError: The data are missing or do not fit.
+        InputError: The recipe does not fit together, or the data are missing or do not fit.
         TrainError: An unfinished run is in the way, belongs to another recipe, or training diverged.
     """
     check_replaceable(out, FILE_NAME)
-    work = out.with_name(out.name + ".work")
-    data = load_dataset(recipe.data, recipe.seed)
-    _claim(work, recipe, resume=resume)
-    torch.set_num_threads(recipe.threads)
-    run_stage = _Runner(recipe, work, progress)
-    teacher = train_teacher(recipe, data, run_stage)
-    subsets = random_partition(len(recipe.data.classes), recipe.submodels, recipe.seed)
-    submodels = [
-        distil_submodel(recipe, data, run_stage, teacher, classes, device) for device, classes in enumerate(subsets)
-    ]
-    ensemble = train_ensemble(recipe, data, run_stage, teacher, submodels)
-    result = write_models(out, recipe, data, teacher, ensemble, subsets, tuple(run_stage.records), progress)
-    shutil.rmtree(work)
+    check_recipe(recipe)
+    machine = Machine(recipe.precision, recipe.threads)
+    progress = machine.progress(progress)
+    data = load_dataset(recipe.data)
+    work, log = out.with_name(out.name + ".work"), out.with_name(out.name + ".log.csv")
+    with machine.main_first():
+        _claim(work, log, recipe, resume=resume or not machine.is_main)
+    stages = Stages(recipe, data, Run(machine, recipe.data, work, log, progress), teacher_cache)
+    teacher = stages.teacher()
+    subsets = stages.partition(teacher)
+    submodels = [stages.submodel(teacher, classes, device) for device, classes in enumerate(subsets)]
+    ensemble = stages.ensemble(teacher, submodels)
+    result = None
+    if machine.is_main:
+        made = Made(
+            name=recipe.name,
+            submodels=tuple(ensemble.models()),
+            fusion=ensemble.linear(),
+            class_subsets=subsets,
+            recipe=recipe,
+            teacher=teacher,
+            stages=tuple(stages.records),
+            searches=tuple(stages.searches),
+        )
+        result = write_models(out, made, data, recipe.data.sample_images, progress)
+        shutil.rmtree(work)
+    machine.wait()
     progress("done", 1, 1)
     return result
 
 
-def preview(recipe: Recipe) -> tuple[list[str], list[list[str]]]:
-    """Check recipe and data without training, and count what each model will cost: a table's header and rows."""
-    data = load_dataset(recipe.data, recipe.seed)
-    image_size = data.training.images.shape[1:]
-    subsets = random_partition(len(recipe.data.classes), recipe.submodels, recipe.seed)
-    shapes = [("teacher", recipe.teacher.config(recipe.data, image_size, tuple(range(len(recipe.data.classes)))))]
-    shapes += [
-        (f"submodel {device}", recipe.student.config(recipe.data, image_size, classes))
-        for device, classes in enumerate(subsets)
-    ]
-    rows = [
-        [name, f"{macs(config) / 1e6:.2f}", f"{parameters(config):,}", str(len(config.classes))]
-        for name, config in shapes
-    ]
-    return ["model", "MMACs", "parameters", "classes"], rows
+def partition(recipe: Recipe, training: Split, teacher: Model, validation: Split) -> tuple[Classes, ...]:
+    """Give every submodel its classes, as ``recipe.partition`` says."""
+    settings, count = recipe.partition, recipe.data.class_count
+    if settings.method == "none":
+        return (tuple(range(count)),) * recipe.submodels
+    if settings.method == "balanced":
+        counts = np.bincount(training.labels, minlength=count)
+        return balanced_partition(counts, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+    if settings.method == "confusion":
+        confusion = confusion_of(run(teacher, validation.images), validation.labels, count)
+        return confusion_partition(confusion, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+    return random_partition(count, recipe.submodels, recipe.seed, sizes=settings.sizes)
 
 
 @dataclass
-class _Runner:
-    """Runs stages with their own seeds and keeps a record of each."""
+class Stages:
+    """Runs the stages one by one, each with its own seed, and keeps a record of each."""
 
     recipe: Recipe
-    work: Path
-    progress: Progress
+    data: Dataset
+    run: Run
+    teacher_cache: Path | None = None
+    records: list[StageRecord] = field(default_factory=list)
+    searches: list[SearchRecord] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.records: list[StageRecord] = []
+    def teacher(self) -> Model:
+        """Train the large model on all classes, with labels alone, or take it as it is."""
+        recipe = self.recipe
+        everything = tuple(range(recipe.data.class_count))
+        self._seed_torch()
+        config = recipe.teacher.config(recipe.data, everything)
+        is_trained = recipe.train is not None
+        teacher = (
+            initial_weights(recipe.teacher.weights, config, fresh_head=is_trained)
+            if recipe.teacher.weights
+            else Model(config)
+        )
+        self.run.machine.place(teacher)
+        if recipe.train is not None:
+            self._learn_labels("teacher", teacher, recipe.train, self.data.training, self.data.validation)
+        return teacher
 
-    def seed(self) -> int:
-        """Seed of the next stage."""
+    def partition(self, teacher: Model) -> tuple[Classes, ...]:
+        """Give every submodel its classes."""
+        return partition(self.recipe, self.data.training, teacher, self.data.validation)
+
+    def submodel(self, teacher: Model, classes: Classes, device: int) -> Model:
+        """Make a small model and teach it its own classes."""
+        recipe, machine = self.recipe, self.run.machine
+        training, validation = (split.of_classes(classes) for split in (self.data.training, self.data.validation))
+        own_teacher = None
+        if recipe.sub_teacher is not None and len(classes) < recipe.data.class_count:
+            own_teacher = of_classes(teacher, classes)
+            machine.place(own_teacher)
+            self._learn_labels(f"sub-teacher-{device}", own_teacher, recipe.sub_teacher, training, validation)
+        source = own_teacher or of_classes(teacher, classes)
+        self._seed_torch()
+        student = self._student(source, classes, device, training, validation)
+        relation = recipe.distil.used_relation
+        block = None if relation is None else relation_blocks(relation, student, source)[1]
+        ask = self._asker(source, training, recipe.distil.schedule, block) if recipe.distil.asks_teacher else None
+        self._fit(
+            Stage(
+                f"submodel-{device}",
+                DistilObjective(student, source, recipe.distil),
+                training,
+                recipe.distil.schedule,
+                score_of(student, validation, machine),
+                ask,
+                len(classes),
+            )
+        )
+        return student
+
+    def ensemble(self, teacher: Model, submodels: list[Model]) -> Ensemble:
+        """Train all submodels and the fusion together on all classes, now and then without some of the devices."""
+        recipe, machine, training = self.recipe, self.run.machine, self.data.training
+        self._seed_torch()
+        ensemble = Ensemble(submodels, recipe.data.class_count)
+        for model in submodels:
+            model.set_drop_path(recipe.ensemble.schedule.drop_path)
+        objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, self._seed())
+        schedule = recipe.ensemble.schedule
+        ask = self._asker(teacher, training, schedule, None) if recipe.ensemble.asks_teacher else None
+        score = score_of(ensemble, self.data.validation, machine)
+        self._fit(Stage("ensemble", objective, training, schedule, score, ask, recipe.data.class_count))
+        return ensemble
+
+    def _asker(
+        self, teacher: Model, split: Split, schedule: Schedule, block: int | None
+    ) -> LiveTeacher | StoredTeacher:
+        """Look answers up where they are kept: those to all training images, without what goes on inside."""
+        machine, is_whole = self.run.machine, len(split) == len(self.data.training)
+        if self.teacher_cache is None or block is not None or not is_whole:
+            return LiveTeacher(teacher, machine, block=block)
+        return StoredTeacher(self.teacher_cache, teacher, split, schedule.augment, machine, self.run.progress)
+
+    def _student(self, source: Model, classes: Classes, device: int, training: Split, validation: Split) -> Model:
+        """Build a fresh submodel, or prune one."""
+        recipe = self.recipe
+        if recipe.students:
+            shape = recipe.student(device)
+            config = shape.config(recipe.data, classes)
+            student = initial_weights(shape.weights, config, fresh_head=True) if shape.weights else Model(config)
+        if recipe.shrink is not None:
+            student = self._shrunk(student if recipe.students else source, recipe.shrink, device, training, validation)
+        self.run.machine.place(student)
+        student.set_drop_path(recipe.distil.schedule.drop_path)
+        return student
+
+    def _shrunk(self, source: Model, shrink: ShrinkRecipe, device: int, training: Split, validation: Split) -> Model:
+        """Prune a submodel to its budget, or take it from the checkpoint of an earlier start."""
+        checkpoint = self.run.work / f"shrink-{device}.pt"
+        found = load_checkpoint(checkpoint)
+        self.run.machine.wait()  # no process may find what another one is just about to write
+        if found is None:
+            seed = (self.recipe.seed, device)
+            judged = _some(validation, shrink.images, seed)
+            score = ReadoutAccuracy(judged.images[:], judged.labels)
+            images = _some(training, shrink.images, seed).images[:]
+            pruned, record = search_submodel(self.recipe, source, shrink, device, images, score, self.run.progress)
+            content = {
+                "config": msgspec.json.encode(pruned.config).decode(),
+                "record": msgspec.json.encode(record).decode(),
+                "weights": pruned.state_dict(),
+            }
+            if self.run.machine.is_main:
+                save_checkpoint(checkpoint, content)
+        else:
+            pruned = Model(msgspec.json.decode(found["config"], type=type(source.config)))
+            pruned.load_state_dict(found["weights"])
+            record = msgspec.json.decode(found["record"], type=SearchRecord)
+        self.searches.append(record)
+        return pruned
+
+    def _learn_labels(self, name: str, model: Model, schedule: Schedule, training: Split, validation: Split) -> None:
+        model.set_drop_path(schedule.drop_path)
+        objective = LabelObjective(model, schedule.label_smoothing)
+        score = score_of(model, validation, self.run.machine)
+        self._fit(Stage(name, objective, training, schedule, score, None, len(model.config.classes)))
+
+    def _fit(self, stage: Stage) -> None:
+        result = fit(stage, self.run, seed=self._seed())
+        self.records.append(StageRecord(stage.name, result.epochs, result.best_epoch, result.best_score))
+
+    def _seed(self) -> int:
         return self.recipe.seed * 1000 + len(self.records)
 
-    def __call__(self, stage: Stage, split: Split, schedule: Schedule) -> StageResult:
-        result = fit(
-            stage,
-            split,
-            schedule,
-            seed=self.seed(),
-            checkpoint=self.work / f"{stage.name}.pt",
-            progress=self.progress,
-        )
-        self.records.append(StageRecord(stage.name, result.epochs, result.best_epoch, result.best_score))
-        return result
+    def _seed_torch(self) -> None:
+        torch.manual_seed(self._seed())
 
 
-def train_teacher(recipe: Recipe, data: Dataset, run_stage: _Runner) -> Model:
-    """Train the large model on all classes, with labels alone."""
-    torch.manual_seed(run_stage.seed())
-    classes = tuple(range(len(recipe.data.classes)))
-    teacher = Model(recipe.teacher.config(recipe.data, data.training.images.shape[1:], classes))
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = teacher(images)
-        return functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.train.label_smoothing)
-
-    run_stage(Stage("teacher", teacher, loss, score_of(teacher, data.validation)), data.training, recipe.train)
-    return teacher
-
-
-def distil_submodel(
-    recipe: Recipe, data: Dataset, run_stage: _Runner, teacher: Model, classes: tuple[int, ...], device: int
-) -> Model:
-    """Train a small model on the images of its own classes, from labels and the teacher's answers."""
-    torch.manual_seed(run_stage.seed())
-    student = Model(recipe.student.config(recipe.data, data.training.images.shape[1:], classes))
-    distil = recipe.distil
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = student(images)
-        return _answer_loss(logits.float(), _ask(teacher, images)[:, list(classes)], labels, distil)
-
-    stage = Stage(f"submodel-{device}", student, loss, score_of(student, data.validation.of_classes(classes)))
-    run_stage(stage, data.training.of_classes(classes), distil.schedule)
-    return student
-
-
-class Ensemble(nn.Module):
-    """All submodels without their own heads, and the linear fusion of their features."""
-
-    def __init__(self, submodels: list[Model], classes: int) -> None:
-        """Join the submodels; the fusion starts fresh."""
-        super().__init__()
-        self.submodels = nn.ModuleList(submodels)
-        self.dims = tuple(model.config.width for model in submodels)
-        self.fusion = nn.Linear(sum(self.dims), classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Map uint8 images ``(B, H, W, C)`` to all features side by side, ``(B, sum of dims)``."""
-        return torch.cat([model.features(images).float() for model in self.models()], dim=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images ``(B, H, W, C)`` to logits ``(B, K)``."""
-        logits: Tensor = self.fusion(self.features(images))
-        return logits
-
-    def models(self) -> list[Model]:
-        """List the submodels."""
-        return [module for module in self.submodels if isinstance(module, Model)]
-
-
-class Failout:
-    """Leaves devices out of a batch and fills their place as the fusion node does, from running statistics."""
-
-    def __init__(self, dims: tuple[int, ...], chance: float, seed: int) -> None:
-        """Start without statistics; ``chance`` is each device's to be left out."""
-        total = sum(dims)
-        self.dims = dims
-        self.chance = chance
-        self.mean = torch.zeros(total)
-        self.covariance = torch.zeros(total, total)
-        self.steps = torch.zeros((), dtype=torch.int64)
-        self._seed = seed
-
-    def fill(self, features: Tensor) -> Tensor:
-        """Replace the features of randomly chosen devices, ``(B, sum of dims)`` in and out."""
-        self._note(features.detach())
-        present, missing = columns_of(self.dims, self._draw())
-        if len(missing) == 0:
-            return features
-        covariance = self.covariance.double().numpy()
-        predict = torch.from_numpy(prediction(covariance, present, missing)).float()  # (missing, present)
-        guess = self.mean[missing] + (features[:, present] - self.mean[present]) @ predict.T
-        filled = features.clone()
-        filled[:, missing] = guess
-        return filled
-
-    def state(self) -> dict[str, Tensor]:
-        """Hand out what a resumed run needs."""
-        return {"mean": self.mean, "covariance": self.covariance, "steps": self.steps}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what :meth:`state` handed out."""
-        self.mean, self.covariance, self.steps = state["mean"], state["covariance"], state["steps"]
-
-    def _draw(self) -> int:
-        # By the step's number, so that a resumed run leaves out the same devices.
-        generator = np.random.default_rng((self._seed, int(self.steps)))
-        is_kept = generator.random(len(self.dims)) >= self.chance
-        if not is_kept.any():
-            is_kept[generator.integers(len(self.dims))] = True
-        return mask_of([int(device) for device in np.flatnonzero(is_kept)])
-
-    def _note(self, features: Tensor) -> None:
-        keep = min(0.99, float(self.steps) / (float(self.steps) + 1.0))
-        self.mean = keep * self.mean + (1 - keep) * features.mean(dim=0)
-        centred = features - self.mean
-        self.covariance = keep * self.covariance + (1 - keep) * (centred.T @ centred / len(features))
-        self.steps = self.steps + 1
-
-
-def train_ensemble(
-    recipe: Recipe, data: Dataset, run_stage: _Runner, teacher: Model, submodels: list[Model]
-) -> Ensemble:
-    """Train all submodels and the fusion together on all classes, now and then without some of the devices."""
-    torch.manual_seed(run_stage.seed())
-    ensemble = Ensemble(submodels, len(recipe.data.classes))
-    settings = recipe.ensemble
-    failout = Failout(ensemble.dims, settings.failout, run_stage.seed())
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            features = ensemble.features(images)
-        answer = _ask(teacher, images)
-        whole = _answer_loss(ensemble.fusion(features), answer, labels, settings)
-        partial = _answer_loss(ensemble.fusion(failout.fill(features)), answer, labels, settings)
-        return (1 - settings.failout_weight) * whole + settings.failout_weight * partial
-
-    stage = Stage("ensemble", ensemble, loss, score_of(ensemble, data.validation), failout.state, failout.restore)
-    run_stage(stage, data.training, settings.schedule)
-    return ensemble
-
-
-def write_models(
-    out: Path,
+def search_submodel(
     recipe: Recipe,
-    data: Dataset,
-    teacher: Model,
-    ensemble: Ensemble,
-    class_subsets: tuple[tuple[int, ...], ...],
-    stages: tuple[StageRecord, ...],
+    source: Model,
+    shrink: ShrinkRecipe,
+    device: int,
+    images: UInt8Array,
+    score: Score,
     progress: Progress,
-) -> Decomposition:
-    """Measure the finished models on every split and write the folder."""
-    submodels = ensemble.models()
-    progress("measuring", 0, 3, "training split")
-    head = FusionHead(
-        dims=ensemble.dims,
-        weight=ensemble.fusion.weight.detach().double().numpy(),
-        bias=ensemble.fusion.bias.detach().double().numpy(),
-        statistics=statistics_of(joined_features(submodels, data.training.images)),
+) -> tuple[Model, SearchRecord]:
+    """Find the submodel of one device by pruning ``source`` to its share of the teacher's cost.
+
+    Args:
+        recipe: Tells the teacher's cost.
+        source: What is pruned.
+        shrink: How.
+        device: Whose submodel it is.
+        images: Training images ``(n, H, W, C)`` for the importance.
+        score: Judges a candidate, in 0 to 1.
+        progress: Told of every candidate.
+    """
+    whole = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
+    share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
+    cost = macs(whole, with_head=False) if shrink.budget_of == "macs" else parameters(whole)
+    return search(
+        source,
+        importance(source, images, shrink.importance),
+        score,
+        depth=shrink.depth,
+        budget=round(share * cost),
+        budget_of=shrink.budget_of,
+        dimensions=shrink.dimensions,
+        candidates=shrink.candidates,
+        tolerance=shrink.tolerance,
+        seed=recipe.seed * 1000 + device,
+        progress=progress,
     )
-    fusion = Fusion(head)
-    progress("measuring", 1, 3, "validation and test split")
-    validation, test = (
-        subset_accuracies(fusion, joined_features(submodels, split.images), split.labels)
-        for split in (data.validation, data.test)
-    )
-    progress("measuring", 2, 3, "teacher")
-    teacher_scores = [accuracy(run(teacher, split.images), split.labels) for split in (data.validation, data.test)]
-    with new_folder(out) as draft:
-        files = _write_files(draft, recipe, data, teacher, submodels, head)
-        decomposition = Decomposition(
-            schema=SCHEMA,
-            name=recipe.name,
-            code_version=version("devit"),
-            recipe=recipe,
-            data=_data_record(recipe, data),
-            class_subsets=class_subsets,
-            teacher=_model_record(teacher, with_head=True),
-            submodels=tuple(_model_record(model, with_head=False) for model in submodels),
-            stages=stages,
-            teacher_validation_accuracy=teacher_scores[0],
-            teacher_test_accuracy=teacher_scores[1],
-            subsets=tuple(SubsetRecord(mask, validation[mask], test[mask]) for mask in sorted(test)),
-            files=files,
-        )
-        write_json(draft / FILE_NAME, decomposition)
-    return decomposition
 
 
-def _ask(teacher: Model, images: Tensor) -> Tensor:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits: Tensor = teacher(images)
-        return logits.float()
+def _some(split: Split, count: int, seed: tuple[int, ...]) -> Split:
+    chosen = np.random.default_rng(seed).permutation(len(split))[:count]
+    return split.select(np.sort(chosen))
 
 
-def _answer_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: DistilRecipe | EnsembleRecipe
-) -> Tensor:
-    smoothing = settings.schedule.label_smoothing
-    to_labels = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    to_teacher = distillation(logits, teacher_logits, settings.temperature)
-    return settings.label_weight * to_labels + settings.teacher_weight * to_teacher
-
-
-def _claim(work: Path, recipe: Recipe, *, resume: bool) -> None:
+def _claim(work: Path, log: Path, recipe: Recipe, *, resume: bool) -> None:
     note = work / "recipe.json"
     content = msgspec.json.format(msgspec.json.encode(recipe), indent=2)
     if not note.exists():
         write_bytes(note, content)
+        log.unlink(missing_ok=True)
         return
     if not resume:
         raise TrainError(f"{work}: expected no unfinished run, found one: add --resume to continue it, or remove it")
     if note.read_bytes() != content:
         raise TrainError(f"{note}: the unfinished run has another recipe: remove {work} to start over")
-
-
-def _write_files(
-    folder: Path, recipe: Recipe, data: Dataset, teacher: Model, submodels: list[Model], head: FusionHead
-) -> tuple[FileRecord, ...]:
-    count, classes = recipe.data.sample_images, len(recipe.data.classes)
-    chosen = balanced_indices(data.validation.labels, count, classes, recipe.seed)
-    samples: Tensors = {"images": data.validation.images[chosen], "labels": data.validation.labels[chosen]}
-    writers: list[tuple[str, int | None, str, Callable[[Path], None]]] = [
-        ("teacher", None, "teacher.safetensors", lambda path: save_weights(path, teacher)),
-        ("fusion", None, "fusion.safetensors", head.save),
-        ("samples", None, "samples.safetensors", lambda path: write_tensors(path, samples)),
-    ]
-    for device, model in enumerate(submodels):
-        name = f"submodel-{device}.safetensors"
-        writers.append(("submodel", device, name, lambda path, model=model: save_weights(path, model)))  # type: ignore[misc]
-    records = []
-    for role, device_of_file, name, write in writers:
-        write(folder / name)
-        records.append(FileRecord(role, name, sha256_of_file(folder / name), device_of_file))
-    return tuple(records)
-
-
-def _data_record(recipe: Recipe, data: Dataset) -> DataRecord:
-    return DataRecord(
-        name=recipe.data.name,
-        training_images=len(data.training.labels),
-        validation_images=len(data.validation.labels),
-        test_images=len(data.test.labels),
-        training_sha256=data.training.digest(),
-        validation_sha256=data.validation.digest(),
-        test_sha256=data.test.digest(),
-    )
-
-
-def _model_record(model: Model, *, with_head: bool) -> ModelRecord:
-    return ModelRecord(model.config, macs(model.config, with_head=with_head), parameters(model.config))

@@ -20,7 +20,6 @@ from devit_contract.manifest import (
     GraphRecord,
     Manifest,
     Parity,
-    Preprocess,
     SubsetAccuracy,
     describe_file,
     write_manifest,
@@ -42,7 +41,8 @@ _HINT = "make the models again with devit decompose"
 def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progress = no_progress) -> Manifest:
     """Export every submodel and the undivided teacher, check each against PyTorch, and write the bundle.
 
-    The same models give the same bytes. An existing bundle at ``out`` is replaced only when the new one is whole.
+    A cell of trained models that were assembled has no undivided teacher, and its bundle no baseline. The same models
+    give the same bytes. An existing bundle at ``out`` is replaced only when the new one is whole.
 
     Args:
         models: A folder that devit decompose has written.
@@ -64,7 +64,8 @@ def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progres
     with new_folder(out) as draft:
         for device in range(len(decomposition.submodels)):
             work.add_graph(draft, "submodel", device)
-        work.add_graph(draft, "baseline", None)
+        if decomposition.teacher is not None:
+            work.add_graph(draft, "baseline", None)
         work.add_fusion(draft)
         manifest = work.manifest(serial)
         write_manifest(draft, manifest)
@@ -77,6 +78,7 @@ class _Source:
     """What a graph is made from."""
 
     record: ModelRecord
+    class_subset: tuple[int, ...]
     weights: str
     """File name in the models folder."""
     stem: str
@@ -92,7 +94,9 @@ class _Work:
         self.models = models
         self.decomposition = decomposition
         self.progress = progress
-        self.steps = len(decomposition.submodels) + 3  # baseline, fusion with golden set, manifest
+        graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
+        self.steps = graphs + 2  # fusion with golden set, manifest
+        _check_image_sizes(models, decomposition)
         self.golden = _samples(models, decomposition)
         self.head = _fusion_head(models, decomposition)
         self.records: dict[int | None, GraphRecord] = {}
@@ -117,7 +121,7 @@ class _Work:
             macs=source.record.macs,
             rungs=(RUNG,),
             parity=(parity,),
-            class_subset=source.record.config.classes,
+            class_subset=source.class_subset,
         )
 
     def add_fusion(self, folder: Path) -> None:
@@ -133,15 +137,14 @@ class _Work:
     def manifest(self, serial: int) -> Manifest:
         """Describe all that was written."""
         whole = self.decomposition
-        height, width, colours = whole.teacher.config.image_size
         return Manifest(
             schema=SCHEMA,
             serial=serial,
             name=whole.name,
             code_version=version("devit"),
             opset=OPSET,
-            labels=whole.recipe.data.classes,
-            preprocess=Preprocess(height, width, "gray" if colours == 1 else "rgb"),
+            labels=whole.class_names,
+            preprocess=whole.preprocess,
             missing="conditional-mean",
             submodels=tuple(self.records[device] for device in range(len(whole.submodels))),
             subsets=tuple(
@@ -150,16 +153,19 @@ class _Work:
             ),
             test_data=f"{whole.data.name}, {whole.data.test_images:,} test images",
             files=tuple(self.files),
-            baseline=self.records[None],
-            baseline_accuracy=SubsetAccuracy(0, whole.teacher_validation_accuracy, whole.teacher_test_accuracy),
+            baseline=self.records.get(None),
+            baseline_accuracy=_baseline_accuracy(whole),
         )
 
     def _source(self, device: int | None) -> _Source:
         whole = self.decomposition
-        if device is None:
-            return _Source(whole.teacher, whole.file("teacher").name, "baseline", "baseline.logits")
-        weights = whole.file("submodel", device).name
-        return _Source(whole.submodels[device], weights, f"submodel-{device}", f"features.{device}")
+        if device is not None:
+            weights, classes = whole.file("submodel", device).name, whole.class_subsets[device]
+            return _Source(whole.submodels[device], classes, weights, f"submodel-{device}", f"features.{device}")
+        if whole.teacher is None:
+            raise AssertionError("without an undivided teacher no baseline is asked for")
+        weights, classes = whole.file("teacher").name, whole.teacher.config.classes
+        return _Source(whole.teacher, classes, weights, "baseline", "baseline.logits")
 
     def _tell(self, name: str) -> None:
         self.progress("exporting", len(self.files), self.steps, name)
@@ -171,13 +177,30 @@ def _check_request(out: Path, serial: int) -> None:
     check_replaceable(out, FILE_NAME)
 
 
+def _check_image_sizes(models: Path, decomposition: Decomposition) -> None:
+    """Hold every model's input against the one preprocessing that all of them share."""
+    expected = decomposition.preprocess.shape
+    for record in (*decomposition.submodels, decomposition.teacher):
+        if record is not None and record.config.image_size != expected:
+            raise ManifestError(
+                f"{models}: expected models of images {expected} as in preprocess, "
+                f"found one of {record.config.image_size}: {_HINT}"
+            )
+
+
+def _baseline_accuracy(whole: Decomposition) -> SubsetAccuracy | None:
+    if whole.teacher_validation_accuracy is None or whole.teacher_test_accuracy is None:
+        return None
+    return SubsetAccuracy(0, whole.teacher_validation_accuracy, whole.teacher_test_accuracy)
+
+
 def _samples(models: Path, decomposition: Decomposition) -> Tensors:
     """Read the golden images and their labels."""
     path = models / decomposition.file("samples").name
     tensors, _ = read_tensors(path, _HINT)
     shapes = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in tensors.items()}
     count = len(tensors["images"]) if tensors.get("images", np.empty(())).ndim > 0 else 0
-    expected = {"images": ("uint8", count, *decomposition.teacher.config.image_size), "labels": ("int64", count)}
+    expected = {"images": ("uint8", count, *decomposition.preprocess.shape), "labels": ("int64", count)}
     if shapes != expected or count == 0:
         raise ManifestError(f"{path}: expected tensors {expected} of at least one image, found {shapes}: {_HINT}")
     return tensors
@@ -187,8 +210,8 @@ def _fusion_head(models: Path, decomposition: Decomposition) -> FusionHead:
     """Read the fusion head and hold it against the submodels."""
     path = models / decomposition.file("fusion").name
     head = FusionHead.load(path)
-    widths = tuple(record.config.width for record in decomposition.submodels)
-    found, expected = (head.dims, len(head.bias)), (widths, len(decomposition.recipe.data.classes))
+    dims = tuple(record.config.feature_dim for record in decomposition.submodels)
+    found, expected = (head.dims, len(head.bias)), (dims, len(decomposition.class_names))
     if found != expected:
         raise ManifestError(f"{path}: expected feature dims and classes {expected}, found {found}: {_HINT}")
     return head

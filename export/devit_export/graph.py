@@ -1,7 +1,7 @@
 """From a trained model to one ONNX file: the same bytes for the same weights, and held against every rule.
 
 torch's newer exporter writes the graph, since its shapes are constants and its names are those of the model. It writes
-opset 18 and lets ONNX convert down to 17, which changes no operator that these models use.
+opset 18 at the lowest, which says the same as 17 of every operator that these models use; see :func:`lower`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from devit_contract.errors import ExportError
 from devit_decompose.model import Attention, Model
 from devit_export.parity import TOLERANCE, UInt8Array, run_graph
-from devit_export.rules import INPUT_NAME, IR_VERSION, OPSET, Expected, check_graph
+from devit_export.rules import INPUT_NAME, IR_VERSION, MODEL_HINT, OPSET, Expected, check_graph
 
 _TOOLS_HINT = "exporting belongs on a workstation with Python 3.11 or later: pip install 'devit[export]' there"
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 _TRIAL_IMAGES = 3
+_WRITTEN_OPSET = 18
+_SAME_UP_TO_INPUT = {"Pad": 3}
+"""Operators to which opset 18 only added inputs behind the given number of them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def export_features(model: Model, name: str) -> ExportedGraph:
     Raises:
         ExportError: A tool is missing, or the graph breaks a rule.
     """
-    return _export(_Features(model).eval(), _expected(model, "features", model.config.width), name)
+    return _export(_Features(model).eval(), _expected(model, "features", model.config.feature_dim), name)
 
 
 def export_logits(model: Model, name: str) -> ExportedGraph:
@@ -89,7 +92,7 @@ def _expected(model: Model, output_name: str, output_dim: int) -> Expected:
 
 def _export(module: nn.Module, expected: Expected, name: str) -> ExportedGraph:
     simplify = _simplifier()
-    raw = _trace(module, expected, name)
+    raw = lower(_trace(module, expected, name), name)
     simple = strip(simplify(raw))
     check_graph(simple, expected, name)
     content = simple.SerializeToString(deterministic=True)
@@ -106,7 +109,7 @@ def _trace(module: nn.Module, expected: Expected, name: str) -> onnx.ModelProto:
                 module,
                 (sample,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=_WRITTEN_OPSET,
                 input_names=[INPUT_NAME],
                 output_names=[expected.output_name],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -121,6 +124,34 @@ def _trace(module: nn.Module, expected: Expected, name: str) -> onnx.ModelProto:
         raise AssertionError("torch.onnx.export returns a program where no file is named")
     proto: onnx.ModelProto = program.model_proto
     return proto
+
+
+def lower(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Copy a graph of opset 18 as one of opset 17, where both mean the same by each of its nodes.
+
+    ONNX's own converter has no way down for Pad, although nothing has changed about it but one more optional input.
+
+    Args:
+        model: As torch writes it.
+        name: The file name it will have, for messages.
+
+    Raises:
+        ExportError: A node means something else in opset 17.
+    """
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    (standard,) = (entry for entry in lowered.opset_import if entry.domain in ("", "ai.onnx"))
+    for node in lowered.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue  # refused with all other broken rules
+        found, wanted = (onnx.defs.get_schema(node.op_type, opset).since_version for opset in (standard.version, OPSET))
+        if found != wanted and len(node.input) > _SAME_UP_TO_INPUT.get(node.op_type, -1):
+            raise ExportError(
+                f"{name}: node {node.name or '(unnamed)'} ({node.op_type}): expected an operator that means the same "
+                f"in opset {OPSET} and {standard.version}, found one changed in {found}: {MODEL_HINT}"
+            )
+    standard.version = OPSET
+    return lowered
 
 
 def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
@@ -165,7 +196,7 @@ def _change(name: str, before: bytes, after: bytes, image_shape: tuple[int, int,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the exporter's remarks about itself: what torch will drop, and the way down from opset 18."""
+    """Hold back the exporter's remarks about itself, e.g. what torch will drop."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -28,7 +28,7 @@ _MOVERS = frozenset({"Reshape", "Transpose", "Split", "Identity", "Flatten", "Sq
 """They move numbers and change none."""
 _LOOSE_NORM = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal"})
 """What a LayerNorm falls apart into; the square overflows in FP16."""
-_HINT = "this model cannot be exported as it is"
+MODEL_HINT = "this model cannot be exported as it is"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Graph:
     def refuse(self, expected: str, found: str, node: onnx.NodeProto | None = None) -> NoReturn:
         """Raise the error of a broken rule."""
         where = "" if node is None else f"node {node.name or '(unnamed)'} ({node.op_type}): "
-        raise ExportError(f"{self.name}: {where}expected {expected}, found {found}: {_HINT}")
+        raise ExportError(f"{self.name}: {where}expected {expected}, found {found}: {MODEL_HINT}")
 
 
 def check_opset(graph: Graph) -> None:

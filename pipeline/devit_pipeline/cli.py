@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     # In the order of the pipeline: name to (module:application, one line of help).
     "decompose": ("devit_decompose.cli:app", "Train N submodels and their fusion head from one large ViT."),
+    "assemble": ("devit_decompose.cli:assemble_app", "Make a cell from pretrained timm backbones, at once."),
+    "evaluate": ("devit_decompose.cli:evaluate_app", "Measure trained models on their test images."),
     "export": ("devit_export.cli:app", "Turn trained models into an ONNX bundle for devices."),
     "build": ("devit_engines.cli:app", "Build the engines of a bundle on this device, and check them."),
     "engines": ("devit_engines.cli:engines_app", "Look after the engines stored on this device."),
@@ -142,8 +144,9 @@ def _show(figures: Figures, *, as_json: bool) -> None:
         typer.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
         return
     answers = ", ".join(f"{count} {state}" for state, count in figures.answers.items())
+    teacher = figures.teacher_accuracy
     rows = [
-        ["accuracy, undivided teacher", f"{figures.teacher_accuracy:.1%}"],
+        *([["accuracy, undivided teacher", f"{teacher:.1%}"]] if teacher is not None else []),
         ["accuracy, all devices", f"{figures.full_accuracy:.1%}"],
         [f"accuracy, without {figures.killed_device} (killed)", f"{figures.partial_accuracy:.1%}"],
         ["answers, by state", answers],

@@ -55,7 +55,8 @@ class Figures(msgspec.Struct, frozen=True):
     images: int
     engines_cached: int
     engines_built: int
-    teacher_accuracy: float
+    teacher_accuracy: float | None
+    """Absent where the bundle has no undivided teacher."""
     full_accuracy: float
     partial_accuracy: float
     """With one of the agents killed."""
@@ -175,7 +176,9 @@ def _build(bundle: Bundle, store: Store, progress: Progress) -> list[BuiltEngine
 
 def _teacher_accuracy(
     bundle: Bundle, store: Store, images: UInt8Array, labels: Int64Array, progress: Progress
-) -> float:
+) -> float | None:
+    if bundle.manifest.baseline is None:
+        return None
     correct = 0
     with load_engine(bundle, store, None, threads=2) as engine:
         for start in range(0, len(images), _TEACHER_BATCH):
@@ -251,7 +254,7 @@ def _round(
 def _figures(
     bundle: Bundle,
     built: list[BuiltEngine],
-    teacher_accuracy: float,
+    teacher_accuracy: float | None,
     labels: Int64Array,
     full: _Round,
     partial: _Round,

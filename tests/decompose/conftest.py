@@ -7,12 +7,74 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from devit_contract.progress import no_progress
-from devit_decompose.recipe import load_recipe
+from devit_decompose.recipe import Recipe, load_recipe
 from devit_decompose.stages import decompose
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion-mnist.toml"
+SMALL = """
+schema = 2
+name = "small"
+seed = 1
+submodels = 4
+threads = 1
+[data]
+name = "Squares"
+folder = "{folder}"
+size = [8, 8]
+classes = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
+mean = [0.2]
+std = [0.2]
+validation_images = 100
+sample_images = 20
+[teacher]
+stem = [{{ width = 8 }}, {{ width = 16, stride = 2 }}]
+depth = 2
+heads = 1
+mlp_ratio = 2.0
+[[students]]
+stem = [{{ width = 8 }}, {{ width = 16, stride = 2 }}]
+depth = 1
+heads = 1
+mlp_ratio = 2.0
+[train]
+learning_rate = 2e-3
+batch = 50
+max_epochs = 2
+decay_epochs = 2
+patience = 3
+augment = {{ flip = false }}
+[sub_teacher]
+learning_rate = 1e-3
+batch = 50
+max_epochs = 1
+decay_epochs = 1
+patience = 0
+augment = {{ flip = false }}
+[distil]
+answer = {{ label_weight = 0.5, teacher_weight = 0.5, temperature = 2.0 }}
+relation = {{ form = "devit", query_weight = 0.02, key_weight = 0.01, value_weight = 0.03 }}
+[distil.schedule]
+learning_rate = 2e-3
+batch = 50
+max_epochs = 2
+decay_epochs = 2
+patience = 0
+augment = {{ flip = false }}
+[ensemble]
+answer = {{ label_weight = 0.3, teacher_weight = 0.7, temperature = 2.0 }}
+token_weight = 0.1
+failout = 0.25
+failout_weight = 0.4
+[ensemble.schedule]
+learning_rate = 2e-3
+batch = 50
+max_epochs = 2
+decay_epochs = 2
+patience = 0
+augment = {{ flip = false }}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -32,43 +94,30 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_changes(idx_folder: Path) -> tuple[str, ...]:
-    """Changes to the example's recipe that make it train in seconds."""
-    stem = "[{width = 8}, {width = 16, stride = 2}]"
-    return (
-        f'data.folder="{idx_folder}"',
-        "data.validation_images=100",
-        "data.sample_images=20",
-        f"teacher.stem={stem}",
-        "teacher.depth=2",
-        "teacher.heads=1",
-        f"student.stem={stem}",
-        "student.depth=1",
-        "student.heads=1",
-        "train.batch=50",
-        "train.max_epochs=2",
-        "train.decay_epochs=2",
-        "train.flip=false",
-        "distil.schedule.batch=50",
-        "distil.schedule.max_epochs=1",
-        "distil.schedule.decay_epochs=1",
-        "ensemble.schedule.batch=50",
-        "ensemble.schedule.max_epochs=2",
-        "ensemble.schedule.decay_epochs=2",
-    )
+def small_path(tmp_path_factory: pytest.TempPathFactory, idx_folder: Path) -> Path:
+    """A recipe with every stage, which trains in seconds."""
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(SMALL.format(folder=idx_folder))
+    return path
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, small_changes: tuple[str, ...]) -> Path:
+def small(small_path: Path) -> Recipe:
+    return load_recipe(small_path)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, small: Recipe) -> Path:
     """A small decomposition, made once; copy it before changing it."""
     out = tmp_path_factory.mktemp("decomposition") / "models"
-    decompose(load_recipe(EXAMPLE, small_changes), out, resume=False, progress=no_progress)
+    decompose(small, out, resume=False, progress=no_progress)
     return out
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums are then made in the same order every time."""
+    """Sums are then made in the same order every time; the next machine may have another precision."""
+    AcceleratorState._reset_state()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from devit_contract.errors import InputError, ManifestError, TrainError
-from devit_contract.head import Fusion, FusionHead, FusionStatistics
+from devit_contract.head import Fusion, FusionHead
 from devit_contract.progress import no_progress
 from devit_decompose import train
+from devit_decompose.batches import Batch
 from devit_decompose.data import load_dataset
 from devit_decompose.decomposition import load_decomposition
-from devit_decompose.evaluate import accuracy, joined_features, run
-from devit_decompose.recipe import load_recipe
-from devit_decompose.stages import Failout, decompose
+from devit_decompose.evaluate import accuracy, filled_logits, joined_features, run
+from devit_decompose.machine import Machine
+from devit_decompose.model import Model, StemLayer, uniform_config
+from devit_decompose.objectives import Ensemble
+from devit_decompose.recipe import Recipe, load_recipe
+from devit_decompose.rehearsal import rehearse
+from devit_decompose.stages import decompose
+from devit_decompose.teachers import LiveTeacher, StoredTeacher
 from devit_decompose.weights import load_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion-mnist.toml"
@@ -25,68 +33,96 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_decomposition_can_be_measured_again_from_its_files(models: Path, small_changes: tuple[str, ...]) -> None:
+def test_a_decomposition_can_be_measured_again_from_its_files(models: Path, small: Recipe) -> None:
     """Every accuracy in decomposition.json follows from the weights beside it and the data set."""
-    recipe = load_recipe(EXAMPLE, small_changes)
-    out = models
-    found = load_decomposition(out)
-    data = load_dataset(recipe.data, recipe.seed)
+    found = load_decomposition(models)
+    data = load_dataset(small.data)
     assert data.test.digest() == found.data.test_sha256
-    teacher = load_model(out / found.file("teacher").name, found.teacher.config)
+    assert found.teacher is not None
+    teacher = load_model(models / found.file("teacher").name, found.teacher.config)
     assert accuracy(run(teacher, data.test.images), data.test.labels) == found.teacher_test_accuracy
     submodels = [
-        load_model(out / found.file("submodel", device).name, record.config)
+        load_model(models / found.file("submodel", device).name, record.config)
         for device, record in enumerate(found.submodels)
     ]
     features = joined_features(submodels, data.test.images)
-    fusion = Fusion(FusionHead.load(out / found.file("fusion").name))
+    head = FusionHead.load(models / found.file("fusion").name)
+    fusion = Fusion(head)
     assert [subset.mask for subset in found.subsets] == list(range(1, 16))
     for subset in found.subsets:
-        measured = accuracy(fusion.batch_logits(features, subset.mask), data.test.labels)
-        assert measured == pytest.approx(subset.test_accuracy, abs=0.011), (
-            subset.mask
-        )  # two of 200 may turn by rounding
+        for measured, stored in (
+            (fusion.batch_logits(features, subset.mask), subset.test_accuracy),
+            (filled_logits(head, features, subset.mask, 0.0), subset.test_accuracy_with_zeros),
+            (filled_logits(head, features, subset.mask, head.statistics.mean), subset.test_accuracy_with_mean),
+        ):
+            # two of 200 may turn by rounding
+            assert accuracy(measured, data.test.labels) == pytest.approx(stored, abs=0.011), subset.mask
     assert sorted(label for part in found.class_subsets for label in part) == list(range(10))
 
 
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
-    tmp_path: Path, models: Path, small_changes: tuple[str, ...]
+def test_every_epoch_of_every_stage_is_logged(models: Path, small: Recipe) -> None:
+    with (models.parent / "models.log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    stages = ["teacher"]
+    for device in range(4):
+        stages += [f"sub-teacher-{device}", f"submodel-{device}"]
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == [*stages, "ensemble"]
+    measures = {row["measure"] for row in rows if row["stage"] == "ensemble"}
+    assert {"loss labels", "loss teacher", "loss teacher (failout)", "loss token", "validation accuracy"} <= measures
+    assert {"loss relation query", "loss relation value"} <= {row["measure"] for row in rows}
+
+
+def test_a_run_that_was_cut_off_in_every_stage_ends_as_one_that_was_not(
+    tmp_path: Path, models: Path, small: Recipe
 ) -> None:
-    recipe = load_recipe(EXAMPLE, small_changes)
+    for cut_in in ("teacher", "sub-teacher-1", "submodel-2", "ensemble", None):
 
-    def cut(stage: str, done: float, total: float, note: str = "") -> None:
-        if stage == "ensemble" and done >= 1:
-            raise KeyboardInterrupt
+        def cut(stage: str, done: float, total: float, note: str = "", at: str | None = cut_in) -> None:
+            if stage == at and done >= 0.5:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        decompose(recipe, tmp_path / "cut", resume=False, progress=cut)
-    assert not (tmp_path / "cut").exists()
-    with pytest.raises(TrainError, match="--resume"):
-        decompose(recipe, tmp_path / "cut", resume=False, progress=no_progress)
-    decompose(recipe, tmp_path / "cut", resume=True, progress=no_progress)
+        if cut_in is None:
+            decompose(small, tmp_path / "cut", resume=True, progress=no_progress)
+            break
+        with pytest.raises(KeyboardInterrupt):
+            decompose(small, tmp_path / "cut", resume=cut_in != "teacher", progress=cut)
+        assert not (tmp_path / "cut").exists()
     assert contents(tmp_path / "cut") == contents(models)
     assert not (tmp_path / "cut.work").exists()
 
 
-def test_a_data_set_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
-    recipe = load_recipe(EXAMPLE, (f'data.folder="{tmp_path / "nowhere"}"',))
+def test_an_unfinished_run_is_continued_only_when_asked(tmp_path: Path, small: Recipe) -> None:
+    (tmp_path / "models.work").mkdir()
+    (tmp_path / "models.work" / "recipe.json").write_text("{}")
+    with pytest.raises(TrainError, match="--resume"):
+        decompose(small, tmp_path / "models", resume=False, progress=no_progress)
+    with pytest.raises(TrainError, match="another recipe"):
+        decompose(small, tmp_path / "models", resume=True, progress=no_progress)
+
+
+def test_a_data_set_that_is_not_there_leaves_nothing_behind(tmp_path: Path, small: Recipe) -> None:
+    moved = msgspec.structs.replace(small, data=msgspec.structs.replace(small.data, folder=str(tmp_path / "nowhere")))
     with pytest.raises(InputError, match="cannot be read"):
-        decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
+        decompose(moved, tmp_path / "models", resume=False, progress=no_progress)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unfinished_run_of_another_recipe_is_not_continued(tmp_path: Path, small_changes: tuple[str, ...]) -> None:
-    work = tmp_path / "models.work"
-    work.mkdir()
-    (work / "recipe.json").write_text("{}")
-    with pytest.raises(TrainError, match="another recipe"):
-        decompose(load_recipe(EXAMPLE, small_changes), tmp_path / "models", resume=True, progress=no_progress)
+def test_a_class_count_that_is_not_the_datas_is_refused(tmp_path: Path, small_path: Path) -> None:
+    wrong = load_recipe(small_path, ("data.classes=8",))
+    with pytest.raises(InputError, match=r"data\.classes"):
+        decompose(wrong, tmp_path / "models", resume=False, progress=no_progress)
 
 
-def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path, small_changes: tuple[str, ...]) -> None:
+def test_a_budget_below_the_smallest_model_is_refused_with_its_key(small_path: Path) -> None:
+    wrong = load_recipe(small_path, ("students=[]", "shrink={depth=1, budgets=[0.0001]}"))
+    with pytest.raises(InputError, match=r"shrink\.budget"):
+        rehearse(wrong, no_progress)
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path, small: Recipe) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="something else"):
-        decompose(load_recipe(EXAMPLE, small_changes), tmp_path, resume=False, progress=no_progress)
+        decompose(small, tmp_path, resume=False, progress=no_progress)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -101,58 +137,108 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, models: Path) -> None:
         load_decomposition(out)
 
 
-def test_failout_puts_in_a_missing_place_what_the_fusion_node_puts_there() -> None:
-    generator = np.random.default_rng(3)
-    dims = (3, 2, 4)
-    mixing = generator.normal(size=(9, 9))
-    features = torch.from_numpy((generator.normal(size=(400, 9)) @ mixing).astype(np.float32))
-    failout = Failout(dims, chance=0.5, seed=0)
-    weight = generator.normal(size=(5, 9))
-    for _ in range(10):
-        filled = failout.fill(features)
-        missing = [
-            device
-            for device in range(3)
-            if not torch.equal(*(part.split(dims, 1)[device] for part in (filled, features)))
-        ]
-        mask = 0b111 & ~sum(1 << device for device in missing)
-        statistics = FusionStatistics(failout.mean.double().numpy(), failout.covariance.double().numpy())
-        fusion = Fusion(FusionHead(dims, weight, np.zeros(5), statistics))
-        expected = fusion.batch_logits(features.numpy(), mask)
-        np.testing.assert_allclose(filled.numpy() @ weight.T, expected, rtol=1e-3, atol=1e-3)
+def test_pruned_submodels_meet_their_budgets_and_say_how_they_were_found(tmp_path: Path, small_path: Path) -> None:
+    """Two budgets, one teacher: the submodels really are smaller, and unequal."""
+    changes = (
+        "submodels=2",
+        "students=[]",
+        "train.max_epochs=1",
+        "ensemble.schedule.max_epochs=1",
+        'partition.method="confusion"',
+        'shrink={depth=1, budgets=[0.5, 0.6], candidates=4, tolerance=0.1, images=50, dimensions=["neurons", "heads"]}',
+    )
+    wide = "teacher.stem=[{width = 8}, {width = 32, stride = 2}]", "teacher.heads=2"
+    recipe = load_recipe(small_path, (*changes, *wide))
+    found = decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
+    assert found is not None
+    assert found.teacher is not None
+    for model, record, share in zip(found.submodels, found.searches, (0.5, 0.6), strict=True):
+        assert model.macs == record.cost
+        assert abs(record.cost - record.budget) <= 0.1 * record.budget
+        assert record.budget == pytest.approx(share * found.teacher.macs, rel=0.01)
+    assert found.submodels[0].macs < found.submodels[1].macs
 
 
-def test_failout_keeps_at_least_one_device() -> None:
-    failout = Failout((1, 1), chance=1.0, seed=0)
-    features = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    for _ in range(20):
-        filled = failout.fill(features)
-        assert (filled == features).all(dim=0).any()
+def test_every_submodel_sees_all_classes_without_a_partition(tmp_path: Path, small_path: Path) -> None:
+    recipe = load_recipe(small_path, ('partition.method="none"', "submodels=2", "train.max_epochs=1"))
+    found = decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
+    assert found is not None
+    assert found.class_subsets == (tuple(range(10)),) * 2
+    assert [stage.name for stage in found.stages] == ["teacher", "submodel-0", "submodel-1", "ensemble"]
 
 
-def test_the_learning_rate_rises_falls_and_stays() -> None:
-    schedule = load_recipe(EXAMPLE).train
+def test_stored_answers_are_those_of_the_live_teacher(tmp_path: Path, small: Recipe, models: Path) -> None:
+    """Same images, same variants: up to the half precision in which they are kept."""
+    found = load_decomposition(models)
+    assert found.teacher is not None
+    teacher = load_model(models / found.file("teacher").name, found.teacher.config)
+    data, machine = load_dataset(small.data), Machine("fp32", threads=1)
+    augment = small.ensemble.schedule.augment
+    stored = StoredTeacher(tmp_path, teacher, data.training, augment, machine, no_progress)
+    live = LiveTeacher(teacher, machine)
+    stream = train.batches(
+        data.training, small.ensemble.schedule, classes=10, seed=3, epoch=0, mean=small.data.mean, std=small.data.std
+    )
+    batch: Batch = next(iter(stream))
+    for found_part, expected in zip(
+        (stored(batch).logits, stored(batch).features), (live(batch).logits, live(batch).features), strict=True
+    ):
+        torch.testing.assert_close(found_part, expected, rtol=2e-3, atol=2e-3)
+    again = StoredTeacher(tmp_path, teacher, data.training, augment, machine, _fail_if_told)
+    torch.testing.assert_close(again(batch).logits, stored(batch).logits, rtol=0, atol=0)
+
+
+def _fail_if_told(stage: str, done: float, total: float, note: str = "") -> None:
+    assert done == total, "the answers are made a second time"
+
+
+def test_answers_to_endless_variants_are_not_stored(tmp_path: Path, small: Recipe) -> None:
+    augment = msgspec.structs.replace(small.ensemble.schedule.augment, erase=0.5)
+    data = load_dataset(small.data)
+    teacher = Model(small.teacher.config(small.data, tuple(range(10))))
+    with pytest.raises(InputError, match="--teacher-cache"):
+        StoredTeacher(tmp_path, teacher, data.training, augment, Machine("fp32", 1), no_progress)
+
+
+def test_the_fusion_of_deits_is_one_matrix_over_both_tokens() -> None:
+    """The mean of the class fusion and the distillation fusion, written as one linear map."""
+    torch.manual_seed(0)
+    configs = [
+        uniform_config(
+            backbone=backbone,
+            image_size=(8, 8, 1),
+            mean=(0.5,),
+            std=(0.5,),
+            stem=(StemLayer(width, kernel=4, stride=4, batch_norm=False),),
+            depth=1,
+            heads=1,
+            mlp_ratio=1.0,
+            classes=(0, 1, 2),
+        )
+        for backbone, width in (("deit", 16), ("vit", 8), ("deit", 24))
+    ]
+    ensemble = Ensemble([Model(config) for config in configs], classes=3).eval()
+    images = torch.randint(0, 256, (4, 8, 8, 1), dtype=torch.uint8)
+    weight, bias = ensemble.linear()
+    features = ensemble.features(images)
+    assert ensemble.dims == (32, 8, 48)
+    expected = features.detach().double().numpy() @ weight.T + bias
+    np.testing.assert_allclose(ensemble(images).detach().numpy(), expected, atol=1e-5)
+    answers = ensemble.answers(features)
+    assert len(answers) == 2
+    torch.testing.assert_close(ensemble(images), (answers[0] + answers[1]) / 2)
+
+
+def test_a_dry_run_needs_no_data_and_counts_every_model(small_path: Path) -> None:
+    header, rows = rehearse(load_recipe(small_path, ('data.folder="nowhere"',)), no_progress)
+    assert header == ["model", "MMACs", "share", "parameters", "classes"]
+    assert [row[0] for row in rows] == ["teacher", "submodel 0", "submodel 1", "submodel 2", "submodel 3"]
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_learning_rate_rises_falls_and_stays(decay: str) -> None:
+    schedule = msgspec.structs.replace(load_recipe(EXAMPLE).ensemble.schedule, decay=decay, decay_epochs=13)
     rates = [train.learning_rate(schedule, epoch) for epoch in (0.0, 0.5, 1.0, 7.0, 13.0, 20.0)]
     assert rates[0] < rates[1] < rates[2] == schedule.learning_rate
-    assert rates[3] == pytest.approx(schedule.learning_rate / 2)
+    assert rates[3] == pytest.approx(schedule.learning_rate / 2, rel=0.03)
     assert rates[4] == rates[5] == pytest.approx(schedule.learning_rate * schedule.final_share)
-
-
-def test_a_shift_moves_the_image_and_uncovers_black() -> None:
-    import msgspec
-
-    schedule = msgspec.structs.replace(load_recipe(EXAMPLE).train, flip=False, shift_pixels=1)
-    image = torch.full((64, 5, 5, 1), 200, dtype=torch.uint8)
-    moved = train.augment(image, schedule, torch.Generator().manual_seed(0))
-    sums = {int(one.sum()) for one in moved}
-    assert sums == {200 * 25, 200 * 20, 200 * 16}
-
-
-def test_a_flip_mirrors_left_and_right() -> None:
-    import msgspec
-
-    schedule = msgspec.structs.replace(load_recipe(EXAMPLE).train, flip=True, shift_pixels=0)
-    image = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 4, 1).expand(32, 3, 4, 1)
-    flipped = train.augment(image, schedule, torch.Generator().manual_seed(0))
-    kinds = {tuple(one[0, :, 0].tolist()) for one in flipped}
-    assert kinds == {(0, 1, 2, 3), (3, 2, 1, 0)}

@@ -7,19 +7,27 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.numpy
+import torch
 
-from devit_contract.errors import DevitError, ExportError, InputError, ManifestError
+from devit_contract.errors import DevitError, EngineError, ExportError, InputError, ManifestError
 from devit_contract.files import read_tensors
-from devit_contract.manifest import Bundle, Manifest, SubsetAccuracy
+from devit_contract.head import Fusion, FusionHead
+from devit_contract.manifest import Bundle, Manifest, Preprocess, SubsetAccuracy
 from devit_contract.progress import no_progress
 from devit_decompose.decomposition import load_decomposition
 from devit_decompose.evaluate import run
 from devit_decompose.model import Model
+from devit_decompose.objectives import Ensemble
+from devit_engines.build import build_engines, load_engine
+from devit_engines.store import Store
 from devit_export.bundle import export_bundle
+from devit_export.parity import run_graph
 
 FILES = {
     "baseline.fp32.onnx",
@@ -60,7 +68,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def _change_tensor(models: Path, file: str, tensor: str, value: np.ndarray) -> None:
+def _change_tensor(models: Path, file: str, tensor: str, value: npt.NDArray[Any]) -> None:
     """Put another tensor into a file and the right digest into decomposition.json."""
     tensors = safetensors.numpy.load_file(models / file)
     (models / file).write_bytes(safetensors.numpy.save(tensors | {tensor: value}))
@@ -86,14 +94,13 @@ def test_a_bundle_can_be_read_back_and_holds_just_its_files(written: Written) ->
     assert {file.name for file in manifest.files} == FILES - {"manifest.json"}
 
 
-def test_the_manifest_says_what_devices_need(written: Written) -> None:
+def test_the_manifest_says_what_devices_need(written: Written, preprocess: Preprocess) -> None:
     _, manifest = written
     assert (manifest.serial, manifest.name, manifest.opset) == (3, "animals", 17)
     assert manifest.labels == ("cat", "dog", "newt")
-    assert manifest.preprocess.shape == (10, 14, 3)
-    assert (manifest.preprocess.colour, manifest.preprocess.interpolation) == ("rgb", "bicubic")
-    assert (manifest.preprocess.antialias, manifest.preprocess.resize_to) == (True, 0)
-    assert [graph.output_dim for graph in manifest.submodels] == [16, 24]
+    assert manifest.preprocess == preprocess
+    assert preprocess.resize_to == 20  # not what it would be by default
+    assert [graph.output_dim for graph in manifest.submodels] == [2 * 16, 24]
     assert [graph.class_subset for graph in manifest.submodels] == [(0, 2), (1,)]
     assert manifest.baseline is not None
     assert manifest.baseline.output_dim == 3
@@ -120,6 +127,8 @@ def test_accuracies_and_costs_are_those_that_decompose_measured(written: Written
         (entry.mask, entry.validation_accuracy, entry.test_accuracy) for entry in source.subsets
     ]
     assert [entry.mask for entry in manifest.subsets] == [1, 2, 3]
+    assert source.teacher_validation_accuracy is not None
+    assert source.teacher_test_accuracy is not None
     assert manifest.baseline_accuracy == SubsetAccuracy(
         0, source.teacher_validation_accuracy, source.teacher_test_accuracy
     )
@@ -146,10 +155,55 @@ def test_golden_images_are_the_samples_of_the_models_folder(written: Written, mo
 def test_golden_logits_are_the_sum_over_all_devices(written: Written, models_folder: Path) -> None:
     golden = Bundle(written[0]).golden()
     head, _ = read_tensors(models_folder / "fusion.safetensors", "")
-    weights = np.split(head["weight"].astype(np.float64), [16], axis=1)
+    weights = np.split(head["weight"].astype(np.float64), [32], axis=1)
     expected = head["bias"] + sum(golden[f"features.{device}"] @ weights[device].T for device in (0, 1))
     assert golden["logits"].dtype == np.float32
     np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
+
+
+def _fused(folder: Path) -> npt.NDArray[np.float32]:
+    """What a node makes of what the graphs give, all devices present."""
+    bundle = Bundle(folder)
+    images = bundle.golden()["images"]
+    features = [
+        run_graph("a submodel", bundle.path("submodel", device=device, rung="fp32").read_bytes(), images)
+        for device in range(len(bundle.manifest.submodels))
+    ]
+    head = FusionHead.load(bundle.path("fusion"))
+    return Fusion(head).batch_logits(np.concatenate(features, axis=1), head.everyone)
+
+
+def test_a_deit_beside_a_cct_answers_as_the_trained_ensemble(written: Written, ensemble: Ensemble) -> None:
+    """The node knows of one linear fusion; training had one for class tokens and one for distillation tokens."""
+    expected = run(ensemble, Bundle(written[0]).golden()["images"])
+    assert expected.std(axis=0).min() > 0.1  # images differ
+    np.testing.assert_allclose(_fused(written[0]), expected, atol=1e-4)
+
+
+def test_deits_alone_answer_as_the_trained_ensemble(written_assembled: Written, assembled: Ensemble) -> None:
+    images = torch.from_numpy(Bundle(written_assembled[0]).golden()["images"])
+    with torch.inference_mode():
+        expected = assembled(images).numpy()
+    assert expected.std(axis=0).min() > 0.1  # images differ
+    np.testing.assert_allclose(_fused(written_assembled[0]), expected, atol=1e-4)
+
+
+def test_a_cell_without_an_undivided_teacher_has_a_bundle_without_a_baseline(written_assembled: Written) -> None:
+    folder, manifest = written_assembled
+    assert Bundle(folder).manifest == manifest
+    assert {path.name for path in folder.iterdir()} == FILES - {"baseline.fp32.onnx"}
+    assert (manifest.baseline, manifest.baseline_accuracy) == (None, None)
+    assert "baseline.logits" not in Bundle(folder).golden()
+    assert "baseline" not in (folder / "manifest.json").read_text()
+    assert [graph.class_subset for graph in manifest.submodels] == [(0, 1), (2,)]
+
+
+def test_a_device_builds_engines_of_a_bundle_without_a_baseline(written_assembled: Written, tmp_path: Path) -> None:
+    bundle, store = Bundle(written_assembled[0]), Store(tmp_path)
+    built = build_engines(bundle, store)
+    assert [(engine.gate.images, engine.gate.flips) for engine in built] == [(12, 0)] * 2
+    with pytest.raises(EngineError, match="expected a baseline, found none"):
+        load_engine(bundle, store, None)
 
 
 def test_the_fusion_head_travels_unchanged(written: Written, models_folder: Path) -> None:
@@ -197,9 +251,19 @@ def test_samples_of_another_size_are_refused(models_copy: Path, tmp_path: Path) 
 
 
 def test_a_fusion_head_for_other_submodels_is_refused(models_copy: Path, tmp_path: Path) -> None:
-    _change_tensor(models_copy, "fusion.safetensors", "dims", np.array([24, 16], np.int64))
+    _change_tensor(models_copy, "fusion.safetensors", "dims", np.array([24, 32], np.int64))
     message = _refusal(models_copy, tmp_path / "bundle", ManifestError)
-    assert "expected feature dims and classes ((16, 24), 3), found ((24, 16), 3)" in message
+    assert "expected feature dims and classes ((32, 24), 3), found ((24, 32), 3)" in message
+
+
+def test_a_model_of_other_images_than_its_preprocessing_gives_is_refused(models_copy: Path, tmp_path: Path) -> None:
+    """Torch would name two numbers of tokens, and no file."""
+    record = models_copy / "decomposition.json"
+    raw = json.loads(record.read_text())
+    raw["submodels"][1]["config"]["image_size"] = [12, 14, 3]
+    record.write_text(json.dumps(raw))
+    message = _refusal(models_copy, tmp_path / "bundle", ManifestError)
+    assert "expected models of images (10, 14, 3) as in preprocess, found one of (12, 14, 3)" in message
 
 
 def test_a_failure_in_the_middle_leaves_nothing_behind(models_copy: Path, tmp_path: Path) -> None:

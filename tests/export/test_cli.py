@@ -21,15 +21,18 @@ def test_json_is_the_manifest_as_it_was_written(models_folder: Path, tmp_path: P
     assert Bundle(out).manifest.serial == 2
 
 
+@pytest.mark.parametrize("bundle", ["written", "written_assembled"])
 def test_the_table_has_a_line_for_each_file_within_80_columns(
-    written: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+    bundle: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devit_export.bundle.export_bundle", lambda *_args, **_options: written[1])
+    manifest: Manifest = request.getfixturevalue(bundle)[1]
+    monkeypatch.setattr("devit_export.bundle.export_bundle", lambda *_args, **_options: manifest)
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    for file in written[1].files:
+    for file in manifest.files:
         assert any(file.name in line for line in lines)
+    assert any("baseline" in line for line in lines) == (manifest.baseline is not None)
     assert max(map(len, lines)) <= 80
 
 

@@ -6,6 +6,9 @@ import logging
 import math
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,40 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from devit_contract.errors import ExportError
+from devit_decompose.cost import parameters
 from devit_decompose.model import Model
-from devit_export.graph import ExportedGraph, export_features, strip
+from devit_export.graph import ExportedGraph, export_features, lower, strip
 
 UInt8Array = npt.NDArray[np.uint8]
 Float64Array = npt.NDArray[np.float64]
+
+ARITHMETIC = {
+    *("Cast", "Sub", "Div", "Conv", "Relu", "MaxPool", "Add", "Mul", "MatMul", "Gemm", "Softmax", "Erf"),
+    *("LayerNormalization", "Reshape", "Transpose", "Split", "Pad", "Slice"),
+}
+"""All that these models need; Shape, Expand, Gather and their like would be arithmetic on shapes at run time."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A submodel and its graph."""
+
+    kind: str
+    model: Model
+    graph: ExportedGraph
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        return onnx.load_from_string(self.graph.content)
+
+
+@pytest.fixture(scope="module", params=["vit", "deit", "cct", "pruned"])
+def case(request: pytest.FixtureRequest, sample_model: Callable[[str], Model]) -> Case:
+    model = sample_model(request.param)
+    return Case(request.param, model, export_features(model, f"{request.param}.onnx"))
 
 
 def _images(count: int, model: Model) -> UInt8Array:
@@ -34,20 +64,26 @@ def _by_onnx_runtime(graph: ExportedGraph, images: UInt8Array) -> npt.NDArray[np
 
 
 class NumpyModel:
-    """A CCT forward pass in float64, written from the paper's description and sharing no code with torch's."""
+    """A forward pass in float64, written from the papers' descriptions and sharing no code with torch's."""
 
     def __init__(self, model: Model) -> None:
         """Take over the numbers alone."""
         self.config = model.config
+        self.is_cct = model.config.backbone == "cct"
         self.weights = {name: value.numpy().astype(np.float64) for name, value in model.state_dict().items()}
 
     def features(self, images: UInt8Array) -> Float64Array:
         pixels = (images / 255.0 - np.array(self.config.mean)) / np.array(self.config.std)
         maps = self._stem(pixels)  # (B, rows, columns, D)
-        tokens = maps.reshape(len(maps), -1, maps.shape[-1]) + self.weights["positions"]
+        tokens = maps.reshape(len(maps), -1, maps.shape[-1])
+        prefix = self.weights.get("prefix", np.zeros((1, 0, tokens.shape[-1])))
+        tokens = np.concatenate([np.repeat(prefix, len(maps), axis=0), tokens], axis=1) + self.weights["positions"]
         for index in range(len(self.config.heads)):
             tokens = self._block(tokens, index)
         tokens = self._norm(tokens, "norm")
+        if not self.is_cct:
+            kept: Float64Array = np.concatenate([tokens[:, token] for token in range(prefix.shape[1])], axis=1)
+            return kept
         weights = _softmax(self._linear(tokens, "pool")[..., 0])  # (B, T)
         pooled: Float64Array = np.einsum("bt,btd->bd", weights, tokens)
         return pooled
@@ -58,16 +94,18 @@ class NumpyModel:
     def _stem(self, maps: Float64Array) -> Float64Array:
         position = 0
         for layer in self.config.stem:
+            padding = layer.kernel // 2 if self.is_cct else 0
             name = f"tokenizer.layers.{position}"
             kernel = self.weights[f"{name}.weight"]  # (out, in, k, k)
-            windows = _windows(maps, layer.kernel, layer.stride, layer.kernel // 2, filling=0.0)
+            windows = _windows(maps, layer.kernel, layer.stride, padding, filling=0.0)
             maps = np.einsum("brcikl,oikl->brco", windows, kernel) + self.weights.get(f"{name}.bias", 0.0)
             position += 1
             if layer.batch_norm:
                 maps = self._batch_norm(maps, f"tokenizer.layers.{position}")
                 position += 1
-            maps = np.maximum(maps, 0.0)
-            position += 1
+            if self.is_cct:
+                maps = np.maximum(maps, 0.0)
+                position += 1
             if layer.max_pool:
                 maps = _windows(maps, 3, 2, 1, filling=-np.inf).max(axis=(-2, -1))
                 position += 1
@@ -76,8 +114,9 @@ class NumpyModel:
     def _block(self, tokens: Float64Array, index: int) -> Float64Array:
         name = f"blocks.{index}"
         attended = self._attention(self._norm(tokens, f"{name}.attention_norm"), index)
-        tokens = self._norm(tokens + attended, f"{name}.mlp_norm")
-        return tokens + self._linear(_gelu(self._linear(tokens, f"{name}.expand")), f"{name}.contract")
+        normed = self._norm(tokens + attended, f"{name}.mlp_norm")
+        stream = normed if self.is_cct else tokens + attended
+        return stream + self._linear(_gelu(self._linear(normed, f"{name}.expand")), f"{name}.contract")
 
     def _attention(self, tokens: Float64Array, index: int) -> Float64Array:
         name, width = f"blocks.{index}.attention", self.config.head_widths[index]
@@ -95,7 +134,7 @@ class NumpyModel:
 
     def _norm(self, tokens: Float64Array, name: str) -> Float64Array:
         centred = tokens - tokens.mean(axis=-1, keepdims=True)
-        spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+        spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + (1e-5 if self.is_cct else 1e-6))
         normed: Float64Array = centred / spread * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
         return normed
 
@@ -132,43 +171,62 @@ def test_a_whole_teacher_in_numpy_agrees_with_onnx_runtime(teacher: Model, expor
     np.testing.assert_allclose(_by_onnx_runtime(exported_teacher, images), expected, atol=2e-5)
 
 
-def test_a_whole_submodel_in_numpy_agrees_with_onnx_runtime(
-    submodels: tuple[Model, ...], exported_submodel: ExportedGraph
-) -> None:
-    images = _images(4, submodels[0])
-    expected = NumpyModel(submodels[0]).features(images)
+def test_a_whole_submodel_in_numpy_agrees_with_onnx_runtime(case: Case) -> None:
+    images = _images(4, case.model)
+    expected = NumpyModel(case.model).features(images)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(_by_onnx_runtime(exported_submodel, images), expected, atol=2e-5)
+    np.testing.assert_allclose(_by_onnx_runtime(case.graph, images), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_every_batch_size_gives_the_features_of_torch(case: Case, batch: int) -> None:
+    """The graph was traced at two images; none of its shapes may remember that."""
+    images = _images(batch, case.model)
+    with torch.inference_mode():
+        features = case.model.features(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(_by_onnx_runtime(case.graph, images), features, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
-def test_every_batch_size_gives_the_numbers_of_torch(
-    teacher: Model,
-    submodels: tuple[Model, ...],
-    exported_teacher: ExportedGraph,
-    exported_submodel: ExportedGraph,
-    batch: int,
+def test_every_batch_size_gives_the_logits_of_torch(
+    teacher: Model, exported_teacher: ExportedGraph, batch: int
 ) -> None:
-    """The graph was traced at two images; none of its shapes may remember that."""
     images = _images(batch, teacher)
     with torch.inference_mode():
         logits = teacher(torch.from_numpy(images)).numpy()
-        features = submodels[0].features(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(_by_onnx_runtime(exported_teacher, images), logits, atol=1e-5)
-    np.testing.assert_allclose(_by_onnx_runtime(exported_submodel, images), features, atol=1e-5)
 
 
-def test_the_graph_is_valid_and_has_opset_17_alone(exported_submodel: ExportedGraph) -> None:
-    model = onnx.load_from_string(exported_submodel.content)
-    onnx.checker.check_model(model, full_check=True)
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+def test_the_graph_is_valid_and_has_opset_17_alone(case: Case) -> None:
+    onnx.checker.check_model(case.proto, full_check=True)
+    assert [(entry.domain, entry.version) for entry in case.proto.opset_import] == [("", 17)]
 
 
-def test_names_types_and_shapes_at_the_ends_are_the_contract(exported_submodel: ExportedGraph) -> None:
-    session = onnxruntime.InferenceSession(exported_submodel.content, providers=["CPUExecutionProvider"])
+def test_the_graph_computes_numbers_and_no_shapes(case: Case) -> None:
+    """A class token that is expanded to the batch would bring Shape, Expand and what lies between them."""
+    counts = Counter(node.op_type for node in case.proto.graph.node)
+    assert counts.keys() <= ARITHMETIC
+    has_prefix = case.model.config.prefix_tokens > 0
+    assert (counts["Pad"], counts["Slice"]) == ((1, 1) if has_prefix else (0, 0))
+
+
+def test_names_types_and_shapes_at_the_ends_are_the_contract(case: Case) -> None:
+    session = onnxruntime.InferenceSession(case.graph.content, providers=["CPUExecutionProvider"])
     (entry,), (answer,) = session.get_inputs(), session.get_outputs()
+    dim = {"vit": 16, "deit": 2 * 16, "cct": 24, "pruned": 2 * 176}[case.kind]
     assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["batch", 10, 14, 3])
-    assert (answer.name, answer.type, answer.shape) == ("features", "tensor(float)", ["batch", 16])
+    assert (answer.name, answer.type, answer.shape) == ("features", "tensor(float)", ["batch", dim])
+
+
+def test_only_the_numbers_that_are_left_travel(case: Case) -> None:
+    """Nothing that was pruned is in the file, nor a mask: no more numbers than the configuration counts."""
+    config = case.model.config
+    heads = sum(part.numel() for name, part in case.model.named_parameters() if "head." in name)
+    found = sum(math.prod(tensor.dims) for tensor in case.proto.graph.initializer)
+    added_up = config.prefix_tokens * config.width  # prefix tokens and their positions are one constant
+    folded = sum(layer.width for layer in config.stem if layer.batch_norm)  # a BatchNorm becomes the bias before it
+    small = found - (parameters(config) - heads - added_up - folded)
+    assert 0 < small < 100  # mean and std of pixels, scales, the shapes to reshape to
 
 
 def test_a_submodel_leaves_its_own_head_behind(exported_submodel: ExportedGraph) -> None:
@@ -195,6 +253,35 @@ def test_strip_removes_notes_and_keeps_the_meaning(exported_submodel: ExportedGr
     model.graph.node[0].metadata_props.add(key="stack", value="trace")
     model.metadata_props.add(key="date", value="today")
     assert strip(model).SerializeToString(deterministic=True) == exported_submodel.content
+
+
+def _padded(*inputs: str) -> onnx.ModelProto:
+    """One Pad of opset 18."""
+    node = helper.make_node("Pad", ["images", *inputs], ["features"], name="pad")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("images", "features")]
+    constants = [helper.make_tensor(name, TensorProto.INT64, [2], [1, 0]) for name in inputs if name]
+    graph = helper.make_graph([node], "toy", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def test_a_pad_of_all_axes_is_the_same_in_opset_17() -> None:
+    written = _padded("pads")
+    lowered = lower(written, "toy.onnx")
+    assert list(lowered.graph.node) == list(written.graph.node)
+    assert [entry.version for entry in (*lowered.opset_import, *written.opset_import)] == [17, 18]
+
+
+def test_a_pad_of_chosen_axes_has_no_way_down_to_opset_17() -> None:
+    with pytest.raises(ExportError, match=r"node pad \(Pad\): expected .* in opset 17 and 18, found one changed in 18"):
+        lower(_padded("pads", "", "axes"), "toy.onnx")
+
+
+def test_an_operator_that_opset_18_changed_has_no_way_down() -> None:
+    """Split counts its outputs by an attribute since."""
+    written = _padded("pads")
+    written.graph.node[0].op_type = "Split"
+    with pytest.raises(ExportError, match=r"node pad \(Split\)"):
+        lower(written, "toy.onnx")
 
 
 def test_onnxsim_changes_rounding_at_most(exported_teacher: ExportedGraph) -> None:

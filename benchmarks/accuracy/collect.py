@@ -1,0 +1,47 @@
+"""Keep one finished row: its decomposition.json, and what the fused cell answers on every test image.
+
+python benchmarks/accuracy/collect.py MODELS ROW
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from devit_contract.head import Fusion, FusionHead
+from devit_decompose.data import load_dataset
+from devit_decompose.decomposition import load_decomposition
+from devit_decompose.evaluate import joined_features
+from devit_decompose.weights import load_model
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def collect(models: Path, row: str) -> None:
+    """Write ``results/ROW.json``."""
+    torch.set_num_threads(1)
+    found = load_decomposition(models)
+    if found.recipe is None:
+        raise SystemExit(f"{models}: expected models that devit decompose made")
+    test = load_dataset(found.recipe.data).test
+    submodels = [
+        load_model(models / found.file("submodel", device).name, record.config)
+        for device, record in enumerate(found.submodels)
+    ]
+    fusion = Fusion(FusionHead.load(models / found.file("fusion").name))
+    answers = fusion.batch_logits(joined_features(submodels, test.images), fusion.head.everyone).argmax(axis=1)
+    content = json.loads((models / "decomposition.json").read_bytes())
+    content["answers"] = base64.b64encode(zlib.compress(answers.astype(np.uint8).tobytes(), 9)).decode()
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{row}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    print(row, f"{np.mean(answers == test.labels):.2%}")  # noqa: T201 - a script's output
+
+
+if __name__ == "__main__":
+    collect(Path(sys.argv[1]), sys.argv[2])

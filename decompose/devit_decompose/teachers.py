@@ -1,0 +1,124 @@
+"""A teacher that answers: live, or from answers stored once for all variants of all training images.
+
+Where images are varied by flips and shifts alone there are only so many variants (18 for a flip and one pixel each
+way), and a teacher's answer to each can be kept: students of a small teacher then train several times faster, and
+further runs with the same teacher find the answers made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from devit_contract.errors import InputError
+from devit_contract.files import make_folder, write_bytes
+from devit_contract.progress import Progress
+from devit_decompose.batches import Batch, apply_variant, variant_count
+from devit_decompose.data import Split
+from devit_decompose.machine import Machine
+from devit_decompose.model import Model
+from devit_decompose.objectives import TeacherAnswer
+from devit_decompose.recipe import AugmentRecipe
+
+_BATCH = 250
+
+
+class LiveTeacher:
+    """Computes every answer when it is asked."""
+
+    def __init__(self, model: Model, machine: Machine, *, block: int | None = None) -> None:
+        """Ask ``model``; with ``block``, hand out that block's query, key and value too."""
+        machine.place(model)
+        model.eval()
+        self._model = model
+        self._machine = machine
+        self._block = block
+
+    def __call__(self, batch: Batch) -> TeacherAnswer:
+        """Answer a batch, without gradients."""
+        model, block = self._model, self._block
+        images = batch.images.to(self._machine.device)
+        with torch.no_grad():
+            with self._machine.autocast():
+                features, compared = (model.features(images), None) if block is None else model.observe(images, block)
+            features = features.float()
+            logits = torch.stack(model.answers(features)).mean(dim=0)
+        return TeacherAnswer(logits, features, compared)
+
+
+class StoredTeacher:
+    """Looks every answer up; makes those that are missing first."""
+
+    def __init__(
+        self, folder: Path, model: Model, split: Split, augment: AugmentRecipe, machine: Machine, progress: Progress
+    ) -> None:
+        """Find or make the answers of ``model`` to every variant of every image of ``split``.
+
+        Raises:
+            InputError: The images are varied in endlessly many ways, or the folder cannot be written.
+        """
+        count = variant_count(augment)
+        if count is None:
+            raise InputError(
+                "--teacher-cache: expected images varied by flip and shift_pixels alone, found more in augment: "
+                "leave the option out"
+            )
+        place = folder / _key(model, split, augment)
+        with machine.main_first():
+            if machine.is_main:
+                make_folder(place)
+                _fill(place, model, split, augment, count, machine, progress)
+        self._machine = machine
+        self._logits = np.load(place / "logits.npy", mmap_mode="r")
+        self._features = np.load(place / "features.npy", mmap_mode="r")
+
+    def __call__(self, batch: Batch) -> TeacherAnswer:
+        """Look a batch up."""
+        if batch.variants is None:
+            raise ValueError("stored answers need the number of each image's variant")
+        variants, indices = batch.variants.numpy(), batch.indices.numpy()
+        device = self._machine.device
+        logits, features = (
+            torch.from_numpy(stored[variants, indices].astype(np.float32)).to(device)
+            for stored in (self._logits, self._features)
+        )
+        return TeacherAnswer(logits, features)
+
+
+def _key(model: Model, split: Split, augment: AugmentRecipe) -> str:
+    whole = hashlib.sha256(msgspec.json.encode([model.config, augment]))
+    for name, value in sorted(model.state_dict().items()):
+        whole.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    whole.update(split.digest().encode())
+    return whole.hexdigest()[:16]
+
+
+def _fill(
+    place: Path, model: Model, split: Split, augment: AugmentRecipe, count: int, machine: Machine, progress: Progress
+) -> None:
+    """Write the variants one by one, always in the same batches; those that are done already stay."""
+    note = place / "variants-done"
+    done = int(note.read_text()) if note.exists() else 0
+    mode = "r+" if done else "w+"
+    shapes = {"logits": len(model.config.classes), "features": model.config.feature_dim}
+    logits, features = (
+        np.lib.format.open_memmap(place / f"{name}.npy", mode=mode, dtype=np.float16, shape=(count, len(split), dim))
+        for name, dim in shapes.items()
+    )
+    ask = LiveTeacher(model, machine)
+    for variant in range(done, count):
+        for start in range(0, len(split), _BATCH):
+            chosen = slice(start, min(start + _BATCH, len(split)))
+            images = apply_variant(torch.from_numpy(split.images[chosen].copy()), variant, augment)
+            answer = ask(Batch(images, torch.empty(0), torch.empty(0), None))
+            logits[variant, chosen] = answer.logits.cpu().numpy()
+            features[variant, chosen] = answer.features.cpu().numpy()
+            progress("teacher", variant + start / len(split), count, "storing its answers")
+        logits.flush()
+        features.flush()
+        write_bytes(note, str(variant + 1).encode())
+    progress("teacher", count, count, "answers stored")

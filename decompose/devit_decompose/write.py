@@ -1,0 +1,131 @@
+"""From finished models to the models folder: measure them on every split, then write everything or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from devit_contract.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
+from devit_contract.head import Float64Array, FusionHead
+from devit_contract.progress import Progress
+from devit_decompose.cost import macs, parameters
+from devit_decompose.data import Dataset, balanced_indices
+from devit_decompose.decomposition import (
+    FILE_NAME,
+    SCHEMA,
+    DataRecord,
+    Decomposition,
+    FileRecord,
+    ModelRecord,
+    StageRecord,
+)
+from devit_decompose.evaluate import accuracy, joined_features, run, statistics_of, subset_records
+from devit_decompose.model import Model
+from devit_decompose.recipe import Recipe
+from devit_decompose.search import SearchRecord
+from devit_decompose.weights import save_weights
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cell of models, and how it came about."""
+
+    name: str
+    submodels: tuple[Model, ...]
+    fusion: tuple[Float64Array, Float64Array]
+    """Weight ``(K, sum of dims)`` and bias ``(K,)``."""
+    class_subsets: tuple[tuple[int, ...], ...]
+    recipe: Recipe | None = None
+    teacher: Model | None = None
+    stages: tuple[StageRecord, ...] = ()
+    searches: tuple[SearchRecord, ...] = ()
+
+
+def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progress: Progress) -> Decomposition:
+    """Measure finished models on every split and write the folder.
+
+    Args:
+        out: The folder; an older one is replaced when the new one is whole.
+        made: What is written.
+        data: All three parts.
+        sample_images: Validation images kept for the export's golden set, the same number of each class.
+        progress: Told after each part.
+    """
+    progress("measuring", 0, 3, "training split")
+    head = FusionHead(
+        dims=tuple(model.config.feature_dim for model in made.submodels),
+        weight=made.fusion[0],
+        bias=made.fusion[1],
+        statistics=statistics_of(joined_features(made.submodels, data.training.images)),
+    )
+    progress("measuring", 1, 3, "validation and test split")
+    features = tuple(joined_features(made.submodels, split.images) for split in (data.validation, data.test))
+    subsets = subset_records(head, features[0], data.validation.labels, features[1], data.test.labels)
+    progress("measuring", 2, 3, "teacher")
+    teacher_scores = [
+        None if made.teacher is None else accuracy(run(made.teacher, split.images), split.labels)
+        for split in (data.validation, data.test)
+    ]
+    with new_folder(out) as draft:
+        decomposition = Decomposition(
+            schema=SCHEMA,
+            name=made.name,
+            code_version=version("devit"),
+            recipe=made.recipe,
+            data=_data_record(data),
+            preprocess=data.preprocess,
+            class_names=data.class_names,
+            class_subsets=made.class_subsets,
+            teacher=None if made.teacher is None else _model_record(made.teacher, with_head=True),
+            submodels=tuple(_model_record(model, with_head=False) for model in made.submodels),
+            stages=made.stages,
+            searches=made.searches,
+            teacher_validation_accuracy=teacher_scores[0],
+            teacher_test_accuracy=teacher_scores[1],
+            subsets=subsets,
+            files=_write_files(draft, made, head, _samples(data, sample_images)),
+        )
+        write_json(draft / FILE_NAME, decomposition)
+    progress("measuring", 3, 3)
+    return decomposition
+
+
+def _samples(data: Dataset, count: int) -> Tensors:
+    chosen = balanced_indices(data.validation.labels, count, len(data.class_names), seed=1)
+    return {"images": data.validation.images[chosen], "labels": data.validation.labels[chosen]}
+
+
+def _write_files(folder: Path, made: Made, head: FusionHead, samples: Tensors) -> tuple[FileRecord, ...]:
+    records = []
+
+    def write(role: str, name: str, device: int | None, content: Callable[[Path], None]) -> None:
+        content(folder / name)
+        records.append(FileRecord(role, name, sha256_of_file(folder / name), device))
+
+    if made.teacher is not None:
+        teacher = made.teacher
+        write("teacher", "teacher.safetensors", None, lambda path: save_weights(path, teacher))
+    write("fusion", "fusion.safetensors", None, head.save)
+    write("samples", "samples.safetensors", None, lambda path: write_tensors(path, samples))
+    for device, model in enumerate(made.submodels):
+        write("submodel", f"submodel-{device}.safetensors", device, partial(save_weights, model=model))
+    return tuple(records)
+
+
+def _data_record(data: Dataset) -> DataRecord:
+    return DataRecord(
+        name=data.name,
+        training_images=len(data.training),
+        validation_images=len(data.validation),
+        test_images=len(data.test),
+        training_sha256=data.training.digest(),
+        validation_sha256=data.validation.digest(),
+        test_sha256=data.test.digest(),
+    )
+
+
+def _model_record(model: Model, *, with_head: bool) -> ModelRecord:
+    return ModelRecord(model.config, macs(model.config, with_head=with_head), parameters(model.config))
