@@ -51,7 +51,7 @@ def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) ->
 
 
 def test_the_shipped_models_keep_what_the_project_promises() -> None:
-    """Teacher at least 92 %, fused within 1 point of it, each submodel at most 7.1 % of its cost, any device dispensable."""
+    """Teacher 92 %, fused within 1 point of it, submodels of 7.1 % of its cost, any of which may be missing."""
     found = load_decomposition(MODELS)
     accuracies = {subset.mask: subset.test_accuracy for subset in found.subsets}
     assert found.teacher is not None
