@@ -79,8 +79,8 @@ def test_energy_is_measured_and_says_that_it_is_simulated(figures: dict[str, Any
 
 
 def test_bytes_per_answer_are_those_of_the_messages(figures: dict[str, Any]) -> None:
-    """Four times a header of 96 bytes with 784 pixels down, and one with 96 float32 up."""
-    assert figures["wire_bytes_per_answer"] == pytest.approx(4 * (96 + 784 + 96 + 4 * 96), rel=0.01)
+    """Four times a header of 96 bytes with 784 pixels down, and one with 64 float32 up."""
+    assert figures["wire_bytes_per_answer"] == pytest.approx(4 * (96 + 784 + 96 + 4 * 64), rel=0.01)
 
 
 def wait_for_end(pidfd: int, deadline_s: float = 30) -> None:
