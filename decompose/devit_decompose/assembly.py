@@ -154,7 +154,7 @@ def _class_count(source: str, folder: Path) -> int:
     if source in _CLASS_COUNTS:
         return _CLASS_COUNTS[source]
     if source == "idx":
-        return int(read_idx(folder / "train-labels-idx1-ubyte").max(initial=-1)) + 1
+        return int(read_idx(folder / "train-labels-idx1-ubyte").astype(np.int64).max(initial=-1)) + 1
     train = folder / "train"
     try:
         return sum(1 for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -383,3 +383,21 @@ def test_a_folder_that_holds_something_else_is_never_replaced(
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="something else"):
         assemble(small_order(folder, weights), tmp_path, tmp_path / "cache", no_progress)
+
+
+def test_a_cell_whose_data_set_nobody_wrote_down_is_named(
+    tmp_path: Path, assembled: tuple[Path, Decomposition, Assembly]
+) -> None:
+    bare = shutil.copytree(assembled[0], tmp_path / "bare")
+    (bare / "assembly.json").unlink()
+    with pytest.raises(InputError, match=r"expected a recipe or assembly\.json, found none"):
+        evaluate(bare, data=None, against=None, progress=no_progress)
+
+
+def test_moved_pictures_are_found_again(
+    tmp_path: Path, assembled: tuple[Path, Decomposition, Assembly], folder: Path
+) -> None:
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert evaluate(assembled[0], data=moved, against=None, progress=no_progress).is_stored_test_set
+    (moved / "test" / "red" / "07.png").unlink()
+    assert not evaluate(assembled[0], data=moved, against=None, progress=no_progress).is_stored_test_set
