@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from devit_contract.errors import InputError
@@ -22,7 +23,7 @@ from devit_decompose.decomposition import Decomposition, StageRecord
 from devit_decompose.features import FeatureCache, weights_digest
 from devit_decompose.logistic import fit_logistic
 from devit_decompose.model import Model, ModelConfig
-from devit_decompose.ridge import STRENGTHS, Fitted, LinearHead, Ridge, columns_of_parts, moments_of
+from devit_decompose.ridge import STRENGTHS, Fitted, LinearHead, Parts, Ridge, columns_of_parts, moments_of
 from devit_decompose.timm_models import import_timm, timm_config
 from devit_decompose.weights import initial_weights
 from devit_decompose.write import Made, write_models
@@ -97,6 +98,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         fusion=(fusion.weight, fusion.bias),
         class_subsets=(everything,) * len(backbones),
         stages=(StageRecord(f"fusion-{heads[0][0]}", 0, 0, heads[0][1].validation_accuracy),),
+        features=(_joined(features.training), _joined(features.validation), _joined(features.test)),
     )
     decomposition = write_models(out, made, data, recipe.sample_images, progress)
     assembly = Assembly(
@@ -160,6 +162,11 @@ class _Features:
     training: Sequence[Float32Array]
     validation: Sequence[Float32Array]
     test: Sequence[Float32Array]
+
+
+def _joined(parts: Parts) -> Float32Array:
+    whole: Float32Array = np.concatenate(parts, axis=1)
+    return whole
 
 
 def _config(name: str, size: tuple[int, int] | None) -> ModelConfig:

@@ -43,9 +43,9 @@ def decompose(
 ) -> None:
     """Train N submodels and their fusion head from one large ViT.
 
-    Under torchrun the same command trains on several GPUs or machines.
+    On several GPUs or machines: torchrun --nproc_per_node 2 -m devit_decompose RECIPE --out models
     """
-    from devit_decompose.recipe import load_recipe
+    from devit_decompose.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, tuple(changes or ()))
     if dry_run:

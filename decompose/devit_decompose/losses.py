@@ -71,17 +71,15 @@ def relation_losses(
         head_widths: Numbers per head in the student and in the teacher; form ``devit`` only.
         depth: The student's blocks; form ``devit`` only.
     """
-    weights = QueryKeyValue(recipe.query_weight, recipe.key_weight, recipe.value_weight)  # type: ignore[arg-type]
+    weights = (recipe.query_weight, recipe.key_weight, recipe.value_weight)
     terms = {}
-    for name in QueryKeyValue._fields:
-        weight = getattr(weights, name)
+    for name, weight, ours, theirs in zip(QueryKeyValue._fields, weights, student, teacher, strict=True):
         if not weight:
             continue
-        ours, theirs = getattr(student, name).float(), getattr(teacher, name).float()
         distance = (
-            devit_relation(ours, theirs, head_widths, depth)
+            devit_relation(ours.float(), theirs.float(), head_widths, depth)
             if recipe.form == "devit"
-            else heads_relation(ours, theirs, recipe.heads, recipe.temperature)
+            else heads_relation(ours.float(), theirs.float(), recipe.heads, recipe.temperature)
         )
         terms[f"relation {name}"] = weight * distance
     return terms

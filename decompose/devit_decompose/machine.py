@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from devit_contract.errors import TrainError
@@ -26,12 +26,19 @@ class Machine:
         Raises:
             TrainError: The precision needs hardware that is not here.
         """
-        torch.set_num_threads(threads)
-        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         try:
-            self._accelerator = Accelerator(mixed_precision=_PRECISIONS[precision], kwargs_handlers=[kwargs])
+            self._accelerator = Accelerator(
+                # Without a GPU, Accelerate joins torchrun's other processes only where it is told that CPUs train.
+                cpu=not torch.accelerator.is_available(),
+                mixed_precision=_PRECISIONS[precision],
+            )
         except (ValueError, RuntimeError) as err:
             raise TrainError(f"precision: expected one that this machine has, found {precision!r}: {err}") from err
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world != started:
+            raise TrainError(f"torchrun: expected {started} processes to train together, found {self.world} that do")
+        self.precision = precision
+        torch.set_num_threads(threads)  # Accelerate sets it too
 
     @property
     def rank(self) -> int:

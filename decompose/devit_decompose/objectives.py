@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,12 +29,12 @@ class TeacherAnswer:
     """Query, key and value of the block that the relation loss looks at."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Maps images, labels and the teacher's answer to the terms of the loss, each with its weight in it."""
 
+    @abstractmethod
     def forward(self, images: Tensor, labels: Tensor, teacher: TeacherAnswer | None) -> dict[str, Tensor]:
         """Compute the terms."""
-        raise NotImplementedError
 
 
 class LabelObjective(Objective):
@@ -48,7 +49,8 @@ class LabelObjective(Objective):
     def forward(self, images: Tensor, labels: Tensor, teacher: TeacherAnswer | None) -> dict[str, Tensor]:
         """Average over the model's heads."""
         answers = self.model.answers(self.model.features(images))
-        return {"labels": sum(label_loss(answer, labels, self.smoothing) for answer in answers) / len(answers)}  # type: ignore[dict-item]
+        losses = [label_loss(answer, labels, self.smoothing) for answer in answers]
+        return {"labels": torch.stack(losses).mean()}
 
 
 class DistilObjective(Objective):

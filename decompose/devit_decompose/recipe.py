@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from devit_contract.errors import InputError
-from devit_contract.files import convert, read_toml_tables
 from devit_contract.manifest import MAX_SUBMODELS
 from devit_decompose.model import PRESETS, ModelConfig, StemLayer, uniform_config
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 SCHEMA = 2
-_HINT = "see examples/fashion-mnist.toml"
+HINT = "see examples/fashion-mnist.toml"
 
 
 class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +105,7 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             return uniform_config(image_size=data.image_size, mean=data.mean, std=data.std, classes=classes, **shape)
         except ValueError as err:
-            raise InputError(f"teacher or student: {err}: {_HINT}") from err
+            raise InputError(f"teacher or student: {err}: {HINT}") from err
 
 
 class PartitionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -204,6 +196,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check("batch", self.batch, 1, 1_000_000)
         _check("accumulate", self.accumulate, 1, 1_000_000)
         _check("max_epochs", self.max_epochs, 1, 1_000_000)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path: expected 0 to below 1, found {self.drop_path}")
 
 
 class AnswerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -357,49 +351,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.students[device if len(self.students) > 1 else 0]
 
 
-def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply ``key=value`` changes, e.g. ``train.decay_epochs=2`` or ``students.0.depth=1``.
-
-    A recipe may name others in ``base``, a list of file names beside it: their tables come first, in order, and its
-    own entries replace theirs.
-
-    Raises:
-        InputError: The file cannot be read or a change is not ``key=value`` with a TOML value.
-        ManifestError: The file or a changed field breaks the format.
-    """
-    recipe = convert(path, _joined(path, ()), Recipe, schema=SCHEMA, hint=_HINT)
-    if not changes:
-        return recipe
-    raw: dict[str, Any] = msgspec.to_builtins(recipe)
-    for change in changes:
-        _apply(raw, change)
-    try:
-        return msgspec.convert(raw, Recipe)
-    except msgspec.ValidationError as err:
-        raise InputError(f"--set {' '.join(changes)}: {err}: {_HINT}") from err
-
-
-def _joined(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    own = read_toml_tables(path, _HINT)
-    bases = own.pop("base", [])
-    if path.resolve() in above:
-        raise InputError(f"{path}: field base: expected files that do not lead back, found a circle: {_HINT}")
-    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
-        raise InputError(f"{path}: field base: expected a list of file names, found {bases!r}: {_HINT}")
-    whole: dict[str, Any] = {}
-    for name in bases:
-        whole = _merged(whole, _joined(path.parent / name, (*above, path.resolve())))
-    return _merged(whole, own)
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    whole = dict(under)
-    for key, value in over.items():
-        old = whole.get(key)
-        whole[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return whole
-
-
 def _check(field: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ValueError(f"{field}: expected {low} to {high}, found {value}")
@@ -407,26 +358,3 @@ def _check(field: str, value: int, low: int, high: int) -> None:
 
 def _either(counts: tuple[int, ...]) -> str:
     return " or ".join(str(count) for count in sorted(set(counts))) + " entries"
-
-
-def _apply(raw: dict[str, Any], change: str) -> None:
-    key, separator, text = change.partition("=")
-    *folders, name = key.strip().split(".")
-    place: Any = raw
-    for folder in folders:
-        place = _inside(place, folder)
-    is_known = isinstance(place, dict) and name in place
-    if not separator or not is_known:
-        raise InputError(f"--set {change}: expected key=value with a key of the recipe, e.g. train.decay_epochs=2")
-    try:
-        place[name] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as err:
-        raise InputError(f"--set {change}: expected a TOML value (text in quotes), found {text!r}") from err
-
-
-def _inside(place: Any, name: str) -> Any:  # noqa: ANN401 - any TOML value
-    if isinstance(place, dict):
-        return place.get(name)
-    if isinstance(place, list | tuple) and name.isdigit() and int(name) < len(place):
-        return place[int(name)]
-    return None

@@ -7,8 +7,13 @@ further runs with the same teacher find the answers made.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -23,6 +28,8 @@ from devit_decompose.machine import Machine
 from devit_decompose.model import Model
 from devit_decompose.objectives import TeacherAnswer
 from devit_decompose.recipe import AugmentRecipe
+
+Answers = np.memmap[tuple[int, ...], np.dtype[np.float16]]
 
 _BATCH = 250
 
@@ -67,14 +74,15 @@ class StoredTeacher:
                 "--teacher-cache: expected images varied by flip and shift_pixels alone, found more in augment: "
                 "leave the option out"
             )
-        place = folder / _key(model, split, augment)
+        place = folder / _key(model, split, augment, machine.precision)
         with machine.main_first():
             if machine.is_main:
                 make_folder(place)
-                _fill(place, model, split, augment, count, machine, progress)
+                with _alone(place):
+                    _fill(place, model, split, augment, count, machine, progress)
         self._machine = machine
-        self._logits = np.load(place / "logits.npy", mmap_mode="r")
-        self._features = np.load(place / "features.npy", mmap_mode="r")
+        self._logits = _open(place / "logits.npy", (count, len(split), len(model.config.classes)), "r")
+        self._features = _open(place / "features.npy", (count, len(split), model.config.feature_dim), "r")
 
     def __call__(self, batch: Batch) -> TeacherAnswer:
         """Look a batch up."""
@@ -89,12 +97,42 @@ class StoredTeacher:
         return TeacherAnswer(logits, features)
 
 
-def _key(model: Model, split: Split, augment: AugmentRecipe) -> str:
-    whole = hashlib.sha256(msgspec.json.encode([model.config, augment]))
+def _key(model: Model, split: Split, augment: AugmentRecipe, precision: str) -> str:
+    whole = hashlib.sha256(msgspec.json.encode([model.config, augment, precision]))
     for name, value in sorted(model.state_dict().items()):
         whole.update(name.encode() + value.detach().cpu().numpy().tobytes())
     whole.update(split.digest().encode())
     return whole.hexdigest()[:16]
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Wait until no other run makes the same answers."""
+    with (place / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open(path: Path, shape: tuple[int, int, int], mode: Literal["r", "r+", "w+"]) -> Answers:
+    """Map a file of answers; one that is new gets its whole place on the disk at once.
+
+    Raises:
+        InputError: It is damaged, or there is no room.
+    """
+    try:
+        if mode != "w+":
+            stored: Answers = np.load(path, mmap_mode=mode)
+        else:
+            stored = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+            with path.open("r+b") as file:  # a full disk would kill the process later, in the middle of a store
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except (OSError, ValueError, EOFError) as err:
+        raise InputError(
+            f"{path}: expected the teacher's answers, or room for them ({err}): remove its folder"
+        ) from err
+    if stored.shape != shape or stored.dtype != np.float16:
+        raise InputError(f"{path}: expected answers of shape {shape}, found {stored.shape}: remove its folder")
+    return stored
 
 
 def _fill(
@@ -103,11 +141,11 @@ def _fill(
     """Write the variants one by one, always in the same batches; those that are done already stay."""
     note = place / "variants-done"
     done = int(note.read_text()) if note.exists() else 0
-    mode = "r+" if done else "w+"
-    shapes = {"logits": len(model.config.classes), "features": model.config.feature_dim}
+    if done == count:
+        return
+    dims = {"logits": len(model.config.classes), "features": model.config.feature_dim}
     logits, features = (
-        np.lib.format.open_memmap(place / f"{name}.npy", mode=mode, dtype=np.float16, shape=(count, len(split), dim))
-        for name, dim in shapes.items()
+        _open(place / f"{name}.npy", (count, len(split), dim), "r+" if done else "w+") for name, dim in dims.items()
     )
     ask = LiveTeacher(model, machine)
     for variant in range(done, count):

@@ -149,7 +149,7 @@ def _epoch(stage: Stage, run: Run, prepared: Prepared, state: dict[str, Any], se
     )
     for step, batch in zip(range(steps), stream, strict=False):
         for group in prepared.optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, epoch + step / steps)
+            group["lr"] = learning_rate(schedule, epoch + step // schedule.accumulate * schedule.accumulate / steps)
         answer = None if stage.ask is None else stage.ask(batch)
         with prepared.step():
             terms = prepared.objective(batch.images.to(machine.device), batch.labels.to(machine.device), answer)
@@ -253,8 +253,11 @@ def _log(path: Path, stage: str, state: dict[str, Any], means: dict[str, float],
     measures = {f"loss {name}": value for name, value in means.items()}
     measures |= {"validation accuracy": state["last"], "seconds": duration_s}
     is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        rows = csv.writer(file)
-        if is_new:
-            rows.writerow(["stage", "epoch", "measure", "value"])
-        rows.writerows([stage, state["epoch"], name, f"{value:.6g}"] for name, value in measures.items())
+    try:
+        with path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if is_new:
+                rows.writerow(["stage", "epoch", "measure", "value"])
+            rows.writerows([stage, state["epoch"], name, f"{value:.6g}"] for name, value in measures.items())
+    except OSError as err:
+        raise TrainError(f"{path}: cannot be written ({err.strerror}): make room, then go on with --resume") from err

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from devit_contract.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
-from devit_contract.head import Float64Array, FusionHead
+from devit_contract.head import Float32Array, Float64Array, FusionHead
 from devit_contract.progress import Progress
 from devit_decompose.cost import macs, parameters
 from devit_decompose.data import Dataset, balanced_indices
@@ -42,6 +42,16 @@ class Made:
     teacher: Model | None = None
     stages: tuple[StageRecord, ...] = ()
     searches: tuple[SearchRecord, ...] = ()
+    features: tuple[Float32Array, Float32Array, Float32Array] | None = None
+    """Of all submodels side by side, ``(n, sum of dims)``, over training, validation and test part, where they are
+    known already."""
+
+    def __post_init__(self) -> None:
+        """Refuse a submodel without its classes."""
+        if len(self.class_subsets) != len(self.submodels):
+            raise ValueError(
+                f"{len(self.submodels)} submodels need as many class subsets, not {len(self.class_subsets)}"
+            )
 
 
 def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progress: Progress) -> Decomposition:
@@ -54,16 +64,18 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
         sample_images: Validation images kept for the export's golden set, the same number of each class.
         progress: Told after each part.
     """
-    progress("measuring", 0, 3, "training split")
+    progress("measuring", 0, 3, "submodels")
+    training, validation, test = made.features or tuple(
+        joined_features(made.submodels, split.images) for split in (data.training, data.validation, data.test)
+    )
     head = FusionHead(
         dims=tuple(model.config.feature_dim for model in made.submodels),
         weight=made.fusion[0],
         bias=made.fusion[1],
-        statistics=statistics_of(joined_features(made.submodels, data.training.images)),
+        statistics=statistics_of(training),
     )
-    progress("measuring", 1, 3, "validation and test split")
-    features = tuple(joined_features(made.submodels, split.images) for split in (data.validation, data.test))
-    subsets = subset_records(head, features[0], data.validation.labels, features[1], data.test.labels)
+    progress("measuring", 1, 3, "subsets of devices")
+    subsets = subset_records(head, validation, data.validation.labels, test, data.test.labels)
     progress("measuring", 2, 3, "teacher")
     teacher_scores = [
         None if made.teacher is None else accuracy(run(made.teacher, split.images), split.labels)

@@ -6,7 +6,7 @@ import pytest
 
 from devit_contract.errors import InputError, ManifestError
 from devit_decompose.checks import check_recipe
-from devit_decompose.recipe import load_recipe
+from devit_decompose.recipe_file import load_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "fashion-mnist.toml"

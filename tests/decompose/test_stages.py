@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,8 @@ from devit_decompose.evaluate import accuracy, filled_logits, joined_features, r
 from devit_decompose.machine import Machine
 from devit_decompose.model import Model, StemLayer, uniform_config
 from devit_decompose.objectives import Ensemble
-from devit_decompose.recipe import Recipe, load_recipe
+from devit_decompose.recipe import Recipe
+from devit_decompose.recipe_file import load_recipe
 from devit_decompose.rehearsal import rehearse
 from devit_decompose.stages import decompose
 from devit_decompose.teachers import LiveTeacher, StoredTeacher
@@ -190,6 +192,41 @@ def test_stored_answers_are_those_of_the_live_teacher(tmp_path: Path, small: Rec
 
 def _fail_if_told(stage: str, done: float, total: float, note: str = "") -> None:
     assert done == total, "the answers are made a second time"
+
+
+def test_two_runs_at_once_make_the_same_answers_once(tmp_path: Path, small: Recipe) -> None:
+    """The second waits for the first; it would empty the files under its hands."""
+    teacher = Model(small.teacher.config(small.data, tuple(range(10)))).eval()
+    split, machine = load_dataset(small.data).training, Machine("fp32", threads=1)
+    augment = small.ensemble.schedule.augment
+    told: list[str] = []
+
+    def note(stage: str, done: float, total: float, text: str = "") -> None:
+        told.append(text)
+
+    def start(_run: int) -> StoredTeacher:
+        return StoredTeacher(tmp_path, teacher, split, augment, machine, note)
+
+    with ThreadPoolExecutor(2) as runs:
+        first, second = runs.map(start, range(2))
+    assert told.count("answers stored") == 1
+    stream = train.batches(
+        split, small.ensemble.schedule, classes=10, seed=3, epoch=0, mean=small.data.mean, std=small.data.std
+    )
+    batch = next(iter(stream))
+    expected = LiveTeacher(teacher, machine)(batch).logits
+    for stored in (first, second):
+        torch.testing.assert_close(stored(batch).logits, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_damaged_answers_are_refused_in_one_line(tmp_path: Path, small: Recipe) -> None:
+    teacher = Model(small.teacher.config(small.data, tuple(range(10)))).eval()
+    asked = (teacher, load_dataset(small.data).training, small.ensemble.schedule.augment, Machine("fp32", 1))
+    StoredTeacher(tmp_path, *asked, no_progress)
+    (logits,) = tmp_path.glob("*/logits.npy")
+    logits.write_bytes(logits.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"logits\.npy: expected .*: remove its folder"):
+        StoredTeacher(tmp_path, *asked, no_progress)
 
 
 def test_answers_to_endless_variants_are_not_stored(tmp_path: Path, small: Recipe) -> None:

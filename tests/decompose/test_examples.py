@@ -1,0 +1,54 @@
+"""The recipes in examples/: those of the paper are built and run for one step, the smoke recipe is trained."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from devit_contract.progress import no_progress
+from devit_decompose.checks import check_recipe
+from devit_decompose.recipe_file import load_recipe
+from devit_decompose.rehearsal import rehearse
+from devit_decompose.stages import decompose
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODELS = {"devit": (61.6e3, 0.021), "dedeit": (17.6e3, 0.072), "decct": (5.5e3, 0.30)}
+"""Published cost of the teacher in million multiply-accumulates, and the largest share of it for a submodel."""
+DATA = {"imagenet-1k": 1000, "cifar-100": 100, "flowers-102": 102, "stanford-cars": 196}
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_of_the_papers_recipes_fits_together(model: str, data: str) -> None:
+    recipe = load_recipe(EXAMPLES / "paper" / f"{model}-{data}.toml")
+    check_recipe(recipe)
+    assert recipe.name == f"{model}-{data}"
+    assert (recipe.submodels, recipe.data.class_count) == (4, DATA[data])
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_of_the_papers_recipes_is_built_and_runs_one_step_of_every_stage(model: str, data: str) -> None:
+    _, rows = rehearse(load_recipe(EXAMPLES / "paper" / f"{model}-{data}.toml"), no_progress)
+    cost, share = MODELS[model]
+    assert float(rows[0][1]) == pytest.approx(cost, rel=0.02)
+    for row in rows[1:]:
+        assert float(row[1]) <= share * float(rows[0][1])
+    assert sum(int(row[4]) for row in rows[1:]) == DATA[data]
+
+
+@pytest.mark.system
+def test_the_smoke_recipe_trains_every_stage_on_real_images_within_a_minute(tmp_path: Path) -> None:
+    """Two minutes on a busy machine; chance is 10 %."""
+    started_s = time.monotonic()
+    recipe = load_recipe(EXAMPLES / "smoke.toml")
+    found = decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
+    duration_s = time.monotonic() - started_s
+    assert found is not None
+    fused = {subset.mask: subset.test_accuracy for subset in found.subsets}[0b1111]
+    print(f"smoke recipe: {duration_s:.0f} s, fused {fused:.1%}")
+    assert fused > 0.6
+    assert duration_s < 120
