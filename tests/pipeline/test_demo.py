@@ -176,10 +176,10 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, 
     pidfds = [os.pidfd_open(int(pid)) for pid in children]
     child.send_signal(signal.SIGINT)
     try:
-        child.communicate(timeout=30)
+        _, said = child.communicate(timeout=30)
     finally:
         child.kill()
-    assert child.returncode == 130
+    assert child.returncode == 130, said
     assert len(pidfds) == 5
     for pidfd in pidfds:
         wait_for_end(pidfd, deadline_s=10)
