@@ -100,6 +100,8 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
             f"found none beside the {recipe.validation_images} for validation: lower it in the recipe"
         )
     training, validation = training.select(rest), training.select(chosen)
+    if recipe.training_images:
+        training = training.select(_few(training.labels, recipe, classes))
     if is_paired:
         training = Split(*paired(training.images[:], training.labels, classes, (recipe.split_seed, 1)))
         validation = Split(*paired(validation.images[:], validation.labels, classes, (recipe.split_seed, 2)))
@@ -124,6 +126,13 @@ def balanced_indices(labels: Int64Array, count: int, classes: int, seed: int) ->
             raise InputError(f"class {label}: expected at least {count // classes} images, found {len(members)}")
         drawn.append(generator.choice(members, count // classes, replace=False))
     return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def _few(labels: Int64Array, recipe: DataRecipe, classes: int) -> Int64Array:
+    try:
+        return balanced_indices(labels, recipe.training_images, classes, recipe.split_seed)
+    except InputError as err:
+        raise InputError(f"data.training_images: {err}: change it in the recipe") from err
 
 
 def _pieces(images: Images) -> Iterator[bytes]:

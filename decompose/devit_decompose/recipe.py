@@ -38,6 +38,8 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shorter side in pixels before the centre crop; 0 resizes straight to ``size``."""
     split_seed: int = 1
     """Draws the validation part; apart from the recipe's seed, so that no other seed sees validation images."""
+    training_images: int = 0
+    """How many of those left for training are used, the same number of each class; 0 uses all. For quick trials."""
     workers: int = 0
     """Processes that decode pictures during training."""
 

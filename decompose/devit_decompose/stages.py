@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,25 +74,13 @@ def decompose(
     work, log = out.with_name(out.name + ".work"), out.with_name(out.name + ".log.csv")
     with machine.main_first():
         _claim(work, log, recipe, resume=resume or not machine.is_main)
-    stages = Stages(recipe, data, Run(machine, recipe.data, work, log, progress), teacher_cache)
-    teacher = stages.teacher()
-    subsets = stages.partition(teacher)
-    submodels = [stages.submodel(teacher, classes, device) for device, classes in enumerate(subsets)]
-    ensemble = stages.ensemble(teacher, submodels)
-    result = None
-    if machine.is_main:
-        made = Made(
-            name=recipe.name,
-            submodels=tuple(ensemble.models()),
-            fusion=ensemble.linear(),
-            class_subsets=subsets,
-            recipe=recipe,
-            teacher=teacher,
-            stages=tuple(stages.records),
-            searches=tuple(stages.searches),
-        )
-        result = write_models(out, made, data, recipe.data.sample_images, progress)
-        shutil.rmtree(work)
+    with _alone(work) if machine.is_main else nullcontext():
+        stages = Stages(recipe, data, Run(machine, recipe.data, work, log, progress), teacher_cache)
+        made = stages.run_all()
+        result = None
+        if machine.is_main:
+            result = write_models(out, made, data, recipe.data.sample_images, progress)
+            shutil.rmtree(work)
     machine.wait()
     progress("done", 1, 1)
     return result
@@ -119,6 +110,23 @@ class Stages:
     teacher_cache: Path | None = None
     records: list[StageRecord] = field(default_factory=list)
     searches: list[SearchRecord] = field(default_factory=list)
+
+    def run_all(self) -> Made:
+        """Run every stage, one after the other."""
+        teacher = self.teacher()
+        subsets = self.partition(teacher)
+        submodels = [self.submodel(teacher, classes, device) for device, classes in enumerate(subsets)]
+        ensemble = self.ensemble(teacher, submodels)
+        return Made(
+            name=self.recipe.name,
+            submodels=tuple(ensemble.models()),
+            fusion=ensemble.linear(),
+            class_subsets=subsets,
+            recipe=self.recipe,
+            teacher=teacher,
+            stages=tuple(self.records),
+            searches=tuple(self.searches),
+        )
 
     def teacher(self) -> Model:
         """Train the large model on all classes, with labels alone, or take it as it is."""
@@ -288,6 +296,17 @@ def search_submodel(
 def _some(split: Split, count: int, seed: tuple[int, ...]) -> Split:
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
     return split.select(np.sort(chosen))
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Keep other runs out of the checkpoints; the kernel frees those of a killed one."""
+    with (work / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise TrainError(f"{work}: expected no other run at work there, found one: wait for it or stop it") from err
+        yield
 
 
 def _claim(work: Path, log: Path, recipe: Recipe, *, resume: bool) -> None:

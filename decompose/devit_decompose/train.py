@@ -80,7 +80,7 @@ def fit(stage: Stage, run: Run, *, seed: int) -> StageResult:
     checkpoint = run.work / f"{stage.name}.pt"
     machine.place(stage.objective)
     optimizer = torch.optim.AdamW(_decay_groups(stage.objective, schedule.weight_decay), lr=0.0, fused=True)
-    state = _load(checkpoint, stage, optimizer, machine)
+    state = _load(checkpoint, stage, optimizer)
     prepared = machine.prepare(stage.objective, optimizer, schedule.accumulate)
     while not _is_finished(state, schedule):
         started_s = time.perf_counter()
@@ -217,8 +217,8 @@ def save_checkpoint(checkpoint: Path, content: dict[str, Any]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def load_checkpoint(checkpoint: Path, device: torch.device | None = None) -> dict[str, Any] | None:
-    """Read a checkpoint, or find that there is none.
+def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
+    """Read a checkpoint into the CPU's memory, wherever it was written, or find that there is none.
 
     Raises:
         TrainError: It cannot be read.
@@ -226,14 +226,14 @@ def load_checkpoint(checkpoint: Path, device: torch.device | None = None) -> dic
     if not checkpoint.exists():
         return None
     try:
-        content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location=device)
+        content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
     except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as err:
         raise _unusable(checkpoint, err) from err
     return content
 
 
-def _load(checkpoint: Path, stage: Stage, optimizer: torch.optim.Optimizer, machine: Machine) -> dict[str, Any]:
-    state = load_checkpoint(checkpoint, machine.device)
+def _load(checkpoint: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    state = load_checkpoint(checkpoint)
     if state is None:
         return {"epoch": 0, "best_epoch": 0, "best": -1.0, "last": -1.0}
     try:

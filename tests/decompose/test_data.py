@@ -152,6 +152,15 @@ def test_validation_pairs_that_cannot_be_balanced_are_refused(idx: DataRecipe) -
         load_dataset(paired(idx, validation_images=250))
 
 
+def test_a_few_training_images_are_as_many_of_each_class_and_leave_the_other_parts_alone(idx: DataRecipe) -> None:
+    whole, few = load_dataset(idx), load_dataset(msgspec.structs.replace(idx, training_images=50))
+    assert np.bincount(few.training.labels).tolist() == [5] * 10
+    assert set(each(few.training.images[:])) <= set(each(whole.training.images[:]))
+    assert (few.validation.digest(), few.test.digest()) == (whole.validation.digest(), whole.test.digest())
+    with pytest.raises(InputError, match=r"data.training_images: class 0: expected at least 90 images, found 80"):
+        load_dataset(msgspec.structs.replace(idx, training_images=900))
+
+
 def test_labels_of_a_class_subset_count_from_zero(idx: DataRecipe) -> None:
     subset = load_dataset(idx).test.of_classes((7, 2))
     assert np.bincount(subset.labels).tolist() == [30, 30]

@@ -42,7 +42,7 @@ def test_each_of_the_papers_recipes_is_built_and_runs_one_step_of_every_stage(mo
 
 @pytest.mark.system
 def test_the_smoke_recipe_trains_every_stage_on_real_images_within_a_minute(tmp_path: Path) -> None:
-    """Two minutes on a busy machine; chance is 10 %."""
+    """A minute, with room for a busy machine; chance is 10 %."""
     started_s = time.monotonic()
     recipe = load_recipe(EXAMPLES / "smoke.toml")
     found = decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
@@ -51,4 +51,4 @@ def test_the_smoke_recipe_trains_every_stage_on_real_images_within_a_minute(tmp_
     fused = {subset.mask: subset.test_accuracy for subset in found.subsets}[0b1111]
     print(f"smoke recipe: {duration_s:.0f} s, fused {fused:.1%}")
     assert fused > 0.6
-    assert duration_s < 120
+    assert duration_s < 90

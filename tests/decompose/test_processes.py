@@ -88,17 +88,42 @@ def test_two_processes_or_two_batches_added_up_train_as_one_batch_does(tmp_path:
     assert not (tmp_path / "two.work").exists()
 
 
-@pytest.mark.timeout(3 * DEADLINE_S)
-def test_a_process_stopped_by_sigterm_goes_on_to_the_same_bytes(tmp_path: Path, small_path: Path, models: Path) -> None:
-    words = [*TRAIN, small_path, "--out", tmp_path / "models"]
-    process = subprocess.Popen([str(word) for word in words], env=environment(), stderr=subprocess.DEVNULL)
-    log, deadline_s = tmp_path / "models.log.csv", time.monotonic() + DEADLINE_S
-    while not (log.exists() and "submodel-0,1" in log.read_text()):
-        assert process.poll() is None
+def stop_in(stage: str, command: tuple[str, ...], recipe: Path, out: Path, *changes: str) -> int:
+    """Start or continue a run, stop it by SIGTERM once the stage's first epoch is logged; its exit code."""
+    words = [*command, recipe, "--out", out, "--resume", *settings(*changes)]
+    log, said, deadline_s = (
+        out.with_name(out.name + ".log.csv"),
+        out.with_name(out.name + ".said"),
+        time.monotonic() + DEADLINE_S,
+    )
+    with said.open("wb") as file:
+        process = subprocess.Popen([str(word) for word in words], env=environment(), stderr=file)
+    while not (log.exists() and f"{stage},1," in log.read_text()):
+        assert process.poll() is None, said.read_text()
         assert time.monotonic() < deadline_s
         os.sched_yield()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(DEADLINE_S) == 130
-    assert not (tmp_path / "models").exists()
+    return process.wait(DEADLINE_S)
+
+
+@pytest.mark.timeout(5 * DEADLINE_S)
+def test_a_process_stopped_by_sigterm_in_every_stage_ends_with_the_same_bytes(
+    tmp_path: Path, small_path: Path, models: Path
+) -> None:
+    for stage in ("teacher", "sub-teacher-1", "submodel-2", "ensemble"):
+        assert stop_in(stage, TRAIN, small_path, tmp_path / "models") == 130
+        assert not (tmp_path / "models").exists()
     train(TRAIN, small_path, tmp_path / "models", resume=True)
     assert contents(tmp_path / "models") == contents(models)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(5 * DEADLINE_S)
+def test_two_processes_stopped_by_sigterm_end_with_the_same_bytes(tmp_path: Path, small_path: Path) -> None:
+    command = (*TORCHRUN, "-m", "devit_decompose")
+    train(command, small_path, tmp_path / "whole", *PLAIN)
+    for stage in ("submodel-0", "ensemble"):
+        assert stop_in(stage, command, small_path, tmp_path / "stopped", *PLAIN) != 0
+        assert not (tmp_path / "stopped").exists()
+    train(command, small_path, tmp_path / "stopped", *PLAIN, resume=True)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")

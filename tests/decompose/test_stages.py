@@ -102,6 +102,21 @@ def test_an_unfinished_run_is_continued_only_when_asked(tmp_path: Path, small: R
         decompose(small, tmp_path / "models", resume=True, progress=no_progress)
 
 
+def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, small: Recipe) -> None:
+    refused = []
+
+    def second(stage: str, done: float, total: float, note: str = "") -> None:
+        if not refused:
+            with pytest.raises(TrainError, match="found one: wait for it or stop it") as caught:
+                decompose(small, tmp_path / "models", resume=True, progress=no_progress)
+            refused.append(caught)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decompose(small, tmp_path / "models", resume=False, progress=second)
+    assert refused
+
+
 def test_a_data_set_that_is_not_there_leaves_nothing_behind(tmp_path: Path, small: Recipe) -> None:
     moved = msgspec.structs.replace(small, data=msgspec.structs.replace(small.data, folder=str(tmp_path / "nowhere")))
     with pytest.raises(InputError, match="cannot be read"):
