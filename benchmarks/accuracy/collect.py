@@ -1,4 +1,4 @@
-"""Keep one finished row: its decomposition.json, and what the fused cell answers on every test image.
+"""Keep one finished row: its decomposition.json, and which test images the fused cell answers rightly.
 
 python benchmarks/accuracy/collect.py MODELS ROW
 """
@@ -37,7 +37,8 @@ def collect(models: Path, row: str) -> None:
     fusion = Fusion(FusionHead.load(models / found.file("fusion").name))
     answers = fusion.batch_logits(joined_features(submodels, test.images), fusion.head.everyone).argmax(axis=1)
     content = json.loads((models / "decomposition.json").read_bytes())
-    content["answers"] = base64.b64encode(zlib.compress(answers.astype(np.uint8).tobytes(), 9)).decode()
+    right = np.packbits(answers == test.labels)
+    content["right"] = base64.b64encode(zlib.compress(right.tobytes(), 9)).decode()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{row}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
     print(row, f"{np.mean(answers == test.labels):.2%}")  # noqa: T201 - a script's output
