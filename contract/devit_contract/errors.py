@@ -9,6 +9,7 @@
     ├── LinkError         a peer cannot be reached, refused us, or an address cannot be bound
     ├── ExportError       a model cannot be turned into a graph that keeps its meaning
     ├── EngineError       an engine cannot be built, found, loaded or run
+    │   └── DeviceLostError   the GPU's context is lost; only a new process helps, exit code 70
     ├── EnergyError       power samples do not carry the figure that was asked for
     └── TrainError        training cannot start, resume or go on
 
@@ -48,6 +49,10 @@ class ExportError(DevitError):
 
 class EngineError(DevitError):
     """An engine cannot be built, found, loaded or run."""
+
+
+class DeviceLostError(EngineError):
+    """The GPU's context is lost; only a new process helps."""
 
 
 class EnergyError(DevitError):

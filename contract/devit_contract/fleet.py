@@ -100,7 +100,13 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret_key: str = ""
     """File with this device's secret key."""
     threads: int = 1
-    """Threads of one inference."""
+    """Threads of one inference on the CPU."""
+    backend: str = "auto"
+    """``tensorrt``, ``ort``, or ``auto``: TensorRT's engine where there is one."""
+    cuda: str = "auto"
+    """Python's way to CUDA: ``pycuda``, ``cuda-bindings``, ``ctypes``, or ``auto``."""
+    host_memory: str = "pinned"
+    """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets it read them where they lie."""
     tegrastats: tuple[str, ...] = ("tegrastats",)
     """Command that samples power, ``--interval MS`` is added; empty where the device has no sensor."""
     root: str = "/"

@@ -23,11 +23,11 @@ import numpy as np
 from devit_contract.errors import ManifestError
 from devit_contract.files import Tensors, read_json, read_tensors, sha256_of_file, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 ROLES = ("submodel", "baseline", "fusion", "golden")
 RUNGS = ("fp16", "fp16-attn32", "fp32")
-"""Precision rungs from fast to exact."""
+"""Precision rungs from fast to exact: every LayerNorm in FP32; every attention too; everything."""
 MAX_SUBMODELS = 10
 """The node keeps a matrix for each of the 2^N - 1 subsets of devices."""
 _HINT = "make the bundle again with devit export"
@@ -94,6 +94,11 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nodes_before: int
     """Graph nodes before onnxsim."""
     nodes_after: int
+    """Graph nodes of this rung, its Casts included."""
+    casts: int
+    """Cast nodes: that of the uint8 input, and one wherever numbers go from one float type to the other."""
+    simplify_max_abs_error: float
+    """Largest change of any output number by onnxsim, in FP32, over a few images of noise."""
 
 
 class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,6 +113,21 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity: tuple[Parity, ...]
     class_subset: tuple[int, ...]
     """Global labels it was first trained on; information only, its features serve all classes."""
+    ranges: dict[str, float]
+    """Of each float tensor of the FP32 graph, its largest absolute number over the golden images."""
+    overflows: tuple[str, ...]
+    """Those of them that may leave the range of FP16, by themselves or where they are squared or summed up."""
+    attentions: int
+    """Attention blocks, each of which TensorRT may fuse into one kernel."""
+    fp32_nodes: dict[str, tuple[str, ...]]
+    """Of each rung but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
+
+    def __post_init__(self) -> None:
+        """Refuse rungs outside the table, and FP32 nodes of rungs that are not there."""
+        if unknown := [rung for rung in self.rungs if rung not in RUNGS]:
+            raise ValueError(f"rungs: expected some of {', '.join(RUNGS)}, found {unknown[0]!r}")
+        if unknown := [rung for rung in self.fp32_nodes if rung not in self.rungs]:
+            raise ValueError(f"fp32_nodes: expected rungs {', '.join(self.rungs)}, found {unknown[0]!r}")
 
 
 class SubsetAccuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,8 +13,9 @@ from devit_contract.keys import load_keys
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Description, Hello
 from devit_edge_agent.agent import EdgeAgent
+from devit_engines.backends import BACKENDS, RunSettings
 from devit_engines.board import detect_board
-from devit_engines.build import load_engine
+from devit_engines.build import load_engine, stored_key
 from devit_engines.engine import Engine, EngineSpec
 from devit_engines.null import NullEngine, PacedEngine
 from devit_engines.store import Store
@@ -39,14 +40,14 @@ def open_agent(path: Path, engine_choice: str, report: Callable[[str], None]) ->
     config = load_agent_config(path)
     keys = load_keys(Path(config.secret_key)) if config.secret_key else None
     bundle = Bundle(Path(config.bundle))
-    with _open_engine(config, bundle, engine_choice) as engine:
+    digest, name, engine = _open_engine(config, bundle, engine_choice)
+    with engine:
         engine.warm_up(_WARM_UP_RUNS)
-        name = f"{engine_choice} engine" if engine_choice != "built" else "ONNX Runtime CPU"
         hello = Hello(
             name=config.name,
             submodel=config.submodel,
             feature_dim=engine.output_dim,
-            model_sha256=bundle.manifest.file("submodel", device=config.submodel, rung="fp32").sha256,
+            model_sha256=digest,
             engine=name,
             feature_dtypes=("float32",),
             software=version("devit"),
@@ -65,15 +66,20 @@ def open_agent(path: Path, engine_choice: str, report: Callable[[str], None]) ->
             yield agent
 
 
-def _open_engine(config: AgentConfig, bundle: Bundle, choice: str) -> Engine:
+def _open_engine(config: AgentConfig, bundle: Bundle, choice: str) -> tuple[str, str, Engine]:
+    """Digest of the graph, what the engine is called, and the engine."""
     if choice == "built":
         store = Store(Path(config.store) if config.store else None)
-        return load_engine(bundle, store, config.submodel, threads=config.threads)
+        key = stored_key(bundle, store, config.submodel, backend=config.backend)
+        settings = RunSettings(threads=config.threads, cuda=config.cuda, host_memory=config.host_memory)
+        engine = load_engine(bundle, store, config.submodel, backend=key.backend, settings=settings)
+        return key.model_sha256, f"{BACKENDS[key.backend].title} {key.backend_version}, {key.rung}", engine
+    digest = bundle.manifest.file("submodel", device=config.submodel, rung="fp32").sha256
     record = bundle.manifest.graph("submodel", config.submodel)
     spec = EngineSpec(choice, bundle.manifest.preprocess.shape, record.output_dim, revision=0)
     kind, _, number = choice.partition(":")
     if choice == "null":
-        return NullEngine(spec)
+        return digest, "null engine", NullEngine(spec)
     if kind == "paced" and number.replace(".", "", 1).isdigit():
-        return PacedEngine(NullEngine(spec), float(number))
+        return digest, f"{choice} engine", PacedEngine(NullEngine(spec), float(number))
     raise InputError(f"--engine {choice}: expected built, null or paced:MS, e.g. paced:5")

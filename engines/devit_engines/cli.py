@@ -10,8 +10,11 @@ import typer
 
 from devit_contract.errors import EngineError
 from devit_contract.terminal import print_table, progress_bar
-from devit_engines.build import BuiltEngine, build_engines
+from devit_engines.backends import CHOICES, RunSettings, backend_of
+from devit_engines.build import BuiltEngine, build_engines, load_engine
+from devit_engines.cuda import CHOICES as CUDA_CHOICES
 from devit_engines.store import Entry, Store
+from devit_engines.trt_engine import HOST_MEMORY
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 engines_app = typer.Typer(
@@ -38,26 +41,50 @@ def build(
         str | None, typer.Option(metavar="N,...", help="Submodels to build, comma separated (default: all).")
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Build the undivided teacher too.")] = False,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT where it is installed.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone.")
+    ] = "fp16",
+    cuda: Annotated[
+        str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
+    ] = "auto",
+    host_memory: Annotated[
+        str, typer.Option(metavar="pinned|mapped", help="How images reach the GPU: copied, or read where they lie.")
+    ] = "pinned",
     store: StoreOption = None,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of one engine.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Build the engines of a bundle on this device, and check each against the golden images."""
     from devit_contract.manifest import Bundle
 
     chosen = None if submodels is None else _indices(submodels)
+    _require("--precision", precision, ("fp16", "fp32"))
+    _require("--backend", backend, CHOICES)
+    _require("--cuda", cuda, CUDA_CHOICES)
+    _require("--host-memory", host_memory, HOST_MEMORY)
     opened = Store(store)
+    row = backend_of(backend)
     with progress_bar(quiet=as_json) as progress:
         built = build_engines(
-            Bundle(bundle), opened, submodels=chosen, baseline=baseline, threads=threads, progress=progress
+            Bundle(bundle),
+            opened,
+            submodels=chosen,
+            baseline=baseline,
+            backend=row.name,
+            precision=precision,
+            settings=RunSettings(threads=threads, cuda=cuda, host_memory=host_memory),
+            progress=progress,
         )
     if as_json:
         _print_json(built)
         return
-    header = ["model", "rung", "engine", "s", "cosine min", "rel. L2", "flip rate"]
-    print_table(
-        f"{bundle}: engines in {opened.folder}", header, [_row(engine) for engine in built], numbers=(3, 4, 5, 6)
-    )
+    header = ["model", "rung", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
+    instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
+    title = f"{bundle}: {row.title} engines{instead}, in {opened.folder}"
+    print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
 
 
 @engines_app.command("list")
@@ -93,6 +120,53 @@ def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
             f"{opened.folder}: expected {len(entries)} whole engines, found {', '.join(damaged)} damaged: "
             "run devit build again, or devit engines prune"
         )
+
+
+@engines_app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder whose engines are looked at.")],
+    submodels: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Submodels to look at, comma separated (default: all).")
+    ] = None,
+    store: StoreOption = None,
+    cuda: Annotated[
+        str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what TensorRT made of each graph: fused attention, Casts, layers of each precision."""
+    from devit_contract.manifest import Bundle
+    from devit_engines.inspection import inspect_plan
+    from devit_engines.trt_engine import TrtEngine
+
+    opened, source = Store(store), Bundle(bundle)
+    chosen = range(len(source.manifest.submodels)) if submodels is None else _indices(submodels)
+    found = {}
+    for device in chosen:
+        with load_engine(source, opened, device, settings=RunSettings(cuda=cuda, use_graph=False)) as engine:
+            if not isinstance(engine, TrtEngine):
+                raise EngineError(
+                    f"submodel {device}: expected a TensorRT engine, found one of ONNX Runtime, which has no layers "
+                    "to look at: run devit build on a device with TensorRT"
+                )
+            found[device] = inspect_plan(engine.information(), f"submodel {device}")
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(list(found.values())), indent=2).decode())
+        return
+    rows = []
+    for device, each in found.items():
+        blocks = source.manifest.submodels[device].attentions
+        precisions = ", ".join(f"{name} {count}" for name, count in each.by_precision.items())
+        rows.append(
+            [
+                f"submodel {device}",
+                str(each.layers),
+                f"{each.fused_attentions} of {blocks}",
+                str(each.casts),
+                precisions,
+            ]
+        )
+    print_table(f"{bundle}: TensorRT engines", ["model", "layers", "fused attention", "casts", "layers by type"], rows)
 
 
 @engines_app.command()
@@ -135,12 +209,18 @@ def _row(engine: BuiltEngine) -> list[str]:
     return [
         "baseline" if engine.device is None else f"submodel {engine.device}",
         engine.rung,
-        f"{engine.key[:12]}{' (kept)' if engine.was_cached else ''}",
-        f"{engine.duration_s:.1f}",
+        f"{engine.size_bytes / 1e6:.2f} MB",
+        "kept" if engine.was_cached else f"{engine.build_s:.1f} s",
         f"{gate.cosine_min:.5f}",
-        f"{gate.relative_l2:.3%}",
         flips,
+        f"{engine.latency.p50_ms:.2f}",
+        f"{engine.latency.p99_ms:.2f}",
     ]
+
+
+def _require(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise typer.BadParameter(f"expected one of {', '.join(choices)}, found {value!r}", param_hint=option)
 
 
 def _entry_row(entry: Entry) -> list[str]:

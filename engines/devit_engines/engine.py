@@ -81,6 +81,11 @@ class CheckedEngine(ABC):
         self._is_closed = False
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of how it runs, for ``engine.json``."""
+        return ()
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width, channels of one image."""
         return self.spec.image_shape

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from devit_contract.errors import EngineError, InputError, ManifestError
 from devit_contract.manifest import Bundle
-from devit_engines.backends import Backend
+from devit_engines.backends import Backend, BuildRequest
 from devit_engines.board import Board
 from devit_engines.engine import EngineSpec
 from devit_engines.store import EngineKey, Store, default_folder
@@ -23,6 +23,8 @@ class Job:
     """Index of the submodel; absent for the baseline."""
     backend: Backend
     board: Board
+    precision: str = "fp16"
+    """``fp16``: every rung in turn; ``fp32``: that one alone."""
 
     @property
     def role(self) -> str:
@@ -41,14 +43,14 @@ class Job:
         store = "" if self.store.folder == default_folder() else f" --store {self.store.folder}"
         return f"devit build {self.bundle.folder} {graph}{store}"
 
-    def keys(self) -> list[EngineKey]:
+    def engine_keys(self) -> list[EngineKey]:
         """List the keys of the rungs that the back end takes, in the manifest's order.
 
         Raises:
             EngineError: There is no such rung, or the back end is not installed.
         """
         offered = self.bundle.manifest.graph(self.role, self.device).rungs
-        rungs = [rung for rung in offered if rung in self.backend.rungs]
+        rungs = [rung for rung in offered if rung in self.backend.rungs and self.precision in ("fp16", rung)]
         if not rungs:
             raise EngineError(
                 f"{self.name}: back end {self.backend.name} takes {', '.join(self.backend.rungs)}, the bundle holds "
@@ -74,20 +76,36 @@ class Job:
         output_dim = manifest.graph(self.role, self.device).output_dim
         return EngineSpec(self.name, manifest.preprocess.shape, output_dim, key.revision)
 
-    def model(self, key: EngineKey) -> bytes:
-        """Read the ONNX file of a key.
+    def request(self, key: EngineKey) -> BuildRequest:
+        """Say what the engine of a key is built from.
+
+        Raises:
+            InputError: A file cannot be read.
+            ManifestError: A file has changed since the bundle was opened, or the bundle has no rung fp32.
+        """
+        return BuildRequest(
+            name=self.name,
+            rung=key.rung,
+            graph=self._graph(key.rung),
+            plain_graph=self._graph("fp32"),
+            fp32_nodes=self.bundle.manifest.graph(self.role, self.device).fp32_nodes.get(key.rung, ()),
+            board=self.board,
+            store=self.store.folder,
+        )
+
+    def _graph(self, rung: str) -> bytes:
+        """Read the ONNX file of a rung.
 
         Raises:
             InputError: It cannot be read.
             ManifestError: It has changed since the bundle was opened.
         """
-        path = self.bundle.path(self.role, device=self.device, rung=key.rung)
+        expected = self.bundle.manifest.file(self.role, device=self.device, rung=rung).sha256
+        path = self.bundle.path(self.role, device=self.device, rung=rung)
         try:
             content = path.read_bytes()
         except OSError as err:
             raise InputError(f"{path}: cannot be read ({err.strerror}): copy the bundle again") from err
-        if hashlib.sha256(content).hexdigest() != key.model_sha256:
-            raise ManifestError(
-                f"{path}: expected sha256 {key.model_sha256[:12]}, found another: copy the bundle again"
-            )
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found another: copy the bundle again")
         return content

@@ -25,7 +25,7 @@ from devit_contract.errors import EngineError, InputError, ManifestError
 from devit_contract.files import new_folder, read_json, write_bytes, write_json
 from devit_engines.gate import GateResult
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD_NAME = "engine.json"
 _HINT = "build it again with devit build"
 
@@ -67,6 +67,23 @@ class EngineFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"name: expected a plain file name, found {self.name!r}")
 
 
+class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of one image from the CPU's memory to its features there, right after the build."""
+
+    p50_ms: float
+    p99_ms: float
+    runs: int
+
+
+class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A faster rung that did not pass the gate on this device."""
+
+    rung: str
+    failures: tuple[str, ...]
+    latency: Latency
+    """What the rung that was taken costs is the difference to this."""
+
+
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """``engine.json``."""
 
@@ -82,7 +99,17 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """Digest of the golden set and fusion head behind ``gate``."""
     created: str
     """UTC, ``2026-01-31T12:00:00Z``."""
+    latency: Latency
     l4t: str | None = None
+    power_mode: str | None = None
+    """As nvpmodel calls it; it decides latency and joules."""
+    cuda: str | None = None
+    """The toolkit's release."""
+    route: str = ""
+    """How the back end got its precision, where there is more than one way."""
+    warnings: tuple[str, ...] = ()
+    """What the back end said while it built."""
+    failed_rungs: tuple[FailedRung, ...] = ()
 
 
 @dataclass(frozen=True)

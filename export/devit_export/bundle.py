@@ -15,6 +15,7 @@ from devit_contract.files import Tensors, check_replaceable, new_folder, read_te
 from devit_contract.head import Fusion, FusionHead
 from devit_contract.manifest import (
     FILE_NAME,
+    RUNGS,
     SCHEMA,
     BundleFile,
     GraphRecord,
@@ -28,11 +29,12 @@ from devit_contract.progress import Progress, no_progress
 from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
 from devit_decompose.evaluate import run
 from devit_decompose.weights import load_model
-from devit_export.graph import export_features, export_logits
-from devit_export.parity import Float32Array, UInt8Array, measure
+from devit_export.graph import ExportedGraph, export_features, export_logits
+from devit_export.parity import Float32Array, UInt8Array, measure, measure_half
+from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
+from devit_export.rungs import RungGraph, make_rung
 
-RUNG = "fp32"
 FUSION_NAME = "fusion.safetensors"
 GOLDEN_NAME = "golden.safetensors"
 _HINT = "make the models again with devit decompose"
@@ -95,7 +97,7 @@ class _Work:
         self.decomposition = decomposition
         self.progress = progress
         graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
-        self.steps = graphs + 2  # fusion with golden set, manifest
+        self.steps = graphs * len(RUNGS) + 2  # fusion with golden set, manifest
         _check_image_sizes(models, decomposition)
         self.golden = _samples(models, decomposition)
         self.head = _fusion_head(models, decomposition)
@@ -103,25 +105,37 @@ class _Work:
         self.files: list[BundleFile] = []
 
     def add_graph(self, folder: Path, role: str, device: int | None) -> None:
-        """Export one model, measure it against PyTorch over the golden images, and write it."""
+        """Export one model in every rung, measure each against PyTorch over the golden images, and write it."""
         source = self._source(device)
-        name = f"{source.stem}.{RUNG}.onnx"
-        self._tell(name)
+        plain = f"{source.stem}.fp32.onnx"
+        self._tell(f"{source.stem}.{RUNGS[0]}.onnx")
         model = load_model(self.models / source.weights, source.record.config)
         images: UInt8Array = self.golden["images"]
         reference = _answers(source.weights, model if device is None else model.features, images)
-        graph = export_logits(model, name) if device is None else export_features(model, name)
-        difference = measure(name, graph.content, images, reference)
-        write_bytes(folder / name, graph.content)
-        self.files.append(describe_file(folder, name, role, device=device, rung=RUNG))
+        graph = export_logits(model, plain) if device is None else export_features(model, plain)
+        ranges = scan_ranges(plain, graph.content, images)
+        parity, fp32_nodes = [], {}
+        for rung in RUNGS:
+            name = f"{source.stem}.{rung}.onnx"
+            self._tell(name)
+            made = make_rung(graph, rung, ranges.overflows, name)
+            parity.append(_parity(name, rung, graph, made, images, reference))
+            write_bytes(folder / name, made.content)
+            self.files.append(describe_file(folder, name, role, device=device, rung=rung))
+            if rung != "fp32":
+                fp32_nodes[rung] = made.fp32_nodes
         self.golden[source.output] = reference
-        parity = Parity(RUNG, difference.max_abs, difference.mean_abs, graph.nodes_before, graph.nodes_after)
         self.records[device] = GraphRecord(
             output_dim=reference.shape[1],
             macs=source.record.macs,
-            rungs=(RUNG,),
-            parity=(parity,),
+            rungs=RUNGS,
+            parity=tuple(parity),
             class_subset=source.class_subset,
+            # Four digits, since another thread count rounds otherwise.
+            ranges={tensor: float(f"{largest:.4g}") for tensor, largest in ranges.maxima.items()},
+            overflows=ranges.overflows,
+            attentions=graph.expected.attentions,
+            fp32_nodes=fp32_nodes,
         )
 
     def add_fusion(self, folder: Path) -> None:
@@ -169,6 +183,23 @@ class _Work:
 
     def _tell(self, name: str) -> None:
         self.progress("exporting", len(self.files), self.steps, name)
+
+
+def _parity(
+    name: str, rung: str, graph: ExportedGraph, made: RungGraph, images: UInt8Array, reference: Float32Array
+) -> Parity:
+    """Measure one rung against PyTorch."""
+    compare = measure if rung == "fp32" else measure_half
+    difference = compare(name, made.content, images, reference)
+    return Parity(
+        rung=rung,
+        max_abs_error=difference.max_abs,
+        mean_abs_error=difference.mean_abs,
+        nodes_before=graph.nodes_before,
+        nodes_after=made.nodes,
+        casts=made.casts,
+        simplify_max_abs_error=graph.simplify_max_abs_error,
+    )
 
 
 def _check_request(out: Path, serial: int) -> None:

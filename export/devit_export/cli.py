@@ -33,19 +33,23 @@ def export(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         return
-    header = ["file", "MMACs", "size", "nodes", "simplified", "max error"]
-    print_table(f"{manifest.name}: bundle {serial} in {out}", header, _rows(manifest), numbers=(1, 2, 3, 4, 5))
+    header = ["file", "MMACs", "MB", "torch", "nodes", "Casts", "error"]
+    print_table(f"{manifest.name}: bundle {serial} in {out}", header, _rows(manifest), numbers=(1, 2, 3, 4, 5, 6))
 
 
 def _rows(manifest: Manifest) -> list[list[str]]:
     rows = []
     for file in manifest.files:
-        size = f"{file.size_bytes / 1e6:.2f} MB"
+        size = _short(file.size_bytes / 1e6)
         if file.rung is None:
-            rows.append([file.name, "", size, "", "", ""])
+            rows.append([file.name, "", size, "", "", "", ""])
             continue
         graph = manifest.graph(file.role, file.device)
         parity = next(parity for parity in graph.parity if parity.rung == file.rung)
-        nodes = [str(parity.nodes_before), str(parity.nodes_after)]
-        rows.append([file.name, f"{graph.macs / 1e6:.2f}", size, *nodes, f"{parity.max_abs_error:.1e}"])
+        counts = [str(count) for count in (parity.nodes_before, parity.nodes_after, parity.casts)]
+        rows.append([file.name, _short(graph.macs / 1e6), size, *counts, f"{parity.max_abs_error:.1e}"])
     return rows
+
+
+def _short(millions: float) -> str:
+    return f"{millions:.2f}" if millions < 100 else f"{millions:.0f}"

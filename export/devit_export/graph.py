@@ -35,6 +35,8 @@ class ExportedGraph:
     """One ONNX file and how it came about."""
 
     content: bytes
+    expected: Expected
+    """What the rules know of it; true of every rung that is made of it."""
     nodes_before: int
     """Graph nodes as torch exports them, before onnxsim."""
     nodes_after: int
@@ -97,7 +99,7 @@ def _export(module: nn.Module, expected: Expected, name: str) -> ExportedGraph:
     check_graph(simple, expected, name)
     content = simple.SerializeToString(deterministic=True)
     change = _change(name, raw.SerializeToString(), content, expected.image_shape)
-    return ExportedGraph(content, len(raw.graph.node), len(simple.graph.node), change)
+    return ExportedGraph(content, expected, len(raw.graph.node), len(simple.graph.node), change)
 
 
 def _trace(module: nn.Module, expected: Expected, name: str) -> onnx.ModelProto:

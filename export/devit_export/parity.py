@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,12 @@ Float32Array = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4
 """Largest absolute difference of any output number in FP32; a right graph stays at rounding, about 1e-6."""
+MIN_COSINE = 0.99
+"""Of an image's output in FP16 with the trained model's; what a device must reach, 0.995, is measured there."""
 _BATCH = 64
+
+
+_HINT = "the graph was not written"
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,64 @@ def measure(
     Raises:
         ExportError: The graph cannot be run, its output has another shape, or it differs by more (or by NaN).
     """
-    found = run_graph(name, graph, images)
-    if found.shape != reference.shape:
-        raise ExportError(f"{name}: expected an output of shape {reference.shape}, found {found.shape}")
+    found = _outputs(name, graph, images, reference)
     errors = np.abs(found.astype(np.float64) - reference)
     difference = Difference(float(errors.max()), float(errors.mean()))
     if not difference.max_abs <= tolerance:  # so that NaN is refused too
         worst = np.unravel_index(int(np.argmax(errors)), errors.shape)
         raise ExportError(
             f"{name}: expected the trained model's numbers within {tolerance:g}, found a difference of "
-            f"{difference.max_abs:.3g} at image {worst[0]}, output {worst[1]}: the graph was not written"
+            f"{difference.max_abs:.3g} at image {worst[0]}, output {worst[1]}: {_HINT}"
         )
     return difference
+
+
+def measure_half(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Difference:
+    """Run a graph of mixed precision on ONNX Runtime's CPU provider and compare it with the model it came from.
+
+    This proves that its types and its wiring are right and that weights survive FP16. It proves nothing about overflow,
+    since that provider computes FP16 in FP32; :mod:`devit_export.ranges` does.
+
+    Args:
+        name: The graph's file name, for the message; the rung is part of it.
+        graph: The ONNX file's bytes.
+        images: Shape ``(n, H, W, C)``.
+        reference: What PyTorch answers, shape ``(n, dim)``.
+
+    Raises:
+        ExportError: The graph cannot be run, its output has another shape, a number is not finite, or the cosine of an
+            image's output with its reference, the mean reference removed from both, is below 0.99.
+    """
+    found = _outputs(name, graph, images, reference).astype(np.float64)
+    if not np.isfinite(found).all():
+        image = int(np.argmin(np.isfinite(found).all(axis=1)))
+        raise ExportError(f"{name}: expected finite outputs, found others at image {image}: {_HINT}")
+    cosines = _cosines(found, reference)
+    if not cosines.min() >= MIN_COSINE:  # so that NaN is refused too
+        image = int(np.argmin(cosines))
+        raise ExportError(
+            f"{name}: expected a cosine of at least {MIN_COSINE} with the trained model's output for every image, "
+            f"found {cosines[image]:.4f} at image {image}: {_HINT}"
+        )
+    errors = np.abs(found - reference)
+    return Difference(float(errors.max()), float(errors.mean()))
+
+
+def _cosines(found: npt.NDArray[np.float64], reference: Float32Array) -> npt.NDArray[np.float64]:
+    """Compare directions image by image, ``(n, dim)`` to ``(n,)``, without what all images have in common."""
+    centre = reference.mean(axis=0, dtype=np.float64) if len(reference) > 1 else 0.0
+    ours, theirs = found - centre, reference - centre
+    cosines: npt.NDArray[np.float64] = (ours * theirs).sum(axis=1) / (
+        np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    )
+    return cosines
+
+
+def _outputs(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Float32Array:
+    found = run_graph(name, graph, images)
+    if found.shape != reference.shape:
+        raise ExportError(f"{name}: expected an output of shape {reference.shape}, found {found.shape}")
+    return found
 
 
 def run_graph(name: str, graph: bytes, images: UInt8Array) -> Float32Array:
@@ -69,17 +121,26 @@ def run_graph(name: str, graph: bytes, images: UInt8Array) -> Float32Array:
     Raises:
         ExportError: ONNX Runtime refuses the graph or the images.
     """
+    whole: Float32Array = np.concatenate([outputs[0] for outputs in run_batches(name, graph, images, _BATCH)])
+    return whole
+
+
+def run_batches(name: str, graph: bytes, images: UInt8Array, batch: int) -> Iterator[list[Float32Array]]:
+    """Run a graph with one input on ONNX Runtime's CPU provider and yield all of its outputs, batch by batch.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph or the images.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone; they are raised as well
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         entry = session.get_inputs()[0].name
-        parts = [session.run(None, {entry: images[at : at + _BATCH]})[0] for at in range(0, len(images), _BATCH)]
+        for at in range(0, len(images), batch):
+            yield session.run(None, {entry: images[at : at + batch]})
     except _RUNTIME_ERRORS as err:
         reason = " ".join(str(err).split())[:300]
         raise ExportError(f"{name}: expected a graph that ONNX Runtime runs, found: {reason}") from err
-    whole: Float32Array = np.concatenate(parts)
-    return whole
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:

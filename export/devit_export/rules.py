@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NoReturn
 
 import onnx
@@ -16,6 +17,7 @@ import onnx.shape_inference
 from onnx import TensorProto
 
 from devit_contract.errors import ExportError
+from devit_export.lint import lint
 
 OPSET = 17
 """The one opset from TensorRT 8.6 (which stops here) to 11; below it there is no LayerNormalization."""
@@ -24,8 +26,9 @@ IR_VERSION = 8
 MAX_RANK = 4
 INPUT_NAME = "images"
 
-_MOVERS = frozenset({"Reshape", "Transpose", "Split", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
-"""They move numbers and change none."""
+MOVERS = frozenset({"Reshape", "Transpose", "Split", "Slice", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
+"""They move the numbers of their first input and change none."""
+_TRANSPARENT = MOVERS | {"Cast"}
 _LOOSE_NORM = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal"})
 """What a LayerNorm falls apart into; the square overflows in FP16."""
 MODEL_HINT = "this model cannot be exported as it is"
@@ -63,11 +66,24 @@ def check_graph(model: onnx.ModelProto, expected: Expected, name: str) -> None:
         check_uint8,
         check_ranks,
         lambda graph: check_norms(graph, expected.norms),
+        check_norm_types,
         lambda graph: check_attention(graph, expected.attentions),
+        lambda graph: lint(graph.model, graph.name),
     )
     graph = Graph(model, name)
     for rule in rules:
         rule(graph)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``softmax((scale * q) @ k^T) @ v`` by its nodes."""
+
+    query: onnx.NodeProto | None
+    """What made the query; in a right graph the scaling."""
+    product: onnx.NodeProto
+    softmax: onnx.NodeProto
+    mixers: tuple[onnx.NodeProto, ...]
 
 
 class Graph:
@@ -80,26 +96,64 @@ class Graph:
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {output: node for node in self.nodes for output in node.output}
+        self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for tensor in dict.fromkeys(node.input):
+                self._consumers.setdefault(tensor, []).append(node)
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute:
                 self.constants[node.output[0]] = node.attribute[0].t
 
     def consumers(self, tensor: str) -> list[onnx.NodeProto]:
         """List the nodes that take a tensor."""
-        return [node for node in self.nodes if tensor in node.input]
+        return list(self._consumers.get(tensor, ()))
+
+    def readers(self, tensor: str) -> list[onnx.NodeProto]:
+        """List the nodes that compute with a tensor, past its Casts to another type."""
+        found = []
+        for node in self.consumers(tensor):
+            found += self.readers(node.output[0]) if node.op_type == "Cast" else [node]
+        return found
+
+    def source(self, tensor: str) -> onnx.NodeProto | None:
+        """Find the node that made a tensor, past Casts; absent for an input."""
+        return self._back(tensor, frozenset({"Cast"}))
 
     def maker(self, tensor: str) -> onnx.NodeProto | None:
-        """Find the node that made the numbers of a tensor, past all that only move them; absent for an input."""
+        """Find the node that made the numbers of a tensor, past all that move or cast them; absent for an input."""
+        return self._back(tensor, _TRANSPARENT)
+
+    def _back(self, tensor: str, past: frozenset[str]) -> onnx.NodeProto | None:
         node = self.producers.get(tensor)
-        while node is not None and node.op_type in _MOVERS:
+        while node is not None and node.op_type in past:
             node = self.producers.get(node.input[0])
         return node
+
+    @cached_property
+    def values(self) -> dict[str, onnx.ValueInfoProto]:
+        """Type and shape of each input, output and computed tensor, by ONNX's own inference."""
+        inferred = onnx.shape_inference.infer_shapes(self.model, strict_mode=True, data_prop=True).graph
+        return {value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+
+    @cached_property
+    def types(self) -> dict[str, int]:
+        """Element type of each tensor, weights included."""
+        types = {name: value.type.tensor_type.elem_type for name, value in self.values.items()}
+        return types | {name: tensor.data_type for name, tensor in self.constants.items()}
 
     def products(self) -> Iterator[onnx.NodeProto]:
         """Yield each MatMul whose two factors are both computed."""
         for node in self.nodes:
             if node.op_type == "MatMul" and not any(factor in self.constants for factor in node.input):
                 yield node
+
+    def attentions(self) -> Iterator[Attention]:
+        """Yield each product that only a Softmax takes, with what belongs to it."""
+        for product in self.products():
+            followers = self.readers(product.output[0])
+            if [node.op_type for node in followers] == ["Softmax"]:
+                mixers = [node for node in self.readers(followers[0].output[0]) if node.op_type == "MatMul"]
+                yield Attention(self.maker(product.input[0]), product, followers[0], tuple(mixers))
 
     def refuse(self, expected: str, found: str, node: onnx.NodeProto | None = None) -> NoReturn:
         """Raise the error of a broken rule."""
@@ -152,7 +206,7 @@ def check_ends(graph: Graph, expected: Expected) -> None:
 
 
 def check_uint8(graph: Graph) -> None:
-    """Only Casts to float32 take the uint8 input, and no other tensor is uint8.
+    """Only Casts to float32 or float16 take the uint8 input, and no other tensor is uint8.
 
     TensorRT takes UINT8 at network inputs alone and casts before anything else (its ONNX parser, 8.5 to 10.x).
 
@@ -160,10 +214,10 @@ def check_uint8(graph: Graph) -> None:
         ExportError: Another node takes the input, or another tensor is uint8.
     """
     for node in graph.consumers(INPUT_NAME):
-        if node.op_type != "Cast" or _cast_target(node) != TensorProto.FLOAT:
+        if node.op_type != "Cast" or _cast_target(node) not in (TensorProto.FLOAT, TensorProto.FLOAT16):
             target = f" to {TensorProto.DataType.Name(_cast_target(node))}" if node.op_type == "Cast" else ""
-            graph.refuse(f"a Cast to FLOAT as consumer of {INPUT_NAME}", f"{node.op_type}{target}", node)
-    for tensor, kind in _element_types(graph).items():
+            graph.refuse(f"a Cast to FLOAT or FLOAT16 as consumer of {INPUT_NAME}", f"{node.op_type}{target}", node)
+    for tensor, kind in graph.types.items():
         if kind == TensorProto.UINT8 and tensor != INPUT_NAME:
             graph.refuse(f"no uint8 tensor but {INPUT_NAME}", tensor, graph.producers.get(tensor))
 
@@ -177,10 +231,9 @@ def check_ranks(graph: Graph) -> None:
     for tensor in graph.model.graph.initializer:
         if len(tensor.dims) > MAX_RANK:
             graph.refuse(f"at most {MAX_RANK} dimensions", f"{len(tensor.dims)} in weight {tensor.name}")
-    shapes = _inferred(graph)
     for node in graph.nodes:
         for output in node.output:
-            value = shapes.get(output)
+            value = graph.values.get(output)
             if value is None or not value.type.tensor_type.HasField("shape"):
                 graph.refuse(f"a shape for {output}", "none by shape inference", node)
             rank = len(value.type.tensor_type.shape.dim)
@@ -208,6 +261,24 @@ def check_norms(graph: Graph, norms: int) -> None:
         graph.refuse(f"{norms} LayerNormalization nodes", str(counts["LayerNormalization"]))
 
 
+def check_norm_types(graph: Graph) -> None:
+    """Each LayerNormalization takes and gives float32, whatever its neighbours compute in.
+
+    The squares inside it leave the range of FP16 from 256 on; TensorRT warns of such norms and lets them be ("Detected
+    layernorm nodes in FP16"). Its attribute ``stash_type`` alone does not change the type of what goes in.
+
+    Raises:
+        ExportError: One has another type.
+    """
+    for node in graph.nodes:
+        if node.op_type != "LayerNormalization":
+            continue
+        for tensor in (*node.input, *node.output):
+            kind = graph.types.get(tensor, TensorProto.UNDEFINED)
+            if tensor and kind != TensorProto.FLOAT:
+                graph.refuse("a norm in FLOAT", f"{TensorProto.DataType.Name(kind)} {tensor}", node)
+
+
 def check_attention(graph: Graph, attentions: int) -> None:
     """Attention is written out as ``softmax((scale * q) @ k^T) @ v``, the scale on the query alone.
 
@@ -218,22 +289,22 @@ def check_attention(graph: Graph, attentions: int) -> None:
         ExportError: Another place of the scale, something between a product and its Softmax, a product outside
             attention, or another number of attentions.
     """
-    scores = 0
+    found = list(graph.attentions())
+    for attention in found:
+        _check_scores(graph, attention)
+    scored = [attention.product.output[0] for attention in found]
     for product in graph.products():
-        followers = graph.consumers(product.output[0])
-        left = graph.producers.get(product.input[0])
-        if [node.op_type for node in followers] == ["Softmax"]:
-            _check_scores(graph, product)
-            scores += 1
-        elif left is None or left.op_type != "Softmax":
-            found = " and ".join(node.op_type for node in followers) or "nothing"
-            graph.refuse("a Softmax right before or behind a product of computed tensors", found, product)
-    if scores != attentions:
-        graph.refuse(f"{attentions} attention products", str(scores))
+        left = graph.source(product.input[0])
+        if product.output[0] not in scored and (left is None or left.op_type != "Softmax"):
+            followers = " and ".join(node.op_type for node in graph.readers(product.output[0])) or "nothing"
+            graph.refuse("a Softmax right before or behind a product of computed tensors", followers, product)
+    if len(found) != attentions:
+        graph.refuse(f"{attentions} attention products", str(len(found)))
 
 
-def _check_scores(graph: Graph, product: onnx.NodeProto) -> None:
-    query, key = (graph.maker(factor) for factor in product.input)
+def _check_scores(graph: Graph, attention: Attention) -> None:
+    query, product = attention.query, attention.product
+    key = graph.maker(product.input[1])
     if query is None or not _is_scaling(graph, query):
         graph.refuse("a query multiplied by one constant", "none" if query is None else query.op_type, product)
     before = [graph.maker(factor) for factor in query.input if factor not in graph.constants]
@@ -266,13 +337,3 @@ def _check_end(graph: Graph, ends: list[onnx.ValueInfoProto], name: str, kind: i
 
 def _cast_target(node: onnx.NodeProto) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == "to"), TensorProto.UNDEFINED)
-
-
-def _inferred(graph: Graph) -> dict[str, onnx.ValueInfoProto]:
-    inferred = onnx.shape_inference.infer_shapes(graph.model, strict_mode=True, data_prop=True).graph
-    return {value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)}
-
-
-def _element_types(graph: Graph) -> dict[str, int]:
-    types = {name: value.type.tensor_type.elem_type for name, value in _inferred(graph).items()}
-    return types | {name: tensor.data_type for name, tensor in graph.constants.items()}

@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("devit_export.cli:app", "Turn trained models into an ONNX bundle for devices."),
     "build": ("devit_engines.cli:app", "Build the engines of a bundle on this device, and check them."),
     "engines": ("devit_engines.cli:engines_app", "Look after the engines stored on this device."),
+    "doctor": ("devit_engines.doctor.cli:app", "Say what this machine can build and run, and what stands in the way."),
+    "selftest": ("devit_engines.selftest.cli:app", "Build and judge a small ViT on this device, for a report."),
     "keys": ("devit_contract.cli:keys_app", "Make and list CURVE keys."),
     "fuse": ("devit_fusion.cli:app", "Join the features of all devices into answers (= fusion-node)."),
     "agent": ("devit_edge_agent.cli:app", "Run one submodel and send its features (= edge-agent)."),

@@ -25,6 +25,7 @@ from devit_contract.manifest import Bundle
 from devit_contract.messages import NodeStatus
 from devit_contract.progress import Progress
 from devit_contract.wire import State
+from devit_engines.backends import RunSettings
 from devit_engines.build import BuiltEngine, build_engines, load_engine
 from devit_engines.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
@@ -171,7 +172,7 @@ def test_images(bundle: Bundle) -> tuple[UInt8Array, Int64Array]:
 
 def _build(bundle: Bundle, store: Store, progress: Progress) -> list[BuiltEngine]:
     has_baseline = bundle.manifest.baseline is not None
-    return build_engines(bundle, store, baseline=has_baseline, progress=progress)
+    return build_engines(bundle, store, baseline=has_baseline, backend="ort", progress=progress)
 
 
 def _teacher_accuracy(
@@ -180,7 +181,7 @@ def _teacher_accuracy(
     if bundle.manifest.baseline is None:
         return None
     correct = 0
-    with load_engine(bundle, store, None, threads=2) as engine:
+    with load_engine(bundle, store, None, backend="ort", settings=RunSettings(threads=2)) as engine:
         for start in range(0, len(images), _TEACHER_BATCH):
             logits = engine.features(images[start : start + _TEACHER_BATCH])
             correct += int((logits.argmax(axis=1) == labels[start : start + _TEACHER_BATCH]).sum())

@@ -71,13 +71,19 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda raw: raw.update(schema=2), "field schema: expected 1, found 2"),
+        (lambda raw: raw.update(schema=1), "field schema: expected 2, found 1"),
         (lambda raw: raw.update(missing="zeros"), "expected conditional-mean, found 'zeros'"),
         (lambda raw: raw.update(submodels=[]), "submodels: expected 1 to 10, found 0"),
         (lambda raw: raw.update(surprise=1), "unknown field `surprise`"),
         (lambda raw: raw.pop("labels"), "missing required field `labels`"),
         (lambda raw: raw["files"][0].update(role="virus"), "role: expected one of submodel"),
         (lambda raw: raw["files"][0].update(rung="int4"), "rung: expected one of fp16"),
+        (
+            lambda raw: raw["submodels"][0].update(rungs=["int4"]),
+            "rungs: expected some of fp16, fp16-attn32, fp32, found",
+        ),
+        (lambda raw: raw["submodels"][0]["fp32_nodes"].update(fast=[]), "fp32_nodes: expected rungs fp16, fp16-attn32"),
+        (lambda raw: raw["submodels"][1].pop("ranges"), "missing required field `ranges`"),
         (lambda raw: raw["preprocess"].update(colour="cmyk"), "colour: expected gray or rgb, found 'cmyk'"),
         (lambda raw: raw["preprocess"].update(interpolation="magic"), "interpolation: expected nearest"),
         (lambda raw: raw["preprocess"].update(height=0), "height and width: expected 1 to 4096"),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from devit_contract.files import write_bytes, write_tensors
 from devit_contract.head import Fusion, FusionHead, FusionStatistics
 from devit_contract.manifest import (
+    RUNGS,
     SCHEMA,
     BundleFile,
     GraphRecord,
@@ -61,20 +62,22 @@ class Layer:
         return (np.maximum(outputs, 0.0) if self.has_relu else outputs).astype(np.float32)
 
     def graph(self, rung: str) -> onnx.ModelProto:
-        """Write the same as an ONNX graph, in half precision for ``fp16``."""
+        """Write the same as an ONNX graph, in half precision unless the rung is ``fp32``."""
         from onnx import TensorProto, helper, numpy_helper
 
-        half = rung == "fp16"
+        half = rung != "fp32"
         kind, number = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
+        last = "outputs" if half else "features"
         nodes = [
-            helper.make_node("Cast", ["images"], ["numbers"], to=kind),
-            helper.make_node("Mul", ["numbers", "scale"], ["pixels"]),
-            helper.make_node("Reshape", ["pixels", "flat"], ["rows"]),
-            helper.make_node("MatMul", ["rows", "weight"], ["products"]),
-            helper.make_node("Add", ["products", "bias"], ["sums"]),
-            helper.make_node("Relu" if self.has_relu else "Identity", ["sums"], ["outputs"]),
-            helper.make_node("Cast", ["outputs"], ["features"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["images"], ["numbers"], name="cast", to=kind),
+            helper.make_node("Mul", ["numbers", "scale"], ["pixels"], name="normalise"),
+            helper.make_node("Reshape", ["pixels", "flat"], ["rows"], name="flatten"),
+            helper.make_node("MatMul", ["rows", "weight"], ["products"], name="multiply"),
+            helper.make_node("Add", ["products", "bias"], ["sums"], name="add"),
+            helper.make_node("Relu" if self.has_relu else "Identity", ["sums"], [last], name="activate"),
         ]
+        if half:
+            nodes.append(helper.make_node("Cast", [last], ["features"], name="widen", to=TensorProto.FLOAT))
         constants = {
             "scale": np.array(1.0 / 255.0, number),
             "flat": np.array([-1, HEIGHT * WIDTH], np.int64),
@@ -149,14 +152,44 @@ def parity(layer: Layer, rung: str, images: UInt8Array) -> Parity:
     graph = layer.graph(rung)
     (outputs,) = ReferenceEvaluator(graph).run(None, {"images": images})
     errors = np.abs(np.asarray(outputs, np.float32) - layer.numpy(images))
-    nodes = len(graph.graph.node)
-    return Parity(rung, round(float(errors.max()), 9), round(float(errors.mean()), 9), nodes, nodes)
+    kinds = [node.op_type for node in graph.graph.node]
+    return Parity(
+        rung=rung,
+        max_abs_error=round(float(errors.max()), 9),
+        mean_abs_error=round(float(errors.mean()), 9),
+        nodes_before=len(kinds),
+        nodes_after=len(kinds),
+        casts=kinds.count("Cast"),
+        simplify_max_abs_error=0.0,
+    )
 
 
-def record(layer: Layer, rungs: tuple[str, ...], classes: tuple[int, ...], images: UInt8Array) -> GraphRecord:
-    """Describe one model for the manifest."""
-    results = tuple(parity(layer, rung, images) for rung in rungs)
-    return GraphRecord(len(layer.bias), layer.weight.size, rungs, results, classes)
+def ranges(layer: Layer, images: UInt8Array) -> dict[str, float]:
+    """Find the largest absolute number of every tensor of the FP32 graph, rounded to four digits."""
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = layer.graph("fp32")
+    names = [output for node in graph.graph.node for output in node.output]
+    del graph.graph.output[:]
+    graph.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    found = ReferenceEvaluator(graph).run(None, {"images": images})
+    return {name: float(f"{np.abs(tensor).max():.4g}") for name, tensor in zip(names, found, strict=True)}
+
+
+def record(layer: Layer, classes: tuple[int, ...], images: UInt8Array) -> GraphRecord:
+    """Describe one model for the manifest; it has neither norms nor attention to keep in FP32."""
+    return GraphRecord(
+        output_dim=len(layer.bias),
+        macs=layer.weight.size,
+        rungs=RUNGS,
+        parity=tuple(parity(layer, rung, images) for rung in RUNGS),
+        class_subset=classes,
+        ranges=ranges(layer, images),
+        overflows=(),
+        attentions=0,
+        fp32_nodes={rung: () for rung in RUNGS if rung != "fp32"},
+    )
 
 
 def write_graph(folder: Path, layer: Layer, role: str, device: int | None, rung: str) -> BundleFile:
@@ -176,12 +209,11 @@ def make(folder: Path) -> None:
     weight, bias = fit(pixels, training.labels)
     baseline = Layer(weight.astype(np.float32), bias.astype(np.float32), has_relu=False)
     golden = Split(validation.images[:GOLDEN], validation.labels[:GOLDEN])
-    rungs = ("fp16", "fp32")
-
-    files = [
-        write_graph(folder, layer, "submodel", device, rung) for device, layer in enumerate(layers) for rung in rungs
+    graphs: list[tuple[Layer, str, int | None]] = [
+        *((layer, "submodel", device) for device, layer in enumerate(layers)),
+        (baseline, "baseline", None),
     ]
-    files.append(write_graph(folder, baseline, "baseline", None, "fp32"))
+    files = [write_graph(folder, layer, role, device, rung) for layer, role, device in graphs for rung in RUNGS]
     head.save(folder / "fusion.safetensors")
     files.append(describe_file(folder, "fusion.safetensors", "fusion"))
     write_golden(folder / "golden.safetensors", golden, layers, baseline, folder / "fusion.safetensors")
@@ -196,13 +228,13 @@ def make(folder: Path) -> None:
         preprocess=Preprocess(height=HEIGHT, width=WIDTH, colour="gray"),
         missing="conditional-mean",
         submodels=(
-            record(layers[0], rungs, (0, 1), golden.images),
-            record(layers[1], rungs, (2, 3), golden.images),
+            record(layers[0], (0, 1), golden.images),
+            record(layers[1], (2, 3), golden.images),
         ),
         subsets=subsets(layers, head, validation, test),
         test_data="512 drawn gradients",
         files=tuple(files),
-        baseline=record(baseline, ("fp32",), (0, 1, 2, 3), golden.images),
+        baseline=record(baseline, (0, 1, 2, 3), golden.images),
         baseline_accuracy=SubsetAccuracy(
             0, accuracy(baseline.numpy(validation.images), validation), accuracy(baseline.numpy(test.images), test)
         ),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from devit_contract.manifest import Bundle
 from devit_engines import store as store_module
-from devit_engines.backends import BACKENDS
+from devit_engines.backends import BACKENDS, BuildRequest, Built, Report
 from devit_engines.board import Board
 from devit_engines.build import build_engines
 from devit_engines.store import Store
@@ -37,11 +37,11 @@ def write_half_and_die(path: Path, content: bytes) -> None:
     die()
 
 
-def pause(model: bytes) -> bytes:
+def pause(request: BuildRequest, report: Report) -> Built:
     """Build only after the parent has written a line."""
     say("building")
     sys.stdin.readline()
-    return model
+    return Built(request.graph)
 
 
 def die_at(moment: str) -> None:
@@ -56,7 +56,7 @@ def die_at(moment: str) -> None:
         Path.rename = die  # type: ignore[method-assign,assignment]
 
 
-def report(stage: str, done: float, total: float, note: str = "") -> None:
+def tell(stage: str, done: float, total: float, note: str = "") -> None:
     """Tell the parent of waiting."""
     if note.startswith("waiting"):
         say("waiting")
@@ -68,7 +68,7 @@ def main(bundle: str, store: str, moment: str) -> None:
         BACKENDS["ort"] = replace(BACKENDS["ort"], build=pause)
     die_at(moment)
     board = Board("test machine", "cpu", None)
-    (engine,) = build_engines(Bundle(Path(bundle)), Store(Path(store)), submodels=[0], board=board, progress=report)
+    (engine,) = build_engines(Bundle(Path(bundle)), Store(Path(store)), submodels=[0], board=board, progress=tell)
     say(f"{'cached' if engine.was_cached else 'built'} {engine.key}")
 
 

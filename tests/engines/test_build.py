@@ -35,7 +35,7 @@ class Perturbed(ort.OrtEngine):
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Float32Array], Float32Array]) -> None:
     """Let every engine that loads from now on compute wrongly."""
 
-    def load(content: bytes, spec: EngineSpec, threads: int) -> CheckedEngine:
+    def load(content: bytes, spec: EngineSpec, settings: backends.RunSettings) -> CheckedEngine:
         return Perturbed(content, spec, change)
 
     monkeypatch.setitem(backends.BACKENDS, "ort", replace(backends.BACKENDS["ort"], load=load))
@@ -93,7 +93,9 @@ def test_onnx_runtime_takes_the_fp32_rung_though_fp16_stands_first(tiny: Bundle,
 
 
 def test_a_bundle_without_a_rung_for_the_back_end_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
-    only_half = tuple(msgspec.structs.replace(record, rungs=("fp16",)) for record in tiny.manifest.submodels)
+    only_half = tuple(
+        msgspec.structs.replace(record, rungs=("fp16",), fp32_nodes={}) for record in tiny.manifest.submodels
+    )
     with pytest.raises(EngineError, match="ort takes fp32, the bundle holds fp16"):
         build_engines(rewrite(tiny, submodels=only_half), store, board=board)
 
@@ -114,7 +116,7 @@ def test_a_baseline_that_is_not_there_is_refused(tiny: Bundle, store: Store, boa
 
 
 def test_an_unknown_back_end_is_refused_with_those_there_are(tiny: Bundle, store: Store, board: Board) -> None:
-    with pytest.raises(EngineError, match="back end abacus: expected one of ort"):
+    with pytest.raises(EngineError, match="back end abacus: expected one of auto, tensorrt, ort"):
         build_engines(tiny, store, backend="abacus", board=board)
 
 
@@ -219,7 +221,7 @@ def test_new_golden_images_judge_the_stored_engine_again(
     with pytest.raises(EngineError, match="judged by others: run devit build"):
         load_engine(newer, store, 0, board=board)
 
-    def never(model: bytes) -> bytes:
+    def never(request: backends.BuildRequest, report: backends.Report) -> backends.Built:
         raise AssertionError("built again")
 
     monkeypatch.setitem(backends.BACKENDS, "ort", replace(backends.BACKENDS["ort"], build=never))
@@ -265,7 +267,7 @@ def test_progress_names_the_graph_and_ends_at_the_last_image(tiny: Bundle, store
         board=board,
         progress=lambda stage, done, total, note="": seen.append((stage, done, total)),
     )
-    assert seen[0] == ("submodel 0", 0.0, 64.0)
+    assert seen[0] == ("submodel 0", 0.0, 1.0)
     assert seen[-1] == ("submodel 0", 64.0, 64.0)
 
 
@@ -276,4 +278,21 @@ def test_the_record_says_how_the_engine_came_about(tiny: Bundle, store: Store) -
     assert (record.key.backend, record.key.backend_version) == ("ort", ort.installed_version())
     assert record.l4t == "36.4.3"
     assert record.gate == built.gate
+    assert 0 < record.latency.p50_ms <= record.latency.p99_ms
     assert record.created.endswith("Z")
+
+
+def test_the_next_build_of_a_model_knows_how_long_the_last_one_took(
+    tiny: Bundle, store: Store, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
+        notes.append(note)
+
+    build_engines(tiny, store, submodels=[0], board=board, progress=report)
+    assert not any("of about" in note for note in notes)
+    newer = replace(backends.BACKENDS["ort"], version=lambda: "99.0")
+    monkeypatch.setitem(backends.BACKENDS, "ort", newer)
+    build_engines(tiny, store, submodels=[0], board=board, progress=report)
+    assert any(note.startswith("building fp32: 0 s of about 0 s") for note in notes)

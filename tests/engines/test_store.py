@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from devit_contract.errors import EngineError
 from devit_engines.gate import GateResult
-from devit_engines.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Store, default_folder
+from devit_engines.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Latency, Store, default_folder
 
 CONTENT = bytes(range(200))
 KEY = EngineKey("ab" * 32, "ort", "1.23.2", "NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "fp32", ())
@@ -28,6 +28,7 @@ RECORD = EngineRecord(
     gate=GATE,
     judged_by="cd" * 32,
     created="2026-01-31T12:00:00Z",
+    latency=Latency(1.5, 2.25, 200),
 )
 
 

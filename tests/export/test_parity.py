@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from devit_contract.errors import ExportError
 from devit_decompose.evaluate import run
 from devit_decompose.model import Model
 from devit_export.graph import ExportedGraph
-from devit_export.parity import Float32Array, UInt8Array, measure, run_graph
+from devit_export.parity import Float32Array, UInt8Array, measure, measure_half, run_graph
 
 NAME = "submodel-0.fp32.onnx"
 
@@ -73,3 +75,55 @@ def test_bytes_that_are_no_graph_are_refused_in_one_line(images: UInt8Array) -> 
 def test_images_of_another_size_are_refused(exported_submodel: ExportedGraph) -> None:
     with pytest.raises(ExportError, match="expected a graph that ONNX Runtime runs"):
         run_graph(NAME, exported_submodel.content, np.zeros((1, 5, 5, 3), np.uint8))
+
+
+HALF_NAME = "submodel-0.fp16.onnx"
+
+
+def test_a_right_half_graph_is_measured(
+    exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array
+) -> None:
+    """By the errors' own figures; an FP32 graph will do."""
+    difference = measure_half(HALF_NAME, exported_submodel.content, images, reference)
+    assert difference == measure(NAME, exported_submodel.content, images, reference)
+
+
+def test_one_image_that_points_elsewhere_in_half_precision_is_refused_by_name(
+    exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array
+) -> None:
+    """Another image's features are as large, and point almost the same way until the mean is removed."""
+    wrong = reference.copy()
+    wrong[[31, 57]] = wrong[[57, 31]]
+    with pytest.raises(
+        ExportError, match=r"submodel-0\.fp16\.onnx: expected a cosine of at least 0\.99 .* image (31|57):"
+    ):
+        measure_half(HALF_NAME, exported_submodel.content, images, wrong)
+
+
+def _reciprocal() -> bytes:
+    """One over each pixel's value: infinite where it is black."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Reciprocal", ["pixels"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 2])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 2])],
+    )
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def test_an_output_that_is_not_finite_in_half_precision_is_refused_with_its_image() -> None:
+    pixels = np.array([[1, 2], [2, 1], [3, 0], [0, 0]], np.uint8)
+    with pytest.raises(ExportError, match=r"submodel-0\.fp16\.onnx: expected finite outputs, found others at image 2:"):
+        measure_half(HALF_NAME, _reciprocal(), pixels, np.ones((4, 2), np.float32))
+
+
+def test_a_single_image_is_compared_as_it_is() -> None:
+    """There is no mean to remove from it."""
+    pixels = np.array([[1, 2]], np.uint8)
+    assert measure_half(HALF_NAME, _reciprocal(), pixels, np.array([[1.0, 0.5]], np.float32)).max_abs == 0.0

@@ -163,9 +163,77 @@ def test_a_cast_of_the_input_to_another_type_is_refused() -> None:
     nodes = _right_nodes()
     nodes["pixels"] = _node("wide", "Cast", "images", to=TensorProto.DOUBLE)
     nodes = _inserted({"wide": nodes.pop("pixels"), **nodes}, "tokens", 0, _node("pixels", "Cast", "wide", to=1))
-    assert "node wide (Cast): expected a Cast to FLOAT as consumer of images, found Cast to DOUBLE" in _refusal(
-        _model(nodes)
+    assert (
+        "node wide (Cast): expected a Cast to FLOAT or FLOAT16 as consumer of images, found Cast to DOUBLE"
+        in _refusal(_model(nodes))
     )
+
+
+def _half(nodes: Nodes) -> onnx.ModelProto:
+    """The graph in FP16, but its norm; Casts before and behind that, and at the output."""
+    nodes["pixels"].attribute[0].i = TensorProto.FLOAT16
+    nodes = _inserted(nodes, "normed", 0, _node("widened", "Cast", "tokens", to=TensorProto.FLOAT))
+    nodes = _inserted(nodes, "query", 0, _node("narrowed", "Cast", "normed", to=TensorProto.FLOAT16))
+    for name in ("key", "value"):
+        nodes[name].input[0] = "narrowed"
+    nodes["features"].output[0] = "features_in_half"
+    nodes["wide_features"] = helper.make_node("Cast", ["features_in_half"], ["features"], name="wide_features", to=1)
+    model = _model(nodes)
+    _lower(model, "half", "weight")
+    return model
+
+
+def _lower(model: onnx.ModelProto, *weights: str) -> None:
+    for weight in model.graph.initializer:
+        if weight.name in weights:
+            lowered = numpy_helper.to_array(weight).astype(np.float16)
+            weight.CopyFrom(numpy_helper.from_array(lowered, weight.name))
+
+
+def test_the_right_graph_in_half_precision_passes_every_rule() -> None:
+    check_graph(_half(_right_nodes()), EXPECTED, "toy.onnx")
+
+
+def test_a_norm_in_half_precision_is_refused() -> None:
+    """Its attribute stash_type says float32 all along, by default."""
+    model = _half(_right_nodes())
+    next(node for node in model.graph.node if node.name == "normed").input[0] = "tokens"
+    _lower(model, "ones", "zeros")
+    with pytest.raises(ExportError, match=r"node normed \(.*\): expected a norm in FLOAT, found FLOAT16"):
+        rules.check_norm_types(Graph(model, "toy.onnx"))
+
+
+def _cast_between(nodes: Nodes, before: str, position: int) -> Nodes:
+    """Another type between two nodes of an attention."""
+    source = nodes[before].input[position]
+    nodes = _inserted(nodes, before, position, _node("there", "Cast", source, to=TensorProto.FLOAT16))
+    return _inserted(nodes, before, position, _node("back", "Cast", "there", to=TensorProto.FLOAT))
+
+
+@pytest.mark.parametrize(
+    ("before", "position"), [("scaled", 0), ("scores", 0), ("turned", 0), ("shares", 0), ("mixed", 0), ("mixed", 1)]
+)
+def test_attention_is_seen_through_casts(before: str, position: int) -> None:
+    check_graph(_model(_cast_between(_right_nodes(), before, position)), EXPECTED, "toy.onnx")
+
+
+def test_a_scale_on_the_key_is_seen_through_casts() -> None:
+    nodes = _cast_between(_with_scaled_key(_right_nodes()), "turned", 0)
+    assert "expected a key without scale, found Mul also on it" in _refusal(_model(nodes))
+
+
+def test_a_type_that_the_operator_does_not_mix_is_refused() -> None:
+    """What one forgotten Cast looks like."""
+    model = _half(_right_nodes())
+    for node in model.graph.node:
+        if node.name == "value":
+            node.input[0] = "normed"
+    assert "onnx.checker" in _refusal(model)
+
+
+def test_an_operator_that_no_tensorrt_has_is_refused_by_the_lint() -> None:
+    nodes = _inserted(_right_nodes(), "query", 0, _node("folded", "Hardmax", "normed"))
+    assert "node folded (Hardmax): expected an operator that every supported TensorRT takes" in _refusal(_model(nodes))
 
 
 def test_a_second_uint8_tensor_is_refused() -> None:

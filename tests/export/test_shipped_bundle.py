@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from devit_contract.head import FusionHead
-from devit_contract.manifest import Bundle
+from devit_contract.manifest import RUNGS, Bundle
 from devit_decompose.cost import macs
 from devit_decompose.decomposition import load_decomposition
 from devit_decompose.recipe_file import load_recipe
@@ -35,9 +35,14 @@ def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) ->
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5, err_msg=name)
     for role, device in [("baseline", None), *(("submodel", device) for device in range(4))]:
-        graphs = [bundle.path(role, device=device, rung="fp32").read_bytes() for bundle in (exported, shipped)]
-        outputs = [run_graph(role, graph, theirs["images"]) for graph in graphs]
-        np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5)
+        for rung in RUNGS:
+            graphs = [bundle.path(role, device=device, rung=rung).read_bytes() for bundle in (exported, shipped)]
+            outputs = [run_graph(role, graph, theirs["images"]) for graph in graphs]
+            np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5 if rung == "fp32" else 1e-3)
+        ours_record, theirs_record = (bundle.manifest.graph(role, device) for bundle in (exported, shipped))
+        assert ours_record.fp32_nodes == theirs_record.fp32_nodes
+        assert ours_record.overflows == theirs_record.overflows == ()
+        assert [parity.casts for parity in ours_record.parity] == [parity.casts for parity in theirs_record.parity]
     our_head, their_head = (FusionHead.load(bundle.path("fusion")) for bundle in (exported, shipped))
     for ours_part, theirs_part in (
         (our_head.weight, their_head.weight),

@@ -1,0 +1,121 @@
+"""Findings on the board: what it is, which release it runs, how fast it is set, what memory and disk are left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from devit_engines.board import NO_GPU, clocks, power_mode, read_text
+from devit_engines.doctor.finding import Finding, Machine
+
+BUILDER_MEMORY_GB = 2.0
+"""A TensorRT builder takes 1.2 GB of host memory for its kernel library alone (NVIDIA/TensorRT issue 3657)."""
+STORE_ROOM_GB = 1.0
+"""Four ViT-S engines of three rungs, 30 to 90 MB each."""
+
+_LAST_JETPACK = {"sm_53": "4", "sm_62": "4", "sm_72": "5"}
+"""Boards for which NVIDIA makes no newer JetPack, by their GPU."""
+
+
+def board(machine: Machine) -> Finding:
+    """Name the board and its GPU."""
+    known = machine.board
+    if not known.is_jetson:
+        return Finding("board", f"{known.name}, no GPU that devit uses")
+    if known.compute_capability == NO_GPU:
+        cure = (
+            "start the container with --security-opt systempaths=unconfined, so that it sees the device tree"
+            if machine.in_container
+            else "go on: its engines are kept under the name of its CPU, and its GPU is what TensorRT says"
+        )
+        return Finding("board", f"{known.name}, a Jetson with an unknown GPU", "warning", cure)
+    return Finding("board", f"{known.name}, {known.compute_capability}")
+
+
+def release(machine: Machine) -> Finding | None:
+    """Judge the JetPack; None on anything but a Jetson."""
+    l4t, jetpack = machine.board.l4t, machine.jetpack
+    if l4t is None:
+        return None
+    if jetpack is None:
+        cure = "go on: engines are judged on golden images, whatever TensorRT builds them"
+        return Finding("JetPack", f"unknown to this version of devit (L4T {l4t})", "warning", cure)
+    label = f"{jetpack.version} (L4T {l4t})"
+    if not jetpack.is_supported:
+        reason = f"Python {jetpack.python}, and TensorRT {jetpack.tensorrt} has no LayerNormalization"
+        last = _LAST_JETPACK.get(machine.board.compute_capability)
+        cure = (
+            "flash JetPack 6.0 or later"
+            if last is None
+            else f"JetPack {last} is the last one for this board: take an Orin or a Thor"
+        )
+        return Finding("JetPack", f"{label}: {reason}", "refused", cure)
+    doubt = "" if jetpack.is_confirmed else ", unconfirmed"
+    return Finding("JetPack", f"{label}, brings CUDA {jetpack.cuda}, TensorRT {jetpack.tensorrt}{doubt}")
+
+
+def power(machine: Machine) -> Finding | None:
+    """Name the power mode; None on anything but a Jetson."""
+    if not machine.board.is_jetson:
+        return None
+    mode = power_mode(machine.root)
+    if mode is not None:
+        return Finding("power mode", str(mode))
+    mounts = "-v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro -v /var/lib/nvpmodel:/var/lib/nvpmodel:ro"
+    cure = (
+        f"start the container with {mounts}"
+        if machine.in_container
+        else "run sudo nvpmodel -q, and note what it says beside every measurement"
+    )
+    return Finding("power mode", "unknown, as nvpmodel's files are absent", "warning", cure)
+
+
+def clock(machine: Machine) -> Finding | None:
+    """Say whether clocks are locked; None on anything but a Jetson."""
+    if not machine.board.is_jetson:
+        return None
+    found = clocks(machine.root)
+    if not found:
+        return Finding("clocks", "unknown", "warning", "run sudo jetson_clocks --show")
+    text = ", ".join(map(str, found))
+    if all(each.is_locked for each in found):
+        return Finding("clocks", f"locked: {text}")
+    cure = "run sudo jetson_clocks before building or measuring: clocks decide latency and joules"
+    return Finding("clocks", f"not locked: {text}", "warning", cure)
+
+
+def memory(machine: Machine) -> Finding | None:
+    """Say what memory is left; None where the kernel does not tell."""
+    sizes_kb = dict(re.findall(r"^(\w+):\s+(\d+) kB$", read_text(machine.root / "proc/meminfo"), re.MULTILINE))
+    if not {"MemTotal", "MemAvailable"} <= sizes_kb.keys():
+        return None
+    total_gb, available_gb = (_gb(int(sizes_kb[name])) for name in ("MemTotal", "MemAvailable"))
+    text = f"{available_gb:.1f} of {total_gb:.1f} GB available{_swaps(machine.root)}"
+    # ONNX Runtime optimises a graph in tens of MB: only a TensorRT builder is this hungry.
+    if not machine.board.is_jetson or available_gb >= BUILDER_MEMORY_GB:
+        return Finding("memory", text)
+    cure = f"free {BUILDER_MEMORY_GB:g} GB for TensorRT's builder: sudo systemctl isolate multi-user ends the desktop"
+    return Finding("memory", text, "warning", cure)
+
+
+def disk(store: Path, free_bytes: int) -> Finding:
+    """Say whether the disk of the engine store has room."""
+    free_gb = free_bytes / 1e9
+    text = f"{free_gb:.1f} GB free for engines in {store}"
+    if free_gb >= STORE_ROOM_GB:
+        return Finding("disk", text)
+    return Finding("disk", text, "warning", "run devit engines prune, or choose another place with --store")
+
+
+def _swaps(root: Path) -> str:
+    """Sum up ``/proc/swaps``; zram is memory itself, compressed, and no room beside it."""
+    sizes_kb = {"zram": 0, "swap": 0}
+    for name, size_kb in re.findall(r"^(/\S*)\s+\S+\s+(\d+)", read_text(root / "proc/swaps"), re.MULTILINE):
+        sizes_kb["zram" if name.startswith("/dev/zram") else "swap"] += int(size_kb)
+    found = [f"{kind} {_gb(size_kb):.1f} GB" for kind, size_kb in sizes_kb.items() if size_kb]
+    return "".join(f", {each}" for each in found) or ", no swap"
+
+
+def _gb(size_kb: int) -> float:
+    """Turn the kernel's kB, which are of 1,024 bytes, to GB of 10^9."""
+    return size_kb * 1024 / 1e9

@@ -1,0 +1,61 @@
+"""What TensorRT made of a graph, from its inspector's JSON: fused attention, Casts, layers of each precision."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from devit_contract.errors import EngineError
+
+_FUSED_ATTENTION = re.compile(r"_mha|fused_mha|_gemm_mha_v2|flash_?attention", re.IGNORECASE)
+"""Kernel or layer names of fused attention (NVIDIA/TensorRT issues 3243 and 3643)."""
+_CASTS = re.compile(r"\bcast\b|reformat", re.IGNORECASE)
+_PRECISIONS = (("FP16", re.compile("half|fp16", re.IGNORECASE)), ("FP32", re.compile("float|fp32", re.IGNORECASE)))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Counted over the layers of one plan."""
+
+    layers: int
+    fused_attentions: int
+    casts: int
+    """Layers that only change type or layout."""
+    by_precision: dict[str, int]
+    """Layers by the type of their first output: ``FP16``, ``FP32``, ``other``."""
+
+
+def inspect_plan(text: str, name: str) -> Inspection:
+    """Count the layers that ``get_engine_information`` lists; its schema changed with TensorRT 11, both are read.
+
+    Raises:
+        EngineError: It lists none.
+    """
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise EngineError(f"{name}: expected the inspector's layers as JSON, found {text[:60]!r}") from err
+    words = [json.dumps(layer) for layer in layers]
+    precisions = Counter(_precision(layer) for layer in layers)
+    return Inspection(
+        layers=len(layers),
+        fused_attentions=sum(1 for each in words if _FUSED_ATTENTION.search(each)),
+        casts=sum(1 for layer in layers if _CASTS.search(_kind(layer))),
+        by_precision=dict(sorted(precisions.items())),
+    )
+
+
+def _kind(layer: Any) -> str:  # noqa: ANN401 - parsed JSON
+    return f"{layer.get('LayerType', '')} {layer.get('Name', '')}" if isinstance(layer, dict) else str(layer)
+
+
+def _precision(layer: Any) -> str:  # noqa: ANN401 - parsed JSON
+    """TensorRT 8 and 10 say ``Format/Datatype``, 11 has a ``Datatype`` of its own; without details there is neither."""
+    outputs = layer.get("Outputs") if isinstance(layer, dict) else None
+    if not outputs or not isinstance(outputs[0], dict):
+        return "other"
+    kind = str(outputs[0].get("Datatype") or outputs[0].get("Format/Datatype") or "")
+    return next((name for name, pattern in _PRECISIONS if pattern.search(kind)), "other")

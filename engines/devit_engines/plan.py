@@ -1,0 +1,76 @@
+"""Plans, looked at without TensorRT: which version is installed, and which one a plan was built by."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from devit_contract.errors import EngineError
+
+_PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings")
+_LIBRARIES = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8")
+_MAGIC = b"ftrt"
+_VERSION_AT = 24  # NVIDIA/TensorRT, samples/common/sampleEngines.cpp, printPlanVersion
+
+
+def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> str:
+    """Read TensorRT's version from its package metadata, else from libnvinfer, without importing it.
+
+    Raises:
+        EngineError: There is none.
+    """
+    for package in _PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    for name in _LIBRARIES:
+        try:
+            library = load_library(name)
+        except OSError:
+            continue
+        return _spelled_out(int(library.getInferLibVersion()))
+    raise EngineError("expected TensorRT, found neither its Python package nor libnvinfer: run devit doctor")
+
+
+def is_installed() -> bool:
+    """Whether there is a TensorRT here."""
+    try:
+        installed_version()
+    except EngineError:
+        return False
+    return True
+
+
+def plan_version(content: bytes) -> str | None:
+    """The TensorRT that built a plan, e.g. ``10.3.0.26``; None where the bytes are no plan."""
+    if len(content) < _VERSION_AT + 4 or not content.startswith(_MAGIC):
+        return None
+    return ".".join(str(part) for part in content[_VERSION_AT : _VERSION_AT + 4])
+
+
+def check_plan(content: bytes, installed: str, name: str) -> None:
+    """Refuse, before TensorRT sees it, what is no plan or another version's.
+
+    Args:
+        content: The plan.
+        installed: Version of the TensorRT that is to run it.
+        name: For messages.
+
+    Raises:
+        EngineError: It cannot be run here.
+    """
+    found = plan_version(content)
+    if found is None:
+        raise EngineError(f"{name}: expected a TensorRT plan, found {content[:4]!r}: build it again with devit build")
+    if found.split(".")[:3] != installed.split(".")[:3]:
+        raise EngineError(
+            f"{name}: built by TensorRT {found}, this device has TensorRT {installed}: run devit build on this device"
+        )
+
+
+def _spelled_out(number: int) -> str:
+    """``getInferLibVersion`` as text: 8602 is 8.6.2, and 100300 is 10.3.0 (NvInferVersion.h, NV_TENSORRT_VERSION)."""
+    unit = 10_000 if number >= 100_000 else 1_000
+    return f"{number // unit}.{number % unit // 100}.{number % 100}"

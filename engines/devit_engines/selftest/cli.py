@@ -1,0 +1,58 @@
+"""``devit selftest``: what it takes and what it prints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from devit_contract.errors import EngineError
+from devit_contract.terminal import progress_bar
+from devit_engines.backends import RunSettings
+from devit_engines.doctor.examine import examine
+from devit_engines.doctor.interpreter import Interpreter
+from devit_engines.selftest.report import as_markdown, run_selftest
+from devit_engines.store import default_folder
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def selftest(
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT where it is installed.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone.")
+    ] = "fp16",
+    cuda: Annotated[
+        str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
+    ] = "auto",
+    host_memory: Annotated[
+        str, typer.Option(metavar="pinned|mapped", help="How images reach the GPU: copied, or read where they lie.")
+    ] = "pinned",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """Build and judge a small ViT on this device, and print a report to paste into an issue.
+
+    Takes a minute or two with TensorRT, seconds with ONNX Runtime. Nothing is kept.
+    """
+    findings = examine(Path("/"), Interpreter.running(), default_folder(), shutil.disk_usage(Path.home()).free)
+    with progress_bar(quiet=as_json) as progress:
+        found = run_selftest(
+            findings,
+            backend=backend,
+            precision=precision,
+            settings=RunSettings(cuda=cuda, host_memory=host_memory),
+            progress=progress,
+        )
+    typer.echo(
+        msgspec.json.format(msgspec.json.encode(found, enc_hook=str), indent=2).decode()
+        if as_json
+        else as_markdown(found)
+    )
+    if found.failure:
+        raise EngineError(f"selftest: {found.failure}")

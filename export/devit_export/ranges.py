@@ -1,0 +1,118 @@
+"""How large the numbers inside a graph get over real images, and which of them FP16 could not hold.
+
+ONNX Runtime's CPU provider computes FP16 in FP32, so no parity on a workstation shows an overflow; this does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from devit_contract.errors import ExportError
+from devit_export.parity import UInt8Array, run_batches
+from devit_export.precision import HALF_MAX
+from devit_export.rules import Graph
+
+_SUMS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1", "GlobalAveragePool"})
+_SUMS_OF_SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Of every float tensor that a graph computes."""
+
+    maxima: dict[str, float]
+    """Largest absolute number over all images."""
+    overflows: tuple[str, ...]
+    """Tensors that pass 65,504 themselves, or whose square or sum may where they are squared or summed up."""
+
+
+def scan_ranges(name: str, content: bytes, images: UInt8Array) -> Ranges:
+    """Run an FP32 graph over images and keep the largest absolute number of each tensor.
+
+    Every tensor gets a ReduceMax and a ReduceMin as extra outputs, two numbers a batch, so memory stays that of the
+    model however large it is.
+
+    A square counts with the largest number squared. A sum counts with the largest number times how many are summed,
+    which is the safe bound: the order of a sum, and whether a mean divides first, is the device's choice. Matrix
+    products and convolutions count by what they give, since they accumulate in FP32.
+
+    Args:
+        name: The graph's file name, for messages.
+        content: The ONNX file's bytes.
+        images: Shape ``(n, H, W, C)``.
+
+    Raises:
+        ExportError: The graph cannot be run, or a tensor holds numbers that are not finite.
+    """
+    graph = Graph(onnx.load_from_string(content), name)
+    tensors = [output for node in graph.nodes for output in node.output if graph.types.get(output) == TensorProto.FLOAT]
+    maxima = dict.fromkeys(tensors, 0.0)
+    for extremes in run_batches(name, _with_extremes(graph.model, tensors), images, _BATCH):
+        for index, tensor in enumerate(tensors):
+            largest = max(abs(float(extremes[2 * index])), abs(float(extremes[2 * index + 1])))
+            if not math.isfinite(largest):
+                raise ExportError(f"{name}: expected finite numbers in tensor {tensor}, found {largest}")
+            maxima[tensor] = max(maxima[tensor], largest)
+    strained = _strained(graph, maxima)
+    return Ranges(maxima, tuple(tensor for tensor in tensors if tensor in strained or maxima[tensor] > HALF_MAX))
+
+
+def _with_extremes(model: onnx.ModelProto, tensors: list[str]) -> bytes:
+    """Let a graph answer the largest and the smallest number of each tensor, in turn, and nothing else."""
+    scan = onnx.ModelProto()
+    scan.CopyFrom(model)
+    del scan.graph.output[:]
+    for tensor in tensors:
+        for kind in ("ReduceMax", "ReduceMin"):
+            answer = f"{tensor}.{kind}"
+            scan.graph.node.append(helper.make_node(kind, [tensor], [answer], keepdims=0))
+            scan.graph.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, []))
+    content: bytes = scan.SerializeToString()
+    return content
+
+
+def _strained(graph: Graph, maxima: dict[str, float]) -> set[str]:
+    """Find the tensors whose square or sum may pass the range of FP16 in a node that takes them."""
+    found = set()
+    for node in graph.nodes:
+        tensor = node.input[0] if node.input else ""
+        if tensor in maxima and _reach(graph, node, maxima[tensor]) > HALF_MAX:
+            found.add(tensor)
+    return found
+
+
+def _reach(graph: Graph, node: onnx.NodeProto, largest: float) -> float:
+    """Bound what a node may hold in between, its first input being at most ``largest``."""
+    if node.op_type == "Mul" and node.input[0] == node.input[1]:
+        return largest**2
+    if node.op_type == "Pow":
+        exponent = graph.constants.get(node.input[1])
+        power = 2.0 if exponent is None else float(np.abs(numpy_helper.to_array(exponent)).max())
+        return float(max(largest, 1.0) ** power)
+    if node.op_type in _SUMS:
+        return largest * _summed(graph, node)
+    if node.op_type in _SUMS_OF_SQUARES:
+        return largest**2 * _summed(graph, node)
+    return 0.0
+
+
+def _summed(graph: Graph, node: onnx.NodeProto) -> float:
+    """Count the numbers behind one number of a sum; where that depends on the batch, no count is safe."""
+    before, after = (_sides(graph, tensor) for tensor in (node.input[0], node.output[0]))
+    if before is None or after is None:
+        return math.inf
+    return math.prod(before) / math.prod(after)
+
+
+def _sides(graph: Graph, tensor: str) -> list[int] | None:
+    """Shape of a tensor without its batch dimension; None where another one is free, or it has none."""
+    free, *fixed = list(graph.values[tensor].type.tensor_type.shape.dim) or [onnx.TensorShapeProto.Dimension()]
+    if not free.dim_param or any(not side.dim_value for side in fixed):
+        return None
+    return [side.dim_value for side in fixed]
