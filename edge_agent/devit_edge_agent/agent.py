@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 import zmq
 
-from devit_contract.errors import EngineError, InputError, LinkError, WireError
+from devit_contract.errors import DeviceLostError, EngineError, InputError, LinkError, WireError
 from devit_contract.fleet import AgentConfig
 from devit_contract.keys import KeyPair
 from devit_contract.manifest import Preprocess
@@ -225,6 +225,9 @@ class EdgeAgent:
         decoded_ns = time.monotonic_ns()
         try:
             feature = self._engine.features(image[np.newaxis])[0]  # (1, H, W, C) -> (1, dim) -> (dim,)
+        except DeviceLostError:
+            self._skip(message, Reason.ENGINE)
+            raise  # nothing in this process can bring the GPU back
         except EngineError as err:
             self._report(f"the engine failed on a frame: {err}")
             self._skip(message, Reason.ENGINE)

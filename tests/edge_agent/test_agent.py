@@ -21,7 +21,18 @@ from devit_contract.sockets import device_router, open_context
 from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload, pack, unpack
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
-AGENT = [sys.executable, "-c", "from devit_edge_agent.cli import main; main()"]
+RUN = "from devit_edge_agent.cli import main; main()"
+LOST = """
+from devit_contract.errors import DeviceLostError
+from devit_engines.null import NullEngine
+answer, runs = NullEngine._run, []
+def lose(self, images):
+    runs.append(1)
+    if len(runs) > 5:  # three to warm up, two frames
+        raise DeviceLostError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700): start the program again")
+    return answer(self, images)
+NullEngine._run = lose
+"""
 RUN_ID = 77
 
 
@@ -36,15 +47,15 @@ class HandMadeNode:
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.child: subprocess.Popen[str] | None = None
 
-    def start(self, *options: str, config: str = "", bundle: Path = TINY) -> subprocess.Popen[str]:
-        """Start the agent as ``jetson1`` with submodel 0."""
+    def start(self, *options: str, config: str = "", bundle: Path = TINY, before: str = "") -> subprocess.Popen[str]:
+        """Start the agent as ``jetson1`` with submodel 0; ``before`` is Python that its process runs first."""
         path = self.folder / "agent.toml"
         path.write_text(
             f'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "{self.endpoint}"\n'
             f'bundle = "{bundle}"\nstore = "{self.store}"\n{config or "tegrastats = []"}\n'
         )
         self.child = subprocess.Popen(
-            [*AGENT, "--config", str(path), *options],
+            [sys.executable, "-c", before + RUN, "--config", str(path), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -194,7 +205,8 @@ def test_a_bad_configuration_is_one_line_and_exit_code_1(tmp_path: Path, change:
     key, _, value = change.partition(" = ")
     path = tmp_path / "agent.toml"
     path.write_text("\n".join(f"{name} = {text}" for name, text in (fields | {key: value}).items()))
-    done = subprocess.run([*AGENT, "--config", str(path)], capture_output=True, text=True, timeout=30, check=False)
+    command = [sys.executable, "-c", RUN, "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert complaint in done.stderr
@@ -208,6 +220,20 @@ def test_sigterm_ends_an_agent_cleanly_and_soon(node: HandMadeNode) -> None:
     child.communicate(timeout=10)
     assert child.returncode == 0
     assert time.monotonic() - start_s < 5
+
+
+def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(node: HandMadeNode) -> None:
+    """Nothing inside the process helps: systemd has to start it anew."""
+    child = node.start("--engine", "null", before=LOST)
+    node.welcome()
+    for number in (1, 2, 3):
+        node.send(node.frame(np.zeros((6, 8, 1), np.uint8), number))
+    found = [node.receive(Kind.FEATURE, Kind.SKIP) for _ in range(3)]
+    assert [message.frame_id for message in found] == [1, 2, 3]
+    assert found[-1].reason is Reason.ENGINE
+    _, said = child.communicate(timeout=10)
+    assert child.returncode == 70
+    assert "error: cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS" in said
 
 
 def test_frames_that_wait_when_an_agent_is_stopped_are_given_up_by_name(node: HandMadeNode) -> None:
