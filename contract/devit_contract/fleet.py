@@ -103,6 +103,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Threads of one inference on the CPU."""
     backend: str = "auto"
     """``tensorrt``, ``ort``, or ``auto``: TensorRT's engine where there is one."""
+    precision: str = "fp16"
+    """``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
     cuda: str = "auto"
     """Python's way to CUDA: ``pycuda``, ``cuda-bindings``, ``ctypes``, or ``auto``."""
     host_memory: str = "pinned"

@@ -70,9 +70,11 @@ def _open_engine(config: AgentConfig, bundle: Bundle, choice: str) -> tuple[str,
     """Digest of the graph, what the engine is called, and the engine."""
     if choice == "built":
         store = Store(Path(config.store) if config.store else None)
-        key = stored_key(bundle, store, config.submodel, backend=config.backend)
+        key = stored_key(bundle, store, config.submodel, backend=config.backend, precision=config.precision)
         settings = RunSettings(threads=config.threads, cuda=config.cuda, host_memory=config.host_memory)
-        engine = load_engine(bundle, store, config.submodel, backend=key.backend, settings=settings)
+        engine = load_engine(
+            bundle, store, config.submodel, backend=key.backend, precision=config.precision, settings=settings
+        )
         return key.model_sha256, f"{BACKENDS[key.backend].title} {key.backend_version}, {key.rung}", engine
     digest = bundle.manifest.file("submodel", device=config.submodel, rung="fp32").sha256
     record = bundle.manifest.graph("submodel", config.submodel)

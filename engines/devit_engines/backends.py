@@ -31,6 +31,8 @@ class BuildRequest:
     board: Board
     store: Path
     """Its folder, where back ends may keep what makes the next build faster."""
+    drafts: Path
+    """Begin of the names of what is thrown away after the build, or swept away after a killed one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,15 @@ class Backend:
     load: Callable[[bytes, EngineSpec, RunSettings], CheckedEngine]
     """Content of an engine, what it has to be, and how it is run, to the engine."""
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether its library is there."""
+        try:
+            self.version()
+        except EngineError:
+            return False
+        return True
+
 
 def _build_plan(request: BuildRequest, report: Report) -> Built:
     from devit_engines.timing_cache import timing_cache_path
@@ -95,7 +106,7 @@ def _build_plan(request: BuildRequest, report: Report) -> Built:
         workspace_bytes=workspace_bytes(),
         timing_cache=str(cache),
     )
-    made = build_in_child(order, request.graph, request.plain_graph, report)
+    made = build_in_child(order, request.graph, request.plain_graph, request.drafts, report)
     return Built(made.content, made.route, made.warnings)
 
 

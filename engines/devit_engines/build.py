@@ -15,7 +15,7 @@ from devit_contract.manifest import Bundle
 from devit_contract.progress import Progress, no_progress
 from devit_engines.backends import AS_USUAL, Built, RunSettings, backend_of
 from devit_engines.board import Board, detect_board, power_mode, toolkit_version
-from devit_engines.engine import Engine
+from devit_engines.engine import CannotCompileError, Engine
 from devit_engines.gate import GateResult, Thresholds, digest_of_reference, reference_of, run_gate
 from devit_engines.job import Job
 from devit_engines.latency import measure_latency
@@ -98,6 +98,7 @@ def load_engine(
     device: int | None,
     *,
     backend: str = "auto",
+    precision: str = "fp16",
     settings: RunSettings = AS_USUAL,
     board: Board | None = None,
 ) -> Engine:
@@ -108,6 +109,7 @@ def load_engine(
         store: Where it was built to.
         device: Index of the submodel; None loads the baseline.
         backend: Name in the table of back ends, or ``auto``.
+        precision: ``fp16`` takes the fastest rung that has passed, ``fp32`` that one alone.
         settings: How it is run.
         board: The device to load for; None is the one that this runs on.
 
@@ -115,7 +117,7 @@ def load_engine(
         EngineError: It was not built here, is damaged, or was judged by other golden images; the text names the
             command that builds it.
     """
-    job, key = _stored(bundle, store, device, backend, board)
+    job, key = _stored(bundle, store, device, backend, precision, board)
     record, content = store.read(key.digest, f"run {job.command}")
     if record.judged_by != digest_of_reference(bundle):
         raise EngineError(
@@ -126,30 +128,43 @@ def load_engine(
 
 
 def stored_key(
-    bundle: Bundle, store: Store, device: int | None, *, backend: str = "auto", board: Board | None = None
+    bundle: Bundle,
+    store: Store,
+    device: int | None,
+    *,
+    backend: str = "auto",
+    precision: str = "fp16",
+    board: Board | None = None,
 ) -> EngineKey:
     """Find the key of the engine that :func:`load_engine` loads, without loading it.
 
     Raises:
         EngineError: It was not built here.
     """
-    return _stored(bundle, store, device, backend, board)[1]
+    return _stored(bundle, store, device, backend, precision, board)[1]
 
 
 def _stored(
-    bundle: Bundle, store: Store, device: int | None, backend: str, board: Board | None
+    bundle: Bundle, store: Store, device: int | None, backend: str, precision: str, board: Board | None
 ) -> tuple[Job, EngineKey]:
-    """The first rung that the store holds; with ``auto``, ONNX Runtime's engine will do where TensorRT has none."""
+    """The first rung that this bundle's golden images have let pass, else the first that is there at all.
+
+    With ``auto``, ONNX Runtime's engine will do where TensorRT has none.
+    """
     if device is None:
         _require_baseline(bundle)
     rows = [backend_of(backend)]
-    if backend == "auto" and rows[0].name != "ort":
+    if backend == "auto" and rows[0].name != "ort" and backend_of("ort").is_installed:
         rows.append(backend_of("ort"))
-    jobs = [Job(bundle, store, device, row, board or detect_board()) for row in rows]
-    for job in jobs:
-        for key in job.engine_keys():
-            if (store.folder / key.digest).is_dir():
-                return job, key
+    jobs = [Job(bundle, store, device, row, board or detect_board(), precision) for row in rows]
+    found = [(job, key) for job in jobs for key in job.engine_keys() if (store.folder / key.digest).is_dir()]
+    reference = digest_of_reference(bundle)
+    for job, key in found:
+        record = store.record(key.digest)
+        if record is not None and record.judged_by == reference:
+            return job, key
+    if found:
+        return found[0]
     raise EngineError(
         f"{store.folder}: expected an engine for {jobs[0].name}, found {_nearest(jobs[0], jobs[0].engine_keys())}: "
         f"run {jobs[0].command}"
@@ -164,9 +179,9 @@ def _require_baseline(bundle: Bundle) -> None:
 def _nearest(job: Job, keys: list[EngineKey]) -> str:
     """Say what the store holds of the same graph, and in what it differs."""
     models = {key.model_sha256: key for key in keys}
-    for entry in job.store.entries():
-        if entry.record is not None and (wanted := models.get(entry.record.key.model_sha256)) is not None:
-            other = entry.record.key
+    for record in job.store.records():
+        if (wanted := models.get(record.key.model_sha256)) is not None:
+            other = record.key
             return (
                 f"one of {other.backend} {other.backend_version} for {other.device_name} on "
                 f"{other.compute_capability}, this is {wanted.backend} {wanted.backend_version} for "
@@ -193,7 +208,7 @@ def _build(job: Job, settings: RunSettings, progress: Progress) -> BuiltEngine:
         failed.append(made)
     failures = "; ".join(f"{each.rung}: {', '.join(each.failures)}" for each in failed)
     raise EngineError(
-        f"{job.name} failed its parity gate on this device ({failures}), nothing was stored: "
+        f"{job.name}: no rung passes on this device ({failures}), nothing was stored: "
         "make the bundle again with devit export"
     )
 
@@ -210,9 +225,13 @@ def _make(
     job: Job, key: EngineKey, settings: RunSettings, failed: tuple[FailedRung, ...], progress: Progress
 ) -> EngineRecord | FailedRung:
     """Build, judge and store one rung; or say what kept it from passing."""
-    built, build_s = _engine_file(job, key, progress)
+    try:
+        built, build_s = _engine_file(job, key, progress)
+    except CannotCompileError as err:
+        return FailedRung(key.rung, (str(err),))
     gate, latency, notes = _judged(job, key, built.content, settings, progress)
     if failures := gate.failures(Thresholds()):
+        job.store.drop(key.digest)  # an older bundle's golden images may have let it pass
         return FailedRung(key.rung, tuple(failures), latency)
     mode = power_mode()
     record = EngineRecord(
@@ -280,12 +299,8 @@ def _engine_file(job: Job, key: EngineKey, progress: Progress) -> tuple[Built, f
 def _expected_s(job: Job, key: EngineKey) -> float | None:
     """Seconds that the last build of the same model and rung took here, of any version; None where there was none."""
     model = f"{job.name} of {job.bundle.manifest.name}"
-    known = [
-        entry.record
-        for entry in job.store.entries()
-        if entry.record is not None
-        and (entry.record.model, entry.record.key.rung, entry.record.key.backend) == (model, key.rung, key.backend)
-    ]
+    wanted = (model, key.rung, key.backend)
+    known = [record for record in job.store.records() if (record.model, record.key.rung, record.key.backend) == wanted]
     return max(known, key=lambda record: record.created).build_s if known else None
 
 

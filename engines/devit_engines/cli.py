@@ -10,7 +10,7 @@ import typer
 
 from devit_contract.errors import EngineError
 from devit_contract.terminal import print_table, progress_bar
-from devit_engines.backends import CHOICES, RunSettings, backend_of
+from devit_engines.backends import BACKENDS, CHOICES, RunSettings, backend_of
 from devit_engines.build import BuiltEngine, build_engines, load_engine
 from devit_engines.cuda import CHOICES as CUDA_CHOICES
 from devit_engines.store import Entry, Store
@@ -128,6 +128,7 @@ def inspect(
     submodels: Annotated[
         str | None, typer.Option(metavar="N,...", help="Submodels to look at, comma separated (default: all).")
     ] = None,
+    baseline: Annotated[bool, typer.Option(help="Look at the undivided teacher too.")] = False,
     store: StoreOption = None,
     cuda: Annotated[
         str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
@@ -140,32 +141,26 @@ def inspect(
     from devit_engines.trt_engine import TrtEngine
 
     opened, source = Store(store), Bundle(bundle)
-    chosen = range(len(source.manifest.submodels)) if submodels is None else _indices(submodels)
+    devices: list[int | None] = [*(range(len(source.manifest.submodels)) if submodels is None else _indices(submodels))]
     found = {}
-    for device in chosen:
+    for device in [*devices, None] if baseline else devices:
+        name = "baseline" if device is None else f"submodel {device}"
         with load_engine(source, opened, device, settings=RunSettings(cuda=cuda, use_graph=False)) as engine:
             if not isinstance(engine, TrtEngine):
                 raise EngineError(
-                    f"submodel {device}: expected a TensorRT engine, found one of ONNX Runtime, which has no layers "
-                    "to look at: run devit build on a device with TensorRT"
+                    f"{name}: expected a TensorRT engine, found one of ONNX Runtime, which has no layers to look at: "
+                    "run devit build on a device with TensorRT"
                 )
-            found[device] = inspect_plan(engine.information(), f"submodel {device}")
+            blocks = source.manifest.graph("baseline" if device is None else "submodel", device).attentions
+            found[name] = (inspect_plan(engine.information(), name), blocks)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(list(found.values())), indent=2).decode())
+        plain = {name: seen for name, (seen, _) in found.items()}
+        typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
         return
     rows = []
-    for device, each in found.items():
-        blocks = source.manifest.submodels[device].attentions
-        precisions = ", ".join(f"{name} {count}" for name, count in each.by_precision.items())
-        rows.append(
-            [
-                f"submodel {device}",
-                str(each.layers),
-                f"{each.fused_attentions} of {blocks}",
-                str(each.casts),
-                precisions,
-            ]
-        )
+    for name, (seen, blocks) in found.items():
+        precisions = ", ".join(f"{kind} {count}" for kind, count in seen.by_precision.items())
+        rows.append([name, str(seen.layers), f"{seen.fused_attentions} of {blocks}", str(seen.casts), precisions])
     print_table(f"{bundle}: TensorRT engines", ["model", "layers", "fused attention", "casts", "layers by type"], rows)
 
 
@@ -177,7 +172,7 @@ def prune(
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Remove damaged engines, leftovers of killed builds, and engines that no kept bundle needs."""
+    """Remove engines that are damaged, of a version no longer installed, or of no kept bundle; and leftovers."""
     from devit_contract.manifest import Bundle
 
     opened = Store(store)
@@ -198,9 +193,17 @@ def prune(
 def _reason_to_remove(entry: Entry, kept: set[str] | None) -> str | None:
     if entry.damage is not None or entry.record is None:
         return "damaged"
+    installed = _installed_version(entry.record.key.backend)
+    if installed is not None and installed != entry.record.key.backend_version:
+        return f"built by {entry.record.key.backend} {entry.record.key.backend_version}, {installed} is installed"
     if kept is not None and entry.record.key.model_sha256 not in kept:
         return "its graph is in no kept bundle"
     return None
+
+
+def _installed_version(backend: str) -> str | None:
+    row = BACKENDS.get(backend)
+    return row.version() if row is not None and row.is_installed else None
 
 
 def _row(engine: BuiltEngine) -> list[str]:

@@ -18,6 +18,10 @@ Float32Array = npt.NDArray[np.float32]
 _Self = TypeVar("_Self", bound="CheckedEngine")
 
 
+class CannotCompileError(EngineError):
+    """A back end makes no engine of a graph; another rung of it may do."""
+
+
 class Engine(Protocol):
     """One loaded submodel, or the baseline; a context manager that frees it."""
 

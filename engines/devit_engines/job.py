@@ -91,6 +91,7 @@ class Job:
             fp32_nodes=self.bundle.manifest.graph(self.role, self.device).fp32_nodes.get(key.rung, ()),
             board=self.board,
             store=self.store.folder,
+            drafts=self.store.folder / f".{key.digest}.",
         )
 
     def _graph(self, rung: str) -> bytes:

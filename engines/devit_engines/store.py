@@ -75,13 +75,13 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs: int
 
 
-class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A faster rung that did not pass the gate on this device."""
 
     rung: str
     failures: tuple[str, ...]
-    latency: Latency
-    """What the rung that was taken costs is the difference to this."""
+    latency: Latency | None = None
+    """What the rung that was taken costs is the difference to this; absent where none could be built."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -149,6 +149,18 @@ class Store:
         found = (self.find(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
         return [entry for entry in found if entry is not None]
 
+    def record(self, digest: str) -> EngineRecord | None:
+        """Read what is known of a key without its engine; None where it is absent or its record damaged."""
+        try:
+            return self._record(digest, _HINT)
+        except EngineError:
+            return None
+
+    def records(self) -> list[EngineRecord]:
+        """Read what is known of every key, without the engines."""
+        found = (self.record(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        return [record for record in found if record is not None]
+
     def read(self, digest: str, hint: str = _HINT) -> tuple[EngineRecord, bytes]:
         """Read an engine whose digest holds.
 
@@ -173,7 +185,11 @@ class Store:
     def remove(self, digest: str) -> None:
         """Delete an engine, and what killed builds of its key left behind."""
         with self.lock(digest):
-            shutil.rmtree(self.folder / digest, ignore_errors=True)
+            self.drop(digest)
+
+    def drop(self, digest: str) -> None:
+        """Delete an engine; call it under the key's :meth:`lock`."""
+        shutil.rmtree(self.folder / digest, ignore_errors=True)
 
     def left_behind(self) -> list[str]:
         """Keys with drafts in the store: of a build that was killed, or of one that runs now."""

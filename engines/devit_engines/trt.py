@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from devit_contract.errors import EngineError
+from devit_engines.engine import CannotCompileError
 
 _KEPT_ERRORS = 4
 
@@ -78,7 +79,8 @@ def build_plan(trt: ModuleType, request: PlanRequest, watch: Watch) -> Plan:
         watch: Called from TensorRT's threads.
 
     Raises:
-        EngineError: TensorRT refuses the graph, fails, finds no GPU, or was cancelled; its own words are in the text.
+        CannotCompileError: TensorRT refuses the graph, fails at it, or was cancelled; its own words are in the text.
+        EngineError: TensorRT finds no GPU.
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     with _listening(trt, request.name) as log:
@@ -88,12 +90,13 @@ def build_plan(trt: ModuleType, request: PlanRequest, watch: Watch) -> Plan:
         _parse(trt, network, request, is_typed, log)
         config = _configured(trt, builder, network, request)
         pinned = () if is_typed else _pin(trt, network, config, request)
-        config.set_timing_cache(config.create_timing_cache(request.timing_cache), False)
+        if not config.set_timing_cache(config.create_timing_cache(request.timing_cache), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
         if can_be_cancelled(trt):
             config.progress_monitor = _monitor(trt, watch)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise EngineError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.told()}")
+            raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.told()}")
         return Plan(
             content=bytes(memoryview(serialized)),
             route="strongly typed" if is_typed else "fp16 flag",
@@ -175,7 +178,8 @@ class LoadedPlan:
             EngineError: TensorRT fails.
         """
         if not self._context.execute_async_v3(stream):
-            raise EngineError(f"{self.name}: TensorRT could not run the engine: restart the program")
+            told = _log_of(self._trt).told()
+            raise EngineError(f"{self.name}: TensorRT could not run the engine{told}: restart the program")
 
     def information(self) -> str:
         """What TensorRT made of the graph, as its inspector's JSON."""
@@ -250,7 +254,7 @@ def _parse(trt: ModuleType, network: Any, request: PlanRequest, is_typed: bool, 
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     found = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or "no reason given"
-    raise EngineError(
+    raise CannotCompileError(
         f"{request.name}: TensorRT {trt.__version__} cannot read the graph of rung {request.rung} ({found}): "
         "make the bundle again with devit export"
     )
@@ -291,6 +295,8 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
             continue
         missed.discard(node or "")
         if is_norm:
+            # get_layer gives the base class, as for every layer; this is how Python gets at a layer's own settings.
+            layer.__class__ = trt.INormalizationLayer
             layer.compute_precision = trt.DataType.FLOAT
         if layer.get_output(0).dtype in floats:
             layer.precision = trt.DataType.FLOAT
@@ -306,7 +312,13 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
 
 
 def _node_of(layer: str, nodes: tuple[str, ...]) -> str | None:
-    """The node that a layer was made of: the parser names it after the node, or puts words behind the node's name."""
+    """The node that a layer was made of: the parser names it after the node, or puts something behind its name.
+
+    What looks like another node's name with a number behind it may be a second layer of that node or a node of its
+    own; it is taken for the first, so that rather one layer too many stays in FP32.
+    """
+    if layer in nodes:
+        return layer
     return next((node for node in nodes if re.fullmatch(re.escape(node) + r"(?![0-9A-Za-z]).*", layer)), None)
 
 

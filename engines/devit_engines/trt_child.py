@@ -7,14 +7,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from devit_contract.errors import EngineError
+from devit_contract.errors import EngineError, InputError
 from devit_contract.files import write_bytes
+from devit_engines.engine import CannotCompileError
 from devit_engines.trt_worker import GRAPH, PLAIN_GRAPH, PLAN, REQUEST, RESULT, WorkerRequest, WorkerResult
 
 _KILLED = -9
@@ -39,7 +41,7 @@ class BuiltPlan:
     """TensorRT's about FP16, and ours about a build that had to be repeated."""
 
 
-def build_in_child(request: WorkerRequest, graph: bytes, plain_graph: bytes, report: Report) -> BuiltPlan:
+def build_in_child(request: WorkerRequest, graph: bytes, plain_graph: bytes, drafts: Path, report: Report) -> BuiltPlan:
     """Build a plan in another process.
 
     A process that the kernel killed, as it does when memory is short, is followed by one with a quarter of the
@@ -49,17 +51,19 @@ def build_in_child(request: WorkerRequest, graph: bytes, plain_graph: bytes, rep
         request: What is built, with the workspace of the first try.
         graph: The rung's ONNX graph.
         plain_graph: The FP32 graph.
+        drafts: Begin of the name of the folder that both processes share, e.g. ``store/.key.``.
         report: See :data:`Report`.
 
     Raises:
-        EngineError: TensorRT failed, in its own words; or the process was killed twice.
+        CannotCompileError: TensorRT refuses the graph, in its own words.
+        EngineError: There is no TensorRT or GPU, or the process was killed twice.
+        InputError: The folder cannot be written.
         KeyboardInterrupt: Ctrl-C; the other process has ended.
     """
     smaller = msgspec.structs.replace(
         request, workspace_bytes=max(request.workspace_bytes // _RETRY_SHARE, _SMALLEST_WORKSPACE)
     )
-    with tempfile.TemporaryDirectory(prefix="devit-build-") as place:
-        folder = Path(place)
+    with _shared_folder(drafts) as folder:
         write_bytes(folder / GRAPH, graph)
         write_bytes(folder / PLAIN_GRAPH, plain_graph)
         code, said = _run(folder, request, report)
@@ -95,11 +99,23 @@ def workspace_bytes(root: Path = Path("/")) -> int:
     return min(max(available // _SHARE_OF_MEMORY, _SMALLEST_WORKSPACE), _LARGEST_WORKSPACE)
 
 
+@contextmanager
+def _shared_folder(drafts: Path) -> Iterator[Path]:
+    """A folder in the store, where what a killed build leaves is found and swept away."""
+    try:
+        drafts.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(prefix=drafts.name, dir=drafts.parent)
+    except OSError as err:
+        raise InputError(f"{drafts.parent}: cannot be written ({err.strerror}): choose another with --store") from err
+    with place as name:
+        yield Path(name)
+
+
 def _run(folder: Path, request: WorkerRequest, report: Report) -> tuple[int, str]:
     """One process to its end; its exit code and the last line that it left on standard error."""
     write_bytes(folder / REQUEST, msgspec.json.encode(request))
     command = [sys.executable, "-m", "devit_engines.trt_worker", str(folder)]
-    with (folder / "said").open("w+b") as said:
+    with tempfile.TemporaryFile(dir=folder) as said:
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said) as process:
             try:
@@ -145,5 +161,5 @@ def _outcome(folder: Path, name: str, code: int, said: str) -> BuiltPlan:
     if (folder / RESULT).exists():
         result = msgspec.json.decode((folder / RESULT).read_bytes(), type=WorkerResult)
     if result.error:
-        raise EngineError(result.error)
+        raise CannotCompileError(result.error) if result.is_about_graph else EngineError(result.error)
     return BuiltPlan((folder / PLAN).read_bytes(), result.route, result.warnings)

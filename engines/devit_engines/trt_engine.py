@@ -53,14 +53,16 @@ class TrtEngine(CheckedEngine):
         super().__init__(spec)
         self._graph_failure: str | None = None
         self._wants_graph = use_graph
+        self._is_capturing = False
         self._graph: int | None = None
         self._plan: LoadedPlan | None = None
+        self._stream: int | None = None
         self._release: list[Callable[[], None]] = []
         cuda = self._cuda = open_cuda()
         self._release.append(cuda.close)
         try:
-            self._stream = cuda.create_stream()
-            self._release.append(lambda: cuda.destroy_stream(self._stream))
+            stream = self._stream = cuda.create_stream()
+            self._release.append(lambda: cuda.destroy_stream(stream))
             self._input = self._buffer(math.prod(spec.image_shape), host_memory)
             self._output = self._buffer(4 * spec.output_dim, host_memory)
             self._plan = LoadedPlan(trt or _tensorrt(spec.name), content, spec.name)
@@ -68,7 +70,6 @@ class TrtEngine(CheckedEngine):
             self._check_signature(self._plan)
             shape = (1, *spec.image_shape)
             self._plan.bind(shape, self._input.address, self._output.address)
-            self._release.append(lambda: cuda.synchronize(self._stream))  # after an error, work may still be queued
         except BaseException:
             self.close()
             raise
@@ -97,6 +98,9 @@ class TrtEngine(CheckedEngine):
         """
         super().close()
         failure: EngineError | None = None
+        if self._stream is not None:  # after an error or a signal, work may still be queued
+            stream, self._stream = self._stream, None
+            self._release.append(lambda: self._cuda.synchronize(stream))
         while self._release:
             try:
                 self._release.pop()()
@@ -108,36 +112,50 @@ class TrtEngine(CheckedEngine):
             raise failure
 
     def _run(self, images: UInt8Array) -> Float32Array:
+        stream = self._open_stream()
         outputs = np.empty((len(images), self.output_dim), np.float32)
         for index in range(len(images)):
             self._image[...] = images[index]
             if self._graph is None:
-                self._enqueue()
+                self._enqueue(stream)
             else:
-                self._cuda.launch(self._graph, self._stream)
-            self._cuda.synchronize(self._stream)
+                self._cuda.launch(self._graph, stream)
+            self._cuda.synchronize(stream)
             outputs[index] = self._features
             if self._wants_graph and self._graph is None:
-                self._capture()
+                self._capture(stream)
         return outputs
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, stream: int) -> None:
         """Queue copy, run and copy back."""
-        self._input.to_device(self._cuda, self._stream)
-        self._loaded().enqueue(self._stream)
-        self._output.to_host(self._cuda, self._stream)
+        self._input.to_device(self._cuda, stream)
+        try:
+            self._loaded().enqueue(stream)
+        except EngineError:
+            if not self._is_capturing:
+                self._cuda.synchronize(stream)  # says so if the GPU is lost, which TensorRT does not tell apart
+            raise
+        self._output.to_host(self._cuda, stream)
 
-    def _capture(self) -> None:
+    def _open_stream(self) -> int:
+        if self._stream is None:
+            raise AssertionError("a closed engine is refused before")
+        return self._stream
+
+    def _capture(self, stream: int) -> None:
         """Record what :meth:`_enqueue` queues; after one run without, in which TensorRT does what it does once."""
         self._wants_graph = False
         try:
-            self._cuda.begin_capture(self._stream)
+            self._cuda.begin_capture(stream)
+            self._is_capturing = True
             try:
-                self._enqueue()
+                self._enqueue(stream)
             except EngineError:
-                self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+                self._cuda.destroy_graph(self._cuda.end_capture(stream))
                 raise
-            graph = self._graph = self._cuda.end_capture(self._stream)
+            finally:
+                self._is_capturing = False
+            graph = self._graph = self._cuda.end_capture(stream)
             self._release.append(lambda: self._cuda.destroy_graph(graph))
         except DeviceLostError:
             raise

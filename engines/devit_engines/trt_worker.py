@@ -12,17 +12,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
 
 from devit_contract.errors import DevitError
 from devit_contract.files import write_bytes
+from devit_engines.engine import CannotCompileError
 from devit_engines.timing_cache import merge_into, read_cache
 from devit_engines.trt import Plan, PlanRequest, build_plan, can_be_cancelled, merged_cache
 
 REQUEST, GRAPH, PLAIN_GRAPH, PLAN, RESULT = "request.json", "graph.onnx", "plain.onnx", "plan", "result.json"
 CANCELLED = 130
+_GRACE_S = 10.0
 
 
 class WorkerRequest(msgspec.Struct, frozen=True):
@@ -42,6 +45,8 @@ class WorkerResult(msgspec.Struct, frozen=True):
     """``result.json``: a plan was built, or why none was."""
 
     error: str = ""
+    is_about_graph: bool = False
+    """Whether another rung may do."""
     route: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -74,16 +79,28 @@ def main(folder: Path) -> int:
                 plain_graph=(folder / PLAIN_GRAPH).read_bytes(),
                 fp32_nodes=request.fp32_nodes,
                 workspace_bytes=request.workspace_bytes,
-                timing_cache=read_cache(cache),
+                timing_cache=_known_timings(cache),
                 targets=request.targets,
             ),
             watch,
         )
         write_bytes(folder / PLAN, plan.content)
-        merge_into(cache, plan.timing_cache, lambda old, new: merged_cache(trt, old, new))
     except DevitError as err:
-        return CANCELLED if cancelled.is_set() else _leave(folder, WorkerResult(error=str(err)))
-    return _leave(folder, WorkerResult(route=plan.route, warnings=plan.warnings))
+        is_about_graph = isinstance(err, CannotCompileError)
+        return CANCELLED if cancelled.is_set() else _leave(folder, WorkerResult(str(err), is_about_graph))
+    warnings = plan.warnings
+    try:
+        merge_into(cache, plan.timing_cache, lambda old, new: merged_cache(trt, old, new))
+    except DevitError as err:  # costs the next build time, and this one nothing
+        warnings = (*warnings, str(err))
+    return _leave(folder, WorkerResult(route=plan.route, warnings=warnings))
+
+
+def _known_timings(cache: Path) -> bytes:
+    try:
+        return read_cache(cache)
+    except DevitError:  # it is told when it is written
+        return b""
 
 
 def _leave(folder: Path, result: WorkerResult) -> int:
@@ -96,8 +113,9 @@ def _watch_stdin(cancelled: threading.Event, has_monitor: bool) -> None:
     while os.read(0, 4096):
         pass
     cancelled.set()
-    if not has_monitor:
-        os._exit(CANCELLED)
+    if has_monitor:  # which TensorRT asks now and then, and may not for minutes
+        time.sleep(_GRACE_S)
+    os._exit(CANCELLED)
 
 
 if __name__ == "__main__":

@@ -131,12 +131,21 @@ from pathlib import Path
 from devit_engines.plan import plan_version
 from devit_engines.trt_child import build_in_child
 from devit_engines.trt_worker import WorkerRequest
+import tensorrt_rtx as trt
 folder = Path(sys.argv[1])
+network = trt.Builder(trt.Logger()).create_network(0)
+assert trt.OnnxParser(network, trt.Logger()).parse((folder / "vit.fp32.onnx").read_bytes())
+layers = [network.get_layer(index) for index in range(network.num_layers)]
+norms = [layer for layer in layers if layer.type == trt.LayerType.NORMALIZATION]
+assert norms and all(type(layer) is trt.ILayer for layer in norms)  # as the double has it
+norms[0].__class__ = trt.INormalizationLayer
+assert norms[0].epsilon > 0  # a setting of normalisation alone
+assert trt.Builder(trt.Logger()).create_builder_config().get_timing_cache() is None  # as the double has it
 for path in sorted(folder.glob("*.onnx")):
     graph, start_s = path.read_bytes(), time.monotonic()
     order = WorkerRequest(path.stem, "", (), 1 << 28, str(folder / "timing.cache"), "tensorrt_rtx", ("SM86",))
     phases = set()
-    plan = build_in_child(order, graph, graph, lambda elapsed_s, doing: phases.add(doing))
+    plan = build_in_child(order, graph, graph, folder / ".draft.", lambda elapsed_s, doing: phases.add(doing))
     assert plan.content[:4] == b"vtrt", plan.content[:4]  # ftrt in the product for Jetsons
     assert list(plan.content[24:28]) == [1, 7, 1, 116], list(plan.content[24:28])
     assert "Building engine" in phases, phases

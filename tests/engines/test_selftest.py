@@ -66,7 +66,7 @@ def test_a_device_that_computes_wrongly_fails_with_the_figures_in_the_report(mon
 
     row = backends.BACKENDS["ort"]
     monkeypatch.setitem(backends.BACKENDS, "ort", replace(row, load=load))
-    found = run_selftest([], backend="ort", precision="fp16", settings=AS_USUAL, progress=no_progress)
+    found = run_selftest([], backend="ort", precision="fp16", settings=AS_USUAL, progress=no_progress).test
     assert found.failure is not None
     text = as_markdown(found)
     assert text.startswith("### devit selftest: FAILED")

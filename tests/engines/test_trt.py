@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +11,11 @@ import pytest
 from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
 
 from devit_contract.errors import EngineError
+from devit_contract.manifest import Bundle
+from devit_engines.selftest import report
 from devit_engines.trt import LoadedPlan, PlanRequest, build_plan, can_be_cancelled, merged_cache
 
+SELFTEST = Path(report.__file__).with_name("bundle")
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 PLAIN, TYPED = ((TINY / f"submodel-0.{rung}.onnx").read_bytes() for rung in ("fp32", "fp16"))
 
@@ -91,6 +95,26 @@ def test_without_strong_typing_the_rungs_nodes_are_pinned_one_by_one() -> None:
     assert plan.warnings == ("1 of 2 nodes that stay in FP32 have no layer of their name, not there among them",)
 
 
+def test_every_node_that_a_shipped_rung_keeps_has_its_layer() -> None:
+    manifest = Bundle(SELFTEST).manifest
+    for rung in ("fp16", "fp16-attn32"):
+        graph, plain = ((SELFTEST / f"submodel-0.{each}.onnx").read_bytes() for each in (rung, "fp32"))
+        nodes = manifest.submodels[0].fp32_nodes[rung]
+        plan = build_plan(make_module("8.6.1"), request(graph=graph, plain_graph=plain, fp32_nodes=nodes), go_on)
+        assert plan.warnings == ()
+        pinned = json.loads(plan.content[32:].partition(b"}")[0] + b"}")["pinned"]
+        assert set(pinned) >= set(nodes)
+
+
+def test_a_timing_cache_that_does_not_fit_is_started_anew(trt: ModuleType) -> None:
+    plan = build_plan(trt, request(timing_cache=b'{"version": "7.0", "entries": [1, 2]}'), go_on)
+    assert json.loads(plan.timing_cache) == {
+        "version": trt.__version__,
+        "entries": json.loads(plan.timing_cache)["entries"],
+    }
+    assert len(json.loads(plan.timing_cache)["entries"]) == 1
+
+
 def test_a_node_is_not_taken_for_another_whose_name_begins_with_its_own() -> None:
     from devit_engines.trt import _node_of
 
@@ -140,10 +164,6 @@ def test_timing_caches_of_one_version_are_merged_and_of_two_the_newer_is_taken(t
     assert merged_cache(trt, first, second).count(b",") == first.count(b",") + 1
     assert merged_cache(trt, b'{"version": "7.0", "entries": [1]}', second) == second
     assert merged_cache(trt, b"damaged", second) == second
-
-
-def test_a_cache_of_another_version_does_not_stop_a_build(trt: ModuleType) -> None:
-    assert build_plan(trt, request(timing_cache=b'{"version": "7.0", "entries": []}'), go_on).content
 
 
 def test_a_plan_of_another_version_is_refused_in_tensorrts_words(trt: ModuleType) -> None:

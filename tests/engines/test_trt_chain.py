@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,12 +16,18 @@ from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
-from devit_contract.errors import EngineError, InputError
-from devit_contract.manifest import Bundle
+from devit_contract.errors import DeviceLostError, EngineError
+from devit_contract.files import read_tensors, write_tensors
+from devit_contract.manifest import Bundle, describe_file, write_manifest
+from devit_contract.progress import no_progress
+from devit_engines import build as build_module
 from devit_engines.backends import RunSettings
 from devit_engines.board import Board
 from devit_engines.build import build_engines, load_engine, stored_key
+from devit_engines.cli import prune
+from devit_engines.gate import GateResult, run_gate
 from devit_engines.inspection import inspect_plan
+from devit_engines.selftest.report import as_markdown, run_selftest
 from devit_engines.store import Store
 from devit_engines.trt_child import workspace_bytes
 from devit_engines.trt_engine import TrtEngine
@@ -38,6 +45,8 @@ class Device:
     driver: FakeDriver
     site: Path
     monkeypatch: pytest.MonkeyPatch
+    is_lost: bool = False
+    """What a lost GPU held is given back by nobody."""
 
     def install(self, version: str) -> None:
         """Put a TensorRT there, as its package and for processes that are started."""
@@ -72,8 +81,9 @@ def _device(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     found = Device(version, driver, site, monkeypatch)
     found.install(version)
     yield found
-    driver.check()
-    assert driver.alive() == []
+    if not found.is_lost:
+        driver.check()
+        assert driver.alive() == []
 
 
 @pytest.mark.parametrize("cuda", ["ctypes", "cuda-bindings", "pycuda"])
@@ -176,21 +186,91 @@ def test_a_build_that_had_to_be_repeated_says_so_in_its_record(
     assert any("the kernel killed the first build" in note for note in notes)
 
 
-def test_a_failed_build_stores_nothing(
+def test_a_failed_build_of_every_rung_stores_nothing(
     device: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRT_FAIL", "no tactic")
-    with pytest.raises(EngineError, match="no tactic"):
+    with pytest.raises(EngineError, match=r"no rung passes .*fp16: .*no tactic.*; fp32: .*no tactic"):
         build_engines(tiny, store, board=ORIN)
     assert store.entries() == []
     assert store.left_behind() == []
 
 
-def test_no_room_for_the_timing_cache_is_one_line(jetpack62: Device, tiny: Bundle, tmp_path: Path) -> None:
+def test_a_rung_that_cannot_be_compiled_leaves_the_next_one(
+    jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TRT_REFUSE", "fp16")
+    (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
+    assert built.rung == "fp32"
+    failed = store.read(built.key)[0].failed_rungs
+    assert [(each.rung, each.latency) for each in failed] == [("fp16", None), ("fp16-attn32", None)]
+
+
+def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_passes(
+    jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one must neither be loaded nor stand in the way."""
+    build_engines(tiny, store, submodels=[0], board=ORIN)
+    path = tiny.path("golden")
+    tensors, _ = read_tensors(path, "")
+    write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
+    files = tuple(
+        describe_file(tiny.folder, path.name, "golden") if file.role == "golden" else file
+        for file in tiny.manifest.files
+    )
+    write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
+    newer, calls = Bundle(tiny.folder), []
+
+    def first_fails(*words: Any) -> GateResult:
+        calls.append(words)
+        found = run_gate(*words)
+        return msgspec.structs.replace(found, cosine_min=0.5) if len(calls) == 1 else found
+
+    monkeypatch.setattr(build_module, "run_gate", first_fails)
+    (built,) = build_engines(newer, store, submodels=[0], board=ORIN)
+    assert built.rung == "fp16-attn32"
+    assert stored_key(newer, store, 0, board=ORIN).digest == built.key
+    assert [entry.digest for entry in store.entries()] == [built.key]
+    load_engine(newer, store, 0, board=ORIN).close()
+
+
+def test_precision_chooses_between_stored_rungs(jetpack62: Device, tiny: Bundle, store: Store) -> None:
+    for precision in ("fp16", "fp32"):
+        build_engines(tiny, store, submodels=[0], board=ORIN, precision=precision)
+    assert stored_key(tiny, store, 0, board=ORIN).rung == "fp16"
+    assert stored_key(tiny, store, 0, board=ORIN, precision="fp32").rung == "fp32"
+
+
+def test_timings_that_cannot_be_kept_cost_no_engine(jetpack62: Device, tiny: Bundle, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "timing").write_text("a file in the way")
-    with pytest.raises((EngineError, InputError), match="timing"):
-        build_engines(tiny, Store(tmp_path / "store"), board=ORIN)
+    (built,) = build_engines(tiny, Store(tmp_path / "store"), submodels=[0], board=ORIN)
+    record, _ = Store(tmp_path / "store").read(built.key)
+    assert any("timing" in words for words in record.warnings)
+
+
+def test_the_self_test_reports_a_device(jetpack62: Device) -> None:
+    outcome = run_selftest([], backend="auto", precision="fp16", settings=RunSettings(), progress=no_progress)
+    assert outcome.error is None
+    assert [each.engine.rung for each in outcome.test.tested] == ["fp16"] * 3
+    assert "| submodel 0 | fp16 | strongly typed |" in as_markdown(outcome.test)
+
+
+def test_a_gpu_lost_in_the_self_test_is_reported_and_told_apart(jetpack62: Device) -> None:
+    jetpack62.driver.fail("cuStreamSynchronize", 700)
+    outcome = run_selftest([], backend="auto", precision="fp16", settings=RunSettings(), progress=no_progress)
+    assert isinstance(outcome.error, DeviceLostError)
+    assert as_markdown(outcome.test).startswith("### devit selftest: FAILED")
+    jetpack62.is_lost = True
+
+
+def test_prune_removes_engines_of_a_tensorrt_that_is_gone(jetpack62: Device, tiny: Bundle, store: Store) -> None:
+    (old,) = build_engines(tiny, store, submodels=[0], board=ORIN)
+    jetpack62.install("10.13.3.9")
+    (new,) = build_engines(tiny, store, submodels=[0], board=ORIN)
+    prune(keep=[tiny.folder], store=store.folder)
+    assert [entry.digest for entry in store.entries()] == [new.key]
+    assert old.key != new.key
 
 
 def test_a_run_that_cannot_be_replayed_is_noted(jetpack62: Device, tiny: Bundle, store: Store) -> None:

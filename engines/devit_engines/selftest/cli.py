@@ -9,7 +9,6 @@ from typing import Annotated
 import msgspec
 import typer
 
-from devit_contract.errors import EngineError
 from devit_contract.terminal import progress_bar
 from devit_engines.backends import RunSettings
 from devit_engines.doctor.examine import examine
@@ -42,17 +41,18 @@ def selftest(
     """
     findings = examine(Path("/"), Interpreter.running(), default_folder(), shutil.disk_usage(Path.home()).free)
     with progress_bar(quiet=as_json) as progress:
-        found = run_selftest(
+        outcome = run_selftest(
             findings,
             backend=backend,
             precision=precision,
             settings=RunSettings(cuda=cuda, host_memory=host_memory),
             progress=progress,
         )
+    found = outcome.test
     typer.echo(
         msgspec.json.format(msgspec.json.encode(found, enc_hook=str), indent=2).decode()
         if as_json
         else as_markdown(found)
     )
-    if found.failure:
-        raise EngineError(f"selftest: {found.failure}")
+    if outcome.error is not None:
+        raise outcome.error

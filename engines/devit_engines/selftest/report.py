@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from devit_contract.errors import EngineError
+from devit_contract.errors import DevitError
 from devit_contract.manifest import Bundle
 from devit_contract.progress import Progress
 from devit_engines.backends import RunSettings, backend_of
@@ -44,9 +44,17 @@ class SelfTest:
     """Why the test ended early; absent where every model passed."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """A self-test, and the error that it ended with."""
+
+    test: SelfTest
+    error: DevitError | None
+
+
 def run_selftest(
     findings: list[Finding], *, backend: str, precision: str, settings: RunSettings, progress: Progress
-) -> SelfTest:
+) -> Outcome:
     """Build both submodels and the undivided model in a store that is thrown away.
 
     Args:
@@ -58,7 +66,7 @@ def run_selftest(
     """
     row, bundle = backend_of(backend), Bundle(BUNDLE)
     tested: list[Tested] = []
-    failure = None
+    error: DevitError | None = None
     versions = {"devit": version("devit"), "python": platform.python_version(), "machine": platform.machine()}
     with tempfile.TemporaryDirectory(prefix="devit-selftest-") as place:
         store = Store(Path(place))
@@ -77,9 +85,10 @@ def run_selftest(
                     progress=progress,
                 )
                 tested.append(_tested(bundle, store, device, engine, row.name, settings))
-        except EngineError as err:
-            failure = str(err)
-    return SelfTest(versions, tuple(findings), row.title, tuple(tested), failure)
+        except DevitError as err:
+            error = err
+    failure = None if error is None else str(error)
+    return Outcome(SelfTest(versions, tuple(findings), row.title, tuple(tested), failure), error)
 
 
 def as_markdown(found: SelfTest) -> str:
@@ -111,7 +120,8 @@ def as_markdown(found: SelfTest) -> str:
         lines += [f"- {each.name}: {words}" for words in each.record.warnings]
         for failed in each.record.failed_rungs:
             why = ", ".join(failed.failures)
-            lines.append(f"- {each.name}: rung {failed.rung} failed ({why}), p50 {failed.latency.p50_ms:.3f} ms")
+            cost = "" if failed.latency is None else f", p50 {failed.latency.p50_ms:.3f} ms"
+            lines.append(f"- {each.name}: rung {failed.rung} failed ({why}){cost}")
     lines += ["", "| what | found | state |", "|---|---|---|"]
     lines += [f"| {finding.name} | {finding.found} | {finding.state} |" for finding in found.findings]
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ What may go wrong is told by environment variables, so that a build process obey
 ``FAKE_TRT_KILL_ABOVE``   the kernel kills builds with a larger workspace, in bytes
 ``FAKE_TRT_STEPS``        number of steps of a build; each waits for ``FAKE_TRT_STEP_S`` seconds
 ``FAKE_TRT_FAIL``         a build fails with this text in the log
+``FAKE_TRT_REFUSE``       ``fp16``: graphs with FP16 in them cannot be built
 ``FAKE_TRT_WARN``         a build warns with this text
 """
 
@@ -131,13 +132,17 @@ class _Builder:
             os.kill(os.getpid(), signal.SIGKILL)
         if words := os.environ.get("FAKE_TRT_WARN"):
             log.log(trt.ILogger.Severity.WARNING, words)
+        if os.environ.get("FAKE_TRT_REFUSE") == "fp16" and _holds_fp16(network._model):
+            log.log(trt.ILogger.Severity.ERROR, "could not find any implementation")
+            return None
         if words := os.environ.get("FAKE_TRT_FAIL"):
             log.log(trt.ILogger.Severity.ERROR, words)
             return None
-        if config._cache is None or not _steps(config):
+        if not _steps(config):
             log.log(trt.ILogger.Severity.ERROR, "the build was cancelled")
             return None
-        config._cache._entries.append(len(network._model))
+        if config._cache is not None:
+            config._cache._entries.append(len(network._model))
         pinned = [layer.name for layer in network._layers if layer._precision == trt.DataType.FLOAT]
         flags = config._flags
         payload = {
@@ -211,9 +216,10 @@ class _Config:
         return cache
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-        fits = ignore_mismatch or cache._version == self._trt.__version__
-        self._cache = cache if fits else self._trt.ITimingCache()
-        return fits
+        if not ignore_mismatch and cache._version != self._trt.__version__:
+            return False  # and no cache is set
+        self._cache = cache
+        return True
 
     def get_timing_cache(self) -> Any:
         return self._cache
@@ -313,7 +319,7 @@ class _Parser:
         if opset > HIGHEST_OPSET[trt.__version__.partition(".")[0]]:
             return self._refuse(0, f"opset {opset} is not supported")
         is_typed = "STRONGLY_TYPED" in flags.__members__ and network._flags >> int(flags.STRONGLY_TYPED) & 1
-        if not is_typed and graph != _without_fp16(graph):
+        if not is_typed and _holds_fp16(bytes(model)):
             return self._refuse(0, "the double takes FP16 graphs only where types are kept")
         network._model = bytes(model)
         images = trt.ITensor()
@@ -329,7 +335,7 @@ class _Parser:
         trt = self._trt
         kinds = {"LayerNormalization": "NORMALIZATION", "Softmax": "SOFTMAX", "MatMul": "MATRIX_MULTIPLY"}
         kind = trt.LayerType[kinds.get(node.op_type, "SHUFFLE")]
-        layer = trt.INormalizationLayer() if kind == trt.LayerType.NORMALIZATION else trt.ILayer()
+        layer = trt.ILayer()  # the real bindings hand out the base class whatever the layer is
         layer._name, layer._type = node.name, kind
         output = trt.ITensor()
         output._dtype = trt.DataType.INT32 if node.op_type == "Shape" else trt.DataType.FLOAT
@@ -344,11 +350,11 @@ class _Parser:
         return False
 
 
-def _without_fp16(graph: Any) -> Any:
+def _holds_fp16(model: bytes) -> bool:
     import onnx
 
-    has = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
-    return None if has else graph
+    weights = onnx.load_from_string(model).graph.initializer
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights)
 
 
 class _ParserError:
