@@ -16,7 +16,7 @@ from devit_contract.progress import Progress, no_progress
 from devit_engines.backends import AS_USUAL, Built, RunSettings, backend_of
 from devit_engines.board import Board, detect_board, power_mode, toolkit_version
 from devit_engines.engine import CannotCompileError, Engine
-from devit_engines.gate import GateResult, Thresholds, digest_of_reference, reference_of, run_gate
+from devit_engines.gate import ENOUGH_IMAGES, GateResult, Thresholds, digest_of_reference, reference_of, run_gate
 from devit_engines.job import Job
 from devit_engines.latency import measure_latency
 from devit_engines.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency, Store
@@ -233,6 +233,8 @@ def _make(
     if failures := gate.failures(Thresholds()):
         job.store.drop(key.digest)  # an older bundle's golden images may have let it pass
         return FailedRung(key.rung, tuple(failures), latency)
+    if gate.images < ENOUGH_IMAGES:
+        notes = (*notes, f"judged by {gate.images} golden images, {ENOUGH_IMAGES} tell what a flip rate of 1 % is")
     mode = power_mode()
     record = EngineRecord(
         schema=SCHEMA,

@@ -133,14 +133,16 @@ from devit_engines.trt_child import build_in_child
 from devit_engines.trt_worker import WorkerRequest
 import tensorrt_rtx as trt
 folder = Path(sys.argv[1])
-network = trt.Builder(trt.Logger()).create_network(0)
-assert trt.OnnxParser(network, trt.Logger()).parse((folder / "vit.fp32.onnx").read_bytes())
+log = trt.Logger()
+builder = trt.Builder(log)
+network = builder.create_network(0)
+assert trt.OnnxParser(network, log).parse((folder / "vit.fp32.onnx").read_bytes())
 layers = [network.get_layer(index) for index in range(network.num_layers)]
 norms = [layer for layer in layers if layer.type == trt.LayerType.NORMALIZATION]
 assert norms and all(type(layer) is trt.ILayer for layer in norms)  # as the double has it
 norms[0].__class__ = trt.INormalizationLayer
 assert norms[0].epsilon > 0  # a setting of normalisation alone
-assert trt.Builder(trt.Logger()).create_builder_config().get_timing_cache() is None  # as the double has it
+assert builder.create_builder_config().get_timing_cache() is None  # as the double has it
 for path in sorted(folder.glob("*.onnx")):
     graph, start_s = path.read_bytes(), time.monotonic()
     order = WorkerRequest(path.stem, "", (), 1 << 28, str(folder / "timing.cache"), "tensorrt_rtx", ("SM86",))
