@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,48 @@ engines_app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Look after the engines stored on this device."
 )
 
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    """Refuse other words than these as wrong usage."""
+
+    def check(value: str) -> str:
+        if value not in choices:
+            raise typer.BadParameter(f"expected one of {', '.join(choices)}, found {value!r}")
+        return value
+
+    return check
+
+
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")
+]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", callback=_one_of(CHOICES), help="tensorrt, ort, or auto: TensorRT where it is installed."
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="fp16|fp32",
+        callback=_one_of(("fp16", "fp32")),
+        help="fp16 tries the fastest rung first, fp32 takes that one alone.",
+    ),
+]
+CudaOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", callback=_one_of(CUDA_CHOICES), help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto."
+    ),
+]
+HostMemoryOption = Annotated[
+    str,
+    typer.Option(
+        metavar="pinned|mapped",
+        callback=_one_of(HOST_MEMORY),
+        help="How images reach the GPU: copied, or read where they lie.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -41,18 +82,10 @@ def build(
         str | None, typer.Option(metavar="N,...", help="Submodels to build, comma separated (default: all).")
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Build the undivided teacher too.")] = False,
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT where it is installed.")
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone.")
-    ] = "fp16",
-    cuda: Annotated[
-        str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
-    ] = "auto",
-    host_memory: Annotated[
-        str, typer.Option(metavar="pinned|mapped", help="How images reach the GPU: copied, or read where they lie.")
-    ] = "pinned",
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "fp16",
+    cuda: CudaOption = "auto",
+    host_memory: HostMemoryOption = "pinned",
     store: StoreOption = None,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
     as_json: JsonOption = False,
@@ -61,10 +94,6 @@ def build(
     from devit_contract.manifest import Bundle
 
     chosen = None if submodels is None else _indices(submodels)
-    _require("--precision", precision, ("fp16", "fp32"))
-    _require("--backend", backend, CHOICES)
-    _require("--cuda", cuda, CUDA_CHOICES)
-    _require("--host-memory", host_memory, HOST_MEMORY)
     opened = Store(store)
     row = backend_of(backend)
     with progress_bar(quiet=as_json) as progress:
@@ -130,9 +159,7 @@ def inspect(
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Look at the undivided teacher too.")] = False,
     store: StoreOption = None,
-    cuda: Annotated[
-        str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
-    ] = "auto",
+    cuda: CudaOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Show what TensorRT made of each graph: fused attention, Casts, layers of each precision."""
@@ -219,11 +246,6 @@ def _row(engine: BuiltEngine) -> list[str]:
         f"{engine.latency.p50_ms:.2f}",
         f"{engine.latency.p99_ms:.2f}",
     ]
-
-
-def _require(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise typer.BadParameter(f"expected one of {', '.join(choices)}, found {value!r}", param_hint=option)
 
 
 def _entry_row(entry: Entry) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 
 from devit_contract.terminal import progress_bar
 from devit_engines.backends import RunSettings
+from devit_engines.cli import BackendOption, CudaOption, HostMemoryOption, PrecisionOption
 from devit_engines.doctor.examine import examine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.selftest.report import as_markdown, run_selftest
@@ -21,18 +22,10 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.command()
 def selftest(
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT where it is installed.")
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone.")
-    ] = "fp16",
-    cuda: Annotated[
-        str, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
-    ] = "auto",
-    host_memory: Annotated[
-        str, typer.Option(metavar="pinned|mapped", help="How images reach the GPU: copied, or read where they lie.")
-    ] = "pinned",
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "fp16",
+    cuda: CudaOption = "auto",
+    host_memory: HostMemoryOption = "pinned",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """Build and judge a small ViT on this device, and print a report to paste into an issue.
