@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from devit_contract.errors import EngineError
 from devit_contract.manifest import Bundle
 from devit_contract.progress import Progress, no_progress
-from devit_engines.backends import AS_USUAL, Built, RunSettings, backend_of
-from devit_engines.board import Board, detect_board, power_mode, toolkit_version
-from devit_engines.engine import CannotCompileError, Engine
-from devit_engines.gate import ENOUGH_IMAGES, GateResult, Thresholds, digest_of_reference, reference_of, run_gate
+from devit_engines.backends import AS_USUAL, RunSettings, backend_of
+from devit_engines.board import Board, detect_board
+from devit_engines.engine import Engine
+from devit_engines.gate import GateResult, digest_of_reference
 from devit_engines.job import Job
-from devit_engines.latency import measure_latency
-from devit_engines.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency, Store
+from devit_engines.making import make_engine
+from devit_engines.store import EngineKey, EngineRecord, FailedRung, Latency, Store
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ def _build(job: Job, settings: RunSettings, progress: Progress) -> BuiltEngine:
         with job.store.lock(key.digest, lambda: progress(job.name, 0, 1, "waiting for another build of it")):
             if (found := _hit(job, key)) is not None:  # whoever held the lock has built it
                 return _built(job, found, True, start_s)
-            made = _make(job, key, settings, tuple(failed), progress)
+            made = make_engine(job, key, settings, tuple(failed), progress)
         if isinstance(made, EngineRecord):
             return _built(job, made, False, start_s)
         failed.append(made)
@@ -219,91 +216,6 @@ def _hit(job: Job, key: EngineKey) -> EngineRecord | None:
     if entry is None or entry.damage is not None or entry.record is None:
         return None
     return entry.record if entry.record.judged_by == digest_of_reference(job.bundle) else None
-
-
-def _make(
-    job: Job, key: EngineKey, settings: RunSettings, failed: tuple[FailedRung, ...], progress: Progress
-) -> EngineRecord | FailedRung:
-    """Build, judge and store one rung; or say what kept it from passing."""
-    try:
-        built, build_s = _engine_file(job, key, progress)
-    except CannotCompileError as err:
-        return FailedRung(key.rung, (str(err),))
-    gate, latency, notes = _judged(job, key, built.content, settings, progress)
-    if failures := gate.failures(Thresholds()):
-        job.store.drop(key.digest)  # an older bundle's golden images may have let it pass
-        return FailedRung(key.rung, tuple(failures), latency)
-    if gate.images < ENOUGH_IMAGES:
-        notes = (*notes, f"judged by {gate.images} golden images, {ENOUGH_IMAGES} tell what a flip rate of 1 % is")
-    mode = power_mode()
-    record = EngineRecord(
-        schema=SCHEMA,
-        model=f"{job.name} of {job.bundle.manifest.name}",
-        key=key,
-        file=EngineFile(job.backend.file_name, hashlib.sha256(built.content).hexdigest(), len(built.content)),
-        build_s=build_s,
-        gate=gate,
-        judged_by=digest_of_reference(job.bundle),
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        latency=latency,
-        l4t=job.board.l4t,
-        power_mode=None if mode is None else str(mode),
-        cuda=toolkit_version(Path("/")),
-        route=built.route,
-        warnings=(*built.warnings, *notes),
-        failed_rungs=failed,
-    )
-    job.store.keep(record, built.content)
-    return record
-
-
-def _judged(
-    job: Job, key: EngineKey, content: bytes, settings: RunSettings, progress: Progress
-) -> tuple[GateResult, Latency, tuple[str, ...]]:
-    """Send the golden images through the engine, and once more as replays where it runs so; the worst of it counts."""
-    reference = reference_of(job.bundle, job.device)
-    notes: list[str] = []
-    for use_graph in (False, True) if job.backend.has_graphs and settings.use_graph else (False,):
-        words = f"checking {key.rung}{', replayed' if use_graph else ''}"
-        report = partial(_say_checked, progress, job.name, len(reference.images), words)
-        with job.backend.load(content, job.spec(key), replace(settings, use_graph=use_graph)) as engine:
-            gate = run_gate(engine.unchecked_features, reference, report)
-            latency = measure_latency(engine, reference.images)
-            notes += engine.notes
-        if gate.failures(Thresholds()):
-            break
-    return gate, latency, tuple(notes)
-
-
-def _say_checked(progress: Progress, name: str, total: int, words: str, done: int) -> None:
-    progress(name, done, total, words)
-
-
-def _engine_file(job: Job, key: EngineKey, progress: Progress) -> tuple[Built, float]:
-    """Reuse an intact engine that only needs judging anew, else build; with the seconds that its build took."""
-    entry = job.store.find(key.digest)
-    if entry is not None and entry.damage is None:
-        record, content = job.store.read(key.digest)
-        return Built(content, record.route, record.warnings), record.build_s
-    expected_s = _expected_s(job, key)
-    about = "" if expected_s is None else f" of about {expected_s:.0f} s"
-
-    def report(elapsed_s: float, doing: str) -> None:
-        done = 0.0 if expected_s is None else min(elapsed_s / max(expected_s, 1e-3), 0.99)
-        progress(job.name, done, 1.0, f"building {key.rung}: {elapsed_s:.0f} s{about}, {doing}")
-
-    report(0.0, "starting")
-    start_s = time.monotonic()
-    built = job.backend.build(job.request(key), report)
-    return built, time.monotonic() - start_s
-
-
-def _expected_s(job: Job, key: EngineKey) -> float | None:
-    """Seconds that the last build of the same model and rung took here, of any version; None where there was none."""
-    model = f"{job.name} of {job.bundle.manifest.name}"
-    wanted = (model, key.rung, key.backend)
-    known = [record for record in job.store.records() if (record.model, record.key.rung, record.key.backend) == wanted]
-    return max(known, key=lambda record: record.created).build_s if known else None
 
 
 def _built(job: Job, record: EngineRecord, was_cached: bool, start_s: float) -> BuiltEngine:

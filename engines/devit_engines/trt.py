@@ -287,9 +287,10 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     missed = set(request.fp32_nodes)
     floats = (trt.DataType.FLOAT, trt.DataType.HALF)
+    untyped = (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)  # their types are what they are
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        node = _node_of(layer.name, request.fp32_nodes)
+        node = _node_of(layer, request.fp32_nodes)
         is_norm = layer.type == trt.LayerType.NORMALIZATION
         if node is None and not is_norm:
             continue
@@ -298,7 +299,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
             # get_layer gives the base class, as for every layer; this is how Python gets at a layer's own settings.
             layer.__class__ = trt.INormalizationLayer
             layer.compute_precision = trt.DataType.FLOAT
-        if layer.get_output(0).dtype in floats:
+        if layer.type not in untyped and layer.get_output(0).dtype in floats:
             layer.precision = trt.DataType.FLOAT
             for output in range(layer.num_outputs):
                 layer.set_output_type(output, trt.DataType.FLOAT)
@@ -311,15 +312,19 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
     )
 
 
-def _node_of(layer: str, nodes: tuple[str, ...]) -> str | None:
-    """The node that a layer was made of: the parser names it after the node, or puts something behind its name.
+def _node_of(layer: Any, nodes: tuple[str, ...]) -> str | None:  # noqa: ANN401 - the library's layer
+    """Which of some nodes a layer was made of.
 
-    What looks like another node's name with a number behind it may be a second layer of that node or a node of its
-    own; it is taken for the first, so that rather one layer too many stays in FP32.
+    The parser tells in the layer's metadata. Where it does not, it names the layer after the node or puts something
+    behind its name; then what looks like one node's name with a number behind it may be another node of its own, and
+    rather one layer too many stays in FP32.
     """
-    if layer in nodes:
-        return layer
-    return next((node for node in nodes if re.fullmatch(re.escape(node) + r"(?![0-9A-Za-z]).*", layer)), None)
+    name: str = layer.name
+    if told := re.search(r"\[ONNX Layer: ([^\]|]+)", layer.metadata or ""):
+        return told[1].strip() if told[1].strip() in nodes else None
+    if name in nodes:
+        return name
+    return next((node for node in nodes if re.fullmatch(re.escape(node) + r"(?![0-9A-Za-z]).*", name)), None)
 
 
 def _monitor(trt: ModuleType, watch: Watch) -> Any:  # noqa: ANN401 - the library's class

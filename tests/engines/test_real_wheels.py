@@ -5,6 +5,7 @@ Both need an environment of their own, made from the package index.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from tests.engines.fakes.fake_tensorrt import VERSIONS
 
-from devit_contract.manifest import RUNGS
+from devit_contract.manifest import RUNGS, Bundle
 from devit_decompose.model import Model, StemLayer, uniform_config
 from devit_export.graph import export_features
 from devit_export.rungs import make_rung
@@ -128,7 +129,7 @@ RTX = (
 COMPILE = """
 import json, sys, time
 from pathlib import Path
-from devit_engines.plan import plan_version
+from devit_engines.trt import _node_of
 from devit_engines.trt_child import build_in_child
 from devit_engines.trt_worker import WorkerRequest
 import tensorrt_rtx as trt
@@ -142,6 +143,11 @@ norms = [layer for layer in layers if layer.type == trt.LayerType.NORMALIZATION]
 assert norms and all(type(layer) is trt.ILayer for layer in norms)  # as the double has it
 norms[0].__class__ = trt.INormalizationLayer
 assert norms[0].epsilon > 0  # a setting of normalisation alone
+network = builder.create_network(0)
+assert trt.OnnxParser(network, log).parse((folder / "selftest.fp32.onnx").read_bytes())
+layers = [network.get_layer(index) for index in range(network.num_layers)]
+nodes = tuple(json.loads((folder / "nodes.json").read_text()))
+assert {_node_of(layer, nodes) for layer in layers} == {*nodes, None}
 assert builder.create_builder_config().get_timing_cache() is None  # as the double has it
 for path in sorted(folder.glob("*.onnx")):
     graph, start_s = path.read_bytes(), time.monotonic()
@@ -153,6 +159,7 @@ for path in sorted(folder.glob("*.onnx")):
     assert "Building engine" in phases, phases
     print(f"{path.name}: {len(plan.content) / 1e6:.2f} MB in {time.monotonic() - start_s:.1f} s", *plan.warnings)
 """
+SELFTEST = ROOT / "engines" / "devit_engines" / "selftest" / "bundle"
 SHIPPED = ROOT / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"
 
 
@@ -178,6 +185,9 @@ def write_rungs(folder: Path) -> int:
         graph = export_features(Model(config).eval(), backbone)
         for rung in RUNGS:
             (folder / f"{backbone}.{rung}.onnx").write_bytes(make_rung(graph, rung, (), backbone).content)
+    graph = Bundle(SELFTEST).manifest.submodels[0]
+    (folder / "nodes.json").write_text(json.dumps(graph.fp32_nodes["fp16-attn32"]))
+    shutil.copy(SELFTEST / "submodel-0.fp32.onnx", folder / "selftest.fp32.onnx")
     for path in SHIPPED.glob("*.onnx"):
         shutil.copy(path, folder / f"shipped-{path.name}")
     return len(list(folder.glob("*.onnx")))

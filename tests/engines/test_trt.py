@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
@@ -13,7 +13,7 @@ from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
 from devit_contract.errors import EngineError
 from devit_contract.manifest import Bundle
 from devit_engines.selftest import report
-from devit_engines.trt import LoadedPlan, PlanRequest, build_plan, can_be_cancelled, merged_cache
+from devit_engines.trt import LoadedPlan, PlanRequest, _node_of, build_plan, can_be_cancelled, merged_cache
 
 SELFTEST = Path(report.__file__).with_name("bundle")
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
@@ -95,7 +95,10 @@ def test_without_strong_typing_the_rungs_nodes_are_pinned_one_by_one() -> None:
     assert plan.warnings == ("1 of 2 nodes that stay in FP32 have no layer of their name, not there among them",)
 
 
-def test_every_node_that_a_shipped_rung_keeps_has_its_layer() -> None:
+@pytest.mark.parametrize("tells", [True, False])
+def test_every_node_that_a_shipped_rung_keeps_has_its_layer(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not tells:
+        monkeypatch.setenv("FAKE_TRT_NO_METADATA", "1")
     manifest = Bundle(SELFTEST).manifest
     for rung in ("fp16", "fp16-attn32"):
         graph, plain = ((SELFTEST / f"submodel-0.{each}.onnx").read_bytes() for each in (rung, "fp32"))
@@ -104,6 +107,8 @@ def test_every_node_that_a_shipped_rung_keeps_has_its_layer() -> None:
         assert plan.warnings == ()
         pinned = json.loads(plan.content[32:].partition(b"}")[0] + b"}")["pinned"]
         assert set(pinned) >= set(nodes)
+        if tells:
+            assert set(pinned) == set(nodes)
 
 
 def test_a_timing_cache_that_does_not_fit_is_started_anew(trt: ModuleType) -> None:
@@ -115,12 +120,20 @@ def test_a_timing_cache_that_does_not_fit_is_started_anew(trt: ModuleType) -> No
     assert len(json.loads(plan.timing_cache)["entries"]) == 1
 
 
-def test_a_node_is_not_taken_for_another_whose_name_begins_with_its_own() -> None:
-    from devit_engines.trt import _node_of
+def test_a_layer_belongs_to_the_node_that_its_metadata_names_else_to_one_of_its_name() -> None:
+    """Names as exporter and parser give them: ``node_matmul`` and ``node_matmul_1`` are two nodes."""
+    nodes = ("node_matmul", "Gemm_3")
 
-    assert _node_of("MatMul_12", ("MatMul_1",)) is None
-    assert _node_of("MatMul_1 [shuffle]", ("MatMul_1",)) == "MatMul_1"
-    assert _node_of("MatMul_1", ("MatMul_1",)) == "MatMul_1"
+    def node_of(name: str, metadata: str = "") -> str | None:
+        return _node_of(SimpleNamespace(name=name, metadata=metadata), nodes)
+
+    assert node_of("node_matmul_1", "[ONNX Layer: node_matmul_1]") is None
+    assert node_of("node_matmul", "[ONNX Layer: node_matmul]") == "node_matmul"
+    assert node_of("Gemm_3_48", "[ONNX Layer: Gemm_3]") == "Gemm_3"
+    assert node_of("node_matmul") == "node_matmul"
+    assert node_of("node_matmul_1") == "node_matmul"  # rather one too many
+    assert node_of("node_matmul2") is None
+    assert node_of("ONNXTRT_Broadcast_3") is None
 
 
 def test_the_loggers_last_errors_stand_in_the_exception(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

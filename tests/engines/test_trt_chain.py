@@ -20,7 +20,7 @@ from devit_contract.errors import DeviceLostError, EngineError
 from devit_contract.files import read_tensors, write_tensors
 from devit_contract.manifest import Bundle, describe_file, write_manifest
 from devit_contract.progress import no_progress
-from devit_engines import build as build_module
+from devit_engines import making
 from devit_engines.backends import RunSettings
 from devit_engines.board import Board
 from devit_engines.build import build_engines, load_engine, stored_key
@@ -227,7 +227,7 @@ def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_pass
         found = run_gate(*words)
         return msgspec.structs.replace(found, cosine_min=0.5) if len(calls) == 1 else found
 
-    monkeypatch.setattr(build_module, "run_gate", first_fails)
+    monkeypatch.setattr(making, "run_gate", first_fails)
     (built,) = build_engines(newer, store, submodels=[0], board=ORIN)
     assert built.rung == "fp16-attn32"
     assert stored_key(newer, store, 0, board=ORIN).digest == built.key

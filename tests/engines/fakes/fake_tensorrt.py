@@ -11,6 +11,7 @@ What may go wrong is told by environment variables, so that a build process obey
 ``FAKE_TRT_STEPS``        number of steps of a build; each waits for ``FAKE_TRT_STEP_S`` seconds
 ``FAKE_TRT_FAIL``         a build fails with this text in the log
 ``FAKE_TRT_REFUSE``       ``fp16``: graphs with FP16 in them cannot be built
+``FAKE_TRT_NO_METADATA``  layers do not tell which node they are made of
 ``FAKE_TRT_WARN``         a build warns with this text
 """
 
@@ -39,6 +40,15 @@ MEMORY: Callable[[], Any] | None = None
 FREED: list[str] = []
 """Kinds of objects in the order in which they were freed."""
 
+KINDS = {
+    "Cast": "CAST",
+    "Gemm": "MATRIX_MULTIPLY",
+    "LayerNormalization": "NORMALIZATION",
+    "MatMul": "MATRIX_MULTIPLY",
+    "Shape": "SHAPE",
+    "Softmax": "SOFTMAX",
+}
+"""Layers of the nodes that matter here; all others are shuffles."""
 _HEADER = struct.Struct("<4sI16s4B")  # magic, serialisation version, unknown, TensorRT's version at byte 24
 
 
@@ -143,7 +153,7 @@ class _Builder:
             return None
         if config._cache is not None:
             config._cache._entries.append(len(network._model))
-        pinned = [layer.name for layer in network._layers if layer._precision == trt.DataType.FLOAT]
+        pinned = [layer._node for layer in network._layers if layer._precision == trt.DataType.FLOAT]
         flags = config._flags
         payload = {
             "fp16_flag": "FP16" in trt.BuilderFlag.__members__ and trt.BuilderFlag.FP16 in flags,
@@ -275,12 +285,20 @@ class _Tensor:
 class _Layer:
     def __init__(self) -> None:
         self._name, self._type, self._outputs, self._precision = "", None, [], None
+        self._node = ""
 
     name = property(lambda self: self._name)
     type = property(lambda self: self._type)
+    metadata = property(lambda self: f"[ONNX Layer: {self._node}]" if self._node and self._tells else "")
     num_outputs = property(lambda self: len(self._outputs))
-    precision = property(lambda self: self._precision, lambda self, value: setattr(self, "_precision", value))
+    precision = property(lambda self: self._precision, lambda self, value: self._pin(value))
     compute_precision = property(lambda self: self._computes, lambda self, value: setattr(self, "_computes", value))
+
+    def _pin(self, value: Any) -> None:
+        assert self._type.name not in ("CAST", "CONSTANT", "SHAPE"), (
+            f"a layer of type {self._type.name} has a precision"
+        )
+        self._precision = value
 
     def get_output(self, index: int) -> Any:
         return self._outputs[index]
@@ -328,17 +346,26 @@ class _Parser:
         shape = graph.graph.input[0].type.tensor_type.shape
         images._shape = tuple(side.dim_value if not side.dim_param else -1 for side in shape.dim)
         network._inputs.append(images)
-        network._layers += [self._layer(node) for node in graph.graph.node]
+        for node in graph.graph.node:
+            network._layers += self._layers(node, len(network._layers))
         return True
 
-    def _layer(self, node: Any) -> Any:
-        trt = self._trt
-        kinds = {"LayerNormalization": "NORMALIZATION", "Softmax": "SOFTMAX", "MatMul": "MATRIX_MULTIPLY"}
-        kind = trt.LayerType[kinds.get(node.op_type, "SHUFFLE")]
-        layer = trt.ILayer()  # the real bindings hand out the base class whatever the layer is
-        layer._name, layer._type = node.name, kind
-        output = trt.ITensor()
-        output._dtype = trt.DataType.INT32 if node.op_type == "Shape" else trt.DataType.FLOAT
+    def _layers(self, node: Any, count: int) -> list[Any]:
+        """Layers of a node, named as TensorRT-RTX 1.7.1 names them: helpers before it, a part behind it."""
+        helpers = [("CONSTANT", f"{node.name}.weight"), ("SHUFFLE", f"ONNXTRT_Broadcast_{count}")]
+        made = [self._layer(kind, name, "") for kind, name in helpers if node.op_type in ("LayerNormalization", "Gemm")]
+        made.append(self._layer(KINDS.get(node.op_type, "SHUFFLE"), node.name, node.name))
+        if node.op_type == "Gemm":
+            made.append(self._layer("ELEMENTWISE", f"{node.name}_{count}", node.name))
+        if node.op_type == "Shape":
+            made[0]._outputs[0]._dtype = self._trt.DataType.INT32
+        return made
+
+    def _layer(self, kind: str, name: str, node: str) -> Any:
+        layer, output = self._trt.ILayer(), self._trt.ITensor()  # the base class, as the real bindings hand it out
+        layer._name, layer._node, layer._type = name, node, self._trt.LayerType[kind]
+        layer._tells = not os.environ.get("FAKE_TRT_NO_METADATA")
+        output._dtype = self._trt.DataType.FLOAT
         layer._outputs = [output]
         return layer
 
