@@ -106,6 +106,7 @@ def stop_in(stage: str, command: tuple[str, ...], recipe: Path, out: Path, *chan
     return process.wait(DEADLINE_S)
 
 
+@pytest.mark.system
 @pytest.mark.timeout(5 * DEADLINE_S)
 def test_a_process_stopped_by_sigterm_in_every_stage_ends_with_the_same_bytes(
     tmp_path: Path, small_path: Path, models: Path

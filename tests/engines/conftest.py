@@ -12,6 +12,7 @@ from devit_engines.board import Board
 from devit_engines.engine import EngineSpec
 from devit_engines.store import Store
 
+collect_ignore = ["fakes"]  # doubles of libraries, which are no tests
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 
 

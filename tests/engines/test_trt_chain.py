@@ -250,6 +250,7 @@ def test_timings_that_cannot_be_kept_cost_no_engine(jetpack62: Device, tiny: Bun
     assert any("timing" in words for words in record.warnings)
 
 
+@pytest.mark.system
 def test_the_self_test_reports_a_device(jetpack62: Device) -> None:
     outcome = run_selftest([], backend="auto", precision="fp16", settings=RunSettings(), progress=no_progress)
     assert outcome.error is None
