@@ -139,6 +139,7 @@ class EdgeAgent:
             self._feed_power()
             if self._queue:
                 self._work(self._queue.popleft())
+        self._receive()  # what has come while the last frame was worked on is given up by name too
         for work in self._queue:
             self._skip(work.message, Reason.STOPPING)
 
