@@ -161,7 +161,7 @@ def backend_of(name: str) -> Backend:
         EngineError: There is none of that name.
     """
     if name == "auto":
-        name = "tensorrt" if plan.is_installed() else "ort"
+        name = "tensorrt" if BACKENDS["tensorrt"].is_installed else "ort"
     if name not in BACKENDS:
         raise EngineError(f"back end {name}: expected one of {', '.join(CHOICES)}: choose one of these")
     return BACKENDS[name]

@@ -34,15 +34,6 @@ def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) 
     raise EngineError("expected TensorRT, found neither its Python package nor libnvinfer: run devit doctor")
 
 
-def is_installed() -> bool:
-    """Whether there is a TensorRT here."""
-    try:
-        installed_version()
-    except EngineError:
-        return False
-    return True
-
-
 def plan_version(content: bytes) -> str | None:
     """The TensorRT that built a plan, e.g. ``10.3.0.26``; None where the bytes are no plan."""
     if len(content) < _VERSION_AT + 4 or not content.startswith(_MAGIC):

@@ -4,7 +4,7 @@
 
     <store>/<key digest>/engine.json    all of the key, and how the engine was built and judged
     <store>/<key digest>/model.onnx     the engine itself, under the name that its back end gives it
-    <store>/locks/<key digest>          held by whoever builds that key
+    <store>/locks/<key digest>          there while somebody builds that key
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -207,21 +208,34 @@ class Store:
             EngineError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
+        has_waited = False
+        while True:
+            with self._lock_file(path) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not has_waited:
+                        on_wait()
+                    has_waited = True
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_at(path, file):
+                    continue  # whoever held it has removed it; the next one may lock another file by now
+                try:
+                    self._sweep(digest)
+                    yield
+                finally:
+                    with suppress(OSError):  # a file more does no harm
+                        path.unlink()
+                return
+
+    def _lock_file(self, path: Path) -> IO[bytes]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
+            return path.open("ab")
         except OSError as err:
             raise EngineError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
             ) from err
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            self._sweep(digest)
-            yield
 
     def _names(self, pattern: str) -> list[str]:
         if not self.folder.is_dir():
@@ -254,6 +268,14 @@ class Store:
         if found != record.file.sha256:
             raise EngineError(f"{path}: expected sha256 {record.file.sha256[:12]}, found {found[:12]}: {hint}")
         return content
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def default_folder() -> Path:

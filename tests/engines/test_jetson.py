@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from devit_contract.manifest import Bundle
-from devit_engines import plan
-from devit_engines.backends import RunSettings
+from devit_engines.backends import BACKENDS, RunSettings
 from devit_engines.board import detect_board
 from devit_engines.build import build_engines, load_engine
 from devit_engines.inspection import inspect_plan
@@ -23,7 +22,7 @@ SHIPPED = Path(__file__).parents[2] / "pipeline" / "devit_pipeline" / "fashion_m
 pytestmark = [
     pytest.mark.jetson,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not plan.is_installed(), reason="there is no TensorRT on this machine"),
+    pytest.mark.skipif(not BACKENDS["tensorrt"].is_installed, reason="there is no TensorRT on this machine"),
     pytest.mark.skipif(detect_board().compute_capability == "cpu", reason="this board is no Jetson that we know"),
 ]
 

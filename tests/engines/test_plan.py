@@ -11,6 +11,7 @@ import pytest
 
 from devit_contract.errors import EngineError
 from devit_engines import plan
+from devit_engines.backends import backend_of
 
 REAL_HEADER = bytes.fromhex("767472740000000002000000000000008421020000000000000107017400")[:28]
 """Of a plan that TensorRT-RTX 1.7.1.116 wrote; its magic is another, its version stands in the same place."""
@@ -60,7 +61,7 @@ def test_package_metadata_comes_before_the_library(tmp_path: Path, monkeypatch: 
         raise AssertionError(name)
 
     assert plan.installed_version(none) == "10.3.0"
-    assert plan.is_installed()
+    assert backend_of("auto").name == "tensorrt"
 
 
 def test_no_tensorrt_is_an_error_that_names_the_doctor() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -175,3 +177,22 @@ def test_the_default_place_follows_the_xdg_rules(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", "/home/someone")
     expected = "/var/cache/devit/engines" if is_used else "/home/someone/.cache/devit/engines"
     assert default_folder() == Path(expected)
+
+
+def test_of_many_that_want_one_lock_only_one_has_it_and_no_file_stays(store: Store) -> None:
+    """Whoever lets go removes the file, on which others may wait already."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(60):
+            with store.lock(KEY.digest):
+                inside.append(number)
+                os.sched_yield()
+                most.append(len(inside))
+                inside.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert (len(most), max(most)) == (480, 1)
+    assert list((store.folder / "locks").iterdir()) == []

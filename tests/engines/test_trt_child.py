@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.engines.fakes.fake_tensorrt import VERSIONS
 
 from devit_contract.errors import EngineError, InputError
 from devit_engines.trt_child import build_in_child, workspace_bytes
@@ -23,7 +24,7 @@ MIB = 1 << 20
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(params=["8.6.1", "10.3.0"])
+@pytest.fixture(params=VERSIONS)
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     found: str = request.param
     monkeypatch.setenv("PYTHONPATH", str(FAKES / "site"))
@@ -149,6 +150,7 @@ def test_unknown_memory_is_an_error_and_not_a_guess(tmp_path: Path) -> None:
         workspace_bytes(tmp_path)
 
 
+@pytest.mark.system
 def test_a_build_ends_soon_after_its_parent_was_killed(
     order: WorkerRequest, drafts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
