@@ -1,4 +1,4 @@
-"""``devit classify``, ``devit status`` and ``devit keys``: what they take and what they print."""
+"""``devit classify`` and ``devit status``: what they take and what they print."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from devit_contract.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_contract.client import Answer, Client
+    from devit_contract.messages import DeviceStatus
+
+_EVENTS_SHOWN = 8
 
 classify_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 status_app = typer.Typer(pretty_exceptions_enable=False)
-keys_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Make and list CURVE keys.")
 
 To = Annotated[
     str | None, typer.Option("--to", metavar="ENDPOINT", help="The node's client endpoint, tcp://HOST:PORT.")
@@ -49,7 +51,7 @@ def classify(
         pictures = [load_image(path, status.preprocess) for path in paths]
         results = []
         for path, answer in zip(paths, client.stream(pictures, in_flight=in_flight), strict=True):
-            results.append(_result(path, answer, status.labels))
+            results.append(_result(path, answer))
             progress("classify", len(results), len(paths))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
@@ -77,46 +79,28 @@ def status(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return
-    rows = [
-        [device.name, str(device.submodel), device.state, str(device.answered), str(device.missing), str(device.late)]
-        for device in found.devices
-    ]
     frames = ", ".join(f"{count} {state}" for state, count in sorted(found.frames.items())) or "none"
-    title = f"{found.bundle}: deadline {found.deadline_ms:g} ms, frames ended: {frames}"
-    print_table(title, ["device", "submodel", "state", "answered", "missing", "late"], rows, numbers=(1, 3, 4, 5))
+    title = f"{found.bundle}: deadline {found.deadline_ms:g} ms, k_min {found.k_min}, frames ended: {frames}"
+    header = ["device", "submodel", "state", "in flight", "seen, s ago", "missed", "round trip, ms", "engine"]
+    print_table(title, header, [_device_row(device) for device in found.devices], numbers=(1, 4, 5, 6))
+    for event in found.events[:_EVENTS_SHOWN]:
+        typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
 
 
-@keys_app.command()
-def new(
-    name: Annotated[str, typer.Argument(help="Name of the device, node or client that will own the key.")],
-    folder: Annotated[Path, typer.Option("--dir", help="Folder for NAME.key and NAME.key_secret.")] = Path("keys"),
-) -> None:
-    """Make a key pair and print its public half for fleet.toml."""
-    from devit_contract.keys import new_keys
-
-    pair = new_keys(folder, name)
-    typer.echo(f"{pair.public.decode()}")
-    typer.echo(f"secret half: {folder / name}.key_secret (mode 0600): only {name} itself may have it", err=True)
-
-
-@keys_app.command("list")
-def list_keys(
-    folder: Annotated[Path, typer.Option("--dir", help="Folder with keys.")] = Path("keys"),
-    as_json: Json = False,
-) -> None:
-    """List the public keys in a folder."""
-    import json
-
-    from devit_contract.errors import InputError
-    from devit_contract.keys import check_key
-
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder with keys, found none: make a key with devit keys new")
-    found = {path.stem: check_key(path.read_bytes().strip(), str(path)).decode() for path in folder.glob("*.key")}
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, sort_keys=True))
-    else:
-        print_table("", ["name", "public key"], [[name, found[name]] for name in sorted(found)])
+def _device_row(device: DeviceStatus) -> list[str]:
+    missed = sum(device.missing.values())
+    wished = missed + device.answered
+    middle_s = device.round_trip.quantile_s(0.5) if device.round_trip is not None else None
+    return [
+        device.name,
+        str(device.submodel),
+        device.state,
+        f"{device.in_flight} of {device.credit}",
+        "never" if device.last_seen_s is None else f"{device.last_seen_s:.1f}",
+        f"{missed / wished:.1%}" if wished else "-",
+        "-" if middle_s is None else f"{middle_s * 1000:.1f}",
+        device.engine or "-",
+    ]
 
 
 def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: str) -> Client:
@@ -163,19 +147,19 @@ def _picture_paths(names: list[str]) -> Iterator[Path]:
             yield path
 
 
-def _result(path: Path, answer: Answer, labels: tuple[str, ...]) -> dict[str, object]:
+def _result(path: Path, answer: Answer) -> dict[str, object]:
     probabilities = answer.probabilities()
-    best = int(probabilities.argmax())
     return {
         "image": str(path),
-        "label": labels[best],
-        "probability": float(probabilities[best]),
-        "probabilities": {label: float(value) for label, value in zip(labels, probabilities, strict=True)},
+        "label": answer.label,
+        "probability": float(probabilities.max()),
+        "probabilities": {label: float(value) for label, value in zip(answer.labels, probabilities, strict=True)},
         "state": answer.state.name.lower(),
         "mask": answer.mask,
         "missing": answer.missing,
         "latency_ms": answer.latency_s * 1000,
-        "wait_ms": answer.wait_us / 1000,
+        "client_ms": answer.client_us / 1000,
+        "dispatch_ms": answer.wait_us / 1000,
         "collect_ms": answer.collect_us / 1000,
         "fuse_ms": answer.fuse_us / 1000,
         "devices": {
@@ -183,8 +167,10 @@ def _result(path: Path, answer: Answer, labels: tuple[str, ...]) -> dict[str, ob
                 "network_ms": timing.network_us / 1000,
                 "queue_ms": timing.queue_us / 1000,
                 "decode_ms": timing.decode_us / 1000,
-                "inference_ms": timing.inference_us / 1000,
+                "engine_ms": timing.inference_us / 1000,
                 "arrival_ms": timing.arrival_us / 1000,
+                "wait_ms": max(0, answer.collect_us - timing.arrival_us) / 1000,
+                "capture_age_ms": timing.capture_age_us / 1000,
             }
             for timing in answer.devices
         },

@@ -1,29 +1,34 @@
-"""The client: asks the fusion node, one image after the other or several in flight, and drives agents' sensors."""
+"""The client: asks the fusion node, one image after the other or several in flight, and drives agents' sensors.
+
+What is under way when the link or the node is lost is sent again, under its own number, as soon as the link is back;
+whichever answer comes first counts, so that every request ends once: with an answer, or with an error when its time is
+over.
+"""
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import zmq
 
-from devit_contract.errors import InputError, LinkError, WireError
+from devit_contract.answer import Answer
+from devit_contract.errors import DevitError, InputError, LinkError, WireError
 from devit_contract.fleet import Fleet
-from devit_contract.head import Float32Array
 from devit_contract.keys import KeyPair
 from devit_contract.messages import (
     AnswerBody,
     Control,
     ControlReply,
     Description,
-    DeviceTiming,
     Mark,
     NodeStatus,
     Refused,
@@ -37,50 +42,37 @@ from devit_contract.wire import (
     Dtype,
     Kind,
     Message,
-    State,
     array_payload,
     pack,
     unpack,
 )
 
-Picture = npt.NDArray[np.uint8] | bytes
-"""An image as the graph takes it, uint8 ``(H, W, C)``, or the bytes of a picture file for the agents to decode."""
+T = TypeVar("T")
+
+__all__ = ["Answer", "Client", "Picture"]
+
+Picture = npt.NDArray[np.uint8] | bytes | None
+"""An image as the graph takes it, uint8 ``(H, W, C)``; the bytes of a picture file for the agents to decode; ``None``:
+every agent takes the image of its own source."""
 
 _REFUSALS = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
 )
+_PATIENCE = 3
+"""Handshakes that may fail before the first that does not: a node that stops in the midst of one is no refusal."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One classified image."""
+@dataclass
+class _Open:
+    """What has been asked and not been answered."""
 
-    state: State
-    mask: int
-    """Bit i is set where device i's feature is in the answer."""
-    logits: Float32Array | None
-    """Shape ``(K,)``; ``None`` where the frame failed."""
-    latency_s: float
-    """From the request to its answer, on the client's clock."""
-    devices: tuple[DeviceTiming, ...]
-    missing: dict[int, str]
-    wait_us: int
-    collect_us: int
-    fuse_us: int
-
-    def probabilities(self) -> Float32Array:
-        """Softmax of the logits, shape ``(K,)``.
-
-        Raises:
-            LinkError: The frame failed, so there are none.
-        """
-        if self.logits is None:
-            reasons = ", ".join(f"device {device}: {why}" for device, why in sorted(self.missing.items()))
-            raise LinkError(f"expected an answer, found a failed frame ({reasons}): see devit status")
-        shifted = np.exp(self.logits - self.logits.max())
-        return np.asarray(shifted / shifted.sum(), np.float32)
+    data: bytes
+    sent_s: float
+    """On ``time.perf_counter``, for the latency."""
+    end_s: float
+    """On ``time.monotonic``: when it is given up."""
 
 
 class Client:
@@ -108,13 +100,21 @@ class Client:
             keys=keys,
             node_key=node_key,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
-            events=_REFUSALS,
+            events=_REFUSALS | zmq.EVENT_HANDSHAKE_SUCCEEDED,
         )
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor.socket, zmq.POLLIN)
         self._run_id = secrets.randbits(64)
         self._next_id = 1
-        self._sent_s: dict[int, float] = {}
-        self._answers: dict[int, Answer] = {}
-        self._replies: dict[int, ControlReply] = {}
+        self._links = 0
+        self._failed_handshakes = 0
+        self._labels: tuple[str, ...] = ()
+        self._open: dict[int, _Open] = {}  # by rising number, so also by rising end
+        self._unsent: deque[int] = deque()
+        self._answers: dict[int, Answer | DevitError] = {}
+        self._questions: set[int] = set()
+        self._replies: dict[int, ControlReply | DevitError] = {}
         self._telemetry: list[Telemetry] = []
 
     @classmethod
@@ -169,42 +169,89 @@ class Client:
             LinkError: Nobody answers, or the node refuses this client.
             InputError: The node refuses an image.
         """
+        if not self._labels:
+            self.status()
         waiting: deque[int] = deque()
         for picture in pictures:
-            waiting.append(self._request(picture, mask))
+            waiting.append(self.submit(picture, mask=mask))
             while len(waiting) >= in_flight:
-                yield self._wait_answer(waiting.popleft())
+                yield self._wait(waiting.popleft(), self._answers)
         while waiting:
-            yield self._wait_answer(waiting.popleft())
+            yield self._wait(waiting.popleft(), self._answers)
+
+    def submit(self, picture: Picture, *, mask: int = 0) -> int:
+        """Ask for one image without waiting; its answer comes by :meth:`collect`, under the number returned.
+
+        Raises:
+            InputError: The image is too large for any node.
+            WireError: Its type does not travel.
+        """
+        dims: tuple[int, ...] = ()
+        dtype, payload = Dtype.NONE, memoryview(b"")
+        if isinstance(picture, bytes):
+            dtype, payload = Dtype.ENCODED, memoryview(picture)
+        elif picture is not None:
+            dtype, dims, payload = array_payload(picture)
+        if len(payload) > MAX_IMAGE_MESSAGE_BYTES - 1024:
+            raise InputError(f"image: expected at most {MAX_IMAGE_MESSAGE_BYTES - 1024} bytes, found {len(payload)}")
+        number = self._take_number()
+        return self._ask(Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=self._run_id, frame_id=number))
+
+    def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
+        """Take what has been answered to :meth:`submit`, waiting for at least one where there is none.
+
+        Every number comes back once: with its answer, or with the error that ended it (refused, or its time is over).
+
+        Args:
+            timeout_s: How long to wait at most; the list is empty then.
+            wake: A file descriptor that ends the wait when it becomes readable.
+
+        Raises:
+            LinkError: The node refuses this client.
+        """
+        end_s = time.monotonic() + timeout_s
+        self._pump(0.0)
+        if wake is not None:
+            self._poller.register(wake, zmq.POLLIN)
+        try:
+            is_woken = False
+            while not self._answers and not is_woken and (left_s := end_s - time.monotonic()) > 0:
+                is_woken = self._pump(left_s, wake)
+        finally:
+            if wake is not None:
+                self._poller.unregister(wake)
+        taken, self._answers = self._answers, {}
+        return list(taken.items())
 
     def status(self) -> NodeStatus:
         """Ask the node for its state and its devices'."""
-        reply = self._ask(Control("status"))
+        reply = self._question(Control("status"))
         if reply.status is None:
             raise LinkError(f"{self.endpoint}: expected a status, found another answer: is the node of this version?")
+        self._labels = reply.status.labels
         return reply.status
 
     def describe(self, device: str) -> Description:
         """Ask an agent what it runs on."""
-        reply = self._ask(Control("describe", device))
+        reply = self._question(Control("describe", device))
         if reply.description is None:
             raise LinkError(f"{device}: expected a description, found another answer: is the agent of this version?")
         return reply.description
 
     def mark(self, device: str) -> Mark:
         """Ask an agent for its clock and its counters, at this moment."""
-        reply = self._ask(Control("mark", device))
+        reply = self._question(Control("mark", device))
         if reply.mark is None:
             raise LinkError(f"{device}: expected a mark, found another answer: is the agent of this version?")
         return reply.mark
 
     def start_sampling(self, device: str, interval_ms: int) -> None:
         """Have an agent sample power; lines come by :meth:`take_telemetry`."""
-        self._ask(Control("sample-start", device, interval_ms))
+        self._question(Control("sample-start", device, interval_ms))
 
     def stop_sampling(self, device: str) -> None:
         """Have an agent stop sampling."""
-        self._ask(Control("sample-stop", device))
+        self._question(Control("sample-stop", device))
 
     def take_telemetry(self) -> list[Telemetry]:
         """Hand out the power samples that have come so far, oldest first, and forget them."""
@@ -218,106 +265,121 @@ class Client:
         while (left_s := end_s - time.monotonic()) > 0:
             self._pump(left_s)
 
-    def _request(self, picture: Picture, mask: int) -> int:
-        dims: tuple[int, ...] = ()
-        if isinstance(picture, bytes):
-            dtype, payload = Dtype.ENCODED, memoryview(picture)
-        else:
-            dtype, dims, payload = array_payload(picture)
-        if len(payload) > MAX_IMAGE_MESSAGE_BYTES - 1024:
-            raise InputError(f"image: expected at most {MAX_IMAGE_MESSAGE_BYTES - 1024} bytes, found {len(payload)}")
+    def _question(self, control: Control) -> ControlReply:
         number = self._take_number()
-        # Before sending: a client that is preempted behind it would count too little.
-        self._sent_s[number] = time.perf_counter()
-        self._send(Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=self._run_id, frame_id=number))
-        return number
-
-    def _ask(self, control: Control) -> ControlReply:
-        number = self._take_number()
-        self._send(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number))
-        end_s = time.monotonic() + self.timeout_s
-        while number not in self._replies:
-            self._pump_until(end_s)
-        reply = self._replies.pop(number)
+        self._questions.add(number)
+        self._ask(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number))
+        try:
+            reply = self._wait(number, self._replies)
+        finally:
+            self._questions.discard(number)
         if reply.error:
             raise LinkError(reply.error)
         return reply
 
-    def _wait_answer(self, number: int) -> Answer:
-        end_s = time.monotonic() + self.timeout_s
-        while number not in self._answers:
-            self._pump_until(end_s)
-        return self._answers.pop(number)
+    def _wait(self, number: int, results: dict[int, T | DevitError]) -> T:
+        while number not in results:
+            self._pump(self.timeout_s)
+        result = results.pop(number)
+        if isinstance(result, DevitError):
+            raise result
+        return result
 
     def _take_number(self) -> int:
         self._next_id += 1
         return self._next_id - 1
 
-    def _send(self, message: Message) -> None:
+    def _ask(self, message: Message) -> int:
         data = pack(message)
-        end_s = time.monotonic() + self.timeout_s
-        while True:
-            try:
-                self._socket.send(data, zmq.NOBLOCK)
-            except zmq.Again:
-                # No link yet, or its buffer is full: go on receiving, which empties it.
-                self._pump_until(end_s, zmq.POLLIN | zmq.POLLOUT)
-            else:
-                return
+        number = message.frame_id
+        # Before sending: a client that is preempted behind it would count too little.
+        self._open[number] = _Open(data, time.perf_counter(), time.monotonic() + self.timeout_s)
+        self._unsent.append(number)
+        self._flush()
+        return number
 
-    def _pump_until(self, end_s: float, events: int = zmq.POLLIN) -> None:
-        left_s = end_s - time.monotonic()
-        if left_s <= 0:
-            raise LinkError(
-                f"{self.endpoint}: expected an answer within {self.timeout_s:g} s, found none: "
-                "check that fusion-node runs there"
-            )
-        self._pump(left_s, events)
+    def _flush(self) -> None:
+        """Send what waits, as far as the link takes it; without one it takes nothing."""
+        while self._unsent:
+            request = self._open.get(self._unsent[0])
+            if request is not None:
+                try:
+                    self._socket.send(request.data, zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+            self._unsent.popleft()
+        self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
 
-    def _pump(self, timeout_s: float, events: int = zmq.POLLIN) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, events)
-        poller.register(self._monitor.socket, zmq.POLLIN)
-        poller.poll(max(0, round(timeout_s * 1000)))
-        if self._monitor.read():
-            raise LinkError(
-                f"{self.endpoint}: expected the node to accept this client, found that the handshake failed: check "
-                "the client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
-            )
+    def _pump(self, timeout_s: float, wake: int | None = None) -> bool:
+        """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
+        if self._open:
+            timeout_s = min(timeout_s, next(iter(self._open.values())).end_s - time.monotonic())
+        ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
+        if self._monitor.socket in ready:
+            self._watch_link()
+        if self._unsent:
+            self._flush()
         while True:
             try:
                 data = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                break
             try:
                 self._take(unpack(data))
             except WireError as err:
                 raise LinkError(f"{self.endpoint}: expected a message of this protocol: {err}") from err
+        self._expire()
+        return wake in ready
+
+    def _watch_link(self) -> None:
+        for event in self._monitor.read():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._links += 1
+                if self._links > 1:
+                    # Whatever was on its way when the last link ended, either way, is lost.
+                    self._unsent = deque(self._open)
+            else:
+                self._failed_handshakes += 1
+                is_outright = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL  # libzmq never tries again
+                if not self._links and (is_outright or self._failed_handshakes >= _PATIENCE):
+                    raise LinkError(
+                        f"{self.endpoint}: expected the node to accept this client, found that the handshake failed: "
+                        "check the client's entry in the node's fleet.toml, the node's public_key, and that the node "
+                        "is not hung"
+                    )
+
+    def _expire(self) -> None:
+        now_s = time.monotonic()
+        while self._open:
+            number, request = next(iter(self._open.items()))
+            if request.end_s > now_s:
+                return
+            self._end(
+                number,
+                LinkError(
+                    f"{self.endpoint}: expected an answer within {self.timeout_s:g} s, found none: "
+                    "check that fusion-node runs there"
+                ),
+            )
+
+    def _end(self, number: int, result: Answer | DevitError) -> None:
+        del self._open[number]
+        if number not in self._questions:
+            self._answers[number] = result
+        elif isinstance(result, DevitError):
+            self._replies[number] = result
 
     def _take(self, message: Message) -> None:
+        number = message.frame_id
         if message.kind is Kind.TELEMETRY:
             self._telemetry.append(read_body(message, Telemetry))
-        elif message.run_id != self._run_id:
-            return  # an answer to an earlier client under the same route
-        elif message.kind is Kind.CONTROL:
-            self._replies[message.frame_id] = read_body(message, ControlReply)
-        elif message.kind is Kind.ANSWER and message.frame_id in self._sent_s:
-            latency_s = time.perf_counter() - self._sent_s.pop(message.frame_id)
-            self._answers[message.frame_id] = _answer(message, read_body(message, AnswerBody), latency_s)
+        elif message.run_id != self._run_id or number not in self._open:
+            return  # an answer to an earlier client under the same route, or a second one to a request sent twice
+        elif message.kind is Kind.CONTROL and number in self._questions:
+            del self._open[number]
+            self._replies[number] = read_body(message, ControlReply)
+        elif message.kind is Kind.ANSWER:
+            latency_s = time.perf_counter() - self._open[number].sent_s
+            self._end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
         elif message.kind is Kind.REFUSED:
-            raise InputError(read_body(message, Refused).text)
-
-
-def _answer(message: Message, content: AnswerBody, latency_s: float) -> Answer:
-    logits: npt.NDArray[Any] | None = np.frombuffer(content.logits, "<f4") if content.logits else None
-    return Answer(
-        state=message.state,
-        mask=message.mask,
-        logits=logits,
-        latency_s=latency_s,
-        devices=content.devices,
-        missing=content.missing,
-        wait_us=content.wait_us,
-        collect_us=content.collect_us,
-        fuse_us=content.fuse_us,
-    )
+            self._end(number, InputError(read_body(message, Refused).text))

@@ -38,6 +38,8 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Frames in flight per device."""
     queue: int = 64
     """Requests that may wait for a free device; one more is refused at once."""
+    feature_dtype: str = "float32"
+    """What features travel as: ``float16`` halves their bytes, and rounds them."""
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +113,13 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets it read them where they lie."""
     tegrastats: tuple[str, ...] = ("tegrastats",)
     """Command that samples power, ``--interval MS`` is added; empty where the device has no sensor."""
+    source: str = ""
+    """Where the device's own images come from: ``folder:DIR``, ``gst:PIPELINE``; empty where the node sends them."""
+    free_running: bool = False
+    """With ``source``: work on every new image as it comes, and answer a trigger with the newest feature, instead of
+    starting on the newest image when the trigger comes."""
+    allowed_signers: str = ""
+    """File of OpenSSH's allowed signers; with it, a bundle that is unsigned, or older than one seen, is refused."""
     root: str = "/"
     """Where /proc and /etc are looked for; another folder describes a simulated board."""
 
@@ -170,7 +179,7 @@ def load_agent_config(path: Path) -> AgentConfig:
         raise InputError(f"{path}: threads: expected at least 1, found {config.threads}")
     changes = {
         field: str(path.parent.absolute() / Path(value).expanduser())
-        for field in ("bundle", "store", "secret_key", "root")
+        for field in ("bundle", "store", "secret_key", "allowed_signers", "root")
         if (value := getattr(config, field))
     }
     return msgspec.structs.replace(config, **changes)
@@ -211,6 +220,11 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
         ("credit", serving.credit, 1, 16),
         ("queue", serving.queue, 0, 4096),
     )
+    if serving.feature_dtype not in ("float32", "float16"):
+        raise ManifestError(
+            f"{path}: field serving.feature_dtype: expected float32 or float16, found {serving.feature_dtype!r}: "
+            f"{_FLEET_HINT}"
+        )
     for field, value, low, high in checks:
         if not low <= value <= high:
             raise ManifestError(

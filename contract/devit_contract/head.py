@@ -29,6 +29,8 @@ Float64Array = npt.NDArray[np.float64]
 RIDGE = 1e-4
 """r above, as a share of the mean feature variance: keeps the inverse defined where features are collinear."""
 
+_MAX_PREPARED = 10
+_MAX_KEPT = 1024
 _HINT = "make the bundle again with devit export"
 
 
@@ -82,6 +84,10 @@ class FusionHead:
 
     def subset(self, mask: int) -> SubsetHead:
         """Compute the head for the devices whose bits are set in ``mask`` (at least one)."""
+        if mask == self.everyone:
+            classes = len(self.bias)
+            nothing = np.zeros((classes, classes), np.float32)
+            return SubsetHead(self.weight.astype(np.float32), self.bias.astype(np.float32), nothing)
         present, missing = columns_of(self.dims, mask)
         weight_missing = self.weight[:, missing]
         predict = prediction(self.statistics.covariance, present, missing)
@@ -129,12 +135,17 @@ class FusionHead:
 
 
 class Fusion:
-    """All ``2^N - 1`` subset heads, ready to be used frame by frame."""
+    """The heads of subsets, ready to be used frame by frame.
+
+    Up to ten devices, all ``2^N - 1`` are computed at start. Larger cells compute the full one, and each other one when
+    it is first needed, which holds that frame up; the latest thousand are kept.
+    """
 
     def __init__(self, head: FusionHead) -> None:
-        """Compute every subset's matrix once."""
+        """Compute the matrices once."""
         self.head = head
-        self._subsets = {mask: head.subset(mask) for mask in range(1, head.everyone + 1)}
+        prepared = range(1, head.everyone + 1) if len(head.dims) <= _MAX_PREPARED else (head.everyone,)
+        self._subsets = {mask: head.subset(mask) for mask in prepared}
 
     def logits(self, features: Mapping[int, Float32Array]) -> Float32Array:
         """Fuse one frame.
@@ -146,7 +157,7 @@ class Fusion:
             Logits, shape ``(K,)``.
         """
         devices = sorted(features)
-        subset = self._subsets[mask_of(devices)]
+        subset = self._subset(mask_of(devices))
         joined = np.concatenate([features[device] for device in devices])
         return np.asarray(subset.weight @ joined + subset.bias, np.float32)
 
@@ -161,8 +172,17 @@ class Fusion:
             Logits, shape ``(n, K)``.
         """
         present, _ = columns_of(self.head.dims, mask)
-        subset = self._subsets[mask]
+        subset = self._subset(mask)
         return np.asarray(features[:, present] @ subset.weight.T + subset.bias, np.float32)
+
+    def _subset(self, mask: int) -> SubsetHead:
+        found = self._subsets.get(mask)
+        if found is None:
+            if len(self._subsets) >= _MAX_KEPT:
+                oldest = next(other for other in self._subsets if other != self.head.everyone)
+                del self._subsets[oldest]
+            found = self._subsets[mask] = self.head.subset(mask)
+        return found
 
 
 def mask_of(devices: list[int]) -> int:

@@ -28,8 +28,8 @@ FILE_NAME = "manifest.json"
 ROLES = ("submodel", "baseline", "fusion", "golden")
 RUNGS = ("fp16", "fp16-attn32", "fp32")
 """Precision rungs from fast to exact: every LayerNorm in FP32; every attention too; everything."""
-MAX_SUBMODELS = 10
-"""The node keeps a matrix for each of the 2^N - 1 subsets of devices."""
+MAX_SUBMODELS = 64
+"""As many devices as a message's mask has bits."""
 _HINT = "make the bundle again with devit export"
 
 

@@ -78,25 +78,73 @@ class Mark(msgspec.Struct, frozen=True):
     """Time spent in the engine since start."""
 
 
+class Histogram(msgspec.Struct, frozen=True):
+    """How long something took, counted since start."""
+
+    bounds_s: tuple[float, ...]
+    """Upper bounds of the buckets, rising; one more bucket takes what is longer."""
+    counts: tuple[int, ...]
+    """How many fell into each bucket, not added up; one more than bounds."""
+    sum_s: float
+
+    def quantile_s(self, share: float) -> float | None:
+        """Estimate a quantile by a straight line within its bucket; ``None`` where nothing was counted.
+
+        What lies beyond the last bound is taken for twice that bound at most.
+        """
+        wanted, below, lower_s = share * sum(self.counts), 0, 0.0
+        for count, upper_s in zip(self.counts, (*self.bounds_s, 2 * self.bounds_s[-1]), strict=True):
+            if count and below + count >= wanted:
+                return lower_s + (upper_s - lower_s) * max(0.0, wanted - below) / count
+            below += count
+            lower_s = upper_s
+        return None
+
+
+class Happening(msgspec.Struct, frozen=True):
+    """Something that a node noticed, for people."""
+
+    age_s: float
+    """Seconds ago."""
+    device: str
+    """Empty where it concerns no single device."""
+    text: str
+
+
 class DeviceStatus(msgspec.Struct, frozen=True):
-    """What the node knows of one device."""
+    """What the node knows of one device; counters run since the node's start."""
 
     name: str
     submodel: int
     state: str
-    """``absent`` (no link), ``ready``, ``stalled`` (link up, but an answer is overdue)."""
+    """``absent`` (no link), ``ready``, ``stalled`` (an answer is overdue), ``suspended`` (misses deadline after
+    deadline, tried once a second), ``leaving`` (shuts down)."""
     engine: str = ""
+    engine_revision: int = 0
+    credit: int = 0
+    """Frames it may have in flight."""
     in_flight: int = 0
+    last_seen_s: float | None = None
+    """Seconds since its last message; ``None`` where none ever came."""
+    links: int = 0
+    """How often it was accepted."""
+    asked: int = 0
+    """Frames sent to it."""
     answered: int = 0
     late: int = 0
-    missing: int = 0
-    """Frames that ended without its feature."""
+    missing: dict[str, int] = {}
+    """Frames that ended without its feature though it was wished for, by cause."""
     rejected: dict[str, int] = {}
     """Messages of it that were not used, by reason."""
+    round_trip: Histogram | None = None
+    """From dispatch to its feature's arrival."""
+    inference: Histogram | None = None
+    queue: Histogram | None = None
+    """From reading a frame to starting on it."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """What the node says of itself and of its devices."""
+    """What the node says of itself and of its devices; counters run since its start."""
 
     bundle: str
     labels: tuple[str, ...]
@@ -104,13 +152,26 @@ class NodeStatus(msgspec.Struct, frozen=True):
     preprocess: Preprocess
     """How a picture file becomes an image of that shape."""
     frames: dict[str, int]
-    """Frames ended so far, by state."""
+    """Frames ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
     devices: tuple[DeviceStatus, ...]
     k_min: int
     deadline_ms: float
     wire_bytes: dict[str, int]
-    """Bytes so far, headers included: ``devices_in`` and ``clients_in`` of every message, ``devices_out`` of frames,
+    """Headers included: ``devices_in`` and ``clients_in`` of every message, ``devices_out`` of frames,
     ``clients_out`` of answers."""
+    software: str = ""
+    """Version of this package at the node."""
+    uptime_s: float = 0.0
+    open_frames: int = 0
+    waiting_requests: int = 0
+    frame_time: Histogram | None = None
+    """From a request's arrival at the node to its answer."""
+    refused_handshakes: int = 0
+    """Connections without a key that is let in."""
+    strangers: int = 0
+    """Messages that came under a name which is not the sender's."""
+    events: tuple[Happening, ...] = ()
+    """The latest ones, newest first."""
 
 
 class ControlReply(msgspec.Struct, frozen=True):
@@ -150,6 +211,8 @@ class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
     inference_us: int
     arrival_us: int
     """From the frame's dispatch to its feature's arrival at the node."""
+    capture_age_us: int = 0
+    """With the device's own source: from capture to the start of the engine."""
 
 
 class AnswerBody(msgspec.Struct, frozen=True):

@@ -39,6 +39,8 @@ _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
 _HANDSHAKE_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _CURVE_OVERHEAD_BYTES = 64
+_TCP_ESTABLISHED = 1
+"""First byte of the kernel's ``struct tcp_info``."""
 
 
 @contextmanager
@@ -219,6 +221,14 @@ class Connection:
         with suppress(OSError), _copy_of(descriptor) as copy:
             return cls(descriptor, copy.getpeername())
         return None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether both ends have it open, as far as this machine knows."""
+        with suppress(OSError), _copy_of(self.descriptor) as copy:
+            state: int = copy.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, 1)[0]
+            return copy.getpeername() == self.peer and state == _TCP_ESTABLISHED
+        return False
 
     def cut(self) -> None:
         """End this connection alone; its peer notices, and connects again if it wants to."""

@@ -6,27 +6,28 @@ A message is one ZeroMQ frame: a fixed header, then the payload. All numbers are
 offset type  field             meaning
 ====== ===== ================= ==============================================================================
 0      4s    magic             ``DVT1``; another first version number is another protocol
-4      u8    minor             0; a higher one may add fields behind byte 96, told by ``header_bytes``
+4      u8    minor             0; a higher one may add fields behind byte 104, told by ``header_bytes``
 5      u8    kind              see :class:`Kind`
-6      u16   header_bytes      where the payload starts: 96, or more from a newer sender
+6      u16   header_bytes      where the payload starts: 104, or more from a newer sender
 8      u8    dtype             see :class:`Dtype`
 9      u8    ndim              how many of the four dimensions count, 0 to 4
 10     u16   device            device index; 65535 where the message concerns none
 12     4u32  dims              shape of the payload, unused ones 0
 28     u32   engine_revision   engine that made a feature; 0 elsewhere
-32     u32   mask              devices: wished for (REQUEST, 0 = all), present (ANSWER)
-36     u16   state             see :class:`State` (ANSWER)
-38     u16   reason            see :class:`Reason` (SKIP, REFUSED)
-40     u64   run_id            random at start of the fusion node (of the client, in REQUEST and ANSWER)
-48     u64   frame_id          rises by one a frame in a run; the client's request number in REQUEST and ANSWER
-56     u64   boot_id           random at start of the agent
-64     u64   dispatch_ns       fusion node's monotonic clock at dispatch, echoed unchanged
-72     u32   deadline_us       time left for the work when it was sent; 0 = the receiver's default
-76     u32   queue_us          agent: from reading the frame to starting on it
-80     u32   decode_us         agent: decoding and resizing
-84     u32   inference_us      agent: engine
-88     u32   payload_bytes     length of the payload
-92     u32   crc32             CRC-32 of the payload followed by bytes 0 to 91
+32     u64   mask              devices: wished for (REQUEST, 0 = all), present (ANSWER)
+40     u16   state             see :class:`State` (ANSWER)
+42     u16   reason            see :class:`Reason` (SKIP, REFUSED)
+44     u64   run_id            random at start of the fusion node (of the client, in REQUEST and ANSWER)
+52     u64   frame_id          rises by one a frame in a run; the client's request number in REQUEST and ANSWER
+60     u64   boot_id           random at start of the agent
+68     u64   dispatch_ns       fusion node's monotonic clock at dispatch, echoed unchanged
+76     u32   deadline_us       time left for the work when it was sent; 0 = the receiver's default
+80     u32   queue_us          agent: from reading the frame to starting on it
+84     u32   decode_us         agent: decoding and resizing
+88     u32   inference_us      agent: engine
+92     u32   capture_age_us    agent: from its own source's capture to the start of the engine; 0 for images sent to it
+96     u32   payload_bytes     length of the payload
+100    u32   crc32             CRC-32 of the payload followed by bytes 0 to 99
 ====== ===== ================= ==============================================================================
 
 Payload by dtype: ``NONE`` has none; ``UINT8``, ``FLOAT16`` and ``FLOAT32`` are C-ordered arrays of shape ``dims``,
@@ -48,9 +49,11 @@ import numpy.typing as npt
 
 from devit_contract.errors import WireError
 
-HEADER = struct.Struct("<4sBBHBBH4IIIHHQQQQIIIIII")
+HEADER = struct.Struct("<4sBBHBBH4IIQHHQQQQIIIIIII")
 MAGIC = b"DVT1"
 NO_DEVICE = 0xFFFF
+MAX_DEVICES = 64
+"""As many as the mask has bits."""
 MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 """What an agent may send in one message."""
 MAX_IMAGE_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -85,6 +88,8 @@ class Kind(enum.IntEnum):
     """Client to node: classify an image."""
     ANSWER = 11
     """Node to client: the answer."""
+    LEAVE = 12
+    """Agent to node: no more frames, I work off what I have; node to agent: there will be none."""
 
 
 class Dtype(enum.IntEnum):
@@ -170,6 +175,7 @@ class Message:
     queue_us: int = 0
     decode_us: int = 0
     inference_us: int = 0
+    capture_age_us: int = 0
 
     def array(self) -> npt.NDArray[Any]:
         """View the payload as an array of shape ``dims``, read-only, without a copy.
@@ -226,6 +232,7 @@ def pack(message: Message, shared_crc32: int | None = None) -> bytes:
         message.queue_us,
         message.decode_us,
         message.inference_us,
+        message.capture_age_us,
         len(message.payload),
         0,
     )[:_CRC_OFFSET]
@@ -266,7 +273,7 @@ def unpack(data: bytes | memoryview) -> Message:
     found = zlib.crc32(view[HEADER.size : header_bytes], zlib.crc32(view[:_CRC_OFFSET], zlib.crc32(payload)))
     if found != crc32:
         raise WireError("crc", f"{kind.name}: expected checksum {crc32:08x}, found {found:08x}")
-    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *fields[15:23])
+    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *fields[15:24])
 
 
 def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], payload_bytes: int) -> None:

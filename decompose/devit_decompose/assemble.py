@@ -14,7 +14,7 @@ import torch
 from devit_contract.errors import InputError
 from devit_contract.files import check_replaceable, write_json
 from devit_contract.head import Float32Array
-from devit_contract.manifest import MAX_SUBMODELS, Preprocess
+from devit_contract.manifest import Preprocess
 from devit_contract.progress import Progress
 from devit_decompose import decomposition as written
 from devit_decompose.assembly import FILE_NAME, SCHEMA, Assembly, BackboneRecord, HeadRecord, data_recipe, load_as
@@ -23,6 +23,7 @@ from devit_decompose.decomposition import Decomposition, StageRecord
 from devit_decompose.features import FeatureCache, weights_digest
 from devit_decompose.logistic import fit_logistic
 from devit_decompose.model import Model, ModelConfig
+from devit_decompose.recipe import MAX_TRAINED
 from devit_decompose.ridge import STRENGTHS, Fitted, LinearHead, Parts, Ridge, columns_of_parts, moments_of
 from devit_decompose.timm_models import import_timm, timm_config
 from devit_decompose.weights import initial_weights
@@ -123,8 +124,8 @@ def check_backbones(order: Order) -> list[ModelConfig]:
         InputError: A name is unknown or not a plain ViT or DeiT, there are too many, or sizes or files do not fit.
     """
     count = len(order.models)
-    if not 1 <= count <= MAX_SUBMODELS:
-        raise InputError(f"--models: expected 1 to {MAX_SUBMODELS} names, found {count}")
+    if not 1 <= count <= MAX_TRAINED:
+        raise InputError(f"--models: expected 1 to {MAX_TRAINED} names, found {count}")
     if len(order.weights) not in (0, count):
         raise InputError(f"--weights: expected {count} files, one for each model, found {len(order.weights)}")
     configs = [_config(name, order.size) for name in order.models]

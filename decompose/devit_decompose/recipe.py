@@ -7,11 +7,12 @@ from typing import Any, Literal
 import msgspec
 
 from devit_contract.errors import InputError
-from devit_contract.manifest import MAX_SUBMODELS
 from devit_decompose.model import PRESETS, ModelConfig, StemLayer, uniform_config
 
 SCHEMA = 2
 HINT = "see examples/fashion-mnist.toml"
+MAX_TRAINED = 10
+"""Submodels: every subset of them, 2^N - 1, is measured at the end."""
 
 
 class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -324,7 +325,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Refuse what does not fit together, before anything is trained."""
         classes = self.data.class_count
-        _check("submodels", self.submodels, 1, min(MAX_SUBMODELS, classes))
+        _check("submodels", self.submodels, 1, min(MAX_TRAINED, classes))
         _check("threads", self.threads, 1, 1024)
         is_pruned_teacher = self.shrink is not None and self.shrink.source == "teacher"
         allowed = (0,) if is_pruned_teacher else (1, self.submodels)

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 
 from devit_contract.fleet import Serving
 from devit_contract.head import Fusion
+from devit_contract.journal import Priority
 from devit_contract.messages import AnswerBody, DeviceStatus, body
 from devit_contract.wire import Dtype, Kind, Message, State, payload_crc32
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import Came, DevicePort, Skipped
+from devit_fusion.events import Events
 from devit_fusion.join import Frame, Join
-from devit_fusion.links import Link
+from devit_fusion.links import MISSES_TO_SUSPEND, Link
+from devit_fusion.meters import Meter
 from devit_fusion.sending import Sent
 
 
@@ -28,6 +31,7 @@ class Cell:
         devices: DevicePort,
         clients: ClientPort,
         run_id: int,
+        events: Events,
     ) -> None:
         """Join the parts; ``links`` is by device name."""
         self._fusion = fusion
@@ -36,21 +40,43 @@ class Cell:
         self._devices = devices
         self._clients = clients
         self._run_id = run_id
+        self._events = events
         self._join = Join()
         self._waiting: deque[Request] = deque()
         self._under_way: dict[int, Request] = {}
+        self._known: dict[tuple[int, int], Request] = {}  # waiting or under way, by the client's run and number
         self.ended: Counter[str] = Counter()
-        """Frames that have ended, by state."""
+        """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+        self.frame_time = Meter()
+        """From a request's arrival to its answer."""
+
+    @property
+    def open_frames(self) -> int:
+        """Frames that have not ended."""
+        return len(self._join)
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that have not been dispatched."""
+        return len(self._waiting)
 
     def request(self, request: Request) -> None:
-        """Take a request in: it is dispatched now, waits for credit, or is refused for want of room."""
+        """Take a request in: it is dispatched now, waits for credit, or is refused for want of room.
+
+        One that its client sends again, as its link was lost, is answered once, by the new link.
+        """
+        known = self._known.setdefault(request.key, request)
+        if known is not request:
+            known.client = request.client
+            return
         self._waiting.append(request)
         self.dispatch_waiting()
         if len(self._waiting) > self._serving.queue:
             now_ns = time.monotonic_ns()
             overload = dict.fromkeys(range(len(self._fusion.head.dims)), "overload")
             wished = request.picture.mask or self._fusion.head.everyone
-            self._send_answer(self._waiting.pop(), Frame(0, wished, now_ns, now_ns, set(), overload), now_ns)
+            self.ended["shed"] += 1
+            self._send_answer(self._waiting.pop(), Frame(0, wished, now_ns, now_ns, set(), overload, set()), now_ns)
 
     def dispatch_waiting(self) -> None:
         """Send waiting requests out, in order, as long as no ready device that is asked lacks credit."""
@@ -64,14 +90,19 @@ class Cell:
     def came(self, event: Came) -> None:
         """Take a feature in."""
         now_ns = time.monotonic_ns()
-        event.link.returned(event.frame_id, now_ns)
-        self._finish(self._join.add(event.frame_id, event.link.index, event.feature, event.timing), now_ns)
+        self._returned(event.link, event.frame_id, now_ns)
+        event.link.measured(event.timing)
+        link = event.link
+        is_trial = event.frame_id == link.trial_id
+        frame = self._join.add(event.frame_id, link.index, event.feature, event.timing, is_trial=is_trial)
+        self._finish(frame, now_ns)
 
     def skipped(self, event: Skipped) -> None:
         """Do without a feature."""
         now_ns = time.monotonic_ns()
-        event.link.returned(event.frame_id, now_ns)
-        self._finish(self._join.skip(event.frame_id, event.link.index, event.why), now_ns)
+        self._returned(event.link, event.frame_id, now_ns)
+        is_trial = event.frame_id == event.link.trial_id
+        self._finish(self._join.skip(event.frame_id, event.link.index, event.why, is_trial=is_trial), now_ns)
 
     def lose(self, link: Link, why: str) -> None:
         """Wait no longer for a device, in any frame."""
@@ -83,7 +114,9 @@ class Cell:
         """End the frames whose deadline has come; the devices that did not answer are stalled."""
         for frame in self._join.expire(now_ns):
             for device in frame.awaited:
-                self._links[device].note_overdue(now_ns)
+                if self._links[device].missed(now_ns):
+                    text = f"suspended: {MISSES_TO_SUSPEND} frames in a row without its feature in time"
+                    self._events.note(self._links[device].name, text, Priority.WARNING)
             self._finish(frame, now_ns)
 
     def next_deadline_ns(self) -> int | None:
@@ -92,35 +125,47 @@ class Cell:
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
+        now_ns = time.monotonic_ns()
         unused = self._join.unused
-        return tuple(link.status(unused[index, "late"]) for index, link in sorted(self._links.items()))
+        return tuple(
+            link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")})
+            for index, link in sorted(self._links.items())
+        )
+
+    def _returned(self, link: Link, frame_id: int, now_ns: int) -> None:
+        if link.returned(frame_id, now_ns):
+            self._events.note(link.name, "recovered: a feature came in time")
 
     def _dispatch(self, request: Request, wished: int) -> None:
         now_ns = time.monotonic_ns()
         awaited: set[int] = set()
+        tried: list[int] = []
         missing: dict[int, str] = {}
         for index in range(len(self._fusion.head.dims)):
             link = self._links.get(index)
-            if link is not None:
-                link.forgive(now_ns)
             if not wished >> index & 1:
                 missing[index] = "not asked"
             elif link is None or link.state != "ready":
                 missing[index] = "absent" if link is None else link.state
+                if link is not None and link.take_trial(now_ns):
+                    tried.append(index)
             else:
                 awaited.add(index)
         deadline_ns = now_ns + round(self._serving.deadline_ms * 1e6)
-        frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing)
+        frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing, tried)
         self._under_way[frame.frame_id] = request
         shared_crc32 = payload_crc32(request.picture.payload)
         for index in sorted(awaited):
+            self._send_frame(self._links[index], frame, request.picture, shared_crc32)
+        for index in tried:
+            self._links[index].trial_id = frame.frame_id
             self._send_frame(self._links[index], frame, request.picture, shared_crc32)
         if not awaited:
             self._finish(frame, now_ns)
 
     def _send_frame(self, link: Link, frame: Frame, picture: Message, shared_crc32: int) -> None:
         message = Message(
-            Kind.FRAME,
+            Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
             picture.dtype,
             picture.dims,
             picture.payload,
@@ -137,7 +182,8 @@ class Cell:
         if sent is Sent.GONE:
             self._devices.suspect()
         why = "overload" if sent is Sent.FULL else "absent"
-        self._finish(self._join.skip(frame.frame_id, link.index, why), time.monotonic_ns())
+        is_trial = frame.frame_id == link.trial_id
+        self._finish(self._join.skip(frame.frame_id, link.index, why, is_trial=is_trial), time.monotonic_ns())
 
     def _finish(self, frame: Frame | None, now_ns: int) -> None:
         """Answer a frame that has ended; ``None`` is one that has not."""
@@ -145,7 +191,7 @@ class Cell:
             return
         for device in frame.missing:
             if device in self._links and frame.wished >> device & 1:
-                self._links[device].missing += 1
+                self._links[device].missing[frame.missing[device]] += 1
         for device in frame.features:
             self._links[device].answered += 1
         self._send_answer(self._under_way.pop(frame.frame_id), frame, now_ns)
@@ -162,6 +208,8 @@ class Cell:
             fuse_us=(time.monotonic_ns() - now_ns) // 1000,
         )
         self.ended[state.name.lower()] += 1
+        self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
+        del self._known[request.key]
         answer = Message(
             Kind.ANSWER,
             Dtype.BODY,

@@ -20,14 +20,19 @@ _BURST = 64
 """Messages taken before the other port gets its turn."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Request:
     """A client's wish for an answer."""
 
     client: bytes
-    """Its routing id."""
+    """Its routing id: another one after it has connected anew."""
     picture: Message
     arrival_ns: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The client's run and its number of the request, the same when it is sent again."""
+        return self.picture.run_id, self.picture.frame_id
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class ClientPort:
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape
-        if message.dtype is not Dtype.ENCODED and (message.dtype is not Dtype.UINT8 or message.dims != shape):
+        is_image = message.dtype not in (Dtype.ENCODED, Dtype.NONE)  # NONE: the devices' own sources
+        if is_image and (message.dtype is not Dtype.UINT8 or message.dims != shape):
             found = f"{message.dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
         if message.mask >> len(self._manifest.submodels):

@@ -33,11 +33,32 @@ _BURST = 64
 """Messages taken before the other port gets its turn."""
 _PROBE_NS = (2_000_000, 50_000_000)
 """When links are tried after a disconnect was reported: libzmq drops the route some microseconds after the report."""
+_PING_NS = 1_000_000_000
+"""How often every link is pinged: an agent that hears nothing for some seconds knows that its route is gone."""
+_SILENCE_NS = 10_000_000_000
+"""A connection on which no message came for so long is shut: its loop hangs, or somebody else holds the route."""
+_TWIN_NS = 2_000_000_000
+"""A device whose last message is no older is alive: whoever greets under its name meanwhile is another process."""
+_DTYPES = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
 
 
 @dataclass(frozen=True)
 class Connected:
     """A device has introduced itself and is accepted; what it owed before will not come."""
+
+    link: Link
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A device that is linked already runs another engine now; what it has in flight is still to come."""
+
+    link: Link
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A device shuts down; what it has in flight is still to come."""
 
     link: Link
 
@@ -85,7 +106,7 @@ class Sampled:
     payload: bytes | memoryview
 
 
-Event = Connected | Displaced | Came | Skipped | Replied | Sampled
+Event = Connected | Changed | Leaving | Displaced | Came | Skipped | Replied | Sampled
 
 
 class DevicePort:
@@ -100,6 +121,7 @@ class DevicePort:
         links: Mapping[str, Link],
         manifest: Manifest,
         run_id: int,
+        feature_dtype: str = "float32",
     ) -> None:
         """Bind the port.
 
@@ -113,11 +135,15 @@ class DevicePort:
         self.strangers = 0
         """Messages of peers that are not in the fleet, or not under their own key."""
         self._links = links
+        self._by_route = {link.name.encode(): link for link in links.values()}
         self._manifest = manifest
         self._run_id = run_id
+        self._feature_dtype = feature_dtype
+        self._dtype = _DTYPES[feature_dtype]
         self._has_keys = keys is not None
         self._probes_ns: list[int] = []  # a heap
-        self._connections: dict[str, Connection | None] = {}
+        self._next_ping_ns = 0
+        self._connections: dict[str, Connection | None] = {}  # by device name
 
     def receive(self) -> Iterator[Event]:
         """Take what has come, without waiting."""
@@ -126,27 +152,28 @@ class DevicePort:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            route = parts[0].bytes
             self.bytes_in += len(parts[-1])
-            link = self._links.get(route.decode("ascii", "replace"))
+            link = self._by_route.get(parts[0].bytes)
             is_impostor = link is not None and self._has_keys and user_id(parts[-1]) != link.name
-            if link is None or is_impostor or len(parts) != 2:
-                self.strangers += 1
-                self._refuse(route, Reason.NAME, "expected a device of fleet.toml under its own key")
-                if link is not None and is_impostor and link.hello is not None:
-                    own = self._connections[link.name]
-                    if own is not None:
-                        own.cut()  # so that the device notices, and comes back
-                    yield Displaced(link)
+            if link is None or is_impostor or link.is_revoked:
+                yield from self._turn_away(parts[0].bytes, link)
                 continue
+            now_ns = time.monotonic_ns()
             try:
-                event = self._event(link, unpack(parts[1].buffer), time.monotonic_ns())
+                if len(parts) != 2:
+                    raise WireError("frames", f"{link.name}: expected a message of one frame, found {len(parts) - 1}")
+                event = self._event(link, unpack(parts[1].buffer), parts[1], now_ns)
             except WireError as err:
                 link.rejected[err.reason] += 1
                 continue
-            if isinstance(event, Connected):
-                self._connections[link.name] = Connection.of(parts[1])
+            link.last_seen_ns = now_ns
             yield event
+
+    def cut(self, link: Link) -> None:
+        """End the connection that a device's last HELLO came by; it may connect again."""
+        connection = self._connections.pop(link.name, None)
+        if connection is not None:
+            connection.cut()
 
     def send_frame(self, link: Link, message: Message, shared_crc32: int) -> Sent:
         """Send an image, without waiting."""
@@ -167,28 +194,49 @@ class DevicePort:
         """Find the links that are gone.
 
         A disconnect is reported without the peer's name, so every link is tried: a message to one whose route was
-        dropped cannot be sent.
+        dropped cannot be sent. Once a second they are tried anyway.
         """
         if self.monitor.read():
             for delay_ns in _PROBE_NS:
                 heapq.heappush(self._probes_ns, now_ns + delay_ns)
-        if not self._probes_ns or self._probes_ns[0] > now_ns:
+        if now_ns < self.next_probe_ns():
             return []
         while self._probes_ns and self._probes_ns[0] <= now_ns:
             heapq.heappop(self._probes_ns)
-        return [
-            link
-            for link in self._links.values()
-            if link.hello is not None and self.ask(link, Control("ping")) is Sent.GONE
-        ]
+        if now_ns >= self._next_ping_ns:
+            self._next_ping_ns = now_ns + _PING_NS
+        return [link for link in self._links.values() if link.hello is not None and not self._answers(link, now_ns)]
 
-    def next_probe_ns(self) -> int | None:
+    def next_probe_ns(self) -> int:
         """Tell when :meth:`lost` has something to do."""
-        return self._probes_ns[0] if self._probes_ns else None
+        return min(self._probes_ns[0], self._next_ping_ns) if self._probes_ns else self._next_ping_ns
 
-    def _event(self, link: Link, message: Message, now_ns: int) -> Event:
+    def _answers(self, link: Link, now_ns: int) -> bool:
+        if link.last_seen_ns is not None and now_ns - link.last_seen_ns > _SILENCE_NS:
+            self.cut(link)
+            return False
+        return self.ask(link, Control("ping")) is not Sent.GONE
+
+    def _is_alive(self, link: Link, now_ns: int) -> bool:
+        """Tell whether the connection that a device greeted by is still up, and it spoke a short while ago."""
+        connection = self._connections.get(link.name)
+        is_recent = link.last_seen_ns is not None and now_ns - link.last_seen_ns < _TWIN_NS
+        return is_recent and connection is not None and connection.is_open
+
+    def _turn_away(self, route: bytes, link: Link | None) -> Iterator[Event]:
+        """Refuse a message under a name that is not in the fleet, not the sender's, or revoked."""
+        self.strangers += 1
+        if link is not None and link.is_revoked:
+            self._refuse(route, Reason.NAME, f"{link.name}: its key is revoked")
+            return
+        self._refuse(route, Reason.NAME, "expected a device of fleet.toml under its own key")
+        if link is not None and link.hello is not None:
+            self.cut(link)  # so that the device notices, and comes back
+            yield Displaced(link)
+
+    def _event(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int) -> Event:
         if message.kind is Kind.HELLO:
-            return self._greet(link, message, read_body(message, Hello))
+            return self._greet(link, message, frame, now_ns)
         if link.hello is None or message.boot_id != link.boot_id:
             raise WireError("boot", f"{link.name}: expected HELLO first")
         if message.kind is Kind.CONTROL:
@@ -197,61 +245,80 @@ class DevicePort:
             return Sampled(link, message.payload)
         if message.run_id != self._run_id:
             raise WireError("run", f"{link.name}: expected run {self._run_id}, found {message.run_id}")
-        if message.kind is Kind.SKIP:
-            return Skipped(link, message.frame_id, message.reason.name.lower())
         if message.kind is Kind.FEATURE:
             return self._feature(link, message, now_ns)
+        if message.kind is Kind.SKIP:
+            return Skipped(link, message.frame_id, message.reason.name.lower())
+        if message.kind is Kind.LEAVE:
+            link.is_leaving = True
+            send(self.socket, link.name.encode(), pack(Message(Kind.LEAVE, run_id=self._run_id)))
+            return Leaving(link)
         raise WireError("kind", f"{link.name}: expected a device's message, found {message.kind.name}")
 
-    def _greet(self, link: Link, message: Message, hello: Hello) -> Connected:
-        refusal = _objection(link, hello, self._manifest)
+    def _greet(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int) -> Connected | Changed:
+        hello = read_body(message, Hello)
+        refusal = _objection(link, hello, self._manifest, self._feature_dtype)
+        connection = Connection.of(frame)
+        is_linked = link.hello is not None
+        if refusal is None and is_linked and message.boot_id != link.boot_id and self._is_alive(link, now_ns):
+            refusal = Reason.NAME, f"{link.name}: expected one agent of that name, found another that is alive"
+            # The newcomer holds the route now; cut, the other one connects again and takes it back.
+            self.cut(link)
         if refusal is not None:
             self._refuse(link.name.encode(), *refusal)
             raise WireError("hello", refusal[1])
-        link.connect(hello, message.boot_id, message.engine_revision)
-        welcome = body(Welcome(credit=link.credit, feature_dtype="float32"))
+        is_same = is_linked and message.boot_id == link.boot_id and connection == self._connections.get(link.name)
+        self._connections[link.name] = connection
+        if is_same:
+            link.change_engine(hello, message.engine_revision)
+        else:
+            link.connect(hello, message.boot_id, message.engine_revision)
+        welcome = body(Welcome(credit=link.credit, feature_dtype=self._feature_dtype))
         data = pack(Message(Kind.WELCOME, Dtype.BODY, payload=welcome, run_id=self._run_id))
         send(self.socket, link.name.encode(), data)
-        return Connected(link)
+        return Changed(link) if is_same else Connected(link)
 
     def _feature(self, link: Link, message: Message, now_ns: int) -> Came | Skipped:
         expected = (self._manifest.submodels[link.index].output_dim,)
         why = ""
-        if message.dtype is not Dtype.FLOAT32 or message.dims != expected:
+        feature = message.array() if message.dtype is self._dtype and message.dims == expected else None
+        if feature is None:
             why = "shape"
+        elif message.device != link.index:
+            why = "device"
         elif message.engine_revision != link.engine_revision:
             why = "engine"
-        elif not np.isfinite(message.array()).all():
+        elif not np.isfinite(feature).all():
             why = "nonfinite"
-        if why:
+        if feature is None or why:
             link.rejected[why] += 1
             return Skipped(link, message.frame_id, why)
-        return Came(link, message.frame_id, message.array(), _timing(link, message, now_ns))
+        return Came(link, message.frame_id, feature.astype(np.float32, copy=False), _timing(link, message, now_ns))
 
     def _refuse(self, route: bytes, reason: Reason, text: str) -> None:
         refusal = Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused(text)), reason=reason, run_id=self._run_id)
         send(self.socket, route, pack(refusal))
 
 
-def _objection(link: Link, hello: Hello, manifest: Manifest) -> tuple[Reason, str] | None:
+def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str) -> tuple[Reason, str] | None:
     """Say why a device cannot serve, if so."""
     if (hello.name, hello.submodel) != (link.name, link.index):
         found = f"{hello.name} with submodel {hello.submodel}"
         return Reason.NAME, f"{link.name}: expected submodel {link.index} as in fleet.toml, found {found}"
     digests = {file.sha256 for file in manifest.files if (file.role, file.device) == ("submodel", link.index)}
     dim = manifest.submodels[link.index].output_dim
-    if hello.model_sha256 not in digests or hello.feature_dim != dim or "float32" not in hello.feature_dtypes:
+    if hello.model_sha256 not in digests or hello.feature_dim != dim or feature_dtype not in hello.feature_dtypes:
         text = (
-            f"{link.name}: expected submodel {link.index} of bundle {manifest.name} {manifest.serial} with float32 "
-            f"features of {dim}, found graph {hello.model_sha256[:12]} with {hello.feature_dim}: copy the "
-            "node's bundle to the device and run devit build there"
+            f"{link.name}: expected submodel {link.index} of bundle {manifest.name} {manifest.serial} with "
+            f"{feature_dtype} features of {dim}, found graph {hello.model_sha256[:12]} with {hello.feature_dim}: copy "
+            "the node's bundle to the device and run devit build there"
         )
         return Reason.BUNDLE, text
     return None
 
 
 def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:
-    round_trip_us = (now_ns - message.dispatch_ns) // 1000
+    round_trip_us = max(0, now_ns - message.dispatch_ns) // 1000
     worked_us = message.queue_us + message.decode_us + message.inference_us
     return DeviceTiming(
         device=link.index,
@@ -260,4 +327,5 @@ def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:
         decode_us=message.decode_us,
         inference_us=message.inference_us,
         arrival_us=round_trip_us,
+        capture_age_us=message.capture_age_us,
     )

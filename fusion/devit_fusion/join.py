@@ -7,6 +7,7 @@ awaited any more, or at its deadline. What comes for a frame that has ended, or 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from devit_contract.head import Float32Array, mask_of
@@ -27,6 +28,8 @@ class Frame:
     """Devices whose feature may still come."""
     missing: dict[int, str]
     """Devices whose feature will not come, and why."""
+    tried: set[int]
+    """Those among the missing that were sent the frame all the same: their feature counts if it comes in time."""
     features: dict[int, Float32Array] = field(default_factory=dict)
     timings: list[DeviceTiming] = field(default_factory=list)
 
@@ -57,26 +60,36 @@ class Join:
         """Count the open frames."""
         return len(self._open)
 
-    def open(self, wished: int, now_ns: int, deadline_ns: int, awaited: set[int], missing: dict[int, str]) -> Frame:
-        """Open a frame; the caller dispatches it to the ``awaited`` devices. With none it has ended already."""
-        frame = Frame(self._next_id, wished, now_ns, deadline_ns, set(awaited), dict(missing))
+    def open(
+        self,
+        wished: int,
+        now_ns: int,
+        deadline_ns: int,
+        awaited: set[int],
+        missing: dict[int, str],
+        tried: Iterable[int] = (),
+    ) -> Frame:
+        """Open a frame; the caller sends it to ``awaited`` and ``tried``. With nobody awaited it has ended already."""
+        frame = Frame(self._next_id, wished, now_ns, deadline_ns, set(awaited), dict(missing), set(tried))
         self._next_id += 1
         if awaited:
             self._open[frame.frame_id] = frame
         return frame
 
-    def add(self, frame_id: int, device: int, feature: Float32Array, timing: DeviceTiming) -> Frame | None:
-        """Take a feature in; the frame comes back if that ended it."""
-        frame = self._waiting_for(frame_id, device)
+    def add(
+        self, frame_id: int, device: int, feature: Float32Array, timing: DeviceTiming, *, is_trial: bool = False
+    ) -> Frame | None:
+        """Take a feature in; the frame comes back if that ended it. A trial's is never late."""
+        frame = self._waiting_for(frame_id, device, is_trial)
         if frame is None:
             return None
         frame.features[device] = feature
         frame.timings.append(timing)
         return self._end_if_done(frame)
 
-    def skip(self, frame_id: int, device: int, why: str) -> Frame | None:
+    def skip(self, frame_id: int, device: int, why: str, *, is_trial: bool = False) -> Frame | None:
         """Note that a device's feature will not come; the frame comes back if that ended it."""
-        frame = self._waiting_for(frame_id, device)
+        frame = self._waiting_for(frame_id, device, is_trial)
         if frame is None:
             return None
         frame.missing[device] = why
@@ -110,13 +123,18 @@ class Join:
         """Tell when :meth:`expire` has something to do."""
         return next(iter(self._open.values())).deadline_ns if self._open else None
 
-    def _waiting_for(self, frame_id: int, device: int) -> Frame | None:
+    def _waiting_for(self, frame_id: int, device: int, is_trial: bool) -> Frame | None:
         frame = self._open.get(frame_id)
         if frame is not None and device in frame.awaited:
             frame.awaited.discard(device)
             return frame
-        is_double = frame is not None and device in frame.features
-        self.unused[device, "duplicate" if is_double else "late"] += 1
+        if frame is not None and device in frame.tried:
+            frame.tried.discard(device)
+            del frame.missing[device]
+            return frame
+        if not is_trial:
+            is_double = frame is not None and device in frame.features
+            self.unused[device, "duplicate" if is_double else "late"] += 1
         return None
 
     def _end_if_done(self, frame: Frame) -> Frame | None:

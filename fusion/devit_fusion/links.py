@@ -1,15 +1,18 @@
-"""What the node knows of each device's link: is it there, has it credit, does it keep its deadlines.
+"""The state of each device as the node sees it. No sockets, no clock of its own.
 
-========  =====================================================  ==========================================
-state     meaning                                                a new frame
-========  =====================================================  ==========================================
-absent    never connected, or the link is gone                   does not wait for it: ``missing: absent``
-ready     link up, every frame in flight within its deadline     is sent to it, or waits for its credit
-stalled   link up, but at least one frame in flight is overdue   does not wait for it: ``missing: stalled``
-========  =====================================================  ==========================================
+=========  =======================================================  ========================================
+state      what it means                                            what a new frame does
+=========  =======================================================  ========================================
+absent     never connected, or the link is gone                     does not wait for it
+ready      link up, every frame in flight within its deadline       is sent to it, or waits for its credit
+stalled    link up, but at least one frame in flight is overdue     does not wait for it
+suspended  three frames in a row came late or not at all            does not wait for it
+leaving    it shuts down; what it has is still awaited              does not wait for it
+=========  =======================================================  ========================================
 
-A stalled device is ready again when its overdue answers have come, however late. It is also tried once a second, as an
-answer may have been lost for good.
+``missing`` in an answer names the state. A stalled device is ready again when its overdue answers have come, however
+late; a suspended one when an answer came within its deadline. Both are tried once a second with a frame that does not
+wait for them, so that a slow device costs no answer its time.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.messages import DeviceStatus, Hello
+from devit_contract.messages import DeviceStatus, DeviceTiming, Hello
+from devit_fusion.meters import Meter
 
-_TRIAL_NS = 1_000_000_000
+MISSES_TO_SUSPEND = 3
+"""Frames in a row."""
+TRIAL_NS = 1_000_000_000
+"""How often a device that nobody waits for is tried."""
 
 
 @dataclass
@@ -34,18 +41,39 @@ class Link:
     """``None`` while absent."""
     boot_id: int = 0
     engine_revision: int = 0
+    feature_dtype: str = "float32"
+    """What its features travel as."""
     in_flight: dict[int, int] = field(default_factory=dict)
     """Frame id to deadline in ns, of what it has not answered yet."""
     overdue: int = 0
+    misses: int = 0
+    """Frames in a row that it answered late or not at all."""
+    is_leaving: bool = False
+    is_revoked: bool = False
+    """Its key is not let in any more."""
+    last_seen_ns: int | None = None
+    """When its last message came."""
+    links: int = 0
+    asked: int = 0
     answered: int = 0
-    missing: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    round_trip: Meter = field(default_factory=Meter)
+    inference: Meter = field(default_factory=Meter)
+    queue: Meter = field(default_factory=Meter)
+    trial_id: int = 0
+    """The last frame that it was tried with."""
+    _tried_ns: int = 0
 
     @property
     def state(self) -> str:
-        """``absent``, ``ready`` or ``stalled``, as in the table above."""
+        """``absent``, ``ready``, ``stalled``, ``suspended`` or ``leaving``, as in the table above."""
         if self.hello is None:
             return "absent"
+        if self.is_leaving:
+            return "leaving"
+        if self.misses >= MISSES_TO_SUSPEND:
+            return "suspended"
         return "stalled" if self.overdue else "ready"
 
     @property
@@ -58,7 +86,13 @@ class Link:
         self.hello = hello
         self.boot_id = boot_id
         self.engine_revision = engine_revision
+        self.links += 1
         self._forget()
+
+    def change_engine(self, hello: Hello, engine_revision: int) -> None:
+        """Go on with another engine in the same process, or greet again; frames in flight are still to come."""
+        self.hello = hello
+        self.engine_revision = engine_revision
 
     def disconnect(self) -> None:
         """End the link."""
@@ -66,47 +100,75 @@ class Link:
         self._forget()
 
     def sent(self, frame_id: int, deadline_ns: int) -> None:
-        """Take one credit."""
+        """Take one credit; a device that is only tried may exceed it, and its oldest debt is written off."""
+        while len(self.in_flight) >= self.credit:
+            del self.in_flight[next(iter(self.in_flight))]
         self.in_flight[frame_id] = deadline_ns
+        self.asked += 1
 
-    def returned(self, frame_id: int, now_ns: int) -> None:
-        """Give the credit of a frame back, whatever its answer was."""
-        if frame_id not in self.in_flight:
-            return
+    def returned(self, frame_id: int, now_ns: int) -> bool:
+        """Give the credit of a frame back, whatever its answer was; tell whether that ended a suspension."""
+        deadline_ns = self.in_flight.get(frame_id)
+        if deadline_ns is None:
+            return False
         # An agent works in order: what was sent before this frame and is not answered never will be.
         for earlier in [number for number in self.in_flight if number <= frame_id]:
             del self.in_flight[earlier]
         if self.overdue:
-            self.note_overdue(now_ns)
+            self._count_overdue(now_ns)
+        if not self.misses or now_ns >= deadline_ns:
+            return False
+        was_suspended = self.misses >= MISSES_TO_SUSPEND
+        self.misses = 0
+        return was_suspended
 
-    def forgive(self, now_ns: int) -> None:
-        """Write off what is overdue by a second, so that a stalled device is tried once a second."""
-        if self.overdue:
-            self.in_flight = {
-                number: deadline_ns
-                for number, deadline_ns in self.in_flight.items()
-                if deadline_ns > now_ns - _TRIAL_NS
-            }
-            self.note_overdue(now_ns)
+    def measured(self, timing: DeviceTiming) -> None:
+        """Count what a feature cost."""
+        self.round_trip.add_us(timing.arrival_us)
+        self.inference.add_us(timing.inference_us)
+        self.queue.add_us(timing.queue_us)
 
-    def note_overdue(self, now_ns: int) -> None:
-        """Count what is in flight past its deadline."""
-        self.overdue = sum(deadline_ns <= now_ns for deadline_ns in self.in_flight.values())
+    def missed(self, now_ns: int) -> bool:
+        """Note that a frame ended without waiting longer; tell whether that suspends the device."""
+        self._count_overdue(now_ns)
+        self._tried_ns = now_ns
+        self.misses += 1
+        return self.misses == MISSES_TO_SUSPEND
 
-    def status(self, late: int) -> DeviceStatus:
-        """Describe the link for people."""
+    def take_trial(self, now_ns: int) -> bool:
+        """Tell whether a device that nobody waits for is to be tried with this frame: once a second."""
+        if self.state not in ("stalled", "suspended") or now_ns - self._tried_ns < TRIAL_NS:
+            return False
+        self._tried_ns = now_ns
+        return True
+
+    def status(self, now_ns: int, unused: dict[str, int]) -> DeviceStatus:
+        """Describe the link for people; ``unused`` are the features that came ``late`` or twice."""
         return DeviceStatus(
             name=self.name,
             submodel=self.index,
             state=self.state,
             engine=self.hello.engine if self.hello is not None else "",
+            engine_revision=self.engine_revision,
+            credit=self.credit,
             in_flight=len(self.in_flight),
+            last_seen_s=None if self.last_seen_ns is None else (now_ns - self.last_seen_ns) / 1e9,
+            links=self.links,
+            asked=self.asked,
             answered=self.answered,
-            late=late,
-            missing=self.missing,
-            rejected=dict(self.rejected),
+            late=unused["late"],
+            missing=dict(self.missing),
+            rejected=dict(self.rejected) | {why: count for why, count in unused.items() if count},
+            round_trip=self.round_trip.histogram(),
+            inference=self.inference.histogram(),
+            queue=self.queue.histogram(),
         )
+
+    def _count_overdue(self, now_ns: int) -> None:
+        self.overdue = sum(deadline_ns <= now_ns for deadline_ns in self.in_flight.values())
 
     def _forget(self) -> None:
         self.in_flight.clear()
         self.overdue = 0
+        self.misses = 0
+        self.is_leaving = False

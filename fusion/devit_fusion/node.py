@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from types import TracebackType
 
 import zmq
@@ -12,13 +13,25 @@ import zmq
 from devit_contract.errors import InputError, LinkError, ManifestError
 from devit_contract.fleet import Fleet
 from devit_contract.head import Fusion, FusionHead
+from devit_contract.journal import Log, Priority, Supervisor
 from devit_contract.keys import KeyPair
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Control, ControlReply, NodeStatus, Telemetry, body
 from devit_contract.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
 from devit_fusion.cell import Cell
 from devit_fusion.client_port import ClientPort, Question, Request
-from devit_fusion.device_port import Came, Connected, DevicePort, Displaced, Event, Replied, Skipped
+from devit_fusion.device_port import (
+    Came,
+    Changed,
+    Connected,
+    DevicePort,
+    Displaced,
+    Event,
+    Leaving,
+    Replied,
+    Skipped,
+)
+from devit_fusion.events import Events
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent
 
@@ -33,8 +46,23 @@ _MAX_QUESTIONS = 256
 class FusionNode:
     """Serves one cell; a context manager. Build it, then call :meth:`serve`."""
 
-    def __init__(self, bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        fleet: Fleet,
+        keys: KeyPair | None,
+        *,
+        head: FusionHead | None = None,
+        log: Log | None = None,
+    ) -> None:
         """Bind both ports.
+
+        Args:
+            bundle: What is served.
+            fleet: Who serves and who asks.
+            keys: The node's own, or ``None`` without encryption.
+            head: The fusion head, where it is not the bundle's.
+            log: Where events go.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
@@ -43,7 +71,9 @@ class FusionNode:
         _check_fleet(bundle, fleet, keys)
         self._fleet = fleet
         self._manifest = bundle.manifest
-        fusion = Fusion(_load_head(bundle))
+        fusion = Fusion(head or _load_head(bundle))
+        self._start_ns = time.monotonic_ns()
+        self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
         self._questions: dict[int, tuple[Link, Question]] = {}
@@ -54,13 +84,19 @@ class FusionNode:
             self._gate = Gatekeeper(context, _allowed(fleet)) if keys is not None else None
             node = fleet.node[0]
             self._devices = DevicePort(
-                context, node.endpoint, keys, links=self._links, manifest=self._manifest, run_id=run_id
+                context,
+                node.endpoint,
+                keys,
+                links=self._links,
+                manifest=self._manifest,
+                run_id=run_id,
+                feature_dtype=fleet.serving.feature_dtype,
             )
             self._clients = ClientPort(context, node.client_endpoint, keys, manifest=self._manifest)
         except LinkError:
             self.close()
             raise
-        self._cell = Cell(fusion, fleet.serving, self._links, self._devices, self._clients, run_id)
+        self._cell = Cell(fusion, fleet.serving, self._links, self._devices, self._clients, run_id, self._events)
 
     def __enter__(self) -> FusionNode:
         """Use the node in a ``with`` block."""
@@ -93,8 +129,11 @@ class FusionNode:
             poller.register(socket, zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.socket, zmq.POLLIN)
+        supervisor = Supervisor()
+        supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
         while not should_stop():
             poller.poll(self._poll_ms())
+            supervisor.alive()
             if self._gate is not None:
                 self._gate.answer()
             for event in self._devices.receive():
@@ -109,14 +148,14 @@ class FusionNode:
                 self._lose(link)
             self._cell.expire(now_ns)
             self._cell.dispatch_waiting()
+        supervisor.stopping()
 
     def _poll_ms(self) -> int:
-        due_ns = [
-            time_ns for time_ns in (self._cell.next_deadline_ns(), self._devices.next_probe_ns()) if time_ns is not None
-        ]
-        if not due_ns:
-            return _IDLE_POLL_MS
-        return min(_IDLE_POLL_MS, max(0, -(-(min(due_ns) - time.monotonic_ns()) // 1_000_000)))
+        due_ns = self._devices.next_probe_ns()
+        deadline_ns = self._cell.next_deadline_ns()
+        if deadline_ns is not None and deadline_ns < due_ns:
+            due_ns = deadline_ns
+        return min(_IDLE_POLL_MS, max(0, -(-(due_ns - time.monotonic_ns()) // 1_000_000)))
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Came):
@@ -125,8 +164,14 @@ class FusionNode:
             self._cell.skipped(event)
         elif isinstance(event, Connected):
             self._abandon(event.link, "restarted")
+            hello = event.link.hello
+            self._events.note(event.link.name, f"ready, {hello.engine if hello is not None else ''}")
+        elif isinstance(event, Changed):
+            self._events.note(event.link.name, f"goes on with engine {event.link.engine_revision:08x}")
+        elif isinstance(event, Leaving):
+            self._events.note(event.link.name, "shuts down")
         elif isinstance(event, Displaced):
-            self._lose(event.link)
+            self._lose(event.link, "its name was taken by another key")
         elif isinstance(event, Replied):
             _, question = self._questions.pop(event.number, (None, None))
             if question is not None:
@@ -138,7 +183,8 @@ class FusionNode:
                 self._listeners.pop(event.link.name, None)
                 self._devices.ask(event.link, Control("sample-stop", event.link.name))
 
-    def _lose(self, link: Link) -> None:
+    def _lose(self, link: Link, why: str = "the link is gone") -> None:
+        self._events.note(link.name, why, Priority.INFO if link.is_leaving else Priority.WARNING)
         link.disconnect()
         self._abandon(link, "absent")
 
@@ -193,6 +239,14 @@ class FusionNode:
             devices=self._cell.device_status(),
             k_min=serving.k_min,
             deadline_ms=serving.deadline_ms,
+            software=version("devit"),
+            uptime_s=(time.monotonic_ns() - self._start_ns) / 1e9,
+            open_frames=self._cell.open_frames,
+            waiting_requests=self._cell.waiting_requests,
+            frame_time=self._cell.frame_time.histogram(),
+            refused_handshakes=self._gate.refused if self._gate is not None else 0,
+            strangers=self._devices.strangers,
+            events=self._events.latest(),
             wire_bytes={
                 "devices_in": self._devices.bytes_in,
                 "devices_out": self._devices.bytes_out,

@@ -32,53 +32,53 @@ from devit_contract.wire import (
 RUN, BOOT = 0x0123456789ABCDEF, 0x1122334455667788
 
 # Rows: magic, minor, kind, header bytes, dtype, ndim, device; dims; revision, mask, state, reason;
-# run, frame, boot; dispatch, deadline; queue, decode, inference; payload bytes, checksum; payload.
+# run, frame, boot; dispatch, deadline; queue, decode, inference, capture age; payload bytes, checksum; payload.
 GOLDEN_BYTES = {
     "WELCOME": """
-        44565431 00 02 6000 05 00 ffff
+        44565431 00 02 6800 05 00 ffff
         00000000 00000000 00000000 00000000
-        00000000 00000000 0000 0000
+        00000000 0000000000000000 0000 0000
         efcdab8967452301 0000000000000000 0000000000000000
         0000000000000000 00000000
-        00000000 00000000 00000000
-        1f000000 9704894d
+        00000000 00000000 00000000 00000000
+        1f000000 e11c3ae8
         82 a6637265646974 02 ad666561747572655f6474797065 a7666c6f61743332""",
     "FRAME": """
-        44565431 00 04 6000 01 03 0100
+        44565431 00 04 6800 01 03 0100
         02000000 03000000 01000000 00000000
-        00000000 00000000 0000 0000
+        00000000 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 0000000000000000
         07ca9a3b00000000 50c30000
-        00000000 00000000 00000000
-        06000000 520a9422
+        00000000 00000000 00000000 00000000
+        06000000 5dbc9f1f
         01 02 03 04 05 ff""",
     "FEATURE": """
-        44565431 00 06 6000 03 01 0100
+        44565431 00 06 6800 03 01 0100
         02000000 00000000 00000000 00000000
-        0100feca 00000000 0000 0000
+        0100feca 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 8877665544332211
         07ca9a3b00000000 00000000
-        0a000000 14000000 b80b0000
-        08000000 88f6f3b8
+        0a000000 14000000 b80b0000 fa000000
+        08000000 5db01965
         0000c03f 000000c0""",
     "SKIP": """
-        44565431 00 07 6000 00 00 0100
+        44565431 00 07 6800 00 00 0100
         00000000 00000000 00000000 00000000
-        00000000 00000000 0000 0100
+        00000000 0000000000000000 0000 0100
         efcdab8967452301 0201000000000000 8877665544332211
         07ca9a3b00000000 00000000
-        00000000 00000000 00000000
-        00000000 82cb08a3""",
-    "ANSWER": """
-        44565431 00 0b 6000 05 00 ffff
         00000000 00000000 00000000 00000000
-        00000000 02000000 0300 0000
+        00000000 2cc51895""",
+    "ANSWER": """
+        44565431 00 0b 6800 05 00 ffff
+        00000000 00000000 00000000 00000000
+        00000000 0200000000000000 0300 0000
         0900000000000000 0300000000000000 0000000000000000
         0000000000000000 00000000
-        00000000 00000000 00000000
-        59000000 3dafd5fb
+        00000000 00000000 00000000 00000000
+        5a000000 a5697694
         86 a66c6f67697473 c408 0000c03f 000000c0
-        a764657669636573 91 96 01 64 0a 14 cd0bb8 cd0c3a
+        a764657669636573 91 97 01 64 0a 14 cd0bb8 cd0c3a 00
         a76d697373696e67 81 00 a8646561646c696e65
         a7776169745f7573 05 aa636f6c6c6563745f7573 cd0c80 a7667573655f7573 07""",
 }
@@ -115,6 +115,7 @@ GOLDEN_MESSAGES = {
         queue_us=10,
         decode_us=20,
         inference_us=3000,
+        capture_age_us=250,
     ),
     "SKIP": Message(
         Kind.SKIP,
@@ -152,7 +153,7 @@ def messages(draw: st.DrawFn) -> Message:
         payload=payload,
         device=draw(st.integers(0, NO_DEVICE)),
         engine_revision=draw(u32),
-        mask=draw(u32),
+        mask=draw(u64),
         state=draw(st.sampled_from(State)),
         reason=draw(st.sampled_from(Reason)),
         run_id=draw(u64),
@@ -163,6 +164,7 @@ def messages(draw: st.DrawFn) -> Message:
         queue_us=draw(u32),
         decode_us=draw(u32),
         inference_us=draw(u32),
+        capture_age_us=draw(u32),
     )
 
 
@@ -172,8 +174,8 @@ def plain(message: Message) -> Message:
 
 def with_checksum(data: bytes | bytearray, header_bytes: int = HEADER.size) -> bytes:
     """Write the right checksum into a message that was changed."""
-    crc32 = zlib.crc32(data[HEADER.size : header_bytes], zlib.crc32(data[:92], zlib.crc32(data[header_bytes:])))
-    return bytes(data[:92]) + crc32.to_bytes(4, "little") + bytes(data[96:])
+    crc32 = zlib.crc32(data[HEADER.size : header_bytes], zlib.crc32(data[:100], zlib.crc32(data[header_bytes:])))
+    return bytes(data[:100]) + crc32.to_bytes(4, "little") + bytes(data[104:])
 
 
 @pytest.mark.parametrize("name", GOLDEN_BYTES)
@@ -200,7 +202,7 @@ def test_an_array_is_viewed_in_the_received_bytes_without_a_copy_and_is_read_onl
 @given(message=messages())
 def test_every_message_comes_back_as_it_was(message: Message) -> None:
     data = pack(message)
-    assert len(data) == 96 + len(message.payload)
+    assert len(data) == 104 + len(message.payload)
     assert plain(unpack(data)) == plain(message)
     if message.dims:
         assert unpack(data).array().tobytes() == bytes(message.payload)
@@ -234,17 +236,17 @@ def test_a_message_cut_off_or_lengthened_anywhere_is_refused(name: str) -> None:
 
 
 @settings(max_examples=300)
-@given(tail=st.binary(max_size=300), header=st.binary(min_size=92, max_size=92), is_plausible=st.booleans())
+@given(tail=st.binary(max_size=300), header=st.binary(min_size=100, max_size=100), is_plausible=st.booleans())
 def test_random_bytes_raise_nothing_but_a_refusal(tail: bytes, header: bytes, is_plausible: bool) -> None:
     """With ``is_plausible`` magic, lengths and checksum hold, so that the inner checks are reached."""
     data = header + bytes(4) + tail
     if is_plausible:
         fixed = bytearray(data)
         fixed[0:5] = b"DVT1\0"
-        fixed[6:8] = (96).to_bytes(2, "little")
-        fixed[5], fixed[8], fixed[9] = 1 + data[5] % 12, data[8] % 7, data[9] % 6
-        fixed[36:40] = bytes([data[36] % 6, 0, data[38] % 12, 0])
-        fixed[88:92] = len(tail).to_bytes(4, "little")
+        fixed[6:8] = (104).to_bytes(2, "little")
+        fixed[5], fixed[8], fixed[9] = 1 + data[5] % 13, data[8] % 7, data[9] % 6
+        fixed[40:44] = bytes([data[40] % 6, 0, data[42] % 12, 0])
+        fixed[96:100] = len(tail).to_bytes(4, "little")
         data = with_checksum(fixed)
     for candidate in (data, tail):
         with suppress(WireError):
@@ -279,7 +281,7 @@ def test_dims_that_lie_about_the_payload_are_refused(dims: list[int], ndim: int,
 
 def test_a_message_that_claims_gigabytes_allocates_nothing() -> None:
     data = bytearray(pack(Message(Kind.FRAME, Dtype.UINT8, (6,), bytes(6))))
-    data[88:92] = (2**32 - 1).to_bytes(4, "little")
+    data[96:100] = (2**32 - 1).to_bytes(4, "little")
     lying_dims = bytearray(pack(Message(Kind.FRAME, Dtype.UINT8, (6,), bytes(6))))
     lying_dims[9] = 4
     lying_dims[12:28] = b"\xff" * 16
@@ -296,10 +298,10 @@ def test_a_message_that_claims_gigabytes_allocates_nothing() -> None:
 
 def test_a_longer_header_of_a_newer_minor_version_is_skipped_but_checked() -> None:
     payload = b"\x01\x02\x03\x04\x05\xff"
-    header = bytearray(bytes.fromhex(GOLDEN_BYTES["FRAME"])[:96])
+    header = bytearray(bytes.fromhex(GOLDEN_BYTES["FRAME"])[:104])
     header[4] = 1
-    header[6:8] = (104).to_bytes(2, "little")
-    newer = with_checksum(bytes(header) + b"newfield" + payload, header_bytes=104)
+    header[6:8] = (112).to_bytes(2, "little")
+    newer = with_checksum(bytes(header) + b"newfield" + payload, header_bytes=112)
     assert plain(unpack(newer)) == plain(GOLDEN_MESSAGES["FRAME"])
     with pytest.raises(WireError) as error:
         unpack(newer.replace(b"newfield", b"newfielD"))
@@ -311,14 +313,14 @@ def test_a_longer_header_of_a_newer_minor_version_is_skipped_but_checked() -> No
     [
         (0, b"DVT2", "magic"),
         (5, b"\x00", "kind"),
-        (5, b"\x0c", "kind"),
-        (6, b"\x5f\x00", "size"),
+        (5, b"\x0d", "kind"),
+        (6, b"\x67\x00", "size"),
         (6, b"\xff\xff", "size"),
         (8, b"\x06", "dtype"),
         (9, b"\x05", "dims"),
-        (36, b"\x05\x00", "state"),
-        (38, b"\x0b\x00", "state"),
-        (88, b"\x07\x00\x00\x00", "size"),
+        (40, b"\x05\x00", "state"),
+        (42, b"\x0b\x00", "state"),
+        (96, b"\x07\x00\x00\x00", "size"),
     ],
 )
 def test_a_field_outside_its_range_is_refused_under_its_name(position: int, value: bytes, reason: str) -> None:

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -109,10 +109,25 @@ class Device:
         message = Message(Kind.SKIP, reason=reason, run_id=self.run_id, frame_id=frame.frame_id, boot_id=self.boot_id)
         self.socket.send(pack(message))
 
+    def leave(self) -> None:
+        self.socket.send(pack(Message(Kind.LEAVE, run_id=self.run_id, boot_id=self.boot_id)))
+
     def close(self) -> None:
         """Leave, as a device whose power was cut: its link is gone."""
         self.socket.disable_monitor()
         self.socket.close(0)
+
+
+def trial_of(device: Device, client: Client) -> Message:
+    """Ask without being waited for until the device is tried, and give what it was sent."""
+    end_s = time.monotonic() + DEADLINE_S
+    while True:
+        assert client.classify(IMAGE, mask=0b01).missing[0] == "suspended"
+        with suppress(zmq.Again):
+            while (message := unpack(device.socket.recv(zmq.NOBLOCK))).kind is not Kind.FRAME:
+                pass
+            return message
+        assert time.monotonic() < end_s
 
 
 class Asked:
@@ -252,11 +267,11 @@ def test_a_stranger_is_refused(start: Start) -> None:
 
 def test_a_message_of_two_parts_is_refused_and_its_feature_not_used(start: Start) -> None:
     scene = start()
-    device, client = scene.greeted(0), scene.client()
+    device, client, desk = scene.greeted(0), scene.client(), scene.client()
     asked = Asked(client, mask=0b01)
     frame = device.hear(Kind.FRAME)
     device.socket.send_multipart([device.feature(frame), b"more"])
-    assert device.hear(Kind.REFUSED).reason is Reason.NAME
+    wait_for(desk, "jetson0", lambda status: status.rejected == {"frames": 1})
     device.skip(frame, Reason.ENGINE)
     answer = asked.answer()
     assert (answer.state, answer.missing[0]) == (State.FAILED, "engine")
@@ -335,11 +350,15 @@ def test_a_stalled_device_is_not_waited_for_until_its_late_answer_has_come(start
         assert client.classify(IMAGE, mask=0b01).missing[0] == "stalled"
     device.socket.send(device.feature(device.hear(Kind.FRAME)))
     status = wait_for(client, "jetson0", lambda status: status.state == "ready")
-    assert (status.late, status.answered, status.missing, status.in_flight) == (1, 0, 2, 0)
+    assert (status.late, status.answered, status.in_flight) == (1, 0, 0)
+    assert status.missing == {"deadline": 1, "stalled": 1}
 
 
-def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(start: Start) -> None:
-    """An agent that was restarted under the same name: what the old one had in hand will not come."""
+def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that was restarted while its old link was silent: what the old one had in hand will not come."""
+    monkeypatch.setattr("devit_fusion.device_port._TWIN_NS", 0)
     scene = start("deadline_ms = 20000\ncredit = 1")
     old, client = scene.greeted(0), scene.client()
     asked = Asked(client, mask=0b01)
@@ -352,6 +371,76 @@ def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(s
         assert second.frame_id == frame.frame_id + 1
         new.socket.send(new.feature(second))
         assert again.answer().mask == 0b01
+
+
+def test_a_second_agent_under_the_name_of_one_that_is_alive_is_refused_and_the_first_comes_back(start: Start) -> None:
+    scene = start()
+    first, client = scene.greeted(0), scene.client()
+    first.monitor.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+    refusal = scene.device(0).greet()
+    assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
+    assert "expected one agent of that name" in read_body(refusal, Refused).text
+    first.monitor.socket.recv_multipart()  # its link was cut, so that it notices
+    assert first.greet().kind is Kind.WELCOME
+    asked = Asked(client, mask=0b01)
+    first.socket.send(first.feature(first.hear(Kind.FRAME)))
+    assert asked.answer().mask == 0b01
+
+
+def test_a_device_that_shuts_down_is_asked_nothing_new_and_what_it_has_is_still_used(start: Start) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    asked = Asked(client, mask=0b01)
+    frame = device.hear(Kind.FRAME)
+    device.leave()
+    device.hear(Kind.LEAVE)
+    device.socket.send(device.feature(frame))
+    assert asked.answer().mask == 0b01
+    assert client.classify(IMAGE, mask=0b01).missing[0] == "leaving"
+
+
+def test_a_device_that_misses_three_deadlines_is_suspended_and_tried_until_it_is_in_time(start: Start) -> None:
+    scene = start("deadline_ms = 150\ncredit = 1")
+    device, client = scene.greeted(0), scene.client()
+    for _ in range(3):
+        assert client.classify(IMAGE, mask=0b01).missing[0] == "deadline"
+        device.socket.send(device.feature(device.hear(Kind.FRAME)))  # late
+        wait_for(client, "jetson0", lambda status: status.in_flight == 0)
+    with within(0.12):
+        assert client.classify(IMAGE, mask=0b01).missing[0] == "suspended"
+    assert client.status().devices[0].late == 3
+    trial = trial_of(device, client)
+    device.socket.send(device.feature(trial))
+    wait_for(client, "jetson0", lambda status: status.state == "ready")
+    texts = [event.text for event in client.status().events if event.device == "jetson0"]
+    assert texts[0].startswith("recovered")
+    assert texts[1].startswith("suspended")
+    asked = Asked(client, mask=0b01)
+    device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    assert asked.answer().mask == 0b01
+
+
+def test_a_device_that_says_nothing_for_long_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody holds its route and keeps still, or its loop hangs: it has to notice, and connect again."""
+    monkeypatch.setattr("devit_fusion.device_port._SILENCE_NS", 300_000_000)
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    device.monitor.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+    device.monitor.socket.recv_multipart()
+    wait_for(client, "jetson0", lambda status: status.state == "absent")
+    assert device.greet().kind is Kind.WELCOME
+
+
+def test_features_travel_as_float16_where_the_fleet_says_so(start: Start) -> None:
+    scene = start('feature_dtype = "float16"')
+    device, client = scene.device(0), scene.client()
+    assert device.greet().kind is Kind.REFUSED  # it offers float32 alone
+    device.hello = msgspec.structs.replace(device.hello, feature_dtypes=("float32", "float16"))
+    welcome = device.greet()
+    assert read_body(welcome, Welcome).feature_dtype == "float16"
+    asked = Asked(client, mask=0b01)
+    device.socket.send(device.feature(device.hear(Kind.FRAME), np.ones(device.dim, np.float16)))  # type: ignore[arg-type]
+    assert asked.answer().mask == 0b01
 
 
 def test_a_frame_does_not_wait_for_devices_whose_links_are_cut(start: Start) -> None:
@@ -397,7 +486,7 @@ def test_a_question_that_no_agent_answers_is_refused_at_once(start: Start) -> No
     for ask in ("ping", "sing"):
         for _ in range(300):
             with pytest.raises(LinkError, match=f"question '{ask}': expected one of status, describe, mark"):
-                client._ask(Control(ask, "jetson0"))
+                client._question(Control(ask, "jetson0"))
 
 
 def test_a_question_to_a_device_that_leaves_is_answered_with_an_error(start: Start) -> None:

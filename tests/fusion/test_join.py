@@ -67,7 +67,7 @@ def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
 def test_the_state_follows_from_what_came_what_was_asked_and_k_min(
     wished: int, came: tuple[int, ...], k_min: int, state: State
 ) -> None:
-    frame = Frame(1, wished, 0, 100, set(), {}, features=dict.fromkeys(came, FEATURE))
+    frame = Frame(1, wished, 0, 100, set(), {}, set(), features=dict.fromkeys(came, FEATURE))
     assert frame.state(EVERYONE, k_min) is state
 
 
@@ -128,3 +128,15 @@ def test_every_frame_ends_exactly_once_whatever_happens(script: list[tuple[Any, 
     for frame in ended:
         assert set(frame.features) | set(frame.missing) == {0, 1, 2}
         assert not set(frame.features) & set(frame.missing)
+
+
+def test_a_device_that_is_only_tried_is_in_the_answer_if_its_feature_comes_in_time_and_never_late() -> None:
+    join = Join()
+    frame = join.open(0b11, 0, 100, {0}, {1: "suspended"}, {1})
+    assert join.add(frame.frame_id, 1, FEATURE, timing(1), is_trial=True) is None
+    assert join.add(frame.frame_id, 0, FEATURE, timing(0)) is frame
+    assert (frame.mask, frame.missing) == (0b11, {})
+    frame = join.open(0b11, 0, 100, {0}, {1: "suspended"}, {1})
+    assert join.add(frame.frame_id, 0, FEATURE, timing(0)) is frame
+    assert join.add(frame.frame_id, 1, FEATURE, timing(1), is_trial=True) is None
+    assert (frame.mask, frame.missing, dict(join.unused)) == (0b01, {1: "suspended"}, {})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from devit_contract.messages import Hello
-from devit_fusion.links import Link
+from devit_fusion.links import TRIAL_NS, Link
 
 HELLO = Hello("jetson1", 0, 4, "0" * 64, "null", ("float32",), "0")
 
@@ -29,9 +29,9 @@ def test_a_device_is_stalled_until_its_overdue_answers_have_come() -> None:
     link = ready_link()
     link.sent(1, deadline_ns=100)
     link.sent(2, deadline_ns=110)
-    link.note_overdue(now_ns=105)
+    link.missed(now_ns=105)
     assert link.state == "stalled"
-    link.note_overdue(now_ns=120)
+    link.missed(now_ns=120)
     link.returned(1, now_ns=130)
     assert link.state == "stalled"
     link.returned(2, now_ns=131)
@@ -42,32 +42,84 @@ def test_an_answer_shows_that_earlier_ones_will_never_come() -> None:
     """An agent works in order: a lost answer must not leave its device stalled for ever."""
     link = ready_link()
     link.sent(1, deadline_ns=100)
-    link.note_overdue(now_ns=105)
+    link.missed(now_ns=105)
     link.sent(2, deadline_ns=200)
     link.returned(2, now_ns=150)
     assert link.state == "ready"
     assert not link.in_flight
 
 
-def test_a_stalled_device_is_tried_again_after_a_second() -> None:
+def test_three_frames_in_a_row_without_a_timely_answer_suspend_a_device_until_one_is_in_time() -> None:
+    link = ready_link()
+    for number in (1, 2, 3):
+        assert link.state == "ready"
+        link.sent(number, deadline_ns=100 * number)
+        assert link.missed(now_ns=100 * number) == (number == 3)
+        assert not link.returned(number, now_ns=100 * number + 10)  # late
+    assert link.state == "suspended"
+    link.sent(4, deadline_ns=1000)
+    assert not link.returned(4, now_ns=1001)
+    assert link.state == "suspended"
+    link.sent(5, deadline_ns=2000)
+    assert link.returned(5, now_ns=1500)
+    assert link.state == "ready"
+
+
+def test_an_answer_in_time_ends_a_row_of_misses() -> None:
+    link = ready_link()
+    for number in range(1, 20):
+        link.sent(number, deadline_ns=100 * number)
+        if number % 3:
+            link.missed(now_ns=100 * number)
+            link.returned(number, now_ns=100 * number + 1)
+        else:
+            link.returned(number, now_ns=100 * number - 1)
+        assert link.state == "ready"
+
+
+def test_a_stalled_device_is_tried_once_a_second() -> None:
     link = ready_link()
     link.sent(1, deadline_ns=100)
-    link.note_overdue(now_ns=105)
-    link.forgive(now_ns=999_999_000)
-    assert link.state == "stalled"
-    link.forgive(now_ns=1_000_000_200)
-    assert link.state == "ready"
+    assert not link.take_trial(now_ns=TRIAL_NS)  # ready: it is sent every frame
+    link.missed(now_ns=105)
+    assert not link.take_trial(now_ns=104 + TRIAL_NS)
+    assert link.take_trial(now_ns=105 + TRIAL_NS)
+    assert not link.take_trial(now_ns=104 + 2 * TRIAL_NS)
+    assert link.take_trial(now_ns=105 + 2 * TRIAL_NS)
+
+
+def test_trials_of_a_device_that_never_answers_are_not_remembered_beyond_its_credit() -> None:
+    link = ready_link(credit=2)
+    for number in range(1, 50):
+        link.sent(number, deadline_ns=number)
+        link.missed(now_ns=number)
+    assert sorted(link.in_flight) == [48, 49]
 
 
 def test_a_new_link_owes_nothing_of_the_old_one() -> None:
     link = ready_link(credit=1)
     link.sent(1, deadline_ns=100)
-    link.note_overdue(now_ns=200)
+    link.missed(now_ns=200)
     link.disconnect()
     assert link.state == "absent"
     link.connect(HELLO, boot_id=2, engine_revision=2)
     assert link.state == "ready"
     assert link.has_credit
+
+
+def test_another_engine_in_the_same_process_owes_what_the_old_one_did() -> None:
+    link = ready_link()
+    link.sent(1, deadline_ns=100)
+    link.change_engine(HELLO, engine_revision=3)
+    assert (link.engine_revision, list(link.in_flight)) == (3, [1])
+
+
+def test_a_device_that_shuts_down_is_sent_nothing_new_and_comes_back_with_its_next_link() -> None:
+    link = ready_link()
+    link.is_leaving = True
+    assert link.state == "leaving"
+    link.connect(HELLO, boot_id=2, engine_revision=2)
+    assert link.state == "ready"
 
 
 def test_an_answer_to_a_frame_that_was_never_sent_gives_no_credit() -> None:

@@ -47,6 +47,14 @@ def ask_until(client: Client, picture: np.ndarray, wanted: Callable[[Answer], bo
         assert time.monotonic() < end_s, answer
 
 
+def collected(client: Client, number: int) -> Answer:
+    """Wait for the answer to what was submitted under a number."""
+    ((found, answer),) = client.collect(DEADLINE_S)
+    assert found == number
+    assert isinstance(answer, Answer)
+    return answer
+
+
 def test_answers_are_the_golden_logits(make_cell: MakeCell, bundle: Bundle) -> None:
     golden = bundle.golden()
     with make_cell().client() as client:
@@ -245,10 +253,11 @@ def test_a_feature_that_lies_is_counted_and_never_used(
     try:
         assert liar.greet().kind is Kind.WELCOME
         with cell.client() as client:
-            number = client._request(np.zeros((6, 8, 1), np.uint8), 0)
+            client.status()  # connected, so that nothing has to be waited for
+            number = client.submit(np.zeros((6, 8, 1), np.uint8))
             frame = liar.receive(Kind.FRAME)
             liar.send(liar.feature(frame, np.ones(6, np.float32), **lie))
-            answer = client._wait_answer(number)
+            answer = collected(client, number)
             assert (answer.state, answer.mask) == (State.PARTIAL, 0b10)
             (device,) = (device for device in client.status().devices if device.name == "jetson1")
             assert device.rejected == {reason: 1}
@@ -263,9 +272,10 @@ def test_a_feature_that_is_no_number_is_counted_and_never_used(make_cell: MakeCe
     try:
         liar.greet()
         with cell.client() as client:
-            number = client._request(np.zeros((6, 8, 1), np.uint8), 0)
+            client.status()  # connected, so that nothing has to be waited for
+            number = client.submit(np.zeros((6, 8, 1), np.uint8))
             liar.send(liar.feature(liar.receive(Kind.FRAME), np.full(6, np.nan, np.float32)))
-            assert client._wait_answer(number).missing == {0: "nonfinite"}
+            assert collected(client, number).missing == {0: "nonfinite"}
     finally:
         liar.close()
 
