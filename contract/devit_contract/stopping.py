@@ -48,3 +48,22 @@ class StopSignal:
         # A pipe, as a lock taken in a signal handler may be one that the interrupted code holds.
         self._is_asked = True
         os.write(self._writer, b".")
+
+
+class ReloadSignal:
+    """Catches SIGHUP; call it to learn, once each time, whether it has come."""
+
+    def __init__(self) -> None:
+        """Take over SIGHUP."""
+        self._is_asked = False
+        signal.signal(signal.SIGHUP, self._catch)
+
+    def __call__(self) -> bool:
+        """Tell whether it has come since the last call."""
+        if not self._is_asked:
+            return False
+        self._is_asked = False
+        return True
+
+    def _catch(self, _signal: int, _frame: FrameType | None) -> None:
+        self._is_asked = True

@@ -1,12 +1,10 @@
-"""The edge agent: one thread and one poll loop that turns frames into features, and samples power when asked to."""
+"""The edge agent: one thread and one poll loop that turns images into features, and samples power when asked to."""
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -14,46 +12,41 @@ import numpy as np
 import zmq
 
 from devit_contract.errors import DeviceLostError, EngineError, InputError, LinkError, WireError
-from devit_contract.fleet import AgentConfig
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Preprocess
-from devit_contract.messages import Control, ControlReply, Description, Hello, Mark, Refused, Welcome, body, read_body
+from devit_contract.journal import Log, Priority, Supervisor
+from devit_contract.messages import Control, ControlReply, Mark, body, read_body
 from devit_contract.preprocess import check_image, decode_image
-from devit_contract.sockets import connect_dealer, open_context
-from devit_contract.wire import (
-    MAX_IMAGE_MESSAGE_BYTES,
-    Dtype,
-    Kind,
-    Message,
-    Reason,
-    array_payload,
-    pack,
-    unpack,
-)
+from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
+from devit_edge_agent.loading import Loaded, Settings
 from devit_edge_agent.power import PowerFeed
-from devit_engines.engine import Engine, UInt8Array
+from devit_edge_agent.sources import Captured, Source
+from devit_edge_agent.swap import Swap
+from devit_edge_agent.uplink import Uplink
+from devit_engines.engine import Float32Array, UInt8Array
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""
-_HELLO_NS = 1_000_000_000
-"""Until an introduction that was not answered is made again."""
-_RETRY_NS = 2_000_000_000
-"""Pause before a link whose handshake failed is made anew."""
-_LINK_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
+_DRAIN_NS = 2_000_000_000
+"""How long a stopping agent works off what it has, and waits for the node to know."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A frame that waits for the engine."""
+    """A frame, or a trigger, that waits for the engine."""
 
     message: Message
     read_ns: int
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A feature and what it cost."""
+
+    feature: Float32Array
+    """Shape ``(dim,)``."""
+    decode_us: int
+    inference_us: int
+    captured_ns: int = 0
+    """With an own source: when its image was captured."""
 
 
 class EdgeAgent:
@@ -61,53 +54,42 @@ class EdgeAgent:
 
     def __init__(
         self,
-        config: AgentConfig,
-        engine: Engine,
+        settings: Settings,
+        loaded: Loaded,
+        source: Source | None,
         *,
-        preprocess: Preprocess,
-        hello: Hello,
-        description: Description,
-        keys: KeyPair | None,
-        report: Callable[[str], None],
+        log: Log,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         """Connect to the node in the background.
 
         Args:
-            config: ``agent.toml``.
-            engine: Loaded and warm; the caller closes it.
-            preprocess: How a picture file becomes an image.
-            hello: What the node is told.
-            description: What ``describe`` answers.
-            keys: Own keys, or ``None`` without encryption.
-            report: Takes one line for people when the link changes.
+            settings: What holds for the whole process.
+            loaded: Engine, warm, and what goes with it; it is closed with the agent.
+            source: The device's own images; closed with the agent.
+            log: Where events go.
+            on_ready: Called once, when the node has accepted this device.
         """
-        self._config = config
-        self._engine = engine
-        self._preprocess = preprocess
-        self._hello = body(hello)
-        self._description = description
-        self._report = report
-        self._boot_id = secrets.randbits(64)
-        self._run_id: int | None = None
+        self._config = settings.config
+        self._loaded = loaded
+        self._source = source
+        self._log = log
+        self._on_ready = on_ready
         self._queue: deque[Work] = deque()
-        self._retry_ns: int | None = None
-        self._hello_ns: int | None = None
+        self._newest: Worked | None = None
         self._inferences = 0
         self._busy_ns = 0
-        self._power = PowerFeed(config.tegrastats)
-        self._opened = open_context()
-        self._socket, self._monitor = connect_dealer(
-            self._opened.__enter__(),
-            config.node,
-            name=config.name.encode(),
-            keys=keys,
-            node_key=config.node_public_key.encode() or None,
-            max_bytes=MAX_IMAGE_MESSAGE_BYTES,
-            events=_LINK_EVENTS,
-        )
+        self._is_left = False
+        self._problem = ""
+        self._supervisor = Supervisor()
+        self._swap = Swap(settings, log)
+        self._power = PowerFeed(self._config.tegrastats)
+        self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
         self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor.socket, zmq.POLLIN)
+        for readable in (self._uplink.socket, self._uplink.monitor.socket, self._swap.fileno()):
+            self._poller.register(readable, zmq.POLLIN)
+        if source is not None and source.fileno() >= 0:
+            self._poller.register(source.fileno(), zmq.POLLIN)
 
     def __enter__(self) -> EdgeAgent:
         """Use the agent in a ``with`` block."""
@@ -116,101 +98,100 @@ class EdgeAgent:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop sampling and close the link."""
+        """Stop sampling, close link, source and engine."""
         self.close()
 
     def close(self) -> None:
-        """Stop sampling and close the link."""
+        """Stop sampling, close link, source and engine."""
         self._power.stop()
-        self._socket.disable_monitor()
-        self._socket.close(linger=_IDLE_POLL_MS)
-        self._opened.__exit__(None, None, None)
+        self._uplink.close()
+        self._swap.close()
+        if self._source is not None:
+            self._source.close()
+        self._loaded.engine.close()
 
-    def serve(self, should_stop: Callable[[], bool]) -> None:
-        """Run until ``should_stop``, then say for every frame still waiting that its feature will not come.
+    def serve(self, should_stop: Callable[[], bool], should_reload: Callable[[], bool] = lambda: False) -> None:
+        """Run until ``should_stop``, then take leave of the node and work off what is here.
+
+        Args:
+            should_stop: Asked at least five times a second.
+            should_reload: Likewise; after it, the engine is loaded anew and takes over if it is good.
 
         Raises:
             LinkError: The node refuses this device or its bundle; nothing would change by trying again.
         """
         while not should_stop():
-            self._poller.poll(0 if self._queue else _IDLE_POLL_MS)
-            self._watch_link()
-            self._receive()
-            self._feed_power()
-            if self._queue:
-                self._work(self._queue.popleft())
-        self._receive()  # what has come while the last frame was worked on is given up by name too
+            if should_reload():
+                self._swap.start()
+            self._turn()
+        self._supervisor.stopping()
+        if self._uplink.run_id is None:
+            return
+        self._send(Kind.LEAVE)
+        end_ns = time.monotonic_ns() + _DRAIN_NS
+        while (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
+            self._turn()
         for work in self._queue:
             self._skip(work.message, Reason.STOPPING)
 
-    def _watch_link(self) -> None:
-        for event in self._monitor.read():
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._retry_ns = None
-                self._hello_ns = time.monotonic_ns()
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._drop_link("the link to the node is gone, waiting for it")
-            else:
-                self._drop_link("the node refuses the handshake: check both keys; trying again")
-                self._retry_ns = time.monotonic_ns() + _RETRY_NS
-        if self._hello_ns is not None and time.monotonic_ns() >= self._hello_ns:
-            self._greet()
-        if self._retry_ns is not None and time.monotonic_ns() >= self._retry_ns:
-            # After an outright refusal libzmq would never connect again by itself.
-            self._retry_ns = None
-            self._socket.disconnect(self._config.node)
-            self._socket.connect(self._config.node)
-
-    def _greet(self) -> None:
-        """Introduce this device, each second until the node answers: either message may be lost."""
-        self._hello_ns = time.monotonic_ns() + _HELLO_NS
-        self._send(
-            Message(
-                Kind.HELLO,
-                Dtype.BODY,
-                payload=self._hello,
-                engine_revision=self._engine.revision,
-                boot_id=self._boot_id,
-            )
-        )
-
-    def _drop_link(self, text: str) -> None:
-        self._hello_ns = None
-        if self._run_id is not None or self._retry_ns is None:
-            self._report(text)
-        self._run_id = None
-        self._queue.clear()
-        self._power.stop()
+    def _turn(self) -> None:
+        is_busy = (self._queue and not self._uplink.is_introducing) or self._has_new_image()
+        self._poller.poll(0 if is_busy else _IDLE_POLL_MS)
+        self._supervisor.alive()
+        if self._uplink.watch():
+            self._queue.clear()
+            self._power.stop()
+            self._supervisor.status("waiting for the node")
+        self._receive()
+        self._feed_power()
+        self._tend_swap()
+        if self._queue and not self._uplink.is_introducing:
+            self._work(self._queue.popleft())
+        elif self._config.free_running and self._source is not None:
+            self._run_free(self._source)
 
     def _receive(self) -> None:
-        while True:
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                self._take(unpack(frame.buffer), time.monotonic_ns())
-            except WireError as err:
-                self._report(f"a message of the node was not used: {err}")
+        try:
+            for message in self._uplink.receive():
+                self._take(message)
+        except LinkError as err:
+            if not self._swap.is_offered:
+                raise
+            self._take_back(str(err))
 
-    def _take(self, message: Message, now_ns: int) -> None:
-        if message.kind is Kind.WELCOME:
-            welcome = read_body(message, Welcome)
-            self._run_id = message.run_id
-            self._hello_ns = None
-            self._report(f"ready, {welcome.credit} frames in flight")
-        elif message.kind is Kind.REFUSED:
-            raise LinkError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
-        elif message.run_id != self._run_id:
-            raise WireError("run", f"{message.kind.name} of run {message.run_id}, not of the present one")
-        elif message.kind is Kind.FRAME:
-            self._queue.append(Work(message, now_ns))
-        elif message.kind is Kind.TRIGGER:
-            self._skip(message, Reason.NO_SOURCE)
+    def _take(self, message: Message) -> None:
+        if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
+            self._queue.append(Work(message, time.monotonic_ns()))
+        elif message.kind is Kind.WELCOME:
+            self._welcomed()
         elif message.kind is Kind.CONTROL:
             self._control(message, read_body(message, Control))
+        elif message.kind is Kind.LEAVE:
+            self._is_left = True
         else:
             raise WireError("kind", f"expected a node's message, found {message.kind.name}")
+
+    def _welcomed(self) -> None:
+        if self._swap.is_offered:
+            self._loaded.engine.close()
+            self._loaded = self._swap.take_over()
+            self._newest = None
+        text = f"ready, {self._loaded.hello.engine}"
+        self._log.say(Priority.INFO, text)
+        self._supervisor.ready(text)
+        self._on_ready()
+        self._on_ready = lambda: None
+
+    def _tend_swap(self) -> None:
+        offered = self._swap.take_loaded()
+        if offered is not None:
+            self._uplink.introduce(offered.hello, offered.engine.revision)
+            if self._uplink.run_id is None:
+                self._welcomed()  # nobody to ask yet: the node will judge the new engine when it comes
+
+    def _take_back(self, why: str) -> None:
+        self._swap.refuse(why)
+        self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
 
     def _work(self, work: Work) -> None:
         message = work.message
@@ -219,55 +200,93 @@ class EdgeAgent:
             self._skip(message, Reason.EXPIRED)
             return
         try:
-            image = self._image(message)
+            worked = self._triggered() if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
-        decoded_ns = time.monotonic_ns()
-        try:
-            feature = self._engine.features(image[np.newaxis])[0]  # (1, H, W, C) -> (1, dim) -> (dim,)
         except DeviceLostError:
             self._skip(message, Reason.ENGINE)
             raise  # nothing in this process can bring the GPU back
         except EngineError as err:
-            self._report(f"the engine failed on a frame: {err}")
+            self._log.say(Priority.ERROR, f"the engine failed on a frame: {err}")
             self._skip(message, Reason.ENGINE)
             return
-        done_ns = time.monotonic_ns()
-        self._inferences += 1
-        self._busy_ns += done_ns - decoded_ns
+        if worked is None:
+            self._skip(message, Reason.NO_SOURCE)
+            return
+        feature = worked.feature.astype(np.float16) if self._uplink.feature_dtype == "float16" else worked.feature
         dtype, dims, payload = array_payload(feature)
-        self._send(
+        age_us = (time.monotonic_ns() - worked.captured_ns) // 1000 if worked.captured_ns else 0
+        self._uplink.send(
             Message(
                 Kind.FEATURE,
                 dtype,
                 dims,
                 payload,
                 device=self._config.submodel,
-                engine_revision=self._engine.revision,
+                engine_revision=self._loaded.engine.revision,
                 run_id=message.run_id,
                 frame_id=message.frame_id,
-                boot_id=self._boot_id,
+                boot_id=self._uplink.boot_id,
                 dispatch_ns=message.dispatch_ns,
                 queue_us=(start_ns - work.read_ns) // 1000,
-                decode_us=(decoded_ns - start_ns) // 1000,
-                inference_us=(done_ns - decoded_ns) // 1000,
+                decode_us=worked.decode_us,
+                inference_us=worked.inference_us,
+                capture_age_us=min(age_us, 0xFFFFFFFF),
             )
         )
 
-    def _image(self, message: Message) -> UInt8Array:
+    def _framed(self, message: Message, start_ns: int) -> Worked:
+        """Work on an image that the node sent."""
         if message.dtype is Dtype.ENCODED:
-            return decode_image(message.payload, self._preprocess, "frame")
-        image: UInt8Array = message.array()
-        check_image(image, self._preprocess)
-        return image
+            image = decode_image(message.payload, self._loaded.preprocess, "frame")
+        else:
+            image = message.array()
+            check_image(image, self._loaded.preprocess)
+        return self._infer(image, start_ns)
+
+    def _triggered(self) -> Worked | None:
+        """Work on the newest image of the own source, or give the newest feature where it runs free."""
+        if self._source is None:
+            return None
+        self._source.pump()
+        if self._config.free_running:
+            return self._newest if self._is_fresh() else None
+        captured = self._source.newest()
+        return None if captured is None else self._inferred(captured)
+
+    def _run_free(self, source: Source) -> None:
+        source.pump()
+        if source.problem != self._problem:
+            self._problem = source.problem
+            self._log.say(Priority.WARNING, f"source: {self._problem or 'images come again'}")
+        captured = source.take_new()
+        if captured is not None:
+            self._newest = self._inferred(captured)
+
+    def _has_new_image(self) -> bool:
+        return self._config.free_running and self._source is not None and self._source.fileno() < 0
+
+    def _is_fresh(self) -> bool:
+        """Whether the source still gives images: a feature of the last one before it died would be a lie."""
+        return self._source is not None and not self._source.problem
+
+    def _inferred(self, captured: Captured) -> Worked:
+        worked = self._infer(captured.image, time.monotonic_ns())
+        return Worked(worked.feature, 0, worked.inference_us, captured.captured_ns)
+
+    def _infer(self, image: UInt8Array, start_ns: int) -> Worked:
+        decoded_ns = time.monotonic_ns()
+        feature = self._loaded.engine.features(image[np.newaxis])[0]  # (1, H, W, C) -> (1, dim) -> (dim,)
+        done_ns = time.monotonic_ns()
+        self._inferences += 1
+        self._busy_ns += done_ns - decoded_ns
+        return Worked(feature, (decoded_ns - start_ns) // 1000, (done_ns - decoded_ns) // 1000)
 
     def _control(self, message: Message, control: Control) -> None:
         reply = ControlReply()
-        if control.ask == "ping":
-            return
         if control.ask == "describe":
-            reply = ControlReply(description=self._description)
+            reply = ControlReply(description=self._loaded.description)
         elif control.ask == "mark":
             reply = ControlReply(mark=Mark(time.monotonic_ns(), self._inferences, self._busy_ns))
         elif control.ask == "sample-start":
@@ -275,38 +294,35 @@ class EdgeAgent:
             reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
         elif control.ask == "sample-stop":
             self._power.stop()
-        else:
+        elif control.ask != "ping":  # the answer to a ping is that there is one
             reply = ControlReply(error=f"{self._config.name}: unknown question {control.ask!r}")
-        self._send(
-            Message(
-                Kind.CONTROL,
-                Dtype.BODY,
-                payload=body(reply),
-                run_id=message.run_id,
-                frame_id=message.frame_id,
-                boot_id=self._boot_id,
-            )
-        )
+        self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
 
     def _feed_power(self) -> None:
         telemetry = self._power.take(self._config.name)
         if telemetry is not None:
-            self._send(Message(Kind.TELEMETRY, Dtype.BODY, payload=body(telemetry), boot_id=self._boot_id))
+            self._send(Kind.TELEMETRY, body(telemetry))
+
+    def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:
+        message = Message(
+            kind,
+            Dtype.BODY if payload else Dtype.NONE,
+            payload=payload,
+            run_id=self._uplink.run_id or 0,
+            frame_id=frame_id,
+            boot_id=self._uplink.boot_id,
+        )
+        self._uplink.send(message)
 
     def _skip(self, message: Message, reason: Reason) -> None:
-        self._send(
+        self._uplink.send(
             Message(
                 Kind.SKIP,
                 device=self._config.submodel,
                 reason=reason,
                 run_id=message.run_id,
                 frame_id=message.frame_id,
-                boot_id=self._boot_id,
+                boot_id=self._uplink.boot_id,
                 dispatch_ns=message.dispatch_ns,
             )
         )
-
-    def _send(self, message: Message) -> None:
-        # Again: the link went this moment, or takes no more; the node counts the frame as missing at its deadline.
-        with suppress(zmq.Again):
-            self._socket.send(pack(message), zmq.NOBLOCK)

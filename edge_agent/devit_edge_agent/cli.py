@@ -26,23 +26,21 @@ def agent(
 ) -> None:
     """Run one submodel and send its features to the fusion node, until SIGTERM or Ctrl-C.
 
-    Prints one JSON line when the node has accepted this device; changes of the link go to stderr.
+    Prints one JSON line when the node has accepted this device; events go to the journal, or to stderr. SIGHUP loads
+    the engine anew, without a lost frame, and keeps the old one where the new one is not good.
     """
-    from devit_contract.stopping import StopSignal
+    from devit_contract.journal import Log
+    from devit_contract.stopping import ReloadSignal, StopSignal
     from devit_edge_agent.start import open_agent
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
-    is_announced = False
+    should_reload = ReloadSignal()
 
-    def report(text: str) -> None:
-        nonlocal is_announced
-        typer.echo(f"edge-agent: {text}", err=True)
-        if text.startswith("ready") and not is_announced:
-            is_announced = True
-            typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "config": str(config)}))
+    def announce() -> None:
+        typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "config": str(config)}))
 
-    with open_agent(config, engine, report) as opened:
-        opened.serve(should_stop)
+    with open_agent(config, engine, log=Log("edge-agent"), on_ready=announce) as opened:
+        opened.serve(should_stop, should_reload)
 
 
 def main() -> NoReturn:

@@ -17,6 +17,7 @@ import msgspec
 from devit_contract.errors import EngineError, InputError
 from devit_contract.files import write_bytes
 from devit_engines.engine import CannotCompileError
+from devit_engines.memory import available_bytes
 from devit_engines.trt_worker import GRAPH, PLAIN_GRAPH, PLAN, REQUEST, RESULT, WorkerRequest, WorkerResult
 
 _KILLED = -9
@@ -90,12 +91,7 @@ def workspace_bytes(root: Path = Path("/")) -> int:
     Raises:
         EngineError: ``proc/meminfo`` under ``root`` does not say how much there is.
     """
-    path = root / "proc" / "meminfo"
-    try:
-        lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError, IndexError) as err:
-        raise EngineError(f"{path}: expected MemAvailable in kB, found none: is this Linux?") from err
+    available = available_bytes(root)
     return min(max(available // _SHARE_OF_MEMORY, _SMALLEST_WORKSPACE), _LARGEST_WORKSPACE)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from PIL import Image
 
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, Welcome, body, read_body
@@ -236,19 +239,206 @@ def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(
     assert "error: cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS" in said
 
 
-def test_frames_that_wait_when_an_agent_is_stopped_are_given_up_by_name(node: HandMadeNode) -> None:
-    child = node.start("--engine", "paced:300")
+def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: HandMadeNode) -> None:
+    child = node.start("--engine", "paced:200")
     node.welcome()
     image = np.zeros((6, 8, 1), np.uint8)
     for number in (1, 2, 3):
         node.send(node.frame(image, number))
-    first = node.receive(Kind.FEATURE)
+    assert node.receive(Kind.FEATURE).frame_id == 1
     child.send_signal(signal.SIGTERM)
-    rest = [node.receive(Kind.FEATURE, Kind.SKIP) for _ in range(2)]
-    assert first.frame_id == 1
+    found = [node.receive(Kind.FEATURE, Kind.SKIP, Kind.LEAVE) for _ in range(3)]
+    assert [message.frame_id for message in found if message.kind is Kind.FEATURE] == [2, 3]
+    assert Kind.LEAVE in {message.kind for message in found}
+    node.send(Message(Kind.LEAVE, run_id=RUN_ID))
+    start_s = time.monotonic()
+    child.communicate(timeout=10)
+    assert child.returncode == 0
+    assert time.monotonic() - start_s < 1.5
+
+
+def test_frames_that_an_agent_cannot_work_off_while_it_stops_are_given_up_by_name(node: HandMadeNode) -> None:
+    child = node.start("--engine", "paced:1500")
+    node.welcome()
+    image = np.zeros((6, 8, 1), np.uint8)
+    for number in range(1, 6):
+        node.send(node.frame(image, number))
+    assert node.receive(Kind.FEATURE).frame_id == 1
+    child.send_signal(signal.SIGTERM)
+    rest = [node.receive(Kind.FEATURE, Kind.SKIP) for _ in range(4)]
+    assert [message.frame_id for message in rest] == [2, 3, 4, 5]
     assert rest[-1].reason is Reason.STOPPING
     child.communicate(timeout=10)
     assert child.returncode == 0
+
+
+def test_a_reloaded_engine_serves_after_the_nodes_word_and_no_frame_is_lost(node: HandMadeNode, bundle: Bundle) -> None:
+    golden = bundle.golden()
+    child = node.start()
+    first = node.welcome()
+    child.send_signal(signal.SIGHUP)
+    number, hello = 0, None
+    while hello is None:
+        number += 1
+        node.send(node.frame(golden["images"][number % 8], number))
+        message = node.receive(Kind.FEATURE, Kind.HELLO)
+        if message.kind is Kind.HELLO:
+            hello = message
+        else:
+            assert message.frame_id == number
+    assert (hello.boot_id, hello.engine_revision) == (first.boot_id, first.engine_revision)
+    node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
+    assert node.receive(Kind.FEATURE).frame_id == number
+    node.send(node.frame(golden["images"][3], number + 1))
+    np.testing.assert_allclose(node.receive(Kind.FEATURE).array(), golden["features.0"][3], atol=1e-5)
+
+
+def test_an_engine_that_the_node_refuses_leaves_the_old_one_serving(node: HandMadeNode, bundle: Bundle) -> None:
+    golden = bundle.golden()
+    child = node.start()
+    node.welcome()
+    child.send_signal(signal.SIGHUP)
+    node.receive(Kind.HELLO)
+    node.send(Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused("another bundle")), run_id=RUN_ID))
+    node.welcome()
+    node.send(node.frame(golden["images"][3], 7))
+    np.testing.assert_allclose(node.receive(Kind.FEATURE).array(), golden["features.0"][3], atol=1e-5)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=10)
+    assert "the engine that serves goes on" in said
+    assert "another bundle" in said
+
+
+def test_an_engine_that_cannot_be_loaded_leaves_the_old_one_serving(
+    node: HandMadeNode, bundle: Bundle, store: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own-store"
+    shutil.copytree(store, own)
+    node.store = own
+    child = node.start()
+    assert child.stderr is not None
+    node.welcome()
+    for file in own.glob("*/*.onnx"):
+        file.write_bytes(b"damaged")
+    child.send_signal(signal.SIGHUP)
+    while "the engine that serves goes on" not in (line := child.stderr.readline()):
+        assert line
+    node.send(node.frame(bundle.golden()["images"][3], 7))
+    assert node.receive(Kind.FEATURE).frame_id == 7
+
+
+def test_systemd_hears_ready_after_the_welcome_and_the_watchdog_from_the_loop(
+    node: HandMadeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "600000")
+        child = node.start("--engine", "null")
+        hello = node.receive(Kind.HELLO)
+        assert hello.boot_id
+        while (said := systemd.recv(4096)) != b"WATCHDOG=1":
+            assert not said.startswith(b"READY")
+        node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
+        while (said := systemd.recv(4096)) == b"WATCHDOG=1":
+            pass
+        assert said == b"READY=1\nSTATUS=ready, null engine"
+        # Stopped, its loop feeds nothing; whatever was sent before is read first.
+        child.send_signal(signal.SIGSTOP)
+        systemd.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            while True:
+                assert systemd.recv(4096) == b"WATCHDOG=1"
+        child.send_signal(signal.SIGCONT)
+        child.send_signal(signal.SIGTERM)
+        systemd.settimeout(20)
+        while (said := systemd.recv(4096)) == b"WATCHDOG=1":
+            pass
+        assert said == b"STOPPING=1"
+
+
+def test_an_agent_that_hears_nothing_connects_again(node: HandMadeNode) -> None:
+    """Its route may be somebody else's: only its own end can find that out."""
+    node.start("--engine", "null")
+    hello = node.welcome()
+    again = node.receive(Kind.HELLO)
+    assert again.boot_id == hello.boot_id
+
+
+def test_a_ping_is_answered_from_the_loop(node: HandMadeNode) -> None:
+    node.start("--engine", "null")
+    node.welcome()
+    assert node.ask(Control("ping")) == ControlReply()
+
+
+def test_a_trigger_is_answered_with_the_devices_own_next_picture(
+    node: HandMadeNode, bundle: Bundle, tmp_path: Path
+) -> None:
+    golden = bundle.golden()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        Image.fromarray(golden["images"][number][:, :, 0]).save(pictures / f"{number}.png")
+    node.start(config=f'tegrastats = []\nsource = "folder:{pictures}"')
+    node.welcome()
+    for number in range(4):
+        node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=number + 1, dispatch_ns=5))
+        feature = node.receive(Kind.FEATURE, Kind.SKIP)
+        np.testing.assert_allclose(feature.array(), golden["features.0"][number % 3], atol=1e-5)
+        assert 0 < feature.capture_age_us < 10_000_000
+
+
+def test_a_free_running_device_answers_a_trigger_with_its_newest_feature(
+    node: HandMadeNode, bundle: Bundle, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(bundle.golden()["images"][0][:, :, 0]).save(pictures / "0.png")
+    config = f'tegrastats = []\nsource = "folder:{pictures}"\nfree_running = true'
+    node.start("--engine", "paced:100", config=config)
+    node.welcome()
+    while (first := node.ask(Control("mark")).mark) is not None and first.inferences < 1:
+        pass
+    for number in range(1, 4):
+        node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=number))
+        feature = node.receive(Kind.FEATURE, Kind.SKIP)
+        assert (feature.kind, feature.frame_id) == (Kind.FEATURE, number)
+        assert feature.capture_age_us >= 100_000
+
+
+def test_features_are_sent_as_float16_where_the_node_wants_them_so(node: HandMadeNode, bundle: Bundle) -> None:
+    golden = bundle.golden()
+    node.start()
+    hello = node.receive(Kind.HELLO)
+    assert read_body(hello, Hello).feature_dtypes == ("float32", "float16")
+    node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float16")), run_id=RUN_ID))
+    node.send(node.frame(golden["images"][3]))
+    feature = node.receive(Kind.FEATURE)
+    assert feature.dtype is Dtype.FLOAT16
+    np.testing.assert_allclose(feature.array(), golden["features.0"][3], rtol=2e-3, atol=1e-3)
+
+
+def test_too_little_memory_for_the_engine_is_one_line_and_nothing_is_loaded(
+    node: HandMadeNode, tmp_path: Path
+) -> None:
+    """A SIMULATED board with 20 MiB free."""
+    (tmp_path / "board/proc").mkdir(parents=True)
+    (tmp_path / "board/proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 20480 kB\n")
+    child = node.start(config='tegrastats = []\nroot = "board"')
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert "found 20 MiB: close other programs, or add swap" in said
+    assert said.count("\n") == 1
+
+
+def test_a_device_with_allowed_signers_refuses_an_unsigned_bundle(node: HandMadeNode, tmp_path: Path) -> None:
+    (tmp_path / "signers").write_text("")
+    child = node.start(config='tegrastats = []\nallowed_signers = "signers"')
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert "expected a signed bundle" in said
+    assert said.count("\n") == 1
 
 
 def test_closing_its_standard_input_ends_an_agent_that_was_told_so(node: HandMadeNode) -> None:

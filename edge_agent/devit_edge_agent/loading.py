@@ -1,0 +1,152 @@
+"""From ``agent.toml`` to a warm engine: signature, bundle, memory, engine, warm-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from devit_contract.errors import EngineError, InputError
+from devit_contract.fleet import AgentConfig, load_agent_config
+from devit_contract.keys import KeyPair, load_keys
+from devit_contract.manifest import Bundle, Preprocess
+from devit_contract.messages import Description, Hello
+from devit_contract.signing import open_admitted
+from devit_engines.backends import BACKENDS, RunSettings
+from devit_engines.board import detect_board
+from devit_engines.build import load_engine, stored_key
+from devit_engines.engine import Engine, EngineSpec
+from devit_engines.gate import Thresholds, reference_of, run_gate
+from devit_engines.memory import available_bytes
+from devit_engines.null import NullEngine, PacedEngine
+from devit_engines.store import Store
+
+_WARM_UP_RUNS = 3
+_SPARE_BYTES = 64 << 20
+"""Beside the engine, for what runs it."""
+_SERIALS = "accepted-bundles.json"
+"""In the engine store: the highest serial of every signed bundle that this device has run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for the whole process."""
+
+    path: Path
+    """``agent.toml``."""
+    config: AgentConfig
+    engine_choice: str
+    """``built``, ``null`` or ``paced:MS``."""
+    keys: KeyPair | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine, warm, and what goes with it."""
+
+    engine: Engine
+    bundle: Bundle
+    hello: Hello
+    description: Description
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How a picture file becomes an image."""
+        return self.bundle.manifest.preprocess
+
+
+def read_settings(path: Path, engine_choice: str) -> Settings:
+    """Read ``agent.toml`` and the key it names.
+
+    Raises:
+        InputError: A file, name or key is not usable.
+        ManifestError: ``agent.toml`` breaks its format.
+    """
+    config = load_agent_config(path)
+    keys = load_keys(Path(config.secret_key)) if config.secret_key else None
+    return Settings(path, config, engine_choice, keys)
+
+
+def load(settings: Settings) -> Loaded:
+    """Load the engine of the bundle that ``agent.toml`` names now, and warm it.
+
+    Raises:
+        InputError: A file is not usable, or the bundle is older than one that this device has run.
+        ManifestError: The bundle is broken, or not signed by whom ``allowed_signers`` lists.
+        EngineError: The engine was not built on this device, or memory is short.
+    """
+    config = settings.config
+    store = Store(Path(config.store) if config.store else None)
+    if config.allowed_signers:
+        bundle, _ = open_admitted(Path(config.bundle), Path(config.allowed_signers), store.folder / _SERIALS)
+    else:
+        bundle = Bundle(Path(config.bundle))
+    digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice)
+    try:
+        engine.warm_up(_WARM_UP_RUNS)
+    except EngineError:
+        engine.close()
+        raise
+    hello = Hello(
+        name=config.name,
+        submodel=config.submodel,
+        feature_dim=engine.output_dim,
+        model_sha256=digest,
+        engine=name,
+        feature_dtypes=("float32", "float16"),
+        software=version("devit"),
+    )
+    board = detect_board(Path(config.root))
+    description = Description(board.name, board.l4t or "", name, " ".join(config.tegrastats), config.threads)
+    return Loaded(engine, bundle, hello, description)
+
+
+def rehearse(settings: Settings, loaded: Loaded) -> None:
+    """Send the golden images through a loaded engine, as the build did: it may not be what it was then.
+
+    Raises:
+        EngineError: It does not compute what was trained; it is closed.
+    """
+    if settings.engine_choice != "built":
+        return
+    result = run_gate(loaded.engine.features, reference_of(loaded.bundle, settings.config.submodel), lambda _: None)
+    failures = result.failures(Thresholds())
+    if failures:
+        loaded.engine.close()
+        raise EngineError(f"{loaded.hello.engine}: expected what was trained, found {'; '.join(failures)}")
+
+
+def _open_engine(config: AgentConfig, bundle: Bundle, store: Store, choice: str) -> tuple[str, str, Engine]:
+    """Digest of the graph, what the engine is called, and the engine."""
+    if choice == "built":
+        key = stored_key(bundle, store, config.submodel, backend=config.backend, precision=config.precision)
+        record = store.record(key.digest)
+        _check_memory(2 * record.file.size_bytes if record is not None else 0, Path(config.root))
+        settings = RunSettings(threads=config.threads, cuda=config.cuda, host_memory=config.host_memory)
+        engine = load_engine(
+            bundle, store, config.submodel, backend=key.backend, precision=config.precision, settings=settings
+        )
+        return key.model_sha256, f"{BACKENDS[key.backend].title} {key.backend_version}, {key.rung}", engine
+    digest = bundle.manifest.file("submodel", device=config.submodel, rung="fp32").sha256
+    record_of_graph = bundle.manifest.graph("submodel", config.submodel)
+    spec = EngineSpec(choice, bundle.manifest.preprocess.shape, record_of_graph.output_dim, revision=0)
+    kind, _, number = choice.partition(":")
+    if choice == "null":
+        return digest, "null engine", NullEngine(spec)
+    if kind == "paced" and number.replace(".", "", 1).isdigit():
+        return digest, f"{choice} engine", PacedEngine(NullEngine(spec), float(number))
+    raise InputError(f"--engine {choice}: expected built, null or paced:MS, e.g. paced:5")
+
+
+def _check_memory(engine_bytes: int, root: Path) -> None:
+    """Refuse before the kernel's killer chooses: it would take whatever is largest, and say nothing to us.
+
+    CPU and GPU of a Jetson share their memory, and a control group does not see what CUDA takes.
+    """
+    needed = engine_bytes + _SPARE_BYTES
+    found = available_bytes(root if (root / "proc/meminfo").exists() else Path("/"))
+    if found < needed:
+        raise EngineError(
+            f"expected {needed >> 20} MiB of free memory for the engine, found {found >> 20} MiB: "
+            "close other programs, or add swap"
+        )

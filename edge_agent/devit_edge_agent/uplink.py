@@ -1,0 +1,171 @@
+"""The agent's link to the fusion node: made, introduced, watched, and made again.
+
+What ends a link, and what brings it back:
+
+==================================  ==============================================================================
+the node or the network goes        libzmq connects again by itself, and this device introduces itself again
+a refused handshake                 libzmq may never try again: the link is made anew after two seconds
+no word from the node for 5 s       it pings every second, so the route is gone or somebody else's: made anew
+the node says REFUSED               an error: only the operator can help (another bundle, another name, a twin)
+==================================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import zmq
+
+from devit_contract.errors import LinkError, WireError
+from devit_contract.fleet import AgentConfig
+from devit_contract.journal import Log, Priority
+from devit_contract.keys import KeyPair
+from devit_contract.messages import Hello, Refused, Welcome, body, read_body
+from devit_contract.sockets import connect_dealer, open_context
+from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
+
+_HELLO_NS = 1_000_000_000
+"""Until an introduction that was not answered is made again."""
+_RETRY_NS = 2_000_000_000
+"""Pause before a link whose handshake failed is made anew."""
+_SILENCE_NS = 5_000_000_000
+_LINGER_MS = 200
+_LINK_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+
+
+class Uplink:
+    """One link, for one thread."""
+
+    def __init__(self, config: AgentConfig, keys: KeyPair | None, log: Log, hello: Hello, revision: int) -> None:
+        """Connect in the background.
+
+        Args:
+            config: ``agent.toml``.
+            keys: Own keys, or ``None`` without encryption.
+            log: Told when the link changes.
+            hello: What the node is told of this device.
+            revision: The engine's.
+        """
+        self._config = config
+        self._log = log
+        self.boot_id = secrets.randbits(64)
+        self.run_id: int | None = None
+        """The node's run; ``None`` until it has accepted this device."""
+        self.feature_dtype = "float32"
+        """What the node wants features as."""
+        self._hello, self._revision = body(hello), revision
+        self._hello_ns: int | None = None
+        self._retry_ns: int | None = None
+        self._heard_ns = 0
+        self._has_told_refusal = False
+        self._opened = open_context()
+        self.socket, self.monitor = connect_dealer(
+            self._opened.__enter__(),
+            config.node,
+            name=config.name.encode(),
+            keys=keys,
+            node_key=config.node_public_key.encode() or None,
+            max_bytes=MAX_IMAGE_MESSAGE_BYTES,
+            events=_LINK_EVENTS,
+        )
+
+    @property
+    def is_introducing(self) -> bool:
+        """Whether an introduction is on its way: no feature may be sent before the node knows its engine."""
+        return self._hello_ns is not None
+
+    def close(self) -> None:
+        """Close the link; what was sent last still goes out."""
+        self.socket.disable_monitor()
+        self.socket.close(linger=_LINGER_MS)
+        self._opened.__exit__(None, None, None)
+
+    def watch(self) -> bool:
+        """Look after the link; tell whether it ended, so that what was under way is nobody's any more."""
+        had_run = self.run_id is not None
+        for event in self.monitor.read():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._retry_ns = None
+                self._has_told_refusal = False
+                self._hello_ns = time.monotonic_ns()
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._end("the link to the node is gone, waiting for it")
+            else:
+                self._end("")
+                if not self._has_told_refusal:
+                    self._log.say(Priority.WARNING, "the node refuses the handshake: check both keys; trying again")
+                self._has_told_refusal = True
+                self._retry_ns = time.monotonic_ns() + _RETRY_NS
+        now_ns = time.monotonic_ns()
+        if self.run_id is not None and now_ns - self._heard_ns > _SILENCE_NS:
+            self._end(f"nothing came from the node for {_SILENCE_NS // 1_000_000_000} s, connecting again")
+            self._retry_ns = now_ns
+        if self._hello_ns is not None and now_ns >= self._hello_ns:
+            self._hello_ns = now_ns + _HELLO_NS  # either message may be lost
+            hello = Message(
+                Kind.HELLO, Dtype.BODY, payload=self._hello, engine_revision=self._revision, boot_id=self.boot_id
+            )
+            self.send(hello)
+        if self._retry_ns is not None and now_ns >= self._retry_ns:
+            # After an outright refusal libzmq would never connect again by itself.
+            self._retry_ns = None
+            with suppress(zmq.ZMQError):  # it has given the endpoint up already
+                self.socket.disconnect(self._config.node)
+            self.socket.connect(self._config.node)
+        return had_run and self.run_id is None
+
+    def introduce(self, hello: Hello, revision: int) -> None:
+        """Tell the node of another engine; :attr:`is_introducing` holds until it has answered."""
+        self._hello, self._revision = body(hello), revision
+        if self.run_id is not None:
+            self._hello_ns = time.monotonic_ns()
+
+    def receive(self) -> Iterator[Message]:
+        """Take what has come, without waiting; what is for the link itself is not handed on but for WELCOME.
+
+        Raises:
+            LinkError: The node refuses this device.
+        """
+        while True:
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._heard_ns = time.monotonic_ns()
+            try:
+                message = unpack(frame.buffer)
+                if message.kind is Kind.WELCOME:
+                    welcome = read_body(message, Welcome)
+                    self.run_id, self.feature_dtype = message.run_id, welcome.feature_dtype
+                    self._hello_ns = None
+                elif message.kind is Kind.REFUSED:
+                    self._hello_ns = None
+                    raise LinkError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
+                elif message.run_id != self.run_id:
+                    raise WireError("run", f"{message.kind.name} of run {message.run_id}, not of the present one")
+                yield message
+            except WireError as err:
+                self._log.say(Priority.WARNING, f"a message of the node was not used: {err}")
+
+    def send(self, message: Message) -> None:
+        """Send without waiting.
+
+        Where the link went this moment, or takes no more, nothing is sent: the node counts the frame as missing.
+        """
+        with suppress(zmq.Again):
+            self.socket.send(pack(message), zmq.NOBLOCK)
+
+    def _end(self, text: str) -> None:
+        if text and (self.run_id is not None or self._retry_ns is None):
+            self._log.say(Priority.NOTICE, text)
+        self._hello_ns = None
+        self.run_id = None
