@@ -14,6 +14,9 @@ Takes the devit on the PATH; where there is none, makes a virtual environment an
   --baseline          build the undivided teacher too (default: no)
   --precision NAME    fp16 or fp32 (default: devit build's)
   --cuda NAME         pycuda, cuda-bindings or ctypes (default: devit build's)
+  --allowed-signers FILE
+                      refuse a bundle that none of these signed, or an older one (default: take any)
+  --allow-older       with --allowed-signers: go back to an older bundle on purpose (default: no)
   --store DIR         engine store (default: ~/.cache/devit/engines)
   --venv DIR          virtual environment to take or make (default: .venv in the clone that holds this script)
   --json              print the engines as JSON on standard output
@@ -92,9 +95,9 @@ while [ "$left" -gt 0 ]; do
         usage
         exit 0
         ;;
-    --baseline | --json) set -- "$@" "$word" ;;
-    --submodels=* | --precision=* | --cuda=* | --store=* | --venv=* | \
-        --submodels | --precision | --cuda | --store | --venv)
+    --baseline | --allow-older | --json) set -- "$@" "$word" ;;
+    --submodels=* | --precision=* | --cuda=* | --allowed-signers=* | --store=* | --venv=* | \
+        --submodels | --precision | --cuda | --allowed-signers | --store | --venv)
         name=${word%%=*}
         if [ "$name" != "$word" ]; then
             value=${word#*=}

@@ -71,7 +71,11 @@ def status(
     node_key: NodeKey = "",
     as_json: Json = False,
 ) -> None:
-    """Show what a fusion node knows of its devices."""
+    """Show what a fusion node knows of its devices.
+
+    sent: frames in flight, of its credit; seen: seconds since its last message; missed: share of the frames it was
+    wished for in that ended without it; p50: from dispatch to its feature.
+    """
     import msgspec
 
     with open_client(to, fleet, key, node_key) as client:
@@ -81,7 +85,7 @@ def status(
         return
     frames = ", ".join(f"{count} {state}" for state, count in sorted(found.frames.items())) or "none"
     title = f"{found.bundle}: deadline {found.deadline_ms:g} ms, k_min {found.k_min}, frames ended: {frames}"
-    header = ["device", "submodel", "state", "in flight", "seen, s ago", "missed", "round trip, ms", "engine"]
+    header = ["device", "model", "state", "sent", "seen, s", "missed", "p50, ms", "engine"]
     print_table(title, header, [_device_row(device) for device in found.devices], numbers=(1, 4, 5, 6))
     for event in found.events[:_EVENTS_SHOWN]:
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")

@@ -200,14 +200,22 @@ def write_json(path: Path, value: msgspec.Struct) -> None:
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def read_tensors(path: Path, hint: str) -> tuple[Tensors, dict[str, str]]:
+def read_tensors(path: Path, hint: str, *, sha256: str = "") -> tuple[Tensors, dict[str, str]]:
     """Read a safetensors file: its tensors and its text metadata.
+
+    Args:
+        path: The file.
+        hint: What to run where it is no good.
+        sha256: Digest that the bytes read must have; empty where none is known.
 
     Raises:
         InputError: The file cannot be read.
-        ManifestError: It is no safetensors file.
+        ManifestError: It is no safetensors file, or has another digest.
     """
     content = _read(path, hint)
+    found = hashlib.sha256(content).hexdigest() if sha256 else ""
+    if found != sha256:
+        raise ManifestError(f"{path}: expected sha256 {sha256[:12]}, found {found[:12]}: {hint}")
     try:
         tensors = safetensors.numpy.load(content)
         with safetensors.safe_open(str(path), framework="numpy") as file:

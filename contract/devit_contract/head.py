@@ -112,14 +112,14 @@ class FusionHead:
         write_tensors(path, tensors)
 
     @classmethod
-    def load(cls, path: Path) -> FusionHead:
-        """Read ``fusion.safetensors``.
+    def load(cls, path: Path, *, sha256: str = "") -> FusionHead:
+        """Read ``fusion.safetensors``; with ``sha256``, the bytes read must have that digest.
 
         Raises:
             InputError: The file cannot be read.
             ManifestError: A tensor is missing or has another shape.
         """
-        tensors, _ = read_tensors(path, _HINT)
+        tensors, _ = read_tensors(path, _HINT, sha256=sha256)
         try:
             statistics = FusionStatistics(tensors["mean"].astype(np.float64), tensors["covariance"].astype(np.float64))
             return cls(

@@ -22,6 +22,7 @@ import numpy as np
 
 from devit_contract.errors import ManifestError
 from devit_contract.files import Tensors, read_json, read_tensors, sha256_of_file, write_json
+from devit_contract.head import FusionHead
 
 SCHEMA = 2
 FILE_NAME = "manifest.json"
@@ -144,7 +145,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     schema: int
     serial: int
-    """Rises with every bundle of the same name; for people, until devices compare it."""
+    """Rises with every bundle of the same name: a device that takes signed ones alone takes no older one."""
     name: str
     code_version: str
     opset: int
@@ -221,6 +222,22 @@ class Bundle:
         """Path of a file by what it is for."""
         return self.folder / self.manifest.file(role, device=device, rung=rung).name
 
+    def fusion_head(self) -> FusionHead:
+        """Read the fusion head.
+
+        Raises:
+            ManifestError: It does not fit the submodels and classes.
+        """
+        head = FusionHead.load(self.path("fusion"), sha256=self.manifest.file("fusion").sha256)
+        expected = (tuple(graph.output_dim for graph in self.manifest.submodels), len(self.manifest.labels))
+        found = (head.dims, len(head.bias))
+        if found != expected:
+            raise ManifestError(
+                f"{self.path('fusion')}: expected feature dims and classes {expected} as in the manifest, "
+                f"found {found}: {_HINT}"
+            )
+        return head
+
     def golden(self) -> Tensors:
         """Read the golden set.
 
@@ -229,7 +246,7 @@ class Bundle:
             every submodel, ``logits`` float32 ``(n, K)`` of all of them fused, and, where there is a baseline,
             ``baseline.logits`` float32 ``(n, K)``.
         """
-        tensors, _ = read_tensors(self.path("golden"), _HINT)
+        tensors, _ = read_tensors(self.path("golden"), _HINT, sha256=self.manifest.file("golden").sha256)
         count = len(tensors.get("images", np.empty(0)))
         expected = {"images", "labels", "logits"} | {f"features.{i}" for i in range(len(self.manifest.submodels))}
         if not expected <= tensors.keys() or any(len(tensors[name]) != count for name in expected):

@@ -212,7 +212,7 @@ class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
     arrival_us: int
     """From the frame's dispatch to its feature's arrival at the node."""
     capture_age_us: int = 0
-    """With the device's own source: from capture to the start of the engine."""
+    """With the device's own source: age of the image when its feature was sent."""
 
 
 class AnswerBody(msgspec.Struct, frozen=True):

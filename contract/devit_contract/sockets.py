@@ -39,6 +39,8 @@ _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
 _HANDSHAKE_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _CURVE_OVERHEAD_BYTES = 64
+FAILED_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+"""Events of connections that ended before the :class:`Gatekeeper` was asked: no CURVE, garbage, half a handshake."""
 _TCP_ESTABLISHED = 1
 """First byte of the kernel's ``struct tcp_info``."""
 
@@ -182,6 +184,8 @@ class Gatekeeper:
         """
         self._allowed = allowed
         self.refused = 0
+        self.revoked: frozenset[bytes] = frozenset()
+        """Z85 public keys that are let in no more, whatever ``allowed`` says."""
         self.socket: Socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind("inproc://zeromq.zap.01")
@@ -203,7 +207,8 @@ class Gatekeeper:
         version, _, domain, _, _, mechanism, *credentials = request
         if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1:
             return None
-        return self._allowed.get(domain, {}).get(z85.encode(credentials[0]))
+        key = z85.encode(credentials[0])
+        return None if key in self.revoked else self._allowed.get(domain, {}).get(key)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ offset type  field             meaning
 80     u32   queue_us          agent: from reading the frame to starting on it
 84     u32   decode_us         agent: decoding and resizing
 88     u32   inference_us      agent: engine
-92     u32   capture_age_us    agent: from its own source's capture to the start of the engine; 0 for images sent to it
+92     u32   capture_age_us    agent: age of its own source's image when the feature was sent; 0 for images sent to it
 96     u32   payload_bytes     length of the payload
 100    u32   crc32             CRC-32 of the payload followed by bytes 0 to 99
 ====== ===== ================= ==============================================================================

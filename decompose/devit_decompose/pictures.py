@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from PIL import Image
 from devit_contract.errors import InputError
 from devit_contract.files import sha256_of_file
 from devit_contract.manifest import Preprocess
-from devit_contract.preprocess import decode_image
+from devit_contract.preprocess import decode_image, picture_size
 
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
@@ -94,7 +93,7 @@ class Pictures(ABC):
             InputError: It is no picture.
         """
         content, where = self.content(index)
-        width, height = _size_of(content)
+        width, height = picture_size(content, where)
         shrink = min(1.0, _LONGEST_PIXELS / max(width, height))
         size = max(1, round(height * shrink)), max(1, round(width * shrink))
         spec = msgspec.structs.replace(self.preprocess, height=size[0], width=size[1], resize_to=0)
@@ -164,13 +163,3 @@ class PictureArrays(Pictures):
 def select(images: Images, indices: Int64Array) -> Images:
     """Keep the images at some positions, ``(count,)``; pictures stay undecoded."""
     return images.select(indices) if isinstance(images, Pictures) else images[indices]
-
-
-def _size_of(content: bytes) -> tuple[int, int]:
-    """Width and height from the file's head; 1 x 1 where it is damaged, and decoding will say how."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(content)).size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 1, 1

@@ -18,13 +18,15 @@ from devit_contract.preprocess import check_image, decode_image
 from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
 from devit_edge_agent.loading import Loaded, Settings
 from devit_edge_agent.power import PowerFeed
-from devit_edge_agent.sources import Captured, Source
+from devit_edge_agent.sources import Source
 from devit_edge_agent.swap import Swap
 from devit_edge_agent.uplink import Uplink
 from devit_engines.engine import Float32Array, UInt8Array
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""
+_FOLDER_PERIOD_MS = 33
+"""Pace of a folder that runs free, about a camera's."""
 _DRAIN_NS = 2_000_000_000
 """How long a stopping agent works off what it has, and waits for the node to know."""
 
@@ -80,6 +82,9 @@ class EdgeAgent:
         self._inferences = 0
         self._busy_ns = 0
         self._is_left = False
+        self._next_free_ns = 0
+        is_paced = self._config.free_running and source is not None and source.fileno() < 0
+        self._idle_poll_ms = _FOLDER_PERIOD_MS if is_paced else _IDLE_POLL_MS
         self._problem = ""
         self._supervisor = Supervisor()
         self._swap = Swap(settings, log)
@@ -135,8 +140,8 @@ class EdgeAgent:
             self._skip(work.message, Reason.STOPPING)
 
     def _turn(self) -> None:
-        is_busy = (self._queue and not self._uplink.is_introducing) or self._has_new_image()
-        self._poller.poll(0 if is_busy else _IDLE_POLL_MS)
+        is_busy = self._queue and not self._uplink.is_introducing
+        self._poller.poll(0 if is_busy else self._idle_poll_ms)
         self._supervisor.alive()
         if self._uplink.watch():
             self._queue.clear()
@@ -145,6 +150,8 @@ class EdgeAgent:
         self._receive()
         self._feed_power()
         self._tend_swap()
+        if self._source is not None:
+            self._tend_source(self._source)
         if self._queue and not self._uplink.is_introducing:
             self._work(self._queue.popleft())
         elif self._config.free_running and self._source is not None:
@@ -200,7 +207,7 @@ class EdgeAgent:
             self._skip(message, Reason.EXPIRED)
             return
         try:
-            worked = self._triggered() if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
+            worked = self._triggered(start_ns) if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
@@ -245,43 +252,38 @@ class EdgeAgent:
             check_image(image, self._loaded.preprocess)
         return self._infer(image, start_ns)
 
-    def _triggered(self) -> Worked | None:
+    def _triggered(self, start_ns: int) -> Worked | None:
         """Work on the newest image of the own source, or give the newest feature where it runs free."""
         if self._source is None:
             return None
-        self._source.pump()
         if self._config.free_running:
-            return self._newest if self._is_fresh() else None
+            # A feature of the last image before the source died would be a lie.
+            return None if self._source.problem else self._newest
         captured = self._source.newest()
-        return None if captured is None else self._inferred(captured)
+        return None if captured is None else self._infer(captured.image, start_ns, captured.captured_ns)
 
-    def _run_free(self, source: Source) -> None:
+    def _tend_source(self, source: Source) -> None:
         source.pump()
         if source.problem != self._problem:
             self._problem = source.problem
             self._log.say(Priority.WARNING, f"source: {self._problem or 'images come again'}")
+
+    def _run_free(self, source: Source) -> None:
+        start_ns = time.monotonic_ns()
+        if source.fileno() < 0 and start_ns < self._next_free_ns:
+            return  # a folder always has a next picture
+        self._next_free_ns = start_ns + _FOLDER_PERIOD_MS * 1_000_000
         captured = source.take_new()
         if captured is not None:
-            self._newest = self._inferred(captured)
+            self._newest = self._infer(captured.image, start_ns, captured.captured_ns)
 
-    def _has_new_image(self) -> bool:
-        return self._config.free_running and self._source is not None and self._source.fileno() < 0
-
-    def _is_fresh(self) -> bool:
-        """Whether the source still gives images: a feature of the last one before it died would be a lie."""
-        return self._source is not None and not self._source.problem
-
-    def _inferred(self, captured: Captured) -> Worked:
-        worked = self._infer(captured.image, time.monotonic_ns())
-        return Worked(worked.feature, 0, worked.inference_us, captured.captured_ns)
-
-    def _infer(self, image: UInt8Array, start_ns: int) -> Worked:
+    def _infer(self, image: UInt8Array, start_ns: int, captured_ns: int = 0) -> Worked:
         decoded_ns = time.monotonic_ns()
         feature = self._loaded.engine.features(image[np.newaxis])[0]  # (1, H, W, C) -> (1, dim) -> (dim,)
         done_ns = time.monotonic_ns()
         self._inferences += 1
         self._busy_ns += done_ns - decoded_ns
-        return Worked(feature, (decoded_ns - start_ns) // 1000, (done_ns - decoded_ns) // 1000)
+        return Worked(feature, (decoded_ns - start_ns) // 1000, (done_ns - decoded_ns) // 1000, captured_ns)
 
     def _control(self, message: Message, control: Control) -> None:
         reply = ControlReply()

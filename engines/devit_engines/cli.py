@@ -88,17 +88,34 @@ def build(
     host_memory: HostMemoryOption = "pinned",
     store: StoreOption = None,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Refuse a bundle that none of these has signed (devit sign), or an older one."
+        ),
+    ] = None,
+    allow_older: Annotated[
+        bool, typer.Option("--allow-older", help="With --allowed-signers: go back to an older bundle on purpose.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build the engines of a bundle on this device, and check each against the golden images."""
     from devit_contract.manifest import Bundle
+    from devit_contract.signing import MEMORY_NAME, open_admitted
 
+    if allow_older and allowed_signers is None:
+        raise typer.BadParameter("give --allow-older with --allowed-signers: nothing else looks at a bundle's age")
     chosen = None if submodels is None else _indices(submodels)
     opened = Store(store)
     row = backend_of(backend)
+    if allowed_signers is None:
+        source = Bundle(bundle)
+    else:
+        source, signer = open_admitted(bundle, allowed_signers, opened.folder / MEMORY_NAME, allow_older=allow_older)
+        typer.echo(f"{bundle}: signed by {signer}", err=True)
     with progress_bar(quiet=as_json) as progress:
         built = build_engines(
-            Bundle(bundle),
+            source,
             opened,
             submodels=chosen,
             baseline=baseline,

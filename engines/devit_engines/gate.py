@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from devit_contract.errors import ManifestError
 from devit_contract.files import Tensors
-from devit_contract.head import FusionHead
 from devit_contract.manifest import Bundle
 from devit_engines.engine import Float32Array, UInt8Array
 
@@ -156,7 +155,7 @@ def judge(outputs: Float32Array, reference: Reference) -> GateResult:
 
 
 def _fused_with(bundle: Bundle, golden: Tensors, device: int) -> Callable[[Float32Array], Float32Array]:
-    head = FusionHead.load(bundle.path("fusion"))
+    head = bundle.fusion_head()
     everyone = head.subset(head.everyone)
     features = [golden[f"features.{i}"] for i in range(len(bundle.manifest.submodels))]
     found = tuple(feature.shape[1] for feature in features)

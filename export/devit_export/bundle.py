@@ -49,7 +49,7 @@ def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progres
     Args:
         models: A folder that devit decompose has written.
         out: The bundle's folder; it may be absent, empty, or hold an older bundle.
-        serial: Number of this bundle, from 1, for people to tell bundles apart.
+        serial: Number of this bundle, from 1; a device that asks for signatures takes none below one it took before.
         progress: Told after each file.
 
     Returns:

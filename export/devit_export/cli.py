@@ -1,4 +1,4 @@
-"""``devit export``: what it takes and what it prints."""
+"""``devit export`` and ``devit sign``: what they take and what they print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from devit_contract.manifest import Manifest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+sign_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+Identity = Annotated[str, typer.Option(metavar="NAME", help="The signer's name in devices' files of allowed signers.")]
 
 
 @app.command()
@@ -22,19 +25,48 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to; an older bundle is replaced.")] = Path(
         "bundle"
     ),
-    serial: Annotated[int, typer.Option(min=1, metavar="N", help="Number of this bundle, to tell bundles apart.")] = 1,
+    serial: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Number of this bundle; devices that ask for signatures take no lower."),
+    ] = 1,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this key file of OpenSSH.")
+    ] = None,
+    identity: Identity = "devit",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
     """Turn trained models into an ONNX bundle, the only thing that travels to devices."""
+    from devit_contract.signing import check_signer, sign_manifest, signer_line
     from devit_export.bundle import export_bundle
 
+    if sign is not None:
+        check_signer(sign, identity)
     with progress_bar(quiet=as_json) as progress:
         manifest = export_bundle(models, out, serial=serial, progress=progress)
+    if sign is not None:
+        signature = sign_manifest(out, sign, identity)
+        typer.echo(f"signed; for a device's allowed signers: {signer_line(signature, identity)}", err=True)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         return
     header = ["file", "MMACs", "MB", "torch", "nodes", "Casts", "error"]
     print_table(f"{manifest.name}: bundle {serial} in {out}", header, _rows(manifest), numbers=(1, 2, 3, 4, 5, 6))
+
+
+@sign_app.command("sign")
+def sign_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder from devit export.")],
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="Key file of OpenSSH; the public one if ssh-agent holds it.")
+    ],
+    identity: Identity = "devit",
+) -> None:
+    """Sign a bundle, for devices that run nothing else; print the line for their files of allowed signers."""
+    from devit_contract.signing import sign_manifest, signer_line
+
+    signature = sign_manifest(bundle, key, identity)
+    typer.echo(signer_line(signature, identity))
+    typer.echo(f"signature: {signature}; above, the line for a device's allowed signers", err=True)
 
 
 def _rows(manifest: Manifest) -> list[list[str]]:

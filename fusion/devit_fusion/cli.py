@@ -30,12 +30,14 @@ def fuse(
     from devit_contract.fleet import load_fleet
     from devit_contract.keys import load_keys
     from devit_contract.manifest import Bundle
+    from devit_contract.revoked import RevokedKeys, revoked_path
     from devit_contract.stopping import StopSignal
     from devit_fusion.node import FusionNode
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
     keys = load_keys(key) if key is not None else None
-    with FusionNode(Bundle(bundle), load_fleet(fleet), keys) as node:
+    revoked = RevokedKeys(revoked_path(fleet))
+    with FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked) as node:
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         typer.echo(json.dumps(ready))
         node.serve(should_stop)

@@ -12,12 +12,13 @@ from devit_contract.errors import WireError
 from devit_contract.keys import KeyPair
 from devit_contract.manifest import Manifest
 from devit_contract.messages import Control, ControlReply, Refused, body, read_body
-from devit_contract.sockets import Context, client_router
+from devit_contract.sockets import FAILED_HANDSHAKES, Connection, Context, Monitor, client_router, user_id
 from devit_contract.wire import Dtype, Kind, Message, Reason, pack, unpack
 from devit_fusion.sending import Sent, send
 
 _BURST = 64
 """Messages taken before the other port gets its turn."""
+_MAX_CONNECTIONS = 1024
 
 
 @dataclass(eq=False)
@@ -54,6 +55,13 @@ class ClientPort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = client_router(context, endpoint, keys)
+        self.monitor = Monitor(self.socket, FAILED_HANDSHAKES)
+        self.failed_handshakes = 0
+        """Connections that ended before their key was asked for."""
+        self.revoked: frozenset[str] = frozenset()
+        """Names of clients that are let in no more."""
+        self._has_keys = keys is not None
+        self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route, the latest that began to speak
         self.bytes_in = 0
         self.bytes_out = 0
         self._manifest = manifest
@@ -67,6 +75,8 @@ class ClientPort:
                 return
             client = parts[0].bytes
             self.bytes_in += len(parts[-1])
+            if self._has_keys and not self._is_let_in(client, parts[-1]):
+                continue
             message = Message(Kind.REQUEST)
             try:
                 if len(parts) != 2:
@@ -90,6 +100,33 @@ class ClientPort:
     def relay(self, client: bytes, payload: bytes | memoryview) -> Sent:
         """Pass power samples on."""
         return send(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
+
+    def watch(self) -> None:
+        """Count the handshakes that failed."""
+        self.failed_handshakes += len(self.monitor.read())
+
+    def revoke(self, names: frozenset[str]) -> None:
+        """Let clients in no more, and end the connections that they have."""
+        self.revoked = names
+        for route, (name, connection) in list(self._connections.items()):
+            if name in names:
+                connection.cut()
+                del self._connections[route]
+
+    def _is_let_in(self, client: bytes, frame: zmq.Frame) -> bool:
+        """Remember a connection when it first speaks; cut it where its key was revoked meanwhile."""
+        if client in self._connections:
+            return True
+        connection, name = Connection.of(frame), user_id(frame)
+        if connection is None or name is None or name in self.revoked:
+            if connection is not None:
+                connection.cut()
+            return False
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            # Most likely gone already; if not, it is remembered again when it speaks.
+            del self._connections[next(iter(self._connections))]
+        self._connections[client] = name, connection
+        return True
 
     def _read(self, client: bytes, message: Message) -> Request | Question:
         if message.kind is Kind.CONTROL:

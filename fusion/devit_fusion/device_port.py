@@ -24,7 +24,7 @@ from devit_contract.messages import (
     body,
     read_body,
 )
-from devit_contract.sockets import Connection, Context, Monitor, device_router, user_id
+from devit_contract.sockets import FAILED_HANDSHAKES, Connection, Context, Monitor, device_router, user_id
 from devit_contract.wire import Dtype, Kind, Message, Reason, pack, unpack
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent, send
@@ -129,11 +129,13 @@ class DevicePort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = device_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, zmq.EVENT_DISCONNECTED)
+        self.monitor = Monitor(self.socket, zmq.EVENT_DISCONNECTED | FAILED_HANDSHAKES)
         self.bytes_in = 0
         self.bytes_out = 0
         self.strangers = 0
         """Messages of peers that are not in the fleet, or not under their own key."""
+        self.failed_handshakes = 0
+        """Connections that ended before their key was asked for."""
         self._links = links
         self._by_route = {link.name.encode(): link for link in links.values()}
         self._manifest = manifest
@@ -196,7 +198,9 @@ class DevicePort:
         A disconnect is reported without the peer's name, so every link is tried: a message to one whose route was
         dropped cannot be sent. Once a second they are tried anyway.
         """
-        if self.monitor.read():
+        events = self.monitor.read()
+        if events:
+            self.failed_handshakes += sum(event != zmq.EVENT_DISCONNECTED for event in events)
             for delay_ns in _PROBE_NS:
                 heapq.heappush(self._probes_ns, now_ns + delay_ns)
         if now_ns < self.next_probe_ns():

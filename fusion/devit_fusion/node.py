@@ -10,13 +10,14 @@ from types import TracebackType
 
 import zmq
 
-from devit_contract.errors import InputError, LinkError, ManifestError
+from devit_contract.errors import InputError, LinkError
 from devit_contract.fleet import Fleet
 from devit_contract.head import Fusion, FusionHead
 from devit_contract.journal import Log, Priority, Supervisor
 from devit_contract.keys import KeyPair
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Control, ControlReply, NodeStatus, Telemetry, body
+from devit_contract.revoked import RevokedKeys
 from devit_contract.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
 from devit_fusion.cell import Cell
 from devit_fusion.client_port import ClientPort, Question, Request
@@ -37,6 +38,8 @@ from devit_fusion.sending import Sent
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""
+_LOOK_NS = 200_000_000
+"""Between two looks at the file of revoked keys."""
 _AGENT_QUESTIONS = ("describe", "mark", "sample-start", "sample-stop")
 """What agents reply to; anything else would stay open for ever."""
 _MAX_QUESTIONS = 256
@@ -53,6 +56,7 @@ class FusionNode:
         keys: KeyPair | None,
         *,
         head: FusionHead | None = None,
+        revoked: RevokedKeys | None = None,
         log: Log | None = None,
     ) -> None:
         """Bind both ports.
@@ -62,6 +66,7 @@ class FusionNode:
             fleet: Who serves and who asks.
             keys: The node's own, or ``None`` without encryption.
             head: The fusion head, where it is not the bundle's.
+            revoked: Keys that are let in no more; looked at again five times a second.
             log: Where events go.
 
         Raises:
@@ -71,7 +76,7 @@ class FusionNode:
         _check_fleet(bundle, fleet, keys)
         self._fleet = fleet
         self._manifest = bundle.manifest
-        fusion = Fusion(head or _load_head(bundle))
+        fusion = Fusion(head or bundle.fusion_head())
         self._start_ns = time.monotonic_ns()
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
@@ -96,6 +101,8 @@ class FusionNode:
         except LinkError:
             self.close()
             raise
+        self._revoked = revoked
+        self._next_look_ns = 0
         self._cell = Cell(fusion, fleet.serving, self._links, self._devices, self._clients, run_id, self._events)
 
     def __enter__(self) -> FusionNode:
@@ -125,7 +132,13 @@ class FusionNode:
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Run until ``should_stop``, which is asked at least five times a second."""
         poller = zmq.Poller()
-        for socket in (self._devices.socket, self._clients.socket, self._devices.monitor.socket):
+        sockets = (
+            self._devices.socket,
+            self._devices.monitor.socket,
+            self._clients.socket,
+            self._clients.monitor.socket,
+        )
+        for socket in sockets:
             poller.register(socket, zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.socket, zmq.POLLIN)
@@ -134,10 +147,12 @@ class FusionNode:
         while not should_stop():
             poller.poll(self._poll_ms())
             supervisor.alive()
+            self._look_for_revoked()
             if self._gate is not None:
                 self._gate.answer()
             for event in self._devices.receive():
                 self._take(event)
+            self._clients.watch()
             for wish in self._clients.receive():
                 if isinstance(wish, Request):
                     self._cell.request(wish)
@@ -156,6 +171,27 @@ class FusionNode:
         if deadline_ns is not None and deadline_ns < due_ns:
             due_ns = deadline_ns
         return min(_IDLE_POLL_MS, max(0, -(-(due_ns - time.monotonic_ns()) // 1_000_000)))
+
+    def _look_for_revoked(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._revoked is None or self._gate is None or now_ns < self._next_look_ns:
+            return
+        self._next_look_ns = now_ns + _LOOK_NS
+        before = self._gate.revoked
+        self._revoked.refresh()
+        if self._revoked.problem:
+            self._events.note("", self._revoked.problem, Priority.ERROR)
+        if self._revoked.keys == before:
+            return
+        self._gate.revoked = self._revoked.keys
+        for device in self._fleet.device:
+            link = self._links[device.name]
+            link.is_revoked = device.public_key.encode() in self._gate.revoked
+            if link.is_revoked and link.hello is not None:
+                self._devices.cut(link)
+                self._lose(link, "its key was revoked")
+        names = (client.name for client in self._fleet.client if client.public_key.encode() in self._gate.revoked)
+        self._clients.revoke(frozenset(names))
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Came):
@@ -228,6 +264,10 @@ class FusionNode:
             if self._devices.ask(link, control, number) is Sent.GONE:
                 self._lose(link)
 
+    def _refused_handshakes(self) -> int:
+        refused = self._gate.refused if self._gate is not None else 0
+        return refused + self._devices.failed_handshakes + self._clients.failed_handshakes
+
     def _status(self) -> NodeStatus:
         manifest, serving = self._manifest, self._fleet.serving
         return NodeStatus(
@@ -244,7 +284,7 @@ class FusionNode:
             open_frames=self._cell.open_frames,
             waiting_requests=self._cell.waiting_requests,
             frame_time=self._cell.frame_time.histogram(),
-            refused_handshakes=self._gate.refused if self._gate is not None else 0,
+            refused_handshakes=self._refused_handshakes(),
             strangers=self._devices.strangers,
             events=self._events.latest(),
             wire_bytes={
@@ -254,18 +294,6 @@ class FusionNode:
                 "clients_out": self._clients.bytes_out,
             },
         )
-
-
-def _load_head(bundle: Bundle) -> FusionHead:
-    head = FusionHead.load(bundle.path("fusion"))
-    expected = (tuple(graph.output_dim for graph in bundle.manifest.submodels), len(bundle.manifest.labels))
-    found = (head.dims, len(head.bias))
-    if found != expected:
-        raise ManifestError(
-            f"{bundle.path('fusion')}: expected feature dims and classes {expected} as in the manifest, "
-            f"found {found}: make the bundle again with devit export"
-        )
-    return head
 
 
 def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:

@@ -137,7 +137,14 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(cls, status: NodeStatus) -> NodeRecord:
         """Take it from the node's answer."""
         devices = tuple(
-            CellDevice(device.name, device.submodel, device.state, device.answered, device.late, sum(device.missing.values()))
+            CellDevice(
+                device.name,
+                device.submodel,
+                device.state,
+                device.answered,
+                device.late,
+                missing=sum(device.missing.values()),
+            )
             for device in status.devices
         )
         return cls(status.bundle, status.image_shape, status.k_min, status.deadline_ms, status.frames, devices)

@@ -73,7 +73,7 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
     [
         (lambda raw: raw.update(schema=1), "field schema: expected 2, found 1"),
         (lambda raw: raw.update(missing="zeros"), "expected conditional-mean, found 'zeros'"),
-        (lambda raw: raw.update(submodels=[]), "submodels: expected 1 to 10, found 0"),
+        (lambda raw: raw.update(submodels=[]), "submodels: expected 1 to 64, found 0"),
         (lambda raw: raw.update(surprise=1), "unknown field `surprise`"),
         (lambda raw: raw.pop("labels"), "missing required field `labels`"),
         (lambda raw: raw["files"][0].update(role="virus"), "role: expected one of submodel"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import runpy
 import struct
 import time
 import zlib
@@ -18,7 +19,13 @@ from PIL import Image
 
 from devit_contract.errors import InputError
 from devit_contract.manifest import Preprocess
-from devit_contract.preprocess import check_image, decode_image, load_image
+from devit_contract.preprocess import check_image, decode_image, fit_image, load_image, picture_size
+
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
+MADE = runpy.run_path(str(PICTURES / "make_pictures.py"))
+SCENE: npt.NDArray[np.uint8] = MADE["scene"]()
+SPECS: dict[str, Preprocess] = MADE["SPECS"]
+FILES = sorted(path.name for path in PICTURES.iterdir() if path.suffix in (".png", ".jpg"))
 
 GRAY = Preprocess(height=28, width=28, colour="gray")
 RGB = Preprocess(height=24, width=32, colour="rgb")
@@ -196,3 +203,197 @@ def test_a_tiff_is_no_format_that_is_taken() -> None:
     Image.linear_gradient("L").save(buffer, "TIFF")
     with pytest.raises(InputError, match="no picture format that is known"):
         decode_image(buffer.getvalue(), Preprocess(height=6, width=8, colour="gray"), "picture")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_golden_pictures_give_the_golden_bytes(name: str) -> None:
+    """PNG exactly; builds of libjpeg may differ by one level."""
+    with np.load(PICTURES / "golden.npz") as golden:
+        for spec_name, spec in SPECS.items():
+            found, expected = load_image(PICTURES / name, spec), golden[f"{name}/{spec_name}"]
+            tolerance = 1 if name.endswith(".jpg") else 0
+            assert np.abs(found.astype(int) - expected).max() <= tolerance, spec_name
+
+
+def test_the_golden_pictures_are_all_of_the_folder() -> None:
+    assert sorted(MADE["pictures"]()) == FILES
+    with np.load(PICTURES / "golden.npz") as golden:
+        assert set(golden) == {f"{name}/{spec}" for name in FILES for spec in SPECS}
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgb-16-bit.png"])
+def test_of_16_bits_of_a_colour_the_upper_eight_count(name: str) -> None:
+    np.testing.assert_array_equal(load_image(PICTURES / name, SPECS["as-it-is"]), SCENE)
+
+
+def test_of_16_bits_of_gray_the_upper_eight_count() -> None:
+    """Pillow alone clips at 255: all but the darkest pixels would be white."""
+    np.testing.assert_array_equal(load_image(PICTURES / "gray-16-bit.png", SPECS["gray"]), SCENE[..., :1])
+
+
+def test_under_transparency_lies_the_colour_that_the_file_gives() -> None:
+    expected = SCENE.copy()
+    expected[10:20, 20:30] = (10, 200, 30)
+    np.testing.assert_array_equal(load_image(PICTURES / "rgba.png", SPECS["as-it-is"]), expected)
+
+
+def test_cmyk_keeps_its_colours() -> None:
+    """JPEG holds CMYK inverted: a reader that misses that shows the negative."""
+    found = load_image(PICTURES / "cmyk.jpg", SPECS["as-it-is"])
+    assert np.abs(found.astype(int) - SCENE).mean() < 10
+
+
+@pytest.mark.parametrize("name", ["orientation-6.jpg", "orientation-3.jpg"])
+def test_a_picture_taken_with_a_turned_camera_is_upright(name: str) -> None:
+    found = load_image(PICTURES / name, SPECS["as-it-is"])
+    assert np.abs(found.astype(int) - SCENE).mean() < 10
+    assert picture_size((PICTURES / name).read_bytes(), name) == (50, 37)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (0, SCENE),
+        (1, SCENE),
+        (2, SCENE[:, ::-1]),
+        (3, SCENE[::-1, ::-1]),
+        (4, SCENE[::-1]),
+        (5, SCENE.transpose(1, 0, 2)),
+        (6, np.rot90(SCENE, -1)),
+        (7, SCENE[::-1, ::-1].transpose(1, 0, 2)),
+        (8, np.rot90(SCENE, 1)),
+        (9, SCENE),
+    ],
+)
+def test_each_orientation_turns_the_pixels_as_exif_says(
+    kind: str, orientation: int, turned: npt.NDArray[np.uint8]
+) -> None:
+    """What the tag means, in numpy's words; compared with the same file without a tag."""
+    options = {"lossless": True} if kind == "WEBP" else {}
+    plain, tagged = io.BytesIO(), io.BytesIO()
+    Image.fromarray(SCENE).save(plain, kind, **options)
+    Image.fromarray(SCENE).save(tagged, kind, exif=MADE["oriented"](orientation), **options)
+    spec = Preprocess(height=turned.shape[0], width=turned.shape[1], colour="rgb")
+    found = decode_image(tagged.getvalue(), spec, "p").astype(int)
+    if kind == "JPEG":
+        assert np.abs(found - turned).mean() < 10
+        assert (
+            np.abs(found.mean((0, 1)) - decode_image(plain.getvalue(), SPECS["as-it-is"], "p").mean((0, 1))).max() < 1
+        )
+    else:
+        np.testing.assert_array_equal(found, turned)
+    assert picture_size(tagged.getvalue(), "p") == (turned.shape[1], turned.shape[0])
+
+
+@given(rubbish=st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_a_damaged_orientation_counts_as_none(rubbish: bytes) -> None:
+    """One of ImageNet's pictures has such a tag: training must not end there."""
+    file = io.BytesIO()
+    # Little-endian, one entry, the tag of the orientation, and then whatever comes.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01" + rubbish
+    Image.fromarray(SCENE).save(file, "JPEG", exif=exif)
+    plain = io.BytesIO()
+    Image.fromarray(SCENE).save(plain, "JPEG")
+    expected = decode_image(plain.getvalue(), SPECS["as-it-is"], "p")
+    np.testing.assert_array_equal(decode_image(file.getvalue(), SPECS["as-it-is"], "p"), expected)
+    assert picture_size(file.getvalue(), "p") == (50, 37)
+
+
+def test_a_size_is_asked_of_a_picture_alone() -> None:
+    with pytest.raises(InputError, match="p: expected a picture such as PNG or JPEG, found no picture format"):
+        picture_size(b"text", "p")
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_pixels_of_a_camera_become_what_a_picture_file_of_them_becomes(spec: Preprocess) -> None:
+    found = fit_image(SCENE, spec)
+    np.testing.assert_array_equal(found, decode_image(encoded(SCENE), spec, "p"))
+    check_image(found, spec)
+
+
+def test_what_fits_already_is_a_copy_that_outlives_the_cameras_buffer() -> None:
+    buffer = SCENE.copy()
+    found = fit_image(buffer, SPECS["as-it-is"])
+    buffer[:] = 0
+    np.testing.assert_array_equal(found, SCENE)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4, 1), np.uint8),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_pixels_that_no_image_can_be_made_of_are_refused(pixels: npt.NDArray[np.uint8]) -> None:
+    with pytest.raises(InputError, match=r"pixels: expected uint8 \(h, w, 3\), found"):
+        fit_image(pixels, GRAY)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_published_models_see_the_pixels_that_they_were_measured_with(interpolation: str) -> None:
+    """Torchvision's transforms, which timm's evaluation is made of: the same pixels, also where halves are rounded."""
+    pytest.importorskip("torch", reason="the reference of published models; devices run without")
+    from devit_decompose.timm_models import import_torchvision
+
+    transforms = import_torchvision().transforms
+    mode = transforms.InterpolationMode(interpolation)
+    draw = np.random.default_rng(3)
+    sizes = [(37, 50), (50, 37), (64, 64), (45, 33), (24, 100), (27, 27), (301, 200), (200, 301), (29, 28)]
+    for height, width in sizes:
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for resize_to in (24, 27, 32):
+            spec = Preprocess(height=24, width=24, colour="rgb", interpolation=interpolation, resize_to=resize_to)
+            chain = transforms.Compose([transforms.Resize(resize_to, mode), transforms.CenterCrop((24, 24))])
+            expected = np.asarray(chain(Image.fromarray(pixels)))
+            np.testing.assert_array_equal(decode_image(encoded(pixels), spec, "p"), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_torchs_own_resize_agrees_within_one_level(interpolation: str) -> None:
+    """Written apart from Pillow's, with the same definition of antialiasing.
+
+    Pixels of 64 to 191, since Pillow clips what overshoots between its two passes.
+    """
+    torch = pytest.importorskip("torch", reason="an independent resize; devices run without")
+    for height, width in ((37, 50), (96, 41), (12, 15), (200, 150)):
+        pixels = np.random.default_rng(4).integers(64, 192, (height, width, 3), dtype=np.uint8)
+        spec = Preprocess(height=24, width=32, colour="rgb", interpolation=interpolation)
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()  # (1, C, h, w)
+        scaled = torch.nn.functional.interpolate(
+            planes, size=(24, 32), mode=interpolation, align_corners=False, antialias=True
+        )
+        expected = scaled[0].permute(1, 2, 0).round().numpy()  # (H, W, C)
+        assert np.abs(fit_image(pixels, spec) - expected).max() <= 1
+
+
+def test_training_sees_the_bytes_that_a_device_sees(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training needs it; devices run without")
+    from devit_decompose.data import load_dataset
+    from devit_decompose.recipe import DataRecipe
+
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for name in FILES:
+                (folder / name).write_bytes((PICTURES / name).read_bytes())
+    recipe = DataRecipe(
+        name="golden",
+        folder=str(tmp_path),
+        size=(24, 24),
+        classes=2,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        validation_images=4,
+        sample_images=2,
+        source="folder",
+        resize_to=27,
+    )
+    found = load_dataset(recipe).test.images[:]
+    expected = np.stack([load_image(PICTURES / name, SPECS["cropped"]) for name in FILES * 2])
+    np.testing.assert_array_equal(found, expected)

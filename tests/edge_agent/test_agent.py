@@ -346,13 +346,10 @@ def test_systemd_hears_ready_after_the_welcome_and_the_watchdog_from_the_loop(
         assert said == b"READY=1\nSTATUS=ready, null engine"
         # Stopped, its loop feeds nothing; whatever was sent before is read first.
         child.send_signal(signal.SIGSTOP)
-        systemd.settimeout(1.5)
-        with pytest.raises(TimeoutError):
-            while True:
-                assert systemd.recv(4096) == b"WATCHDOG=1"
+        while select.select([systemd], [], [], 1.5)[0]:
+            assert systemd.recv(4096) == b"WATCHDOG=1"
         child.send_signal(signal.SIGCONT)
         child.send_signal(signal.SIGTERM)
-        systemd.settimeout(20)
         while (said := systemd.recv(4096)) == b"WATCHDOG=1":
             pass
         assert said == b"STOPPING=1"
@@ -419,9 +416,7 @@ def test_features_are_sent_as_float16_where_the_node_wants_them_so(node: HandMad
     np.testing.assert_allclose(feature.array(), golden["features.0"][3], rtol=2e-3, atol=1e-3)
 
 
-def test_too_little_memory_for_the_engine_is_one_line_and_nothing_is_loaded(
-    node: HandMadeNode, tmp_path: Path
-) -> None:
+def test_too_little_memory_for_the_engine_is_one_line_and_nothing_is_loaded(node: HandMadeNode, tmp_path: Path) -> None:
     """A SIMULATED board with 20 MiB free."""
     (tmp_path / "board/proc").mkdir(parents=True)
     (tmp_path / "board/proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 20480 kB\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -10,7 +12,8 @@ from typer.testing import CliRunner
 
 from devit_contract.errors import InputError
 from devit_contract.manifest import Bundle, Manifest
-from devit_export.cli import app
+from devit_contract.signing import signer_line, verify_bundle
+from devit_export.cli import app, sign_app
 
 
 def test_json_is_the_manifest_as_it_was_written(models_folder: Path, tmp_path: Path) -> None:
@@ -49,3 +52,50 @@ def test_help_tells_what_the_command_is_for() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     assert "Turn trained models into an ONNX bundle" in result.stdout
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A key of OpenSSH."""
+    path = tmp_path / "desk"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=60)
+    return path
+
+
+def test_an_export_is_signed_at_once_and_says_how_devices_know_the_signer(
+    models_folder: Path, tmp_path: Path, key: Path
+) -> None:
+    out, signers = tmp_path / "bundle", tmp_path / "signers"
+    words = [str(models_folder), "--out", str(out), "--sign", str(key), "--identity", "lab", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    assert msgspec.json.decode(result.stdout, type=Manifest) == Bundle(out).manifest
+    line = signer_line(out / "manifest.json.sig", "lab")
+    assert f"signed; for a device's allowed signers: {line}\n" in result.stderr
+    signers.write_text(f"{line}\n")
+    assert verify_bundle(out, signers) == "lab"
+
+
+def test_a_written_bundle_is_signed_later(written: tuple[Path, Manifest], tmp_path: Path, key: Path) -> None:
+    """Signed by another key before: the newer signature takes its place."""
+    other = tmp_path / "other"
+    key.rename(other)
+    key.with_suffix(".pub").rename(other.with_suffix(".pub"))
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=60)
+    folder = shutil.copytree(written[0], tmp_path / "copy")
+    for path in (other, key):
+        result = CliRunner().invoke(sign_app, [str(folder), "--key", str(path), "--identity", "lab"])
+        assert result.exit_code == 0
+        public = " ".join(path.with_suffix(".pub").read_text().split()[:2])
+        assert result.stdout == f'lab namespaces="devit-bundle" {public}\n'
+    (tmp_path / "signers").write_text(result.stdout)
+    assert verify_bundle(folder, tmp_path / "signers") == "lab"
+
+
+def test_a_key_that_is_not_there_is_named_before_the_long_work(models_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with pytest.raises(InputError, match="absent: expected a key file of OpenSSH"):
+        CliRunner().invoke(
+            app, [str(models_folder), "--out", str(out), "--sign", str(tmp_path / "absent")], catch_exceptions=False
+        )
+    assert not out.exists()

@@ -24,6 +24,7 @@ from devit_contract.errors import InputError, LinkError
 from devit_contract.keys import load_keys, new_keys
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Hello, body
+from devit_contract.revoked import restore, revoke, revoked_path
 from devit_contract.sockets import connect_dealer, open_context
 from devit_contract.wire import Dtype, Kind, Message, State, array_payload, pack, unpack
 from devit_pipeline.local_cell import LocalCell
@@ -340,3 +341,68 @@ def test_a_sampler_ends_when_whoever_asked_for_it_has_gone(make_cell: MakeCell) 
         finally:
             os.close(pidfd)
     assert ended
+
+
+def test_a_revoked_device_is_cut_off_while_it_serves_and_let_in_again_when_that_is_undone(
+    make_cell: MakeCell, bundle: Bundle
+) -> None:
+    cell = make_cell(engine="null")
+    picture = bundle.golden()["images"][0]
+    path = revoked_path(cell.fleet_path)
+    key = cell.fleet.find_device("jetson1").public_key.encode()
+    with cell.client() as client:
+        assert client.classify(picture).state is State.FULL
+        revoke(path, key, "jetson1")
+        answers = [ask_until(client, picture, lambda answer: answer.mask == 0b10)]
+        refused = client.status().refused_handshakes
+        end_s = time.monotonic() + DEADLINE_S
+        while client.status().refused_handshakes == refused:  # it knocks, and stays outside
+            assert time.monotonic() < end_s
+            answers.append(client.classify(picture))
+        assert {answer.mask for answer in answers} == {0b10}
+        assert any(event.text == "its key was revoked" for event in client.status().events)
+        restore(path, key)
+        ask_until(client, picture, lambda answer: answer.state is State.FULL)
+
+
+def test_a_revoked_client_is_cut_off_though_it_only_listens(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(engine="null")
+    path = revoked_path(cell.fleet_path)
+    with cell.client(timeout_s=3) as client:
+        assert client.classify(bundle.golden()["images"][0]).state is State.FULL
+        revoke(path, cell.fleet.client[0].public_key.encode(), "client")
+        end_s = time.monotonic() + DEADLINE_S
+        while time.monotonic() < end_s:
+            try:
+                client.status()
+            except LinkError:
+                return
+    pytest.fail("it is still let in")
+
+
+def test_a_node_does_not_start_on_a_damaged_list_of_revoked_keys(make_cell: MakeCell) -> None:
+    cell = make_cell(engine="null")
+    cell.kill("node")
+    revoked_path(cell.fleet_path).write_text("nonsense\n")
+    with pytest.raises(LinkError, match="revoked_keys"):
+        cell.start_node()
+
+
+def test_requests_are_answered_once_each_though_the_node_is_killed_meanwhile(
+    make_cell: MakeCell, bundle: Bundle
+) -> None:
+    cell = make_cell(engine="paced:5", queue=1000)
+    picture = bundle.golden()["images"][0]
+    with cell.client() as client:
+        client.status()
+        numbers = {client.submit(picture) for _ in range(200)}
+        answered = [number for number, _ in client.collect(DEADLINE_S)]
+        cell.kill("node")
+        cell.start_node()
+        end_s = time.monotonic() + DEADLINE_S
+        while len(answered) < 200:
+            assert time.monotonic() < end_s
+            for number, answer in client.collect(1.0):
+                assert isinstance(answer, Answer)
+                answered.append(number)
+    assert sorted(answered) == sorted(numbers)
