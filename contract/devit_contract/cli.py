@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from devit_contract.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
-    from devit_contract.client import Answer, Client
+    from devit_contract.client import Answer, Client, Picture
     from devit_contract.messages import DeviceStatus
 
 _EVENTS_SHOWN = 8
@@ -31,7 +32,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @classify_app.command()
 def classify(
-    images: Annotated[list[str], typer.Argument(help="Picture files, folders of them, or - for names on stdin.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Picture files, folders of them, patterns such as 'day/*.jpg', or - for names on stdin."),
+    ] = None,
+    own: Annotated[
+        int, typer.Option("--own", min=0, help="Have the devices look through their own cameras, so many times.")
+    ] = 0,
     to: To = None,
     fleet: FleetFile = None,
     key: Key = None,
@@ -39,28 +46,40 @@ def classify(
     in_flight: Annotated[int, typer.Option(min=1, help="Images asked for at once.")] = 4,
     as_json: Json = False,
 ) -> None:
-    """Ask a running cell what is in pictures."""
+    """Ask a running cell what is in pictures, or in front of its devices.
+
+    Ends with exit code 1 where an image got no answer, after showing all that did.
+    """
     import msgspec
 
+    from devit_contract.errors import InputError, LinkError
     from devit_contract.preprocess import load_image
 
-    paths = list(_picture_paths(images))
+    if bool(images) == bool(own):
+        raise InputError("expected pictures or --own COUNT, found both or none: give one of them")
+    paths = list(_picture_paths(images or []))
+    names = [str(path) for path in paths] or [f"own {number}" for number in range(1, own + 1)]
     with open_client(to, fleet, key, node_key) as client, progress_bar(quiet=as_json) as progress:
         status = client.status()
         # Every picture is read before the first is sent: a damaged one is named, and nothing is half done.
-        pictures = [load_image(path, status.preprocess) for path in paths]
+        pictures: list[Picture] = [load_image(path, status.preprocess) for path in paths]
+        pictures += [None] * own
         results = []
-        for path, answer in zip(paths, client.stream(pictures, in_flight=in_flight), strict=True):
-            results.append(_result(path, answer))
-            progress("classify", len(results), len(paths))
+        for name, answer in zip(names, client.stream(pictures, in_flight=in_flight), strict=True):
+            results.append(_result(name, answer))
+            progress("classify", len(results), len(names))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
-        return
-    rows = [
-        [str(r["image"]), str(r["label"]), f"{r['probability']:.1%}", str(r["state"]), f"{r['latency_ms']:.1f}"]
-        for r in results
-    ]
-    print_table("", ["image", "class", "probability", "state", "ms"], rows, numbers=(2, 4))
+    else:
+        header = ["image", "class", "probability", "state", "ms"]
+        print_table("", header, [_answer_row(result) for result in results], numbers=(2, 4))
+    failed = [result for result in results if result["label"] is None]
+    if failed:
+        why = ", ".join(f"device {device}: {text}" for device, text in sorted(failed[0]["missing"].items()))  # type: ignore[attr-defined]
+        raise LinkError(
+            f"expected an answer to every image, found {len(failed)} of {len(results)} without one ({why}): "
+            "see devit status"
+        )
 
 
 @status_app.command()
@@ -147,17 +166,24 @@ def _picture_paths(names: list[str]) -> Iterator[Path]:
                     f"{path}: expected pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder, found none"
                 )
             yield from found
+        elif not path.exists() and any(character in name for character in "*?["):
+            # Path.glob takes no absolute pattern.
+            matching = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207
+            if not matching:
+                raise InputError(f"{name}: expected pictures of that pattern, found none")
+            yield from matching
         else:
             yield path
 
 
-def _result(path: Path, answer: Answer) -> dict[str, object]:
-    probabilities = answer.probabilities()
+def _result(name: str, answer: Answer) -> dict[str, object]:
+    probabilities = answer.probabilities() if answer.logits is not None else None
+    named = zip(answer.labels, probabilities, strict=True) if probabilities is not None else ()
     return {
-        "image": str(path),
-        "label": answer.label,
-        "probability": float(probabilities.max()),
-        "probabilities": {label: float(value) for label, value in zip(answer.labels, probabilities, strict=True)},
+        "image": name,
+        "label": answer.label if probabilities is not None else None,
+        "probability": float(probabilities.max()) if probabilities is not None else None,
+        "probabilities": {label: float(value) for label, value in named},
         "state": answer.state.name.lower(),
         "mask": answer.mask,
         "missing": answer.missing,
@@ -179,3 +205,14 @@ def _result(path: Path, answer: Answer) -> dict[str, object]:
             for timing in answer.devices
         },
     }
+
+
+def _answer_row(result: dict[str, object]) -> list[str]:
+    probability = "-" if result["probability"] is None else f"{result['probability']:.1%}"
+    return [
+        str(result["image"]),
+        str(result["label"] or "-"),
+        probability,
+        str(result["state"]),
+        f"{result['latency_ms']:.1f}",
+    ]

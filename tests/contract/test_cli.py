@@ -77,6 +77,22 @@ def test_names_of_pictures_come_from_standard_input(options: list[str | Path], p
     assert [line.split()[0] for line in done.stdout.splitlines() if ".png" in line] == ["a.png", "b.png"]
 
 
+def test_a_pattern_that_no_shell_has_opened_names_pictures(options: list[str | Path], pictures: Path) -> None:
+    done = devit("classify", "[a-z].png", *options, "--json", cwd=pictures)
+    assert [row["image"] for row in json.loads(done.stdout)] == ["a.png", "b.png"]
+    assert "no*.png: expected pictures of that pattern" in failure(devit("classify", "no*.png", *options, cwd=pictures))
+
+
+def test_images_without_an_answer_are_shown_and_end_with_exit_code_1(options: list[str | Path], tmp_path: Path) -> None:
+    """These devices have no cameras of their own."""
+    done = devit("classify", "--own", "3", *options, "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    rows = json.loads(done.stdout)
+    assert [(row["state"], row["label"]) for row in rows] == [("failed", None)] * 3
+    assert "found 3 of 3 without one (device 0: no_source, device 1: no_source)" in done.stderr
+    assert "found both or none" in failure(devit("classify", *options, cwd=tmp_path))
+
+
 def test_the_node_and_the_keys_may_be_given_one_by_one(cell: LocalCell, pictures: Path) -> None:
     node = cell.fleet.node[0]
     by_hand = ["--to", node.client_endpoint, "--node-key", node.public_key, "--key", str(cell.client_key_path)]
