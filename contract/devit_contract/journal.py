@@ -32,7 +32,6 @@ class Log:
         """Write to the journal where stderr goes there (systemd says so in ``JOURNAL_STREAM``), else to stderr."""
         self._name = name
         self._journal = journal if _is_journal(os.environ.get("JOURNAL_STREAM", "")) else ""
-        self._socket: socket.socket | None = None
 
     def say(self, priority: Priority, text: str, **fields: str) -> None:
         """Write one line; ``fields`` become ``DEVIT_NAME=value`` in the journal."""
@@ -48,13 +47,10 @@ class Log:
         entries = {"PRIORITY": str(int(priority)), "SYSLOG_IDENTIFIER": self._name, "MESSAGE": line}
         entries |= {f"DEVIT_{key.upper()}": " ".join(value.split()) for key, value in fields.items()}
         data = "".join(f"{key}={value}\n" for key, value in entries.items()).encode()
-        try:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._socket.sendto(data, self._journal)
-        except OSError:
-            return False
-        return True
+        with suppress(OSError):
+            _send(data, self._journal)
+            return True
+        return False
 
 
 class Supervisor:
@@ -64,7 +60,6 @@ class Supervisor:
         """Find out from ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` whether and how often systemd wants to hear."""
         address = os.environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._socket: socket.socket | None = None
         period_us = os.environ.get("WATCHDOG_USEC", "")
         is_own = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._alive_s = int(period_us) / 3e6 if period_us.isdigit() and is_own else 0.0
@@ -92,9 +87,12 @@ class Supervisor:
         if not self._address:
             return
         with suppress(OSError):  # systemd's side is gone or full: the watchdog will tell
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._socket.sendto(text.encode(), self._address)
+            _send(text.encode(), self._address)
+
+
+def _send(data: bytes, address: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as opened:
+        opened.sendto(data, address)
 
 
 def _is_journal(stream: str) -> bool:

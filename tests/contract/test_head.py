@@ -174,3 +174,32 @@ def test_a_mask_of_nobody_or_of_strangers_is_a_bug_and_raises(mask: int) -> None
 def test_masks_and_devices_are_each_other_s_inverse() -> None:
     for mask in range(64):
         assert mask_of(devices_of(mask)) == mask
+
+
+def test_a_large_cell_computes_a_subset_when_it_is_first_needed_and_it_is_the_same() -> None:
+    """Twelve devices have 4,095 subsets."""
+    rng = np.random.default_rng(5)
+    dims = (2,) * 12
+    total = sum(dims)
+    root = rng.standard_normal((total, total))
+    head = FusionHead(
+        dims,
+        rng.standard_normal((3, total)),
+        rng.standard_normal(3),
+        FusionStatistics(rng.standard_normal(total), root @ root.T),
+    )
+    fusion = Fusion(head)
+    features = {device: rng.standard_normal(2).astype(np.float32) for device in (0, 3, 11)}
+    expected = head.subset(mask_of([0, 3, 11]))
+    joined = np.concatenate([features[0], features[3], features[11]])
+    for _ in range(2):
+        np.testing.assert_allclose(fusion.logits(features), expected.weight @ joined + expected.bias, rtol=1e-6)
+
+
+def test_the_head_of_all_devices_needs_no_statistics() -> None:
+    """64 devices of 192 numbers have a covariance of 1.2 GB: nothing is computed of it where none is missing."""
+    total = 64 * 192
+    zeros = np.broadcast_to(np.float64(0), (total, total))
+    head = FusionHead((192,) * 64, np.ones((5, total)), np.zeros(5), FusionStatistics(np.zeros(total), zeros))
+    features = {device: np.ones(192, np.float32) for device in range(64)}
+    np.testing.assert_allclose(Fusion(head).logits(features), np.full(5, total))

@@ -65,3 +65,12 @@ def test_a_closed_standard_input_stops_nothing_that_was_not_told_so(service: sub
         service.wait(0.2)
     service.terminate()
     assert service.wait(10) == 0
+
+
+def test_sighup_is_told_once_each_time_it_comes() -> None:
+    script = "import os, signal\nfrom devit_contract.stopping import ReloadSignal\nreload = ReloadSignal()\n"
+    script += (
+        "print(reload())\nfor _ in range(2):\n    os.kill(os.getpid(), signal.SIGHUP)\n    print(reload(), reload())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == ["False", "True", "False", "True", "False"]
