@@ -130,11 +130,9 @@ class EdgeAgent:
                 self._swap.start()
             self._turn()
         self._supervisor.stopping()
-        if self._uplink.run_id is None:
-            return
         self._send(Kind.LEAVE)
         end_ns = time.monotonic_ns() + _DRAIN_NS
-        while (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
+        while self._uplink.run_id is not None and (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
             self._turn()
         for work in self._queue:
             self._skip(work.message, Reason.STOPPING)

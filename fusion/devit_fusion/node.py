@@ -247,6 +247,8 @@ class FusionNode:
         elif link is None:
             known = ", ".join(self._links)
             self._clients.reply(question, ControlReply(error=f"device {control.device!r}: expected one of {known}"))
+        elif control.ask == "sample-stop" and self._listeners.get(link.name, question.client) != question.client:
+            self._clients.reply(question, ControlReply())  # somebody else samples now: that goes on
         elif link.hello is None:
             text = f"{link.name}: expected it to be connected, found no link: start its edge-agent"
             self._clients.reply(question, ControlReply(error=text))
@@ -260,9 +262,17 @@ class FusionNode:
             number = secrets.randbits(64)
             self._questions[number] = (link, question)
             if control.ask == "sample-start":
-                self._listeners[link.name] = question.client
+                self._listen(link.name, question.client)
             if self._devices.ask(link, control, number) is Sent.GONE:
                 self._lose(link)
+
+    def _listen(self, device: str, client: bytes) -> None:
+        """Send a device's samples to a client, and tell the one that had them."""
+        before = self._listeners.get(device)
+        if before is not None and before != client:
+            text = f"{device}: another client samples it now"
+            self._clients.relay(before, body(Telemetry(device, (), ended=text)))
+        self._listeners[device] = client
 
     def _refused_handshakes(self) -> int:
         refused = self._gate.refused if self._gate is not None else 0

@@ -82,6 +82,9 @@ def demo(
     ),
     store: Annotated[Path | None, typer.Option(help="Engine store (default: ~/.cache/devit/engines).")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Bring the cell up, print its addresses, stay.")] = False,
+    http: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="With --serve: HTTP too (Open Inference Protocol, metrics).")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Run the whole pipeline on this machine: engines, four agents, a fusion node, 1,000 real images, energy.
@@ -92,6 +95,8 @@ def demo(
 
     if bundle is not None and models is not None:
         raise typer.BadParameter("give --bundle or --models, not both")
+    if http and not serve:
+        raise typer.BadParameter("--http needs --serve")
     with terminal.progress_bar(quiet=as_json) as progress, tempfile.TemporaryDirectory() as folder:
         if models is not None:
             from devit_export.bundle import export_bundle
@@ -105,7 +110,7 @@ def demo(
         else:
             typer.echo(f"bundle: {bundle}", err=True)
         if serve:
-            with demo_cell(bundle, out / "cell", progress, store) as cell:
+            with demo_cell(bundle, out / "cell", progress, store, http=http) as cell:
                 _serve(cell)
             return
         figures = run_demo(bundle, out, progress, store)
@@ -133,9 +138,10 @@ def _serve(cell: LocalCell) -> None:
     addresses = {
         "endpoint": node.endpoint,
         "client_endpoint": node.client_endpoint,
+        **({"http": cell.http_url} if cell.http_url else {}),
         "fleet": str(cell.fleet_path),
         "client_key": str(cell.client_key_path),
-        "pids": {name: cell.pid(name) for name in ("node", *cell.devices)},
+        "pids": cell.pids,
     }
     typer.echo(json.dumps(addresses))
     should_stop.wait()

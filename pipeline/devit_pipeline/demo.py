@@ -95,7 +95,9 @@ class _Round:
 
 
 @contextmanager
-def demo_cell(bundle: Path, folder: Path, progress: Progress, store: Path | None = None) -> Iterator[LocalCell]:
+def demo_cell(
+    bundle: Path, folder: Path, progress: Progress, store: Path | None = None, *, http: str = ""
+) -> Iterator[LocalCell]:
     """Build this machine's engines and bring a cell up: one agent a submodel, on simulated boards.
 
     Args:
@@ -103,13 +105,14 @@ def demo_cell(bundle: Path, folder: Path, progress: Progress, store: Path | None
         folder: For fleet file, keys and logs; it is removed when the block ends.
         progress: Told of every stage.
         store: Engine store; ``None`` is the user's default.
+        http: ``HOST:PORT`` of an HTTP gateway to start too; empty for none.
 
     Raises:
         InputError: The folder holds something else, or another demo is running in it.
     """
     with _claimed(folder):
         _build(Bundle(bundle), Store(store), progress)
-        with _cell(bundle, folder, store, progress) as cell:
+        with _cell(bundle, folder, store, progress, http) as cell:
             yield cell
 
 
@@ -214,7 +217,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
+def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress, http: str = "") -> Iterator[LocalCell]:
     count = len(Bundle(bundle).manifest.submodels)
     root = folder / "board"
     (root / "proc/device-tree").mkdir(parents=True)
@@ -225,7 +228,7 @@ def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress) ->
         for index in range(count)
     ]
     progress("start", 0, 1, f"1 node, {count} agents")
-    with LocalCell(bundle, folder, devices, store=store) as cell:
+    with LocalCell(bundle, folder, devices, store=store, http=http) as cell:
         progress("start", 1, 1, f"1 node, {count} agents")
         yield cell
 

@@ -51,6 +51,7 @@ class LocalCell:
         k_min: int = 1,
         credit: int = 2,
         queue: int = 64,
+        http: str = "",
     ) -> None:
         """Describe the cell; nothing is written or started yet.
 
@@ -63,11 +64,15 @@ class LocalCell:
             k_min: Fewest features an answer is given on.
             credit: Frames in flight per device.
             queue: Requests that may wait.
+            http: ``HOST:PORT`` of an HTTP gateway to start too, port 0 for a free one; empty for none.
         """
         self.bundle = bundle.absolute()
         self.folder = folder.absolute()
         self.devices = {device.name: device for device in devices}
         self.store = store
+        self._http = http
+        self.http_url = ""
+        """Where the gateway listens, with the real port; empty without one."""
         self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {k_min}\ncredit = {credit}\nqueue = {queue}\n"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keys: dict[str, KeyPair] = {}
@@ -88,6 +93,8 @@ class LocalCell:
             for device in self.devices.values():
                 self._write_agent(device, str(ready["endpoint"]))
             self.start_agents(list(self.devices))
+            if self._http:
+                self.http_url = str(self.start_gateway()["http"])
         except BaseException:
             self.close()
             raise
@@ -100,18 +107,19 @@ class LocalCell:
         self.close()
 
     def close(self) -> None:
-        """Stop everything: agents first, by SIGTERM, by SIGKILL after five seconds."""
-        for child in reversed(self._children.values()):
-            child.terminate()
-        end_s = time.monotonic() + _STOP_DEADLINE_S
-        for child in self._children.values():
-            try:
-                child.wait(max(0.0, end_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            _close_pipes(child)
-        self._children.clear()
+        """Stop everything: the node last, so that agents can take leave; by SIGTERM, by SIGKILL after five seconds."""
+        for names in ([name for name in self._children if name != "node"], ["node"]):
+            children = [self._children.pop(name) for name in names if name in self._children]
+            for child in children:
+                child.terminate()
+            end_s = time.monotonic() + _STOP_DEADLINE_S
+            for child in children:
+                try:
+                    child.wait(max(0.0, end_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+                _close_pipes(child)
 
     @property
     def fleet(self) -> Fleet:
@@ -131,6 +139,11 @@ class LocalCell:
         """Process id of ``node`` or of a device's agent."""
         return self._children[name].pid
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of all that runs, by name."""
+        return {name: child.pid for name, child in self._children.items()}
+
     def kill(self, name: str) -> None:
         """End a process at once (SIGKILL), as a power cut would."""
         child = self._children.pop(name)
@@ -143,6 +156,12 @@ class LocalCell:
         command = ["--bundle", str(self.bundle), "--fleet", str(self.fleet_path)]
         self._start("node", "devit_fusion.cli", [*command, "--key", str(self.folder / "keys/node.key_secret")])
         return self._wait_ready("node", time.monotonic() + _START_DEADLINE_S)
+
+    def start_gateway(self) -> dict[str, object]:
+        """Start the HTTP gateway, with the client's key."""
+        command = ["--fleet", str(self.fleet_path), "--key", str(self.client_key_path), "--http", self._http]
+        self._start("gateway", "devit_gateway.cli", command)
+        return self._wait_ready("gateway", time.monotonic() + _START_DEADLINE_S)
 
     def start_agents(self, names: Sequence[str]) -> None:
         """Start agents and wait until the node has accepted each."""

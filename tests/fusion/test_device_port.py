@@ -532,6 +532,26 @@ def test_samples_that_nobody_listens_to_are_stopped_at_the_source(start: Start) 
     pytest.fail("the device was not told to stop")
 
 
+def test_whoever_samples_a_device_first_is_told_when_another_does_and_cannot_end_it(start: Start) -> None:
+    scene = start()
+    device, first, second = scene.greeted(0), scene.client(), scene.client()
+    for client in (first, second):
+        starter = threading.Thread(target=client.start_sampling, args=("jetson0", 100), daemon=True)
+        starter.start()
+        device.say(Kind.CONTROL, body(ControlReply()), frame_id=device.hear(Kind.CONTROL).frame_id)
+        starter.join(DEADLINE_S)
+    end_s = time.monotonic() + DEADLINE_S
+    while not (told := first.take_telemetry()):
+        assert time.monotonic() < end_s
+    assert told[0].ended == "jetson0: another client samples it now"
+    first.stop_sampling("jetson0")  # answered by the node alone
+    lines = Telemetry("jetson0", (PowerLine(5, "RAM 1/2MB"),))
+    device.say(Kind.TELEMETRY, body(lines))
+    while not (taken := second.take_telemetry()):
+        assert time.monotonic() < end_s
+    assert taken == [lines]
+
+
 def test_too_many_requests_are_refused_at_once_and_every_one_is_answered(start: Start) -> None:
     """Two are with the device, two wait, four are too many."""
     scene = start("deadline_ms = 20000\ncredit = 2\nqueue = 2")

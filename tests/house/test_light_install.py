@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 JETPACK_PYTHONS = ("3.10", "3.12")
 HEAVY = {"torch", "onnx", "onnxsim", "onnxscript", "torchvision"}
-LIGHT_TESTS = [f"tests/{place}" for place in ("contract", "engines", "edge_agent", "fusion", "profiling")]
+LIGHT_TESTS = [f"tests/{place}" for place in ("contract", "engines", "edge_agent", "fusion", "gateway", "profiling")]
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

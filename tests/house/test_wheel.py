@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PLACES = ("contract", "decompose", "export", "engines", "edge_agent", "fusion", "profiling", "pipeline")
+PLACES = ("contract", "decompose", "export", "engines", "edge_agent", "fusion", "gateway", "profiling", "pipeline")
 
 
 def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:

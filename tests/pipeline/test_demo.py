@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def test_energy_is_measured_and_says_that_it_is_simulated(figures: dict[str, Any
 
 
 def test_bytes_per_answer_are_those_of_the_messages(figures: dict[str, Any]) -> None:
-    """Four times a header of 96 bytes with 784 pixels down, and one with 64 float32 up."""
-    assert figures["wire_bytes_per_answer"] == pytest.approx(4 * (96 + 784 + 96 + 4 * 64), rel=0.01)
+    """Four times a header of 104 bytes with 784 pixels down, and one with 64 float32 up."""
+    assert figures["wire_bytes_per_answer"] == pytest.approx(4 * (104 + 784 + 104 + 4 * 64), rel=0.01)
 
 
 def wait_for_end(pidfd: int, deadline_s: float = 30) -> None:
@@ -92,7 +93,7 @@ def wait_for_end(pidfd: int, deadline_s: float = 30) -> None:
 
 def serve(store: Path, out: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     child = subprocess.Popen(
-        [*DEVIT, "demo", "--serve", "--store", str(store), "--out", str(out)],
+        [*DEVIT, "demo", "--serve", "--http", "127.0.0.1:0", "--store", str(store), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -134,6 +135,10 @@ def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(
             for name, result in zip(names, results, strict=True)
         ]
         assert sum(right) >= 8, results
+        with urllib.request.urlopen(addresses["http"] + "/readyz", timeout=30) as ready:
+            assert ready.status == 200
+        with urllib.request.urlopen(addresses["http"] + "/metrics", timeout=30) as metrics:
+            assert b'devit_frames_total{outcome="full"} 10.0' in metrics.read()
     finally:
         child.send_signal(number)
         finish(child, addresses)

@@ -1,0 +1,74 @@
+"""``devit gateway``: what it takes and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from devit_contract import terminal
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def gateway(
+    fleet: Annotated[Path, typer.Option(help="Fleet file with endpoint and key of the node.")],
+    key: Annotated[Path | None, typer.Option(help="The gateway's secret key file, a client's of the fleet.")] = None,
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")] = (
+        "127.0.0.1:8080"
+    ),
+    token_file: Annotated[Path | None, typer.Option(help="File (mode 0600) with the token to ask for.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM), with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy in front ends TLS: plain HTTP off loopback is right.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How long the node may take for an answer (default: 5, and twice the deadline)."),
+    ] = None,
+    sample_power: Annotated[
+        int, typer.Option(metavar="MS", min=0, max=60_000, help="Have agents sample power that often; 0: not.")
+    ] = 0,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Write a line per request on stderr.")] = False,
+    stop_with_stdin: Annotated[
+        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+    ] = False,
+) -> None:
+    """Answer HTTP for a fusion node: Open Inference Protocol (KServe V2), health, Prometheus metrics.
+
+    Prints one JSON line with its URL when it listens; the node may come and go. Until SIGTERM or Ctrl-C.
+    """
+    from devit_contract.fleet import load_fleet
+    from devit_contract.keys import load_keys
+    from devit_contract.stopping import StopSignal
+    from devit_gateway.access import check_address, load_token
+    from devit_gateway.run import Settings, run_gateway
+
+    should_stop = StopSignal(with_stdin=stop_with_stdin)
+    token = load_token(token_file) if token_file is not None else None
+    settings = Settings(
+        fleet=load_fleet(fleet),
+        keys=load_keys(key) if key is not None else None,
+        address=check_address(
+            http, has_token=token is not None, tls_cert=tls_cert, tls_key=tls_key, is_behind_proxy=behind_proxy
+        ),
+        token=token,
+        timeout_s=timeout_s,
+        power_interval_ms=sample_power,
+        logs_requests=log_requests,
+    )
+
+    def tell(url: str) -> None:
+        typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "http": url}))
+
+    run_gateway(settings, should_stop, tell)
+
+
+def main() -> NoReturn:
+    """Run as a process of its own."""
+    terminal.run(app, "devit gateway")

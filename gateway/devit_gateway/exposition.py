@@ -1,0 +1,168 @@
+"""What the node says of itself and its devices as metrics in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from devit_contract.messages import DeviceStatus, Histogram, NodeStatus
+from devit_gateway.joules import DeviceEnergy
+
+_OPEN_METRICS = "application/openmetrics-text"
+_HISTOGRAMS = {
+    "round_trip": ("devit_device_rtt_seconds", "From a frame's dispatch to its feature's arrival at the node."),
+    "inference": ("devit_agent_inference_seconds", "In a device's engine, one frame."),
+    "queue": ("devit_agent_queue_seconds", "From an agent's reading a frame to its starting on it."),
+}
+
+
+def write_metrics(
+    status: NodeStatus | None, energies: Sequence[DeviceEnergy], *, version: str, accept: str = ""
+) -> tuple[bytes, str]:
+    """Write all metrics.
+
+    Args:
+        status: The node's; ``None`` where it does not answer.
+        energies: Of the devices that are metered.
+        version: Of the gateway.
+        accept: The header ``Accept``: OpenMetrics where it names that, else the plain format.
+
+    Returns:
+        The text and its content type.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeCollector(status, energies, version))
+    write, content_type = choose_encoder(_OPEN_METRICS if _OPEN_METRICS in accept else "text/plain")
+    return write(registry), content_type
+
+
+class NodeCollector(Collector):
+    """The metrics of one scrape."""
+
+    def __init__(self, status: NodeStatus | None, energies: Sequence[DeviceEnergy], version: str) -> None:
+        """Keep what to tell."""
+        self._status = status
+        self._energies = energies
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics; those of the node only where it answers."""
+        build = {"version": self._version}
+        if self._status is not None:
+            build |= {"node_version": self._status.software, "bundle": self._status.bundle}
+        yield InfoMetricFamily("devit_build", "What runs here.", value=build)
+        is_up = float(self._status is not None)
+        yield GaugeMetricFamily("devit_node_up", "Whether the fusion node answers.", value=is_up)
+        yield from _energy(self._energies)
+        if self._status is not None:
+            yield from _node(self._status)
+            yield from _devices(self._status.devices)
+
+
+def _node(status: NodeStatus) -> Iterator[Metric]:
+    frames = dict(status.frames)
+    if "shed" in frames and "failed" in frames:
+        frames["failed"] -= frames["shed"]  # so that outcomes add up to all frames
+    yield _counter("devit_frames", "Frames that have ended.", ("outcome",), {(key,): n for key, n in frames.items()})
+    if status.frame_time is not None:
+        family = HistogramMetricFamily(
+            "devit_frame_duration_seconds", "From a request's arrival at the node to its answer.", labels=[]
+        )
+        _add(family, [], status.frame_time)
+        yield family
+    yield _counter(
+        "devit_wire_bytes",
+        "Bytes of messages at the node.",
+        ("direction",),
+        {(direction,): n for direction, n in status.wire_bytes.items()},
+    )
+    refused = CounterMetricFamily("devit_auth_failures", "Connections without a key that is let in, and false names.")
+    refused.add_metric([], status.refused_handshakes + status.strangers)
+    yield refused
+    yield GaugeMetricFamily("devit_frames_open", "Frames under way.", value=status.open_frames)
+    yield GaugeMetricFamily("devit_requests_waiting", "Requests that wait for a device.", value=status.waiting_requests)
+    yield GaugeMetricFamily("devit_node_uptime_seconds", "Since the node's start.", value=status.uptime_s)
+    yield GaugeMetricFamily("devit_devices_needed", "Fewest ready devices that give answers.", value=status.k_min)
+
+
+def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    by_device = ("device",)
+    up = GaugeMetricFamily("devit_device_up", "Whether a device is ready.", labels=by_device)
+    credit = GaugeMetricFamily("devit_credit", "Frames that a device may have in flight.", labels=by_device)
+    for device in devices:
+        up.add_metric([device.name], float(device.state == "ready"))
+        credit.add_metric([device.name], device.credit)
+    yield up
+    yield credit
+    yield _counter(
+        "devit_reconnects",
+        "Links after a device's first.",
+        by_device,
+        {(device.name,): max(0, device.links - 1) for device in devices},
+    )
+    yield _counter(
+        "devit_missing",
+        "Frames that ended without a device's feature, though it was wished for.",
+        ("device", "cause"),
+        {(device.name, cause): n for device in devices for cause, n in device.missing.items()},
+    )
+    yield _counter(
+        "devit_features_rejected",
+        "Messages of a device that were not used.",
+        ("device", "reason"),
+        {
+            (device.name, reason): n
+            for device in devices
+            for reason, n in ({"late": device.late} | device.rejected).items()
+        },
+    )
+    engines = InfoMetricFamily("devit_device", "What a device runs.", labels=by_device)
+    for device in devices:
+        about = {"engine": device.engine, "engine_revision": f"{device.engine_revision:08x}"}
+        engines.add_metric([device.name], about)
+    yield engines
+    for field, (name, text) in _HISTOGRAMS.items():
+        family = HistogramMetricFamily(name, text, labels=by_device)
+        for device in devices:
+            histogram = getattr(device, field)
+            if histogram is not None:
+                _add(family, [device.name], histogram)
+        yield family
+
+
+def _energy(energies: Sequence[DeviceEnergy]) -> Iterator[Metric]:
+    if not energies:
+        return
+    yield _counter(
+        "devit_device_energy_joules",
+        "Energy of a device while this gateway had it sampled, all rails of its total.",
+        ("device", "scope", "simulated"),
+        {(e.device, e.scope, "true" if e.is_simulated else "false"): e.energy_j for e in energies},
+    )
+
+
+def _counter(
+    name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    """Add a histogram, whose buckets are counted up for Prometheus."""
+    bounds = [*(repr(bound) for bound in histogram.bounds_s), "+Inf"]
+    counts = accumulate(histogram.counts)
+    family.add_metric(labels, list(zip(bounds, counts, strict=True)), histogram.sum_s)

@@ -1,0 +1,89 @@
+"""The gateway as a whole: connection, meter, application, server, from start to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from devit_contract.client import Client
+from devit_contract.fleet import Fleet
+from devit_contract.keys import KeyPair
+from devit_contract.stopping import StopSignal
+from devit_gateway.access import Address
+from devit_gateway.app import build_app
+from devit_gateway.asking import Asker
+from devit_gateway.joules import DeviceEnergy
+from devit_gateway.power_watch import PowerWatch
+from devit_gateway.serving import listen, serve
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run."""
+
+    fleet: Fleet
+    keys: KeyPair | None
+    address: Address
+    token: bytes | None = field(repr=False)
+    timeout_s: float | None
+    """How long the node may take for an answer; ``None``: some seconds beyond what the fleet's deadline makes of it."""
+    power_interval_ms: int
+    """0 leaves the agents' sensors alone."""
+    logs_requests: bool
+
+
+def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[[str], None]) -> None:
+    """Serve until ``should_stop``.
+
+    Args:
+        settings: How to run.
+        should_stop: Told by signals.
+        on_ready: Called with the URL once it accepts connections, whether the node is there or not.
+
+    Raises:
+        InputError: The fleet uses keys and none was given.
+        LinkError: The address cannot be bound.
+    """
+    # A frame may wait as long as another takes.
+    timeout_s = settings.timeout_s or 5.0 + 2 * settings.fleet.serving.deadline_ms / 1000
+
+    def connect() -> Client:
+        return Client.of_fleet(settings.fleet, settings.keys, timeout_s=timeout_s)
+
+    connect().close()  # what is wrong with keys or address is told now
+    with ExitStack() as stack:
+        opened, url = listen(settings.address)
+        stack.callback(opened.close)
+        watch = None
+        if settings.power_interval_ms:
+            watch = stack.enter_context(PowerWatch(connect, settings.power_interval_ms))
+        asker = stack.enter_context(Asker(connect, in_flight=images_in_flight(settings.fleet), timeout_s=timeout_s))
+
+        def energies() -> tuple[DeviceEnergy, ...]:
+            return watch.readings if watch is not None else ()
+
+        app = build_app(
+            asker,
+            token=settings.token,
+            energies=energies,
+            version=version("devit"),
+            timeout_s=timeout_s,
+        )
+        serve(
+            app,
+            opened,
+            settings.address,
+            should_stop,
+            on_ready=lambda: on_ready(url),
+            logs_requests=settings.logs_requests,
+        )
+
+
+def images_in_flight(fleet: Fleet) -> int:
+    """Tell how many images the node has at once: what its devices hold, and half its queue, for it has other clients.
+
+    More would be refused for want of room.
+    """
+    return fleet.serving.credit + fleet.serving.queue // 2

@@ -1,0 +1,53 @@
+"""Joules as a metric: real agents run a (simulated) sensor, and the gateway adds its samples up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from tests.gateway.running import Gateway, Reply
+
+from devit_pipeline.local_cell import LocalCell
+
+BOARD_MODEL = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
+SENSOR = (sys.executable, "-c", "import sys; from devit_profiling.simulator import main; sys.exit(main())")
+METRIC = "devit_device_energy_joules_total"
+
+
+def energies_j(reply: Reply) -> dict[str, float]:
+    """Joules by device; all of them must say that they are simulated, and what they cover."""
+    found = {}
+    for family in text_string_to_metric_families(reply.body.decode()):
+        for sample in family.samples:
+            if sample.name == METRIC:
+                assert sample.labels["simulated"] == "true"
+                assert sample.labels["scope"] == "module input (VDD_IN)"
+                found[sample.labels["device"]] = sample.value
+    return found
+
+
+def test_joules_of_every_device_rise_and_survive_restarts(
+    make_cell: Callable[..., LocalCell], start: Callable[..., Gateway], tmp_path: Path
+) -> None:
+    root = tmp_path / "board"
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
+    cell = make_cell(tegrastats=SENSOR, root=str(root))
+    gateway = start("--sample-power", "50", to=cell)
+    both = gateway.ask_until("/metrics", lambda reply: len(energies_j(reply)) == 2)
+    first_j = energies_j(both)
+    more = gateway.ask_until("/metrics", lambda reply: all(j > first_j[name] for name, j in energies_j(reply).items()))
+    cell.kill("jetson2")
+    cell.start_agents(["jetson2"])
+    before_j = max(energies_j(more)["jetson2"], energies_j(gateway.ask("/metrics"))["jetson2"])
+    gateway.ask_until("/metrics", lambda reply: energies_j(reply)["jetson2"] > before_j + 0.01)
+    cell.kill("node")
+    cell.start_node()
+    last_j = energies_j(gateway.ask_until("/metrics", lambda reply: b"devit_node_up 1.0" in reply.body))
+    gateway.ask_until("/metrics", lambda reply: all(j > last_j[name] + 0.5 for name, j in energies_j(reply).items()))
+
+
+def test_without_the_option_there_is_no_figure(gateway: Gateway) -> None:
+    assert METRIC.encode() not in gateway.ask("/metrics").body
