@@ -1,0 +1,21 @@
+"""Engines by name, made in the process that runs them: what :mod:`bare` starts its agents with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from devit_contract.manifest import Bundle
+from devit_engines.build import load_engine
+from devit_engines.engine import Engine, EngineSpec
+from devit_engines.null import NullEngine, PacedEngine
+from devit_engines.store import Store
+
+
+def paced(pace_ms: float, shape: tuple[int, int, int], dim: int) -> Engine:
+    """Make what ``edge-agent --engine paced:MS`` makes."""
+    return PacedEngine(NullEngine(EngineSpec("paced", shape, dim)), pace_ms)
+
+
+def built(bundle: Path, store: Path, device: int) -> Engine:
+    """Load what ``devit build`` made, one thread."""
+    return load_engine(Bundle(bundle), Store(store), device, backend="ort")
