@@ -25,7 +25,6 @@ from devit_contract.wire import (
     Message,
     array_payload,
     pack,
-    payload_crc32,
     unpack,
 )
 
@@ -101,7 +100,7 @@ class Feature:
         dtype, dims, payload = array_payload(feature)
         message = Message(Kind.FEATURE, dtype, dims, payload, device=submodel, run_id=run_id, boot_id=1)
         self._message = bytearray(pack(message))
-        self._payload_crc32 = payload_crc32(payload)
+        self._payload_crc32 = zlib.crc32(payload)
 
     def answer(self, frame: bytes) -> bytes:
         """Make it the answer to a frame."""

@@ -41,6 +41,8 @@ _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 1000
 _CURVE_OVERHEAD_BYTES = 64
 FAILED_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 """Events of connections that ended before the :class:`Gatekeeper` was asked: no CURVE, garbage, half a handshake."""
+_NOW, _READABLE = int(zmq.NOBLOCK), int(zmq.POLLIN)
+"""As plain numbers: the enum classes cost a microsecond at each use."""
 _TCP_ESTABLISHED = 1
 """First byte of the kernel's ``struct tcp_info``."""
 
@@ -249,6 +251,29 @@ def _copy_of(descriptor: int) -> tcp.socket:
     except OSError:  # the descriptor has gone to a file
         os.close(copy)
         raise
+
+
+def is_readable(socket: Socket) -> bool:
+    """Tell whether a message is there; half the time of trying to read one in vain."""
+    events = socket.getsockopt(zmq.EVENTS)
+    return isinstance(events, int) and events & _READABLE != 0
+
+
+def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
+    """Take one message of a ROUTER without waiting: route, first frame, and how many frames came behind it.
+
+    A third of the time of ``recv_multipart``.
+
+    Raises:
+        zmq.Again: There is none.
+    """
+    route = socket.recv(_NOW)
+    frame = socket.recv(_NOW, copy=False)
+    surplus, last = 0, frame
+    while last.more:
+        last = socket.recv(_NOW, copy=False)
+        surplus += 1
+    return route, frame, surplus
 
 
 def user_id(frame: zmq.Frame) -> str | None:

@@ -41,9 +41,9 @@ from __future__ import annotations
 import enum
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -60,6 +60,8 @@ MAX_IMAGE_MESSAGE_BYTES = 8 * 1024 * 1024
 """What a client may send, and what the node sends to an agent."""
 
 _CRC = struct.Struct("<I")
+_DEVICE = struct.Struct("<H")
+_DEVICE_OFFSET = 10
 _CRC_OFFSET = HEADER.size - _CRC.size
 
 
@@ -154,8 +156,7 @@ _STATES = {int(state): state for state in State}
 _REASONS = {int(reason): reason for reason in Reason}
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A message in memory; fields as in the table above."""
 
     kind: Kind
@@ -186,7 +187,8 @@ class Message:
         numpy_type = _NUMPY_TYPES.get(self.dtype)
         if numpy_type is None:
             raise WireError("dtype", f"{self.kind.name}: expected an array, found {self.dtype.name}")
-        return np.frombuffer(self.payload, numpy_type).reshape(self.dims)
+        flat = np.frombuffer(self.payload, numpy_type)
+        return flat if len(self.dims) == 1 else flat.reshape(self.dims)
 
 
 def array_payload(array: npt.NDArray[Any]) -> tuple[Dtype, tuple[int, ...], memoryview]:
@@ -203,41 +205,27 @@ def array_payload(array: npt.NDArray[Any]) -> tuple[Dtype, tuple[int, ...], memo
     )
 
 
-def payload_crc32(payload: bytes | memoryview) -> int:
-    """Compute the part of the checksum that copies of a message for several devices share."""
-    return zlib.crc32(payload)
-
-
-def pack(message: Message, shared_crc32: int | None = None) -> bytes:
-    """Write a message; ``shared_crc32`` is :func:`payload_crc32` of its payload where that is known already."""
-    dims = message.dims + (0,) * (4 - len(message.dims))
-    head = HEADER.pack(
-        MAGIC,
-        0,
-        message.kind,
-        HEADER.size,
-        message.dtype,
-        len(message.dims),
-        message.device,
-        *dims,
-        message.engine_revision,
-        message.mask,
-        message.state,
-        message.reason,
-        message.run_id,
-        message.frame_id,
-        message.boot_id,
-        message.dispatch_ns,
-        message.deadline_us,
-        message.queue_us,
-        message.decode_us,
-        message.inference_us,
-        message.capture_age_us,
-        len(message.payload),
-        0,
-    )[:_CRC_OFFSET]
-    crc32 = zlib.crc32(head, payload_crc32(message.payload) if shared_crc32 is None else shared_crc32)
+def pack(message: Message) -> bytes:
+    """Write a message."""
+    head = _head(message)
+    crc32 = zlib.crc32(head, zlib.crc32(message.payload))
     return b"".join((head, _CRC.pack(crc32), message.payload))
+
+
+class Copies:
+    """One message for several devices: packed once, addressed to each."""
+
+    def __init__(self, message: Message) -> None:
+        """Pack it."""
+        self._head = bytearray(_head(message))
+        self._payload = message.payload
+        self._payload_crc32 = zlib.crc32(message.payload)
+
+    def to(self, device: int) -> bytes:
+        """Write the copy of one device."""
+        _DEVICE.pack_into(self._head, _DEVICE_OFFSET, device)
+        crc32 = zlib.crc32(self._head, self._payload_crc32)
+        return b"".join((self._head, _CRC.pack(crc32), self._payload))
 
 
 def unpack(data: bytes | memoryview) -> Message:
@@ -270,10 +258,41 @@ def unpack(data: bytes | memoryview) -> Message:
     state, reason = _STATES.get(fields[13]), _REASONS.get(fields[14])
     if state is None or reason is None:
         raise WireError("state", f"{kind.name}: expected a known state and reason, found {fields[13]} and {fields[14]}")
-    found = zlib.crc32(view[HEADER.size : header_bytes], zlib.crc32(view[:_CRC_OFFSET], zlib.crc32(payload)))
+    found = zlib.crc32(view[:_CRC_OFFSET], zlib.crc32(payload))
+    if header_bytes > HEADER.size:
+        found = zlib.crc32(view[HEADER.size : header_bytes], found)
     if found != crc32:
         raise WireError("crc", f"{kind.name}: expected checksum {crc32:08x}, found {found:08x}")
     return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *fields[15:24])
+
+
+def _head(message: Message) -> bytes:
+    dims = message.dims + (0,) * (4 - len(message.dims))
+    return HEADER.pack(
+        MAGIC,
+        0,
+        message.kind,
+        HEADER.size,
+        message.dtype,
+        len(message.dims),
+        message.device,
+        *dims,
+        message.engine_revision,
+        message.mask,
+        message.state,
+        message.reason,
+        message.run_id,
+        message.frame_id,
+        message.boot_id,
+        message.dispatch_ns,
+        message.deadline_us,
+        message.queue_us,
+        message.decode_us,
+        message.inference_us,
+        message.capture_age_us,
+        len(message.payload),
+        0,
+    )[:_CRC_OFFSET]
 
 
 def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], payload_bytes: int) -> None:

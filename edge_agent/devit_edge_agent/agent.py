@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -125,6 +126,7 @@ class EdgeAgent:
         Raises:
             LinkError: The node refuses this device or its bundle; nothing would change by trying again.
         """
+        gc.freeze()  # what lives from here on as long as the agent is not looked at again
         while not should_stop():
             if should_reload():
                 self._swap.start()
@@ -139,13 +141,14 @@ class EdgeAgent:
 
     def _turn(self) -> None:
         is_busy = self._queue and not self._uplink.is_introducing
-        self._poller.poll(0 if is_busy else self._idle_poll_ms)
+        ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
         self._supervisor.alive()
-        if self._uplink.watch():
+        if self._uplink.watch(has_events=self._uplink.monitor.socket in ready):
             self._queue.clear()
             self._power.stop()
             self._supervisor.status("waiting for the node")
-        self._receive()
+        if self._uplink.socket in ready:
+            self._receive()
         self._feed_power()
         self._tend_swap()
         if self._source is not None:

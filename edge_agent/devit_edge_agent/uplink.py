@@ -24,7 +24,7 @@ from devit_contract.fleet import AgentConfig
 from devit_contract.journal import Log, Priority
 from devit_contract.keys import KeyPair
 from devit_contract.messages import Hello, Refused, Welcome, body, read_body
-from devit_contract.sockets import connect_dealer, open_context
+from devit_contract.sockets import connect_dealer, is_readable, open_context
 from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
 
 _HELLO_NS = 1_000_000_000
@@ -33,6 +33,8 @@ _RETRY_NS = 2_000_000_000
 """Pause before a link whose handshake failed is made anew."""
 _SILENCE_NS = 5_000_000_000
 _LINGER_MS = 200
+_NOW = int(zmq.NOBLOCK)
+"""As a plain number: the enum class costs a microsecond at each use."""
 _LINK_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_DISCONNECTED
@@ -89,10 +91,10 @@ class Uplink:
         self.socket.close(linger=_LINGER_MS)
         self._opened.__exit__(None, None, None)
 
-    def watch(self) -> bool:
+    def watch(self, *, has_events: bool) -> bool:
         """Look after the link; tell whether it ended, so that what was under way is nobody's any more."""
         had_run = self.run_id is not None
-        for event in self.monitor.read():
+        for event in self.monitor.read() if has_events else ():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._retry_ns = None
                 self._has_told_refusal = False
@@ -135,11 +137,8 @@ class Uplink:
         Raises:
             LinkError: The node refuses this device.
         """
-        while True:
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
+        while is_readable(self.socket):
+            frame = self.socket.recv(_NOW, copy=False)
             self._heard_ns = time.monotonic_ns()
             try:
                 message = unpack(frame.buffer)
@@ -162,7 +161,7 @@ class Uplink:
         Where the link went this moment, or takes no more, nothing is sent: the node counts the frame as missing.
         """
         with suppress(zmq.Again):
-            self.socket.send(pack(message), zmq.NOBLOCK)
+            self.socket.send(pack(message), _NOW)
 
     def _end(self, text: str) -> None:
         if text and (self.run_id is not None or self._retry_ns is None):

@@ -10,7 +10,7 @@ from devit_contract.fleet import Serving
 from devit_contract.head import Fusion
 from devit_contract.journal import Priority
 from devit_contract.messages import AnswerBody, DeviceStatus, body
-from devit_contract.wire import Dtype, Kind, Message, State, payload_crc32
+from devit_contract.wire import Copies, Dtype, Kind, Message, State
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import Came, DevicePort, Skipped
 from devit_fusion.events import Events
@@ -154,28 +154,29 @@ class Cell:
         deadline_ns = now_ns + round(self._serving.deadline_ms * 1e6)
         frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing, tried)
         self._under_way[frame.frame_id] = request
-        shared_crc32 = payload_crc32(request.picture.payload)
+        picture = request.picture
+        copies = Copies(
+            Message(
+                Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
+                picture.dtype,
+                picture.dims,
+                picture.payload,
+                run_id=self._run_id,
+                frame_id=frame.frame_id,
+                dispatch_ns=frame.dispatch_ns,
+                deadline_us=(frame.deadline_ns - frame.dispatch_ns) // 1000,
+            )
+        )
         for index in sorted(awaited):
-            self._send_frame(self._links[index], frame, request.picture, shared_crc32)
+            self._send_frame(self._links[index], frame, copies)
         for index in tried:
             self._links[index].trial_id = frame.frame_id
-            self._send_frame(self._links[index], frame, request.picture, shared_crc32)
+            self._send_frame(self._links[index], frame, copies)
         if not awaited:
             self._finish(frame, now_ns)
 
-    def _send_frame(self, link: Link, frame: Frame, picture: Message, shared_crc32: int) -> None:
-        message = Message(
-            Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
-            picture.dtype,
-            picture.dims,
-            picture.payload,
-            device=link.index,
-            run_id=self._run_id,
-            frame_id=frame.frame_id,
-            dispatch_ns=frame.dispatch_ns,
-            deadline_us=(frame.deadline_ns - frame.dispatch_ns) // 1000,
-        )
-        sent = self._devices.send_frame(link, message, shared_crc32)
+    def _send_frame(self, link: Link, frame: Frame, copies: Copies) -> None:
+        sent = self._devices.send_frame(link, copies)
         if sent is Sent.YES:
             link.sent(frame.frame_id, frame.deadline_ns)
             return

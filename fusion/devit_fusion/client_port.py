@@ -12,7 +12,15 @@ from devit_contract.errors import WireError
 from devit_contract.keys import KeyPair
 from devit_contract.manifest import Manifest
 from devit_contract.messages import Control, ControlReply, Refused, body, read_body
-from devit_contract.sockets import FAILED_HANDSHAKES, Connection, Context, Monitor, client_router, user_id
+from devit_contract.sockets import (
+    FAILED_HANDSHAKES,
+    Connection,
+    Context,
+    Monitor,
+    client_router,
+    receive_routed,
+    user_id,
+)
 from devit_contract.wire import Dtype, Kind, Message, Reason, pack, unpack
 from devit_fusion.sending import Sent, send
 
@@ -70,18 +78,17 @@ class ClientPort:
         """Take what has come, without waiting; what makes no sense is refused at once."""
         for _ in range(_BURST):
             try:
-                parts = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                client, frame, surplus = receive_routed(self.socket)
             except zmq.Again:
                 return
-            client = parts[0].bytes
-            self.bytes_in += len(parts[-1])
-            if self._has_keys and not self._is_let_in(client, parts[-1]):
+            self.bytes_in += len(frame)
+            if self._has_keys and not self._is_let_in(client, frame):
                 continue
             message = Message(Kind.REQUEST)
             try:
-                if len(parts) != 2:
-                    raise WireError("size", f"expected a message of one frame, found {len(parts) - 1}")
-                message = unpack(parts[1].buffer)
+                if surplus:
+                    raise WireError("size", f"expected a message of one frame, found {surplus + 1}")
+                message = unpack(frame.buffer)
                 yield self._read(client, message)
             except WireError as err:
                 reason = Reason.SHAPE if err.reason == "shape" else Reason.REQUEST

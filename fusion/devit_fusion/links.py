@@ -65,6 +65,11 @@ class Link:
     """The last frame that it was tried with."""
     _tried_ns: int = 0
 
+    def __post_init__(self) -> None:
+        """Keep what is needed for every message."""
+        self.route = self.name.encode()
+        """Its routing id."""
+
     @property
     def state(self) -> str:
         """``absent``, ``ready``, ``stalled``, ``suspended`` or ``leaving``, as in the table above."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import time
 from collections.abc import Callable
@@ -144,21 +145,28 @@ class FusionNode:
             poller.register(self._gate.socket, zmq.POLLIN)
         supervisor = Supervisor()
         supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
+        gc.freeze()  # what lives from here on as long as the node is not looked at again
         while not should_stop():
-            poller.poll(self._poll_ms())
+            # Only what is readable is read: each read in vain costs as much as a message.
+            ready = {socket for socket, _ in poller.poll(self._poll_ms())}
             supervisor.alive()
             self._look_for_revoked()
-            if self._gate is not None:
+            if self._gate is not None and self._gate.socket in ready:
                 self._gate.answer()
-            for event in self._devices.receive():
-                self._take(event)
-            self._clients.watch()
-            for wish in self._clients.receive():
-                if isinstance(wish, Request):
-                    self._cell.request(wish)
-                else:
-                    self._ask(wish)
+            if self._devices.socket in ready:
+                for event in self._devices.receive():
+                    self._take(event)
+            if self._clients.socket in ready:
+                for wish in self._clients.receive():
+                    if isinstance(wish, Request):
+                        self._cell.request(wish)
+                    else:
+                        self._ask(wish)
             now_ns = time.monotonic_ns()
+            if self._clients.monitor.socket in ready:
+                self._clients.watch()
+            if self._devices.monitor.socket in ready:
+                self._devices.watch(now_ns)
             for link in self._devices.lost(now_ns):
                 self._lose(link)
             self._cell.expire(now_ns)

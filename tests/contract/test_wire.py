@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tracemalloc
 import zlib
 from contextlib import suppress
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from devit_contract.messages import AnswerBody, DeviceTiming, Welcome, body, rea
 from devit_contract.wire import (
     HEADER,
     NO_DEVICE,
+    Copies,
     Dtype,
     Kind,
     Message,
@@ -25,7 +26,6 @@ from devit_contract.wire import (
     State,
     array_payload,
     pack,
-    payload_crc32,
     unpack,
 )
 
@@ -169,7 +169,7 @@ def messages(draw: st.DrawFn) -> Message:
 
 
 def plain(message: Message) -> Message:
-    return dataclasses.replace(message, payload=bytes(message.payload))
+    return msgspec.structs.replace(message, payload=bytes(message.payload))
 
 
 def with_checksum(data: bytes | bytearray, header_bytes: int = HEADER.size) -> bytes:
@@ -209,8 +209,10 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
 
 
 @given(message=messages())
-def test_a_shared_checksum_gives_the_same_bytes(message: Message) -> None:
-    assert pack(message, payload_crc32(message.payload)) == pack(message)
+def test_copies_for_several_devices_are_the_bytes_of_each(message: Message) -> None:
+    copies = Copies(message)
+    for device in (0, 7, NO_DEVICE, message.device):
+        assert copies.to(device) == pack(msgspec.structs.replace(message, device=device))
 
 
 @pytest.mark.parametrize("name", GOLDEN_BYTES)

@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -229,7 +228,7 @@ class LyingAgent:
             Kind.FEATURE, dtype, dims, bytes(payload), 0, 7, run_id=self.run_id, frame_id=frame.frame_id,
             boot_id=self.boot_id, dispatch_ns=frame.dispatch_ns,
         )  # fmt: skip
-        return replace(message, **changes)  # type: ignore[arg-type]
+        return msgspec.structs.replace(message, **changes)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._opened.__exit__(None, None, None)
