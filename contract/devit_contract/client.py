@@ -330,7 +330,7 @@ class Client:
         return wake in ready
 
     def _watch_link(self) -> None:
-        for event in self._monitor.read():
+        for event, _ in self._monitor.read():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._links += 1
                 if self._links > 1:

@@ -170,6 +170,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Connections without a key that is let in."""
     strangers: int = 0
     """Messages that came under a name which is not the sender's."""
+    floods: int = 0
+    """Connections shut because their message did not end."""
     events: tuple[Happening, ...] = ()
     """The latest ones, newest first."""
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import socket as tcp
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 from zmq.utils import z85
@@ -153,6 +154,15 @@ def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tupl
     return bind_router(context, endpoint, CLIENTS, keys, max_bytes=MAX_IMAGE_MESSAGE_BYTES)
 
 
+class SocketEvent(NamedTuple):
+    """What a monitor tells of one connection."""
+
+    kind: int
+    """One of ``zmq.EVENT_*``."""
+    value: int
+    """Its descriptor, for most kinds."""
+
+
 class Monitor:
     """Connection events of a socket, as a socket of its own to poll."""
 
@@ -160,15 +170,16 @@ class Monitor:
         """Watch ``socket`` for ``events`` (``zmq.EVENT_*`` or-ed together)."""
         self.socket: Socket = socket.get_monitor_socket(events)
 
-    def read(self) -> list[int]:
+    def read(self) -> list[SocketEvent]:
         """Take the events that have come since the last call, without waiting."""
-        events: list[int] = []
+        events: list[SocketEvent] = []
         while True:
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return events
-            events.append(int(parse_monitor_message(parts)["event"]))
+            found = parse_monitor_message(parts)
+            events.append(SocketEvent(int(found["event"]), int(found["value"])))
 
 
 class Gatekeeper:
@@ -224,7 +235,11 @@ class Connection:
     @classmethod
     def of(cls, frame: zmq.Frame) -> Connection | None:
         """Find the connection of a received frame; ``None`` where it is gone already."""
-        descriptor = int(frame.get(zmq.SRCFD))
+        return cls.of_descriptor(int(frame.get(zmq.SRCFD)))
+
+    @classmethod
+    def of_descriptor(cls, descriptor: int) -> Connection | None:
+        """Find the connection behind a descriptor; ``None`` where it is gone already."""
         with suppress(OSError), _copy_of(descriptor) as copy:
             return cls(descriptor, copy.getpeername())
         return None
@@ -241,6 +256,8 @@ class Connection:
         """End this connection alone; its peer notices, and connects again if it wants to."""
         with suppress(OSError), _copy_of(self.descriptor) as copy:
             if copy.getpeername() == self.peer:
+                # Reset when libzmq closes it: a peer that is in the midst of sending would else wait for a minute.
+                copy.setsockopt(tcp.SOL_SOCKET, tcp.SO_LINGER, struct.pack("ii", 1, 0))
                 copy.shutdown(tcp.SHUT_RDWR)
 
 

@@ -56,7 +56,7 @@ MAX_DEVICES = 64
 """As many as the mask has bits."""
 MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 """What an agent may send in one message."""
-MAX_IMAGE_MESSAGE_BYTES = 8 * 1024 * 1024
+MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a client may send, and what the node sends to an agent."""
 
 _CRC = struct.Struct("<I")

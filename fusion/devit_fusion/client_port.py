@@ -21,11 +21,14 @@ from devit_contract.sockets import (
     receive_routed,
     user_id,
 )
-from devit_contract.wire import Dtype, Kind, Message, Reason, pack, unpack
+from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
+from devit_fusion.flood import FloodGuard
 from devit_fusion.sending import Sent, send
 
 _BURST = 64
 """Messages taken before the other port gets its turn."""
+_FLOOD_BYTES = MAX_IMAGE_MESSAGE_BYTES + (1 << 18)
+"""What a connection may receive without delivering a message."""
 _MAX_CONNECTIONS = 1024
 
 
@@ -63,7 +66,8 @@ class ClientPort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = client_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, FAILED_HANDSHAKES)
+        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | FAILED_HANDSHAKES)
+        self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0
         """Connections that ended before their key was asked for."""
         self.revoked: frozenset[str] = frozenset()
@@ -82,6 +86,7 @@ class ClientPort:
             except zmq.Again:
                 return
             self.bytes_in += len(frame)
+            self.guard.delivered(frame)
             if self._has_keys and not self._is_let_in(client, frame):
                 continue
             message = Message(Kind.REQUEST)
@@ -108,9 +113,15 @@ class ClientPort:
         """Pass power samples on."""
         return send(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
 
-    def watch(self) -> None:
-        """Count the handshakes that failed."""
-        self.failed_handshakes += len(self.monitor.read())
+    def watch(self, now_ns: int) -> None:
+        """Read what the monitor tells: whom to watch, and failed handshakes."""
+        for event, value in self.monitor.read():
+            if event == zmq.EVENT_ACCEPTED:
+                self.guard.accepted(value, now_ns)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self.guard.ended(value)
+            else:
+                self.failed_handshakes += 1
 
     def revoke(self, names: frozenset[str]) -> None:
         """Let clients in no more, and end the connections that they have."""

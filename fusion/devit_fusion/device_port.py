@@ -37,11 +37,14 @@ from devit_contract.sockets import (
     user_id,
 )
 from devit_contract.wire import Copies, Dtype, Kind, Message, Reason, pack, unpack
+from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent, send
 
 _BURST = 64
 """Messages taken before the other port gets its turn."""
+_FLOOD_BYTES = 1 << 20
+"""What a connection may receive without delivering a message; one has 64 KiB at most."""
 _PROBE_NS = (2_000_000, 50_000_000)
 """When links are tried after a disconnect was reported: libzmq drops the route some microseconds after the report."""
 _PING_NS = 1_000_000_000
@@ -132,7 +135,8 @@ class DevicePort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = device_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, zmq.EVENT_DISCONNECTED | FAILED_HANDSHAKES)
+        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | FAILED_HANDSHAKES)
+        self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0
         self.bytes_out = 0
         self.strangers = 0
@@ -158,6 +162,7 @@ class DevicePort:
             except zmq.Again:
                 return
             self.bytes_in += len(frame)
+            self.guard.delivered(frame)
             link = self._by_route.get(route)
             is_impostor = link is not None and self._has_keys and user_id(frame) != link.name
             if link is None or is_impostor or link.is_revoked:
@@ -196,11 +201,16 @@ class DevicePort:
         heapq.heappush(self._probes_ns, 0)
 
     def watch(self, now_ns: int) -> None:
-        """Read what the monitor tells: count failed handshakes, and have :meth:`lost` look after a disconnect."""
-        for event in self.monitor.read():
-            self.failed_handshakes += event != zmq.EVENT_DISCONNECTED
-            for delay_ns in _PROBE_NS:
-                heapq.heappush(self._probes_ns, now_ns + delay_ns)
+        """Read what the monitor tells: whom to watch, failed handshakes, and when :meth:`lost` has to look."""
+        for event, value in self.monitor.read():
+            if event == zmq.EVENT_ACCEPTED:
+                self.guard.accepted(value, now_ns)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self.guard.ended(value)
+                for delay_ns in _PROBE_NS:
+                    heapq.heappush(self._probes_ns, now_ns + delay_ns)
+            else:
+                self.failed_handshakes += 1
 
     def lost(self, now_ns: int) -> list[Link]:
         """Find the links that are gone.

@@ -164,21 +164,30 @@ class FusionNode:
                         self._ask(wish)
             now_ns = time.monotonic_ns()
             if self._clients.monitor.socket in ready:
-                self._clients.watch()
+                self._clients.watch(now_ns)
             if self._devices.monitor.socket in ready:
                 self._devices.watch(now_ns)
             for link in self._devices.lost(now_ns):
                 self._lose(link)
+            self._stop_floods(now_ns)
             self._cell.expire(now_ns)
             self._cell.dispatch_waiting()
         supervisor.stopping()
 
     def _poll_ms(self) -> int:
         due_ns = self._devices.next_probe_ns()
-        deadline_ns = self._cell.next_deadline_ns()
-        if deadline_ns is not None and deadline_ns < due_ns:
-            due_ns = deadline_ns
+        for other_ns in (self._cell.next_deadline_ns(), self._devices.guard.next_ns(), self._clients.guard.next_ns()):
+            if other_ns is not None and other_ns < due_ns:
+                due_ns = other_ns
         return min(_IDLE_POLL_MS, max(0, -(-(due_ns - time.monotonic_ns()) // 1_000_000)))
+
+    def _stop_floods(self, now_ns: int) -> None:
+        for name, guard in (("device", self._devices.guard), ("client", self._clients.guard)):
+            before = guard.cut
+            guard.check(now_ns)
+            if guard.cut != before:
+                text = f"a {name}'s connection was shut: its message did not end"
+                self._events.note("", text, Priority.WARNING)
 
     def _look_for_revoked(self) -> None:
         now_ns = time.monotonic_ns()
@@ -304,6 +313,7 @@ class FusionNode:
             frame_time=self._cell.frame_time.histogram(),
             refused_handshakes=self._refused_handshakes(),
             strangers=self._devices.strangers,
+            floods=self._devices.guard.cut + self._clients.guard.cut,
             events=self._events.latest(),
             wire_bytes={
                 "devices_in": self._devices.bytes_in,

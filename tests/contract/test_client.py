@@ -82,7 +82,7 @@ def test_no_more_images_are_in_flight_than_asked_for(client: Client) -> None:
         (np.zeros((8, 6, 1), np.uint8), r"expected uint8 \(6, 8, 1\) or a picture file, found uint8 \(8, 6, 1\)"),
         (np.zeros((6, 8), np.uint8), r"found uint8 \(6, 8\)"),
         (np.zeros((6, 8, 1), np.float32), r"found float32 \(6, 8, 1\)"),
-        (bytes(MAX_IMAGE_MESSAGE_BYTES), "expected at most 8387584 bytes, found 8388608"),
+        (bytes(MAX_IMAGE_MESSAGE_BYTES), "expected at most 4193280 bytes, found 4194304"),
     ],
 )
 def test_an_image_of_another_shape_or_size_is_refused_and_the_next_one_answered(

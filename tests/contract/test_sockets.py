@@ -185,7 +185,7 @@ def test_a_peer_without_keys_delivers_nothing_to_a_port_with_keys(peers: Peers, 
     sender, monitor = peers.dealer(port, None)
     sender.setsockopt(zmq.IMMEDIATE, 0)  # let it queue before any handshake, as a hostile peer would
     assert not port.delivers(sender, b"hello", QUIET_S)
-    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in monitor.read()
+    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in [event.kind for event in monitor.read()]
 
 
 def test_a_peer_that_expects_another_node_delivers_nothing(peers: Peers, port: Port) -> None:
@@ -193,7 +193,7 @@ def test_a_peer_that_expects_another_node_delivers_nothing(peers: Peers, port: P
     port.allowed[DEVICES][pair.public] = "jetson1"
     sender, monitor = peers.dealer(port, pair, node_key=new_pair().public)
     assert not port.delivers(sender, b"secret", QUIET_S)
-    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in monitor.read()
+    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in [event.kind for event in monitor.read()]
 
 
 def test_nobody_gets_in_where_no_gatekeeper_answers(peers: Peers, unguarded: Port) -> None:
@@ -214,7 +214,7 @@ def test_an_oversize_message_is_not_delivered_and_its_sender_cut_off(peers: Peer
     sender, monitor = peers.dealer(port, pair)
     assert port.delivers(sender, bytes(MAX_DEVICE_MESSAGE_BYTES))
     assert not port.delivers(sender, bytes(MAX_DEVICE_MESSAGE_BYTES + 1000), QUIET_S)
-    assert zmq.EVENT_DISCONNECTED in monitor.read()
+    assert zmq.EVENT_DISCONNECTED in [event.kind for event in monitor.read()]
     assert port.delivers(sender, b"small again")
 
 
@@ -223,7 +223,7 @@ def test_the_first_handshake_is_never_missed(peers: Peers, plain: Port) -> None:
     for number in range(60):
         socket, monitor = peers.dealer(plain, None, name=b"jetson%d" % number)
         assert monitor.socket.poll(int(DEADLINE_S * 1000))
-        assert monitor.read() == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
+        assert [event.kind for event in monitor.read()] == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
         socket.disable_monitor()
         socket.close()
 
@@ -279,7 +279,7 @@ def test_one_connection_is_cut_and_its_peer_comes_back_while_the_others_stay(pee
     events: list[int] = []
 
     def is_back() -> bool:
-        events.extend(senders[0][1].read())
+        events.extend(event.kind for event in senders[0][1].read())
         return events == [zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED]
 
     assert plain.pump(is_back)
