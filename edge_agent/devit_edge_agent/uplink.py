@@ -94,7 +94,7 @@ class Uplink:
     def watch(self, *, has_events: bool) -> bool:
         """Look after the link; tell whether it ended, so that what was under way is nobody's any more."""
         had_run = self.run_id is not None
-        for event in self.monitor.read() if has_events else ():
+        for event, _ in self.monitor.read() if has_events else ():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._retry_ns = None
                 self._has_told_refusal = False

@@ -1,0 +1,126 @@
+"""A guard against messages that never end.
+
+libzmq bounds the size of one frame and the number of finished messages, but keeps the frames of an unfinished multipart
+without any bound. The kernel knows what each connection has received (``TCP_INFO``), and a connection delivers its
+messages in order: bytes that keep coming while nothing is delivered belong to one message that does not end. Beyond a
+limit that connection alone is shut; so is the greediest one where many small ones exceed a common limit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket as tcp
+import struct
+import termios
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+
+from devit_contract.sockets import Connection
+
+CHECK_NS = 10_000_000
+"""Between two looks: at a gigabit a second, a megabyte comes meanwhile."""
+
+_LOOK_NS = 100_000
+"""Added for each connection, so that a crowd costs no more than a few per cent of the time: a look takes 4 us."""
+_TOGETHER = 16
+"""All connections may hold as much as so many at their limit."""
+_SRCFD = int(zmq.SRCFD)
+_BYTES_RECEIVED = struct.Struct("<Q")
+_BYTES_RECEIVED_OFFSET = 128
+"""In the kernel's ``struct tcp_info``, since Linux 4.1."""
+_UNREAD = struct.Struct("i")
+_HEARTBEATS_BYTES_PER_S = 1024
+"""What a connection that has nothing to say may still send."""
+
+
+@dataclass
+class _Watched:
+    """A connection that was accepted."""
+
+    connection: Connection
+    base_bytes: int
+    """Received when it was last known to have nothing unfinished."""
+    base_ns: int
+
+
+class FloodGuard:
+    """Watches the connections of one ROUTER; call :meth:`check` after its messages were taken."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Let a connection receive ``limit_bytes`` without delivering a message; more than the largest one has."""
+        self.cut = 0
+        """Connections that were shut."""
+        self._limit_bytes = limit_bytes
+        self._watched: dict[int, _Watched] = {}  # by descriptor
+        self._spoke: set[int] = set()
+        self._suspects: set[int] = set()
+        self._next_ns = 0
+
+    def accepted(self, descriptor: int, now_ns: int) -> None:
+        """Watch a new connection (``EVENT_ACCEPTED``)."""
+        connection = Connection.of_descriptor(descriptor)
+        if connection is not None:
+            self._watched[descriptor] = _Watched(connection, 0, now_ns)
+
+    def ended(self, descriptor: int) -> None:
+        """Forget a connection (``EVENT_DISCONNECTED``)."""
+        self._watched.pop(descriptor, None)
+
+    def delivered(self, frame: zmq.Frame) -> None:
+        """Note that a connection has delivered a whole message."""
+        self._spoke.add(int(frame.get(_SRCFD)))
+
+    def next_ns(self) -> int | None:
+        """Tell when :meth:`check` has something to do."""
+        return self._next_ns if self._watched else None
+
+    def check(self, now_ns: int) -> None:
+        """Shut the connections that have received too much since their last message.
+
+        None is shut at the first sight of it: where this thread was held up, a whole message may be waiting. The next
+        call comes at once, and after another round of taking messages.
+        """
+        if now_ns < self._next_ns:
+            return
+        self._next_ns = now_ns + CHECK_NS + _LOOK_NS * len(self._watched)
+        held_bytes = {descriptor: self._held_bytes(descriptor, now_ns) for descriptor in self._watched}
+        self._spoke.clear()
+        suspects = {descriptor for descriptor, held in held_bytes.items() if held > self._limit_bytes}
+        if sum(held_bytes.values()) > _TOGETHER * self._limit_bytes:
+            suspects.add(max(held_bytes, key=held_bytes.__getitem__))
+        for descriptor in suspects & self._suspects:
+            self._watched.pop(descriptor).connection.cut()
+            self.cut += 1
+        self._suspects = suspects
+        if suspects:
+            self._next_ns = now_ns
+
+    def _held_bytes(self, descriptor: int, now_ns: int) -> int:
+        """Tell how much of an unfinished message libzmq may hold."""
+        watched = self._watched[descriptor]
+        with suppress(OSError):  # libzmq has closed it, and its event is on its way
+            received = _bytes_received(descriptor)
+            if descriptor in self._spoke:
+                watched.base_bytes, watched.base_ns = received, now_ns
+            heartbeats_bytes = (now_ns - watched.base_ns) * _HEARTBEATS_BYTES_PER_S // 1_000_000_000
+            held = received - watched.base_bytes - heartbeats_bytes
+            # What waits in the kernel may be the next message of an honest peer; the kernel bounds it.
+            return max(0, held if held <= self._limit_bytes else held - _unread_bytes(descriptor))
+        return 0
+
+
+def _bytes_received(descriptor: int) -> int:
+    borrowed = tcp.socket(tcp.AF_INET, tcp.SOCK_STREAM, 0, fileno=descriptor)  # all given: no system call
+    try:
+        info = borrowed.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, _BYTES_RECEIVED_OFFSET + _BYTES_RECEIVED.size)
+    finally:
+        borrowed.detach()  # it is libzmq's
+    received: int = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_OFFSET)[0]
+    return received
+
+
+def _unread_bytes(descriptor: int) -> int:
+    (unread,) = _UNREAD.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(_UNREAD.size)))
+    return int(unread)

@@ -284,5 +284,5 @@ def test_one_connection_is_cut_and_its_peer_comes_back_while_the_others_stay(pee
 
     assert plain.pump(is_back)
     assert plain.delivers(senders[0][0], b"back again")
-    assert senders[1][1].read() == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
+    assert [event.kind for event in senders[1][1].read()] == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
     first.cut()  # long gone

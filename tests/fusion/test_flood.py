@@ -1,142 +1,177 @@
-"""A message that never ends, from a peer that speaks ZMTP by hand: libzmq's own sockets send whole messages alone."""
+"""Messages that never end, on real sockets: who is cut off, and who must not be."""
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
-import numpy as np
 import pytest
 import zmq
 
-from devit_contract.client import Client
-from devit_contract.sockets import open_context
-from devit_contract.wire import State
-from devit_fusion.flood import CHECK_NS, FloodGuard
+from devit_contract.sockets import (
+    Context,
+    Monitor,
+    client_router,
+    connect_dealer,
+    device_router,
+    open_context,
+    receive_routed,
+)
+from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES
+from devit_fusion.flood import FloodGuard, _bytes_received
+from tests.network.zmtp_peer import ZmtpPeer
 
-TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
-IMAGE = np.zeros((6, 8, 1), np.uint8)
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 MIB = 1 << 20
-# https://rfc.zeromq.org/spec/23: signature, version 3.0, mechanism NULL, as-server 0, filler.
-GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-PART = b"\x01\xff" + bytes(255)
-"""A frame of 255 bytes behind which another one comes."""
+ENDS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
-def zmtp_peer(endpoint: str, name: bytes) -> socket.socket:
-    """Connect and shake hands as a DEALER."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    peer = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
-    peer.sendall(GREETING)
-    body = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
-    body += b"\x08Identity" + len(name).to_bytes(4, "big") + name
-    peer.sendall(bytes([0x04, len(body)]) + body)
-    received = b""
-    while b"READY" not in received:
-        received += peer.recv(4096)
-    return peer
+class GuardedPort:
+    """A router with a guard, and the loop of a node around them."""
+
+    def __init__(self, context: Context, *, limit_bytes: int, is_client_port: bool = False) -> None:
+        open_port = client_router if is_client_port else device_router
+        self.router, self.endpoint = open_port(context, "tcp://127.0.0.1:0", None)
+        self._monitor = Monitor(self.router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.guard = FloodGuard(limit_bytes)
+        self.delivered: Counter[bytes] = Counter()
+        """Messages by routing id."""
+        self.descriptors: list[int] = []
+        """Every one accepted, in order."""
+        self._poller = zmq.Poller()
+        self._poller.register(self.router, zmq.POLLIN)
+        self._poller.register(self._monitor.socket, zmq.POLLIN)
+
+    def run(self, is_done: Callable[[], bool], duration_s: float = DEADLINE_S) -> bool:
+        """Serve until something holds; tell whether it did in time."""
+        end_s = time.monotonic() + duration_s
+        while not is_done():
+            if time.monotonic() >= end_s:
+                return False
+            self._poller.poll(5)
+            for _ in range(64):
+                with suppress(zmq.Again):
+                    route, frame, _ = receive_routed(self.router)
+                    self.delivered[route] += 1
+                    self.guard.delivered(frame)
+                    continue
+                break
+            for event in self._monitor.read():
+                if event.kind == zmq.EVENT_ACCEPTED:
+                    self.descriptors.append(event.value)
+                    self.guard.accepted(event.value, time.monotonic_ns())
+                else:
+                    self.guard.ended(event.value)
+            self.guard.check(time.monotonic_ns())
+        return True
 
 
-def send_without_end(peer: socket.socket, limit_bytes: int) -> int:
-    """Send parts of one message until the connection is shut; give how many bytes the kernel took."""
-    burst = PART * 64
-    sent = 0
-    try:
-        while sent < limit_bytes:
-            peer.sendall(burst)
-            sent += len(burst)
-    except OSError:
-        pass
-    return sent
+@pytest.fixture
+def context() -> Iterator[Context]:
+    with open_context() as opened:
+        yield opened
 
 
-@contextmanager
-def running_node(tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """A node of two devices without keys, and one agent."""
-    fleet = tmp_path / "fleet.toml"
-    fleet.write_text(
-        'schema = 1\n[[node]]\nendpoint = "tcp://127.0.0.1:0"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
-        '[[device]]\nname = "jetson1"\nsubmodel = 0\n[[device]]\nname = "jetson2"\nsubmodel = 1\n'
+@pytest.fixture
+def port(context: Context) -> GuardedPort:
+    return GuardedPort(context, limit_bytes=MIB)
+
+
+def test_a_message_that_never_ends_is_cut_off_and_its_sender_alone(port: GuardedPort, context: Context) -> None:
+    good, _ = connect_dealer(
+        context, port.endpoint, name=b"good", keys=None, node_key=None, max_bytes=MIB, events=ENDS
     )
-    node = [sys.executable, "-c", "from devit_fusion.cli import main; main()", "--stop-with-stdin"]
-    agent = [sys.executable, "-c", "from devit_edge_agent.cli import main; main()", "--stop-with-stdin"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([*node, "--bundle", TINY, "--fleet", fleet], **pipes) as first:  # type: ignore[call-overload]
-        addresses = json.loads(first.stdout.readline())
-        config = tmp_path / "agent.toml"
-        config.write_text(
-            f'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "{addresses["endpoint"]}"\nbundle = "{TINY}"\n'
-            "tegrastats = []\n"
-        )
-        with subprocess.Popen([*agent, "--config", config, "--engine", "null"], **pipes) as second:  # type: ignore[call-overload]
-            assert second.stdout.readline()
-            yield first.pid, addresses
-            second.terminate()
-        first.terminate()
+    good.setsockopt(zmq.SNDTIMEO, round(DEADLINE_S * 1000))
+    good.send(b"before")
+    with ThreadPoolExecutor(1) as pool, ZmtpPeer(port.endpoint, b"bad") as bad:
+        bad.send(b"a whole one first")
+        assert port.run(lambda: port.delivered[b"good"] == port.delivered[b"bad"] == 1)
+        flood = pool.submit(bad.flood, 60_000, 256 * MIB)
+        assert port.run(flood.done)
+    assert flood.result() < 256 * MIB
+    good.send(b"after")
+    assert port.run(lambda: port.delivered[b"good"] == 2)
+    assert (port.guard.cut, len(port.descriptors)) == (1, 2)  # the good one never had to connect again
+    assert port.delivered[b"bad"] == 1
 
 
-def resident_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+def test_a_slow_flood_is_cut_off_at_the_limit(port: GuardedPort) -> None:
+    """Part by part, so that what the node has received is what was sent."""
+    with ZmtpPeer(port.endpoint, b"bad") as bad:
+        assert port.run(lambda: len(port.descriptors) == 1)
+        for sent_bytes in range(0, MIB - 60_000, 60_000):
+            bad.send(bytes(60_000), more=True)
+            assert port.run(lambda least=sent_bytes: _bytes_received(port.descriptors[0]) > least)  # type: ignore[misc]
+        assert port.guard.cut == 0
+        bad.send(bytes(60_000), more=True)
+        bad.send(bytes(60_000), more=True)
+        assert port.run(lambda: port.guard.cut == 1)
+        assert bad.is_shut(DEADLINE_S)
 
 
-@pytest.mark.parametrize("port", ["endpoint", "client_endpoint"])
-def test_a_message_that_does_not_end_shuts_its_own_link_soon_and_others_are_served_meanwhile(
-    tmp_path: Path, port: str
-) -> None:
-    with running_node(tmp_path) as (pid, addresses), Client(addresses["client_endpoint"]) as client:
-        assert client.classify(IMAGE, mask=0b01).state is State.PARTIAL
-        before = resident_bytes(pid)
-        sent: list[int] = []
-        peer = zmtp_peer(addresses[port], b"jetson2")
-        flood = threading.Thread(target=lambda: sent.append(send_without_end(peer, 256 * MIB)), daemon=True)
-        flood.start()
-        served = 0
-        while flood.is_alive():
-            served += client.classify(IMAGE, mask=0b01).mask == 0b01
-        peer.close()
-        print(f"{port}: shut after {sent[0] / MIB:.1f} MiB, {served} answers meanwhile, ", end="")
-        print(f"memory {(resident_bytes(pid) - before) / MIB:+.1f} MiB")
-        # What the kernel took and the node never read is in it too.
-        assert sent[0] < 12 * MIB
-        assert resident_bytes(pid) - before < 32 * MIB
-        assert client.classify(IMAGE, mask=0b01).mask == 0b01
-        status = client.status()
-    assert status.floods == 1
-    assert any("its message did not end" in event.text for event in status.events)
+def test_the_largest_messages_one_after_another_are_no_flood(context: Context) -> None:
+    port = GuardedPort(context, limit_bytes=MAX_IMAGE_MESSAGE_BYTES + MIB, is_client_port=True)
+    picture = bytes(MAX_IMAGE_MESSAGE_BYTES)
+    with ThreadPoolExecutor(1) as pool, ZmtpPeer(port.endpoint, b"client") as client:
+        sending = pool.submit(lambda: [client.send(picture) for _ in range(40)])
+        assert port.run(lambda: port.delivered[b"client"] == 40 or sending.done() and port.guard.cut > 0)
+    assert (port.delivered[b"client"], port.guard.cut) == (40, 0)
 
 
-def test_a_link_that_delivers_its_messages_may_send_for_ever() -> None:
-    with open_context() as context:
-        router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-        monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED)
-        port = router.bind_to_random_port("tcp://127.0.0.1")
-        dealer.connect(f"tcp://127.0.0.1:{port}")
-        guard = FloodGuard(limit_bytes=100_000)
-        now_ns = time.monotonic_ns()
-        monitor.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-        guard.accepted(int.from_bytes(monitor.recv_multipart()[0][2:6], sys.byteorder), now_ns)
-        router.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-        for number in range(200):
-            dealer.send(bytes(5000))
-            guard.delivered(router.recv_multipart(copy=False)[1])
-            guard.check(now_ns + number * CHECK_NS)
-        assert guard.cut == 0
-        for _ in range(30):
-            dealer.send(bytes(5000))  # 150 kB, which nobody reads
+def test_messages_that_waited_while_the_node_was_held_up_are_no_flood(port: GuardedPort) -> None:
+    """At the first look after the pause the limit is exceeded many times over, by messages that are whole."""
+    with ThreadPoolExecutor(1) as pool, ZmtpPeer(port.endpoint, b"device") as device:
+        assert port.run(lambda: len(port.descriptors) == 1)
+        sending = pool.submit(lambda: [device.send(bytes(60_000)) for _ in range(200)])
         end_s = time.monotonic() + DEADLINE_S
-        number = 200
-        while guard.cut == 0:
+        while _bytes_received(port.descriptors[0]) < 6 * MIB:
             assert time.monotonic() < end_s
-            number += 1
-            guard.check(now_ns + number * CHECK_NS)
-        router.disable_monitor()
-        assert guard.next_ns() is None
+            assert not sending.done() or sending.exception() is None
+        port.guard.check(time.monotonic_ns())
+        assert port.run(lambda: port.delivered[b"device"] == 200 or port.guard.cut > 0)
+    assert port.guard.cut == 0
+
+
+def test_heartbeats_of_a_connection_that_says_nothing_are_no_flood(port: GuardedPort, context: Context) -> None:
+    """They are never delivered, so a connection that is idle for days must be allowed them."""
+    idle, monitor = connect_dealer(
+        context, port.endpoint, name=b"idle", keys=None, node_key=None, max_bytes=MIB, events=ENDS
+    )
+    assert port.run(lambda: zmq.EVENT_HANDSHAKE_SUCCEEDED in [event.kind for event in monitor.read()])
+    start_s, start_bytes = time.monotonic(), _bytes_received(port.descriptors[0])
+    assert not port.run(lambda: False, duration_s=3)
+    came = _bytes_received(port.descriptors[0]) - start_bytes
+    assert 0 < came < 512 * (time.monotonic() - start_s)
+    tomorrow_ns = time.monotonic_ns() + 86_400 * 1_000_000_000
+    port.guard.check(tomorrow_ns)
+    port.guard.check(tomorrow_ns)
+    assert port.guard.cut == 0
+    assert not idle.closed
+
+
+def test_many_messages_that_are_unfinished_each_within_its_limit_are_bounded_together(port: GuardedPort) -> None:
+    """One key may open any number of connections."""
+    with ExitStack() as stack:
+        peers = [stack.enter_context(ZmtpPeer(port.endpoint, b"bad%d" % number)) for number in range(30)]
+        for peer in peers:
+            for _ in range(15):
+                peer.send(bytes(60_000), more=True)
+        assert port.run(lambda: port.guard.cut >= 12)
+        assert not port.run(lambda: port.guard.cut > 13, duration_s=0.3)  # 17 of 0.86 MiB and less stay
+        port.run(lambda: sum(peer.is_shut(0.01) for peer in peers) == port.guard.cut)
+
+
+def test_a_descriptor_that_goes_to_the_next_connection_starts_anew(port: GuardedPort) -> None:
+    for number in range(1, 6):
+        with ZmtpPeer(port.endpoint, b"device%d" % number) as peer:
+            for _ in range(15):
+                peer.send(bytes(60_000), more=True)
+            assert port.run(
+                lambda count=number: len(port.descriptors) == count  # type: ignore[misc]
+                and _bytes_received(port.descriptors[-1]) > 890_000
+            )
+    assert len(set(port.descriptors)) < 5
+    assert port.guard.cut == 0
