@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-full install test test-system lint clean
+.PHONY: help demo demo-full install test test-system soak lint clean
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: .venv/full.done lint  ## All tests that need neither root nor minutes.
 
 test-system: .venv/full.done  ## Tests that need root, apt packages or minutes.
 	.venv/bin/python -m pytest -m "system" --timeout 900 -rP
+
+soak: .venv/full.done  ## Ten minutes at 200 frames/s: does the memory of node and agents stay flat?
+	.venv/bin/python tests/network/soak.py --seconds 600 --rate 200
 
 lint: .venv/full.done  ## Style and types.
 	.venv/bin/ruff check .

@@ -170,6 +170,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Connections without a key that is let in."""
     strangers: int = 0
     """Messages that came under a name which is not the sender's."""
+    refused_requests: dict[str, int] = {}
+    """Messages of clients that made no sense, by reason."""
     floods: int = 0
     """Connections shut because their message did not end."""
     events: tuple[Happening, ...] = ()

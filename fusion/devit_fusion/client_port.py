@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,6 +77,8 @@ class ClientPort:
         self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route, the latest that began to speak
         self.bytes_in = 0
         self.bytes_out = 0
+        self.refused: Counter[str] = Counter()
+        """Messages that made no sense, by reason."""
         self._manifest = manifest
 
     def receive(self) -> Iterator[Request | Question]:
@@ -96,6 +99,7 @@ class ClientPort:
                 message = unpack(frame.buffer)
                 yield self._read(client, message)
             except WireError as err:
+                self.refused[err.reason] += 1
                 reason = Reason.SHAPE if err.reason == "shape" else Reason.REQUEST
                 self._send(client, message, Kind.REFUSED, body(Refused(str(err))), reason=reason)
 

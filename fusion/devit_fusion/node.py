@@ -313,6 +313,7 @@ class FusionNode:
             frame_time=self._cell.frame_time.histogram(),
             refused_handshakes=self._refused_handshakes(),
             strangers=self._devices.strangers,
+            refused_requests=dict(self._clients.refused),
             floods=self._devices.guard.cut + self._clients.guard.cut,
             events=self._events.latest(),
             wire_bytes={

@@ -90,6 +90,13 @@ def _node(status: NodeStatus) -> Iterator[Metric]:
     refused = CounterMetricFamily("devit_auth_failures", "Connections without a key that is let in, and false names.")
     refused.add_metric([], status.refused_handshakes + status.strangers)
     yield refused
+    text = "Messages of clients that made no sense."
+    yield _counter(
+        "devit_requests_refused", text, ("reason",), {(why,): n for why, n in status.refused_requests.items()}
+    )
+    floods = CounterMetricFamily("devit_floods", "Connections shut because their message did not end.")
+    floods.add_metric([], status.floods)
+    yield floods
     yield GaugeMetricFamily("devit_frames_open", "Frames under way.", value=status.open_frames)
     yield GaugeMetricFamily("devit_requests_waiting", "Requests that wait for a device.", value=status.waiting_requests)
     yield GaugeMetricFamily("devit_node_uptime_seconds", "Since the node's start.", value=status.uptime_s)

@@ -99,8 +99,10 @@ def test_numbers_that_do_not_travel_are_refused_before_anything_is_sent(client: 
 
 
 def test_a_device_that_no_bundle_has_cannot_be_asked(client: Client) -> None:
+    before = client.status().refused_requests.get("mask", 0)
     with pytest.raises(InputError, match="mask: expected devices 0 to 1, found 0b100"):
         client.classify(IMAGE, mask=0b100)
+    assert client.status().refused_requests["mask"] == before + 1
     assert client.classify(IMAGE, mask=0b10).missing == {0: "not asked"}
 
 

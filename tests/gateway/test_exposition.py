@@ -49,6 +49,8 @@ STATUS = NodeStatus(
     frame_time=HISTOGRAM,
     refused_handshakes=3,
     strangers=1,
+    refused_requests={"shape": 5},
+    floods=6,
 )
 ENERGIES = (
     DeviceEnergy("jetson1", 12.25, "module input (VDD_IN)", False),
@@ -91,6 +93,8 @@ def found() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         ("devit_device_up", {"device": "jetson2"}, 0),
         ("devit_credit", {"device": "jetson1"}, 2),
         ("devit_auth_failures_total", {}, 4),
+        ("devit_requests_refused_total", {"reason": "shape"}, 5),
+        ("devit_floods_total", {}, 6),
         ("devit_reconnects_total", {"device": "jetson1"}, 2),
         ("devit_reconnects_total", {"device": "jetson2"}, 0),
         ("devit_wire_bytes_total", {"direction": "devices_in"}, 100),
