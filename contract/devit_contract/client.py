@@ -126,9 +126,8 @@ class Client:
         Raises:
             InputError: The fleet uses keys and none was given.
         """
+        require_key(fleet, keys)
         node = fleet.node[0]
-        if fleet.has_keys and keys is None:
-            raise InputError(f"{node.client_endpoint}: expected a client key, found none: give one with --key")
         node_key = node.public_key.encode() if fleet.has_keys else None
         return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s)
 
@@ -381,3 +380,13 @@ class Client:
             self._end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
         elif message.kind is Kind.REFUSED:
             self._end(number, InputError(read_body(message, Refused).text))
+
+
+def require_key(fleet: Fleet, keys: KeyPair | None) -> None:
+    """Tell before connecting that a key is missing.
+
+    Raises:
+        InputError: The fleet uses keys and none was given.
+    """
+    if fleet.has_keys and keys is None:
+        raise InputError(f"{fleet.node[0].client_endpoint}: expected a client key, found none: give one with --key")

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from devit_contract.client import Client
+from devit_contract.client import Client, require_key
 from devit_contract.fleet import Fleet
 from devit_contract.keys import KeyPair
 from devit_contract.stopping import StopSignal
@@ -52,7 +52,7 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
     def connect() -> Client:
         return Client.of_fleet(settings.fleet, settings.keys, timeout_s=timeout_s)
 
-    connect().close()  # what is wrong with keys or address is told now
+    require_key(settings.fleet, settings.keys)  # told now, not at the first question
     with ExitStack() as stack:
         opened, url = listen(settings.address)
         stack.callback(opened.close)
