@@ -84,6 +84,7 @@ class EdgeAgent:
         self._busy_ns = 0
         self._is_left = False
         self._next_free_ns = 0
+        self._next_complaint_ns = 0
         is_paced = self._config.free_running and source is not None and source.fileno() < 0
         self._idle_poll_ms = _FOLDER_PERIOD_MS if is_paced else _IDLE_POLL_MS
         self._problem = ""
@@ -153,10 +154,10 @@ class EdgeAgent:
         self._tend_swap()
         if self._source is not None:
             self._tend_source(self._source)
+        if self._config.free_running and self._source is not None:
+            self._run_free(self._source)
         if self._queue and not self._uplink.is_introducing:
             self._work(self._queue.popleft())
-        elif self._config.free_running and self._source is not None:
-            self._run_free(self._source)
 
     def _receive(self) -> None:
         try:
@@ -216,7 +217,7 @@ class EdgeAgent:
             self._skip(message, Reason.ENGINE)
             raise  # nothing in this process can bring the GPU back
         except EngineError as err:
-            self._log.say(Priority.ERROR, f"the engine failed on a frame: {err}")
+            self._complain(f"the engine failed on a frame: {err}")
             self._skip(message, Reason.ENGINE)
             return
         if worked is None:
@@ -275,8 +276,22 @@ class EdgeAgent:
             return  # a folder always has a next picture
         self._next_free_ns = start_ns + _FOLDER_PERIOD_MS * 1_000_000
         captured = source.take_new()
-        if captured is not None:
+        if captured is None:
+            return
+        try:
             self._newest = self._infer(captured.image, start_ns, captured.captured_ns)
+        except DeviceLostError:
+            raise  # nothing in this process can bring the GPU back
+        except EngineError as err:
+            self._newest = None
+            self._complain(f"the engine failed on an image of the own source: {err}")
+
+    def _complain(self, text: str) -> None:
+        """Log a failure that every frame may repeat, at most once a second."""
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._next_complaint_ns:
+            self._next_complaint_ns = now_ns + 1_000_000_000
+            self._log.say(Priority.ERROR, text)
 
     def _infer(self, image: UInt8Array, start_ns: int, captured_ns: int = 0) -> Worked:
         decoded_ns = time.monotonic_ns()

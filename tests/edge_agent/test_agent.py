@@ -36,6 +36,7 @@ def lose(self, images):
     return answer(self, images)
 NullEngine._run = lose
 """
+FAILING = LOST.replace("DeviceLostError(", "EngineError(").replace("DeviceLostError", "EngineError")
 RUN_ID = 77
 
 
@@ -402,6 +403,29 @@ def test_a_free_running_device_answers_a_trigger_with_its_newest_feature(
         feature = node.receive(Kind.FEATURE, Kind.SKIP)
         assert (feature.kind, feature.frame_id) == (Kind.FEATURE, number)
         assert feature.capture_age_us >= 100_000
+
+
+def test_an_engine_that_fails_on_an_own_image_ends_nothing_and_gives_no_old_feature(
+    node: HandMadeNode, bundle: Bundle, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(bundle.golden()["images"][0][:, :, 0]).save(pictures / "0.png")
+    fails = FAILING.replace("if len(runs) > 5", "if len(runs) > 8")
+    config = f'tegrastats = []\nsource = "folder:{pictures}"\nfree_running = true'
+    child = node.start("--engine", "null", config=config, before=fails)
+    node.welcome()
+    number, kinds = 0, [Kind.SKIP]
+    while kinds[-1] is not Kind.FEATURE:  # the first image is on its way
+        number += 1
+        node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=number))
+        kinds.append(node.receive(Kind.FEATURE, Kind.SKIP).kind)
+    while kinds[-1] is not Kind.SKIP:
+        number += 1
+        node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=number))
+        kinds.append(node.receive(Kind.FEATURE, Kind.SKIP).kind)
+    assert node.ask(Control("ping")) == ControlReply()
+    assert child.poll() is None
 
 
 def test_features_are_sent_as_float16_where_the_node_wants_them_so(node: HandMadeNode, bundle: Bundle) -> None:
