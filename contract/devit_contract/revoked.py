@@ -88,7 +88,8 @@ class RevokedKeys:
 
     def _loss(self, found: _Content) -> str:
         """Say what a file in good order has lost that no editor would take away."""
-        if not found.is_sealed and (self._is_sealed or not found.body) and self.keys - found.keys:
+        is_unsealed = self._is_sealed and not found.is_sealed
+        if (is_unsealed or not found.body) and self.keys - found.keys:
             instead = "none" if found.body else "an empty file or no file"
             return f"{self._path}: expected the seal of devit keys revoke, found {instead}: {_STAY}"
         return ""

@@ -16,6 +16,7 @@ import pytest
 
 from devit_contract.client import Client
 from devit_contract.fleet import Device, Fleet, Node, Serving
+from devit_contract.journal import Log
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Description, DeviceTiming, Mark
 from devit_contract.wire import State
@@ -287,11 +288,7 @@ def _run_thread(threads: ExitStack, stop: threading.Event, work: Callable[[], No
 
 
 def _serve_agent(path: Path, ready: threading.Event, stop: threading.Event) -> None:
-    def report(text: str) -> None:
-        if text.startswith("ready"):
-            ready.set()
-
-    with open_agent(path, "null", report) as agent:
+    with open_agent(path, "null", log=Log("edge-agent"), on_ready=ready.set) as agent:
         agent.serve(stop.is_set)
 
 
