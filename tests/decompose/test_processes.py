@@ -77,6 +77,7 @@ def assert_same_weights(models: Path, others: Path) -> None:
         np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.system
 @pytest.mark.timeout(3 * DEADLINE_S)
 def test_two_processes_or_two_batches_added_up_train_as_one_batch_does(tmp_path: Path, small_path: Path) -> None:
     """Half the batch in each of two gloo processes, and half the batch twice, against the whole batch at once."""

@@ -112,7 +112,7 @@ def small_timm(timm: ModuleType, /, name: str = "vit_tiny_patch16_224", **change
         ("vit_tiny_patch16_224", 2),
         ("vit_small_patch16_224", 2),
         ("vit_base_patch16_224", 1),
-        ("vit_large_patch16_224", 1),
+        pytest.param("vit_large_patch16_224", 1, marks=pytest.mark.system),  # slow
         ("deit_tiny_patch16_224", 2),
         ("deit_small_patch16_224", 2),
         ("deit_base_patch16_224", 1),

@@ -258,6 +258,7 @@ def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: Ha
     assert time.monotonic() - start_s < 1.5
 
 
+@pytest.mark.system
 def test_frames_that_an_agent_cannot_work_off_while_it_stops_are_given_up_by_name(node: HandMadeNode) -> None:
     child = node.start("--engine", "paced:1500")
     node.welcome()

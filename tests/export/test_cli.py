@@ -62,6 +62,7 @@ def key(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.system
 def test_an_export_is_signed_at_once_and_says_how_devices_know_the_signer(
     models_folder: Path, tmp_path: Path, key: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_lost_device_costs_no_answer(make_cell: MakeCell, start: Start, images
     assert gateway.ask("/readyz").status == 200
 
 
+@pytest.mark.system
 def test_a_killed_node_is_told_at_once_and_its_return_is_noticed(
     make_cell: MakeCell, start: Start, images: Images
 ) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.running import Gateway, Reply
 
@@ -28,6 +29,7 @@ def energies_j(reply: Reply) -> dict[str, float]:
     return found
 
 
+@pytest.mark.system
 def test_joules_of_every_device_rise_and_survive_restarts(
     make_cell: Callable[..., LocalCell], start: Callable[..., Gateway], tmp_path: Path
 ) -> None:

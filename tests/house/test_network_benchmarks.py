@@ -49,6 +49,7 @@ def report(script: str, *arguments: str) -> Any:  # noqa: ANN401 - parsed JSON
     return found
 
 
+@pytest.mark.system
 def test_the_round_trip_is_held_against_an_echo() -> None:
     figures = report("round_trip", "--duration", "0.2")["figures"]
     assert [(each["name"], each["wanted"]) for each in figures] == [
@@ -60,6 +61,7 @@ def test_the_round_trip_is_held_against_an_echo() -> None:
         assert each["holds"] is (each["compared"] <= float(each["wanted"].split()[1]))
 
 
+@pytest.mark.system
 def test_paced_engines_are_held_against_a_bare_cell() -> None:
     figures = report("paced", "--duration", "0.2", "--paces", "0.5")["figures"]
     assert [(each["name"], each["wanted"]) for each in figures] == [
@@ -71,6 +73,7 @@ def test_paced_engines_are_held_against_a_bare_cell() -> None:
         assert each["other"] > 0  # an answer takes longer than the engines' pace
 
 
+@pytest.mark.system
 def test_the_throughput_counts_whole_frames_and_both_cores() -> None:
     found = report("throughput", "--duration", "0.4", "--devices", "3")
     rate, cost, *shares = found["figures"]
