@@ -31,7 +31,7 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How frames end."""
 
     deadline_ms: float = 50.0
-    """From a frame's dispatch to its end with whatever has come."""
+    """From a request's arrival to its end with whatever has come; half of it is the most it waits for credit."""
     k_min: int = 1
     """Fewest features an answer is given on."""
     credit: int = 2

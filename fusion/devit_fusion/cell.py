@@ -76,14 +76,18 @@ class Cell:
             overload = dict.fromkeys(range(len(self._fusion.head.dims)), "overload")
             wished = request.picture.mask or self._fusion.head.everyone
             self.ended["shed"] += 1
-            self._send_answer(self._waiting.pop(), Frame(0, wished, now_ns, now_ns, set(), overload, set()), now_ns)
+            frame = Frame(0, wished, now_ns, now_ns, set(), overload, set())
+            self._count(frame)
+            self._send_answer(self._waiting.pop(), frame, now_ns)
 
     def dispatch_waiting(self) -> None:
-        """Send waiting requests out, in order, as long as no ready device that is asked lacks credit."""
+        """Send waiting requests out, in order: when every ready device asked has credit, or half their time is over."""
+        now_ns = time.monotonic_ns()
         while self._waiting:
             wished = self._waiting[0].picture.mask or self._fusion.head.everyone
             asked = (link for link in self._links.values() if wished >> link.index & 1)
-            if any(link.state == "ready" and not link.has_credit for link in asked):
+            may_wait = now_ns < self._patience_ns(self._waiting[0])
+            if may_wait and any(link.state == "ready" and not link.has_credit for link in asked):
                 return
             self._dispatch(self._waiting.popleft(), wished)
 
@@ -121,7 +125,11 @@ class Cell:
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` has something to do."""
-        return self._join.next_deadline_ns()
+        due_ns = self._join.next_deadline_ns()
+        if self._waiting:
+            patience_ns = self._patience_ns(self._waiting[0])
+            due_ns = patience_ns if due_ns is None else min(due_ns, patience_ns)
+        return due_ns
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
@@ -131,6 +139,10 @@ class Cell:
             link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")})
             for index, link in sorted(self._links.items())
         )
+
+    def _patience_ns(self, request: Request) -> int:
+        # The other half is for the devices: sent out later, a frame would only make them miss its deadline.
+        return request.arrival_ns + round(self._serving.deadline_ms * 0.5e6)
 
     def _returned(self, link: Link, frame_id: int, now_ns: int) -> None:
         if link.returned(frame_id, now_ns):
@@ -149,9 +161,11 @@ class Cell:
                 missing[index] = "absent" if link is None else link.state
                 if link is not None and link.take_trial(now_ns):
                     tried.append(index)
+            elif not link.has_credit:
+                missing[index] = "overload"
             else:
                 awaited.add(index)
-        deadline_ns = now_ns + round(self._serving.deadline_ms * 1e6)
+        deadline_ns = request.arrival_ns + round(self._serving.deadline_ms * 1e6)
         frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing, tried)
         self._under_way[frame.frame_id] = request
         picture = request.picture
@@ -190,12 +204,15 @@ class Cell:
         """Answer a frame that has ended; ``None`` is one that has not."""
         if frame is None:
             return
+        self._count(frame)
+        self._send_answer(self._under_way.pop(frame.frame_id), frame, now_ns)
+
+    def _count(self, frame: Frame) -> None:
         for device in frame.missing:
             if device in self._links and frame.wished >> device & 1:
                 self._links[device].missing[frame.missing[device]] += 1
         for device in frame.features:
             self._links[device].answered += 1
-        self._send_answer(self._under_way.pop(frame.frame_id), frame, now_ns)
 
     def _send_answer(self, request: Request, frame: Frame, now_ns: int) -> None:
         state = frame.state(self._fusion.head.everyone, self._serving.k_min)

@@ -39,10 +39,13 @@ _HEARTBEATS_BYTES_PER_S = 1024
 class _Watched:
     """A connection that was accepted."""
 
-    connection: Connection
+    connection: Connection | None
+    """``None`` where it has gone already, or was shut."""
     base_bytes: int
     """Received when it was last known to have nothing unfinished."""
     base_ns: int
+    has_spoken: bool = False
+    """Whether it has ever delivered a message."""
 
 
 class FloodGuard:
@@ -60,13 +63,16 @@ class FloodGuard:
 
     def accepted(self, descriptor: int, now_ns: int) -> None:
         """Watch a new connection (``EVENT_ACCEPTED``)."""
-        connection = Connection.of_descriptor(descriptor)
-        if connection is not None:
-            self._watched[descriptor] = _Watched(connection, 0, now_ns)
+        self._watched[descriptor] = _Watched(Connection.of_descriptor(descriptor), 0, now_ns)
 
-    def ended(self, descriptor: int) -> None:
-        """Forget a connection (``EVENT_DISCONNECTED``)."""
-        self._watched.pop(descriptor, None)
+    def ended(self, descriptor: int) -> bool:
+        """Forget a connection (``EVENT_DISCONNECTED``); tell whether it never delivered a message.
+
+        Most of those had no key that is let in; of some of them (garbage, HTTP, an old protocol) libzmq reports nothing
+        but their end.
+        """
+        watched = self._watched.pop(descriptor, None)
+        return watched is not None and not watched.has_spoken and descriptor not in self._spoke
 
     def delivered(self, frame: zmq.Frame) -> None:
         """Note that a connection has delivered a whole message."""
@@ -91,18 +97,27 @@ class FloodGuard:
         if sum(held_bytes.values()) > _TOGETHER * self._limit_bytes:
             suspects.add(max(held_bytes, key=held_bytes.__getitem__))
         for descriptor in suspects & self._suspects:
-            self._watched.pop(descriptor).connection.cut()
-            self.cut += 1
+            self._shut(self._watched[descriptor])
         self._suspects = suspects
         if suspects:
             self._next_ns = now_ns
 
+    def _shut(self, watched: _Watched) -> None:
+        if watched.connection is not None:
+            watched.connection.cut()
+            watched.connection, watched.has_spoken = None, True  # parts of a message, at least
+            self.cut += 1
+
     def _held_bytes(self, descriptor: int, now_ns: int) -> int:
         """Tell how much of an unfinished message libzmq may hold."""
         watched = self._watched[descriptor]
+        has_just_spoken = descriptor in self._spoke
+        watched.has_spoken |= has_just_spoken
+        if watched.connection is None:
+            return 0
         with suppress(OSError):  # libzmq has closed it, and its event is on its way
             received = _bytes_received(descriptor)
-            if descriptor in self._spoke:
+            if has_just_spoken:
                 watched.base_bytes, watched.base_ns = received, now_ns
             heartbeats_bytes = (now_ns - watched.base_ns) * _HEARTBEATS_BYTES_PER_S // 1_000_000_000
             held = received - watched.base_bytes - heartbeats_bytes

@@ -82,8 +82,5 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
 
 
 def images_in_flight(fleet: Fleet) -> int:
-    """Tell how many images the node has at once: what its devices hold, and half its queue, for it has other clients.
-
-    More would be refused for want of room.
-    """
-    return fleet.serving.credit + fleet.serving.queue // 2
+    """Tell how many images the node has at once: what its devices hold; more would only use up their deadline there."""
+    return fleet.serving.credit
