@@ -162,7 +162,10 @@ class EdgeAgent:
     def _receive(self) -> None:
         try:
             for message in self._uplink.receive():
-                self._take(message)
+                try:
+                    self._take(message)
+                except WireError as err:
+                    self._complain(f"a message of the node was not used: {err}")
         except LinkError as err:
             if not self._swap.is_offered:
                 raise

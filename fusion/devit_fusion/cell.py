@@ -94,19 +94,19 @@ class Cell:
     def came(self, event: Came) -> None:
         """Take a feature in."""
         now_ns = time.monotonic_ns()
-        self._returned(event.link, event.frame_id, now_ns)
-        event.link.measured(event.timing)
-        link = event.link
-        is_trial = event.frame_id == link.trial_id
-        frame = self._join.add(event.frame_id, link.index, event.feature, event.timing, is_trial=is_trial)
-        self._finish(frame, now_ns)
+        link, frame_id = event.link, event.frame_id
+        if frame_id in link.in_flight:  # else it comes twice, or much too late, with whatever times it says
+            link.measured(event.timing)
+        is_trial = self._returned(link, frame_id, now_ns)
+        self._finish(self._join.add(frame_id, link.index, event.feature, event.timing, is_trial=is_trial), now_ns)
 
     def skipped(self, event: Skipped) -> None:
         """Do without a feature."""
         now_ns = time.monotonic_ns()
-        self._returned(event.link, event.frame_id, now_ns)
-        is_trial = event.frame_id == event.link.trial_id
-        self._finish(self._join.skip(event.frame_id, event.link.index, event.why, is_trial=is_trial), now_ns)
+        link, frame_id = event.link, event.frame_id
+        is_trial = self._returned(link, frame_id, now_ns)
+        is_counted = is_trial or event.is_counted
+        self._finish(self._join.skip(frame_id, link.index, event.why, is_trial=is_counted), now_ns)
 
     def lose(self, link: Link, why: str) -> None:
         """Wait no longer for a device, in any frame."""
@@ -144,9 +144,14 @@ class Cell:
         # The other half is for the devices: sent out later, a frame would only make them miss its deadline.
         return request.arrival_ns + round(self._serving.deadline_ms * 0.5e6)
 
-    def _returned(self, link: Link, frame_id: int, now_ns: int) -> None:
+    def _returned(self, link: Link, frame_id: int, now_ns: int) -> bool:
+        """Give a credit back; tell whether it was that of a trial."""
         if link.returned(frame_id, now_ns):
             self._events.note(link.name, "recovered: a feature came in time")
+        if frame_id != link.trial_id:
+            return False
+        link.trial_id = -1
+        return True
 
     def _dispatch(self, request: Request, wished: int) -> None:
         now_ns = time.monotonic_ns()

@@ -26,11 +26,13 @@ from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, R
 from devit_fusion.flood import FloodGuard
 from devit_fusion.sending import Sent, send
 
-_BURST = 64
+_BURST = 4
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = MAX_IMAGE_MESSAGE_BYTES + (1 << 18)
 """What a connection may receive without delivering a message."""
 _MAX_CONNECTIONS = 1024
+_MAX_QUESTION_BYTES = 4096
+"""Questions wait for agents, and are repeated in replies."""
 
 
 @dataclass(eq=False)
@@ -152,6 +154,8 @@ class ClientPort:
 
     def _read(self, client: bytes, message: Message) -> Request | Question:
         if message.kind is Kind.CONTROL:
+            if len(message.payload) > _MAX_QUESTION_BYTES:
+                raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
             return Question(client, message, read_body(message, Control))
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")

@@ -6,11 +6,9 @@ import heapq
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import zmq
 
 from devit_contract.errors import WireError
@@ -23,6 +21,7 @@ from devit_contract.messages import (
     DeviceTiming,
     Hello,
     Refused,
+    Telemetry,
     Welcome,
     body,
     read_body,
@@ -41,7 +40,7 @@ from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent, send
 
-_BURST = 64
+_BURST = 4
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = 1 << 20
 """What a connection may receive without delivering a message; one has 64 KiB at most."""
@@ -53,6 +52,7 @@ _SILENCE_NS = 10_000_000_000
 """A connection on which no message came for so long is shut: its loop hangs, or somebody else holds the route."""
 _TWIN_NS = 2_000_000_000
 """A device whose last message is no older is alive: whoever greets under its name meanwhile is another process."""
+_MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
 _DTYPES = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
 
 
@@ -96,6 +96,8 @@ class Skipped(msgspec.Struct, frozen=True):
     link: Link
     frame_id: int
     why: str
+    is_counted: bool = False
+    """Whether its message stands among the rejected ones already."""
 
 
 class Replied(msgspec.Struct, frozen=True):
@@ -261,6 +263,8 @@ class DevicePort:
         if message.kind is Kind.CONTROL:
             return Replied(message.frame_id, read_body(message, ControlReply))
         if message.kind is Kind.TELEMETRY:
+            if read_body(message, Telemetry).device != link.name:
+                raise WireError("body", f"{link.name}: expected its own samples")
             return Sampled(link, message.payload)
         if message.run_id != self._run_id:
             raise WireError("run", f"{link.name}: expected run {self._run_id}, found {message.run_id}")
@@ -300,7 +304,8 @@ class DevicePort:
     def _feature(self, link: Link, message: Message, now_ns: int) -> Came | Skipped:
         expected = (self._manifest.submodels[link.index].output_dim,)
         why = ""
-        feature = message.array() if message.dtype is self._dtype and message.dims == expected else None
+        fits = message.dtype is self._dtype and message.dims == expected
+        feature = message.array().astype(np.float32, copy=False) if fits else None
         if feature is None:
             why = "shape"
         elif message.device != link.index:
@@ -311,8 +316,8 @@ class DevicePort:
             why = "nonfinite"
         if feature is None or why:
             link.rejected[why] += 1
-            return Skipped(link, message.frame_id, why)
-        return Came(link, message.frame_id, feature.astype(np.float32, copy=False), _timing(link, message, now_ns))
+            return Skipped(link, message.frame_id, why, is_counted=True)
+        return Came(link, message.frame_id, feature, _timing(link, message, now_ns))
 
     def _refuse(self, route: bytes, reason: Reason, text: str) -> None:
         refusal = Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused(text)), reason=reason, run_id=self._run_id)
@@ -324,6 +329,9 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
     if (hello.name, hello.submodel) != (link.name, link.index):
         found = f"{hello.name} with submodel {hello.submodel}"
         return Reason.NAME, f"{link.name}: expected submodel {link.index} as in fleet.toml, found {found}"
+    texts = (hello.engine, hello.software, *hello.feature_dtypes)
+    if len(texts) > _MAX_TEXTS or not all(text.isprintable() and len(text) <= _MAX_TEXT_CHARS for text in texts):
+        return Reason.REQUEST, f"{link.name}: expected short printable names of engine, software and types"
     digests = {file.sha256 for file in manifest.files if (file.role, file.device) == ("submodel", link.index)}
     dim = manifest.submodels[link.index].output_dim
     if hello.model_sha256 not in digests or hello.feature_dim != dim or feature_dtype not in hello.feature_dtypes:
@@ -336,9 +344,9 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
     return None
 
 
-def _is_finite(feature: npt.NDArray[Any]) -> bool:
-    # The sum of squares is finite where every number is, up to huge ones; a fifth of the time of looking at each.
-    return math.isfinite(feature.dot(feature)) or bool(np.isfinite(feature).all())
+def _is_finite(feature: Float32Array) -> bool:
+    """Tell whether every number is finite, and small enough for the answer to be: so is the sum of squares then."""
+    return math.isfinite(feature.dot(feature))
 
 
 def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:

@@ -8,7 +8,8 @@ from collections import deque
 from devit_contract.journal import Log, Priority
 from devit_contract.messages import Happening
 
-_KEPT = 32
+_KEPT = 64
+_SPAN_NS, _MOST = 60_000_000_000, 20
 
 
 class Events:
@@ -18,10 +19,23 @@ class Events:
         """Start with none."""
         self._log = log
         self._latest: deque[tuple[int, str, str]] = deque(maxlen=_KEPT)
+        self._noted: dict[str, tuple[int, int]] = {}  # by device: start of the present span, events in it
 
     def note(self, device: str, text: str, priority: Priority = Priority.INFO) -> None:
-        """Keep an event and log it; ``device`` is empty where it concerns no single one."""
-        self._latest.appendleft((time.monotonic_ns(), device, text))
+        """Keep an event and log it; ``device`` is empty where it concerns no single one.
+
+        Of one device, so many a minute are kept: a mad one must not push the others' out, nor fill the disk.
+        """
+        now_ns = time.monotonic_ns()
+        start_ns, count = self._noted.get(device, (now_ns, 0))
+        if now_ns - start_ns > _SPAN_NS:
+            start_ns, count = now_ns, 0
+        self._noted[device] = start_ns, count + 1
+        if count > _MOST:
+            return
+        if count == _MOST:
+            text = "more events than are kept, for a minute"
+        self._latest.appendleft((now_ns, device, text))
         self._log.say(priority, f"{device}: {text}" if device else text, **({"device": device} if device else {}))
 
     def latest(self) -> tuple[Happening, ...]:

@@ -61,8 +61,8 @@ class Link:
     round_trip: Meter = field(default_factory=Meter)
     inference: Meter = field(default_factory=Meter)
     queue: Meter = field(default_factory=Meter)
-    trial_id: int = 0
-    """The last frame that it was tried with."""
+    trial_id: int = -1
+    """The frame that it was tried with last, until its answer comes; -1 for none."""
     _tried_ns: int = 0
 
     def __post_init__(self) -> None:
