@@ -167,7 +167,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     frame_time: Histogram | None = None
     """From a request's arrival at the node to its answer."""
     refused_handshakes: int = 0
-    """Connections without a key that is let in."""
+    """Connections that ended without a message: no key that is let in, no CURVE, garbage, half a handshake."""
     strangers: int = 0
     """Messages that came under a name which is not the sender's."""
     refused_requests: dict[str, int] = {}

@@ -14,7 +14,6 @@ from devit_contract.keys import KeyPair
 from devit_contract.manifest import Manifest
 from devit_contract.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.sockets import (
-    FAILED_HANDSHAKES,
     Connection,
     Context,
     Monitor,
@@ -69,10 +68,10 @@ class ClientPort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = client_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | FAILED_HANDSHAKES)
+        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0
-        """Connections that ended before their key was asked for."""
+        """Connections that ended without a message."""
         self.revoked: frozenset[str] = frozenset()
         """Names of clients that are let in no more."""
         self._has_keys = keys is not None
@@ -120,14 +119,12 @@ class ClientPort:
         return send(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
 
     def watch(self, now_ns: int) -> None:
-        """Read what the monitor tells: whom to watch, and failed handshakes."""
+        """Read what the monitor tells: whom to watch, and who said nothing."""
         for event, value in self.monitor.read():
             if event == zmq.EVENT_ACCEPTED:
                 self.guard.accepted(value, now_ns)
-            elif event == zmq.EVENT_DISCONNECTED:
-                self.guard.ended(value)
             else:
-                self.failed_handshakes += 1
+                self.failed_handshakes += self.guard.ended(value)
 
     def revoke(self, names: frozenset[str]) -> None:
         """Let clients in no more, and end the connections that they have."""

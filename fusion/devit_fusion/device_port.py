@@ -27,7 +27,6 @@ from devit_contract.messages import (
     read_body,
 )
 from devit_contract.sockets import (
-    FAILED_HANDSHAKES,
     Connection,
     Context,
     Monitor,
@@ -137,14 +136,14 @@ class DevicePort:
             LinkError: The address cannot be bound.
         """
         self.socket, self.endpoint = device_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | FAILED_HANDSHAKES)
+        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0
         self.bytes_out = 0
         self.strangers = 0
         """Messages of peers that are not in the fleet, or not under their own key."""
         self.failed_handshakes = 0
-        """Connections that ended before their key was asked for."""
+        """Connections that ended without a message."""
         self._links = links
         self._by_route = {link.route: link for link in links.values()}
         self._manifest = manifest
@@ -203,16 +202,15 @@ class DevicePort:
         heapq.heappush(self._probes_ns, 0)
 
     def watch(self, now_ns: int) -> None:
-        """Read what the monitor tells: whom to watch, failed handshakes, and when :meth:`lost` has to look."""
+        """Read what the monitor tells: whom to watch, who said nothing, and when :meth:`lost` has to look."""
         for event, value in self.monitor.read():
             if event == zmq.EVENT_ACCEPTED:
                 self.guard.accepted(value, now_ns)
-            elif event == zmq.EVENT_DISCONNECTED:
-                self.guard.ended(value)
+            elif self.guard.ended(value):  # it never said a word, so that no device can be gone with it
+                self.failed_handshakes += 1
+            else:
                 for delay_ns in _PROBE_NS:
                     heapq.heappush(self._probes_ns, now_ns + delay_ns)
-            else:
-                self.failed_handshakes += 1
 
     def lost(self, now_ns: int) -> list[Link]:
         """Find the links that are gone.

@@ -292,8 +292,7 @@ class FusionNode:
         self._listeners[device] = client
 
     def _refused_handshakes(self) -> int:
-        refused = self._gate.refused if self._gate is not None else 0
-        return refused + self._devices.failed_handshakes + self._clients.failed_handshakes
+        return self._devices.failed_handshakes + self._clients.failed_handshakes
 
     def _status(self) -> NodeStatus:
         manifest, serving = self._manifest, self._fleet.serving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as tcp
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ class GuardedPort:
         """Messages by routing id."""
         self.descriptors: list[int] = []
         """Every one accepted, in order."""
+        self.ends, self.silent_ends = 0, 0
+        """Connections that ended, and those among them that had never delivered a message."""
         self._context = context
         self._kept: list[object] = []
         self._poller = zmq.Poller()
@@ -69,6 +72,13 @@ class GuardedPort:
             if time.monotonic() >= end_s:
                 return False
             self._poller.poll(5)
+            for event in self._monitor.read():
+                if event.kind == zmq.EVENT_ACCEPTED:
+                    self.descriptors.append(event.value)
+                    self.guard.accepted(event.value, time.monotonic_ns())
+                else:
+                    self.silent_ends += self.guard.ended(event.value)
+                    self.ends += 1
             for _ in range(64):
                 with suppress(zmq.Again):
                     route, frame, _ = receive_routed(self.router)
@@ -76,14 +86,13 @@ class GuardedPort:
                     self.guard.delivered(frame)
                     continue
                 break
-            for event in self._monitor.read():
-                if event.kind == zmq.EVENT_ACCEPTED:
-                    self.descriptors.append(event.value)
-                    self.guard.accepted(event.value, time.monotonic_ns())
-                else:
-                    self.guard.ended(event.value)
             self.guard.check(time.monotonic_ns())
         return True
+
+
+def send_all(peer: ZmtpPeer, message: bytes, count: int) -> None:
+    for _ in range(count):
+        peer.send(message)
 
 
 @pytest.fixture
@@ -135,7 +144,7 @@ def test_the_largest_messages_one_after_another_are_no_flood(client_port: Guarde
     port = client_port
     picture = bytes(MAX_IMAGE_MESSAGE_BYTES)
     with ThreadPoolExecutor(1) as pool, ZmtpPeer(port.endpoint, b"client") as client:
-        sending = pool.submit(lambda: [client.send(picture) for _ in range(40)])
+        sending = pool.submit(send_all, client, picture, 40)
         assert port.run(lambda: port.delivered[b"client"] == 40 or (sending.done() and port.guard.cut > 0))
     assert (port.delivered[b"client"], port.guard.cut) == (40, 0)
 
@@ -144,7 +153,7 @@ def test_messages_that_waited_while_the_node_was_held_up_are_no_flood(port: Guar
     """At the first look after the pause the limit is exceeded many times over, by messages that are whole."""
     with ThreadPoolExecutor(1) as pool, ZmtpPeer(port.endpoint, b"device") as device:
         assert port.run(lambda: len(port.descriptors) == 1)
-        sending = pool.submit(lambda: [device.send(bytes(60_000)) for _ in range(200)])
+        sending = pool.submit(send_all, device, bytes(60_000), 200)
         end_s = time.monotonic() + DEADLINE_S
         while _bytes_received(port.descriptors[0]) < 6 * MIB:
             assert time.monotonic() < end_s
@@ -208,3 +217,18 @@ def test_a_descriptor_that_goes_to_the_next_connection_starts_anew(port: Guarded
             )
     assert len(set(port.descriptors)) < 5
     assert port.guard.cut == 0
+
+
+def test_connections_that_end_without_a_message_are_told_from_those_that_spoke(port: GuardedPort) -> None:
+    """However short they are: one that has ended before it was looked at is told too."""
+    host, number = port.endpoint.removeprefix("tcp://").split(":")
+    for _ in range(20):
+        tcp.create_connection((host, int(number)), DEADLINE_S).close()
+        with tcp.create_connection((host, int(number)), DEADLINE_S) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    for name in range(5):
+        with ZmtpPeer(port.endpoint, b"device%d" % name) as peer:
+            peer.send(b"hello")
+            assert port.run(lambda: port.delivered.total() == name + 1)  # noqa: B023 - called at once
+    assert port.run(lambda: port.ends == 45)
+    assert port.silent_ends == 40
