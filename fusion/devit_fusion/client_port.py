@@ -25,7 +25,7 @@ from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, R
 from devit_fusion.flood import FloodGuard
 from devit_fusion.sending import Sent, send
 
-_BURST = 4
+_BURST = 8
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = MAX_IMAGE_MESSAGE_BYTES + (1 << 18)
 """What a connection may receive without delivering a message."""

@@ -39,7 +39,7 @@ from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent, send
 
-_BURST = 4
+_BURST = 32
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = 1 << 20
 """What a connection may receive without delivering a message; one has 64 KiB at most."""
