@@ -134,6 +134,8 @@ def load_fleet(path: Path) -> Fleet:
     fleet = read_toml(path, Fleet, schema=SCHEMA, hint=_FLEET_HINT)
     if not fleet.node or not fleet.device:
         raise ManifestError(f"{path}: expected at least one [[node]] and one [[device]]: {_FLEET_HINT}")
+    if len(fleet.node) > 1:
+        raise ManifestError(f"{path}: expected one [[node]], found {len(fleet.node)}: a second would never be asked")
     _check_numbers(path, fleet)
     names = [device.name for device in fleet.device] + [client.name for client in fleet.client]
     for name in names:

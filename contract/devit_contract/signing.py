@@ -145,11 +145,6 @@ def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = F
         write_json(memory, _Memory(_MEMORY_SCHEMA, serials | {name: serial}))
 
 
-def admit_bundle(bundle_folder: Path, allowed_signers: Path, memory: Path, *, allow_older: bool = False) -> str:
-    """Do what :func:`open_admitted` does, and tell who signed the bundle."""
-    return open_admitted(bundle_folder, allowed_signers, memory, allow_older=allow_older)[1]
-
-
 def open_admitted(
     bundle_folder: Path, allowed_signers: Path, memory: Path, *, allow_older: bool = False
 ) -> tuple[Bundle, str]:

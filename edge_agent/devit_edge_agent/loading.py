@@ -11,7 +11,7 @@ from devit_contract.fleet import AgentConfig, load_agent_config
 from devit_contract.keys import KeyPair, load_keys
 from devit_contract.manifest import Bundle, Preprocess
 from devit_contract.messages import Description, Hello
-from devit_contract.signing import open_admitted
+from devit_contract.signing import MEMORY_NAME, open_admitted
 from devit_engines.backends import BACKENDS, RunSettings
 from devit_engines.board import detect_board
 from devit_engines.build import load_engine, stored_key
@@ -24,8 +24,6 @@ from devit_engines.store import Store
 _WARM_UP_RUNS = 3
 _SPARE_BYTES = 64 << 20
 """Beside the engine, for what runs it."""
-_SERIALS = "accepted-bundles.json"
-"""In the engine store: the highest serial of every signed bundle that this device has run."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def load(settings: Settings) -> Loaded:
     config = settings.config
     store = Store(Path(config.store) if config.store else None)
     if config.allowed_signers:
-        bundle, _ = open_admitted(Path(config.bundle), Path(config.allowed_signers), store.folder / _SERIALS)
+        bundle, _ = open_admitted(Path(config.bundle), Path(config.allowed_signers), store.folder / MEMORY_NAME)
     else:
         bundle = Bundle(Path(config.bundle))
     digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice)

@@ -115,6 +115,13 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
         (KEYED, "k_min = 2", "kmin = 2", "unknown field `kmin`"),
         (PLAIN, "schema = 1", "schema = 2", "field schema: expected 1, found 2"),
         (PLAIN, "submodel = 1", "", "missing required field `submodel`"),
+        (
+            PLAIN,
+            '[[device]]\nname = "jetson1"',
+            '[[node]]\nendpoint = "tcp://127.0.0.1:1"\nclient_endpoint = "tcp://127.0.0.1:2"\n'
+            '[[device]]\nname = "jetson1"',
+            "expected one [[node]], found 2",
+        ),
         ("schema = 1\nnode = []\ndevice = []", "", "", "expected at least one [[node]] and one [[device]]"),
     ],
 )

@@ -22,7 +22,6 @@ from devit_contract.manifest import Bundle, write_manifest
 from devit_contract.signing import (
     MEMORY_NAME,
     accept_serial,
-    admit_bundle,
     open_admitted,
     sign_manifest,
     signer_line,
@@ -73,7 +72,7 @@ class Desk:
         sign_manifest(self.bundle, self.key, "desk")
 
     def admit(self, *, allow_older: bool = False) -> str:
-        return admit_bundle(self.bundle, self.signers, self.memory, allow_older=allow_older)
+        return open_admitted(self.bundle, self.signers, self.memory, allow_older=allow_older)[1]
 
     def refusal(self) -> str:
         """The one line that the device refuses with."""

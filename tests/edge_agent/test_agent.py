@@ -20,6 +20,7 @@ from PIL import Image
 
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, Welcome, body, read_body
+from devit_contract.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
 from devit_contract.sockets import device_router, open_context
 from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload, pack, unpack
 
@@ -449,6 +450,26 @@ def test_too_little_memory_for_the_engine_is_one_line_and_nothing_is_loaded(node
     _, said = child.communicate(timeout=30)
     assert child.returncode == 1
     assert "found 20 MiB: close other programs, or add swap" in said
+    assert said.count("\n") == 1
+
+
+def test_a_device_and_its_builds_remember_the_same_serials(node: HandMadeNode, store: Path, tmp_path: Path) -> None:
+    """What devit build has accepted holds for the agent: it runs nothing older."""
+    node.store = tmp_path / "own-store"
+    shutil.copytree(store, node.store)
+    signed = tmp_path / "signed"
+    shutil.copytree(TINY, signed)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "desk"], check=True, timeout=60)
+    signature = sign_manifest(signed, tmp_path / "desk", "desk")
+    (tmp_path / "signers").write_text(signer_line(signature, "desk") + "\n")
+    config = 'tegrastats = []\nallowed_signers = "signers"'
+    child = node.start("--engine", "null", config=config, bundle=signed)
+    node.welcome()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=10)
+    accept_serial(node.store / MEMORY_NAME, "tiny", 2)
+    _, said = node.start("--engine", "null", config=config, bundle=signed).communicate(timeout=30)
+    assert "--allow-older" in said
     assert said.count("\n") == 1
 
 
