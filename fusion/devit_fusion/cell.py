@@ -73,8 +73,9 @@ class Cell:
         self.dispatch_waiting()
         if len(self._waiting) > self._serving.queue:
             now_ns = time.monotonic_ns()
-            overload = dict.fromkeys(range(len(self._fusion.head.dims)), "overload")
             wished = request.picture.mask or self._fusion.head.everyone
+            devices = range(len(self._fusion.head.dims))
+            overload = {index: "overload" if wished >> index & 1 else "not asked" for index in devices}
             self.ended["shed"] += 1
             frame = Frame(0, wished, now_ns, now_ns, set(), overload, set())
             self._count(frame)
