@@ -169,7 +169,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     refused_handshakes: int = 0
     """Connections that ended without a message: no key that is let in, no CURVE, garbage, half a handshake."""
     strangers: int = 0
-    """Messages that came under a name which is not the sender's."""
+    """Messages under a name that is not in the fleet, not the sender's, or revoked."""
     refused_requests: dict[str, int] = {}
     """Messages of clients that made no sense, by reason."""
     floods: int = 0

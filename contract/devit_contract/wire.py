@@ -52,8 +52,6 @@ from devit_contract.errors import WireError
 HEADER = struct.Struct("<4sBBHBBH4IIQHHQQQQIIIIIII")
 MAGIC = b"DVT1"
 NO_DEVICE = 0xFFFF
-MAX_DEVICES = 64
-"""As many as the mask has bits."""
 MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 """What an agent may send in one message."""
 MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -132,7 +130,7 @@ class Reason(enum.IntEnum):
     ENGINE = 4
     """The engine failed on this frame."""
     NO_SOURCE = 5
-    """A trigger came, but the agent has no source of its own."""
+    """A trigger came, but the agent has no source of its own, or no picture of it yet."""
     STOPPING = 6
     """The agent is shutting down."""
     NAME = 7

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from devit_contract.fleet import Serving
 from devit_contract.head import Fusion
@@ -156,6 +156,7 @@ class Cell:
 
     def _dispatch(self, request: Request, wished: int) -> None:
         now_ns = time.monotonic_ns()
+        deadline_ns = request.arrival_ns + round(self._serving.deadline_ms * 1e6)
         awaited: set[int] = set()
         tried: list[int] = []
         missing: dict[int, str] = {}
@@ -165,16 +166,20 @@ class Cell:
                 missing[index] = "not asked"
             elif link is None or link.state != "ready":
                 missing[index] = "absent" if link is None else link.state
-                if link is not None and link.take_trial(now_ns):
+                if link is not None and now_ns < deadline_ns and link.take_trial(now_ns):
                     tried.append(index)
-            elif not link.has_credit:
+            elif now_ns >= deadline_ns or not link.has_credit:  # it waited too long, for this node or for the devices
                 missing[index] = "overload"
             else:
                 awaited.add(index)
-        deadline_ns = request.arrival_ns + round(self._serving.deadline_ms * 1e6)
         frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing, tried)
         self._under_way[frame.frame_id] = request
-        picture = request.picture
+        if awaited or tried:
+            self._send_frames(request.picture, frame, sorted(awaited), tried)
+        if not awaited:
+            self._finish(frame, now_ns)
+
+    def _send_frames(self, picture: Message, frame: Frame, awaited: Sequence[int], tried: Sequence[int]) -> None:
         copies = Copies(
             Message(
                 Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
@@ -184,16 +189,14 @@ class Cell:
                 run_id=self._run_id,
                 frame_id=frame.frame_id,
                 dispatch_ns=frame.dispatch_ns,
-                deadline_us=(frame.deadline_ns - frame.dispatch_ns) // 1000,
+                deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
             )
         )
-        for index in sorted(awaited):
+        for index in awaited:
             self._send_frame(self._links[index], frame, copies)
         for index in tried:
             self._links[index].trial_id = frame.frame_id
             self._send_frame(self._links[index], frame, copies)
-        if not awaited:
-            self._finish(frame, now_ns)
 
     def _send_frame(self, link: Link, frame: Frame, copies: Copies) -> None:
         sent = self._devices.send_frame(link, copies)

@@ -75,7 +75,7 @@ class ClientPort:
         self.revoked: frozenset[str] = frozenset()
         """Names of clients that are let in no more."""
         self._has_keys = keys is not None
-        self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route, the latest that began to speak
+        self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route: who speaks by it
         self.bytes_in = 0
         self.bytes_out = 0
         self.refused: Counter[str] = Counter()
@@ -135,10 +135,13 @@ class ClientPort:
                 del self._connections[route]
 
     def _is_let_in(self, client: bytes, frame: zmq.Frame) -> bool:
-        """Remember a connection when it first speaks; cut it where its key was revoked meanwhile."""
-        if client in self._connections:
+        """Remember a connection when it first speaks by its route; cut it where its key was revoked meanwhile."""
+        name = user_id(frame)
+        known_name, known = self._connections.get(client, (None, None))
+        # A route may be taken over, by another connection of the same key or by another key.
+        if known is not None and known_name == name and known.descriptor == int(frame.get(zmq.SRCFD)):
             return True
-        connection, name = Connection.of(frame), user_id(frame)
+        connection = Connection.of(frame)
         if connection is None or name is None or name in self.revoked:
             if connection is not None:
                 connection.cut()

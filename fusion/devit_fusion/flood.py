@@ -59,6 +59,8 @@ class FloodGuard:
         self._watched: dict[int, _Watched] = {}  # by descriptor
         self._spoke: set[int] = set()
         self._suspects: set[int] = set()
+        self._is_crowded = False
+        """Whether all connections together held too much at the last look."""
         self._next_ns = 0
 
     def accepted(self, descriptor: int, now_ns: int) -> None:
@@ -72,7 +74,9 @@ class FloodGuard:
         but their end.
         """
         watched = self._watched.pop(descriptor, None)
-        return watched is not None and not watched.has_spoken and descriptor not in self._spoke
+        was_silent = watched is not None and not watched.has_spoken and descriptor not in self._spoke
+        self._spoke.discard(descriptor)  # the kernel gives the number to the next connection
+        return was_silent
 
     def delivered(self, frame: zmq.Frame) -> None:
         """Note that a connection has delivered a whole message."""
@@ -94,12 +98,13 @@ class FloodGuard:
         held_bytes = {descriptor: self._held_bytes(descriptor, now_ns) for descriptor in self._watched}
         self._spoke.clear()
         suspects = {descriptor for descriptor, held in held_bytes.items() if held > self._limit_bytes}
-        if sum(held_bytes.values()) > _TOGETHER * self._limit_bytes:
-            suspects.add(max(held_bytes, key=held_bytes.__getitem__))
+        is_crowded = sum(held_bytes.values()) > _TOGETHER * self._limit_bytes
         for descriptor in suspects & self._suspects:
             self._shut(self._watched[descriptor])
-        self._suspects = suspects
-        if suspects:
+        if is_crowded and self._is_crowded:  # the greediest need not be the same one as before
+            self._shut(self._watched[max(held_bytes, key=held_bytes.__getitem__)])
+        self._suspects, self._is_crowded = suspects, is_crowded
+        if suspects or is_crowded:
             self._next_ns = now_ns
 
     def _shut(self, watched: _Watched) -> None:

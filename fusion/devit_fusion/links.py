@@ -41,8 +41,6 @@ class Link:
     """``None`` while absent."""
     boot_id: int = 0
     engine_revision: int = 0
-    feature_dtype: str = "float32"
-    """What its features travel as."""
     in_flight: dict[int, int] = field(default_factory=dict)
     """Frame id to deadline in ns, of what it has not answered yet."""
     overdue: int = 0

@@ -379,16 +379,19 @@ def deep() -> Deep:
     return Deep(onnx.load_from_string(export_features(model, "x.onnx").content))
 
 
+@pytest.mark.system
 def test_a_vit_of_12_blocks_needs_two_casts_a_norm(deep: Deep) -> None:
     """24 norms of 2, the last of 1, and the uint8 input; a generic converter made 78."""
     assert deep.casts(deep.kept("fp16")) == 2 * 24 + 1 + 1
 
 
+@pytest.mark.system
 def test_attention_in_fp32_needs_four_more_a_block(deep: Deep) -> None:
     """Query, key and value, and back."""
     assert deep.casts(deep.kept("fp16-attn32")) == 50 + 4 * 12
 
 
+@pytest.mark.system
 def test_the_residual_stream_costs_as_many_casts_in_either_type(deep: Deep) -> None:
     """So it stays in FP16, which moves half the bytes."""
     adds = deep.residual_adds()

@@ -24,7 +24,7 @@ from devit_contract.sockets import (
     receive_routed,
 )
 from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES
-from devit_fusion.flood import FloodGuard, _bytes_received
+from devit_fusion.flood import CHECK_NS, FloodGuard, _bytes_received
 
 DEADLINE_S = 30.0
 MIB = 1 << 20
@@ -65,6 +65,15 @@ class GuardedPort:
         pair[0].setsockopt(zmq.SNDTIMEO, round(DEADLINE_S * 1000))
         return pair[0]
 
+    def read_monitor(self) -> None:
+        for event in self._monitor.read():
+            if event.kind == zmq.EVENT_ACCEPTED:
+                self.descriptors.append(event.value)
+                self.guard.accepted(event.value, time.monotonic_ns())
+            else:
+                self.silent_ends += self.guard.ended(event.value)
+                self.ends += 1
+
     def run(self, is_done: Callable[[], bool], duration_s: float = DEADLINE_S) -> bool:
         """Serve until something holds; tell whether it did in time."""
         end_s = time.monotonic() + duration_s
@@ -72,13 +81,7 @@ class GuardedPort:
             if time.monotonic() >= end_s:
                 return False
             self._poller.poll(5)
-            for event in self._monitor.read():
-                if event.kind == zmq.EVENT_ACCEPTED:
-                    self.descriptors.append(event.value)
-                    self.guard.accepted(event.value, time.monotonic_ns())
-                else:
-                    self.silent_ends += self.guard.ended(event.value)
-                    self.ends += 1
+            self.read_monitor()
             for _ in range(64):
                 with suppress(zmq.Again):
                     route, frame, _ = receive_routed(self.router)
@@ -202,6 +205,29 @@ def test_many_messages_that_are_unfinished_each_within_its_limit_are_bounded_tog
         assert port.run(lambda: port.guard.cut >= 12)
         assert not port.run(lambda: port.guard.cut > 13, duration_s=0.3)  # 17 of 0.86 MiB and less stay
         port.run(lambda: sum(peer.is_shut(0.01) for peer in peers) == port.guard.cut)
+
+
+def test_many_that_take_turns_at_being_the_greediest_are_bounded_together(port: GuardedPort) -> None:
+    with ExitStack() as stack:
+        peers = [stack.enter_context(ZmtpPeer(port.endpoint, b"bad%d" % number)) for number in range(20)]
+        for peer in peers:
+            for _ in range(15):
+                peer.send(bytes(60_000), more=True)
+        guard = FloodGuard(MIB)
+        end_s = time.monotonic() + DEADLINE_S
+        while len(port.descriptors) < 20 or min(map(_bytes_received, port.descriptors)) < 900_000:
+            assert time.monotonic() < end_s
+            port.read_monitor()
+        for descriptor in port.descriptors:
+            guard.accepted(descriptor, time.monotonic_ns())
+        for greediest in (0, 1):
+            assert guard.cut == 0
+            aim = max(map(_bytes_received, port.descriptors)) + 1
+            while _bytes_received(port.descriptors[greediest]) < aim:
+                assert time.monotonic() < end_s
+                peers[greediest].send(bytes(3000), more=True)
+            guard.check(time.monotonic_ns() + CHECK_NS + 20 * 100_000)
+        assert guard.cut == 1
 
 
 def test_a_descriptor_that_goes_to_the_next_connection_starts_anew(port: GuardedPort) -> None:

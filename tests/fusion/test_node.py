@@ -154,6 +154,33 @@ def test_requests_beyond_the_queue_are_refused_at_once_and_none_is_lost(make_cel
     assert {why for answer in shed for why in answer.missing.values()} == {"overload"}
 
 
+def test_requests_whose_time_is_over_when_the_node_gets_to_them_are_answered_all_the_same(
+    make_cell: MakeCell, bundle: Bundle
+) -> None:
+    cell = make_cell(deadline_ms=1000, credit=1)
+    picture = bundle.golden()["images"][0]
+    stopped = [cell.pid(name) for name in ("jetson1", "jetson2", "node")]
+    with cell.client() as client:
+        assert client.classify(picture).state is State.FULL
+        for pid in stopped[:2]:
+            os.kill(pid, signal.SIGSTOP)
+        numbers = [client.submit(picture) for _ in range(10)]
+        assert client.status().waiting_requests == 9  # one is with the agents
+        os.kill(stopped[2], signal.SIGSTOP)
+        assert client.collect(1.1) == []
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        answers = {}
+        end_s = time.monotonic() + DEADLINE_S
+        while len(answers) < 10:
+            assert time.monotonic() < end_s
+            answers.update(client.collect(1.0))
+        late = [answers[number] for number in numbers[1:]]
+        assert all(isinstance(answer, Answer) and answer.state is State.FAILED for answer in late)
+        assert {why for answer in late for why in answer.missing.values()} <= {"overload", "stalled"}  # type: ignore[union-attr]
+        ask_until(client, picture, lambda answer: answer.state is State.FULL)
+
+
 def test_an_image_of_the_wrong_shape_is_refused_in_one_line(make_cell: MakeCell) -> None:
     with make_cell(engine="null").client() as client:
         with pytest.raises(InputError, match=r"expected uint8 \(6, 8, 1\) or a picture file, found uint8 \(5, 5, 1\)"):

@@ -41,6 +41,7 @@ def matches(shown: str, printed: str) -> bool:
     return True
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 def test_the_console_blocks_print_what_the_readme_shows(tmp_path: Path) -> None:
     """In the order of the page; what is said to go on in another terminal goes on in the background."""
