@@ -110,9 +110,11 @@ class ClientPort:
         self.bytes_out += len(data)
         send(self.socket, request.client, data)
 
-    def reply(self, question: Question, reply: ControlReply) -> None:
-        """Answer a question."""
-        self._send(question.client, question.asked, Kind.CONTROL, body(reply))
+    def reply(self, reply: ControlReply, *questions: Question) -> None:
+        """Answer questions alike."""
+        payload = body(reply)
+        for question in questions:
+            self._send(question.client, question.asked, Kind.CONTROL, payload)
 
     def relay(self, client: bytes, payload: bytes | memoryview) -> Sent:
         """Pass power samples on."""

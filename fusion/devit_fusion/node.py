@@ -83,6 +83,7 @@ class FusionNode:
         run_id = secrets.randbits(64)
         self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
         self._questions: dict[int, tuple[Link, Question]] = {}
+        self._curious: list[Question] = []  # who waits for the status, to the end of the turn
         self._listeners: dict[str, bytes] = {}
         self._opened = open_context()
         context = self._opened.__enter__()
@@ -162,6 +163,7 @@ class FusionNode:
                         self._cell.request(wish)
                     else:
                         self._ask(wish)
+                self._tell_status()
             now_ns = time.monotonic_ns()
             if self._clients.monitor.socket in ready:
                 self._clients.watch(now_ns)
@@ -228,7 +230,7 @@ class FusionNode:
         elif isinstance(event, Replied):
             _, question = self._questions.pop(event.number, (None, None))
             if question is not None:
-                self._clients.reply(question, event.reply)
+                self._clients.reply(event.reply, question)
         else:
             listener = self._listeners.get(event.link.name)
             if listener is None or self._clients.relay(listener, event.payload) is Sent.GONE:
@@ -250,31 +252,31 @@ class FusionNode:
         for number, (asked, question) in list(self._questions.items()):
             if asked is link:
                 del self._questions[number]
-                self._clients.reply(question, ControlReply(error=f"{link.name}: {why}: see devit status"))
+                self._clients.reply(ControlReply(error=f"{link.name}: {why}: see devit status"), question)
 
     def _ask(self, question: Question) -> None:
         """Answer a question, or pass it on to the agent it is for."""
         control = question.control
         link = self._links.get(control.device)
         if control.ask == "status":
-            self._clients.reply(question, ControlReply(status=self._status()))
+            self._curious.append(question)
         elif control.ask not in _AGENT_QUESTIONS:
             known = ", ".join(("status", *_AGENT_QUESTIONS))
-            self._clients.reply(question, ControlReply(error=f"question {control.ask!r}: expected one of {known}"))
+            self._clients.reply(ControlReply(error=f"question {control.ask!r}: expected one of {known}"), question)
         elif link is None:
             known = ", ".join(self._links)
-            self._clients.reply(question, ControlReply(error=f"device {control.device!r}: expected one of {known}"))
+            self._clients.reply(ControlReply(error=f"device {control.device!r}: expected one of {known}"), question)
         elif control.ask == "sample-stop" and self._listeners.get(link.name, question.client) != question.client:
-            self._clients.reply(question, ControlReply())  # somebody else samples now: that goes on
+            self._clients.reply(ControlReply(), question)  # somebody else samples now: that goes on
         elif link.hello is None:
             text = f"{link.name}: expected it to be connected, found no link: start its edge-agent"
-            self._clients.reply(question, ControlReply(error=text))
+            self._clients.reply(ControlReply(error=text), question)
         else:
             if len(self._questions) >= _MAX_QUESTIONS:
                 # The oldest: its agent hangs, or it would have answered long ago.
                 hung, unanswered = self._questions.pop(next(iter(self._questions)))
                 self._clients.reply(
-                    unanswered, ControlReply(error=f"{hung.name}: it does not answer: see devit status")
+                    ControlReply(error=f"{hung.name}: it does not answer: see devit status"), unanswered
                 )
             number = secrets.randbits(64)
             self._questions[number] = (link, question)
@@ -282,6 +284,12 @@ class FusionNode:
                 self._listen(link.name, question.client)
             if self._devices.ask(link, control, number) is Sent.GONE:
                 self._lose(link)
+
+    def _tell_status(self) -> None:
+        """Answer those who asked for it, all at once: it takes as long as ten frames to describe."""
+        if self._curious:
+            self._clients.reply(ControlReply(status=self._status()), *self._curious)
+            self._curious.clear()
 
     def _listen(self, device: str, client: bytes) -> None:
         """Send a device's samples to a client, and tell the one that had them."""

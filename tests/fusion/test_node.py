@@ -22,7 +22,7 @@ from devit_contract.client import Answer, Client
 from devit_contract.errors import InputError, LinkError
 from devit_contract.keys import load_keys, new_keys
 from devit_contract.manifest import Bundle
-from devit_contract.messages import Hello, body
+from devit_contract.messages import Control, ControlReply, Hello, body, read_body
 from devit_contract.revoked import restore, revoke, revoked_path
 from devit_contract.sockets import connect_dealer, open_context
 from devit_contract.wire import Dtype, Kind, Message, State, array_payload, pack, unpack
@@ -349,6 +349,29 @@ def test_rubbish_from_a_device_or_a_client_stops_nothing(make_cell: MakeCell, bu
             assert client.classify(np.zeros((6, 8, 1), np.uint8)).mask & 0b01
     finally:
         liar.close()
+
+
+def test_a_flood_of_questions_costs_one_description_of_the_node_a_turn(make_cell: MakeCell) -> None:
+    cell = make_cell(engine="null")
+    question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control("status")))
+    with cell.client() as client:
+        client.status()
+        socket = client._socket
+        os.kill(cell.pid("node"), signal.SIGSTOP)
+        try:
+            for number in range(64):
+                socket.send(pack(msgspec.structs.replace(question, frame_id=number)))
+        finally:
+            os.kill(cell.pid("node"), signal.SIGCONT)
+        socket.setsockopt(zmq.RCVTIMEO, round(1000 * DEADLINE_S))
+        uptimes = set()
+        for number in range(64):
+            answer = unpack(socket.recv())
+            assert answer.frame_id == number
+            reply = read_body(answer, ControlReply)
+            assert reply.status is not None
+            uptimes.add(reply.status.uptime_s)
+    assert len(uptimes) <= 16
 
 
 def test_a_sampler_ends_when_whoever_asked_for_it_has_gone(make_cell: MakeCell) -> None:
