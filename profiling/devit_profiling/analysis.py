@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from devit_profiling.answers import AnswerStats, answer_stats
+from devit_profiling.cell import CellEnergy, cell_energy
 from devit_profiling.energy import rising
-from devit_profiling.joules import CellEnergy, DeviceEnergy, cell_energy, device_energy
+from devit_profiling.joules import DeviceEnergy, device_energy
 from devit_profiling.power import Power, power_of, rail_names
 from devit_profiling.record import WINDOW, Plan, Recording, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name

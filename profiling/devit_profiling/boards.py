@@ -67,7 +67,8 @@ def guess_board(sample: Sample) -> Board | None:
     for board in BOARDS.values():
         smallest_mb, largest_mb = board.ram_total_mb
         has_rails = all(rail in sample.rails_mw for rail in board.load_mw if rail not in _OPTIONAL_RAILS)
-        if has_rails and smallest_mb <= sample.ram_total_mb <= largest_mb and _ORIN_ZONE in zones:
+        has_zone = (_ORIN_ZONE in zones) == (board.key not in _WITHOUT_ORIN_ZONE)
+        if has_rails and smallest_mb <= sample.ram_total_mb <= largest_mb and has_zone:
             return board
     return None
 
@@ -86,6 +87,7 @@ def total_mw(board: Board, rails_mw: Mapping[str, int]) -> int | None:
 
 
 _ORIN_ZONE = "tj"
+_WITHOUT_ORIN_ZONE = frozenset({"xavier-nx", "nano"})
 _OPTIONAL_RAILS = frozenset({"VDDQ_VDD2_1V8AO"})
 
 # The lag was fitted to clean load steps of one 100 ms log of one Orin Nano (L4T 36.4.7): 0.39 to 0.41 s upwards,
@@ -129,5 +131,54 @@ AGX_ORIN = Board(
     load_mw=MappingProxyType({"VDD_GPU_SOC": 18400, "VDD_CPU_CV": 6000, "VIN_SYS_5V0": 5140, "VDDQ_VDD2_1V8AO": 1008}),
 )
 
-BOARDS: Mapping[str, Board] = MappingProxyType({board.key: board for board in (ORIN_NANO, AGX_ORIN)})
+XAVIER_NX = Board(
+    key="xavier-nx",
+    title="Jetson Xavier NX",
+    model_prefixes=("NVIDIA Jetson Xavier NX", "Jetson Xavier NX"),
+    ram_total_mb=(6000, 16384),
+    total_rails=("VDD_IN",),
+    scope="module input (VDD_IN)",
+    code_step_mw=MappingProxyType({"VDD_IN": 40, "VDD_CPU_GPU_CV": 40, "VDD_SOC": 40}),
+    tau_s=_TAU_S,
+    # Total: quiet lines of several public logs. No such line shows its rails: those are an estimate.
+    idle_mw=MappingProxyType({"VDD_IN": 3500, "VDD_CPU_GPU_CV": 400, "VDD_SOC": 1000}),
+    # Steady GPU burn, public repository bjgeiser/tegra_burn.
+    load_mw=MappingProxyType({"VDD_IN": 13711, "VDD_CPU_GPU_CV": 7499, "VDD_SOC": 2063}),
+)
+
+NANO = Board(
+    key="nano",
+    title="Jetson Nano",
+    model_prefixes=("NVIDIA Jetson Nano", "Jetson Nano"),
+    ram_total_mb=(3000, 4096),
+    total_rails=("POM_5V_IN",),
+    scope="module input (POM_5V_IN)",
+    code_step_mw=MappingProxyType({"POM_5V_IN": 40, "POM_5V_GPU": 40, "POM_5V_CPU": 40}),
+    tau_s=_TAU_S,
+    # The recording nano_l4t32_02.
+    idle_mw=MappingProxyType({"POM_5V_IN": 1022, "POM_5V_GPU": 0, "POM_5V_CPU": 204}),
+    # detectnet at 921 MHz, issue 1206 of the public repository dusty-nv/jetson-inference.
+    load_mw=MappingProxyType({"POM_5V_IN": 4531, "POM_5V_GPU": 1113, "POM_5V_CPU": 539}),
+)
+
+THOR = Board(
+    key="agx-thor",
+    title="Jetson AGX Thor",
+    model_prefixes=("NVIDIA Jetson AGX Thor", "Jetson AGX Thor"),
+    ram_total_mb=(120000, 131072),
+    total_rails=("VIN",),
+    # NVIDIA developer forum topic 366461: VIN is measured on the carrier, by a chip of its own.
+    scope="board input (VIN)",
+    # Distances between neighbouring readings; that of VIN is unknown and taken to be as coarse as the coarsest.
+    code_step_mw=MappingProxyType({"VDD_GPU": 392, "VDD_CPU_SOC_MSS": 379, "VIN_SYS_5V0": 100, "VIN": 392}),
+    tau_s=_TAU_S,
+    # A quiet line of a developer kit (L4T 38), with the GPU rail's reading of another: one step below zero.
+    idle_mw=MappingProxyType({"VDD_GPU": -392, "VDD_CPU_SOC_MSS": 5535, "VIN_SYS_5V0": 5040, "VIN": 16802}),
+    # The recording thor_l4t39_01.
+    load_mw=MappingProxyType({"VDD_GPU": 37528, "VDD_CPU_SOC_MSS": 18961, "VIN_SYS_5V0": 18331, "VIN": 87426}),
+)
+
+BOARDS: Mapping[str, Board] = MappingProxyType(
+    {board.key: board for board in (ORIN_NANO, AGX_ORIN, XAVIER_NX, NANO, THOR)}
+)
 """All known boards by key."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from devit_contract.files import write_bytes, write_json
 from devit_profiling.analysis import DeviceReport, Report, analyse_recording
-from devit_profiling.joules import DeviceEnergy, Estimate
+from devit_profiling.interval import Estimate
+from devit_profiling.joules import DeviceEnergy
 from devit_profiling.power import power_of
 from devit_profiling.record import Recording
 from devit_profiling.run_folder import read_recording
@@ -54,6 +55,7 @@ def render_html(report: Report, recording: Recording) -> str:
         number=number,
         joules=joules,
         interval=interval,
+        parts=parts,
         not_measured=NOT_MEASURED,
     )
 
@@ -93,6 +95,18 @@ def interval(estimate: Estimate | None, resolution: float | None) -> str:
     if estimate.low_95 is None or estimate.high_95 is None:
         return "none: one window"
     return f"{joules(estimate.low_95, resolution)} to {joules(estimate.high_95, resolution)}"
+
+
+def parts(estimate: Estimate | None) -> str:
+    """Write the half-widths that an interval is made of, each by itself.
+
+    >>> parts(Estimate(2.0, 5, 1.5, 2.5, repeats_95=0.3, steps_95=0.4))
+    '±0.30 / ±0.40'
+    """
+    if estimate is None:
+        return NOT_MEASURED
+    halves = (estimate.repeats_95, estimate.steps_95, estimate.idle_95)
+    return " / ".join(f"±{number(half, 2)}" for half in halves if half is not None) or NOT_MEASURED
 
 
 def summary_rows(report: Report) -> list[list[str]]:
