@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from devit_contract.errors import EnergyError
-from devit_profiling.boards import Board
+from devit_profiling.board_table import Board
 from devit_profiling.energy import Minimum, WindowEnergy, measure_window, resolution_w
 from devit_profiling.power import Power
 from devit_profiling.record import IDLE, IDLE_AFTER, WINDOW, Phase, Plan

@@ -1,7 +1,8 @@
 """A program that prints what ``tegrastats`` would, for machines that are no Jetson; every line says SIMULATED.
 
 Its GPU is as busy as the process that it watches keeps one CPU core, so power follows work. The figures are those of
-measured boards (``boards.py``), the sensor lags and steps as theirs does; they are not a measurement of anything.
+measured boards (``simulated_boards.py``), the sensor lags and steps as theirs does; they are not a measurement of
+anything.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from devit_profiling.boards import AGX_ORIN, BOARDS, ORIN_NANO, Board
+from devit_profiling.board_table import AGX_ORIN, BOARDS, ORIN_NANO, Board
+from devit_profiling.simulated_boards import POWER
 from devit_profiling.tegrastats import SIMULATED
 
 
@@ -30,19 +32,20 @@ class SimulatedBoard:
         """Let the board idle.
 
         Args:
-            board: Whose rails, steps and lag to use.
+            board: Whose rails, steps and lag to use; one of ``SIMULATED_BOARDS``.
             seed: Of the noise.
             started: Local date and time at ``time_s`` 0, for the stamps.
         """
         self._board = board
+        self._power = POWER[board.key]
         self._shape = _SHAPES[board.key]
         self._random = random.Random(seed)
         self._started = started
-        self._power_mw = {rail: float(power) for rail, power in board.idle_mw.items()}
+        self._power_mw = {rail: float(power) for rail, power in self._power.idle_mw.items()}
         self._warmth = 0.0
         self._last_s: float | None = None
         self._lines = 0
-        self._sum_mw = dict.fromkeys(board.idle_mw, 0)
+        self._sum_mw = dict.fromkeys(self._power.idle_mw, 0)
 
     def line(self, time_s: float, load: float) -> str:
         """Give the line at ``time_s`` on the caller's clock, without a line end.
@@ -70,8 +73,8 @@ class SimulatedBoard:
         """Move power and warmth towards where the load drives them, as first-order lags do."""
         kept = math.exp(-elapsed_s / self._board.tau_s)
         for rail, power_mw in self._power_mw.items():
-            idle_mw = self._board.idle_mw[rail]
-            target_mw = idle_mw + load * (self._board.load_mw[rail] - idle_mw)
+            idle_mw = self._power.idle_mw[rail]
+            target_mw = idle_mw + load * (self._power.load_mw[rail] - idle_mw)
             self._power_mw[rail] = target_mw + (power_mw - target_mw) * kept
         self._warmth = load + (self._warmth - load) * math.exp(-elapsed_s / _WARMING_TAU_S)
 
@@ -190,6 +193,9 @@ _SHAPES = {
     ),
 }
 
+SIMULATED_BOARDS = tuple(_SHAPES)
+"""Keys of the boards whose lines can be simulated."""
+
 _PERIOD_FACTOR = 1.06  # recorded periods are 1.00 to 1.09 times the interval that was asked for
 _NOISE = 0.003
 _RISE_C = 12.0  # recorded rises under load are 5 to 15 C over minutes
@@ -213,7 +219,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="simulated-tegrastats", description="Print lines of a simulated tegrastats, marked SIMULATED."
     )
     parser.add_argument(
-        "--board", choices=sorted(BOARDS), default=ORIN_NANO.key, help="board to simulate (default: %(default)s)"
+        "--board",
+        choices=sorted(SIMULATED_BOARDS),
+        default=ORIN_NANO.key,
+        help="board to simulate (default: %(default)s)",
     )
     parser.add_argument(
         "--interval",

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from devit_profiling.boards import AGX_ORIN, BOARDS, ORIN_NANO, Board, guess_board, total_mw
-from devit_profiling.simulator import CpuMeter, SimulatedBoard, main
-from devit_profiling.tegrastats import Sample, parse_line
+from devit_profiling.board_table import AGX_ORIN, BOARDS, ORIN_NANO, Board
+from devit_profiling.boards import guess_board, total_mw
+from devit_profiling.sample import Sample
+from devit_profiling.simulated_boards import POWER
+from devit_profiling.simulator import SIMULATED_BOARDS, CpuMeter, SimulatedBoard, main
+from devit_profiling.tegrastats import parse_line
 
 DEADLINE_S = 30.0
 PROGRAM = [sys.executable, "-m", "devit_profiling.simulator"]
 
-every_board = pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: str(board.key))
+every_board = pytest.mark.parametrize(
+    "board", [BOARDS[key] for key in SIMULATED_BOARDS], ids=lambda board: str(board.key)
+)
 
 
 def sample_of(line: str) -> Sample:
@@ -31,11 +36,11 @@ def sample_of(line: str) -> Sample:
 def test_line_reads_as_one_of_the_board_and_as_simulated(board: Board) -> None:
     sample = sample_of(SimulatedBoard(board).line(0.0, 0.0))
     assert sample.is_simulated
-    assert list(sample.rails_mw) == list(board.idle_mw)
+    assert list(sample.rails_mw) == list(POWER[board.key].idle_mw)
     assert guess_board(sample) is board
     total = total_mw(board, sample.rails_mw)
     assert total is not None
-    assert total == pytest.approx(sum(board.idle_mw[rail] for rail in board.total_rails), rel=0.05)
+    assert total == pytest.approx(sum(POWER[board.key].idle_mw[rail] for rail in board.total_rails), rel=0.05)
     assert (sample.gpu_percent, sample.stamp) == (0, "01-01-2026 00:00:00")
     assert len(sample.cpu) == {ORIN_NANO.key: 6, AGX_ORIN.key: 12}[board.key]
 
@@ -54,7 +59,7 @@ def test_reading_has_risen_by_63_percent_one_time_constant_after_a_step(board: B
     simulated.line(0.0, 0.0)
     rails_mw = sample_of(simulated.line(board.tau_s, 1.0)).rails_mw
     for rail, power_mw in rails_mw.items():
-        idle_mw, load_mw = board.idle_mw[rail], board.load_mw[rail]
+        idle_mw, load_mw = POWER[board.key].idle_mw[rail], POWER[board.key].load_mw[rail]
         expected_mw = idle_mw + (1 - math.exp(-1)) * (load_mw - idle_mw)
         assert abs(power_mw - expected_mw) <= board.code_step_mw[rail] + 0.02 * expected_mw
 
@@ -76,7 +81,7 @@ def test_full_load_settles_at_the_figures_of_the_board(board: Board) -> None:
     sample = sample_of(simulated.line(60.0, 1.7))
     assert sample.gpu_percent == 100
     for rail, power_mw in sample.rails_mw.items():
-        assert power_mw == pytest.approx(board.load_mw[rail], abs=board.code_step_mw[rail] + 0.02 * power_mw)
+        assert power_mw == pytest.approx(POWER[board.key].load_mw[rail], abs=board.code_step_mw[rail] + 0.02 * power_mw)
 
 
 @every_board
