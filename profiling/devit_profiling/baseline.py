@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devit_contract.errors import EnergyError
-from devit_profiling.boards import Board
+from devit_profiling.board_table import Board
 from devit_profiling.energy import Minimum, WindowEnergy, measure_window
 from devit_profiling.interval import NORMAL_95, StepError, independent, mean_step_error, step_error
 from devit_profiling.power import Power

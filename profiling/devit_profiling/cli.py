@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from devit_contract import terminal
+from devit_profiling.parse_cli import parse
 
 if TYPE_CHECKING:
     from devit_contract.progress import Progress
     from devit_profiling.analysis import Report
     from devit_profiling.record import Plan
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(invoke_without_command=True, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(parse)
 
 
-@app.command()
+@app.callback()
 def profile(
+    ctx: typer.Context,
     devices: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Devices of the fleet file, comma separated.")
     ] = None,
@@ -73,6 +76,10 @@ def profile(
     """
     from devit_profiling.report import write_report
 
+    if ctx.invoked_subcommand is not None:
+        if devices is not None or from_run is not None:
+            raise typer.BadParameter(f"give --devices or --from to measure, or {ctx.invoked_subcommand}, not both")
+        return
     if (devices is None) == (from_run is None):
         raise typer.BadParameter("give --devices NAME,... to measure, or --from RUNDIR to make a report again")
     if from_run is not None:

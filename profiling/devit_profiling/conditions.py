@@ -10,7 +10,8 @@ import numpy as np
 
 from devit_profiling.energy import slope
 from devit_profiling.record import WINDOW, Phase
-from devit_profiling.tegrastats import Log, Sample, StampedSample
+from devit_profiling.sample import Sample
+from devit_profiling.tegrastats import Log, StampedSample
 
 
 class Conditions(msgspec.Struct, frozen=True):

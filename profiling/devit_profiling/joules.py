@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from devit_profiling.baseline import Baseline, Measured, Meter, drift_flag, idle_baseline
-from devit_profiling.boards import Board
+from devit_profiling.board_table import Board
 from devit_profiling.conditions import Conditions, conditions, throttling_flags
 from devit_profiling.energy import Minimum, resolution_w
 from devit_profiling.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error, offset_95_w

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_profiling.boards import Board, board_of_model, guess_board, total_mw
+from devit_profiling.board_table import Board
+from devit_profiling.boards import board_of_model, guess_board, total_mw, why_no_total
 from devit_profiling.energy import Float64Array
 from devit_profiling.record import DeviceRecord, Recording
 from devit_profiling.tegrastats import SIMULATED, Log, parse_log
@@ -77,7 +78,4 @@ def _why_no_total(device: DeviceRecord, log: Log, board: Board | None, *, has_to
         return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats"
     if has_total:
         return ""
-    rails = ", ".join(rail_names(log)) or "none"
-    if board is None:
-        return f"board {device.description.board_model!r} is not in the table, so no total is known; its rails: {rails}"
-    return f"expected the rails {', '.join(board.total_rails)} of {board.title}, found these: {rails}"
+    return why_no_total(board, device.description.board_model, rail_names(log))

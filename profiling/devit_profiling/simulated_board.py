@@ -1,7 +1,7 @@
 """A simulated Jetson: work goes in, lines of ``tegrastats`` come out, each marked SIMULATED.
 
 Time is the caller's: a program passes the real one, a test an hour in a moment. The figures are those of measured
-boards (``boards.py``); they are not a measurement of anything.
+boards (``simulated_boards.py``); they are not a measurement of anything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from devit_profiling.boards import AGX_ORIN, NANO, ORIN_NANO, THOR, XAVIER_NX, Board
+from devit_profiling.board_table import AGX_ORIN, AGX_THOR, NANO, ORIN_NANO, XAVIER_NX, Board
+from devit_profiling.simulated_boards import POWER
 from devit_profiling.simulated_power import Physics, TruePower
 from devit_profiling.simulated_sensor import RIPPLE_STEPS, SENSORS, Readings
 from devit_profiling.tegrastats import SIMULATED
@@ -49,7 +50,7 @@ class SimulatedBoard:
         self._power = TruePower(board, physics or Physics.drawn(seed), keeps_history=keeps_history)
         self._readings = Readings(board, self.sensor, self._power.rails_mw, ripple_steps, seed)
         self._lines = 0
-        self._sum_mw = dict.fromkeys(board.idle_mw, 0)
+        self._sum_mw = dict.fromkeys(POWER[board.key].idle_mw, 0)
 
     def work(self, until_s: float, load: float) -> None:
         """Work on with a constant share of the GPU in use, 0 to 1; more counts as 1.
@@ -63,7 +64,7 @@ class SimulatedBoard:
 
     def rails_mw(self) -> dict[str, int]:
         """Read the sensor now, in the order of the board's lines; every reading has a ripple of its own."""
-        return dict(zip(self._board.idle_mw, self._readings.read_mw(), strict=True))
+        return dict(zip(POWER[self._board.key].idle_mw, self._readings.read_mw(), strict=True))
 
     def line(self, time_s: float, load: float) -> str:
         """Work on until ``time_s`` as :meth:`work` does, and give its line, without a line end."""
@@ -212,7 +213,7 @@ _SHAPES = {
         has_stamp=False,
         rail_unit="",
     ),
-    THOR.key: _Shape(
+    AGX_THOR.key: _Shape(
         ram_mb="17842/125772MB (lfb 79x4MB)",
         swap_mb="0/4096MB",
         cores=14,

@@ -11,7 +11,8 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from devit_profiling.boards import Board
+from devit_profiling.board_table import Board
+from devit_profiling.simulated_boards import POWER
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class TruePower:
             physics: How they follow the load.
             keeps_history: Whether the energy of past intervals can be asked for; memory then grows with the time.
         """
-        self._rails = tuple(board.idle_mw)
+        power = POWER[board.key]
+        self._rails = tuple(power.idle_mw)
         self._total_rails = board.total_rails
         self._physics = physics
         # No rail gives power back: one that reads negative at idle draws nothing, and its sensor is off.
-        self._idle_mw = tuple(max(float(board.idle_mw[rail]), 0.0) for rail in self._rails)
+        self._idle_mw = tuple(max(float(power.idle_mw[rail]), 0.0) for rail in self._rails)
         hot = 1 + physics.leakage_per_c * physics.rise_c
         self._rise_mw = tuple(
-            board.load_mw[rail] / hot - idle for rail, idle in zip(self._rails, self._idle_mw, strict=True)
+            power.load_mw[rail] / hot - idle for rail, idle in zip(self._rails, self._idle_mw, strict=True)
         )
         self._now_s: float | None = None
         self._drive = 0.0  # how far clocks have risen, 0 to 1

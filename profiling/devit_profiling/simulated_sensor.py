@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from devit_profiling.boards import Board
+from devit_profiling.board_table import Board
+from devit_profiling.simulated_boards import POWER
 from devit_profiling.simulated_power import Piece
 
 RIPPLE_STEPS = 0.5
@@ -35,7 +36,7 @@ class Sensor:
 def lag(board: Board, seed: int) -> Sensor:
     """Make the sensor that the method of measuring takes for granted: the table's time constant, no other error."""
     del seed  # nothing is drawn
-    return Sensor("lag", board.tau_s, dict.fromkeys(board.idle_mw, 1.0), _zero_mw(board))
+    return Sensor("lag", board.tau_s, dict.fromkeys(POWER[board.key].idle_mw, 1.0), _zero_mw(board))
 
 
 def recursive_average(board: Board, seed: int) -> Sensor:
@@ -48,7 +49,7 @@ def recursive_average(board: Board, seed: int) -> Sensor:
     samples = draw.choice(_AVERAGES)
     # What is left of the old after one conversion, 1 - 1/N, as a lag; a single sample keeps nothing.
     tau_s = -_CONVERSION_S / math.log(1 - 1 / samples) if samples > 1 else 0.0
-    gain = {rail: 1 + draw.uniform(-_MAX_GAIN, _MAX_GAIN) for rail in board.idle_mw}
+    gain = {rail: 1 + draw.uniform(-_MAX_GAIN, _MAX_GAIN) for rail in POWER[board.key].idle_mw}
     zero_mw, step_mw = _zero_mw(board), board.code_step_mw
     offset_mw = {rail: zero_mw[rail] + draw.uniform(-_MAX_OFFSET, _MAX_OFFSET) * step_mw[rail] for rail in zero_mw}
     return Sensor(f"average of {samples}", tau_s, gain, offset_mw)
@@ -77,7 +78,8 @@ class Readings:
         self._tau_s = sensor.tau_s
         self._seen_mw = list(settled_mw)
         self._rails = [
-            (float(board.code_step_mw[rail]), sensor.gain[rail], sensor.offset_mw[rail]) for rail in board.idle_mw
+            (float(board.code_step_mw[rail]), sensor.gain[rail], sensor.offset_mw[rail])
+            for rail in POWER[board.key].idle_mw
         ]
         self._ripple_steps = ripple_steps
         self._random = random.Random(f"ripple {seed}")
@@ -117,7 +119,7 @@ class Readings:
 
 def _zero_mw(board: Board) -> dict[str, float]:
     """Give what each rail reads without power: Thor's GPU rail reads one step below zero."""
-    return {rail: min(float(idle_mw), 0.0) for rail, idle_mw in board.idle_mw.items()}
+    return {rail: min(float(idle_mw), 0.0) for rail, idle_mw in POWER[board.key].idle_mw.items()}
 
 
 _AVERAGES = (1, 4, 16, 64, 128, 256, 512, 1024)  # settings of the INA3221

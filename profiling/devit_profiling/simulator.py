@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from devit_profiling.boards import BOARDS, ORIN_NANO
+from devit_profiling.board_table import BOARDS, ORIN_NANO
 from devit_profiling.simulated_board import SIMULATED_BOARDS, Cadence, SimulatedBoard
 from devit_profiling.simulated_power import Physics
 from devit_profiling.simulated_sensor import RIPPLE_STEPS, SENSORS

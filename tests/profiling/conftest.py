@@ -22,7 +22,7 @@ from devit_contract.messages import Description, DeviceTiming, Mark
 from devit_contract.wire import State
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
-from devit_profiling.boards import BOARDS
+from devit_profiling.board_table import BOARDS
 from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
@@ -68,7 +68,8 @@ class FakeDevice:
     clock_s: float = 1000.0
     """Its monotonic clock at the start."""
     line: str = (
-        "RAM 1697/7620MB (lfb 42x4MB) CPU [0%@{mhz}] GR3D_FREQ 0% tj@{tj_c:.3f}C "
+        "RAM 1697/7620MB (lfb 42x4MB) CPU [0%@{mhz},0%@{mhz},0%@{mhz},0%@{mhz},0%@{mhz},0%@{mhz}] "
+        "GR3D_FREQ 0% tj@{tj_c:.3f}C "
         "VDD_IN {mw}mW/1mW VDD_CPU_GPU_CV 400mW/1mW VDD_SOC 1300mW/1mW"
     )
     simulated_board: str = ""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_contract.errors import EnergyError
-from devit_profiling.boards import ORIN_NANO, total_mw
+from devit_profiling.board_table import ORIN_NANO
+from devit_profiling.boards import total_mw
 from devit_profiling.energy import (
     IDLE_MINIMUM,
     Float64Array,

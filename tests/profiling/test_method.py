@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from devit_contract.messages import Description, Mark
-from devit_profiling.boards import AGX_ORIN, BOARDS, NANO, Board
+from devit_profiling.board_table import AGX_ORIN, BOARDS, NANO, Board
 from devit_profiling.interval import Estimate
 from devit_profiling.joules import DeviceEnergy, device_energy
 from devit_profiling.power import Power

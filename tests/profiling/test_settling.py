@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devit_profiling.boards import ORIN_NANO, total_mw
+from devit_profiling.board_table import ORIN_NANO
+from devit_profiling.boards import total_mw
 from devit_profiling.energy import Float64Array
 from devit_profiling.settling import fit_step
 from devit_profiling.tegrastats import parse_line

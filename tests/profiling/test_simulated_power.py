@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devit_profiling.boards import AGX_ORIN, ORIN_NANO, THOR
+from devit_profiling.board_table import AGX_ORIN, AGX_THOR, ORIN_NANO
 from devit_profiling.simulated_power import Physics, TruePower
 
 COLD = Physics(leakage_per_c=0.0)
@@ -59,7 +59,7 @@ def test_total_adds_the_rails_of_the_boards_rule_alone() -> None:
 
 def test_no_rail_gives_power_back() -> None:
     """Thor's GPU rail reads below zero; it does not draw less than nothing."""
-    power = TruePower(THOR, COLD, keeps_history=True)
+    power = TruePower(AGX_THOR, COLD, keeps_history=True)
     power.work(0.0, 0.0)
     power.work(1.0, 0.0)
     assert power.rails_j(0.0, 1.0)["VDD_GPU"] == 0.0

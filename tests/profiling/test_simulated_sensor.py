@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devit_profiling.boards import AGX_ORIN, BOARDS, ORIN_NANO, THOR
+from devit_profiling.board_table import AGX_ORIN, AGX_THOR, BOARDS, ORIN_NANO
 from devit_profiling.simulated_board import SIMULATED_BOARDS, Cadence, SimulatedBoard, Stretch, play
 from devit_profiling.simulated_power import Physics, Piece
 from devit_profiling.simulated_sensor import RIPPLE_STEPS, Readings, lag, recursive_average
@@ -74,8 +74,9 @@ def test_default_ripple_is_that_of_a_recorded_board() -> None:
 
 
 def test_gpu_rail_of_thor_reads_one_step_below_zero_at_idle() -> None:
-    simulated = SimulatedBoard(THOR, ripple_steps=0.0)
-    assert "VDD_GPU -392mW/-392mW " in simulated.line(0.0, 0.0)
+    simulated = SimulatedBoard(AGX_THOR, ripple_steps=0.0)
+    step_mw = AGX_THOR.code_step_mw["VDD_GPU"]
+    assert f"VDD_GPU -{step_mw}mW/-{step_mw}mW " in simulated.line(0.0, 0.0)
 
 
 @pytest.mark.parametrize("key", SIMULATED_BOARDS)

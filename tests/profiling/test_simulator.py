@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from devit_profiling.boards import AGX_ORIN, BOARDS, NANO, ORIN_NANO, THOR, XAVIER_NX, Board, guess_board, total_mw
+from devit_profiling.board_table import AGX_ORIN, AGX_THOR, BOARDS, NANO, ORIN_NANO, XAVIER_NX, Board
+from devit_profiling.boards import guess_board, total_mw
+from devit_profiling.sample import Sample
 from devit_profiling.simulated_board import SIMULATED_BOARDS, SimulatedBoard
+from devit_profiling.simulated_boards import POWER
 from devit_profiling.simulated_power import Physics
 from devit_profiling.simulator import CpuMeter, main
-from devit_profiling.tegrastats import Sample, parse_line
+from devit_profiling.tegrastats import parse_line
 
 DEADLINE_S = 30.0
 PROGRAM = [sys.executable, "-m", "devit_profiling.simulator"]
@@ -35,14 +38,14 @@ def sample_of(line: str) -> Sample:
 def test_line_reads_as_one_of_the_board_and_as_simulated(board: Board) -> None:
     sample = sample_of(SimulatedBoard(board, ripple_steps=0.0, physics=Physics()).line(0.0, 0.0))
     assert sample.is_simulated
-    assert list(sample.rails_mw) == list(board.idle_mw)
+    assert list(sample.rails_mw) == list(POWER[board.key].idle_mw)
     assert guess_board(sample) is board
     total = total_mw(board, sample.rails_mw)
     assert total is not None
-    assert total == pytest.approx(sum(board.idle_mw[rail] for rail in board.total_rails), rel=0.05)
-    assert sample.gpu_percent == (0 if board is not THOR else None)
+    assert total == pytest.approx(sum(POWER[board.key].idle_mw[rail] for rail in board.total_rails), rel=0.05)
+    assert sample.gpu_percent == (0 if board is not AGX_THOR else None)
     assert sample.stamp == ("01-01-2026 00:00:00" if board is not NANO else None)
-    cores = {ORIN_NANO.key: 6, AGX_ORIN.key: 12, XAVIER_NX.key: 6, NANO.key: 4, THOR.key: 14}
+    cores = {ORIN_NANO.key: 6, AGX_ORIN.key: 12, XAVIER_NX.key: 6, NANO.key: 4, AGX_THOR.key: 14}
     assert len(sample.cpu) == cores[board.key]
 
 
@@ -60,7 +63,7 @@ def test_reading_has_risen_by_63_percent_one_time_constant_after_a_step(board: B
     simulated.line(0.0, 0.0)
     rails_mw = sample_of(simulated.line(board.tau_s, 1.0)).rails_mw
     for rail, power_mw in rails_mw.items():
-        idle_mw, load_mw = board.idle_mw[rail], board.load_mw[rail]
+        idle_mw, load_mw = POWER[board.key].idle_mw[rail], POWER[board.key].load_mw[rail]
         expected_mw = idle_mw + (1 - math.exp(-1)) * (load_mw - idle_mw)
         assert abs(power_mw - expected_mw) <= board.code_step_mw[rail]
 
@@ -80,10 +83,10 @@ def test_full_load_settles_at_the_figures_of_the_board(board: Board) -> None:
     simulated = SimulatedBoard(board, ripple_steps=0.0, physics=Physics())
     simulated.line(0.0, 0.0)
     sample = sample_of(simulated.line(1800.0, 1.7))
-    assert sample.gpu_percent == (100 if board is not THOR else None)
+    assert sample.gpu_percent == (100 if board is not AGX_THOR else None)
     for rail, power_mw in sample.rails_mw.items():
         # A rail that reads below zero without power does so under load.
-        expected_mw = board.load_mw[rail] + min(board.idle_mw[rail], 0)
+        expected_mw = POWER[board.key].load_mw[rail] + min(POWER[board.key].idle_mw[rail], 0)
         assert power_mw == pytest.approx(expected_mw, abs=board.code_step_mw[rail])
 
 
@@ -212,7 +215,7 @@ def test_program_simulates_every_board_with_every_error(key: str) -> None:
         program.terminate()
         _, complaints = program.communicate(timeout=DEADLINE_S)
     assert (sample.is_simulated, complaints) == (True, "")
-    assert list(sample.rails_mw) == list(BOARDS[key].idle_mw)
+    assert list(sample.rails_mw) == list(POWER[key].idle_mw)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
