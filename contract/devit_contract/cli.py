@@ -158,7 +158,10 @@ def _picture_paths(names: list[str]) -> Iterator[Path]:
     for name in names:
         path = Path(name)
         if name == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            listed = [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+            if not listed:
+                raise InputError("-: expected names of pictures on standard input, one a line, found none")
+            yield from listed
         elif path.is_dir():
             found = sorted(child for child in path.iterdir() if child.suffix.lower() in PICTURE_SUFFIXES)
             if not found:

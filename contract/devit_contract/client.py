@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import TypeVar
 
@@ -36,16 +37,8 @@ from devit_contract.messages import (
     body,
     read_body,
 )
-from devit_contract.sockets import connect_dealer, is_readable, open_context
-from devit_contract.wire import (
-    MAX_IMAGE_MESSAGE_BYTES,
-    Dtype,
-    Kind,
-    Message,
-    array_payload,
-    pack,
-    unpack,
-)
+from devit_contract.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
+from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, array_payload, pack, unpack
 
 T = TypeVar("T")
 
@@ -55,15 +48,12 @@ Picture = npt.NDArray[np.uint8] | bytes | None
 """An image as the graph takes it, uint8 ``(H, W, C)``; the bytes of a picture file for the agents to decode; ``None``:
 every agent takes the image of its own source."""
 
-_REFUSALS = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
-)
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
 _PATIENCE = 3
 """Handshakes that may fail before the first that does not: a node that stops in the midst of one is no refusal."""
+_RETRY_S = 2.0
+"""Pause before a link that was refused outright is made anew."""
 
 
 @dataclass
@@ -102,15 +92,19 @@ class Client:
             keys=keys,
             node_key=node_key,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
-            events=_REFUSALS | zmq.EVENT_HANDSHAKE_SUCCEEDED,
+            events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED,
         )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor.socket, zmq.POLLIN)
         self._run_id = secrets.randbits(64)
-        self._next_id = 1
-        self._links = 0
+        self._numbers = count(1)
+        self.links = 0
+        """How often the node was reached: a new link after the first is a new listener to it."""
         self._failed_handshakes = 0
+        self._retry_s = math.inf
+        self.is_refused = False
+        """Whether the node refuses this client, so that nothing will be answered."""
         self._labels: tuple[str, ...] = ()
         self._open: dict[int, _Open] = {}  # by rising number, so also by rising end
         self._unsent: deque[int] = deque()
@@ -173,12 +167,16 @@ class Client:
         if not self._labels:
             self.status()
         waiting: deque[int] = deque()
-        for picture in pictures:
-            waiting.append(self.submit(picture, mask=mask))
-            while len(waiting) >= in_flight:
+        try:
+            for picture in pictures:
+                waiting.append(self.submit(picture, mask=mask))
+                while len(waiting) >= in_flight:
+                    yield self._wait(waiting.popleft(), self._answers)
+            while waiting:
                 yield self._wait(waiting.popleft(), self._answers)
-        while waiting:
-            yield self._wait(waiting.popleft(), self._answers)
+        finally:  # whoever takes no more must not find the rest among later answers
+            for number in waiting:
+                self._forget(number)
 
     def submit(self, picture: Picture, *, mask: int = 0) -> int:
         """Ask for one image without waiting; its answer comes by :meth:`collect`, under the number returned.
@@ -195,7 +193,7 @@ class Client:
             dtype, dims, payload = array_payload(picture)
         if len(payload) > MAX_IMAGE_MESSAGE_BYTES - 1024:
             raise InputError(f"image: expected at most {MAX_IMAGE_MESSAGE_BYTES - 1024} bytes, found {len(payload)}")
-        number = self._take_number()
+        number = next(self._numbers)
         return self._ask(Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=self._run_id, frame_id=number))
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
@@ -267,28 +265,31 @@ class Client:
             self._pump(left_s)
 
     def _question(self, control: Control) -> ControlReply:
-        number = self._take_number()
+        number = next(self._numbers)
         self._questions.add(number)
         self._ask(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number))
-        try:
-            reply = self._wait(number, self._replies)
-        finally:
-            self._questions.discard(number)
+        reply = self._wait(number, self._replies)
         if reply.error:
             raise LinkError(reply.error)
         return reply
 
     def _wait(self, number: int, results: dict[int, T | DevitError]) -> T:
-        while number not in results:
-            self._pump(self.timeout_s)
-        result = results.pop(number)
+        try:
+            while number not in results:
+                self._pump(self.timeout_s)
+            result = results[number]
+        finally:
+            self._forget(number)
         if isinstance(result, DevitError):
             raise result
         return result
 
-    def _take_number(self) -> int:
-        self._next_id += 1
-        return self._next_id - 1
+    def _forget(self, number: int) -> None:
+        """Await a number no more: neither its end nor a new link finds it again."""
+        self._questions.discard(number)
+        self._open.pop(number, None)
+        self._answers.pop(number, None)
+        self._replies.pop(number, None)
 
     def _ask(self, message: Message) -> int:
         data = pack(message)
@@ -315,9 +316,13 @@ class Client:
         """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
         if self._open:
             timeout_s = min(timeout_s, next(iter(self._open.values())).end_s - time.monotonic())
+        timeout_s = min(timeout_s, self._retry_s - time.monotonic())
         ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
         if self._monitor.socket in ready:
             self._watch_link()
+        if time.monotonic() >= self._retry_s:
+            self._retry_s = math.inf
+            reconnect(self._socket, self.endpoint)
         if self._unsent:
             self._flush()
         while is_readable(self._socket):
@@ -331,19 +336,22 @@ class Client:
     def _watch_link(self) -> None:
         for event, _ in self._monitor.read():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._links += 1
-                if self._links > 1:
+                self.links += 1
+                self._retry_s, self.is_refused = math.inf, False
+                if self.links > 1:
                     # Whatever was on its way when the last link ended, either way, is lost.
                     self._unsent = deque(self._open)
             else:
                 self._failed_handshakes += 1
                 is_outright = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL  # libzmq never tries again
-                if not self._links and (is_outright or self._failed_handshakes >= _PATIENCE):
-                    raise LinkError(
-                        f"{self.endpoint}: expected the node to accept this client, found that the handshake failed: "
-                        "check the client's entry in the node's fleet.toml, the node's public_key, and that the node "
-                        "is not hung"
-                    )
+                if is_outright:
+                    self._retry_s = time.monotonic() + _RETRY_S
+                self.is_refused |= not self.links and (is_outright or self._failed_handshakes >= _PATIENCE)
+        if self.is_refused:
+            raise LinkError(
+                f"{self.endpoint}: expected the node to accept this client, found that the handshake failed: check the "
+                "client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
+            )
 
     def _expire(self) -> None:
         now_s = time.monotonic()

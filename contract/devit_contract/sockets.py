@@ -37,6 +37,13 @@ from devit_contract.wire import MAX_DEVICE_MESSAGE_BYTES, MAX_IMAGE_MESSAGE_BYTE
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 
+HANDSHAKE_FAILURES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
+)
+"""What a monitor tells where a link could not be made; NO_DETAIL is the only one after which libzmq tries again."""
+
 DEVICES = b"devices"
 CLIENTS = b"clients"
 
@@ -146,6 +153,13 @@ def connect_dealer(
             f"{endpoint}: expected an address to connect to, found: {zmq.strerror(err.errno or 0)}: correct it"
         ) from err
     return socket, monitor
+
+
+def reconnect(socket: Socket, endpoint: str) -> None:
+    """Make the link of :func:`connect_dealer` anew: after an outright refusal libzmq never would by itself."""
+    with suppress(zmq.ZMQError):  # it has given the endpoint up already
+        socket.disconnect(endpoint)
+    socket.connect(endpoint)
 
 
 def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str]:

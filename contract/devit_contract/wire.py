@@ -13,7 +13,8 @@ offset type  field             meaning
 9      u8    ndim              how many of the four dimensions count, 0 to 4
 10     u16   device            device index; 65535 where the message concerns none
 12     4u32  dims              shape of the payload, unused ones 0
-28     u32   engine_revision   engine that made a feature; 0 elsewhere
+28     u32   engine_revision   engine that made a feature (FEATURE) or is introduced (HELLO), the latter
+                               echoed in WELCOME and REFUSED; 0 elsewhere
 32     u64   mask              devices: wished for (REQUEST, 0 = all), present (ANSWER)
 40     u16   state             see :class:`State` (ANSWER)
 42     u16   reason            see :class:`Reason` (SKIP, REFUSED)

@@ -6,7 +6,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -20,7 +20,7 @@ from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
 from devit_edge_agent.loading import Loaded, Settings
 from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources import Source
-from devit_edge_agent.swap import Swap
+from devit_edge_agent.swap import Swap, retire
 from devit_edge_agent.uplink import Uplink
 from devit_engines.engine import Float32Array, UInt8Array
 
@@ -42,12 +42,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Worked:
-    """A feature and what it cost."""
+    """A feature and what it cost whoever waits for it."""
 
     feature: Float32Array
     """Shape ``(dim,)``."""
     decode_us: int
     inference_us: int
+    """Both 0 where the feature was there before it was asked for."""
     captured_ns: int = 0
     """With an own source: when its image was captured."""
 
@@ -185,9 +186,8 @@ class EdgeAgent:
 
     def _welcomed(self) -> None:
         if self._swap.is_offered:
-            self._loaded.engine.close()
-            self._loaded = self._swap.take_over()
-            self._newest = None
+            before, self._loaded, self._newest = self._loaded, self._swap.take_over(), None
+            retire(before.engine, self._log)
         text = f"ready, {self._loaded.hello.engine}"
         self._log.say(Priority.INFO, text)
         self._supervisor.ready(text)
@@ -198,8 +198,6 @@ class EdgeAgent:
         offered = self._swap.take_loaded()
         if offered is not None:
             self._uplink.introduce(offered.hello, offered.engine.revision)
-            if self._uplink.run_id is None:
-                self._welcomed()  # nobody to ask yet: the node will judge the new engine when it comes
 
     def _take_back(self, why: str) -> None:
         self._swap.refuse(why)
@@ -263,7 +261,10 @@ class EdgeAgent:
             return None
         if self._config.free_running:
             # A feature of the last image before the source died would be a lie.
-            return None if self._source.problem else self._newest
+            if self._source.problem or self._newest is None:
+                return None
+            # It was there before the trigger, which it cost nothing.
+            return replace(self._newest, decode_us=0, inference_us=0)
         captured = self._source.newest()
         return None if captured is None else self._infer(captured.image, start_ns, captured.captured_ns)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+import msgspec
 
 from devit_contract.errors import EngineError, InputError
 from devit_contract.fleet import AgentConfig, load_agent_config
@@ -21,6 +25,8 @@ from devit_engines.memory import available_bytes
 from devit_engines.null import NullEngine, PacedEngine
 from devit_engines.store import Store
 
+_OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
+"""What another engine in the same process may change."""
 _WARM_UP_RUNS = 3
 _SPARE_BYTES = 64 << 20
 """Beside the engine, for what runs it."""
@@ -65,6 +71,26 @@ def read_settings(path: Path, engine_choice: str) -> Settings:
     return Settings(path, config, engine_choice, keys)
 
 
+def read_again(settings: Settings) -> Settings:
+    """Read ``agent.toml`` anew, for another engine in the same process.
+
+    Raises:
+        InputError: As :func:`read_settings`, or something changed that belongs to the process and not to the engine.
+        ManifestError: ``agent.toml`` breaks its format.
+    """
+    fresh = read_settings(settings.path, settings.engine_choice)
+    before, now = msgspec.structs.asdict(settings.config), msgspec.structs.asdict(fresh.config)
+    changed = [name for name in before if name not in _OF_THE_ENGINE and now[name] != before[name]]
+    if fresh.keys != settings.keys and "secret_key" not in changed:
+        changed.append("the content of secret_key")
+    if changed:
+        raise InputError(
+            f"{settings.path}: expected changes of {', '.join(_OF_THE_ENGINE)} alone while the agent runs, "
+            f"found {', '.join(changed)}: start the agent anew, or take that back"
+        )
+    return fresh
+
+
 def load(settings: Settings) -> Loaded:
     """Load the engine of the bundle that ``agent.toml`` names now, and warm it.
 
@@ -80,38 +106,37 @@ def load(settings: Settings) -> Loaded:
     else:
         bundle = Bundle(Path(config.bundle))
     digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice)
-    try:
+    with _closed_on_failure(engine):
         engine.warm_up(_WARM_UP_RUNS)
-    except EngineError:
-        engine.close()
-        raise
-    hello = Hello(
-        name=config.name,
-        submodel=config.submodel,
-        feature_dim=engine.output_dim,
-        model_sha256=digest,
-        engine=name,
-        feature_dtypes=("float32", "float16"),
-        software=version("devit"),
-    )
-    board = detect_board(Path(config.root))
-    description = Description(board.name, board.l4t or "", name, " ".join(config.tegrastats), config.threads)
-    return Loaded(engine, bundle, hello, description)
+        return _described(config, bundle, digest, name, engine)
 
 
 def rehearse(settings: Settings, loaded: Loaded) -> None:
     """Send the golden images through a loaded engine, as the build did: it may not be what it was then.
 
     Raises:
-        EngineError: It does not compute what was trained; it is closed.
+        EngineError: It fails, or does not compute what was trained.
+        ManifestError: The golden images are not usable.
+
+    Whatever is raised, the engine is closed.
     """
     if settings.engine_choice != "built":
         return
-    result = run_gate(loaded.engine.features, reference_of(loaded.bundle, settings.config.submodel), lambda _: None)
-    failures = result.failures(Thresholds())
-    if failures:
-        loaded.engine.close()
-        raise EngineError(f"{loaded.hello.engine}: expected what was trained, found {'; '.join(failures)}")
+    with _closed_on_failure(loaded.engine):
+        reference = reference_of(loaded.bundle, settings.config.submodel)
+        failures = run_gate(loaded.engine.features, reference, lambda _: None).failures(Thresholds())
+        if failures:
+            raise EngineError(f"{loaded.hello.engine}: expected what was trained, found {'; '.join(failures)}")
+
+
+@contextmanager
+def _closed_on_failure(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(EngineError):  # what went wrong first is the cause
+            engine.close()
+        raise
 
 
 def _open_engine(config: AgentConfig, bundle: Bundle, store: Store, choice: str) -> tuple[str, str, Engine]:
@@ -134,6 +159,21 @@ def _open_engine(config: AgentConfig, bundle: Bundle, store: Store, choice: str)
     if kind == "paced" and number.replace(".", "", 1).isdigit():
         return digest, f"{choice} engine", PacedEngine(NullEngine(spec), float(number))
     raise InputError(f"--engine {choice}: expected built, null or paced:MS, e.g. paced:5")
+
+
+def _described(config: AgentConfig, bundle: Bundle, digest: str, name: str, engine: Engine) -> Loaded:
+    hello = Hello(
+        name=config.name,
+        submodel=config.submodel,
+        feature_dim=engine.output_dim,
+        model_sha256=digest,
+        engine=name,
+        feature_dtypes=("float32", "float16"),
+        software=version("devit"),
+    )
+    board = detect_board(Path(config.root))
+    description = Description(board.name, board.l4t or "", name, " ".join(config.tegrastats), config.threads)
+    return Loaded(engine, bundle, hello, description)
 
 
 def _check_memory(engine_bytes: int, root: Path) -> None:

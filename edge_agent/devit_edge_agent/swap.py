@@ -2,18 +2,26 @@
 
 ::
 
-    idle ── start ──> loading (a thread) ── good ──> offered (HELLO) ── WELCOME ──> serves
-                          └── bad: logged, the old one goes on    └── REFUSED: the old one goes on
+    idle ── start ──> loading (its own thread) ── good ──> offered (HELLO) ── WELCOME ──> serves
+                                └── bad: logged, the old one goes on    └── REFUSED: the old one goes on
+
+An agent's first engine lives in the loop's thread. Each one after it goes on in the thread that loaded it, as CUDA
+wants, and every inference then costs some 20 us more, see :class:`~devit_engines.own_thread.OwnThreadEngine`.
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import traceback
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
 
-from devit_contract.errors import DevitError
+from devit_contract.errors import DevitError, EngineError
 from devit_contract.journal import Log, Priority
-from devit_edge_agent.loading import Loaded, Settings, load, rehearse
+from devit_edge_agent.loading import Loaded, Settings, load, read_again, rehearse
+from devit_engines.engine import Engine
+from devit_engines.own_thread import OwnThreadEngine
 
 
 class Swap:
@@ -23,8 +31,8 @@ class Swap:
         """Start with none."""
         self._settings = settings
         self._log = log
-        self._thread: threading.Thread | None = None
-        self._result: Loaded | DevitError | None = None
+        self._loading: OwnThreadEngine | None = None
+        self._loaded: Loaded | None = None  # by the thread, before its future is done
         self._offered: Loaded | None = None
         self._reader, self._writer = os.pipe()
 
@@ -38,25 +46,30 @@ class Swap:
         return self._reader
 
     def start(self) -> None:
-        """Load what ``agent.toml`` and the store say now; nothing happens where that is under way already."""
-        if self._thread is None and self._offered is None:
-            self._log.say(Priority.INFO, "loading the engine anew")
-            self._thread = threading.Thread(target=self._load, daemon=True)
-            self._thread.start()
+        """Load what ``agent.toml`` and the store say now, unless an engine is on its way already."""
+        if self._loading is not None or self._offered is not None:
+            where = "is being loaded" if self._offered is None else "waits for the node's word"
+            self._log.say(Priority.WARNING, f"nothing is loaded: another engine {where} already; try again after it")
+            return
+        self._log.say(Priority.INFO, "loading the engine anew")
+        self._loading = OwnThreadEngine(self._load)
+        self._loading.opened.add_done_callback(self._wake)
 
     def take_loaded(self) -> Loaded | None:
         """Hand out the engine that has just been loaded and found good, to be offered."""
-        if self._thread is None or self._result is None:
+        if self._loading is None or not self._loading.opened.done():
             return None
         os.read(self._reader, 1)
-        self._thread.join()
-        self._thread = None
-        result, self._result = self._result, None
-        if isinstance(result, DevitError):
-            self._log.say(Priority.ERROR, f"the engine that serves goes on: {result}")
+        engine, self._loading = self._loading, None
+        loaded, self._loaded = self._loaded, None
+        error = engine.opened.exception()
+        if error is not None:
+            engine.close()
+            self._log.say(Priority.ERROR, f"the engine that serves goes on: {_told(error)}")
             return None
-        self._offered = result
-        return result
+        assert loaded is not None
+        self._offered = replace(loaded, engine=engine)
+        return self._offered
 
     def take_over(self) -> Loaded:
         """Hand out the engine on offer for good."""
@@ -66,22 +79,42 @@ class Swap:
 
     def refuse(self, why: str) -> None:
         """Give the engine on offer up."""
-        self.take_over().engine.close()
+        refused = self.take_over()
         self._log.say(Priority.ERROR, f"the engine that serves goes on: {why}")
+        retire(refused.engine, self._log)
 
     def close(self) -> None:
-        """Close what was loaded and never served; one that is still loading ends with the process."""
+        """Close what was loaded and never served; one that is still loading is waited for."""
         if self._offered is not None:
-            self.take_over().engine.close()
-        if self._thread is None:
-            os.close(self._reader)
-            os.close(self._writer)
+            retire(self.take_over().engine, self._log)
+        if self._loading is not None:
+            retire(self._loading, self._log)
+        os.close(self._reader)
+        os.close(self._writer)
 
-    def _load(self) -> None:
-        try:
-            loaded = load(self._settings)
-            rehearse(self._settings, loaded)
-            self._result = loaded
-        except DevitError as err:
-            self._result = err
+    def _load(self) -> Engine:
+        settings = read_again(self._settings)
+        loaded = load(settings)
+        rehearse(settings, loaded)
+        self._loaded = loaded
+        return loaded.engine
+
+    def _wake(self, _opened: Future[Engine]) -> None:
         os.write(self._writer, b".")
+
+
+def retire(engine: Engine, log: Log) -> None:
+    """Close an engine that another one has replaced, or that never served; what fails at that is told, and no more."""
+    try:
+        engine.close()
+    except EngineError as err:
+        log.say(Priority.ERROR, f"an engine that serves no more was not freed: {err}")
+
+
+def _told(error: BaseException) -> str:
+    """Put an error into one line; a bug is told with its place, as nobody sees its traceback."""
+    if isinstance(error, DevitError):
+        return str(error)
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(places[-1].filename).name}, line {places[-1].lineno}" if places else ""
+    return f"loading ended with {type(error).__name__}: {error}{place}: this is a bug, report it"

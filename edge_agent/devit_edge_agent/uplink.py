@@ -24,7 +24,7 @@ from devit_contract.fleet import AgentConfig
 from devit_contract.journal import Log, Priority
 from devit_contract.keys import KeyPair
 from devit_contract.messages import Hello, Refused, Welcome, body, read_body
-from devit_contract.sockets import connect_dealer, is_readable, open_context
+from devit_contract.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
 from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
 
 _HELLO_NS = 1_000_000_000
@@ -35,13 +35,7 @@ _SILENCE_NS = 5_000_000_000
 _LINGER_MS = 200
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
-_LINK_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
+_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILURES
 
 
 class Uplink:
@@ -112,24 +106,16 @@ class Uplink:
             self._end(f"nothing came from the node for {_SILENCE_NS // 1_000_000_000} s, connecting again")
             self._retry_ns = now_ns
         if self._hello_ns is not None and now_ns >= self._hello_ns:
-            self._hello_ns = now_ns + _HELLO_NS  # either message may be lost
-            hello = Message(
-                Kind.HELLO, Dtype.BODY, payload=self._hello, engine_revision=self._revision, boot_id=self.boot_id
-            )
-            self.send(hello)
+            self._say_hello()
         if self._retry_ns is not None and now_ns >= self._retry_ns:
-            # After an outright refusal libzmq would never connect again by itself.
             self._retry_ns = None
-            with suppress(zmq.ZMQError):  # it has given the endpoint up already
-                self.socket.disconnect(self._config.node)
-            self.socket.connect(self._config.node)
+            reconnect(self.socket, self._config.node)
         return had_run and self.run_id is None
 
     def introduce(self, hello: Hello, revision: int) -> None:
         """Tell the node of another engine; :attr:`is_introducing` holds until it has answered."""
         self._hello, self._revision = body(hello), revision
-        if self.run_id is not None:
-            self._hello_ns = time.monotonic_ns()
+        self._say_hello()  # at once: until the answer, no frame is worked on
 
     def receive(self) -> Iterator[Message]:
         """Take what has come, without waiting; what is for the link itself is not handed on but for WELCOME.
@@ -143,10 +129,13 @@ class Uplink:
             try:
                 message = unpack(frame.buffer)
                 if message.kind is Kind.WELCOME:
+                    self._check_revision(message)
                     welcome = read_body(message, Welcome)
                     self.run_id, self.feature_dtype = message.run_id, welcome.feature_dtype
                     self._hello_ns = None
                 elif message.kind is Kind.REFUSED:
+                    if message.engine_revision:  # else the device is refused, whatever it runs
+                        self._check_revision(message)
                     self._hello_ns = None
                     raise LinkError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
                 elif message.run_id != self.run_id:
@@ -162,6 +151,18 @@ class Uplink:
         """
         with suppress(zmq.Again):
             self.socket.send(pack(message), _NOW)
+
+    def _check_revision(self, message: Message) -> None:
+        if message.engine_revision != self._revision:  # it is late, another engine is introduced by now
+            found = f"{message.kind.name} of engine {message.engine_revision:08x}"
+            raise WireError("engine", f"{found}, expected {self._revision:08x}")
+
+    def _say_hello(self) -> None:
+        self._hello_ns = time.monotonic_ns() + _HELLO_NS  # said again by then: either message may be lost
+        hello = Message(
+            Kind.HELLO, Dtype.BODY, payload=self._hello, engine_revision=self._revision, boot_id=self.boot_id
+        )
+        self.send(hello)
 
     def _end(self, text: str) -> None:
         if text and (self.run_id is not None or self._retry_ns is None):

@@ -59,6 +59,8 @@ class Connected(msgspec.Struct, frozen=True):
     """A device has introduced itself and is accepted; what it owed before will not come."""
 
     link: Link
+    is_restarted: bool
+    """Whether another process greets than the last time, rather than the same one on another connection."""
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -286,18 +288,20 @@ class DevicePort:
             # The newcomer holds the route now; cut, the other one connects again and takes it back.
             self.cut(link)
         if refusal is not None:
-            self._refuse(link.route, *refusal)
+            self._refuse(link.route, *refusal, message.engine_revision)
             raise WireError("hello", refusal[1])
         is_same = is_linked and message.boot_id == link.boot_id and connection == self._connections.get(link.name)
+        is_restarted = message.boot_id != link.boot_id
         self._connections[link.name] = connection
         if is_same:
             link.change_engine(hello, message.engine_revision)
         else:
             link.connect(hello, message.boot_id, message.engine_revision)
         welcome = body(Welcome(credit=link.credit, feature_dtype=self._feature_dtype))
-        data = pack(Message(Kind.WELCOME, Dtype.BODY, payload=welcome, run_id=self._run_id))
-        send(self.socket, link.route, data)
-        return Changed(link) if is_same else Connected(link)
+        revision = message.engine_revision  # by which the agent knows which of its introductions this answers
+        data = Message(Kind.WELCOME, Dtype.BODY, payload=welcome, engine_revision=revision, run_id=self._run_id)
+        send(self.socket, link.route, pack(data))
+        return Changed(link) if is_same else Connected(link, is_restarted)
 
     def _feature(self, link: Link, message: Message, now_ns: int) -> Came | Skipped:
         expected = (self._manifest.submodels[link.index].output_dim,)
@@ -317,8 +321,16 @@ class DevicePort:
             return Skipped(link, message.frame_id, why, is_counted=True)
         return Came(link, message.frame_id, feature, _timing(link, message, now_ns))
 
-    def _refuse(self, route: bytes, reason: Reason, text: str) -> None:
-        refusal = Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused(text)), reason=reason, run_id=self._run_id)
+    def _refuse(self, route: bytes, reason: Reason, text: str, engine_revision: int = 0) -> None:
+        """Refuse the engine that was introduced, or with 0 the device whatever it runs."""
+        refusal = Message(
+            Kind.REFUSED,
+            Dtype.BODY,
+            payload=body(Refused(text)),
+            engine_revision=engine_revision,
+            reason=reason,
+            run_id=self._run_id,
+        )
         send(self.socket, route, pack(refusal))
 
 

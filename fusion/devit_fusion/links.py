@@ -128,7 +128,8 @@ class Link:
     def measured(self, timing: DeviceTiming) -> None:
         """Count what a feature cost."""
         self.round_trip.add_us(timing.arrival_us)
-        self.inference.add_us(timing.inference_us)
+        if timing.inference_us:  # a feature that was there already cost none
+            self.inference.add_us(timing.inference_us)
         self.queue.add_us(timing.queue_us)
 
     def missed(self, now_ns: int) -> bool:

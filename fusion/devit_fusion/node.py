@@ -218,7 +218,7 @@ class FusionNode:
         elif isinstance(event, Skipped):
             self._cell.skipped(event)
         elif isinstance(event, Connected):
-            self._abandon(event.link, "restarted")
+            self._abandon(event.link, "restarted" if event.is_restarted else "reconnected")
             hello = event.link.hello
             self._events.note(event.link.name, f"ready, {hello.engine if hello is not None else ''}")
         elif isinstance(event, Changed):

@@ -30,7 +30,7 @@ from devit_gateway.infer_response import MODEL, VERSION, write_response
 from devit_gateway.joules import DeviceEnergy
 
 _STATUS_AGE_S = 1.0
-"""How old the node's state may be where only its bundle matters."""
+"""How old the node's state may be where an inference follows, which fails by itself where the node has gone."""
 _LARGE_BYTES = 256 * 1024
 """From here on a body is parsed beside the event loop, so that other requests do not wait for it."""
 
@@ -108,14 +108,14 @@ class Pages:
         return _json(model_pages.server_page(self._version))
 
     async def metadata(self, request: Request) -> Response:
-        """Tell what the model takes and gives."""
+        """Tell what the model takes and gives, by the node itself: it may be gone, or back with another bundle."""
         _check_model(request)
-        return _json(model_pages.metadata_page(await self._asker.status(_STATUS_AGE_S)))
+        return _json(model_pages.metadata_page(await self._asker.status()))
 
     async def config(self, request: Request) -> Response:
         """Tell the same in another form."""
         _check_model(request)
-        return _json(model_pages.config_page(await self._asker.status(_STATUS_AGE_S)))
+        return _json(model_pages.config_page(await self._asker.status()))
 
     async def statistics(self, request: Request) -> Response:
         """Tell what has been served."""

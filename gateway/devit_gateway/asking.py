@@ -193,8 +193,8 @@ class Asker:
             try:
                 if item.end_s < now_s:
                     raise LinkError(
-                        f"expected the node to take an image within {self._timeout_s:g} s, found it busy or gone: "
-                        "see devit status"
+                        f"{client.endpoint}: expected the node to take an image within {self._timeout_s:g} s, found it "
+                        "busy or gone: check that fusion-node runs there, see devit status"
                     )
                 self._under_way[client.submit(item.picture, mask=item.batch.mask)] = item
             except DevitError as err:
@@ -210,6 +210,8 @@ class Asker:
             result = err
         for asker in askers:
             asker.give(result)
+        if isinstance(result, DevitError) and client.is_refused:
+            raise result  # another question by the same connection would only be refused again
 
     def _take_wishes(self) -> list[_Item | _Promise[NodeStatus]]:
         with suppress(BlockingIOError):

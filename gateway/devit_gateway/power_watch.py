@@ -38,7 +38,6 @@ class PowerWatch:
         self._meters: dict[str, EnergyMeter] = {}
         self._due_s: dict[str, float] = {}
         self._links: dict[str, int] = {}
-        self._uptime_s = 0.0
         self.readings: tuple[DeviceEnergy, ...] = ()
         """Energy by device so far; replaced as a whole, so that any thread may read it."""
 
@@ -59,18 +58,17 @@ class PowerWatch:
     def _run(self) -> None:
         while not self._stopping.is_set():
             with suppress(DevitError), self._connect() as client:
-                self._due_s.clear()
                 self._watch(client)
             self._stopping.wait(_LOOK_S)
 
     def _watch(self, client: Client) -> None:
-        look_s = 0.0
+        look_s, links = 0.0, 0
         while not self._stopping.is_set():
             if time.monotonic() >= look_s:
                 status = client.status()
-                if status.uptime_s < self._uptime_s:
-                    self._due_s.clear()  # another node: it has no listeners yet
-                self._uptime_s = status.uptime_s
+                if client.links != links:
+                    self._due_s.clear()  # the node has no listener by this link yet
+                links = client.links
                 for device in status.devices:
                     self._look(client, device)
                 look_s = time.monotonic() + _LOOK_S

@@ -77,6 +77,12 @@ def test_names_of_pictures_come_from_standard_input(options: list[str | Path], p
     assert [line.split()[0] for line in done.stdout.splitlines() if ".png" in line] == ["a.png", "b.png"]
 
 
+def test_standard_input_without_a_name_is_said_in_one_line(options: list[str | Path], tmp_path: Path) -> None:
+    for stdin in ("", "\n \n"):
+        said = failure(devit("classify", "-", *options, cwd=tmp_path, stdin=stdin))
+        assert "-: expected names of pictures on standard input, one a line, found none" in said
+
+
 def test_a_pattern_that_no_shell_has_opened_names_pictures(options: list[str | Path], pictures: Path) -> None:
     done = devit("classify", "[a-z].png", *options, "--json", cwd=pictures)
     assert [row["image"] for row in json.loads(done.stdout)] == ["a.png", "b.png"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import socket as plain_socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,15 @@ from PIL import Image
 from devit_contract.client import Client
 from devit_contract.errors import InputError, LinkError, WireError
 from devit_contract.keys import KeyPair
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, State
+from devit_contract.messages import Refused, body
+from devit_contract.sockets import Socket, client_router, open_context
+from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, State, pack, unpack
 from devit_pipeline.local_cell import LocalCell
 
 IMAGE = np.zeros((6, 8, 1), np.uint8)
+DEADLINE_S = 20.0
+GREETING_WITH_KEYS = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + b"\x01" + bytes(31)
+"""ZMTP 3.1, https://rfc.zeromq.org/spec/37: what a node that wants keys says first."""
 
 
 @pytest.fixture
@@ -74,6 +82,26 @@ def test_no_more_images_are_in_flight_than_asked_for(client: Client) -> None:
     for answered, _ in enumerate(client.stream(pictures(), in_flight=3)):
         assert drawn <= answered + 3
     assert drawn == 12
+
+
+def test_answers_to_a_stream_that_is_left_early_are_nobodys(client: Client) -> None:
+    stream = client.stream([IMAGE] * 8, in_flight=8)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    last = client.submit(IMAGE)
+    found: list[int] = []
+    while last not in found:
+        taken = client.collect(DEADLINE_S)
+        assert taken, "no answer in time"
+        found += [number for number, _ in taken]
+    assert found == [last]
+
+
+def test_a_stream_that_ends_by_a_refusal_leaves_no_answers_either(client: Client) -> None:
+    with pytest.raises(InputError, match="expected uint8"):
+        list(client.stream([np.zeros((8, 6, 1), np.uint8), IMAGE, IMAGE], in_flight=3))
+    last = client.submit(IMAGE)
+    assert [number for number, _ in client.collect(DEADLINE_S)] == [last]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +175,69 @@ def test_a_wrong_key_is_said_long_before_the_time_is_over(cell: LocalCell, wrong
     ):
         client.status()
     assert time.monotonic() - start_s < 20
+
+
+def refuse_next_link(listener: plain_socket.socket) -> None:
+    """Say what a node with keys says, to a client without, until that closes the connection for good."""
+    listener.settimeout(DEADLINE_S)
+    link, _ = listener.accept()
+    with link:
+        link.settimeout(DEADLINE_S)
+        link.sendall(GREETING_WITH_KEYS)
+        with suppress(ConnectionResetError):
+            while link.recv(1000):
+                pass
+
+
+def test_a_question_that_was_refused_with_the_link_does_not_come_back() -> None:
+    """Whoever collects answers would meet a number that was never theirs, when its time is over."""
+    with (
+        plain_socket.create_server(("127.0.0.1", 0)) as listener,
+        Client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout_s=1.5) as client,
+    ):
+        refuse_next_link(listener)
+        with pytest.raises(LinkError, match="the handshake failed"):
+            client.status()
+        assert client.is_refused
+        number = client.submit(IMAGE)
+        assert [found for found, _ in client.collect(DEADLINE_S)] == [number]
+
+
+@contextmanager
+def plain_node(endpoint: str) -> Iterator[tuple[Socket, str]]:
+    """The client port of a node without keys, with nothing behind it."""
+    with open_context() as context:
+        yield client_router(context, endpoint, None)
+
+
+def refuse_next_request(router: Socket) -> None:
+    assert router.poll(DEADLINE_S * 1000)
+    route, data = router.recv_multipart()
+    asked = unpack(data)
+    refusal = Message(
+        Kind.REFUSED, Dtype.BODY, payload=body(Refused("heard")), run_id=asked.run_id, frame_id=asked.frame_id
+    )
+    router.send_multipart([route, pack(refusal)])
+
+
+def test_a_link_that_was_refused_outright_comes_back_by_itself() -> None:
+    """A node without keys is started with them for a while, after which libzmq would never connect again."""
+    with plain_node("tcp://127.0.0.1:0") as (router, endpoint):
+        client = Client(endpoint, timeout_s=DEADLINE_S)
+        number = client.submit(IMAGE)
+        end_s = time.monotonic() + DEADLINE_S
+        while not router.poll(0):
+            assert client.collect(0.01) == []
+            assert time.monotonic() < end_s
+    with client:
+        host, _, port = endpoint.removeprefix("tcp://").partition(":")
+        with plain_socket.create_server((host, int(port))) as listener:
+            refuse_next_link(listener)
+        with plain_node(endpoint) as (router, _), ThreadPoolExecutor(1) as pool:
+            heard = pool.submit(refuse_next_request, router)
+            found = client.collect(DEADLINE_S)  # one call: its wait must not outlast the pause
+            heard.result(DEADLINE_S)
+        assert [(each, str(error)) for each, error in found] == [(number, "heard")]
 
 
 def test_a_fleet_with_keys_needs_one(cell: LocalCell) -> None:

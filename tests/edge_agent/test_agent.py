@@ -10,22 +10,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zmq
 from PIL import Image
+from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
 
 from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, Welcome, body, read_body
+from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, body, read_body
 from devit_contract.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
-from devit_contract.sockets import device_router, open_context
-from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload, pack, unpack
+from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
 
-TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
-RUN = "from devit_edge_agent.cli import main; main()"
 LOST = """
 from devit_contract.errors import DeviceLostError
 from devit_engines.null import NullEngine
@@ -38,75 +34,6 @@ def lose(self, images):
 NullEngine._run = lose
 """
 FAILING = LOST.replace("DeviceLostError(", "EngineError(").replace("DeviceLostError", "EngineError")
-RUN_ID = 77
-
-
-class HandMadeNode:
-    """The node's side of the wire, message by message, without keys on loopback."""
-
-    def __init__(self, folder: Path, store: Path) -> None:
-        self.folder = folder
-        self.store = store
-        self._opened = open_context()
-        self.socket, self.endpoint = device_router(self._opened.__enter__(), "tcp://127.0.0.1:0", None)
-        self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
-        self.child: subprocess.Popen[str] | None = None
-
-    def start(self, *options: str, config: str = "", bundle: Path = TINY, before: str = "") -> subprocess.Popen[str]:
-        """Start the agent as ``jetson1`` with submodel 0; ``before`` is Python that its process runs first."""
-        path = self.folder / "agent.toml"
-        path.write_text(
-            f'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "{self.endpoint}"\n'
-            f'bundle = "{bundle}"\nstore = "{self.store}"\n{config or "tegrastats = []"}\n'
-        )
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", before + RUN, "--config", str(path), *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return self.child
-
-    def receive(self, *kinds: Kind) -> Message:
-        """Take the next message of some kinds."""
-        while True:
-            _, data = self.socket.recv_multipart()
-            message = unpack(data)
-            if message.kind in kinds:
-                return message
-
-    def send(self, message: Message) -> None:
-        self.socket.send_multipart([b"jetson1", pack(message)])
-
-    def welcome(self) -> Message:
-        """Accept the agent, and give its HELLO."""
-        hello = self.receive(Kind.HELLO)
-        self.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
-        return hello
-
-    def frame(self, image: np.ndarray | bytes, number: int = 1, deadline_us: int = 0) -> Message:  # type: ignore[type-arg]
-        dtype, dims, payload = (Dtype.ENCODED, (), image) if isinstance(image, bytes) else array_payload(image)
-        return Message(
-            Kind.FRAME, dtype, dims, payload, run_id=RUN_ID, frame_id=number, dispatch_ns=5, deadline_us=deadline_us
-        )
-
-    def ask(self, control: Control) -> ControlReply:
-        self.send(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=RUN_ID, frame_id=9))
-        return read_body(self.receive(Kind.CONTROL), ControlReply)
-
-    def close(self) -> None:
-        if self.child is not None:
-            self.child.kill()
-            self.child.communicate()
-        self._opened.__exit__(None, None, None)
-
-
-@pytest.fixture
-def node(tmp_path: Path, store: Path) -> Iterator[HandMadeNode]:
-    made = HandMadeNode(tmp_path, store)
-    yield made
-    made.close()
 
 
 def test_an_agent_introduces_itself_and_says_ready_only_when_it_is_accepted(node: HandMadeNode, bundle: Bundle) -> None:
@@ -119,7 +46,7 @@ def test_an_agent_introduces_itself_and_says_ready_only_when_it_is_accepted(node
     assert content.model_sha256 == bundle.manifest.file("submodel", device=0, rung="fp32").sha256
     assert hello.boot_id != 0
     assert hello.engine_revision != 0
-    node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
+    node.accept(hello)
     assert json.loads(child.stdout.readline())["ready"] is True
 
 
@@ -275,61 +202,6 @@ def test_frames_that_an_agent_cannot_work_off_while_it_stops_are_given_up_by_nam
     assert child.returncode == 0
 
 
-def test_a_reloaded_engine_serves_after_the_nodes_word_and_no_frame_is_lost(node: HandMadeNode, bundle: Bundle) -> None:
-    golden = bundle.golden()
-    child = node.start()
-    first = node.welcome()
-    child.send_signal(signal.SIGHUP)
-    number, hello = 0, None
-    while hello is None:
-        number += 1
-        node.send(node.frame(golden["images"][number % 8], number))
-        message = node.receive(Kind.FEATURE, Kind.HELLO)
-        if message.kind is Kind.HELLO:
-            hello = message
-        else:
-            assert message.frame_id == number
-    assert (hello.boot_id, hello.engine_revision) == (first.boot_id, first.engine_revision)
-    node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
-    assert node.receive(Kind.FEATURE).frame_id == number
-    node.send(node.frame(golden["images"][3], number + 1))
-    np.testing.assert_allclose(node.receive(Kind.FEATURE).array(), golden["features.0"][3], atol=1e-5)
-
-
-def test_an_engine_that_the_node_refuses_leaves_the_old_one_serving(node: HandMadeNode, bundle: Bundle) -> None:
-    golden = bundle.golden()
-    child = node.start()
-    node.welcome()
-    child.send_signal(signal.SIGHUP)
-    node.receive(Kind.HELLO)
-    node.send(Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused("another bundle")), run_id=RUN_ID))
-    node.welcome()
-    node.send(node.frame(golden["images"][3], 7))
-    np.testing.assert_allclose(node.receive(Kind.FEATURE).array(), golden["features.0"][3], atol=1e-5)
-    child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=10)
-    assert "the engine that serves goes on" in said
-    assert "another bundle" in said
-
-
-def test_an_engine_that_cannot_be_loaded_leaves_the_old_one_serving(
-    node: HandMadeNode, bundle: Bundle, store: Path, tmp_path: Path
-) -> None:
-    own = tmp_path / "own-store"
-    shutil.copytree(store, own)
-    node.store = own
-    child = node.start()
-    assert child.stderr is not None
-    node.welcome()
-    for file in own.glob("*/*.onnx"):
-        file.write_bytes(b"damaged")
-    child.send_signal(signal.SIGHUP)
-    while "the engine that serves goes on" not in (line := child.stderr.readline()):
-        assert line
-    node.send(node.frame(bundle.golden()["images"][3], 7))
-    assert node.receive(Kind.FEATURE).frame_id == 7
-
-
 def test_systemd_hears_ready_after_the_welcome_and_the_watchdog_from_the_loop(
     node: HandMadeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +215,7 @@ def test_systemd_hears_ready_after_the_welcome_and_the_watchdog_from_the_loop(
         assert hello.boot_id
         while (said := systemd.recv(4096)) != b"WATCHDOG=1":
             assert not said.startswith(b"READY")
-        node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN_ID))
+        node.accept(hello)
         while (said := systemd.recv(4096)) == b"WATCHDOG=1":
             pass
         assert said == b"READY=1\nSTATUS=ready, null engine"
@@ -405,6 +277,7 @@ def test_a_free_running_device_answers_a_trigger_with_its_newest_feature(
         feature = node.receive(Kind.FEATURE, Kind.SKIP)
         assert (feature.kind, feature.frame_id) == (Kind.FEATURE, number)
         assert feature.capture_age_us >= 100_000
+        assert (feature.decode_us, feature.inference_us) == (0, 0)  # nobody who triggered has waited for it
 
 
 def test_an_engine_that_fails_on_an_own_image_ends_nothing_and_gives_no_old_feature(
@@ -435,7 +308,7 @@ def test_features_are_sent_as_float16_where_the_node_wants_them_so(node: HandMad
     node.start()
     hello = node.receive(Kind.HELLO)
     assert read_body(hello, Hello).feature_dtypes == ("float32", "float16")
-    node.send(Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float16")), run_id=RUN_ID))
+    node.accept(hello, "float16")
     node.send(node.frame(golden["images"][3]))
     feature = node.receive(Kind.FEATURE)
     assert feature.dtype is Dtype.FLOAT16

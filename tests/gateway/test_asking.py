@@ -1,15 +1,18 @@
-"""The asking thread when there is a bug in it: everybody hears of it, and nobody waits for ever."""
+"""The asking thread when the node, or it itself, fails: everybody hears of it, and nobody waits for ever."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from devit_contract.client import Client
 from devit_contract.errors import LinkError
+from devit_contract.messages import NodeStatus
 from devit_gateway.asking import Asker
+from devit_pipeline.local_cell import LocalCell
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -39,3 +42,34 @@ def test_what_is_under_way_when_it_stops_ends_with_an_error() -> None:
         assert [type(result) for result in await asyncio.wait_for(asked, 30)] == [LinkError] * 3
 
     asyncio.run(ask())
+
+
+def test_a_connection_that_the_node_refuses_is_replaced_by_another(cell: LocalCell) -> None:
+    """The first one shows no key; without a second one, every later question would be refused too."""
+    connections = iter([Client(cell.fleet.node[0].client_endpoint, timeout_s=30.0), cell.client()])
+
+    async def ask(asker: Asker) -> NodeStatus:
+        with pytest.raises(LinkError, match="the handshake failed"):
+            await asyncio.wait_for(asker.status(), 30)
+        with suppress(LinkError):  # it hears the same while the thread lets go of the first connection
+            await asyncio.wait_for(asker.status(), 30)
+        return await asyncio.wait_for(asker.status(), 30)
+
+    with Asker(lambda: next(connections), in_flight=1, timeout_s=30.0) as asker:
+        assert len(asyncio.run(ask(asker)).devices) == 2
+    assert list(connections) == []
+
+
+def test_an_image_that_waits_in_vain_is_told_where_to_look() -> None:
+    """Nobody listens at the address, and a question takes longer than an image may wait."""
+
+    async def ask(asker: Asker) -> list[str]:
+        images = [np.zeros((1, 1, 1), np.uint8)] * 2
+        asked = asyncio.gather(asker.status(), asker.classify(images), return_exceptions=True)
+        _, results = await asyncio.wait_for(asked, 30)
+        return [str(result) for result in results]  # type: ignore[union-attr]
+
+    with Asker(lambda: Client("tcp://127.0.0.1:9", timeout_s=0.3), in_flight=1, timeout_s=0.1) as asker:
+        for said in asyncio.run(ask(asker)):
+            assert said.startswith("tcp://127.0.0.1:9: expected")
+            assert "check that fusion-node runs there" in said

@@ -66,6 +66,21 @@ def test_a_lost_device_costs_no_answer(make_cell: MakeCell, start: Start, images
     assert gateway.ask("/readyz").status == 200
 
 
+def test_the_pages_of_the_model_are_never_told_from_memory(make_cell: MakeCell, start: Start, images: Images) -> None:
+    """The node may be gone for good, or come back with another bundle."""
+    cell = make_cell()
+    gateway = start("--timeout-s", "1", to=cell)
+    for page in ("/v2/models/devit", "/v2/models/devit/config"):
+        gateway.ask_until(INFER, is_full, as_json(images[:1]))  # from now on it knows the node for a second
+        os.kill(cell.pid("node"), signal.SIGSTOP)
+        os.waitid(os.P_PID, cell.pid("node"), os.WSTOPPED)
+        reply = gateway.ask(page)
+        os.kill(cell.pid("node"), signal.SIGCONT)
+        assert reply.status == 503
+        assert "check that fusion-node runs there" in reply.json()["error"]
+        gateway.ask_until(page, is_ok)
+
+
 @pytest.mark.system
 def test_a_killed_node_is_told_at_once_and_its_return_is_noticed(
     make_cell: MakeCell, start: Start, images: Images

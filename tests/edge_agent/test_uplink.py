@@ -1,0 +1,143 @@
+"""The agent's end of the link against the node's real port, and against one that the test speaks by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from tests.edge_agent.hand_made_node import RUN_ID, HandMadeNode
+
+from devit_contract.errors import LinkError
+from devit_contract.fleet import load_agent_config
+from devit_contract.journal import Log
+from devit_contract.manifest import Bundle
+from devit_contract.messages import Hello, Refused, body
+from devit_contract.sockets import open_context, reconnect
+from devit_contract.wire import Dtype, Kind, Message
+from devit_edge_agent.uplink import Uplink
+from devit_fusion.device_port import Changed, Connected, DevicePort, Event
+from devit_fusion.links import Link
+
+DEADLINE_S = 20
+
+
+@pytest.fixture
+def hello(bundle: Bundle) -> Hello:
+    digest = bundle.manifest.file("submodel", device=0, rung="fp32").sha256
+    return Hello("jetson1", 0, 6, digest, "by hand", ("float32",), "0")
+
+
+def opened(node: HandMadeNode, hello: Hello, endpoint: str = "") -> Uplink:
+    node.endpoint = endpoint or node.endpoint
+    return Uplink(load_agent_config(node.configure()), None, Log("edge-agent"), hello, revision=1)
+
+
+@pytest.fixture
+def uplink(node: HandMadeNode, hello: Hello) -> Iterator[Uplink]:
+    made = opened(node, hello)
+    yield made
+    made.close()
+
+
+def introduction(node: HandMadeNode, uplink: Uplink) -> Message:
+    """Turn the agent's side until the first HELLO is out, and take it."""
+    end_s = time.monotonic() + DEADLINE_S
+    while not uplink.is_introducing:
+        uplink.watch(has_events=uplink.monitor.socket.poll(100) > 0)
+        assert time.monotonic() < end_s
+    return node.receive(Kind.HELLO)
+
+
+def heard(uplink: Uplink) -> list[Message]:
+    """Wait for what the node says next, and take it."""
+    assert uplink.socket.poll(DEADLINE_S * 1000)
+    return list(uplink.receive())
+
+
+def test_another_engine_is_introduced_at_once(node: HandMadeNode, uplink: Uplink, hello: Hello) -> None:
+    """The loop may wait for 200 ms before it looks after the link again; accepted already, or not yet."""
+    introduction(node, uplink)
+    uplink.introduce(hello, 2)
+    assert node.receive(Kind.HELLO).engine_revision == 2
+    node.accept(Message(Kind.HELLO, engine_revision=2))
+    heard(uplink)
+    uplink.introduce(hello, 3)
+    assert uplink.is_introducing
+    assert node.receive(Kind.HELLO).engine_revision == 3
+
+
+def test_a_late_welcome_is_not_taken_for_the_engine_introduced_since(
+    node: HandMadeNode, uplink: Uplink, hello: Hello, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = introduction(node, uplink)
+    uplink.introduce(hello, 2)
+    second = node.receive(Kind.HELLO)
+    node.accept(first)
+    assert heard(uplink) == []
+    assert (uplink.is_introducing, uplink.run_id) == (True, None)
+    assert "WELCOME of engine 00000001, expected 00000002" in capsys.readouterr().err
+    node.accept(second)
+    assert [message.kind for message in heard(uplink)] == [Kind.WELCOME]
+    assert (uplink.is_introducing, uplink.run_id) == (False, RUN_ID)
+
+
+def test_a_late_refusal_is_not_taken_for_the_engine_introduced_since(
+    node: HandMadeNode, uplink: Uplink, hello: Hello
+) -> None:
+    """It comes twice where the first HELLO was repeated; the agent has gone back to its old engine by then."""
+    introduction(node, uplink)
+    uplink.introduce(hello, 2)
+    node.receive(Kind.HELLO)
+    late = Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused("not that engine")), engine_revision=1)
+    node.send(late)
+    assert heard(uplink) == []
+    assert uplink.is_introducing
+    node.send(msgspec.structs.replace(late, engine_revision=2))
+    with pytest.raises(LinkError, match="not that engine"):
+        heard(uplink)
+
+
+def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_process(
+    node: HandMadeNode, bundle: Bundle, hello: Hello
+) -> None:
+    link = Link(0, "jetson1", 2)
+    with open_context() as context:
+        address = "tcp://127.0.0.1:0"
+        port = DevicePort(context, address, None, links={"jetson1": link}, manifest=bundle.manifest, run_id=RUN_ID)
+
+        def accepted(uplink: Uplink) -> Event:
+            """Turn both sides until the node has taken the device, and the device knows."""
+            events: list[Event] = []
+            end_s = time.monotonic() + DEADLINE_S
+            while not events or uplink.is_introducing:
+                port.socket.poll(20)
+                events += [event for event in port.receive() if isinstance(event, Connected | Changed)]
+                uplink.watch(has_events=uplink.monitor.socket.poll(0) > 0)
+                list(uplink.receive())
+                assert time.monotonic() < end_s
+            assert uplink.run_id == RUN_ID
+            return events[0]
+
+        uplink = opened(node, hello, port.endpoint)
+        try:
+            assert isinstance(accepted(uplink), Connected)
+            uplink.introduce(hello, 2)
+            assert isinstance(accepted(uplink), Changed)
+            assert link.engine_revision == 2
+            port.cut(link)
+            reconnect(uplink.socket, port.endpoint)
+            again = accepted(uplink)
+            assert isinstance(again, Connected)
+            assert not again.is_restarted
+        finally:
+            uplink.close()
+        link.last_seen_ns = None  # so that the node needs no two seconds to take the old process for dead
+        uplink = opened(node, hello, port.endpoint)
+        try:
+            event = accepted(uplink)
+            assert isinstance(event, Connected)
+            assert event.is_restarted
+        finally:
+            uplink.close()
