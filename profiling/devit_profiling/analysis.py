@@ -170,7 +170,7 @@ def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[
     windows = [phase for phase in phases if phase.kind == WINDOW]
     names = run.names_by_submodel()
     rows = [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
-    answers = answer_stats(rows, names, sum(phase.duration_s for phase in windows))
+    answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
     asked = [power for power in powers if scenario.device in ("", power.device.name)]
     energies = tuple(device_energy(power, phases, run.plan) for power in asked)
     cell = None

@@ -77,9 +77,7 @@ def _zone(samples: Sequence[Sample]) -> str:
     for zone in hottest:
         if zone.lower() == _JUNCTION:
             return zone
-    # The zone of the power chip shows a constant up to L4T 35.
-    real = {zone: degrees for zone, degrees in hottest.items() if zone != "PMIC"}
-    return max(real, key=lambda zone: real[zone], default="")
+    return max(hottest, key=lambda zone: hottest[zone], default="")
 
 
 def _fastest_mhz(sample: Sample) -> int | None:

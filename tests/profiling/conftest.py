@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,12 @@ from devit_contract.fleet import Device, Fleet, Node, Serving
 from devit_contract.journal import Log
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Description, DeviceTiming, Mark
+from devit_contract.progress import no_progress
 from devit_contract.wire import State
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
 from devit_profiling.board_table import BOARDS
+from devit_profiling.pictures import random_pictures
 from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
@@ -43,6 +46,7 @@ from devit_profiling.record import (
     Run,
     Scenario,
 )
+from devit_profiling.run import run_profile
 from devit_profiling.run_folder import write_recording
 from devit_profiling.simulated_board import SimulatedBoard
 from devit_profiling.tegrastats import StampedLine
@@ -99,6 +103,9 @@ class FakeRun:
     is_quick: bool = False
     alone: bool = False
     state: State = State.FULL
+    in_flight: int = 1
+    is_old: bool = False
+    """Recorded before requests and marks were stamped on the asking machine's clock."""
 
     def changed(self, **changes: object) -> FakeRun:
         """The same run with another first device."""
@@ -146,6 +153,7 @@ class FakeRun:
                     device.name: _mark(device, time_s, max(0, min(place - 2, len(device.windows_mw))))
                     for device in self.devices
                 },
+                asked_ns={} if self.is_old else {device.name: _asked_ns(time_s) for device in self.devices},
             )
             for place, time_s in enumerate(_edges_s(self.devices[0]))
         ]
@@ -170,8 +178,24 @@ class FakeRun:
                 latency_ms = round(5.0 + number / 100, 3)
                 parts = () if is_failed else (timing, *slower)
                 missing = {0: "deadline"} if is_failed else {}
-                rows.append(AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts))
+                sent_ns = None if self.is_old else self._sent_ns(window, number)
+                rows.append(
+                    AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts, sent_ns)
+                )
         return rows
+
+    def _sent_ns(self, window: int, number: int) -> int:
+        """Spread the requests of a window evenly, so many at once as are under way."""
+        start_s, length_s = (
+            (IDLE_S, WARM_UP_S) if window == 0 else (IDLE_S + WARM_UP_S + WINDOW_S * (window - 1), WINDOW_S)
+        )
+        group = number // self.in_flight * self.in_flight
+        return round((77.0 + start_s + length_s * group / self.answers) * 1e9)
+
+
+def _asked_ns(time_s: float) -> tuple[int, int]:
+    """One millisecond before and behind the mark."""
+    return round((77.0 + time_s - 1e-3) * 1e9), round((77.0 + time_s + 1e-3) * 1e9)
 
 
 def _mark(device: FakeDevice, time_s: float, windows: int) -> Mark:
@@ -288,6 +312,31 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
             assert ready.wait(30.0)
         open_fleet = msgspec.structs.replace(fleet, node=(real,))
         yield LiveCell(open_fleet, _write_fleet(folder / "fleet.toml", open_fleet), pid_path)
+
+
+@pytest.fixture(scope="session")
+def recorded_run(live_cell: LiveCell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw files of one short run of the live cell; to be copied by whoever writes."""
+    plan = Plan(
+        settle_s=0.05,
+        idle_s=0.4,
+        warm_up_s=0.1,
+        warm_up_answers=5,
+        duration_s=0.5,
+        windows=3,
+        interval_ms=20,
+        idle_samples=3,
+        window_samples=3,
+    )
+    out = tmp_path_factory.mktemp("recorded")
+    with live_cell.client() as client:
+        return run_profile(client, live_cell.fleet.device, random_pictures((6, 8, 1)), plan, out, no_progress)
+
+
+@pytest.fixture
+def real_run(recorded_run: Path, tmp_path: Path) -> Path:
+    """A run's folder of one's own."""
+    return Path(shutil.copytree(recorded_run, tmp_path / recorded_run.name))
 
 
 def _loopback(endpoint: str) -> str:
