@@ -1,4 +1,4 @@
-"""Two runs side by side: the test against SciPy's, the refusals, and what a table says."""
+"""Two runs side by side: the verdicts, the refusals, and what a table says."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from scipy import stats
 
 from devit_contract.errors import InputError, ManifestError
-from devit_profiling import compare as compare_module
 from devit_profiling.compare import Comparison, Difference, compare, compare_notes, compare_rows
-from devit_profiling.joules import estimate
 from devit_profiling.report import write_report
-from devit_profiling.student import quantile_95, two_sided_p
 
 if TYPE_CHECKING:
     from conftest import FakeDevice, FakeRun
@@ -39,36 +32,6 @@ def report(run: FakeRun, folder: Path) -> Path:
 def one(comparison: Comparison, figure: str, device: str = "jetson1") -> Difference:
     (found,) = [item for item in comparison.differences if (item.figure, item.device) == (figure, device)]
     return found
-
-
-@given(t=st.floats(-50, 50), freedom=st.floats(1, 1e5))
-def test_probability_is_scipys(t: float, freedom: float) -> None:
-    assert two_sided_p(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), abs=1e-4)
-
-
-@given(freedom=st.floats(1, 1e5))
-def test_quantile_is_scipys(freedom: float) -> None:
-    assert quantile_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-3)
-
-
-windows = st.lists(st.floats(1, 100), min_size=2, max_size=20)
-
-
-@given(first=windows, second=windows)
-def test_verdict_is_that_of_scipys_welch_test(first: list[float], second: list[float]) -> None:
-    assume(np.std(first) > 1e-3)
-    assume(np.std(second) > 1e-3)
-    sides = [compare_module._Side(estimate(values)) for values in (first, second)]
-    found = compare_module._difference("together", "jetson1", "J/inf., total", *sides)
-    expected = stats.ttest_ind(second, first, equal_var=False)
-    ends = expected.confidence_interval(0.95)
-    # Student's table in the report has four digits.
-    assert found.p == pytest.approx(expected.pvalue, abs=2e-3)
-    width = ends.high - ends.low
-    assert (found.low_95, found.high_95) == pytest.approx((ends.low, ends.high), abs=2e-3 * width)
-    if abs(expected.pvalue - 0.05) > 2e-3:
-        is_told = found.verdict in ("higher", "lower")
-        assert is_told == (expected.pvalue < 0.05)
 
 
 def test_device_that_needs_more_is_told_with_its_change(fake_run: FakeRun, tmp_path: Path) -> None:
