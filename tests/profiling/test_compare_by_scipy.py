@@ -35,10 +35,9 @@ def test_verdict_is_that_of_scipys_welch_test(first: list[float], second: list[f
     found = compare_module._difference("together", "jetson1", "J/inf., total", *sides)
     expected = stats.ttest_ind(second, first, equal_var=False)
     ends = expected.confidence_interval(0.95)
-    # Student's table in the report has four digits.
-    assert found.p == pytest.approx(expected.pvalue, abs=2e-3)
+    assert found.p == pytest.approx(expected.pvalue, abs=1e-6)
     width = ends.high - ends.low
-    assert (found.low_95, found.high_95) == pytest.approx((ends.low, ends.high), abs=2e-3 * width)
-    if abs(expected.pvalue - 0.05) > 2e-3:
+    assert (found.low_95, found.high_95) == pytest.approx((ends.low, ends.high), abs=1e-6 * width)
+    if abs(expected.pvalue - 0.05) > 1e-6:
         is_told = found.verdict in ("higher", "lower")
         assert is_told == (expected.pvalue < 0.05)

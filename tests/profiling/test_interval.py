@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devit_profiling.interval import StepError, estimate, independent, mean_step_error, offset_95_w, step_error
+from devit_profiling.student import quantile_95
 
 
 def test_parts_of_an_interval_add_as_squares() -> None:
     found = estimate([1.0, 3.0], steps_95=5.0, idle_95=7.0)
     assert found.high_95 is not None
-    assert found.high_95 - found.mean == pytest.approx(math.sqrt(12.706**2 + 25 + 49))
-    assert (found.repeats_95, found.steps_95, found.idle_95) == (pytest.approx(12.706), 5.0, 7.0)
+    assert found.high_95 - found.mean == pytest.approx(math.sqrt(12.706**2 + 25 + 49), abs=1e-3)
+    assert (found.repeats_95, found.steps_95, found.idle_95) == (pytest.approx(12.706, abs=5e-4), 5.0, 7.0)
 
 
 def test_single_window_keeps_its_sensor_part_and_has_no_interval() -> None:
@@ -81,3 +82,11 @@ def test_independent_readings_are_one_in_two_time_constants_and_at_most_all() ->
     assert independent(280, 30.0, 0.43) == pytest.approx(34.9, abs=0.1)
     assert independent(20, 30.0, 0.43) == 20.0
     assert independent(5, 0.1, 0.43) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (60, 2.000), (100, 1.984)]
+)
+def test_quantile_of_student_is_that_of_the_nist_handbook(freedom: int, expected: float) -> None:
+    """NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2, column 0.975."""
+    assert quantile_95(freedom) == pytest.approx(expected, abs=5e-4)
