@@ -137,6 +137,7 @@ def test_a_folder_without_pictures_is_named(options: list[str | Path], tmp_path:
     assert f"{tmp_path}: expected pictures (.png" in failure(devit("classify", tmp_path, *options, cwd=tmp_path))
 
 
+@pytest.mark.system
 def test_keys_that_do_not_open_are_said_in_one_line(cell: LocalCell, pictures: Path) -> None:
     new_keys(pictures, "stranger")
     stranger = pictures / "stranger.key_secret"

@@ -319,6 +319,7 @@ def test_an_assembled_cell_becomes_a_bundle(tmp_path: Path, folder: Path, weight
     np.testing.assert_allclose(fusion.batch_logits(features, 1), golden["logits"], atol=1e-3)
 
 
+@pytest.mark.system
 def test_the_command_prints_tables_that_fit_and_json_that_holds_more(
     tmp_path: Path, folder: Path, weights: dict[str, Path]
 ) -> None:

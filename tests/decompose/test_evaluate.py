@@ -132,6 +132,7 @@ def test_other_images_are_measured_with_a_warning(tmp_path: Path, models: Path, 
     assert json.loads(done.stdout)["is_stored_test_set"] is False
 
 
+@pytest.mark.system
 def test_json_and_tables_say_the_same(models: Path, figures: Evaluation) -> None:
     printed = devit("evaluate", models, "--json")
     assert (printed.returncode, printed.stderr) == (0, "")

@@ -74,6 +74,7 @@ def test_every_epoch_of_every_stage_is_logged(models: Path, small: Recipe) -> No
     assert {"loss relation query", "loss relation value"} <= {row["measure"] for row in rows}
 
 
+@pytest.mark.system
 def test_a_run_that_was_cut_off_in_every_stage_ends_as_one_that_was_not(
     tmp_path: Path, models: Path, small: Recipe
 ) -> None:

@@ -230,6 +230,7 @@ def test_systemd_hears_ready_after_the_welcome_and_the_watchdog_from_the_loop(
         assert said == b"STOPPING=1"
 
 
+@pytest.mark.system
 def test_an_agent_that_hears_nothing_connects_again(node: HandMadeNode) -> None:
     """Its route may be somebody else's: only its own end can find that out."""
     node.start("--engine", "null")

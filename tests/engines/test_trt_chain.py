@@ -61,7 +61,10 @@ class Device:
         self.monkeypatch.setenv("FAKE_TRT_VERSION", version)
 
 
-@pytest.fixture(params=VERSIONS)
+_BETWEEN = (pytest.param(version, marks=pytest.mark.system) for version in VERSIONS[1:-1])
+
+
+@pytest.fixture(params=[VERSIONS[0], *_BETWEEN, VERSIONS[-1]])  # all four take a minute
 def device(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     yield from _device(request.param, tmp_path, monkeypatch)
 

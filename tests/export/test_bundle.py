@@ -237,16 +237,19 @@ def test_the_fusion_head_travels_unchanged(written: Written, models_folder: Path
     assert (written[0] / name).read_bytes() == (models_folder / name).read_bytes()
 
 
+@pytest.mark.system
 def test_a_second_export_gives_the_same_bytes_in_every_file(written: Written, replaced: Replaced) -> None:
     assert _contents(replaced.folder) == _contents(written[0])
 
 
+@pytest.mark.system
 def test_an_older_bundle_is_replaced_as_a_whole(replaced: Replaced) -> None:
     """A file of the older one that stayed would be served by nobody and doubted by everybody."""
     assert {path.name for path in replaced.folder.iterdir()} == FILES
     assert [path.name for path in replaced.folder.parent.iterdir()] == ["bundle"]
 
 
+@pytest.mark.system
 def test_progress_names_each_file_and_ends_at_its_total(replaced: Replaced) -> None:
     assert {stage for stage, *_ in replaced.calls} == {"exporting"}
     names = [name for *_, name in replaced.calls]
