@@ -63,6 +63,8 @@ def guess_board(sample: Sample) -> Board | None:
     Rails, memory size and the zone ``tj`` must fit: Xavier NX has the rails of Orin Nano, but not that zone.
     An Orin NX of 8 GB cannot be told from an Orin Nano; rule, scope and step of the two are the same.
     """
+    if sample.ram_total_mb is None:
+        return None
     zones = {zone.lower() for zone in sample.temperatures_c}
     for board in BOARDS.values():
         smallest_mb, largest_mb = board.ram_total_mb

@@ -43,8 +43,9 @@ class Sample:
 
     stamp: str | None
     """``MM-DD-YYYY hh:mm:ss``, local time, whole seconds; too coarse to integrate over."""
-    ram_used_mb: int
-    ram_total_mb: int
+    ram_used_mb: int | None
+    """``None`` on lines that are not of tegrastats."""
+    ram_total_mb: int | None
     swap_used_mb: int | None
     swap_total_mb: int | None
     cpu: tuple[CoreLoad, ...]
