@@ -185,7 +185,7 @@ def convert(path: Path, raw: Any, kind: type[T], *, schema: int, hint: str) -> T
     if found != schema:
         raise ManifestError(f"{path}: field schema: expected {schema}, found {found!r}: {hint}")
     try:
-        return msgspec.convert(raw, kind)
+        return msgspec.convert(raw, kind, str_keys=True)  # keys of JSON and TOML are text, numbers too
     except msgspec.ValidationError as err:
         match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", str(err), re.DOTALL)
         where = match["where"] if match is not None and match["where"] else "(top level)"

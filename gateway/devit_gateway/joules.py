@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devit_contract.messages import Telemetry
-from devit_profiling.boards import Board, board_of_model, guess_board, total_mw
+from devit_profiling.board_table import Board
+from devit_profiling.boards import board_of_model, guess_board, total_mw
 from devit_profiling.sensor_lines import parse_sensor_line
 from devit_profiling.tegrastats import SIMULATED
 

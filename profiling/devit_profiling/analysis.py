@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from devit_profiling.answers import AnswerStats, answer_stats
+from devit_profiling.cell import CellEnergy, cell_energy
 from devit_profiling.energy import rising
-from devit_profiling.joules import CellEnergy, DeviceEnergy, cell_energy, device_energy
+from devit_profiling.joules import DeviceEnergy, device_energy
 from devit_profiling.power import Power, power_of, rail_names
 from devit_profiling.record import WINDOW, Plan, Recording, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
@@ -183,7 +184,7 @@ def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[
     windows = [phase for phase in phases if phase.kind == WINDOW]
     names = run.names_by_submodel()
     rows = [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
-    answers = answer_stats(rows, names, sum(phase.duration_s for phase in windows))
+    answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
     asked = [power for power in powers if scenario.device in ("", power.device.name)]
     energies = tuple(device_energy(power, phases, run.plan) for power in asked)
     cell = None

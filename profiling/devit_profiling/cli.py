@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from devit_contract import terminal
+from devit_profiling.compare_cli import compare
+from devit_profiling.parse_cli import parse
 
 if TYPE_CHECKING:
     from devit_contract.progress import Progress
     from devit_profiling.analysis import Report
     from devit_profiling.record import Plan
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(invoke_without_command=True, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(parse)
+app.command()(compare)
 
 
-@app.command()
+@app.callback()
 def profile(
+    ctx: typer.Context,
     devices: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Devices of the fleet file, comma separated.")
     ] = None,
@@ -62,7 +67,8 @@ def profile(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
     from_run: Annotated[
-        Path | None, typer.Option("--from", metavar="RUNDIR", help="Make a run's report again from its raw files.")
+        Path | None,
+        typer.Option("--from-log", "--from", metavar="RUNDIR", help="Make a run's report again from its raw files."),
     ] = None,
 ) -> None:
     """Measure latency and energy of a running cell, each named device alone and all together.
@@ -73,8 +79,12 @@ def profile(
     """
     from devit_profiling.report import write_report
 
+    if ctx.invoked_subcommand is not None:
+        if devices is not None or from_run is not None:
+            raise typer.BadParameter(f"give --devices or --from-log to measure, or {ctx.invoked_subcommand}, not both")
+        return
     if (devices is None) == (from_run is None):
-        raise typer.BadParameter("give --devices NAME,... to measure, or --from RUNDIR to make a report again")
+        raise typer.BadParameter("give --devices NAME,... to measure, or --from-log RUNDIR to make a report again")
     if from_run is not None:
         _show(from_run, write_report(from_run), as_json=as_json)
         return
@@ -135,7 +145,8 @@ def _measure(
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     import msgspec
 
-    from devit_profiling.report import HTML_FILE, SUMMARY_HEADER, summary_rows
+    from devit_profiling.report import HTML_FILE
+    from devit_profiling.words import SUMMARY_HEADER, doubts, summary_rows
 
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
@@ -145,19 +156,6 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
     typer.echo("feature at the node; of the cell, from request to answer.")
-    for note in _notes(report):
+    for note in doubts(report):
         typer.echo(f"note: {note}")
     typer.echo(f"report: {folder / HTML_FILE}")
-
-
-def _notes(report: Report) -> Iterable[str]:
-    without = {device.name for device in report.devices if device.not_measured}
-    for device in report.devices:
-        if device.not_measured:
-            yield f"{device.name}: power not measured: {device.not_measured}"
-    for scenario in report.scenarios:
-        for energy in scenario.energies:
-            where = scenario.name if scenario.cell is None else f"{energy.device}, {scenario.name}"
-            if energy.not_measured and energy.device not in without:
-                yield f"{where}: energy not measured: {energy.not_measured}"
-            yield from (f"{where}: {flag}" for flag in energy.flags)

@@ -45,6 +45,8 @@ class WindowEnergy:
     """Highest single reading inside the window; the sensor's lag hides shorter peaks."""
     sd_w: float
     """Standard deviation of the readings inside the window."""
+    rise_w: float
+    """How far the straight line through the readings rises over the window; negative where it falls."""
     coverage: float
     """Share of the window's duration that lies between neighbouring samples without a gap, 0 to 1."""
     samples: int
@@ -110,7 +112,13 @@ def energy_j(power_w: Float64Array, time_s: Float64Array, start_s: float, end_s:
 
 
 def measure_window(
-    power_w: Float64Array, time_s: Float64Array, start_s: float, end_s: float, minimum: Minimum | None = None
+    power_w: Float64Array,
+    time_s: Float64Array,
+    start_s: float,
+    end_s: float,
+    minimum: Minimum | None = None,
+    *,
+    left_out_s: float = 0.0,
 ) -> WindowEnergy:
     """Measure a window of a series of readings, which may have faults, and say what the result is worth.
 
@@ -123,6 +131,7 @@ def measure_window(
         start_s: Start of the window, on the same clock.
         end_s: End of the window, after ``start_s``.
         minimum: The least to accept; by default 30 samples and 10 s, or 30 s if the period is longer than 250 ms.
+        left_out_s: Settling time before the start that belongs to the duration to accept, and to nothing else.
 
     Raises:
         EnergyError: "insufficient": the window is shorter or has fewer readings than the minimum.
@@ -132,10 +141,11 @@ def measure_window(
     rises = rising(time_s)
     dropped = int(time_s.size - np.count_nonzero(rises))
     power_w, time_s = power_w[rises], time_s[rises]
-    inside_w = power_w[(time_s >= start_s) & (time_s <= end_s)]
+    inside = (time_s >= start_s) & (time_s <= end_s)
+    inside_s, inside_w = time_s[inside], power_w[inside]
     gaps_s = np.diff(time_s)[_touches(time_s, start_s, end_s)]
     period_s = float(np.median(gaps_s)) if gaps_s.size else math.inf
-    _check_minimum(end_s - start_s, inside_w.size, period_s, minimum)
+    _check_minimum(end_s - start_s + left_out_s, inside_w.size, period_s, minimum)
     total_j, covered_s = _integrate(power_w, time_s, start_s, end_s, _MAX_GAP_PERIODS * period_s)
     return WindowEnergy(
         start_s=start_s,
@@ -144,12 +154,48 @@ def measure_window(
         mean_w=total_j / covered_s,
         peak_w=float(inside_w.max()),
         sd_w=float(inside_w.std(ddof=1)),
+        rise_w=slope(inside_s, inside_w) * (end_s - start_s),
         coverage=min(round(covered_s / (end_s - start_s), 9), 1.0),
         samples=int(inside_w.size),
         dropped=dropped,
         period_s=period_s,
         flags=tuple(_flags(time_s, start_s, end_s, gaps_s, period_s, dropped)),
     )
+
+
+def burst_j(
+    power_w: Float64Array, time_s: Float64Array, start_s: float, end_s: float, idle_w: float, tail_s: float
+) -> float:
+    """Integrate a burst between two idle stretches above idle, tail included, in joules.
+
+    A sensor that averages shows a part of the burst after its end. All of it is there in the end, for a linear
+    filter moves energy and keeps it; a window without the tail would miss a share of about tau / duration.
+
+    Args:
+        power_w: Readings of the board's total in watts, shape ``(n,)``.
+        time_s: Their clock in seconds, shape ``(n,)``, strictly rising.
+        start_s: Start of the burst, on the same clock.
+        end_s: Its end.
+        idle_w: Power before and after.
+        tail_s: How long the readings take to settle: five time constants.
+
+    Raises:
+        EnergyError: As :func:`energy_j` does, for a gap of more than three median periods.
+    """
+    max_gap_s = _MAX_GAP_PERIODS * float(np.median(np.diff(time_s))) if time_s.size > 1 else 0.0
+    until_s = end_s + tail_s
+    return energy_j(power_w, time_s, start_s, until_s, max_gap_s) - idle_w * (until_s - start_s)
+
+
+def slope(time_s: Float64Array, values: Float64Array) -> float:
+    """Give the slope of the straight line through points by least squares, per second; 0.0 for a single moment.
+
+    >>> slope(np.array([1.0, 2.0, 3.0]), np.array([5.0, 5.5, 6.0]))
+    0.5
+    """
+    centred_s = time_s - time_s.mean()
+    square = float(centred_s @ centred_s)
+    return float(centred_s @ values) / square if square > 0 else 0.0
 
 
 def rising(time_s: Float64Array) -> BoolArray:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from devit_profiling.tegrastats import SIMULATED, Sample
+from devit_profiling.sample import Sample
+from devit_profiling.tegrastats import SIMULATED
 
 HEAD = "INA3221"
 """How every line begins. The INA238 of some boards stands on the same lines."""
@@ -63,19 +64,7 @@ def parse_hwmon_line(line: str) -> Sample | None:
     rails_mw = {rail: int(power_mw) for rail, power_mw in _RAIL.findall(line, head.end())}
     if not rails_mw:
         return None
-    return Sample(
-        stamp=None,
-        ram_used_mb=None,
-        ram_total_mb=None,
-        swap_used_mb=None,
-        swap_total_mb=None,
-        cpu=(),
-        gpu_percent=None,
-        emc_percent=None,
-        temperatures_c={},
-        rails_mw=rails_mw,
-        is_simulated=head[2] is not None,
-    )
+    return Sample(rails_mw=rails_mw, is_simulated=head[2] is not None)
 
 
 _NOTE = f"{HEAD} note: "

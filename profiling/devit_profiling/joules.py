@@ -1,29 +1,20 @@
-"""From a device's power and its marks to joules per inference, and from all devices' to joules per answer."""
+"""From a device's power and its marks to joules per inference."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
-from devit_contract.errors import EnergyError
-from devit_profiling.boards import Board
-from devit_profiling.energy import Minimum, WindowEnergy, measure_window, resolution_w
+from devit_profiling.baseline import Baseline, Measured, Meter, drift_flag, idle_baseline
+from devit_profiling.board_table import Board
+from devit_profiling.conditions import Conditions, conditions, throttling_flags
+from devit_profiling.energy import Minimum, resolution_w
+from devit_profiling.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error, offset_95_w
 from devit_profiling.power import Power
-from devit_profiling.record import IDLE, IDLE_AFTER, WINDOW, Phase, Plan
-
-
-class Estimate(msgspec.Struct, frozen=True):
-    """The mean over windows; the field that holds it names the unit."""
-
-    mean: float
-    windows: int
-    low_95: float | None = None
-    """Ends of Student's 95 % interval of the mean; absent for a single window."""
-    high_95: float | None = None
+from devit_profiling.record import WINDOW, Phase, Plan
+from devit_profiling.settling import TimeConstant, time_constant
 
 
 class WindowFigures(msgspec.Struct, frozen=True):
@@ -43,6 +34,10 @@ class WindowFigures(msgspec.Struct, frozen=True):
     coverage: float
     """Share of the window that power samples cover, 0 to 1."""
     flags: tuple[str, ...]
+    rise_w: float = 0.0
+    """How far the straight line through the readings rises over the window."""
+    busy_s: float | None = None
+    """Time in the engine; absent where the device counts none."""
 
 
 class DeviceEnergy(msgspec.Struct, frozen=True):
@@ -65,20 +60,21 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     dynamic_j_per_inference: Estimate | None = None
     inferences_per_j: float | None = None
     resolution_j_per_inference: float | None = None
-    """Standard error that the steps of the sensor's converter cause; windows do not average it out."""
+    """Standard error that the steps of the sensor's converter cause where the power stays within one."""
     flags: tuple[str, ...] = ()
     """Doubts about the figures, one sentence each."""
-
-
-class CellEnergy(msgspec.Struct, frozen=True):
-    """The named devices of the cell together, over the same windows."""
-
-    scope: str
-    not_measured: str
-    is_simulated: bool
-    mean_w: float | None = None
-    total_j_per_answer: Estimate | None = None
-    resolution_j_per_answer: float | None = None
+    edp_j_s: float | None = None
+    """Energy-delay product: total joules per inference times the engine's seconds per inference."""
+    steps_w: float | None = None
+    """Standard error of the mean power that the converter's steps cause in these windows."""
+    offset_j_per_inference: float | None = None
+    """Half-width of 95 % that the sensor's offset may add to the total. It stands apart from the interval, as the
+    gain's error does, for no repeat shows it; it cancels above idle."""
+    tau_s: float | None = None
+    """Time constant of the sensor that guards and intervals reckon with."""
+    tau_source: str = ""
+    """How it is known."""
+    conditions: Conditions = Conditions()
 
 
 def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEnergy:
@@ -86,196 +82,146 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEn
 
     Args:
         power: Its samples.
-        phases: Those of the scenario.
+        phases: Those of the scenario, in their order.
         plan: Least lengths and numbers of samples.
     """
     name = power.device.name
     if power.not_measured or power.board is None:
         return DeviceEnergy(name, power.is_simulated, "", power.not_measured)
-    flags: list[str] = []
-    idle = _Idle.of(power, phases, plan, flags)
-    windows = []
+    constant = time_constant(power.total_w, power.time_s, phases, name, power.board.tau_s)
+    meter = Meter(power, power.board, phases, constant)
+    idle = idle_baseline(meter, phases, plan)
+    if idle is not None and (doubt := drift_flag(idle, power.board.total_step_mw)) is not None:
+        meter.flags.append(doubt)
+    minimum = None if plan.window_samples is None else Minimum(0.0, plan.window_samples)
+    windows, errors = [], []
     for phase in phases:
-        if phase.kind == WINDOW:
-            measured = _measure(power, phase, _window_minimum(plan), flags)
-            if measured is not None:
-                windows.append(_window_figures(phase, name, measured, idle.mean_w))
+        measured = meter.measure(phase, minimum) if phase.kind == WINDOW else None
+        if measured is not None:
+            windows.append(_window_figures(phase, name, measured, idle, power.board))
+            errors.append(measured.steps)
     if power.device.sensor_problem:
-        flags.append(f"sampling ended early: {power.device.sensor_problem}")
+        meter.flags.append(f"sampling ended early: {power.device.sensor_problem}")
     if not windows:
-        why = "; ".join(flags) or "the run has no window in this scenario"
-        return DeviceEnergy(name, power.is_simulated, "", why, idle_w=idle.mean_w, idle_drift=idle.drift)
-    flags += [f"{WINDOW} {window.number}: {flag}" for window in windows for flag in window.flags]
-    return _with_figures(power, power.board, idle, windows, flags)
+        return DeviceEnergy(
+            device=name,
+            is_simulated=power.is_simulated,
+            scope="",
+            not_measured="; ".join(meter.flags) or "the run has no window in this scenario",
+            idle_w=idle.mean_w if idle is not None else None,
+            idle_drift=idle.drift if idle is not None else None,
+        )
+    around = conditions(power.log, phases, name)
+    flags = [f"{WINDOW} {window.number}: {flag}" for window in windows for flag in window.flags]
+    flags = [*meter.flags, *flags, *throttling_flags(around.clocks_mhz)]
+    return _with_figures(power, power.board, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
 
 
-def cell_energy(
-    energies: Sequence[DeviceEnergy], powers: Sequence[Power], answers: Mapping[int, int], devices: int
-) -> CellEnergy:
-    """Add the named devices of a cell that was asked as a whole; a sum without one of them is none.
+@dataclass(frozen=True)
+class _Sensed:
+    """What was measured of one device, before it is divided by inferences."""
 
-    Args:
-        energies: Of the named devices.
-        powers: Their samples, in the same order.
-        answers: Window to its number of answers, failed frames left out.
-        devices: Number of devices in the cell, named or not.
-    """
-    scope = f"{len(energies)} of {devices} devices of the cell, without the fusion node: "
-    scope += " + ".join(f"{energy.device} {energy.scope or 'not measured'}" for energy in energies)
-    is_simulated = any(energy.is_simulated for energy in energies)
-    missing = [energy.device for energy in energies if energy.not_measured]
-    if missing:
-        return CellEnergy(scope, f"no joules of {', '.join(missing)}, and a sum of the others is no cell", is_simulated)
-    joules: dict[int, list[float]] = {}
-    for energy in energies:
-        for window in energy.windows:
-            joules.setdefault(window.number, []).append(window.mean_w * window.duration_s)
-    numbers = [
-        number for number, parts in sorted(joules.items()) if len(parts) == len(energies) and answers.get(number)
-    ]
-    if not numbers:
-        return CellEnergy(scope, "no window with power of all named devices and an answer", is_simulated)
-    seconds = [window.duration_s for window in energies[0].windows if window.number in numbers]
-    steps = [step for power in powers if power.board is not None for step in power.board.total_step_mw]
-    return CellEnergy(
-        scope=scope,
-        not_measured="",
-        is_simulated=is_simulated,
-        mean_w=sum(sum(joules[number]) for number in numbers) / sum(seconds),
-        total_j_per_answer=estimate([sum(joules[number]) / answers[number] for number in numbers]),
-        resolution_j_per_answer=resolution_w(steps) * sum(seconds) / sum(answers[number] for number in numbers),
-    )
+    idle: Baseline | None
+    constant: TimeConstant
+    windows: Sequence[WindowFigures]
+    steps: StepError
+    conditions: Conditions
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Give the mean of windows, with Student's 95 % interval where there are at least two.
-
-    >>> estimate([1.0, 3.0])
-    Estimate(mean=2.0, windows=2, low_95=-10.706, high_95=14.706)
-    """
-    count = len(values)
-    mean = float(np.mean(values))
-    if count < 2:
-        return Estimate(mean, count)
-    half = _t_95(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return Estimate(mean, count, mean - half, mean + half)
-
-
-# NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2, column 0.975: two-sided 95 %, by degrees of freedom.
-_T_95 = {
-    **dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228), 1)),
-    **dict(enumerate((2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086), 11)),
-    **dict(enumerate((2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042), 21)),
-    **{40: 2.021, 60: 2.000, 100: 1.984},
-}
-_MAX_DRIFT = 0.03
-
-
-def _t_95(freedom: int) -> float:
-    """Look up the quantile; between two rows the wider one counts."""
-    return _T_95[max(row for row in _T_95 if row <= freedom)]
-
-
-def _with_figures(
-    power: Power, board: Board, idle: _Idle, windows: Sequence[WindowFigures], flags: Sequence[str]
-) -> DeviceEnergy:
+def _with_figures(power: Power, board: Board, sensed: _Sensed, flags: Sequence[str]) -> DeviceEnergy:
+    windows, idle = sensed.windows, sensed.idle
     seconds = sum(window.duration_s for window in windows)
     # A window without an inference has no energy of one; its flag says so.
     worked = [window for window in windows if window.inferences > 0]
-    # Mean power times time: where samples leave a gap, whose flag says so, the inferences in it cost their share.
-    seconds_each = [window.duration_s / window.inferences for window in worked]
-    totals_j = [window.mean_w * each_s for window, each_s in zip(worked, seconds_each, strict=True)]
-    total = estimate(totals_j) if worked else None
-    dynamic = None
-    if worked and idle.mean_w is not None:
-        dynamic = estimate(
-            [joules - idle.mean_w * each_s for joules, each_s in zip(totals_j, seconds_each, strict=True)]
-        )
-    worked_s = sum(window.duration_s for window in worked)
-    return DeviceEnergy(
+    each_s = sum(window.duration_s for window in worked) / sum(w.inferences for w in worked) if worked else None
+    total, dynamic = _estimates(worked, sensed, each_s) if each_s is not None else (None, None)
+    busy_s = [window.busy_s / window.inferences for window in worked if window.busy_s is not None]
+    energy = DeviceEnergy(
         device=power.device.name,
         is_simulated=power.is_simulated,
         scope=board.scope,
         not_measured="",
         windows=tuple(windows),
-        idle_w=idle.mean_w,
-        idle_drift=idle.drift,
+        idle_w=idle.mean_w if idle is not None else None,
+        idle_drift=idle.drift if idle is not None else None,
         mean_w=sum(window.mean_w * window.duration_s for window in windows) / seconds,
         peak_w=max(window.peak_w for window in windows),
         total_j_per_inference=total,
         dynamic_j_per_inference=dynamic,
         inferences_per_j=1.0 / total.mean if total is not None and total.mean > 0 else None,
-        resolution_j_per_inference=(
-            resolution_w(board.total_step_mw) * worked_s / sum(window.inferences for window in worked)
-            if worked
-            else None
-        ),
-        flags=tuple(flags),
+        resolution_j_per_inference=resolution_w(board.total_step_mw) * each_s if each_s is not None else None,
+        edp_j_s=total.mean * sum(busy_s) / len(busy_s) if total is not None and busy_s else None,
+        steps_w=sensed.steps.whole_w,
+        offset_j_per_inference=offset_95_w(board.total_step_mw) * each_s if each_s is not None else None,
+        tau_s=sensed.constant.tau_s,
+        tau_source=sensed.constant.source,
+        conditions=sensed.conditions,
+    )
+    return msgspec.structs.replace(energy, flags=(*flags, *_offset_flag(energy)))
+
+
+def _estimates(worked: Sequence[WindowFigures], sensed: _Sensed, each_s: float) -> tuple[Estimate, Estimate | None]:
+    """Give joules per inference, in all and above idle.
+
+    Mean power times time: where samples leave a gap, whose flag says so, the inferences in it cost their share.
+    """
+    seconds_each = [window.duration_s / window.inferences for window in worked]
+    totals_j = [window.mean_w * own_s for window, own_s in zip(worked, seconds_each, strict=True)]
+    steps_w = sensed.steps.whole_w
+    total = estimate(totals_j, steps_95=NORMAL_95 * steps_w * each_s)
+    idle = sensed.idle
+    if idle is None:
+        return total, None
+    dynamics_j = [joules - idle.mean_w * own_s for joules, own_s in zip(totals_j, seconds_each, strict=True)]
+    # The converter errs at idle and under load independently of each other.
+    both_w = (steps_w**2 + idle.steps.whole_w**2) ** 0.5
+    return total, estimate(dynamics_j, steps_95=NORMAL_95 * both_w * each_s, idle_95=idle.half_95_w * each_s)
+
+
+_MAX_OFFSET = 0.03
+_MAX_RISE = 0.02
+# Where the readings cross from one code to the next in the middle of the window, their line rises by 1.5 steps.
+_MAX_RISE_STEPS = 1.5
+
+
+def _offset_flag(energy: DeviceEnergy) -> Sequence[str]:
+    total, offset_j = energy.total_j_per_inference, energy.offset_j_per_inference
+    if total is None or offset_j is None or offset_j <= _MAX_OFFSET * abs(total.mean):
+        return ()
+    share = f"{offset_j / abs(total.mean):.1%}" if total.mean else "all"
+    return (
+        f"the sensor's offset, up to two steps a rail, may be {share} of the total and is in no interval: "
+        "compare energy above idle, where it cancels",
     )
 
 
-@dataclass(frozen=True)
-class _Idle:
-    """The baseline of one device in one scenario."""
-
-    mean_w: float | None
-    drift: float | None
-
-    @classmethod
-    def of(cls, power: Power, phases: Sequence[Phase], plan: Plan, flags: list[str]) -> _Idle:
-        means = {}
-        for phase in phases:
-            if phase.kind in (IDLE, IDLE_AFTER):
-                measured = _measure(power, phase, Minimum(plan.idle_s, plan.idle_samples), flags)
-                if measured is not None:
-                    means[phase.kind] = measured.mean_w
-                    flags.extend(f"{phase.kind}: {flag}" for flag in measured.flags)
-        if not means:
-            return cls(None, None)
-        drift = None
-        if len(means) == 2 and means[IDLE] != 0:
-            drift = (means[IDLE_AFTER] - means[IDLE]) / means[IDLE]
-            if abs(drift) > _MAX_DRIFT:
-                flags.append(f"idle power drifted by {drift:+.1%} from before to after, expected at most 3 %")
-        return cls(sum(means.values()) / len(means), drift)
-
-
-def _window_minimum(plan: Plan) -> Minimum | None:
-    return None if plan.window_samples is None else Minimum(0.0, plan.window_samples)
-
-
-def _measure(power: Power, phase: Phase, minimum: Minimum | None, flags: list[str]) -> WindowEnergy | None:
-    """Measure a phase between the device's own marks; what cannot be measured becomes a flag."""
-    name = power.device.name
-    start_s = phase.start.marks[name].monotonic_ns / 1e9
-    end_s = phase.end.marks[name].monotonic_ns / 1e9
-    title = f"{phase.kind} {phase.number}" if phase.kind == WINDOW else phase.kind
-    try:
-        return measure_window(power.total_w, power.time_s, start_s, end_s, minimum)
-    except EnergyError as err:
-        flags.append(f"{title}: {err}")
-        return None
-
-
-def _window_figures(phase: Phase, name: str, measured: WindowEnergy, idle_w: float | None) -> WindowFigures:
-    inferences = phase.end.marks[name].inferences - phase.start.marks[name].inferences
-    dynamic_j = measured.dynamic_j(idle_w) if idle_w is not None else None
-    flags = list(measured.flags)
+def _window_figures(phase: Phase, name: str, measured: Measured, idle: Baseline | None, board: Board) -> WindowFigures:
+    start, end, energy = phase.start.marks[name], phase.end.marks[name], measured.energy
+    inferences = end.inferences - start.inferences
+    dynamic_j = energy.dynamic_j(idle.mean_w) if idle is not None else None
+    flags = list(energy.flags)
     if inferences < 0:
         flags.append("the device's counter went back: its agent was restarted")
     elif inferences == 0:
         flags.append("the device made no inference")
     if dynamic_j is not None and dynamic_j < 0:
         flags.append("dynamic energy is negative: the work costs less than the sensor can tell")
+    if abs(energy.rise_w) > max(_MAX_RISE * abs(energy.mean_w), _MAX_RISE_STEPS * max(board.total_step_mw) / 1000):
+        flags.append(
+            f"power is not steady, it changed by {energy.rise_w / energy.mean_w:+.1%} over the window, "
+            "expected at most 2 %: warm up longer"
+        )
     return WindowFigures(
         number=phase.number,
-        duration_s=measured.duration_s,
+        duration_s=(end.monotonic_ns - start.monotonic_ns) / 1e9,
         inferences=inferences,
-        total_j=measured.total_j,
+        total_j=energy.total_j,
         dynamic_j=dynamic_j,
-        mean_w=measured.mean_w,
-        peak_w=measured.peak_w,
-        samples=measured.samples,
-        coverage=measured.coverage,
+        mean_w=energy.mean_w,
+        peak_w=energy.peak_w,
+        samples=energy.samples,
+        coverage=energy.coverage,
         flags=tuple(flags),
+        rise_w=energy.rise_w,
+        busy_s=(end.busy_ns - start.busy_ns) / 1e9 if end.busy_ns > start.busy_ns else None,
     )

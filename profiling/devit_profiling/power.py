@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_profiling.boards import Board, board_of_model, guess_board, total_mw
+from devit_profiling.board_table import Board
+from devit_profiling.boards import board_of_model, guess_board, total_mw, why_no_total
 from devit_profiling.energy import Float64Array
 from devit_profiling.record import DeviceRecord, Recording
 from devit_profiling.sensor_lines import parse_sensor_log, sensor_notes
@@ -24,12 +25,18 @@ class Power:
     is_simulated: bool
     time_s: Float64Array
     """Arrival of the samples with a total on the device's monotonic clock, shape ``(n,)``."""
-    total_w: Float64Array
-    """Shape ``(n,)``."""
+    rails_w: Float64Array
+    """Readings of the rails that make the total, shape ``(n, rails)``."""
     not_measured: str
     """Why there is no total; empty where there is one."""
     sensor_notes: tuple[str, ...] = ()
     """What the sensor's own program left out or changed."""
+
+    @property
+    def total_w(self) -> Float64Array:
+        """Readings of the total, shape ``(n,)``."""
+        total_w: Float64Array = self.rails_w.sum(axis=1)
+        return total_w
 
     @property
     def scope(self) -> str:
@@ -46,10 +53,11 @@ def power_of(recording: Recording, device: DeviceRecord) -> Power:
     if board is None and log.samples:
         board = guess_board(log.samples[0].sample)
         is_guessed = board is not None
+    rails = board.total_rails if board is not None else ()
     points = []
     if board is not None:
-        totals = ((sample.monotonic_ns, total_mw(board, sample.sample.rails_mw)) for sample in log.samples)
-        points = [(stamp_ns / 1e9, power_mw / 1e3) for stamp_ns, power_mw in totals if power_mw is not None]
+        whole = [sample for sample in log.samples if total_mw(board, sample.sample.rails_mw) is not None]
+        points = [(sample.monotonic_ns / 1e9, [sample.sample.rails_mw[rail] for rail in rails]) for sample in whole]
     return Power(
         device=device,
         log=log,
@@ -57,7 +65,7 @@ def power_of(recording: Recording, device: DeviceRecord) -> Power:
         is_board_guessed=is_guessed,
         is_simulated=SIMULATED in model.upper() or any(sample.sample.is_simulated for sample in log.samples),
         time_s=np.array([time_s for time_s, _ in points], np.float64),
-        total_w=np.array([power_w for _, power_w in points], np.float64),
+        rails_w=np.array([rails_mw for _, rails_mw in points], np.float64).reshape(len(points), len(rails)) / 1e3,
         not_measured=_why_no_total(device, log, board, has_total=bool(points)),
         sensor_notes=sensor_notes(lines),
     )
@@ -75,7 +83,4 @@ def _why_no_total(device: DeviceRecord, log: Log, board: Board | None, *, has_to
         return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats or hwmon-power"
     if has_total:
         return ""
-    rails = ", ".join(rail_names(log)) or "none"
-    if board is None:
-        return f"board {device.description.board_model!r} is not in the table, so no total is known; its rails: {rails}"
-    return f"expected the rails {', '.join(board.total_rails)} of {board.title}, found these: {rails}"
+    return why_no_total(board, device.description.board_model, rail_names(log))

@@ -76,6 +76,8 @@ class Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Monotonic clock of the machine that asks; for answers per second only."""
     marks: dict[str, Mark]
     """By device, each on its own clock."""
+    asked_ns: dict[str, tuple[int, int]] = {}
+    """By device: the asking machine's clock before and behind the question for its mark; not in older runs."""
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -200,6 +202,8 @@ class AnswerRow:
     missing: Mapping[int, str]
     """Device index to why its feature is not in the answer."""
     devices: tuple[DeviceTiming, ...]
+    sent_ns: int | None = None
+    """The asking machine's monotonic clock when the request was made; absent in older runs."""
 
     @property
     def is_answered(self) -> bool:

@@ -1,29 +1,52 @@
-"""Writes a run's report: ``report.json`` for programs and ``report.html``, one file that opens offline, for people."""
+"""Writes what a run's raw files tell: ``report.json`` and tables for programs, ``report.html`` and a trace for people.
+
+========================= ==========================================================================
+file                      content
+========================= ==========================================================================
+``report.json``           all figures: :class:`~devit_profiling.analysis.Report`
+``report.html``           the same for people, one file that opens offline
+``power.csv``             every reading of every rail, see :mod:`~devit_profiling.tables`
+``windows.csv``           a row per device, scenario and window
+``trace.json``            the run for Perfetto, see :mod:`~devit_profiling.trace_events`
+========================= ==========================================================================
+
+The same raw files give the same bytes.
+"""
 
 from __future__ import annotations
 
-import math
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from devit_contract.files import write_bytes, write_json
-from devit_profiling.analysis import DeviceReport, Report, analyse_recording
-from devit_profiling.joules import DeviceEnergy, Estimate
+from devit_profiling.analysis import Report, analyse_recording
+from devit_profiling.page import render_html
 from devit_profiling.power import power_of
-from devit_profiling.record import Recording
 from devit_profiling.run_folder import read_recording
+from devit_profiling.tables import POWER_FILE, WINDOWS_FILE, power_csv, windows_csv
+from devit_profiling.trace_events import TRACE_FILE, trace_bytes, trace_of
+from devit_profiling.words import NOT_MEASURED, SUMMARY_HEADER, joules, number, summary_rows
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
+__all__ = [
+    "HTML_FILE",
+    "JSON_FILE",
+    "NOT_MEASURED",
+    "OUTPUTS",
+    "SUMMARY_HEADER",
+    "joules",
+    "number",
+    "render_html",
+    "summary_rows",
+    "write_report",
+]
 
 JSON_FILE = "report.json"
 HTML_FILE = "report.html"
-NOT_MEASURED = "not measured"
+OUTPUTS = (JSON_FILE, HTML_FILE, POWER_FILE, WINDOWS_FILE, TRACE_FILE)
+"""All that is made from the raw files."""
 
 
 def write_report(folder: Path) -> Report:
-    """Make the report of a run anew from its raw files, and write it beside them.
+    """Make the report of a run anew from its raw files, and write it beside them with its tables and its trace.
 
     Raises:
         InputError: A raw file is missing, or the folder cannot be written.
@@ -31,143 +54,11 @@ def write_report(folder: Path) -> Report:
     """
     recording = read_recording(folder)
     report = analyse_recording(recording)
+    powers = [power_of(recording, device) for device in recording.run.devices]
     html = render_html(report, recording)
     write_json(folder / JSON_FILE, report)
     write_bytes(folder / HTML_FILE, html.encode())
+    write_bytes(folder / POWER_FILE, power_csv(recording, powers))
+    write_bytes(folder / WINDOWS_FILE, windows_csv(report, recording))
+    write_bytes(folder / TRACE_FILE, trace_bytes(trace_of(recording, powers)))
     return report
-
-
-def render_html(report: Report, recording: Recording) -> str:
-    """Draw the page; the same report and recording give the same text."""
-    import jinja2
-
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files("devit_profiling").joinpath("report.html.j2").read_text("utf-8"))
-    return page.render(
-        report=report,
-        summary_header=SUMMARY_HEADER,
-        summary=summary_rows(report),
-        power_plots=_power_plots(recording),
-        latency_plot=_latency_plot(recording),
-        colours=_phase_colours(),
-        number=number,
-        joules=joules,
-        interval=interval,
-        not_measured=NOT_MEASURED,
-    )
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Write a figure with so many significant digits; an absent one as "not measured".
-
-    >>> number(0.046812), number(15479.2), number(None), number(0.0)
-    ('0.0468', '15479', 'not measured', '0')
-    """
-    if value is None:
-        return NOT_MEASURED
-    if value == 0:
-        return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{value:.{max(places, 0)}f}"
-
-
-def joules(value: float | None, resolution: float | None) -> str:
-    """Write joules with three significant digits, or fewer where the sensor's steps tell no more.
-
-    >>> joules(0.046812, 0.00004), joules(0.046812, 0.012), joules(0.0046, 0.2)
-    ('0.0468', '0.05', '0.0')
-    """
-    if value is None or not resolution:
-        return number(value)
-    places = math.floor(-math.log10(resolution)) + (1 if resolution < 1 else 0)
-    plain = number(value)
-    shown = len(plain.partition(".")[2])
-    return plain if shown <= places else f"{value:.{max(places, 0)}f}"
-
-
-def interval(estimate: Estimate | None, resolution: float | None) -> str:
-    """Write the 95 % interval of an estimate, or why there is none."""
-    if estimate is None:
-        return NOT_MEASURED
-    if estimate.low_95 is None or estimate.high_95 is None:
-        return "none: one window"
-    return f"{joules(estimate.low_95, resolution)} to {joules(estimate.high_95, resolution)}"
-
-
-def summary_rows(report: Report) -> list[list[str]]:
-    """Give the rows of the table that a terminal shows: a device or the cell, W, J and ms."""
-    boards = {device.name: device for device in report.devices}
-    together = " together" if len(report.scenarios) > 1 else ""
-    rows = []
-    for scenario in report.scenarios:
-        times = {device.device: device for device in scenario.answers.devices}
-        for energy in scenario.energies:
-            device, arrival = boards[energy.device], times.get(energy.device)
-            rows.append(
-                [
-                    scenario.name if scenario.cell is None else f"{energy.device}{together}",
-                    _board(device),
-                    energy.scope or NOT_MEASURED,
-                    number(energy.mean_w),
-                    _mean(energy),
-                    number(arrival.arrival_p50_ms if arrival is not None else None),
-                    number(arrival.arrival_p99_ms if arrival is not None else None),
-                ]
-            )
-        if scenario.cell is not None:
-            cell, answers = scenario.cell, scenario.answers
-            total = cell.total_j_per_answer
-            what = f"{len(scenario.energies)} of {len(scenario.asked)} devices, node left out"
-            watts, per_answer = number(cell.mean_w), total.mean if total is not None else None
-            figures = [watts, joules(per_answer, cell.resolution_j_per_answer)]
-            mark = "(SIMULATED)" if cell.is_simulated else ""
-            rows.append(["cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
-    return rows
-
-
-SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
-
-
-def _board(device: DeviceReport) -> str:
-    marks = ["guessed"] if device.is_board_guessed else []
-    marks += ["SIMULATED"] if device.is_simulated else []
-    return device.board.removeprefix("Jetson ") + (f" ({', '.join(marks)})" if marks else "")
-
-
-def _mean(energy: DeviceEnergy) -> str:
-    total = energy.total_j_per_inference
-    return joules(total.mean if total is not None else None, energy.resolution_j_per_inference)
-
-
-def _power_plots(recording: Recording) -> dict[str, Markup]:
-    from markupsafe import Markup
-
-    from devit_profiling.plots import power_svg
-
-    plots = {}
-    for place, device in enumerate(recording.run.devices):
-        power = power_of(recording, device)
-        if power.log.samples:
-            plots[device.name] = Markup(power_svg(f"power{place}", power, recording.run.phases))
-    return plots
-
-
-def _latency_plot(recording: Recording) -> Markup | None:
-    from markupsafe import Markup
-
-    from devit_profiling.plots import latency_svg
-
-    rows = {
-        scenario.name: [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
-        for scenario in recording.run.scenarios
-    }
-    if not any(row.is_answered for answers in rows.values() for row in answers):
-        return None
-    return Markup(latency_svg("latency", rows))
-
-
-def _phase_colours() -> dict[str, str]:
-    from devit_profiling.plots import PHASE_COLOURS
-
-    return PHASE_COLOURS

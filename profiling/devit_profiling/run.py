@@ -1,13 +1,14 @@
 """Drives a running cell through a plan of idle and loaded phases, and keeps all raw data of it.
 
-Nothing crosses clocks: the edges of every phase are marked by each device on the clock that also stamps its power
-samples. The asking machine's own clock is used for latency and answers per second alone.
+No figure crosses clocks: the edges of every phase are marked by each device on the clock that also stamps its power
+samples. The asking machine's own clock is used for latency, answers per second, and to show all devices side by side.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -43,6 +44,7 @@ from devit_profiling.record import (
 )
 from devit_profiling.run_folder import write_recording
 from devit_profiling.tegrastats import StampedLine
+from devit_profiling.watch import STEP_S, Watch
 
 __all__ = ["QUICK", "Measurement", "Plan", "run_profile"]
 
@@ -136,7 +138,7 @@ class Measurement:
         limit_s = _FIRST_LINE_S + 2 * self._plan.interval_ms / 1000
         end_s = time.monotonic() + limit_s
         while self._silent() and time.monotonic() < end_s:
-            self._pass(_STEP_S)
+            self._pass(STEP_S)
         for name in self._silent():
             self.problems[name] = f"expected a power sample within {limit_s:.1f} s, found none: run its sampler by hand"
 
@@ -157,7 +159,7 @@ class Measurement:
     def measure(self, scenario: Scenario, pictures: Iterator[Picture]) -> None:
         """Take one scenario through all its phases."""
         plan = self._plan
-        watch = _Watch(self._progress, scenario.name, _planned_s(plan))
+        watch = Watch(self._progress, scenario.name, _planned_s(plan))
         self._rest(scenario, SETTLE, plan.settle_s, watch)
         self._rest(scenario, IDLE, plan.idle_s, watch)
         self._load(scenario, pictures, watch)
@@ -166,24 +168,26 @@ class Measurement:
             self._rest(scenario, IDLE_AFTER, plan.idle_s, watch)
         watch.finish()
 
-    def _rest(self, scenario: Scenario, kind: str, duration_s: float, watch: _Watch) -> None:
+    def _rest(self, scenario: Scenario, kind: str, duration_s: float, watch: Watch) -> None:
         """Let the cell idle."""
         if duration_s == 0:
             return
         start = self._edge()
         while (passed_s := _since_s(start)) < duration_s + _MARGIN_S:
             watch.show(kind)
-            self._pass(min(_STEP_S, duration_s + _MARGIN_S - passed_s))
+            self._pass(min(STEP_S, duration_s + _MARGIN_S - passed_s))
         self.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._edge()))
 
-    def _load(self, scenario: Scenario, pictures: Iterator[Picture], watch: _Watch) -> None:
+    def _load(self, scenario: Scenario, pictures: Iterator[Picture], watch: Watch) -> None:
         """Ask without a pause: the warm-up, then window by window; neighbouring phases share an edge."""
         plan = self._plan
         start, window, answers = self._edge(), OUTSIDE, 0
         self._is_loading = True
         asked = itertools.takewhile(lambda _: self._is_loading, pictures)
-        for answer in self._client.stream(asked, in_flight=plan.in_flight, mask=scenario.mask):
-            self.answers.append(_row(scenario, window if self._is_loading else OUTSIDE, answer))
+        sent_ns: deque[int] = deque()  # of the requests under way; answers come in their order
+        for answer in self._client.stream(_stamped(asked, sent_ns), in_flight=plan.in_flight, mask=scenario.mask):
+            number = window if self._is_loading else OUTSIDE
+            self.answers.append(_row(scenario, number, answer, sent_ns.popleft()))
             answers += 1
             watch.show(WARM_UP if window == OUTSIDE else f"{WINDOW} {window} of {plan.windows}")
             is_warm = window > OUTSIDE or answers >= plan.warm_up_answers
@@ -198,9 +202,13 @@ class Measurement:
 
     def _edge(self) -> Edge:
         """Have every device mark this moment."""
-        marks = {device.name: self._client.mark(device.name) for device in self._devices}
+        marks, asked_ns = {}, {}
+        for device in self._devices:
+            before_ns = time.monotonic_ns()
+            marks[device.name] = self._client.mark(device.name)
+            asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self._collect()
-        return Edge(time.monotonic_ns(), marks)
+        return Edge(time.monotonic_ns(), marks, asked_ns)
 
     def _pass(self, duration_s: float) -> None:
         self._client.wait(duration_s)
@@ -220,29 +228,6 @@ class Measurement:
         return [name for name in sorted(self._sampling) if not self.lines[name]]
 
 
-class _Watch:
-    """Tells how much of a scenario has passed, at most four times a second."""
-
-    def __init__(self, progress: Progress, stage: str, planned_s: float) -> None:
-        self._progress = progress
-        self._stage = stage
-        self._planned_s = planned_s
-        self._start_s = time.monotonic()
-        self._due_s = self._start_s
-
-    def show(self, phase: str) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._due_s:
-            self._due_s = now_s + _STEP_S
-            # What takes longer than planned is not done before it is.
-            done_s = min(now_s - self._start_s, 0.99 * self._planned_s)
-            self._progress(self._stage, done_s, self._planned_s, phase)
-
-    def finish(self) -> None:
-        self._progress(self._stage, self._planned_s, self._planned_s)
-
-
-_STEP_S = 0.25
 # Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
 _MARGIN_S = 0.02
 _FIRST_LINE_S = 5.0
@@ -275,7 +260,14 @@ def _since_s(edge: Edge) -> float:
     return (time.monotonic_ns() - edge.desk_ns) / 1e9
 
 
-def _row(scenario: Scenario, window: int, answer: Answer) -> AnswerRow:
+def _stamped(pictures: Iterable[Picture], sent_ns: deque[int]) -> Iterator[Picture]:
+    """Note when each picture is taken, which the client does just before it sends it."""
+    for picture in pictures:
+        sent_ns.append(time.monotonic_ns())
+        yield picture
+
+
+def _row(scenario: Scenario, window: int, answer: Answer, sent_ns: int) -> AnswerRow:
     return AnswerRow(
         scenario=scenario.name,
         window=window,
@@ -287,6 +279,7 @@ def _row(scenario: Scenario, window: int, answer: Answer) -> AnswerRow:
         fuse_us=answer.fuse_us,
         missing=answer.missing,
         devices=answer.devices,
+        sent_ns=sent_ns,
     )
 
 

@@ -6,7 +6,7 @@ file                         content
 ``run.json``                 what was measured and how: :class:`~devit_profiling.record.Run`
 ``DEVICE.tegrastats.log``    a device's sampler lines, verbatim
 ``DEVICE.stamps.csv``        number of each of these lines, and its arrival on the device's monotonic clock
-``latency.csv``              one row an answer, with what each device of the cell cost in it
+``latency.csv``              one row an answer, with when it was asked for and what each device cost in it
 ============================ =================================================================================
 
 Every figure of a report comes from these files, so a report can be made again at any time.
@@ -53,10 +53,10 @@ def write_recording(folder: Path, recording: Recording) -> None:
             lines = recording.lines[device.name]
             write_bytes(draft / log_name(device.name), "".join(f"{line.text}\n" for line in lines).encode())
             stamps = ((number, line.monotonic_ns) for number, line in enumerate(lines, 1))
-            write_bytes(draft / stamps_name(device.name), _csv(_STAMP_HEADER, stamps))
+            write_bytes(draft / stamps_name(device.name), csv_bytes(_STAMP_HEADER, stamps))
         names = recording.run.names_by_submodel()
         rows = (_row_cells(row, names) for row in recording.answers)
-        write_bytes(draft / LATENCY_FILE, _csv(_latency_header(names), rows))
+        write_bytes(draft / LATENCY_FILE, csv_bytes(_latency_header(names), rows))
         write_json(draft / RUN_FILE, recording.run)
 
 
@@ -76,6 +76,8 @@ def read_recording(folder: Path) -> Recording:
 
 _STAMP_HEADER = ("line", "monotonic_ns")
 _ANSWER_HEADER = ("scenario", "window", "state", "mask", "latency_ms", "wait_us", "collect_us", "fuse_us", "missing")
+_SENT = "sent_ns"
+"""Last column of ``latency.csv``; older runs have none."""
 _TIMES = ("network_us", "queue_us", "decode_us", "inference_us", "arrival_us")
 
 
@@ -113,14 +115,15 @@ def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
 
 def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:
     answers = []
-    for number, cells in _rows(path, _latency_header(names)):
+    header = _latency_header(names)
+    for number, cells in _rows(path, header, header[:-1]):
         with _Line(path, number):
             answers.append(_answer_row(cells, names))
     return tuple(answers)
 
 
 def _latency_header(names: Mapping[int, str]) -> tuple[str, ...]:
-    return (*_ANSWER_HEADER, *(f"{names[index]}.{time}" for index in sorted(names) for time in _TIMES))
+    return (*_ANSWER_HEADER, *(f"{names[index]}.{time}" for index in sorted(names) for time in _TIMES), _SENT)
 
 
 def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
@@ -131,10 +134,13 @@ def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
     for index in sorted(names):
         timing = timings.get(index)
         yield from ("",) * len(_TIMES) if timing is None else (getattr(timing, time) for time in _TIMES)
+    yield "" if row.sent_ns is None else row.sent_ns
 
 
 def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
     pairs = (part.partition("=") for part in cells[8].split(";") if part)
+    width = len(_ANSWER_HEADER) + len(names) * len(_TIMES)
+    sent = cells[width] if len(cells) > width else ""
     devices = []
     for place, index in enumerate(sorted(names)):
         first = len(_ANSWER_HEADER) + place * len(_TIMES)
@@ -152,10 +158,12 @@ def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
         fuse_us=int(cells[7]),
         missing={int(index): why for index, _, why in pairs},
         devices=tuple(devices),
+        sent_ns=int(sent) if sent else None,
     )
 
 
-def _csv(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> bytes:
+def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> bytes:
+    """Write a table with a header, comma separated, lines ended by a line feed each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -163,11 +171,13 @@ def _csv(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _rows(path: Path, header: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
-    """Give the rows behind the header with their line numbers."""
+def _rows(path: Path, header: Sequence[str], older: Sequence[str] = ()) -> Iterable[tuple[int, list[str]]]:
+    """Give the rows behind the header, or behind an older one, with their line numbers."""
     reader = csv.reader(io.StringIO(_read_text(path)))
     try:
         for number, cells in enumerate(reader, 1):
+            if number == 1 and older and tuple(cells) == tuple(older):
+                header = older
             if number == 1 and tuple(cells) != tuple(header):
                 raise ManifestError(
                     f"{path}: expected the columns {','.join(header)}, found {','.join(cells)}: {_HINT}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from devit_profiling.hwmon_lines import note_of, parse_hwmon_line
-from devit_profiling.tegrastats import Log, Sample, StampedLine, StampedSample, parse_line
+from devit_profiling.sample import Sample
+from devit_profiling.tegrastats import Log, StampedLine, StampedSample, parse_line
 
 
 def parse_sensor_line(line: str) -> Sample | None:

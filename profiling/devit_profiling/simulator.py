@@ -1,7 +1,6 @@
 """A program that prints what ``tegrastats`` would, for machines that are no Jetson; every line says SIMULATED.
 
-Its GPU is as busy as the process that it watches keeps one CPU core, so power follows work. The figures are those of
-measured boards (``boards.py``), the sensor lags and steps as theirs does; they are not a measurement of anything.
+Its GPU is as busy as the process that it watches keeps one CPU core, so power follows work.
 """
 
 from __future__ import annotations
@@ -9,88 +8,19 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import random
 import select
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-from devit_profiling.boards import AGX_ORIN, BOARDS, ORIN_NANO, Board
-from devit_profiling.tegrastats import SIMULATED
-
-
-class SimulatedBoard:
-    """A board at work in the caller's time: the same seed and calls give the same lines."""
-
-    def __init__(self, board: Board, *, seed: int = 0, started: datetime = datetime(2026, 1, 1)) -> None:
-        """Let the board idle.
-
-        Args:
-            board: Whose rails, steps and lag to use.
-            seed: Of the noise.
-            started: Local date and time at ``time_s`` 0, for the stamps.
-        """
-        self._board = board
-        self._shape = _SHAPES[board.key]
-        self._random = random.Random(seed)
-        self._started = started
-        self._power_mw = {rail: float(power) for rail, power in board.idle_mw.items()}
-        self._warmth = 0.0
-        self._last_s: float | None = None
-        self._lines = 0
-        self._sum_mw = dict.fromkeys(board.idle_mw, 0)
-
-    def line(self, time_s: float, load: float) -> str:
-        """Give the line at ``time_s`` on the caller's clock, without a line end.
-
-        Args:
-            time_s: Now, not before that of the last call. The first call shows the idle board.
-            load: Share of the GPU in use since the last call, 0 to 1; more counts as 1.
-        """
-        load = min(max(load, 0.0), 1.0)
-        elapsed_s = 0.0 if self._last_s is None else time_s - self._last_s
-        self._last_s = time_s
-        self._pass(elapsed_s, load)
-        rails_mw = {rail: self._reading_mw(rail) for rail in self._power_mw}
-        self._lines += 1
-        for rail, power_mw in rails_mw.items():
-            self._sum_mw[rail] += power_mw
-        # The mark follows the stamp, so that a line that is cut off keeps it.
-        return (
-            f"{self._started + timedelta(seconds=time_s):%m-%d-%Y %H:%M:%S} {SIMULATED} "
-            f"RAM {self._shape.ram_mb} SWAP {self._shape.swap_mb} (cached 0MB) CPU [{self._cores(load)}] "
-            f"GR3D_FREQ {round(100 * load)}% {self._zones()} {self._rails(rails_mw)}"
-        )
-
-    def _pass(self, elapsed_s: float, load: float) -> None:
-        """Move power and warmth towards where the load drives them, as first-order lags do."""
-        kept = math.exp(-elapsed_s / self._board.tau_s)
-        for rail, power_mw in self._power_mw.items():
-            idle_mw = self._board.idle_mw[rail]
-            target_mw = idle_mw + load * (self._board.load_mw[rail] - idle_mw)
-            self._power_mw[rail] = target_mw + (power_mw - target_mw) * kept
-        self._warmth = load + (self._warmth - load) * math.exp(-elapsed_s / _WARMING_TAU_S)
-
-    def _reading_mw(self, rail: str) -> int:
-        step_mw = self._board.code_step_mw[rail]
-        power_mw = self._power_mw[rail] * (1 + self._random.gauss(0.0, _NOISE))
-        return round(power_mw / step_mw) * step_mw
-
-    def _cores(self, load: float) -> str:
-        busy = f"{round(100 * load)}%@{self._shape.busy_mhz if load > _IDLE_LOAD else self._shape.idle_mhz}"
-        return ",".join([busy] + [f"0%@{self._shape.idle_mhz}"] * (self._shape.cores - 1))
-
-    def _zones(self) -> str:
-        rise_c = _RISE_C * self._warmth
-        return " ".join(f"{zone}@{round(8 * (idle_c + rise_c)) / 8:g}C" for zone, idle_c in self._shape.idle_c.items())
-
-    def _rails(self, rails_mw: Mapping[str, int]) -> str:
-        """Print instant and average; the second is the mean since the start, as in tegrastats."""
-        return " ".join(f"{rail} {mw}mW/{self._sum_mw[rail] // self._lines}mW" for rail, mw in rails_mw.items())
+from devit_profiling.board_table import BOARDS, ORIN_NANO
+from devit_profiling.simulated_board import SIMULATED_BOARDS, Cadence, SimulatedBoard
+from devit_profiling.simulated_power import Physics
+from devit_profiling.simulated_sensor import RIPPLE_STEPS, SENSORS
 
 
 class CpuMeter:
@@ -136,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     started_s = time.monotonic()
-    board = SimulatedBoard(BOARDS[options.board], seed=options.seed, started=datetime.now())
+    board = _board(options)
     meter = CpuMeter(os.getppid() if options.watch_pid is None else options.watch_pid)
     meter.share(0.0)
-    period_s = options.interval * _PERIOD_FACTOR / 1000
-    due_s = period_s
+    cadence = Cadence(options.interval, seed=options.seed, pauses_per_min=options.pauses)
+    due_s = cadence.period_s
     while not _reader_left(until_s=started_s + due_s):
         now_s = time.monotonic() - started_s
         load = meter.share(now_s)
@@ -148,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         sys.stdout.write(board.line(now_s, load) + "\n")
         sys.stdout.flush()
-        due_s = max(due_s + period_s, now_s)  # lines that are missed are not made up for
+        due_s = max(due_s + cadence.gap_s(), now_s)  # lines that are missed are not made up for
     return 0
 
 
@@ -158,44 +88,18 @@ class _Ticks:
     started_ticks: int
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What stands in a board's lines beside its rails."""
-
-    ram_mb: str
-    swap_mb: str
-    cores: int
-    idle_mhz: int
-    busy_mhz: int
-    idle_c: Mapping[str, float]
-
-
-# Lines without root of L4T 36, as in the recordings orin_nano_l4t36_01_idle_log and agx_orin_l4t36_03.
-_SHAPES = {
-    ORIN_NANO.key: _Shape(
-        ram_mb="1697/7620MB (lfb 42x4MB)",
-        swap_mb="0/3810MB",
-        cores=6,
-        idle_mhz=729,
-        busy_mhz=1344,
-        idle_c={"cpu": 40.25, "soc2": 39.125, "soc0": 40.375, "gpu": 40.875, "tj": 41.0, "soc1": 41.0},
-    ),
-    AGX_ORIN.key: _Shape(
-        ram_mb="6879/62841MB (lfb 3x4MB)",
-        swap_mb="0/31421MB",
-        cores=12,
-        idle_mhz=729,
-        busy_mhz=2201,
-        idle_c={"cpu": 47.625, "soc2": 44.25, "soc0": 45.75, "gpu": 43.25, "tj": 47.625, "soc1": 45.125},
-    ),
-}
-
-_PERIOD_FACTOR = 1.06  # recorded periods are 1.00 to 1.09 times the interval that was asked for
-_NOISE = 0.003
-_RISE_C = 12.0  # recorded rises under load are 5 to 15 C over minutes
-_WARMING_TAU_S = 90.0
-_IDLE_LOAD = 0.02
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def _board(options: argparse.Namespace) -> SimulatedBoard:
+    return SimulatedBoard(
+        BOARDS[options.board],
+        seed=options.seed,
+        sensor=options.sensor,
+        ripple_steps=options.ripple,
+        physics=Physics.drawn(options.seed, ramp_s=options.ramp),
+        started=datetime.now(),
+    )
 
 
 def _reader_left(until_s: float) -> bool:
@@ -213,14 +117,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="simulated-tegrastats", description="Print lines of a simulated tegrastats, marked SIMULATED."
     )
     parser.add_argument(
-        "--board", choices=sorted(BOARDS), default=ORIN_NANO.key, help="board to simulate (default: %(default)s)"
+        "--board",
+        choices=sorted(SIMULATED_BOARDS),
+        default=ORIN_NANO.key,
+        help="board to simulate (default: %(default)s)",
     )
     parser.add_argument(
         "--interval",
         type=_positive,
         default=1000,
         metavar="MS",
-        help="nominal period in milliseconds; lines come 6 %% slower, as on a Jetson (default: %(default)s)",
+        help="nominal period in milliseconds; lines come 0 to 9 %% slower, as on a Jetson (default: %(default)s)",
     )
     parser.add_argument(
         "--watch-pid",
@@ -228,7 +135,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PID",
         help="process whose CPU time is the GPU's load and whose end is the end (default: the parent process)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: 0)")
+    parser.add_argument(
+        "--sensor",
+        choices=sorted(SENSORS),
+        default="lag",
+        help="lag: a first-order lag; average: drawn averaging, gain and offset (default: %(default)s)",
+    )
+    for name, unit, default, text in (
+        ("--ripple", "STEPS", RIPPLE_STEPS, "root mean square of the ripple, in steps of the converter"),
+        ("--ramp", "S", 0.0, "seconds in which clocks rise from idle to full load"),
+        ("--pauses", "N", 0.0, "pauses of up to 3 s, a minute"),
+    ):
+        parser.add_argument(name, type=_amount, default=default, metavar=unit, help=f"{text} (default: %(default)s)")
     return parser
 
 
@@ -236,6 +155,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +20,18 @@ from devit_contract.fleet import Device, Fleet, Node, Serving
 from devit_contract.journal import Log
 from devit_contract.manifest import Bundle
 from devit_contract.messages import Description, DeviceTiming, Mark
+from devit_contract.progress import no_progress
 from devit_contract.wire import State
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
-from devit_profiling.boards import BOARDS
+from devit_profiling.board_table import BOARDS
+from devit_profiling.pictures import random_pictures
 from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
     OUTSIDE,
     SCHEMA,
+    SETTLE,
     TOGETHER,
     WARM_UP,
     WINDOW,
@@ -42,8 +46,9 @@ from devit_profiling.record import (
     Run,
     Scenario,
 )
+from devit_profiling.run import run_profile
 from devit_profiling.run_folder import write_recording
-from devit_profiling.simulator import SimulatedBoard
+from devit_profiling.simulated_board import SimulatedBoard
 from devit_profiling.tegrastats import StampedLine
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
@@ -67,11 +72,20 @@ class FakeDevice:
     clock_s: float = 1000.0
     """Its monotonic clock at the start."""
     line: str = (
-        "RAM 1697/7620MB (lfb 42x4MB) CPU [0%@729] GR3D_FREQ 0% tj@41.5C "
+        "RAM 1697/7620MB (lfb 42x4MB) CPU [0%@{mhz},0%@{mhz},0%@{mhz},0%@{mhz},0%@{mhz},0%@{mhz}] "
+        "GR3D_FREQ 0% tj@{tj_c:.3f}C "
         "VDD_IN {mw}mW/1mW VDD_CPU_GPU_CV 400mW/1mW VDD_SOC 1300mW/1mW"
     )
     simulated_board: str = ""
     """Key of a board whose simulated lines are taken instead."""
+    busy_ms: float = 0.0
+    """Time in the engine of each inference; 0: it counts none."""
+    rise_mw: int = 0
+    """How much the power rises over each window, in a straight line."""
+    windows_mhz: tuple[int, ...] = (729, 729)
+    """Clock of its core in each window."""
+    warming_c_per_min: float = 0.0
+    warm_up_s: float = WARM_UP_S
     sensor_problem: str = ""
     silent: tuple[float, float] = field(default=(0.0, 0.0))
     """Seconds since the start between which no line comes."""
@@ -89,6 +103,9 @@ class FakeRun:
     is_quick: bool = False
     alone: bool = False
     state: State = State.FULL
+    in_flight: int = 1
+    is_old: bool = False
+    """Recorded before requests and marks were stamped on the asking machine's clock."""
 
     def changed(self, **changes: object) -> FakeRun:
         """The same run with another first device."""
@@ -133,19 +150,16 @@ class FakeRun:
             Edge(
                 desk_ns=round((77.0 + time_s) * 1e9),
                 marks={
-                    device.name: Mark(
-                        monotonic_ns=round((device.clock_s + 1.0 + time_s) * 1e9),
-                        inferences=7 + device.inferences * max(0, min(place - 2, len(device.windows_mw))),
-                        busy_ns=0,
-                    )
+                    device.name: _mark(device, time_s, max(0, min(place - 2, len(device.windows_mw))))
                     for device in self.devices
                 },
+                asked_ns={} if self.is_old else {device.name: _asked_ns(time_s) for device in self.devices},
             )
             for place, time_s in enumerate(_edges_s(self.devices[0]))
         ]
         windows = len(self.devices[0].windows_mw)
         kinds = [(IDLE, OUTSIDE), (WARM_UP, OUTSIDE), *((WINDOW, number + 1) for number in range(windows))]
-        kinds += [(WARM_UP, OUTSIDE), (IDLE_AFTER, OUTSIDE)]
+        kinds += [(SETTLE, OUTSIDE), (IDLE_AFTER, OUTSIDE)]
         return [
             Phase(scenario, kind, number, start, end)
             for (kind, number), start, end in zip(kinds, edges, edges[1:], strict=False)
@@ -164,13 +178,35 @@ class FakeRun:
                 latency_ms = round(5.0 + number / 100, 3)
                 parts = () if is_failed else (timing, *slower)
                 missing = {0: "deadline"} if is_failed else {}
-                rows.append(AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts))
+                sent_ns = None if self.is_old else self._sent_ns(window, number)
+                rows.append(
+                    AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts, sent_ns)
+                )
         return rows
+
+    def _sent_ns(self, window: int, number: int) -> int:
+        """Spread the requests of a window evenly, so many at once as are under way."""
+        start_s, length_s = (
+            (IDLE_S, WARM_UP_S) if window == 0 else (IDLE_S + WARM_UP_S + WINDOW_S * (window - 1), WINDOW_S)
+        )
+        group = number // self.in_flight * self.in_flight
+        return round((77.0 + start_s + length_s * group / self.answers) * 1e9)
+
+
+def _asked_ns(time_s: float) -> tuple[int, int]:
+    """One millisecond before and behind the mark."""
+    return round((77.0 + time_s - 1e-3) * 1e9), round((77.0 + time_s + 1e-3) * 1e9)
+
+
+def _mark(device: FakeDevice, time_s: float, windows: int) -> Mark:
+    """Mark a moment after so many windows."""
+    done = device.inferences * windows
+    return Mark(round((device.clock_s + 1.0 + time_s) * 1e9), 7 + done, round(device.busy_ms * 1e6) * done)
 
 
 def _edges_s(device: FakeDevice) -> list[float]:
     """Idle, warm-up, windows, cooling, idle: seconds since the first mark."""
-    edges_s = [0.0, IDLE_S, IDLE_S + WARM_UP_S]
+    edges_s = [0.0, IDLE_S, IDLE_S + device.warm_up_s]
     edges_s += [edges_s[-1] + WINDOW_S * (number + 1) for number in range(len(device.windows_mw))]
     return [*edges_s, edges_s[-1] + WARM_UP_S, edges_s[-1] + WARM_UP_S + IDLE_S]
 
@@ -179,11 +215,12 @@ def _power_mw(device: FakeDevice, time_s: float) -> int:
     """Steps lie at the middle of a warm-up and between two windows' edges, so that windows see constant power."""
     assert device.idle_mw is not None
     edges_s = _edges_s(device)
-    if time_s < IDLE_S + WARM_UP_S / 2:
+    if time_s < IDLE_S + device.warm_up_s / 2:
         return device.idle_mw
     for power_mw, end_s in zip(device.windows_mw, edges_s[3:], strict=False):
         if time_s < end_s:
-            return power_mw
+            risen = 1 - (end_s - time_s) / WINDOW_S
+            return power_mw + round(device.rise_mw * max(risen, 0.0))
     return device.windows_mw[-1] if time_s < edges_s[-2] - WARM_UP_S / 2 else device.idle_after_mw
 
 
@@ -198,9 +235,16 @@ def _lines(device: FakeDevice) -> Sequence[StampedLine]:
             continue
         power_mw = _power_mw(device, time_s - 1.0)
         load = 0.0 if power_mw == device.idle_mw else 0.5
-        text = board.line(time_s, load) if board is not None else device.line.format(mw=power_mw)
+        text = board.line(time_s, load) if board is not None else _text(device, time_s, power_mw)
         lines.append(StampedLine(round((device.clock_s + time_s) * 1e9), text))
     return lines
+
+
+def _text(device: FakeDevice, time_s: float, power_mw: int) -> str:
+    ends_s = _edges_s(device)[3:]
+    clocks_mhz = (mhz for mhz, end_s in zip(device.windows_mhz, ends_s, strict=False) if time_s - 1.0 < end_s)
+    tj_c = 41.5 + device.warming_c_per_min * time_s / 60
+    return device.line.format(mw=power_mw, mhz=next(clocks_mhz, 729), tj_c=tj_c)
 
 
 def _record(device: FakeDevice, index: int) -> DeviceRecord:
@@ -268,6 +312,31 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
             assert ready.wait(30.0)
         open_fleet = msgspec.structs.replace(fleet, node=(real,))
         yield LiveCell(open_fleet, _write_fleet(folder / "fleet.toml", open_fleet), pid_path)
+
+
+@pytest.fixture(scope="session")
+def recorded_run(live_cell: LiveCell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw files of one short run of the live cell; to be copied by whoever writes."""
+    plan = Plan(
+        settle_s=0.05,
+        idle_s=0.4,
+        warm_up_s=0.1,
+        warm_up_answers=5,
+        duration_s=0.5,
+        windows=3,
+        interval_ms=20,
+        idle_samples=3,
+        window_samples=3,
+    )
+    out = tmp_path_factory.mktemp("recorded")
+    with live_cell.client() as client:
+        return run_profile(client, live_cell.fleet.device, random_pictures((6, 8, 1)), plan, out, no_progress)
+
+
+@pytest.fixture
+def real_run(recorded_run: Path, tmp_path: Path) -> Path:
+    """A run's folder of one's own."""
+    return Path(shutil.copytree(recorded_run, tmp_path / recorded_run.name))
 
 
 def _loopback(endpoint: str) -> str:

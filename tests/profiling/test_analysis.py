@@ -15,7 +15,8 @@ import pytest
 from devit_contract.errors import DevitError, InputError, ManifestError
 from devit_contract.wire import State
 from devit_profiling.analysis import Report, analyse, analyse_recording
-from devit_profiling.joules import DeviceEnergy, estimate
+from devit_profiling.interval import estimate
+from devit_profiling.joules import DeviceEnergy
 
 if TYPE_CHECKING:
     from conftest import FakeDevice, FakeRun
@@ -52,7 +53,10 @@ def test_two_windows_get_students_interval(fake_run: FakeRun) -> None:
     total = energy_of(fake_run.changed(windows_mw=(6000, 8000))).total_j_per_inference
     assert total is not None
     assert (total.mean, total.windows) == (pytest.approx((0.601 + 0.8) / 2), 2)
-    half = 12.706 * (0.8 - 0.601) / 2  # two values: s / sqrt(2) is half their distance
+    repeats = 12.706 * (0.8 - 0.601) / 2  # two values: s / sqrt(2) is half their distance
+    steps = 1.96 * 0.04 / 12**0.5 / 10
+    half = (repeats**2 + steps**2) ** 0.5
+    assert (total.repeats_95, total.steps_95) == pytest.approx((repeats, steps))
     assert (total.low_95, total.high_95) == pytest.approx((total.mean - half, total.mean + half))
 
 
@@ -207,7 +211,7 @@ def test_simulated_lines_make_the_report_simulated(fake_run: FakeRun) -> None:
     assert report.scenarios[0].cell.is_simulated
     mean_w = report.scenarios[0].energies[0].mean_w
     assert mean_w is not None
-    assert mean_w == pytest.approx((4.287 + 15.479) / 2, rel=0.02)  # half of the GPU, with the simulator's noise
+    assert mean_w == pytest.approx((4.287 + 15.479) / 2, rel=0.08)  # half of the GPU, of a specimen that is drawn
 
 
 def test_board_that_calls_itself_simulated_makes_the_report_simulated(fake_run: FakeRun) -> None:

@@ -10,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_contract.errors import EnergyError
-from devit_profiling.boards import ORIN_NANO, total_mw
+from devit_profiling.board_table import ORIN_NANO
+from devit_profiling.boards import total_mw
 from devit_profiling.energy import (
     IDLE_MINIMUM,
     Float64Array,
     Minimum,
+    burst_j,
     energy_j,
     measure_window,
     resolution_w,
     rising,
+    slope,
 )
 from devit_profiling.tegrastats import parse_line
 
@@ -228,6 +231,31 @@ def test_fewer_than_two_samples_are_insufficient_for_any_minimum(count: int) -> 
 
 def test_ten_seconds_of_slow_samples_make_an_idle_baseline() -> None:
     assert measure_window(np.ones(20), every(1.03, 20), 1.0, 11.0, IDLE_MINIMUM).mean_w == pytest.approx(1.0)
+
+
+def test_burst_is_whole_only_with_the_tail_that_the_sensor_shows_after_it() -> None:
+    """10 W above idle for 0.8 s behind a lag of 0.43 s: 8 J, of which the burst itself shows little more than half."""
+    time_s = every(0.0125, 1000)
+    passed_s, over_s = np.maximum(time_s - 2.0, 0.0), np.maximum(time_s - 2.8, 0.0)
+    power_w = 4.0 + 10.0 * (np.exp(-over_s / 0.43) - np.exp(-passed_s / 0.43))
+    assert burst_j(power_w, time_s, 2.0, 2.8, idle_w=4.0, tail_s=5 * 0.43) == pytest.approx(8.0, rel=0.01)
+    assert burst_j(power_w, time_s, 2.0, 2.8, idle_w=4.0, tail_s=0.0) < 0.6 * 8.0
+    with pytest.raises(EnergyError, match="cover"):
+        burst_j(power_w, time_s, 2.0, 2.8, idle_w=4.0, tail_s=60.0)
+
+
+def test_rise_is_that_of_the_straight_line_through_the_readings() -> None:
+    time_s = every(0.125, 121)
+    assert measure_window(5.0 + 0.1 * time_s, time_s, 1.0, 13.0).rise_w == pytest.approx(1.2)
+    assert measure_window(np.full(121, 5.0), time_s, 1.0, 13.0).rise_w == pytest.approx(0.0)
+    assert slope(array(3.0), array(5.0)) == 0.0
+
+
+def test_time_left_out_for_settling_counts_as_measured_time() -> None:
+    time_s = every(0.1, 200)
+    assert measure_window(np.ones(200), time_s, 2.0, 11.0, left_out_s=1.0).total_j == pytest.approx(9.0)
+    with pytest.raises(EnergyError, match="insufficient"):
+        measure_window(np.ones(200), time_s, 2.0, 11.0)
 
 
 def test_resolution_combines_the_steps_of_the_summed_rails() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,7 +16,7 @@ import pytest
 
 from devit_contract.wire import State
 from devit_profiling.analysis import Report, analyse_recording
-from devit_profiling.report import render_html, summary_rows, write_report
+from devit_profiling.report import OUTPUTS, render_html, summary_rows, write_report
 
 if TYPE_CHECKING:
     from conftest import FakeDevice, FakeRun
@@ -178,9 +181,57 @@ def test_same_run_gives_the_same_bytes(two_devices: FakeRun, tmp_path: Path) -> 
     written = []
     for _ in range(2):
         report = write_report(folder)
-        written.append([(folder / name).read_bytes() for name in ("report.json", "report.html")])
+        written.append({name: (folder / name).read_bytes() for name in OUTPUTS})
     assert written[0] == written[1]
-    assert msgspec.json.decode(written[0][0], type=Report) == report
+    assert msgspec.json.decode(written[0]["report.json"], type=Report) == report
+
+
+@pytest.mark.system
+def test_raw_files_alone_make_every_output_to_the_byte_in_another_process(real_run: Path) -> None:
+    """Of a real run: nothing of the first making is needed, and no order of a set or a dict gets in."""
+    raw = {path.name: path.read_bytes() for path in real_run.iterdir()}
+    written = []
+    for seed in ("1", "2"):
+        code = "import sys, pathlib; from devit_profiling.report import write_report;"
+        code += "write_report(pathlib.Path(sys.argv[1]))"
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C", "TZ": "Asia/Kathmandu"}
+        subprocess.run([sys.executable, "-c", code, str(real_run)], env=environment, check=True, timeout=100)
+        made = {path.name: path.read_bytes() for path in real_run.iterdir() if path.name not in raw}
+        assert sorted(made) == sorted(OUTPUTS)
+        written.append(made)
+        for name in made:
+            (real_run / name).unlink()
+    assert written[0] == written[1]
+    assert {name: (real_run / name).read_bytes() for name in raw} == raw
+
+
+def test_figures_show_energy_latency_and_waiting_for_the_slowest_device(two_devices: FakeRun) -> None:
+    page = Page(html_of(two_devices))
+    assert {"mJ per inference, 95 % interval of the mean", "total", "above idle"} <= set(page.all("text"))
+    assert {"slowest device alone", "jetson1: p50 4.53 (—), p95 4.53 (- -), p99 4.53 ms (···)"} <= set(page.all("text"))
+    # 6.73 less 4.53 ms of a mean of 5.495 ms.
+    waited = "Together: of 5.50 ms, 2.20 ms (40 %) pass while all features but the slowest have come"
+    assert f"{waited}; jetson2 comes last in 100 % of the answers." in page.all("p")
+
+
+def test_joules_of_different_scopes_have_no_common_figure(
+    fake_run: FakeRun, make_device: Callable[..., FakeDevice]
+) -> None:
+    other = make_device(name="jetson2", simulated_board="agx-orin", model="NVIDIA Jetson AGX Orin Developer Kit")
+    page = Page(html_of(replace(fake_run, devices=(*fake_run.devices, other))))
+    assert {"Scope: module input (VDD_IN)", "Scope: sum of 3 module rails"} <= set(page.all("h3"))
+    axes = [text for text in page.all("text") if "per inference, 95 %" in text]
+    assert axes == [
+        "mJ per inference, 95 % interval of the mean",
+        "J per inference, 95 % interval of the mean (SIMULATED)",
+    ]
+
+
+def test_doubts_stand_before_the_figures(fake_run: FakeRun) -> None:
+    page = Page(html_of(fake_run.changed(idle_after_mw=5000)))
+    assert page.all("h2")[:3] == ["Summary", "Doubts", "Energy per inference"]
+    assert any("idle power drifted" in text for text in page.all("li"))
+    assert "None: every window was sampled, and nothing was flagged." in Page(html_of(fake_run)).all("p")
 
 
 def test_summary_has_a_row_per_device_and_one_for_the_cell(

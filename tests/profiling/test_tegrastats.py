@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devit_profiling.tegrastats import CoreLoad, Sample, StampedLine, parse_line, parse_log
+from devit_profiling.sample import CoreLoad, EngineLoad, Sample
+from devit_profiling.sensor_lines import parse_sensor_log
+from devit_profiling.tegrastats import StampedLine, parse_line
 
 DATA = Path(__file__).parents[1] / "data" / "tegrastats"
 NONE = "none"
@@ -64,26 +67,145 @@ def test_every_line_of_a_recording_has_the_rails_of_its_first(row: dict[str, str
 
 def test_summary_behind_the_samples_is_a_foreign_line() -> None:
     lines = [StampedLine(number, text) for number, text in enumerate(recorded_lines("orin_nano_l4t36_02_load_log.txt"))]
-    log = parse_log([*lines, StampedLine(99, "")])
+    log = parse_sensor_log([*lines, StampedLine(99, "")])
     assert (len(log.samples), log.foreign_lines) == (18, 1)
     assert log.samples[3].monotonic_ns == 3
 
 
 def test_whole_line_of_an_orin_nano_is_read() -> None:
-    sample = sample_of(recorded_lines("orin_nano_l4t36_05.txt")[0])
-    assert sample == Sample(
+    rails_mw = {"VDD_IN": 4824, "VDD_CPU_GPU_CV": 518, "VDD_SOC": 1475}
+    assert sample_of(recorded_lines("orin_nano_l4t36_05.txt")[0]) == Sample(
         stamp="06-18-2025 11:25:24",
         ram_used_mb=3452,
         ram_total_mb=7620,
+        ram_largest_free_blocks=25,
+        ram_largest_free_block_kb=4096,
         swap_used_mb=1518,
         swap_total_mb=16384,
+        swap_cached_mb=174,
         cpu=(*(CoreLoad(percent, 1420) for percent in (1, 2, 0, 2)), CoreLoad(2, 729), CoreLoad(1, 729)),
         gpu_percent=0,
-        emc_percent=None,
         temperatures_c={"cpu": 50.031, "soc2": 49.031, "soc0": 50.0, "gpu": 49.031, "tj": 50.25, "soc1": 50.25},
-        rails_mw={"VDD_IN": 4824, "VDD_CPU_GPU_CV": 518, "VDD_SOC": 1475},
-        is_simulated=False,
+        rails_mw=rails_mw,
+        rails_average_mw=rails_mw,
     )
+
+
+def test_whole_line_of_an_agx_orin_with_two_clusters_is_read() -> None:
+    rails_mw = {"VDD_GPU_SOC": 2399, "VDD_CPU_CV": 400, "VIN_SYS_5V0": 4032, "VDDQ_VDD2_1V8AO": 301}
+    assert sample_of(recorded_lines("agx_orin_l4t35_01.txt")[0]) == Sample(
+        stamp="04-24-2023 00:01:24",
+        ram_used_mb=1282,
+        ram_total_mb=62795,
+        ram_largest_free_blocks=15152,
+        ram_largest_free_block_kb=4096,
+        swap_used_mb=0,
+        swap_total_mb=31398,
+        swap_cached_mb=0,
+        cpu=(CoreLoad(0, 729),) * 12,
+        emc_percent=0,
+        emc_mhz=2133,
+        gpu_percent=0,
+        gpu_mhz=(0,),
+        gpu2_percent=0,
+        gpu2_mhz=(0,),
+        engines={"VIC": EngineLoad(is_on=True, mhz=729)},
+        ape_mhz=174,
+        temperatures_c={
+            **{"CPU": 42.593, "Tboard": 32.0, "SOC2": 39.343, "Tdiode": 33.25},
+            **{"SOC0": 39.375, "tj": 42.593, "SOC1": 40.468},
+        },
+        rails_mw=rails_mw,
+        rails_average_mw=rails_mw,
+    )
+
+
+def test_whole_line_of_a_nano_is_read_to_its_line_end() -> None:
+    """Its last average has no unit: without the line end it might be cut off."""
+    line = recorded_lines("nano_l4t32_01.txt")[1]
+    sample = sample_of(line + "\n")
+    assert sample == Sample(
+        ram_used_mb=1504,
+        ram_total_mb=3956,
+        ram_largest_free_blocks=331,
+        ram_largest_free_block_kb=4096,
+        iram_used_kb=0,
+        iram_total_kb=252,
+        iram_largest_free_block_kb=252,
+        cpu=(CoreLoad(44, 1479), CoreLoad(22, 1479), CoreLoad(26, 1479), CoreLoad(14, 1479)),
+        emc_percent=7,
+        emc_mhz=1600,
+        gpu_percent=86,
+        gpu_mhz=(921,),
+        engines={"NVDEC": EngineLoad(is_on=True, mhz=716), "VIC": EngineLoad(is_on=True, percent=0, mhz=140)},
+        ape_mhz=25,
+        temperatures_c={"PLL": 39.0, "CPU": 44.0, "GPU": 42.5, "AO": 47.5, "thermal": 42.5},
+        rails_mw={"POM_5V_IN": 4531, "POM_5V_GPU": 1113, "POM_5V_CPU": 539},
+        rails_average_mw={"POM_5V_IN": 3285, "POM_5V_GPU": 213, "POM_5V_CPU": 722},
+    )
+    assert list(sample_of(line).rails_average_mw) == ["POM_5V_IN", "POM_5V_GPU"]
+    assert sample_of(line + "\r\n") == sample
+
+
+def test_engines_are_on_with_load_or_clock_or_off() -> None:
+    orin = sample_of(recorded_lines("agx_orin_l4t36_01.txt")[0])
+    assert orin.engines["NVENC"] == EngineLoad(is_on=True, percent=79, mhz=166)
+    assert [name for name, engine in orin.engines.items() if engine.is_on] == ["NVENC", "VIC"]
+    assert len(orin.engines) == 9
+    thor = sample_of(recorded_lines("thor_l4t38_01.txt")[0])
+    assert thor.engines["NVENC1"] == EngineLoad(is_on=True, mhz=0)
+    assert thor.engines["PVA0"] == EngineLoad(is_on=False)
+    spaced = sample_of(recorded_lines("agx_orin_l4t36_04_spaces.txt")[0])
+    assert spaced.engines == dict.fromkeys(orin.engines, EngineLoad(is_on=False))
+    assert spaced.ape_mhz == 174
+
+
+def test_load_and_clock_of_an_engine_on_two_tokens_are_one_engine() -> None:
+    for tokens in ("NVENC_LOAD 7% NVENC_FREQ @1691", "NVENC_FREQ 1691 NVENC_LOAD 7%"):
+        assert sample_of(f"{HEAD}{tokens} tj@41C").engines == {"NVENC": EngineLoad(is_on=True, percent=7, mhz=1691)}
+
+
+def test_instruction_translator_of_denver_cores_is_read() -> None:
+    sample = sample_of(recorded_lines("tx2_l4t28_01.txt")[0])
+    assert (sample.mts_foreground_percent, sample.mts_background_percent) == (1, 8)
+
+
+def test_maxima_of_l4t_39_stand_apart_from_what_is_now() -> None:
+    sample = sample_of(recorded_lines("agx_orin_l4t39_01.txt")[0])
+    assert (sample.temperatures_c["soc1"], sample.temperatures_max_c["soc1"]) == (47.906, 48.093)
+    rails = sample.rails_mw, sample.rails_average_mw, sample.rails_max_mw
+    assert [rail["VIN_SYS_5V0"] for rail in rails] == [5552, 5274, 5552]
+
+
+def test_zone_without_a_thermometer_is_absent_until_it_raises_an_alarm() -> None:
+    """The driver of the PMIC knows three values: 100 C for well (50 on some images), 120 and 140 C for its alarms."""
+    for dummy in ("100", "50"):
+        assert sample_of(f"{HEAD}PMIC@{dummy}C AO@50C").temperatures_c == {"AO": 50.0}
+    assert sample_of(f"{HEAD}PMIC@120C").temperatures_c == {"PMIC": 120.0}
+
+
+def test_free_blocks_may_be_counted_in_kilobytes() -> None:
+    sample = sample_of("RAM 3900/3956MB (lfb 2x512kB)\n")
+    assert (sample.ram_largest_free_blocks, sample.ram_largest_free_block_kb) == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "percent", "mhz"),
+    [
+        ("0%", 0, ()),
+        ("62%@306", 62, (306,)),
+        ("@[1300,1301,1302]", None, (1300, 1301, 1302)),
+        ("12%@[1300,1300]", 12, (1300, 1300)),
+        ("@918", None, (918,)),
+        ("12%@[1300,", 12, ()),
+        ("12%@[]", 12, ()),
+        ("1000%", None, ()),
+    ],
+)
+def test_load_and_clocks_of_the_gpu_are_read_in_every_form(text: str, percent: int | None, mhz: tuple[int]) -> None:
+    sample = sample_of(f"{HEAD}GR3D_FREQ {text} GR3D2_FREQ 5%@114 tj@41C")
+    assert (sample.gpu_percent, sample.gpu_mhz) == (percent, mhz)
+    assert (sample.gpu2_percent, sample.gpu2_mhz) == (5, (114,))
 
 
 def test_rail_of_the_name_of_a_zone_and_of_the_cpu_list_stays_apart() -> None:
@@ -164,33 +286,29 @@ def test_simulated_mark_is_seen_wherever_it_stands(line: str) -> None:
     assert sample.rails_mw == {"VDD_IN": 40}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "agx_orin_l4t36_02_log.txt",
-        "agx_orin_l4t36_04_spaces.txt",
-        "agx_orin_l4t39_01.txt",
-        "agx_xavier_l4t32_01.txt",
-        "nano_l4t32_02.txt",
-        "orin_nano_l4t36_01_idle_log.txt",
-        "thor_l4t38_01.txt",
-        "tx1_l4t28_01.txt",
-    ],
-)
-def test_cut_off_line_loses_values_and_changes_none(name: str) -> None:
+def test_cut_off_line_loses_values_and_changes_none() -> None:
     """A killed tegrastats leaves half a line: 43 mW must not be read from ``VDD_IN 4361mW/4361mW``."""
-    line = recorded_lines(name)[0]
-    whole = sample_of(line)
-    for length in range(len(line)):
-        part = parse_line(line[:length])
-        if part is None:
-            continue
-        assert part.rails_mw.items() <= whole.rails_mw.items(), line[:length]
-        assert part.temperatures_c.items() <= whole.temperatures_c.items(), line[:length]
-        assert part.cpu == whole.cpu or all(core.mhz is None for core in part.cpu), line[:length]
-        for field in ("gpu_percent", "emc_percent", "swap_used_mb", "swap_total_mb"):
-            assert getattr(part, field) in (None, getattr(whole, field)), line[:length]
-        assert (part.stamp, part.ram_used_mb, part.ram_total_mb) == (whole.stamp, whole.ram_used_mb, whole.ram_total_mb)
+    for row in sources():
+        line = recorded_lines(row["file"])[int(row["expect_line"]) - 1]
+        whole = sample_of(line + "\n")
+        for length in range(len(line)):
+            part = parse_line(line[:length])
+            assert part is None or not differences(part, whole), line[:length]
+
+
+def differences(part: Sample, whole: Sample) -> list[str]:
+    """Name the fields of ``part`` that are neither absent nor as in ``whole``."""
+    engines = zip(part.engines.values(), (whole.engines[name] for name in part.engines), strict=True)
+    pairs: list[tuple[msgspec.Struct, msgspec.Struct]] = [(part, whole), *engines]
+    pairs += zip(part.cpu, whole.cpu, strict=True) if part.cpu else []
+    return [
+        field
+        for mine, full in pairs
+        for field, value in msgspec.structs.asdict(mine).items()
+        if field not in ("cpu", "engines")
+        and not (value is None or value == () or value == getattr(full, field))
+        and not (isinstance(value, dict) and value.items() <= getattr(full, field).items())
+    ]
 
 
 @settings(deadline=None)
@@ -210,3 +328,78 @@ PIECES += ["VDD_IN", "NC", "SIMULATED"]
 def test_any_pieces_of_the_grammar_are_read_without_an_error(text: str) -> None:
     parse_line(text)
     sample_of(HEAD + text)
+
+
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,11}", fullmatch=True)
+RAIL_NAMES = NAMES.filter(lambda name: name not in ("NC", "RAM", "IRAM", "SWAP"))
+ZONE_NAMES = NAMES.filter(lambda name: name != "PMIC")
+PERCENTS = st.integers(0, 999)
+MHZ = st.integers(0, 99_999)
+COUNTS = st.integers(0, 999_999_999)
+POWERS_MW = st.integers(-99_999_999, 99_999_999)
+CORES = st.lists(st.builds(CoreLoad, PERCENTS, MHZ) | st.just(CoreLoad(None, None)), min_size=1, max_size=20)
+ENGINES = st.dictionaries(
+    st.sampled_from(["NVENC", "NVENC0", "NVDEC", "NVJPG1", "VIC", "OFA", "NVDLA0", "PVA0", "MSENC"]),
+    st.just(EngineLoad(is_on=False))
+    | st.builds(EngineLoad, st.just(True), PERCENTS, MHZ)
+    | st.builds(EngineLoad, st.just(True), st.none(), MHZ),
+)
+ZONES = st.dictionaries(ZONE_NAMES, st.integers(-255_000, 999_000).map(lambda millidegrees: millidegrees / 1000))
+SAMPLES = st.builds(
+    Sample,
+    ram_used_mb=COUNTS,
+    ram_total_mb=COUNTS,
+    swap_used_mb=COUNTS,
+    swap_total_mb=COUNTS,
+    swap_cached_mb=COUNTS,
+    cpu=CORES.map(tuple),
+    emc_percent=PERCENTS,
+    emc_mhz=MHZ,
+    gpu_percent=st.none() | PERCENTS,
+    gpu_mhz=st.lists(MHZ, min_size=1, max_size=3).map(tuple),
+    engines=ENGINES,
+    ape_mhz=MHZ,
+    temperatures_c=ZONES,
+    rails_mw=st.dictionaries(RAIL_NAMES, POWERS_MW),
+)
+
+
+@settings(deadline=None)
+@given(SAMPLES, st.sampled_from([" ", "   "]), st.booleans())
+def test_what_was_printed_is_read_again(sample: Sample, blank: str, is_bare: bool) -> None:
+    """In the form of L4T 32 or 39, with one blank or several."""
+    unit = "" if is_bare else "mW"
+    read = sample_of(line_of(sample, blank, unit))
+    assert msgspec.structs.replace(read, rails_average_mw={}, rails_max_mw={}, temperatures_max_c={}) == sample
+    assert read.rails_average_mw == {rail: power_mw - 1 for rail, power_mw in sample.rails_mw.items()}
+    assert read.rails_max_mw == ({} if is_bare else {rail: power + 1 for rail, power in sample.rails_mw.items()})
+    assert read.temperatures_max_c == ({} if is_bare else dict.fromkeys(sample.temperatures_c, 1000.5))
+
+
+def line_of(sample: Sample, blank: str, unit: str) -> str:
+    """Print a sample; without a ``unit``, rails and zones have no maximum."""
+    cores = ",".join("off" if core.mhz is None else f"{core.percent}%@{core.mhz}" for core in sample.cpu)
+    load = "" if sample.gpu_percent is None else f"{sample.gpu_percent}%"
+    clocks = ",".join(map(str, sample.gpu_mhz))
+    tokens = [
+        f"RAM {sample.ram_used_mb}/{sample.ram_total_mb}MB",
+        f"SWAP {sample.swap_used_mb}/{sample.swap_total_mb}MB (cached {sample.swap_cached_mb}MB)",
+        f"CPU [{cores}] EMC_FREQ {sample.emc_percent}%@{sample.emc_mhz} GR3D_FREQ {load}@[{clocks}]",
+    ]
+    for name, engine in sample.engines.items():
+        words = f"{'' if engine.percent is None else f'{engine.percent}%'}@{engine.mhz}" if engine.is_on else "off"
+        tokens.append(f"{name} {words}")
+    tokens.append(f"APE {sample.ape_mhz}")
+    tokens += [f"{zone}@{celsius:g}C{'/1000.5C' if unit else ''}" for zone, celsius in sample.temperatures_c.items()]
+    for rail, power_mw in sample.rails_mw.items():
+        highest = f"/{power_mw + 1}{unit}" if unit else ""
+        tokens.append(f"{rail} {power_mw}{unit}/{power_mw - 1}{unit}{highest}")
+    return blank.join(tokens) + "\n"
+
+
+@settings(deadline=None, max_examples=50)
+@given(SAMPLES, st.data())
+def test_any_line_that_is_cut_off_loses_values_and_changes_none(sample: Sample, data: st.DataObject) -> None:
+    line = line_of(sample, " ", data.draw(st.sampled_from(["", "mW"])))
+    part = parse_line(line[: data.draw(st.integers(0, len(line)))])
+    assert part is None or not differences(part, sample_of(line))

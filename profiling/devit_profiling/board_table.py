@@ -1,0 +1,249 @@
+"""Every known kind of Jetson: which of its rails add up to its power, and how finely and how fast its sensor tells it.
+
+No Jetson says which rail is its total. On Orin Nano ``VDD_IN`` contains the other rails; AGX Orin has no such rail,
+and there ``VDDQ_VDD2_1V8AO`` is fed from ``VIN_SYS_5V0``, so adding all rails would count it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the lines of a board show, to guess it by."""
+
+    rails: frozenset[str]
+    """All of these are there; if there are none here, the lines have no rail either."""
+    cores: frozenset[int]
+    """How many cores the lines list, those that are off too."""
+    ram_total_mb: tuple[int, int]
+    """Smallest and largest total of its memory sizes."""
+    zones: frozenset[str] = frozenset()
+    """One of these is there, in lower case; empty: they do not matter."""
+    lacks: frozenset[str] = frozenset()
+    """None of these rails is there."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """What is known of one kind of Jetson; ``BOARDS`` lists them."""
+
+    key: str
+    """Short name for options and files."""
+    title: str
+    model_prefixes: tuple[str, ...]
+    """How the text of ``/proc/device-tree/model`` may begin; the longest that fits any board counts."""
+    total_rails: tuple[str, ...]
+    """The rails to add for the total, each exactly once; empty: the board has no power monitor."""
+    scope: str
+    """What that total covers. Joules of different scopes are not comparable."""
+    code_step_mw: Mapping[str, int]
+    """Per rail: one step of the sensor's converter; all rails of the total, and what else is known."""
+    nested_rails: frozenset[str] = frozenset()
+    """Rails whose power is in the total already."""
+    looks: tuple[Look, ...] = ()
+    """A line that fits one of them may come from this board; without any, it is never guessed."""
+    # Fitted to clean load steps of one 100 ms log of one Orin Nano (L4T 36.4.7): 0.39 to 0.41 s upwards, 0.45 to
+    # 0.52 s downwards. Other boards are unmeasured and take the same value.
+    tau_s: float = 0.43
+    """Time constant of the sensor's averaging: after a step of power the reading lags as a first-order filter does."""
+
+    @property
+    def total_step_mw(self) -> tuple[int, ...]:
+        """The converter step of each rail of the total, in milliwatts."""
+        return tuple(self.code_step_mw[rail] for rail in self.total_rails)
+
+
+def _steps(**step_mw: int) -> Mapping[str, int]:
+    return MappingProxyType(step_mw)
+
+
+# Code steps are distances between neighbouring readings in recorded lines, where nothing else is said. Model strings
+# are those of the device trees; Adafruit-PlatformDetect lists the early ones. "energymon" stands for its page
+# jetson/JetsonPowerRails.md, which follows NVIDIA's developer guide and the device trees of L4T 32.6.1.
+
+_MODULE_INPUT = "module input (VDD_IN)"
+_VDD_IN = ("VDD_IN",)
+_CPU_GPU_CV_SOC = frozenset({"VDD_CPU_GPU_CV", "VDD_SOC"})
+
+TX1 = Board(
+    key="tx1",
+    title="Jetson TX1",
+    model_prefixes=("NVIDIA Jetson TX1", "jetson_tx1"),
+    total_rails=_VDD_IN,  # energymon
+    scope=_MODULE_INPUT,
+    nested_rails=frozenset({"VDD_CPU", "VDD_GPU"}),
+    code_step_mw=_steps(VDD_IN=19, VDD_CPU=19, VDD_GPU=19),
+    looks=(Look(frozenset({"VDD_IN", "VDD_CPU", "VDD_GPU"}), frozenset({4}), (3500, 4096)),),
+)
+
+NANO = Board(
+    key="nano",
+    title="Jetson Nano",
+    model_prefixes=("NVIDIA Jetson Nano",),
+    total_rails=("POM_5V_IN",),  # energymon
+    scope="module input (POM_5V_IN)",
+    nested_rails=frozenset({"POM_5V_GPU", "POM_5V_CPU"}),
+    code_step_mw=_steps(POM_5V_IN=40, POM_5V_GPU=40, POM_5V_CPU=40),
+    looks=(Look(frozenset({"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}), frozenset({4}), (3500, 4096)),),
+)
+
+NANO_2GB = Board(
+    key="nano-2gb",
+    title="Jetson Nano 2GB",
+    model_prefixes=("NVIDIA Jetson Nano 2GB",),
+    total_rails=(),  # energymon: it has no INA3221
+    scope="",
+    code_step_mw=_steps(),
+    looks=(Look(frozenset(), frozenset({4}), (1700, 2048)),),  # no other Jetson has 2 GB
+)
+
+_TX2_PARTS = frozenset({"VDD_CPU", "VDD_GPU", "VDD_SOC", "VDD_DDR"})  # L4T 28
+_TX2_SYS_PARTS = frozenset({"VDD_SYS_CPU", "VDD_SYS_GPU", "VDD_SYS_SOC", "VDD_SYS_DDR"})  # L4T 32
+_TX2_WIFI = frozenset({"VDD_WIFI", "VDD_4V0_WIFI"})  # not on TX2i
+
+TX2 = Board(
+    key="tx2",
+    title="Jetson TX2",
+    # TX2, TX2i and TX2 4GB have the same monitors; up to L4T 32 the device tree has code names.
+    model_prefixes=("NVIDIA Jetson TX2", "quill", "lightning"),
+    total_rails=_VDD_IN,  # energymon, NVIDIA developer forum topic 201037
+    scope=_MODULE_INPUT,
+    nested_rails=_TX2_PARTS | _TX2_SYS_PARTS | _TX2_WIFI,
+    code_step_mw=MappingProxyType(
+        {rail: 19 if "DDR" in rail else 76 for rail in sorted(_TX2_PARTS | _TX2_SYS_PARTS)}
+        | {"VDD_IN": 38}
+        | dict.fromkeys(sorted(_TX2_WIFI), 19)
+    ),
+    looks=tuple(Look(parts | {"VDD_IN"}, frozenset({6}), (3500, 8192)) for parts in (_TX2_PARTS, _TX2_SYS_PARTS)),
+)
+
+TX2_NX = Board(
+    key="tx2-nx",
+    title="Jetson TX2 NX",
+    model_prefixes=("NVIDIA Jetson TX2 NX",),
+    total_rails=_VDD_IN,  # energymon
+    scope=_MODULE_INPUT,
+    nested_rails=frozenset({"VDD_CPU_GPU", "VDD_SOC"}),
+    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU=40, VDD_SOC=40),  # no recording: taken over from Xavier NX
+    looks=(Look(frozenset({"VDD_IN", "VDD_CPU_GPU", "VDD_SOC"}), frozenset({6}), (3500, 4096)),),
+)
+
+XAVIER_NX = Board(
+    key="xavier-nx",
+    title="Jetson Xavier NX",
+    model_prefixes=("NVIDIA Jetson Xavier NX",),
+    total_rails=_VDD_IN,  # energymon
+    scope=_MODULE_INPUT,
+    nested_rails=_CPU_GPU_CV_SOC,
+    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
+    # The rails of the small Orins; their zone tj is what it lacks.
+    looks=(Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (6500, 16384), zones=frozenset({"ao", "aux"})),),
+)
+
+AGX_XAVIER = Board(
+    key="agx-xavier",
+    title="Jetson AGX Xavier",
+    model_prefixes=("NVIDIA Jetson AGX Xavier", "Jetson-AGX"),
+    # energymon, from the product design guide: no rail contains another.
+    total_rails=("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+    scope="sum of 6 module rails",
+    # Of an early image of the 16 GB module the recorded readings lie 72 mW apart.
+    code_step_mw=_steps(GPU=155, CPU=155, SOC=155, CV=155, VDDRQ=155, SYS5V=155),
+    looks=(Look(frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}), frozenset({8}), (7000, 65536)),),
+)
+
+ORIN_NANO = Board(
+    key="orin-nano",
+    title="Jetson Orin Nano",
+    # Developer kits say "... Developer Kit" or "... Engineering Reference Developer Kit Super".
+    model_prefixes=("NVIDIA Jetson Orin Nano", "Jetson Orin Nano"),
+    # Jetson Linux developer guide R36, "Power and Performance": VDD_IN is the input of the module.
+    total_rails=_VDD_IN,
+    scope=_MODULE_INPUT,
+    nested_rails=_CPU_GPU_CV_SOC,
+    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
+    looks=(Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (3000, 8192), zones=frozenset({"tj"})),),
+)
+
+_CV_ZONES = frozenset({"cv0", "cv1", "cv2"})
+
+ORIN_NX = Board(
+    key="orin-nx",
+    title="Jetson Orin NX",
+    model_prefixes=("NVIDIA Jetson Orin NX", "Jetson Orin NX"),
+    total_rails=_VDD_IN,  # as Orin Nano: the modules share their carriers
+    scope=_MODULE_INPUT,
+    nested_rails=_CPU_GPU_CV_SOC,
+    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
+    # It has the accelerators that Orin Nano lacks, and so their zones; with 16 GB it has eight cores.
+    looks=(
+        Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6, 8}), (6500, 16384), zones=_CV_ZONES),
+        Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({8}), (12000, 16384), zones=frozenset({"tj"})),
+    ),
+)
+
+AGX_ORIN = Board(
+    key="agx-orin",
+    title="Jetson AGX Orin",
+    model_prefixes=("NVIDIA Jetson AGX Orin", "Jetson AGX Orin"),
+    # NVIDIA developer forum topic 223111: no parent rail, VDDQ_VDD2_1V8AO is a child of VIN_SYS_5V0. In 4111 recorded
+    # samples VIN_SYS_5V0 rises by 1.56 mW per mW of it.
+    total_rails=("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    scope="sum of 3 module rails",
+    nested_rails=frozenset({"VDDQ_VDD2_1V8AO"}),
+    code_step_mw=_steps(VDD_GPU_SOC=400, VDD_CPU_CV=400, VIN_SYS_5V0=101, VDDQ_VDD2_1V8AO=100),
+    looks=(Look(frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}), frozenset({8, 12}), (28000, 65536)),),
+)
+
+_THOR_PARTS = frozenset({"VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"})
+_THOR_CORES = frozenset({12, 14})  # T4000, T5000
+_THOR_RAM_MB = (60000, 131072)
+
+AGX_THOR = Board(
+    key="agx-thor",
+    title="Jetson AGX Thor Developer Kit",
+    model_prefixes=("NVIDIA Jetson AGX Thor Developer Kit",),
+    # jetson-stats pull request 900, NVIDIA developer forum topic 366461: an INA238 on the carrier measures the input of
+    # the whole board. At rest it shows 6.2 to 6.4 W more than the three rails of the module together.
+    total_rails=("VIN",),
+    scope="whole board (VIN)",
+    nested_rails=_THOR_PARTS,
+    # Readings lie 380 to 395 mW apart. The step of the INA238 is not known, and taken to be no finer.
+    code_step_mw=_steps(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
+    looks=(Look(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
+)
+
+THOR = Board(
+    key="thor",
+    title="Jetson Thor on another carrier",
+    model_prefixes=("NVIDIA Jetson AGX Thor", "NVIDIA Jetson Thor", "NVIDIA Jetson T4000", "NVIDIA Jetson T5000"),
+    # Lines of two releases without VIN, recorded on such carriers.
+    total_rails=("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
+    scope="sum of 3 module rails",
+    code_step_mw=_steps(VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
+    looks=(Look(_THOR_PARTS, _THOR_CORES, _THOR_RAM_MB, lacks=frozenset({"VIN"})),),
+)
+
+DRIVE_ORIN = Board(
+    key="drive-orin",
+    title="DRIVE AGX Orin",
+    model_prefixes=("NVIDIA DRIVE AGX Orin", "NVIDIA DRIVE Orin"),
+    total_rails=(),  # its tegrastats prints no rail
+    scope="",
+    code_step_mw=_steps(),
+)
+
+BOARDS: Mapping[str, Board] = MappingProxyType(
+    {
+        board.key: board
+        for board in (
+            *(TX1, NANO, NANO_2GB, TX2, TX2_NX, XAVIER_NX, AGX_XAVIER),
+            *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, DRIVE_ORIN),
+        )
+    }
+)
+"""All known boards by key, in the order in which they are guessed: a more telling look before a plainer one."""

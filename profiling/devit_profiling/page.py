@@ -1,0 +1,132 @@
+"""The page ``report.html``: one file that opens offline, with its figures inside."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from devit_profiling.analysis import Report
+from devit_profiling.clocks import TimeAxis
+from devit_profiling.joules import DeviceEnergy
+from devit_profiling.power import power_of
+from devit_profiling.record import Recording
+from devit_profiling.words import (
+    NOT_MEASURED,
+    SUMMARY_HEADER,
+    doubts,
+    interval,
+    interval_parts,
+    joules,
+    number,
+    summary_rows,
+)
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+def render_html(report: Report, recording: Recording) -> str:
+    """Draw the page; the same report and recording give the same text."""
+    import jinja2
+
+    from devit_profiling.plots import PHASE_COLOURS
+
+    page = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(files("devit_profiling").joinpath("report.html.j2").read_text("utf-8"))
+    return page.render(
+        report=report,
+        summary_header=SUMMARY_HEADER,
+        summary=summary_rows(report),
+        doubts=list(doubts(report)),
+        power_plots=_power_plots(recording),
+        energy_plots=_energy_plots(report),
+        latency_plot=_latency_plot(recording),
+        arrival_plots=_arrival_plots(recording),
+        parts_plot=_parts_plot(report),
+        colours=PHASE_COLOURS,
+        number=number,
+        joules=joules,
+        interval=interval,
+        interval_parts=interval_parts,
+        not_measured=NOT_MEASURED,
+    )
+
+
+def _power_plots(recording: Recording) -> dict[str, Markup]:
+    """By device."""
+    from markupsafe import Markup
+
+    from devit_profiling.plots import power_svg
+
+    plots = {}
+    axis = TimeAxis.of(recording)
+    for place, device in enumerate(recording.run.devices):
+        power = power_of(recording, device)
+        if power.log.samples:
+            plots[device.name] = Markup(power_svg(f"power{place}", power, recording.run.phases, axis))
+    return plots
+
+
+def _energy_plots(report: Report) -> dict[str, Markup]:
+    """By scope: bars of different scopes must not stand beside each other."""
+    from markupsafe import Markup
+
+    from devit_profiling.plots import energy_svg
+
+    scopes: dict[str, list[tuple[str, DeviceEnergy]]] = {}
+    for scenario in report.scenarios:
+        for energy in scenario.energies:
+            if energy.total_j_per_inference is not None:
+                title = scenario.name if scenario.cell is None else f"{energy.device} {scenario.name}"
+                scopes.setdefault(energy.scope, []).append((title, energy))
+    return {
+        scope: Markup(energy_svg(f"energy{place}", energies)) for place, (scope, energies) in enumerate(scopes.items())
+    }
+
+
+def _latency_plot(recording: Recording) -> Markup | None:
+    from markupsafe import Markup
+
+    from devit_profiling.plots import latency_svg
+
+    rows = {
+        scenario.name: [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
+        for scenario in recording.run.scenarios
+    }
+    if not any(row.is_answered for answers in rows.values() for row in answers):
+        return None
+    return Markup(latency_svg("latency", rows))
+
+
+def _arrival_plots(recording: Recording) -> dict[str, Markup]:
+    """By scenario: a histogram of each device's features."""
+    from markupsafe import Markup
+
+    from devit_profiling.plots import histogram_svg
+
+    names = recording.run.names_by_submodel()
+    plots = {}
+    for place, scenario in enumerate(recording.run.scenarios):
+        times_ms: dict[str, list[float]] = {}
+        for row in recording.answers:
+            if row.scenario == scenario.name and row.window > 0:
+                for timing in row.devices:
+                    times_ms.setdefault(names[timing.device], []).append(timing.arrival_us / 1e3)
+        if times_ms:
+            arrays = {name: np.array(times_ms[name], np.float64) for name in sorted(times_ms)}
+            plots[scenario.name] = Markup(histogram_svg(f"arrival{place}", arrays))
+    return plots
+
+
+def _parts_plot(report: Report) -> Markup | None:
+    from markupsafe import Markup
+
+    from devit_profiling.plots import parts_svg
+
+    parts = {
+        scenario.name: scenario.answers.parts for scenario in report.scenarios if scenario.answers.parts is not None
+    }
+    return Markup(parts_svg("parts", parts)) if parts else None

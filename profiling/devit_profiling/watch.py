@@ -1,0 +1,41 @@
+"""Tells whoever waits how far a scenario has come."""
+
+from __future__ import annotations
+
+import time
+
+from devit_contract.progress import Progress
+
+STEP_S = 0.25
+"""Time between two words."""
+
+
+class Watch:
+    """Tells how much of a scenario has passed, at most four times a second."""
+
+    def __init__(self, progress: Progress, stage: str, planned_s: float) -> None:
+        """Begin to count now.
+
+        Args:
+            progress: Is told.
+            stage: Name of the scenario.
+            planned_s: How long it is meant to take.
+        """
+        self._progress = progress
+        self._stage = stage
+        self._planned_s = planned_s
+        self._start_s = time.monotonic()
+        self._due_s = self._start_s
+
+    def show(self, phase: str) -> None:
+        """Tell the phase, if it is time to."""
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + STEP_S
+            # What takes longer than planned is not done before it is.
+            done_s = min(now_s - self._start_s, 0.99 * self._planned_s)
+            self._progress(self._stage, done_s, self._planned_s, phase)
+
+    def finish(self) -> None:
+        """Tell that it is done."""
+        self._progress(self._stage, self._planned_s, self._planned_s)

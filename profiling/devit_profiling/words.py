@@ -1,0 +1,123 @@
+"""Figures as text: digits that the sensor tells, intervals, the summary table, and doubts in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from devit_profiling.analysis import DeviceReport, Report
+from devit_profiling.interval import Estimate
+from devit_profiling.joules import DeviceEnergy
+
+NOT_MEASURED = "not measured"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a figure with so many significant digits; an absent one as "not measured".
+
+    >>> number(0.046812), number(15479.2), number(None), number(0.0)
+    ('0.0468', '15479', 'not measured', '0')
+    """
+    if value is None:
+        return NOT_MEASURED
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(places, 0)}f}"
+
+
+def joules(value: float | None, resolution: float | None) -> str:
+    """Write joules with three significant digits, or fewer where the sensor's steps tell no more.
+
+    >>> joules(0.046812, 0.00004), joules(0.046812, 0.012), joules(0.0046, 0.2)
+    ('0.0468', '0.05', '0.0')
+    """
+    if value is None or not resolution:
+        return number(value)
+    places = math.floor(-math.log10(resolution)) + (1 if resolution < 1 else 0)
+    plain = number(value)
+    shown = len(plain.partition(".")[2])
+    return plain if shown <= places else f"{value:.{max(places, 0)}f}"
+
+
+def interval(estimate: Estimate | None, resolution: float | None) -> str:
+    """Write the 95 % interval of an estimate, or why there is none."""
+    if estimate is None:
+        return NOT_MEASURED
+    if estimate.low_95 is None or estimate.high_95 is None:
+        return "none: one window"
+    return f"{joules(estimate.low_95, resolution)} to {joules(estimate.high_95, resolution)}"
+
+
+def interval_parts(estimate: Estimate | None) -> str:
+    """Write the half-widths that an interval is made of, each by itself.
+
+    >>> interval_parts(Estimate(2.0, 5, 1.5, 2.5, repeats_95=0.3, steps_95=0.4))
+    '±0.30 / ±0.40'
+    """
+    if estimate is None:
+        return NOT_MEASURED
+    halves = (estimate.repeats_95, estimate.steps_95, estimate.idle_95)
+    return " / ".join(f"±{number(half, 2)}" for half in halves if half is not None) or NOT_MEASURED
+
+
+def summary_rows(report: Report) -> list[list[str]]:
+    """Give the rows of the table that a terminal shows: a device or the cell, W, J and ms."""
+    boards = {device.name: device for device in report.devices}
+    together = " together" if len(report.scenarios) > 1 else ""
+    rows = []
+    for scenario in report.scenarios:
+        times = {device.device: device for device in scenario.answers.devices}
+        for energy in scenario.energies:
+            device, arrival = boards[energy.device], times.get(energy.device)
+            rows.append(
+                [
+                    scenario.name if scenario.cell is None else f"{energy.device}{together}",
+                    _board(device),
+                    energy.scope or NOT_MEASURED,
+                    number(energy.mean_w),
+                    _mean(energy),
+                    number(arrival.arrival_p50_ms if arrival is not None else None),
+                    number(arrival.arrival_p99_ms if arrival is not None else None),
+                ]
+            )
+        if scenario.cell is not None:
+            cell, answers = scenario.cell, scenario.answers
+            total = cell.total_j_per_answer
+            what = f"{len(scenario.energies)} of {len(scenario.asked)} devices, node left out"
+            watts, per_answer = number(cell.mean_w), total.mean if total is not None else None
+            figures = [watts, joules(per_answer, cell.resolution_j_per_answer)]
+            mark = "(SIMULATED)" if cell.is_simulated else ""
+            rows.append(["cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
+    return rows
+
+
+def doubts(report: Report) -> Iterator[str]:
+    """Tell what is missing and what may be wrong, a sentence each."""
+    without = {device.name for device in report.devices if device.not_measured}
+    for device in report.devices:
+        if device.not_measured:
+            yield f"{device.name}: power not measured: {device.not_measured}"
+    for scenario in report.scenarios:
+        for energy in scenario.energies:
+            where = scenario.name if scenario.cell is None else f"{energy.device}, {scenario.name}"
+            if energy.not_measured and energy.device not in without:
+                yield f"{where}: energy not measured: {energy.not_measured}"
+            yield from (f"{where}: {flag}" for flag in energy.flags)
+        for name, reasons in scenario.answers.missing.items():
+            counts = ", ".join(f"{count} answers ({why})" for why, count in reasons.items())
+            yield f"{scenario.name}: {name} is missing in {counts}"
+
+
+SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
+
+
+def _board(device: DeviceReport) -> str:
+    marks = ["guessed"] if device.is_board_guessed else []
+    marks += ["SIMULATED"] if device.is_simulated else []
+    return device.board.removeprefix("Jetson ") + (f" ({', '.join(marks)})" if marks else "")
+
+
+def _mean(energy: DeviceEnergy) -> str:
+    total = energy.total_j_per_inference
+    return joules(total.mean if total is not None else None, energy.resolution_j_per_inference)
