@@ -33,6 +33,7 @@ from devit_contract.messages import (
     Mark,
     NodeStatus,
     Refused,
+    SamplingCost,
     Telemetry,
     body,
     read_body,
@@ -248,9 +249,9 @@ class Client:
         """Have an agent sample power; lines come by :meth:`take_telemetry`."""
         self._question(Control("sample-start", device, interval_ms))
 
-    def stop_sampling(self, device: str) -> None:
-        """Have an agent stop sampling."""
-        self._question(Control("sample-stop", device))
+    def stop_sampling(self, device: str) -> SamplingCost | None:
+        """Have an agent stop sampling; it tells what that has cost, where it had samples."""
+        return self._question(Control("sample-stop", device)).sampling
 
     def take_telemetry(self) -> list[Telemetry]:
         """Hand out the power samples that have come so far, oldest first, and forget them."""

@@ -112,7 +112,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_memory: str = "pinned"
     """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets it read them where they lie."""
     tegrastats: tuple[str, ...] = ("tegrastats",)
-    """Command that samples power, ``--interval MS`` is added; empty where the device has no sensor."""
+    """Command that samples power, ``--interval MS`` is added: ``tegrastats``, or ``hwmon-power``, which reads the chips
+    itself, every 20 ms if wanted; empty where the device has no sensor."""
     source: str = ""
     """Where the device's own images come from: ``folder:DIR``, ``gst:PIPELINE``; empty where the node sends them."""
     free_running: bool = False

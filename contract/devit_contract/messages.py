@@ -178,20 +178,32 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """The latest ones, newest first."""
 
 
+class SamplingCost(msgspec.Struct, frozen=True):
+    """What sampling power has cost a device itself, from the first sample to the end."""
+
+    duration_s: float
+    sampler_cpu_s: float | None
+    """CPU time of the sampler's process; ``None`` where it cannot be told."""
+    reader_cpu_s: float
+    """CPU time of the agent to read the samples and pass them on."""
+
+
 class ControlReply(msgspec.Struct, frozen=True):
-    """CONTROL, the answer: one field is set, or ``error``."""
+    """CONTROL, the answer: one field is set, or ``error``, or none where there is nothing to tell."""
 
     error: str = ""
     status: NodeStatus | None = None
     description: Description | None = None
     mark: Mark | None = None
+    sampling: SamplingCost | None = None
+    """To ``sample-stop``: what the last sampling has cost."""
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):
-    """One line of tegrastats as it came."""
+    """One line of the sampler as it came."""
 
     monotonic_ns: int
-    """The device's monotonic clock on arrival."""
+    """The device's monotonic clock on arrival, or when the sensor was read where the line tells that."""
     text: str
 
 

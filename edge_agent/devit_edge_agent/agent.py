@@ -142,7 +142,7 @@ class EdgeAgent:
             self._skip(work.message, Reason.STOPPING)
 
     def _turn(self) -> None:
-        is_busy = self._queue and not self._uplink.is_introducing
+        is_busy = (self._queue and not self._uplink.is_introducing) or self._power.has_more
         ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
         self._supervisor.alive()
         if self._uplink.watch(has_events=self._uplink.monitor.socket in ready):
@@ -316,14 +316,13 @@ class EdgeAgent:
             reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
         elif control.ask == "sample-stop":
             self._power.stop()
+            reply = ControlReply(sampling=self._power.cost)
         elif control.ask != "ping":  # the answer to a ping is that there is one
             reply = ControlReply(error=f"{self._config.name}: unknown question {control.ask!r}")
         self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
 
     def _feed_power(self) -> None:
-        telemetry = self._power.take(self._config.name)
-        if telemetry is not None:
-            self._send(Kind.TELEMETRY, body(telemetry))
+        self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
 
     def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:
         message = Message(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import zmq
 
 from devit_contract.errors import EnergyError
-from devit_contract.messages import PowerLine, Telemetry
-from devit_profiling.sampler import TegrastatsSampler
+from devit_contract.messages import PowerLine, SamplingCost, Telemetry
+from devit_profiling.sampler import PowerSampler
 
 if TYPE_CHECKING:
     from devit_profiling.tegrastats import StampedLine
@@ -27,11 +28,20 @@ class PowerFeed:
 
     def __init__(self, command: Sequence[str]) -> None:
         """Keep the command; empty means that this device has no sensor."""
+        self.cost: SamplingCost | None = None
+        """Of the last sampling, once it has ended; ``None`` where no sample came."""
         self._command = command
-        self._sampler: TegrastatsSampler | None = None
+        self._sampler: PowerSampler | None = None
         self._waiting: deque[StampedLine] = deque()
+        self._ended = ""
+        self._reader_cpu_ns = 0
         self._descriptor = -1
         self._poller: zmq.Poller | None = None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits to be sent that no event will tell of."""
+        return bool(self._waiting or self._ended)
 
     def start(self, interval_ms: int, poller: zmq.Poller) -> str:
         """Start sampling; a run that is under way ends first.
@@ -40,39 +50,57 @@ class PowerFeed:
             Why it could not be started, empty if it was.
         """
         self.stop()
+        self.cost = None
         if not self._command:
             return "expected a power sensor, found none: set `tegrastats` in agent.toml"
         if not 10 <= interval_ms <= 60_000:
             return f"expected a sampling interval of 10 to 60000 ms, found {interval_ms}"
-        sampler = TegrastatsSampler(self._command, interval_ms)
+        sampler = PowerSampler(self._command, interval_ms)
         try:
             sampler.__enter__()
         except EnergyError as err:
             return str(err)
         self._sampler, self._descriptor, self._poller = sampler, sampler.fileno(), poller
+        self._reader_cpu_ns = 0
         poller.register(self._descriptor, zmq.POLLIN)
         return ""
 
     def stop(self) -> None:
-        """Stop sampling, if it is under way."""
+        """Stop sampling, if it is under way; what has not been sent is dropped."""
+        self._end()
+        self._waiting.clear()
+        self._ended = ""
+
+    def feed(self, device: str, send: Callable[[Telemetry], None]) -> None:
+        """Send what has come since the last call, some lines at a time; the reason of an early end comes last."""
+        if self._sampler is None and not self.has_more:
+            return
+        start_ns = time.thread_time_ns()
+        self._read()
+        batch = [self._waiting.popleft() for _ in range(min(_MAX_LINES, len(self._waiting)))]
+        ended = ""
+        if not self._waiting:
+            ended, self._ended = self._ended, ""
+        if batch or ended:
+            send(Telemetry(device, tuple(PowerLine(line.monotonic_ns, line.text) for line in batch), ended))
+        self._reader_cpu_ns += time.thread_time_ns() - start_ns
+
+    def _read(self) -> None:
+        if self._sampler is None:
+            return
+        try:
+            lines = self._sampler.read_lines()
+            is_flood = len(self._waiting) + len(lines) > _MAX_WAITING
+            if is_flood or any(len(line.text) > _MAX_LINE_CHARS for line in lines):
+                raise EnergyError(f"{self._command[0]} prints more than lines of tegrastats: correct agent.toml")
+            self._waiting.extend(lines)
+        except EnergyError as err:
+            self._ended = str(err)
+            self._end()
+
+    def _end(self) -> None:
         if self._sampler is not None and self._poller is not None:
             self._poller.unregister(self._descriptor)
             self._sampler.__exit__(None, None, None)
+            self.cost = self._sampler.cost(self._reader_cpu_ns / 1e9)
             self._sampler = None
-            self._waiting.clear()
-
-    def take(self, device: str) -> Telemetry | None:
-        """Hand out what has come since the last call; ``None`` where nothing has."""
-        if self._sampler is None:
-            return None
-        try:
-            self._waiting.extend(self._sampler.read_lines())
-            if len(self._waiting) > _MAX_WAITING or any(len(line.text) > _MAX_LINE_CHARS for line in self._waiting):
-                raise EnergyError(f"{self._command[0]} prints more than lines of tegrastats: correct agent.toml")
-        except EnergyError as err:
-            self.stop()
-            return Telemetry(device, (), ended=str(err))
-        if not self._waiting:
-            return None
-        batch = [self._waiting.popleft() for _ in range(min(_MAX_LINES, len(self._waiting)))]
-        return Telemetry(device, tuple(PowerLine(line.monotonic_ns, line.text) for line in batch))

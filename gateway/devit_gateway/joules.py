@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from devit_contract.messages import Telemetry
 from devit_profiling.board_table import Board
 from devit_profiling.boards import board_of_model, guess_board, total_mw
-from devit_profiling.tegrastats import SIMULATED, parse_line
+from devit_profiling.sensor_lines import parse_sensor_line
+from devit_profiling.tegrastats import SIMULATED
 
 MAX_GAP_INTERVALS = 5
 """A longer pause between two samples is not bridged: nobody knows what the device drew in it."""
@@ -49,7 +50,7 @@ class EnergyMeter:
     def take(self, telemetry: Telemetry) -> None:
         """Add samples; lines that are none, or of a board whose total is not known, are left out."""
         for line in telemetry.lines:
-            sample = parse_line(line.text)
+            sample = parse_sensor_line(line.text)
             if sample is None:
                 continue
             self._is_simulated = self._is_simulated or sample.is_simulated

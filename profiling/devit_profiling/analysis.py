@@ -64,6 +64,12 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """Median distance of the samples as they came."""
     samples: int
     foreign_lines: int
+    sensor_notes: tuple[str, ...] = ()
+    """What the sensor's own program left out or changed."""
+    sampler_cpu_percent: float | None = None
+    """CPU time of the sampler's process, of one core; absent where it is not known."""
+    reader_cpu_percent: float | None = None
+    """CPU time of the agent to read and pass on the samples, of one core."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -142,6 +148,7 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
     board = power.board
     stamps_s = np.array([sample.monotonic_ns for sample in power.log.samples], np.float64) / 1e9
     gaps_s = np.diff(stamps_s[rising(stamps_s)])
+    cost = power.device.sampling
     return DeviceReport(
         name=power.device.name,
         submodel=power.device.submodel,
@@ -161,7 +168,14 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
         period_ms=round(float(np.median(gaps_s)) * 1e3, 3) if gaps_s.size else None,
         samples=len(power.log.samples),
         foreign_lines=power.log.foreign_lines,
+        sensor_notes=power.sensor_notes,
+        sampler_cpu_percent=_percent(cost.sampler_cpu_s, cost.duration_s) if cost is not None else None,
+        reader_cpu_percent=_percent(cost.reader_cpu_s, cost.duration_s) if cost is not None else None,
     )
+
+
+def _percent(cpu_s: float | None, duration_s: float) -> float | None:
+    return round(100 * cpu_s / duration_s, 3) if cpu_s is not None and duration_s > 0 else None
 
 
 def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[Power]) -> ScenarioReport:

@@ -77,6 +77,7 @@ def _fits(sample: Sample, look: Look) -> bool:
         look.rails <= sample.rails_mw.keys()
         and look.lacks.isdisjoint(sample.rails_mw)
         and bool(look.rails) == bool(sample.rails_mw)
+        and sample.ram_total_mb is not None
         and smallest_mb <= sample.ram_total_mb <= largest_mb
         and (not sample.cpu or len(sample.cpu) in look.cores)
         and (not look.zones or any(zone.lower() in look.zones for zone in sample.temperatures_c))

@@ -1,4 +1,4 @@
-"""A log of ``tegrastats`` in a file or a pipe: its samples with the total of their board, one by one."""
+"""A log of ``tegrastats`` or ``hwmon-power``, in a file or a pipe: its samples with the total of their board."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import msgspec
 from devit_contract.errors import InputError
 from devit_profiling.board_table import Board
 from devit_profiling.boards import guess_board, total_mw
+from devit_profiling.hwmon_lines import note_of
 from devit_profiling.sample import Sample
-from devit_profiling.tegrastats import parse_line
+from devit_profiling.sensor_lines import parse_sensor_line
 
 STANDARD_INPUT = "-"
 
@@ -55,11 +56,11 @@ class LogReader:
         """
         samples = 0
         for number, line in enumerate(self._lines, 1):
-            sample = parse_line(line)
+            sample = parse_sensor_line(line)
             if sample is not None:
                 samples += 1
                 yield Reading(number, sample, self._total_mw(sample))
-            elif line.strip():
+            elif line.strip() and note_of(line) is None:
                 self.foreign_lines += 1
         if not samples:
             raise InputError(

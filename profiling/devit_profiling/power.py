@@ -10,7 +10,8 @@ from devit_profiling.board_table import Board
 from devit_profiling.boards import board_of_model, guess_board, total_mw, why_no_total
 from devit_profiling.energy import Float64Array
 from devit_profiling.record import DeviceRecord, Recording
-from devit_profiling.tegrastats import SIMULATED, Log, parse_log
+from devit_profiling.sensor_lines import parse_sensor_log, sensor_notes
+from devit_profiling.tegrastats import SIMULATED, Log
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Power:
     """Readings of the rails that make the total, shape ``(n, rails)``."""
     not_measured: str
     """Why there is no total; empty where there is one."""
+    sensor_notes: tuple[str, ...] = ()
+    """What the sensor's own program left out or changed."""
 
     @property
     def total_w(self) -> Float64Array:
@@ -43,7 +46,8 @@ class Power:
 
 def power_of(recording: Recording, device: DeviceRecord) -> Power:
     """Read a device's log and find the board whose rule makes the total."""
-    log = parse_log(recording.lines[device.name])
+    lines = recording.lines[device.name]
+    log = parse_sensor_log(lines)
     model = device.description.board_model
     board, is_guessed = board_of_model(model), False
     if board is None and log.samples:
@@ -63,6 +67,7 @@ def power_of(recording: Recording, device: DeviceRecord) -> Power:
         time_s=np.array([time_s for time_s, _ in points], np.float64),
         rails_w=np.array([rails_mw for _, rails_mw in points], np.float64).reshape(len(points), len(rails)) / 1e3,
         not_measured=_why_no_total(device, log, board, has_total=bool(points)),
+        sensor_notes=sensor_notes(lines),
     )
 
 
@@ -75,7 +80,7 @@ def _why_no_total(device: DeviceRecord, log: Log, board: Board | None, *, has_to
     if not log.samples:
         if device.sensor_problem:
             return device.sensor_problem
-        return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats"
+        return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats or hwmon-power"
     if has_total:
         return ""
     return why_no_total(board, device.description.board_model, rail_names(log))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from devit_contract.errors import InputError
-from devit_contract.messages import Description, DeviceTiming, Mark, NodeStatus
+from devit_contract.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
 from devit_contract.wire import State
 from devit_profiling.tegrastats import StampedLine
 
@@ -160,6 +160,8 @@ class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: Description
     sensor_problem: str = ""
     """Why there are no power samples, or no more from some moment on; empty if there was no trouble."""
+    sampling: SamplingCost | None = None
+    """What the sampling itself has cost the device; absent where it did not tell."""
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

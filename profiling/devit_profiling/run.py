@@ -19,7 +19,7 @@ from devit_contract.client import Answer, Client, Picture
 from devit_contract.errors import InputError, LinkError
 from devit_contract.files import make_folder
 from devit_contract.fleet import Device
-from devit_contract.messages import Description
+from devit_contract.messages import Description, SamplingCost
 from devit_contract.progress import Progress
 from devit_profiling.pictures import Pictures
 from devit_profiling.record import (
@@ -96,7 +96,7 @@ def run_profile(
         software=version("devit"),
         pictures=pictures.origin if isinstance(pictures, Pictures) else "images of the program that measured",
         plan=plan,
-        devices=_records(devices, descriptions, measurement.problems),
+        devices=_records(devices, descriptions, measurement),
         scenarios=scenarios,
         phases=tuple(measurement.phases),
         before=before,
@@ -117,6 +117,8 @@ class Measurement:
         self.lines: dict[str, list[StampedLine]] = {device.name: [] for device in devices}
         self.problems: dict[str, str] = {}
         """Device to why there are no power samples, or no more."""
+        self.costs: dict[str, SamplingCost] = {}
+        """Device to what sampling has cost it."""
         self._client = client
         self._devices = devices
         self._plan = plan
@@ -141,11 +143,12 @@ class Measurement:
             self.problems[name] = f"expected a power sample within {limit_s:.1f} s, found none: run its sampler by hand"
 
     def stop_sampling(self) -> None:
-        """Stop every sampler that was started, and take what had come before."""
-        for name in sorted(self._sampling):
+        """Stop every sampler, ask what it has cost, where it ended early too, and take what had come before."""
+        for device in self._devices:
             # A device that cannot be reached has stopped by itself.
             with suppress(LinkError):
-                self._client.stop_sampling(name)
+                if (cost := self._client.stop_sampling(device.name)) is not None:
+                    self.costs[device.name] = cost
         self._sampling.clear()
         self._collect()
 
@@ -281,9 +284,10 @@ def _row(scenario: Scenario, window: int, answer: Answer, sent_ns: int) -> Answe
 
 
 def _records(
-    devices: Sequence[Device], descriptions: Mapping[str, Description], problems: Mapping[str, str]
+    devices: Sequence[Device], descriptions: Mapping[str, Description], measurement: Measurement
 ) -> tuple[DeviceRecord, ...]:
+    problems, costs = measurement.problems, measurement.costs
     return tuple(
-        DeviceRecord(device.name, device.submodel, descriptions[device.name], problems.get(device.name, ""))
-        for device in devices
+        DeviceRecord(name, device.submodel, descriptions[name], problems.get(name, ""), costs.get(name))
+        for name, device in ((device.name, device) for device in devices)
     )

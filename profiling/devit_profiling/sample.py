@@ -1,4 +1,4 @@
-"""What one line of ``tegrastats`` says, typed, with the unit of every number in its name.
+"""What one line of ``tegrastats``, or of the power chips, says, typed, with the unit of every number in its name.
 
 What a line does not say is absent (``None``, or not in the mapping), never zero.
 """
@@ -35,8 +35,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     stamp: str | None = None
     """``MM-DD-YYYY hh:mm:ss``, local time, whole seconds: too coarse to integrate over."""
     is_simulated: bool = False
-    ram_used_mb: int
-    ram_total_mb: int
+    ram_used_mb: int | None = None
+    """``None`` on lines of the power chips alone."""
+    ram_total_mb: int | None = None
     ram_largest_free_blocks: int | None = None
     """How many free blocks of the largest size there are."""
     ram_largest_free_block_kb: int | None = None

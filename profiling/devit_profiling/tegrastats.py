@@ -26,7 +26,7 @@ they have them; without one, an L4T 32 line lacks the average of its last rail.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,19 +101,6 @@ def parse_line(line: str) -> Sample | None:
         rails_max_mw=fields.rails_max_mw,
         **numbers,
     )
-
-
-def parse_log(lines: Iterable[StampedLine]) -> Log:
-    """Read a recording line by line; lines that are no samples are counted, empty ones are not."""
-    samples = []
-    foreign_lines = 0
-    for line in lines:
-        sample = parse_line(line.text)
-        if sample is not None:
-            samples.append(StampedSample(line.monotonic_ns, sample))
-        elif line.text.strip():
-            foreign_lines += 1
-    return Log(tuple(samples), foreign_lines)
 
 
 class _Load(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ from devit_contract.messages import (
     NodeStatus,
     PowerLine,
     Refused,
+    SamplingCost,
     Telemetry,
     Welcome,
     body,
@@ -51,6 +52,8 @@ VALUES: tuple[msgspec.Struct, ...] = (
     ControlReply(description=Description("board", "36.4.0", "ort", "tegrastats", 1)),
     ControlReply(mark=Mark(1, 2, 3)),
     ControlReply(error="why"),
+    ControlReply(sampling=SamplingCost(10.5, 0.25, 0.125)),
+    ControlReply(sampling=SamplingCost(10.5, None, 0.125)),
     Telemetry("jetson1", (PowerLine(5, "RAM 1/2MB"),), "ended"),
     AnswerBody(b"\0\0\0\0", (DeviceTiming(0, 1, 2, 3, 4, 5),), {1: "absent"}, 1, 2, 3),
 )

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
+from tests.profiling.sysfs_tree import orin_nano
 
 from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, Hello, Refused, Telemetry, body, read_body
+from devit_contract.messages import Control, ControlReply, Hello, PowerLine, Refused, Telemetry, body, read_body
 from devit_contract.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
 from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
 
@@ -395,6 +396,44 @@ def test_a_sensor_that_dies_is_told_once_with_its_last_words(node: HandMadeNode)
         pass
     assert "exit code 3" in telemetry.ended
     assert "RAM no more" in telemetry.ended
+
+
+def test_all_that_a_dying_sensor_printed_arrives_before_the_reason(node: HandMadeNode) -> None:
+    """Twenty lines at once are more than one message takes."""
+    command = json.dumps(["sh", "-c", "seq -f 'RAM %g/99MB' 20; kill -9 $$"])
+    node.start("--engine", "null", config=f"tegrastats = {command}")
+    node.welcome()
+    node.ask(Control("sample-start", interval_ms=100))
+    texts: list[str] = []
+    ended = ""
+    while not ended:
+        telemetry = read_body(node.receive(Kind.TELEMETRY), Telemetry)
+        texts += [line.text for line in telemetry.lines]
+        ended = telemetry.ended
+    assert texts == [f"RAM {number}/99MB" for number in range(1, 21)]
+    assert "exit code -9" in ended
+    assert node.ask(Control("sample-stop")).error == ""
+
+
+def test_chips_are_sampled_in_place_of_tegrastats_and_tell_the_time_of_reading(
+    node: HandMadeNode, tmp_path: Path
+) -> None:
+    orin_nano(tmp_path)
+    command = json.dumps([sys.executable, "-m", "devit_profiling.hwmon", "--root", str(tmp_path)])
+    node.start("--engine", "null", config=f"tegrastats = {command}")
+    node.welcome()
+    assert node.ask(Control("sample-stop")).sampling is None
+    assert node.ask(Control("sample-start", interval_ms=20)).error == ""
+    lines: list[PowerLine] = []
+    while len(lines) < 20:
+        lines += read_body(node.receive(Kind.TELEMETRY), Telemetry).lines
+    cost = node.ask(Control("sample-stop")).sampling
+    assert all(line.text.startswith(f"INA3221 {line.monotonic_ns}ns SIMULATED VDD_IN 4359mW ") for line in lines)
+    assert cost is not None
+    assert cost.duration_s >= 0.3
+    assert 0 < (cost.sampler_cpu_s or 0) < cost.duration_s
+    assert 0 < cost.reader_cpu_s < cost.duration_s
+    assert node.ask(Control("sample-stop")).sampling == cost
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,10 @@ def test_a_figure_tells_its_scope_and_whether_it_is_simulated(
     is_guessed = board == "Some board"
     assert reading.scope == scope + (", board guessed" if is_guessed else "")
     assert reading.is_simulated is is_simulated
+
+
+def test_lines_of_the_power_chips_count_as_those_of_tegrastats_do() -> None:
+    lines = [PowerLine(time * MS, f"INA3221 {time}ns VDD_IN 4000mW VDD_SOC 1000mW") for time in (0, 1000, 2000)]
+    assert energy_j(*lines) == pytest.approx(8.0)
+    assert energy_j(*lines, board="aarch64") is None  # rails alone fit several boards
+    assert energy_j(PowerLine(0, "INA3221 note: VDD_IN 4000mW")) is None

@@ -49,6 +49,6 @@ def test_the_wheel_names_its_licence_and_its_commands(tmp_path: Path) -> None:
         (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
         commands = archive.read(entry_points).decode()
         about = archive.read(metadata).decode()
-    for command in ("devit", "edge-agent", "fusion-node", "profile", "simulated-tegrastats"):
+    for command in ("devit", "edge-agent", "fusion-node", "hwmon-power", "profile", "simulated-tegrastats"):
         assert f"\n{command} = " in commands
     assert "License-Expression: Apache-2.0" in about

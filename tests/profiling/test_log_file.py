@@ -95,3 +95,10 @@ def test_error_of_the_block_keeps_its_name(tmp_path: Path) -> None:
     path.write_text(LINE)
     with pytest.raises(BrokenPipeError), open_lines(str(path)):
         raise BrokenPipeError
+
+
+def test_log_of_the_power_chips_is_read_too_and_its_notes_are_no_foreign_lines() -> None:
+    lines = ["INA3221 note: VDD_SOC is left out\n", "INA3221 86400123456789ns VDD_IN 4361mW\n", "Tue Jan 26\n"]
+    reader = LogReader("log", lines, ORIN_NANO)
+    assert [(reading.line, reading.total_mw) for reading in reader] == [(2, 4361)]
+    assert reader.foreign_lines == 1

@@ -122,6 +122,17 @@ def test_device_without_a_sensor_is_recorded_with_the_reason(recording: Recordin
     assert recording.run.devices[0].sensor_problem == ""
 
 
+def test_what_sampling_has_cost_a_device_is_recorded(recording: Recording) -> None:
+    """A Python program every 21 ms: little, and not nothing."""
+    sampled, unsampled = recording.run.devices
+    assert unsampled.sampling is None
+    assert sampled.sampling is not None
+    windows_s = sum(phase.duration_s for phase in recording.run.phases if phase.kind == "window")
+    assert sampled.sampling.duration_s > windows_s
+    assert 0 < (sampled.sampling.sampler_cpu_s or 0) < sampled.sampling.duration_s
+    assert 0 < sampled.sampling.reader_cpu_s < sampled.sampling.duration_s
+
+
 def test_report_of_the_run_is_simulated_and_measures_what_it_can(folder: Path) -> None:
     report = analyse(folder)
     first, second = report.scenarios[2].energies

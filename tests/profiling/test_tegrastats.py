@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_profiling.sample import CoreLoad, EngineLoad, Sample
-from devit_profiling.tegrastats import StampedLine, parse_line, parse_log
+from devit_profiling.sensor_lines import parse_sensor_log
+from devit_profiling.tegrastats import StampedLine, parse_line
 
 DATA = Path(__file__).parents[1] / "data" / "tegrastats"
 NONE = "none"
@@ -66,7 +67,7 @@ def test_every_line_of_a_recording_has_the_rails_of_its_first(row: dict[str, str
 
 def test_summary_behind_the_samples_is_a_foreign_line() -> None:
     lines = [StampedLine(number, text) for number, text in enumerate(recorded_lines("orin_nano_l4t36_02_load_log.txt"))]
-    log = parse_log([*lines, StampedLine(99, "")])
+    log = parse_sensor_log([*lines, StampedLine(99, "")])
     assert (len(log.samples), log.foreign_lines) == (18, 1)
     assert log.samples[3].monotonic_ns == 3
 
