@@ -16,10 +16,10 @@ demo-full: .venv/full.done  ## The same, but exporting from the trained checkpoi
 install: .venv/full.done  ## Everything: training, export, tests.
 
 test: .venv/full.done lint  ## All tests that need neither root nor minutes.
-	.venv/bin/python -m pytest -m "not system and not jetson"
+	.venv/bin/python -m pytest -m "not system and not jetson" --durations 15
 
 test-system: .venv/full.done  ## Tests that need root, apt packages or minutes.
-	.venv/bin/python -m pytest -m "system" --timeout 900 -rP
+	.venv/bin/python -m pytest -m "system" --timeout 900 -rP --durations 30
 
 soak: .venv/full.done  ## Ten minutes at 200 frames/s: does the memory of node and agents stay flat?
 	.venv/bin/python tests/network/soak.py --seconds 600 --rate 200
