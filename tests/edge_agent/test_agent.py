@@ -116,7 +116,7 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
     try:
         _, words = made.start().communicate(timeout=30)
         assert made.child is not None
-        assert made.child.returncode == 1
+        assert made.child.returncode == 78
         assert words.count("\n") == 1
         assert "devit build" in words
     finally:
@@ -131,16 +131,17 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
         ('sensor = "x"', "sensor"),
         ('node = "tcp://10.0.0.2:7711"', "expected keys"),
         ('bundle = "nowhere"', "nowhere/manifest.json"),
+        ('backend = "abacus"', "back end abacus"),
     ],
 )
-def test_a_bad_configuration_is_one_line_and_exit_code_1(tmp_path: Path, change: str, complaint: str) -> None:
+def test_a_bad_configuration_is_one_line_and_exit_code_78(tmp_path: Path, change: str, complaint: str) -> None:
     fields = {"schema": "1", "name": '"jetson1"', "submodel": "0", "node": '"tcp://127.0.0.1:1"', "bundle": f'"{TINY}"'}
     key, _, value = change.partition(" = ")
     path = tmp_path / "agent.toml"
     path.write_text("\n".join(f"{name} = {text}" for name, text in (fields | {key: value}).items()))
     command = [sys.executable, "-c", RUN, "--config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert done.stderr.count("\n") == 1
     assert complaint in done.stderr
 
@@ -352,7 +353,7 @@ def test_a_device_with_allowed_signers_refuses_an_unsigned_bundle(node: HandMade
     (tmp_path / "signers").write_text("")
     child = node.start(config='tegrastats = []\nallowed_signers = "signers"')
     _, said = child.communicate(timeout=30)
-    assert child.returncode == 1
+    assert child.returncode == 78
     assert "expected a signed bundle" in said
     assert said.count("\n") == 1
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from devit_contract.errors import EngineError, ManifestError
+from devit_contract.errors import EngineError, InputError, ManifestError
 from devit_contract.files import read_tensors, write_tensors
 from devit_contract.manifest import Bundle, BundleFile, describe_file, write_manifest
 from devit_engines import backends, ort
@@ -96,7 +96,7 @@ def test_a_bundle_without_a_rung_for_the_back_end_is_refused(tiny: Bundle, store
     only_half = tuple(
         msgspec.structs.replace(record, rungs=("fp16",), fp32_nodes={}) for record in tiny.manifest.submodels
     )
-    with pytest.raises(EngineError, match="ort takes fp32, the bundle holds fp16"):
+    with pytest.raises(ManifestError, match="ort takes fp32, the bundle holds fp16"):
         build_engines(rewrite(tiny, submodels=only_half), store, board=board)
 
 
@@ -116,7 +116,7 @@ def test_a_baseline_that_is_not_there_is_refused(tiny: Bundle, store: Store, boa
 
 
 def test_an_unknown_back_end_is_refused_with_those_there_are(tiny: Bundle, store: Store, board: Board) -> None:
-    with pytest.raises(EngineError, match="back end abacus: expected one of auto, tensorrt, ort"):
+    with pytest.raises(InputError, match="back end abacus: expected one of auto, tensorrt, ort"):
         build_engines(tiny, store, backend="abacus", board=board)
 
 
