@@ -135,7 +135,10 @@ def _for_installation(unit: str, prefix: Path, *others: Path) -> str:
     if not hidden:
         return unit
     shown = "".join(f"BindReadOnlyPaths={_checked(path)}\n" for path in dict.fromkeys(hidden))
-    return unit.replace("ProtectHome=yes\n", f"ProtectHome=tmpfs\n{shown}")
+    return unit.replace(
+        "ProtectHome=yes\n",
+        f"# The installation lies in a home: of all homes, the service sees that alone.\nProtectHome=tmpfs\n{shown}",
+    )
 
 
 def _base_of(prefix: Path) -> list[Path]:

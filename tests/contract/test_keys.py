@@ -41,7 +41,7 @@ def test_a_new_pair_is_two_files_and_only_the_owner_reads_the_secret_one(tmp_pat
 def test_a_credential_of_the_files_name_is_taken_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_taken: bool
 ) -> None:
-    """systemd 254 and later lets the service in by an access list, which stat shows as 0440."""
+    """From systemd 254 on, an access list lets the service in, which stat shows as 0440."""
     file, credential = (new_keys(tmp_path / folder, "node") for folder in ("keys", "credentials"))
     path = tmp_path / "keys" / "node.key_secret"
     assert load_keys(path) == file
