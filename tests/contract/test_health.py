@@ -44,7 +44,7 @@ def test_a_loop_that_hangs_is_seen_and_one_that_turns_again_too(path: Path) -> N
     os.utime(path, (long_ago_s, long_ago_s))
     code, text = look()
     assert code == 1
-    assert "expected a turn of the service's loop in the last 10 s, found the last one 15 s ago" in text
+    assert "expected a turn of the service's loop in the last 10 s, found the last one" in text
     supervisor.alive()
     assert look()[0] == 0
 
