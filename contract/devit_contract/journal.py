@@ -13,6 +13,8 @@ import sys
 import time
 from contextlib import suppress
 
+from devit_contract.health import HealthFile
+
 _JOURNAL = "/run/systemd/journal/socket"
 _STEP_US = 180_000_000
 """Longest step of a start."""
@@ -56,7 +58,7 @@ class Log:
 
 
 class Supervisor:
-    """systemd, as the unit's main process sees it; does nothing where the service was started otherwise."""
+    """systemd, as the unit's main process sees it, or a container's health file; does nothing where neither listens."""
 
     def __init__(self) -> None:
         """Find out from ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` whether and how often systemd wants to hear."""
@@ -66,6 +68,7 @@ class Supervisor:
         is_own = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._alive_s = int(period_us) / 3e6 if period_us.isdigit() and is_own else 0.0
         self._next_alive_s = 0.0
+        self._health = HealthFile()
 
     def starting(self, status: str) -> None:
         """Say which step of the start begins now; it may take three minutes, whatever the others took."""
@@ -74,10 +77,16 @@ class Supervisor:
     def ready(self, status: str) -> None:
         """Say that the service serves now."""
         self._send(f"READY=1\nSTATUS={status}")
+        self._health.ready(status)
 
     def status(self, status: str) -> None:
         """Say what the service is at, in a line for people."""
         self._send(f"STATUS={status}")
+
+    def waiting(self, status: str) -> None:
+        """Say what keeps the service from serving for now."""
+        self.status(status)
+        self._health.waiting(status)
 
     def stopping(self) -> None:
         """Say that the service ends on purpose."""
@@ -85,6 +94,7 @@ class Supervisor:
 
     def alive(self) -> None:
         """Feed the watchdog, at a third of its period; to be called from the loop that does the work."""
+        self._health.alive()
         if self._alive_s and (now_s := time.monotonic()) >= self._next_alive_s:
             self._next_alive_s = now_s + self._alive_s
             self._send("WATCHDOG=1")

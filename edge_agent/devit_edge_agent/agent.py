@@ -149,7 +149,7 @@ class EdgeAgent:
         if self._uplink.watch(has_events=self._uplink.monitor.socket in ready):
             self._queue.clear()
             self._power.stop()
-            self._supervisor.status("waiting for the node")
+            self._supervisor.waiting("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
         self._feed_power()

@@ -114,14 +114,6 @@ def test_the_script_is_posix_sh() -> None:
     assert os.access(SCRIPT, os.X_OK)
 
 
-@pytest.mark.system
-def test_shellcheck_has_nothing_to_say() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("no shellcheck on this machine: apt-get install shellcheck")
-    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-
-
 def test_with_devit_on_the_path_it_examines_then_builds_and_installs_nothing(device: Device) -> None:
     device.install_devit()
     done = device.run(

@@ -1,17 +1,90 @@
-"""What lies in examples/ is what the code reads."""
+"""What lies in examples/, and the laptop's cell of docker/: every file is read by the program it is for."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from devit_contract.files import read_tensors
 from devit_contract.fleet import load_agent_config, load_fleet
-from devit_contract.manifest import Preprocess
+from devit_contract.head import FusionHead
+from devit_contract.manifest import Bundle, Preprocess
 from devit_contract.preprocess import load_image
+from devit_decompose.checks import check_recipe
+from devit_decompose.decomposition import load_decomposition
+from devit_decompose.recipe_file import load_recipe
+from devit_decompose.weights import load_model
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+LAPTOP = ROOT / "docker" / "laptop"
+BASES_OF = {
+    "common": "devit-cifar-100",
+    **{name: f"{name}-cifar-100" for name in ("decct", "dedeit", "devit")},
+    **{name: f"devit-{name}" for name in ("cifar-100", "flowers-102", "imagenet-1k", "stanford-cars")},
+}
+"""What is no recipe by itself, and a recipe that names it as its base."""
 
 
-def test_the_example_fleet_and_agent_files_are_valid_and_fit_together() -> None:
+def tracked(*folders: str) -> list[Path]:
+    command = ["git", "ls-files", *folders]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30)
+    return [ROOT / name for name in listed.stdout.splitlines()]
+
+
+def read_recipe(path: Path) -> None:
+    check_recipe(load_recipe(path))
+
+
+def read_base(path: Path) -> None:
+    recipe = path.with_name(f"{BASES_OF[path.stem]}.toml")
+    assert path.name in recipe.read_text() + "".join(base.read_text() for base in recipe.parent.glob("de*t.toml"))
+    read_recipe(recipe)
+
+
+def read_picture(path: Path) -> None:
+    assert load_image(path, Preprocess(height=28, width=28, colour="gray")).shape == (28, 28, 1)
+
+
+def read_model(path: Path) -> None:
+    models = load_decomposition(path.parent)
+    record = models.teacher if path.stem == "teacher" else models.submodels[int(path.stem.removeprefix("submodel-"))]
+    load_model(path, record.config)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "examples/fleet.toml": load_fleet,
+    "examples/agent.toml": load_agent_config,
+    "examples/fashion-mnist/decomposition.json": lambda path: load_decomposition(path.parent),
+    "examples/fashion-mnist/fusion.safetensors": FusionHead.load,
+    "examples/fashion-mnist/samples.safetensors": lambda path: read_tensors(path, ""),
+    "examples/fashion-mnist/*.safetensors": read_model,
+    "examples/images/*.png": read_picture,
+    **{f"examples/paper/{base}.toml": read_base for base in BASES_OF},
+    "examples/paper/*.toml": read_recipe,
+    "examples/*.toml": read_recipe,
+    "docker/laptop/fleet.toml": load_fleet,
+    "docker/laptop/agent-*.toml": load_agent_config,
+}
+"""Who reads a file, by the first pattern that fits; texts for people have no reader."""
+
+
+@pytest.mark.parametrize(
+    "path", [*tracked("examples", "docker/laptop")], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_every_example_file_is_read_by_the_program_it_is_for(path: Path) -> None:
+    if path.name in ("NOTICE", "README.md"):
+        assert path.read_text().strip()
+        return
+    reader = next((reader for pattern, reader in READERS.items() if path.match(pattern)), None)
+    assert reader is not None, f"{path}: no program reads it: add its reader here"
+    reader(path)
+
+
+def test_the_example_fleet_and_agent_files_fit_together() -> None:
     fleet = load_fleet(EXAMPLES / "fleet.toml")
     agent = load_agent_config(EXAMPLES / "agent.toml")
     assert agent.node == fleet.node[0].endpoint
@@ -19,9 +92,14 @@ def test_the_example_fleet_and_agent_files_are_valid_and_fit_together() -> None:
     assert fleet.find_device(agent.name).submodel == agent.submodel
 
 
-def test_every_example_picture_is_read_as_it_is() -> None:
-    spec = Preprocess(height=28, width=28, colour="gray")
-    pictures = sorted((EXAMPLES / "images").glob("*.png"))
-    assert len(pictures) == 10
-    for path in pictures:
-        assert load_image(path, spec).shape == (28, 28, 1)
+def test_the_laptops_agents_are_its_fleet_and_cover_the_shipped_bundle() -> None:
+    fleet = load_fleet(LAPTOP / "fleet.toml")
+    agents = [load_agent_config(path) for path in sorted(LAPTOP.glob("agent-*.toml"))]
+    bundle = Bundle(ROOT / "pipeline/devit_pipeline/fashion_mnist/bundle")
+    assert [(agent.name, agent.submodel) for agent in agents] == [(one.name, one.submodel) for one in fleet.device]
+    assert [agent.submodel for agent in agents] == list(range(len(bundle.manifest.submodels)))
+    assert {agent.node for agent in agents} == {fleet.node[0].endpoint}
+
+
+def test_there_are_ten_example_pictures() -> None:
+    assert len(list((EXAMPLES / "images").glob("*.png"))) == 10

@@ -1,0 +1,138 @@
+"""What can be said of docker/ without a Docker engine, which no test has: form, sources, settings."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.docker.compose import COMPOSE, binds, load_compose, services
+from tests.docker.dockerfile import DOCKERFILES, ROOT, copied_sources, read_stages
+
+NAMES = [path.name for path in DOCKERFILES]
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        assert platform.machine() != "x86_64", f"no {name}: run make install"
+        pytest.skip(f"no {name} on this machine: pip has it for x86 alone")
+    return found
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_there_is_an_image_for_the_workstation_the_jetson_and_the_node() -> None:
+    assert NAMES == ["export.Dockerfile", "fusion.Dockerfile", "jetson.Dockerfile"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=NAMES)
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
+    done = run(tool("hadolint"), "--config", ROOT / ".hadolint.yaml", path)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_says_what_is_wrong(tmp_path: Path) -> None:
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text("FROM debian\nRUN cd /tmp && sudo make\n")
+    assert "DL3004" in run(tool("hadolint"), "--config", ROOT / ".hadolint.yaml", wrong).stdout
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=NAMES)
+def test_every_source_that_is_copied_is_in_a_fresh_clone_and_reaches_the_builder(path: Path) -> None:
+    sources = copied_sources(path)
+    assert "pyproject.toml" in sources
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    for source in sources:
+        assert run("git", "ls-files", source).stdout, f"{source} is not committed"
+        assert f"!{source}" in sent, f".dockerignore keeps {source} from the builder"
+    # What the wheel is made of is all there, and nothing is sent for nothing.
+    places = re.findall(r'^  "(\w+)/devit_\w+",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(places) <= set(sources)
+    assert {line.removeprefix("!") for line in sent if line.startswith("!")} == set(sources)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=NAMES)
+def test_an_image_has_stages_a_base_with_a_tag_and_a_numeric_user(path: Path) -> None:
+    arguments, stages = read_stages(path)
+    assert len(stages) >= 2
+    bases = [argument.text for argument in arguments if argument.text.startswith("BASE")]
+    assert bases
+    for base in bases:
+        assert re.fullmatch(r"BASE\d?=[a-z]+:[\d.]+(-[a-z]+)*", base), base
+    users = [one.text for one in stages[-1].instructions if one.name == "USER"]
+    assert users == ["10001:10001"]
+
+
+def test_compose_follows_the_compose_specification() -> None:
+    done = run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_slip_in_compose_is_found(tmp_path: Path) -> None:
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(COMPOSE.read_text().replace("read_only: true", "read_only: [true]"))
+    assert run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", wrong).returncode == 1
+
+
+@pytest.mark.parametrize("name", services())
+def test_every_service_runs_with_as_little_as_it_needs(name: str) -> None:
+    service = services()[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["user"] == "10001:10001"
+    assert not {"privileged", "cap_add", "ports", "devices", "pid", "ipc"} & set(service)
+    assert set(service["profiles"]) < {"node", "jetson", "laptop"}
+    assert "healthcheck" in service or service["restart"] == "no", "what stays up is looked after"
+
+
+def test_a_jetsons_services_have_the_gpu_and_the_video_group_by_number() -> None:
+    jetson = services("jetson")
+    assert set(jetson) == {"engines", "edge-agent"}
+    for service in jetson.values():
+        assert service["runtime"] == "nvidia"
+        assert service["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
+        assert all(group.isdigit() for group in service["group_add"])
+    assert load_compose({"VIDEO_GID": "105"})["services"]["edge-agent"]["group_add"] == ["105"]
+
+
+def test_secrets_are_files_that_are_declared_and_lie_where_nothing_is_committed() -> None:
+    compose = load_compose()
+    used = {secret for service in compose["services"].values() for secret in service.get("secrets", ())}
+    assert used == set(compose["secrets"])
+    for secret in compose["secrets"].values():
+        path = (COMPOSE.parent / secret["file"]).resolve()
+        assert run("git", "check-ignore", path).returncode == 0, f"{path} could be committed"
+    for service in compose["services"].values():
+        paths = [word for word in service["command"] if word.startswith("/run/secrets/")]
+        assert {path.removeprefix("/run/secrets/") for path in paths} <= set(service.get("secrets", ()))
+
+
+def test_what_a_service_is_built_from_and_mounts_is_there() -> None:
+    compose = load_compose()
+    for name, service in compose["services"].items():
+        build = service["build"]
+        assert (COMPOSE.parent / build["context"]).resolve() == ROOT
+        path = ROOT / build["dockerfile"]
+        assert path in DOCKERFILES
+        for argument in build.get("args", {}):
+            assert f"ARG {argument}" in path.read_text(), f"{name}: {path.name} has no ARG {argument}"
+        if service["profiles"] == ["laptop"]:
+            assert all(source.is_dir() for source, _, _ in binds(service)), name
+        named = [volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")]
+        assert set(named) <= set(compose["volumes"])
+
+
+def test_images_of_one_name_are_built_one_way() -> None:
+    builds: dict[str, Any] = {}
+    for service in services().values():
+        assert builds.setdefault(service["image"], service["build"]) == service["build"]
+    assert len(builds) == 3
