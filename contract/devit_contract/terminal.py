@@ -31,6 +31,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     exception is a bug and keeps its traceback, but for what the machine refuses: see :func:`_refusal`.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so far it ended the process, see devit_pipeline.entry
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _fill_standard_streams()
     try:
         try:
