@@ -59,9 +59,14 @@ def check_reasons(record: Record) -> None:
         assert outcome.mask ^ sum(1 << device for device in outcome.missing) == everyone, outcome
 
 
+def undisturbed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Leave those out in whose time other programs had the cores."""
+    return [outcome for outcome in outcomes if outcome.starved_s < _STARVED_S]
+
+
 def not_full(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Find the answers that lack a feature, but for those in whose time other programs had the cores."""
-    return [o for o in outcomes if o.state is not State.FULL and o.starved_s < _STARVED_S]
+    """Find the answers that lack a feature for no reason outside of the cell."""
+    return [outcome for outcome in undisturbed(outcomes) if outcome.state is not State.FULL]
 
 
 def check_times(record: Record, deadline_s: float) -> None:

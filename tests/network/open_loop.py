@@ -107,14 +107,14 @@ class Record:
         """Tell the figures in one line."""
         latencies_ms = 1e3 * np.array([outcome.latency_s for outcome in self.outcomes])
         wait_ms = 1e3 * max(outcome.wait_s for outcome in self.outcomes)
-        starved_ms = 1e3 * max(outcome.starved_s for outcome in self.outcomes)
+        starved_ms = 1e3 * np.array([outcome.starved_s for outcome in self.outcomes])
         p50, p99, p999 = np.percentile(latencies_ms, (50, 99, 99.9))
         states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(self.states.items()))
         return (
             f"{len(self.outcomes)} frames: {states}; latency p50 {p50:.1f}, p99 {p99:.1f}, p99.9 {p999:.1f}, "
             f"max {latencies_ms.max():.1f} ms; "
             f"sent {1e3 * self.lag_s:.1f} ms late at most; waited for credit {wait_ms:.1f} ms at most, "
-            f"for a core {starved_ms:.1f} ms"
+            f"for a core {np.median(starved_ms):.1f} ms by the median, {starved_ms.max():.1f} ms at most"
         )
 
 
