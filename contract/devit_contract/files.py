@@ -184,7 +184,7 @@ def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(_read(path, hint).decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
         raise ManifestError(f"{path}: not a TOML file ({err}): {hint}") from err
 
 

@@ -13,6 +13,8 @@ from devit_contract.files import read_toml
 from devit_contract.keys import check_key, check_name
 
 SCHEMA = 1
+MAX_THREADS = 256
+"""Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
 _FLEET_HINT = "see examples/fleet.toml"
 _AGENT_HINT = "see examples/agent.toml"
 
@@ -178,8 +180,8 @@ def load_agent_config(path: Path) -> AgentConfig:
         check_key(config.node_public_key, f"{path}: node_public_key")
     elif not is_loopback(config.node):
         raise InputError(f"{path}: {config.node}: expected keys for an address off this machine, found none")
-    if config.threads < 1:
-        raise InputError(f"{path}: threads: expected at least 1, found {config.threads}")
+    if not 1 <= config.threads <= MAX_THREADS:
+        raise InputError(f"{path}: threads: expected 1 to {MAX_THREADS}, found {config.threads}")
     changes = {
         field: str(path.parent.absolute() / Path(value).expanduser())
         for field in ("bundle", "store", "secret_key", "allowed_signers", "root")

@@ -87,7 +87,7 @@ def build(
     cuda: CudaOption = "auto",
     host_memory: HostMemoryOption = "pinned",
     store: StoreOption = None,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
     allowed_signers: Annotated[
         Path | None,
         typer.Option(

@@ -146,7 +146,11 @@ class Store:
         return Entry(digest, folder, record, None)
 
     def entries(self) -> list[Entry]:
-        """Look at every key, in the order of their names."""
+        """Look at every key, in the order of their names.
+
+        Raises:
+            InputError: The store is no folder.
+        """
         found = (self.find(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
         return [entry for entry in found if entry is not None]
 
@@ -238,8 +242,10 @@ class Store:
             ) from err
 
     def _names(self, pattern: str) -> list[str]:
-        if not self.folder.is_dir():
+        if not self.folder.exists():
             return []
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: expected a folder of engines, found a file: choose another with --store")
         matches = (re.fullmatch(pattern, path.name) for path in self.folder.iterdir())
         return sorted({match["digest"] for match in matches if match is not None})
 

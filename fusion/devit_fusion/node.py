@@ -233,7 +233,11 @@ class FusionNode:
                 self._clients.reply(event.reply, question)
         else:
             listener = self._listeners.get(event.link.name)
-            if listener is None or self._clients.relay(listener, event.payload) is Sent.GONE:
+            sent = Sent.GONE if listener is None else self._clients.relay(listener, event.payload)
+            if sent is Sent.FULL:
+                text = "power samples were lost: the client that asked for them does not take them"
+                self._events.note(event.link.name, text, Priority.WARNING)
+            if sent is Sent.GONE:
                 # Whoever asked for samples has gone, and nobody else would tell the agent to stop.
                 self._listeners.pop(event.link.name, None)
                 self._devices.ask(event.link, Control("sample-stop", event.link.name))

@@ -141,8 +141,8 @@ class LocalCell:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of all that runs, by name."""
-        return {name: child.pid for name, child in self._children.items()}
+        """Process ids of all that runs, by name; any thread may ask."""
+        return {name: child.pid for name, child in list(self._children.items())}
 
     def kill(self, name: str) -> None:
         """End a process at once (SIGKILL), as a power cut would."""

@@ -180,6 +180,7 @@ def test_a_json_file_that_breaks_its_format_is_named_with_field_expected_and_fou
     [
         (b"{", "not a TOML file"),
         (b'name = "\xff"', "not a TOML file"),
+        (b"name = " + b"[" * 5000 + b"]" * 5000, "not a TOML file"),
         (b"schema = 3", "field schema: expected 1, found 3"),
         (b"schema = 1\n[[parts]]\nsize = 1.5", "field parts[0].size: Expected `int`, got `float`"),
     ],

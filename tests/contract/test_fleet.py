@@ -155,7 +155,12 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
         (f'node_public_key = "{KEYS["node"]}"', "", "expected node_public_key and secret_key together"),
         ('secret_key = "keys/jetson1.key_secret"', "", "expected node_public_key and secret_key together"),
         (KEYS["node"], "hunter2", "node_public_key: expected a key of 40 Z85 characters"),
-        ('bundle = "bundle"', 'bundle = "bundle"\nthreads = 0', "threads: expected at least 1, found 0"),
+        ('bundle = "bundle"', 'bundle = "bundle"\nthreads = 0', "threads: expected 1 to 256, found 0"),
+        (
+            'bundle = "bundle"',
+            'bundle = "bundle"\nthreads = 3000000000',
+            "threads: expected 1 to 256, found 3000000000",
+        ),
         ('bundle = "bundle"', "", "missing required field `bundle`"),
     ],
 )

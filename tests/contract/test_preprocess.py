@@ -145,12 +145,12 @@ def test_a_missing_picture_is_named(tmp_path: Path) -> None:
 
 def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
     """Sixty megabytes of zero bits compress to nothing; decoding and scaling them would take seconds and gigabytes."""
-    start_s = time.monotonic()
+    start_s = time.process_time()
     for width, height in ((8_000, 8_001), (1, 60_000_000)):
         spec = Preprocess(height=28, width=28, colour="gray", resize_to=32)
         with pytest.raises(InputError, match="expected at most 64000000 pixels"):
             decode_image(png_header(width, height), spec, "p")
-    assert time.monotonic() - start_s < 1.0
+    assert time.process_time() - start_s < 1.0
 
 
 @settings(max_examples=150, deadline=None)

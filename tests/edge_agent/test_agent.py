@@ -183,7 +183,7 @@ def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(
 
 
 def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: HandMadeNode) -> None:
-    child = node.start("--engine", "paced:200")
+    child = node.start("--engine", "paced:100")
     node.welcome()
     image = np.zeros((6, 8, 1), np.uint8)
     for number in (1, 2, 3):
@@ -197,7 +197,7 @@ def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: Ha
     start_s = time.monotonic()
     child.communicate(timeout=10)
     assert child.returncode == 0
-    assert time.monotonic() - start_s < 1.5
+    assert time.monotonic() - start_s < 1.7  # it would wait for the node's word for two seconds
 
 
 @pytest.mark.system
@@ -321,7 +321,7 @@ def test_an_engine_that_fails_on_an_own_image_ends_nothing_and_gives_no_old_feat
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.fromarray(bundle.golden()["images"][0][:, :, 0]).save(pictures / "0.png")
-    fails = FAILING.replace("if len(runs) > 5", "if len(runs) > 8")
+    fails = FAILING.replace("if len(runs) > 5", "if len(runs) > 20")
     config = f'tegrastats = []\nsource = "folder:{pictures}"\nfree_running = true'
     child = node.start("--engine", "null", config=config, before=fails)
     node.welcome()

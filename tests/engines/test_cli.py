@@ -54,7 +54,9 @@ def test_a_named_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("wrong", [["--submodels", "a,b"], ["--threads", "0"], ["--sumbodels", "1"]])
+@pytest.mark.parametrize(
+    "wrong", [["--submodels", "a,b"], ["--threads", "0"], ["--threads", "257"], ["--sumbodels", "1"]]
+)
 def test_wrong_usage_is_exit_code_2(tiny: Bundle, wrong: list[str]) -> None:
     assert devit("build", tiny.folder, *wrong).returncode == 2
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devit_contract.errors import EngineError, NotBuiltError
+from devit_contract.errors import EngineError, InputError, NotBuiltError
 from devit_engines.gate import GateResult
 from devit_engines.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Latency, Store, default_folder
 
@@ -43,6 +43,13 @@ def test_the_digest_of_a_key_never_changes() -> None:
     assert KEY.digest == hashlib.sha256(written.encode()).hexdigest()
     assert KEY.digest.startswith("336d07bf")
     assert KEY.revision == 0x336D07BF
+
+
+def test_a_file_is_no_empty_store(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.write_text("")
+    with pytest.raises(InputError, match="expected a folder of engines, found a file"):
+        Store(path).entries()
 
 
 @pytest.mark.parametrize("field", EngineKey.__struct_fields__)

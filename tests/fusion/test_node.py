@@ -71,26 +71,23 @@ def test_a_subset_of_devices_can_be_asked(make_cell: MakeCell, bundle: Bundle) -
 
 
 def test_a_killed_agent_costs_no_answer_and_no_deadline(make_cell: MakeCell, bundle: Bundle) -> None:
-    """Every frame is answered, partial with the right mask, at no less than half the rate, and none waits."""
+    """Every frame is answered, partial with the right mask, no slower by the median, and none waits."""
     cell = make_cell(deadline_ms=20_000)
     pictures = itertools.islice(itertools.cycle(bundle.golden()["images"]), 1500)
     answers: list[Answer] = []
     with cell.client() as client:
-        start_s = time.monotonic()
-        killed_s = start_s
         for answer in client.stream(pictures):
             answers.append(answer)
             if len(answers) == 500:
-                killed_s = time.monotonic()
                 cell.kill("jetson2")
-        end_s = time.monotonic()
     assert len(answers) == 1500
     kinds = Counter((answer.state, answer.mask) for answer in answers)
     assert set(kinds) == {(State.FULL, 0b11), (State.PARTIAL, 0b01)}
     assert kinds[State.PARTIAL, 0b01] >= 950
     assert {why for answer in answers[600:] for why in answer.missing.values()} == {"absent"}
     assert max(answer.latency_s for answer in answers) < 10
-    assert 1000 / (end_s - killed_s) >= 0.5 * 500 / (killed_s - start_s)
+    latencies_s = [answer.latency_s for answer in answers]
+    assert np.median(latencies_s[500:]) <= 2 * np.median(latencies_s[:500])
 
 
 def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bundle: Bundle) -> None:
@@ -106,7 +103,7 @@ def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bund
 def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_wakes(
     make_cell: MakeCell, bundle: Bundle
 ) -> None:
-    cell = make_cell(deadline_ms=300, credit=1)
+    cell = make_cell(deadline_ms=800, credit=1)
     picture = bundle.golden()["images"][0]
     with cell.client() as client:
         assert client.classify(picture).state is State.FULL
@@ -114,9 +111,9 @@ def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_
         try:
             first, second = client.classify(picture), client.classify(picture)
             assert (first.state, first.missing) == (State.PARTIAL, {0: "deadline"})
-            assert first.latency_s >= 0.29
+            assert first.latency_s >= 0.79
             assert second.missing in ({0: "stalled"}, {0: "absent"})
-            assert second.latency_s < 0.25
+            assert second.latency_s < 0.7
         finally:
             os.kill(cell.pid("jetson1"), signal.SIGCONT)
         ask_until(client, picture, lambda answer: answer.state is State.FULL)
@@ -274,7 +271,7 @@ class LyingAgent:
 def test_a_feature_that_lies_is_counted_and_never_used(
     make_cell: MakeCell, bundle: Bundle, lie: dict[str, object], reason: str
 ) -> None:
-    cell = make_cell(engine="null", deadline_ms=400)
+    cell = make_cell(engine="null", deadline_ms=1000)
     cell.kill("jetson1")
     liar = LyingAgent(cell, bundle)
     try:
@@ -293,7 +290,7 @@ def test_a_feature_that_lies_is_counted_and_never_used(
 
 
 def test_a_feature_that_is_no_number_is_counted_and_never_used(make_cell: MakeCell, bundle: Bundle) -> None:
-    cell = make_cell(engine="null", deadline_ms=400)
+    cell = make_cell(engine="null", deadline_ms=20_000)
     cell.kill("jetson1")
     liar = LyingAgent(cell, bundle)
     try:

@@ -117,7 +117,7 @@ def test_requests_under_way_end_when_the_node_hangs_and_when_it_is_killed(
     make_cell: MakeCell, start: Start, images: Images
 ) -> None:
     cell = make_cell(deadline_ms=20_000)
-    gateway = start("--timeout-s", "1", to=cell)
+    gateway = start("--timeout-s", "1.5", to=cell)
     assert gateway.ask(INFER, as_json(images[:2])).status == 200  # from now on it knows the node for a second
     os.kill(cell.pid("node"), signal.SIGSTOP)
     start_s = time.monotonic()
@@ -125,7 +125,7 @@ def test_requests_under_way_end_when_the_node_hangs_and_when_it_is_killed(
         # 256 images, of which the node may have 34 at once: the others must not wait for those in turn.
         statuses = [reply.status for reply in pool.map(lambda _: gateway.ask(INFER, as_json(images)), range(4))]
     assert statuses == [503] * 4
-    assert time.monotonic() - start_s < 6
+    assert time.monotonic() - start_s < 9  # in turn they would take 12
     os.kill(cell.pid("node"), signal.SIGCONT)
     gateway.ask_until(INFER, is_full, as_json(images[:2]))
 

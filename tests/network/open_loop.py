@@ -7,7 +7,8 @@ the moment when a request was due, so that a request sent late counts as late.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+from tests.network.starvation import Starvation
 
 from devit_contract.client import Answer, Client, Picture
 from devit_contract.errors import DevitError
@@ -23,6 +25,8 @@ from devit_contract.messages import NodeStatus
 from devit_contract.wire import Kind, Message, State
 from devit_pipeline.local_cell import LocalCell
 
+_BEFORE_S = 0.2
+"""Waiting for a core so long before a request was due may still be felt in its answer."""
 _PATIENCE_S = 60.0
 """Longest wait for anything but an answer."""
 
@@ -45,6 +49,8 @@ class Outcome:
     """Shape ``(K,)``; ``None`` where the frame failed."""
     wait_s: float = 0.0
     """Of the latency: at the node, before it was sent to any device."""
+    starved_s: float = 0.0
+    """How long threads of the cell waited for a core meanwhile, and shortly before: what other programs cost it."""
 
     @property
     def end_s(self) -> float:
@@ -85,8 +91,8 @@ class Record:
         return {device.submodel: Counter(device.missing) for device in self.status.devices}
 
     def later_than(self, limit_s: float) -> list[Outcome]:
-        """Find the answers that took longer."""
-        return [outcome for outcome in self.outcomes if outcome.latency_s > limit_s]
+        """Find the answers that took longer, beyond what other programs on this machine took away meanwhile."""
+        return [outcome for outcome in self.outcomes if outcome.latency_s - outcome.starved_s > limit_s]
 
     def between(self, start_s: float, end_s: float) -> list[Outcome]:
         """Find the requests that were due in a span of time."""
@@ -101,12 +107,14 @@ class Record:
         """Tell the figures in one line."""
         latencies_ms = 1e3 * np.array([outcome.latency_s for outcome in self.outcomes])
         wait_ms = 1e3 * max(outcome.wait_s for outcome in self.outcomes)
+        starved_ms = 1e3 * np.array([outcome.starved_s for outcome in self.outcomes])
         p50, p99, p999 = np.percentile(latencies_ms, (50, 99, 99.9))
         states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(self.states.items()))
         return (
             f"{len(self.outcomes)} frames: {states}; latency p50 {p50:.1f}, p99 {p99:.1f}, p99.9 {p999:.1f}, "
             f"max {latencies_ms.max():.1f} ms; "
-            f"sent {1e3 * self.lag_s:.1f} ms late at most; waited for credit {wait_ms:.1f} ms at most"
+            f"sent {1e3 * self.lag_s:.1f} ms late at most; waited for credit {wait_ms:.1f} ms at most, "
+            f"for a core {np.median(starved_ms):.1f} ms by the median, {starved_ms.max():.1f} ms at most"
         )
 
 
@@ -149,6 +157,9 @@ class OpenLoop:
         self._progress = Condition()
         self._sent = 0
         self._should_stop = False
+        self._starvation = Starvation(cell)
+        # When (``time.monotonic``), and what the total was then; requests end within seconds.
+        self._starved_s: deque[tuple[float, float]] = deque(maxlen=1024)
         self._thread = ThreadPoolExecutor(1)
         self._record: Future[Record] | None = None
 
@@ -198,6 +209,7 @@ class OpenLoop:
                     self._collect(client, left_s, due_s, found)
                 if self._should_stop:
                     break
+                self._note_starvation()
                 lag_s = max(lag_s, time.monotonic() - due)
                 due_s[client.submit(self._pictures[index % len(self._pictures)])] = due
                 self._advance(index + 1)
@@ -212,11 +224,21 @@ class OpenLoop:
         now_s = time.monotonic()
         for number, answer in taken:
             picture = (number - next(iter(due_s))) % len(self._pictures)
-            found[number] = _outcome(picture, due_s[number], now_s, answer)
+            found[number] = _outcome(picture, due_s[number], now_s, answer, self._starved_since(due_s[number]))
+
+    def _note_starvation(self) -> None:
+        self._starved_s.append((time.monotonic(), self._starvation.total_s()))
+
+    def _starved_since(self, due_s: float) -> float:
+        times = [at_s for at_s, _ in self._starved_s]
+        _, before_s = self._starved_s[max(0, bisect_right(times, due_s - _BEFORE_S) - 1)]
+        return self._starvation.total_s() - before_s
 
 
-def _outcome(picture: int, due_s: float, end_s: float, answer: Answer | DevitError) -> Outcome:
+def _outcome(picture: int, due_s: float, end_s: float, answer: Answer | DevitError, starved_s: float) -> Outcome:
     if isinstance(answer, DevitError):
-        return Outcome(picture, due_s, end_s - due_s, State.NONE, 0, {}, None)
+        return Outcome(picture, due_s, end_s - due_s, State.NONE, 0, {}, None, starved_s=starved_s)
     latency_s, wait_s = end_s - due_s, answer.wait_us / 1e6
-    return Outcome(picture, due_s, latency_s, answer.state, answer.mask, answer.missing, answer.logits, wait_s)
+    return Outcome(
+        picture, due_s, latency_s, answer.state, answer.mask, answer.missing, answer.logits, wait_s, starved_s
+    )

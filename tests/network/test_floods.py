@@ -13,6 +13,7 @@ import pytest
 from tests.network.conftest import TINY, Golden
 from tests.network.hostile import MIB, bounded_memory, key_of
 from tests.network.open_loop import OpenLoop
+from tests.network.starvation import Starvation
 from tests.network.zmtp_peer import ZmtpPeer
 
 from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES
@@ -61,15 +62,19 @@ def test_a_message_that_never_ends_shuts_its_own_link_alone(
     ):
         assert traffic.wait_for(100)
         with connect(cell, port) as bad:
-            start_s = time.monotonic()
+            starvation, start_s = Starvation(cell), time.monotonic()
             sent = bad.flood(part_bytes, FLOOD_BYTES)
-            took_s = time.monotonic() - start_s
+            took_s, starved_s = time.monotonic() - start_s, starvation.total_s()
             acked = acked_bytes(bad)
         record = traffic.finish()
-    print(f"{port}: shut after {took_s * 1e3:.0f} ms, {sent / MIB:.1f} MiB sent, {acked / MIB:.1f} MiB taken")
+    print(
+        f"{port}: shut after {took_s * 1e3:.0f} ms, {sent / MIB:.1f} MiB sent, {acked / MIB:.1f} MiB taken, "
+        f"waited for a core {starved_s * 1e3:.0f} ms"
+    )
     print(f"{port}: {record.summary()}")
-    # 8 MiB on cores that are free (1.3 to 5.4 seen); on loaded ones the guard looks later.
-    assert acked <= 16 * MIB
+    # 1.3 to 5.4 MiB seen on cores that are free. Where the node waited for one, its guard looked later.
+    assert acked * (1 - min(1.0, starved_s / took_s)) <= 8 * MIB
+    assert acked <= 32 * MIB
     assert record.status.floods == 1
     assert record.states == {"FULL": 300}
     assert [device.links for device in record.status.devices] == [1, 1]

@@ -15,6 +15,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*DEVIT, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
+def cpu_s(*arguments: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+
+
 def test_the_overview_names_every_command_in_the_order_of_the_pipeline() -> None:
     lines = run("--help").stdout.splitlines()
     found = [words[1] for line in lines if len(words := line.split()) > 2 and words[1] in COMMANDS]
@@ -22,11 +29,8 @@ def test_the_overview_names_every_command_in_the_order_of_the_pipeline() -> None
 
 
 def test_the_overview_takes_under_three_tenths_of_a_second_of_cpu() -> None:
-    """It loads no command's module. CPU time, so that what else runs on the machine does not decide."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run("--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) <= 0.3
+    """It loads no command's module. CPU time, and the best of three, so that what else runs does not decide."""
+    assert min(cpu_s("--help") for _ in range(3)) <= 0.3
 
 
 @pytest.mark.parametrize("command", COMMANDS)

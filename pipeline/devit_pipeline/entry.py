@@ -1,0 +1,35 @@
+"""The console scripts, with nothing imported before Ctrl-C ends them quietly; each ``cli`` module knows the rest."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from typing import NoReturn
+
+
+def devit() -> NoReturn:
+    """Run ``devit``."""
+    _run("devit_pipeline.cli")
+
+
+def edge_agent() -> NoReturn:
+    """Run ``edge-agent``."""
+    _run("devit_edge_agent.cli")
+
+
+def fusion_node() -> NoReturn:
+    """Run ``fusion-node``."""
+    _run("devit_fusion.cli")
+
+
+def profile() -> NoReturn:
+    """Run ``profile``."""
+    _run("devit_profiling.cli")
+
+
+def _run(module: str) -> NoReturn:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until terminal.run takes over: in the midst of an import there is nothing to clean up, nor to tell.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    importlib.import_module(module).main()
+    raise AssertionError("main never returns")
