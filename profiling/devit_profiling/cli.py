@@ -12,6 +12,7 @@ from devit_contract import terminal
 from devit_profiling.calibrate_cli import calibrate
 from devit_profiling.compare_cli import compare
 from devit_profiling.parse_cli import parse
+from devit_profiling.sweep_cli import sweep
 
 if TYPE_CHECKING:
     from devit_contract.progress import Progress
@@ -22,6 +23,7 @@ app = typer.Typer(invoke_without_command=True, no_args_is_help=True, pretty_exce
 app.command()(parse)
 app.command()(compare)
 app.command()(calibrate)
+app.command()(sweep)
 
 
 @app.callback()
