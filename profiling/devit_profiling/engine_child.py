@@ -110,7 +110,7 @@ class EngineChild:
                 raise EngineError("expected a word of the engine, found that its process has ended: see its message")
             self._text += chunk
         text, self._text = self._text.split(b"\n", 1)
-        line = msgspec.json.decode(text, type=Line)
+        line: Line = msgspec.json.decode(text, type=Line)
         if isinstance(line, Failed):
             raise EngineError(line.why)
         return line

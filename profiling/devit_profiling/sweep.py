@@ -88,16 +88,20 @@ def sweep(
         run.about.board_model, run.about.l4t, run.about.engine, " ".join(command), run.about.inference_threads
     )
     device = DeviceRecord(bench.name, bench.submodel, about, problem, cost, run.calibration)
-    node = NodeRecord(
-        bundle=run.about.bundle,
-        image_shape=run.about.image_shape,
-        k_min=1,
-        deadline_ms=deadline_ms,
-        frames={},
-        devices=(CellDevice(bench.name, bench.submodel, "local", len(run.measured.answers), 0, 0),),
-    )
-    name = f"{started:%Y%m%dT%H%M%SZ}-{bench.name}-sweep"
-    record = Run(
+    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{bench.name}-sweep"
+    record = _record(folder.name, started, plan, device, run, deadline_ms)
+    write_recording(folder, Recording(record, {bench.name: lines}, tuple(run.measured.answers)))
+    verdict = judge(write_report(folder), list(run.scenarios), run.refused, found, deadline_ms, is_whole=is_whole)
+    write_json(folder / SWEEP_FILE, verdict)
+    return folder, verdict
+
+
+def _record(name: str, started: datetime, plan: Plan, device: DeviceRecord, run: _Sweeping, deadline_ms: float) -> Run:
+    """Describe the sweep as a run of a cell with one device and no node."""
+    assert run.about is not None  # a mode was measured
+    alone = CellDevice(device.name, device.submodel, "local", len(run.measured.answers), late=0, missing=0)
+    node = NodeRecord(run.about.bundle, run.about.image_shape, 1, deadline_ms, frames={}, devices=(alone,))
+    return Run(
         schema=SCHEMA,
         name=name,
         started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
@@ -110,11 +114,6 @@ def sweep(
         before=node,
         after=node,
     )
-    write_recording(out / name, Recording(record, {bench.name: lines}, tuple(run.measured.answers)))
-    report = write_report(out / name)
-    verdict = judge(report, list(run.scenarios), run.refused, found, deadline_ms, is_whole=is_whole)
-    write_json(out / name / SWEEP_FILE, verdict)
-    return out / name, verdict
 
 
 class _Sweeping:

@@ -63,9 +63,10 @@ def sweep(
     import msgspec
 
     from devit_profiling.calibration import default_folder
+    from devit_profiling.local_run import planned_s
     from devit_profiling.nvpmodel import NvpModel, set_back_left_over
     from devit_profiling.record import Plan
-    from devit_profiling.sweep import Bench, planned_s
+    from devit_profiling.sweep import Bench
     from devit_profiling.sweep import sweep as run_sweep
     from devit_profiling.sweep_verdict import SWEEP_HEADER, sweep_rows
 

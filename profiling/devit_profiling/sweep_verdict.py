@@ -69,7 +69,7 @@ def judge(
     scenarios = {scenario.name: scenario for scenario in report.scenarios}
     figures = tuple(_figures(mode, scenarios[str(mode)], deadline_ms) for mode in modes)
     device = report.devices[0]
-    cheapest, verdict = _choose(figures, deadline_ms)
+    cheapest, verdict = choose(figures, deadline_ms)
     return Sweep(
         schema=SWEEP_SCHEMA,
         run=report.name,
@@ -85,6 +85,28 @@ def judge(
         cheapest=cheapest.number if cheapest is not None else None,
         verdict=f"SIMULATED: {verdict}" if device.is_simulated else verdict,
     )
+
+
+def choose(modes: Sequence[ModeFigures], deadline_ms: float) -> tuple[ModeFigures | None, str]:
+    """Choose the mode with the least joules per inference among those that keep the deadline, and say so."""
+    keeping = [mode for mode in modes if mode.keeps_deadline]
+    if not keeping:
+        best = min((mode for mode in modes if mode.p99_ms is not None), key=_p99_ms, default=None)
+        quickest = f"; the quickest is {_title(best)} with a p99 of {number(best.p99_ms)} ms" if best else ""
+        return None, f"no mode keeps the deadline of {number(deadline_ms)} ms{quickest}"
+    measured = sorted((mode for mode in keeping if _mean(mode) is not None), key=lambda mode: _mean(mode) or 0.0)
+    if not measured:
+        return None, f"no joules were measured in a mode that keeps the deadline: {keeping[0].not_measured}"
+    first = measured[0]
+    text = (
+        f"{_title(first)} is the cheapest that keeps the deadline of {number(deadline_ms)} ms, with "
+        f"{joules(_mean(first), first.resolution_j_per_inference)} J per inference and a p99 of "
+        f"{number(first.p99_ms)} ms"
+    )
+    rivals = [_title(mode) for mode in measured[1:] if _overlap(first, mode)]
+    if rivals:
+        text += f"; intervals do not tell it apart from {', '.join(rivals)}"
+    return first, text
 
 
 SWEEP_HEADER = ("mode", "p50 ms", "p99 ms", "deadline", "idle W", "W", "J/inf.", "95 % interval")
@@ -122,27 +144,6 @@ def _figures(mode: PowerMode, scenario: ScenarioReport, deadline_ms: float) -> M
         mean_w=energy.mean_w,
         not_measured=energy.not_measured,
     )
-
-
-def _choose(modes: Sequence[ModeFigures], deadline_ms: float) -> tuple[ModeFigures | None, str]:
-    keeping = [mode for mode in modes if mode.keeps_deadline]
-    if not keeping:
-        best = min((mode for mode in modes if mode.p99_ms is not None), key=_p99_ms, default=None)
-        quickest = f"; the quickest is {_title(best)} with a p99 of {number(best.p99_ms)} ms" if best else ""
-        return None, f"no mode keeps the deadline of {number(deadline_ms)} ms{quickest}"
-    measured = sorted((mode for mode in keeping if _mean(mode) is not None), key=lambda mode: _mean(mode) or 0.0)
-    if not measured:
-        return None, f"no joules were measured in a mode that keeps the deadline: {keeping[0].not_measured}"
-    first = measured[0]
-    text = (
-        f"{_title(first)} is the cheapest that keeps the deadline of {number(deadline_ms)} ms, with "
-        f"{joules(_mean(first), first.resolution_j_per_inference)} J per inference and a p99 of "
-        f"{number(first.p99_ms)} ms"
-    )
-    rivals = [_title(mode) for mode in measured[1:] if _overlap(first, mode)]
-    if rivals:
-        text += f"; intervals do not tell it apart from {', '.join(rivals)}"
-    return first, text
 
 
 def _overlap(first: ModeFigures, other: ModeFigures) -> bool:
