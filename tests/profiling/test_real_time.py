@@ -26,8 +26,14 @@ from devit_profiling.tegrastats import StampedLine
 NAME = "jetson1"
 START_S, IDLE_S, WARM_UP_S, WINDOW_S = 3.0, 4.0, 3.5, 10.05
 RATE_HZ = 100
-WORKER = "import os, sys\nos.setpriority(os.PRIO_PROCESS, 0, -20)\nsys.stdin.readline()\nwhile True: pass"
-"""Rests until it is told to work; first among all, so that a busy machine does not make its load unsteady."""
+WORKER = """
+import os, sys
+os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+sys.stdin.readline()
+while True:
+    pass
+"""
+"""Rests until it is told to work; first among all (as root), so that a busy machine does not make its load unsteady."""
 
 
 def edge(moment_ns: int) -> Edge:
