@@ -71,6 +71,12 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """CPU time of the sampler's process, of one core; absent where it is not known."""
     reader_cpu_percent: float | None = None
     """CPU time of the agent to read and pass on the samples, of one core."""
+    power_mode: str = ""
+    """As ``nvpmodel`` had it before the run; empty where it is not known."""
+    clocks: tuple[str, ...] = ()
+    """Ranges of its clocks then; a single figure is a fixed clock."""
+    is_root: bool | None = None
+    """Whether its agent ran as root, whose samples tell more; absent where it did not tell."""
     calibration: Calibration | None = None
     """What the total is corrected by; absent where it is the sensor's own."""
 
@@ -174,6 +180,9 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
         sensor_notes=power.sensor_notes,
         sampler_cpu_percent=_percent(cost.sampler_cpu_s, cost.duration_s) if cost is not None else None,
         reader_cpu_percent=_percent(cost.reader_cpu_s, cost.duration_s) if cost is not None else None,
+        power_mode=about.power_mode,
+        clocks=about.clocks,
+        is_root=about.is_root,
         calibration=power.calibration,
     )
 

@@ -26,6 +26,8 @@ def cell(tmp_path: Path) -> Iterator[LocalCell]:
         root = tmp_path / name
         (root / "proc" / "device-tree").mkdir(parents=True)
         (root / "proc" / "device-tree" / "model").write_text(f"{model}\0")
+        (root / "etc").mkdir()
+        (root / "etc" / "nvpmodel.conf").write_text("< POWER_MODEL ID=2 NAME=MODE_30W >\n< PM_CONFIG DEFAULT=2 >\n")
         sampler = (sys.executable, "-m", "devit_profiling.simulator", "--board", board, "--seed", str(index))
         devices.append(LocalDevice(name, index, sampler, str(root), "null"))
     with LocalCell(TINY, tmp_path / "cell", devices) as opened:
@@ -70,7 +72,9 @@ def test_energy_of_the_cell_is_what_a_short_script_finds_in_the_raw_files(cell: 
     assert done.returncode == 0, done.stderr
     assert "SIMULATED" in done.stdout
     (run,) = (tmp_path / "runs").iterdir()
-    (scenario,) = json.loads((run / "report.json").read_text())["scenarios"]
+    report = json.loads((run / "report.json").read_text())
+    assert [device["power_mode"] for device in report["devices"]] == ["MODE_30W (mode 2, by default)"] * 2
+    (scenario,) = report["scenarios"]
     found = scenario["cell"]["total_j_per_answer"]["mean"]
     expected = cell_joules_per_answer(run)
     print(f"cell: {found:.9f} J per answer in the report, {expected:.9f} by the script: {found / expected - 1:+.2e}")
