@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from devit_contract import terminal
+
+if TYPE_CHECKING:
+    from devit_profiling.sweep_verdict import Sweep
 
 
 def _numbers(text: str) -> list[int]:
@@ -68,7 +71,6 @@ def sweep(
     from devit_profiling.record import Plan
     from devit_profiling.sweep import Bench
     from devit_profiling.sweep import sweep as run_sweep
-    from devit_profiling.sweep_verdict import SWEEP_HEADER, sweep_rows
 
     if note := set_back_left_over(NvpModel(), state):
         typer.echo(f"note: {note}", err=True)
@@ -90,19 +92,26 @@ def sweep(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
-        mark = ": SIMULATED power, no measurement of a board" if found.is_simulated else ""
-        calibrated = "calibrated" if found.is_calibrated else "not calibrated"
-        title = f"Power modes of {found.device}{mark}"
-        terminal.print_table(title, SWEEP_HEADER, sweep_rows(found), numbers=(1, 2, 4, 5, 6))
-        typer.echo(found.verdict)
-        for line in found.refused:
-            typer.echo(f"note: {line}")
-        typer.echo(f"note: joules of {found.scope or 'no total'}, {calibrated}; back to back, one image at a time")
-        typer.echo(f"note: {found.found} is set again")
-        typer.echo(f"report: {folder / 'report.html'}")
+        show(folder, found)
     if not found.is_whole:
         typer.echo("interrupted: the figures are of the modes that were measured whole", err=True)
         raise typer.Exit(130)
+
+
+def show(folder: Path, found: Sweep) -> None:
+    """Print a verdict for people."""
+    from devit_profiling.sweep_verdict import SWEEP_HEADER, sweep_rows
+
+    mark = ": SIMULATED power, no measurement of a board" if found.is_simulated else ""
+    title = f"Power modes of {found.device}{mark}"
+    terminal.print_table(title, SWEEP_HEADER, sweep_rows(found), numbers=(1, 2, 4, 5, 6))
+    typer.echo(found.verdict)
+    for line in found.refused:
+        typer.echo(f"note: {line}")
+    calibrated = "calibrated" if found.is_calibrated else "not calibrated"
+    typer.echo(f"note: joules of {found.scope or 'no total'}, {calibrated}; back to back, one image at a time")
+    typer.echo(f"note: {found.found} is set again")
+    typer.echo(f"report: {folder / 'report.html'}")
 
 
 def _end_with_the_terminal() -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -25,6 +26,11 @@ from devit_profiling.report import OUTPUTS, write_report
 from devit_profiling.run_folder import read_recording, write_recording
 from devit_profiling.simulated_board import SimulatedBoard
 from devit_profiling.tegrastats import StampedLine
+
+if TYPE_CHECKING:
+    from conftest import FakeRun
+else:
+    FakeRun = object
 
 CLOCK_S, LENGTH_S, STEP_S = 1000.0, 48.0, 0.1
 METER_CLOCK_S = 12345.678
@@ -88,9 +94,9 @@ def make_bench(
 
 
 @pytest.fixture
-def bench(fake_run: object, tmp_path: Path) -> Bench:
+def bench(fake_run: FakeRun, tmp_path: Path) -> Bench:
     """An Orin Nano whose sensor is off by up to 3 % and two steps."""
-    return make_bench(fake_run.recording(), tmp_path, "orin-nano", 3)  # type: ignore[attr-defined]
+    return make_bench(fake_run.recording(), tmp_path, "orin-nano", 3)
 
 
 def calibrated_run(bench: Bench, calibration: Calibration) -> Path:
@@ -103,11 +109,11 @@ def calibrated_run(bench: Bench, calibration: Calibration) -> Path:
 
 
 @pytest.mark.parametrize("key", ["orin-nano", "agx-orin", "agx-thor"])
-def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: object, tmp_path: Path, key: str) -> None:
+def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: FakeRun, tmp_path: Path, key: str) -> None:
     """Uncalibrated ones are off by the sensor's own gain and offset, up to 3 % and two steps a rail."""
     for seed in range(3):
         folder = tmp_path / str(seed)
-        bench = make_bench(fake_run.recording(), folder, key, seed)  # type: ignore[attr-defined]
+        bench = make_bench(fake_run.recording(), folder, key, seed)
         found = calibrate(bench.run, "jetson1", bench.meter(), "WT310, DC input")
         assert found.is_simulated
         report = analyse(calibrated_run(bench, found))
@@ -157,8 +163,8 @@ def test_one_second_meter_calibrates_too(bench: Bench) -> None:
     assert slow.watts(9.0) == pytest.approx(fast.watts(9.0), rel=0.005)
 
 
-def test_run_without_steps_of_the_load_is_refused(fake_run: object, tmp_path: Path) -> None:
-    bench = make_bench(fake_run.recording(), tmp_path, "orin-nano", 3, lambda _: 0.5)  # type: ignore[attr-defined]
+def test_run_without_steps_of_the_load_is_refused(fake_run: FakeRun, tmp_path: Path) -> None:
+    bench = make_bench(fake_run.recording(), tmp_path, "orin-nano", 3, lambda _: 0.5)
     with pytest.raises(EnergyError, match=r"^jetson1: expected steps of the load in its power, found .*: calibrate"):
         calibrate(bench.run, "jetson1", bench.meter(), "a meter")
 
@@ -175,10 +181,10 @@ def test_meter_that_saw_only_the_end_of_the_run_is_refused(bench: Bench) -> None
         calibrate(bench.run, "jetson1", bench.meter(start_s=37.0), "a meter")
 
 
-def test_meter_that_fits_in_two_places_is_refused(fake_run: object, tmp_path: Path) -> None:
+def test_meter_that_fits_in_two_places_is_refused(fake_run: FakeRun, tmp_path: Path) -> None:
     """Equal bursts at equal distances: a log of half of them fits everywhere."""
     bursts = make_bench(
-        fake_run.recording(),  # type: ignore[attr-defined]
+        fake_run.recording(),
         tmp_path,
         "orin-nano",
         3,

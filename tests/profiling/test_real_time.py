@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.profiling.conftest import FakeRun
 
 from devit_contract.messages import Mark
 from devit_profiling.board_table import BOARDS
@@ -22,6 +21,11 @@ from devit_profiling.power import power_of
 from devit_profiling.record import IDLE, OUTSIDE, WARM_UP, WINDOW, Edge, Phase, Plan, Recording
 from devit_profiling.simulated_board import SIMULATED_BOARDS
 from devit_profiling.tegrastats import StampedLine
+
+if TYPE_CHECKING:
+    from conftest import FakeRun
+else:
+    FakeRun = object
 
 NAME = "jetson1"
 START_S, IDLE_S, WARM_UP_S, WINDOW_S = 3.0, 4.0, 3.5, 10.05

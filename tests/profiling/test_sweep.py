@@ -22,6 +22,7 @@ from devit_profiling.nvpmodel import STATE_FILE, NvpModel
 from devit_profiling.record import Plan
 from devit_profiling.report import JSON_FILE, OUTPUTS, write_report
 from devit_profiling.sweep import Bench, sweep
+from devit_profiling.sweep_cli import show
 from devit_profiling.sweep_verdict import ModeFigures, Sweep, choose
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
@@ -104,7 +105,9 @@ def test_modes_listed_twice_or_not_at_all_are_refused_before_anything_is_changed
 
 
 @pytest.mark.system
-def test_sweep_names_the_cheapest_mode_and_restores_the_one_it_found(board: ModeBoard) -> None:
+def test_sweep_names_the_cheapest_mode_and_restores_the_one_it_found(
+    board: ModeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Mode 0 takes most power, mode 2 misses the deadline, mode 3 needs a reboot."""
     folder, found = sweep(bench(board), [0, 1, 2, 3], 600.0, SHORT, board.folder / "runs", no_progress)
     assert board.mode == 2
@@ -117,6 +120,12 @@ def test_sweep_names_the_cheapest_mode_and_restores_the_one_it_found(board: Mode
     assert found.is_simulated
     assert found.is_whole
     assert msgspec.json.decode((folder / "sweep.json").read_bytes(), type=Sweep) == found
+    show(folder, found)
+    said = capsys.readouterr().out
+    assert said.startswith("Power modes of local: SIMULATED power, no measurement of a board")
+    assert "mode 1 (SIMULATED_1) is the cheapest" in said
+    assert "note: joules of module input (VDD_IN), not calibrated" in said
+    assert "note: power mode 3 needs a reboot" in said
     # It is a run like any other: its report is made again from its raw files.
     before = {name: (folder / name).read_bytes() for name in OUTPUTS}
     for name in OUTPUTS:
@@ -180,17 +189,6 @@ def test_command_gives_the_mode_back_whatever_ends_it(board: ModeBoard, number: 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@pytest.mark.system
-def test_command_prints_the_verdict(board: ModeBoard) -> None:
-    command = arguments(board, "--power-modes", "0", "--deadline-ms", "1000")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Power modes of local: SIMULATED power, no measurement of a board" in done.stdout
-    assert "SIMULATED: mode 0 (SIMULATED_0) is the cheapest" in " ".join(done.stdout.split())
-    assert "not calibrated" in done.stdout
-    assert board.mode == 2
 
 
 def test_usage_names_what_is_missing(board: ModeBoard) -> None:
