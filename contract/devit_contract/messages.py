@@ -67,6 +67,12 @@ class Description(msgspec.Struct, frozen=True):
     sensor: str
     """The command that samples power; empty where none is set."""
     inference_threads: int
+    power_mode: str = ""
+    """As ``nvpmodel`` has it now: name and number; empty where there is none, or a container hides it."""
+    clocks: tuple[str, ...] = ()
+    """Ranges of GPU and CPU clocks now, for people: a single figure is a fixed clock, as after ``jetson_clocks``."""
+    is_root: bool | None = None
+    """Whether the sampler may read what root alone may; absent from older agents."""
 
 
 class Mark(msgspec.Struct, frozen=True):

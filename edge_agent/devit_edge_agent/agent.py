@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -17,7 +18,7 @@ from devit_contract.journal import Log, Priority, Supervisor
 from devit_contract.messages import Control, ControlReply, Mark, body, read_body
 from devit_contract.preprocess import check_image, decode_image
 from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
-from devit_edge_agent.loading import Loaded, Settings
+from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources import Source
 from devit_edge_agent.swap import Swap, retire
@@ -309,7 +310,7 @@ class EdgeAgent:
     def _control(self, message: Message, control: Control) -> None:
         reply = ControlReply()
         if control.ask == "describe":
-            reply = ControlReply(description=self._loaded.description)
+            reply = ControlReply(description=describe(self._loaded, Path(self._config.root)))
         elif control.ask == "mark":
             reply = ControlReply(mark=Mark(time.monotonic_ns(), self._inferences, self._busy_ns))
         elif control.ask == "sample-start":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from devit_contract.manifest import Bundle, Preprocess
 from devit_contract.messages import Description, Hello
 from devit_contract.signing import MEMORY_NAME, open_admitted
 from devit_engines.backends import BACKENDS, RunSettings
-from devit_engines.board import detect_board
+from devit_engines.board import clocks, detect_board, power_mode
 from devit_engines.build import load_engine, stored_key
 from devit_engines.engine import Engine, EngineSpec
 from devit_engines.gate import Thresholds, reference_of, run_gate
@@ -134,6 +135,17 @@ def rehearse(settings: Settings, loaded: Loaded) -> None:
         failures = run_gate(loaded.engine.features, reference, lambda _: None).failures(Thresholds())
         if failures:
             raise EngineError(f"{loaded.hello.engine}: expected what was trained, found {'; '.join(failures)}")
+
+
+def describe(loaded: Loaded, root: Path) -> Description:
+    """Tell what an agent says of its device, with the power mode and the clocks of now."""
+    mode = power_mode(root)
+    return msgspec.structs.replace(
+        loaded.description,
+        power_mode=str(mode) if mode is not None else "",
+        clocks=tuple(str(clock) for clock in clocks(root)),
+        is_root=os.geteuid() == 0,
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from devit_profiling.answers import AnswerStats, answer_stats
+from devit_profiling.calibration import Calibration
 from devit_profiling.cell import CellEnergy, cell_energy
 from devit_profiling.energy import rising
 from devit_profiling.joules import DeviceEnergy, device_energy
@@ -70,6 +71,14 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """CPU time of the sampler's process, of one core; absent where it is not known."""
     reader_cpu_percent: float | None = None
     """CPU time of the agent to read and pass on the samples, of one core."""
+    power_mode: str = ""
+    """As ``nvpmodel`` had it before the run; empty where it is not known."""
+    clocks: tuple[str, ...] = ()
+    """Ranges of its clocks then; a single figure is a fixed clock."""
+    is_root: bool | None = None
+    """Whether its agent ran as root, whose samples tell more; absent where it did not tell."""
+    calibration: Calibration | None = None
+    """What the total is corrected by; absent where it is the sensor's own."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -87,7 +96,7 @@ class Report(msgspec.Struct, frozen=True):
     deadline_ms: float
     plan: Plan
     gain_error_percent: float
-    """Of the sensor itself; repeated windows do not show it."""
+    """Of a sensor that is not calibrated; repeated windows do not show it."""
     not_measured: tuple[str, ...]
     """What no figure here contains."""
     devices: tuple[DeviceReport, ...]
@@ -171,6 +180,10 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
         sensor_notes=power.sensor_notes,
         sampler_cpu_percent=_percent(cost.sampler_cpu_s, cost.duration_s) if cost is not None else None,
         reader_cpu_percent=_percent(cost.reader_cpu_s, cost.duration_s) if cost is not None else None,
+        power_mode=about.power_mode,
+        clocks=about.clocks,
+        is_root=about.is_root,
+        calibration=power.calibration,
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devit_contract.errors import EnergyError
-from devit_profiling.board_table import Board
 from devit_profiling.energy import Minimum, WindowEnergy, measure_window
 from devit_profiling.interval import NORMAL_95, StepError, independent, mean_step_error, step_error
 from devit_profiling.power import Power
@@ -33,12 +32,11 @@ class Measured:
 class Meter:
     """Measures the phases of one device in one scenario; what cannot be measured becomes a flag."""
 
-    def __init__(self, power: Power, board: Board, phases: Sequence[Phase], constant: TimeConstant) -> None:
-        """Keep the device's samples, the board's table row, the scenario's phases and the sensor's time constant."""
+    def __init__(self, power: Power, phases: Sequence[Phase], constant: TimeConstant) -> None:
+        """Keep the device's samples, the scenario's phases and the sensor's time constant."""
         self.flags: list[str] = []
         self._power = power
         self._total_w = power.total_w
-        self._board = board
         self._phases = phases
         self._constant = constant
 
@@ -63,7 +61,8 @@ class Meter:
             return None
         inside = (self._power.time_s >= energy.start_s) & (self._power.time_s <= energy.end_s)
         count = independent(energy.samples, energy.duration_s, self._constant.tau_s)
-        return Measured(energy, step_error(self._power.rails_w[inside], self._board.total_step_mw, count), count)
+        rails_w = self._power.gain * self._power.rails_w[inside]
+        return Measured(energy, step_error(rails_w, self._power.step_mw, count), count)
 
     def _unsettled_s(self, phase: Phase, start_s: float, end_s: float, name: str, title: str) -> float:
         """Tell how much of a phase's start to leave out; never more than half of it."""

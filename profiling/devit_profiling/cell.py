@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from devit_profiling.energy import resolution_w
-from devit_profiling.interval import NORMAL_95, Estimate, estimate, offset_95_w
+from devit_profiling.interval import NORMAL_95, Estimate, estimate
 from devit_profiling.joules import DeviceEnergy
 from devit_profiling.power import Power
 
@@ -53,7 +53,8 @@ def cell_energy(
     if not numbers:
         return CellEnergy(scope, "no window with power of all named devices and an answer", is_simulated)
     seconds = [window.duration_s for window in energies[0].windows if window.number in numbers]
-    steps_mw = [step for power in powers if power.board is not None for step in power.board.total_step_mw]
+    steps_mw = [step for power in powers for step in power.step_mw]
+    fixed_w = [power.fixed_95_w(energy.mean_w or 0.0) for power, energy in zip(powers, energies, strict=True)]
     each_s = sum(seconds) / sum(answers[number] for number in numbers)
     steps_95 = NORMAL_95 * math.hypot(*(energy.steps_w or 0.0 for energy in energies)) * each_s
     return CellEnergy(
@@ -63,5 +64,5 @@ def cell_energy(
         mean_w=sum(sum(joules[number]) for number in numbers) / sum(seconds),
         total_j_per_answer=estimate([sum(joules[number]) / answers[number] for number in numbers], steps_95),
         resolution_j_per_answer=resolution_w(steps_mw) * each_s,
-        offset_j_per_answer=offset_95_w(steps_mw) * each_s,
+        offset_j_per_answer=math.hypot(*fixed_w) * each_s,
     )

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from devit_contract import terminal
+from devit_profiling.calibrate_cli import calibrate
 from devit_profiling.compare_cli import compare
 from devit_profiling.parse_cli import parse
+from devit_profiling.sweep_cli import sweep
 
 if TYPE_CHECKING:
     from devit_contract.progress import Progress
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(invoke_without_command=True, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(parse)
 app.command()(compare)
+app.command()(calibrate)
+app.command()(sweep)
 
 
 @app.callback()
@@ -65,6 +69,13 @@ def profile(
         typer.Option(metavar="PATH", help="Picture file or folder to send; may be repeated (default: random images)."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs.")] = Path("runs"),
+    calibrations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with calibrations, NAME.json each (default: ~/.config/devit/calibrations).",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
     from_run: Annotated[
         Path | None,
@@ -100,7 +111,7 @@ def profile(
     }
     plan = _plan(quick, {name: value for name, value in changes.items() if value is not None})
     with terminal.progress_bar(quiet=as_json) as progress:
-        folder, report = _measure(fleet, key, names, images or [], plan, out, progress)
+        folder, report = _measure(fleet, key, names, images or [], plan, out, progress, calibrations)
     _show(folder, report, as_json=as_json)
 
 
@@ -125,10 +136,12 @@ def _measure(
     plan: Plan,
     out: Path,
     progress: Progress,
+    calibrations: Path | None,
 ) -> tuple[Path, Report]:
     from devit_contract.client import Client
     from devit_contract.fleet import load_fleet
     from devit_contract.keys import load_keys
+    from devit_profiling.calibration import default_folder
     from devit_profiling.measure import measure_cell
     from devit_profiling.pictures import load_pictures, random_pictures
 
@@ -139,14 +152,14 @@ def _measure(
     with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
         if pictures is None:
             pictures = random_pictures(client.status().image_shape)
-        return measure_cell(client, fleet, names, pictures, plan, out, progress)
+        return measure_cell(client, fleet, names, pictures, plan, out, progress, calibrations or default_folder())
 
 
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     import msgspec
 
     from devit_profiling.report import HTML_FILE
-    from devit_profiling.words import SUMMARY_HEADER, doubts, summary_rows
+    from devit_profiling.words import SUMMARY_HEADER, calibration_notes, doubts, summary_rows
 
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
@@ -156,6 +169,6 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
     typer.echo("feature at the node; of the cell, from request to answer.")
-    for note in doubts(report):
+    for note in (*calibration_notes(report), *doubts(report)):
         typer.echo(f"note: {note}")
     typer.echo(f"report: {folder / HTML_FILE}")

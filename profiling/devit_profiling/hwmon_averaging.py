@@ -11,10 +11,9 @@ writing it divides by ``samples`` in both. With ``samples`` at 1 the two agree, 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ import msgspec
 from devit_contract.errors import DevitError, EnergyError, InputError
 from devit_contract.files import make_folder, read_json, write_json
 from devit_profiling.hwmon_rails import Chip
+from devit_profiling.state_folder import held
 
 STATE_FILE = "sensor.json"
 SAMPLES = (1, 4, 16, 64, 128, 256, 512, 1024)
@@ -184,20 +184,5 @@ def _write(chip: Chip, attribute: str, value: int) -> None:
         raise EnergyError(f"{path}: cannot be set to {value} ({err.strerror}): run as root") from err
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel frees however its holder ends."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as err:
-        raise InputError(f"{folder}: cannot be opened ({err.strerror}): run as root, or choose --state DIR") from err
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise EnergyError(
-                f"{folder}: another program samples with --fast-sensor now: wait for its end, or leave it out here"
-            ) from err
-        yield
-    finally:
-        os.close(descriptor)
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    return held(folder, "another program samples with --fast-sensor now: wait for its end, or leave it out here")

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import msgspec
 
 from devit_profiling.baseline import Baseline, Measured, Meter, drift_flag, idle_baseline
-from devit_profiling.board_table import Board
 from devit_profiling.conditions import Conditions, conditions, throttling_flags
 from devit_profiling.energy import Minimum, resolution_w
-from devit_profiling.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error, offset_95_w
+from devit_profiling.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
 from devit_profiling.power import Power
 from devit_profiling.record import WINDOW, Phase, Plan
 from devit_profiling.settling import TimeConstant, time_constant
@@ -68,13 +67,16 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     steps_w: float | None = None
     """Standard error of the mean power that the converter's steps cause in these windows."""
     offset_j_per_inference: float | None = None
-    """Half-width of 95 % that the sensor's offset may add to the total. It stands apart from the interval, as the
-    gain's error does, for no repeat shows it; it cancels above idle."""
+    """Half-width of 95 % that the sensor's offset may add to the total, or, where it is calibrated, what the
+    calibration leaves open. It stands apart from the interval, as the gain's error does, for no repeat shows it; the
+    offset cancels above idle."""
     tau_s: float | None = None
     """Time constant of the sensor that guards and intervals reckon with."""
     tau_source: str = ""
     """How it is known."""
     conditions: Conditions = Conditions()
+    is_calibrated: bool = False
+    """Whether the total was corrected by a line fitted to an external meter."""
 
 
 def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEnergy:
@@ -89,16 +91,16 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEn
     if power.not_measured or power.board is None:
         return DeviceEnergy(name, power.is_simulated, "", power.not_measured)
     constant = time_constant(power.total_w, power.time_s, phases, name, power.board.tau_s)
-    meter = Meter(power, power.board, phases, constant)
+    meter = Meter(power, phases, constant)
     idle = idle_baseline(meter, phases, plan)
-    if idle is not None and (doubt := drift_flag(idle, power.board.total_step_mw)) is not None:
+    if idle is not None and (doubt := drift_flag(idle, power.step_mw)) is not None:
         meter.flags.append(doubt)
     minimum = None if plan.window_samples is None else Minimum(0.0, plan.window_samples)
     windows, errors = [], []
     for phase in phases:
         measured = meter.measure(phase, minimum) if phase.kind == WINDOW else None
         if measured is not None:
-            windows.append(_window_figures(phase, name, measured, idle, power.board))
+            windows.append(_window_figures(phase, power, measured, idle))
             errors.append(measured.steps)
     if power.device.sensor_problem:
         meter.flags.append(f"sampling ended early: {power.device.sensor_problem}")
@@ -114,7 +116,7 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEn
     around = conditions(power.log, phases, name)
     flags = [f"{WINDOW} {window.number}: {flag}" for window in windows for flag in window.flags]
     flags = [*meter.flags, *flags, *throttling_flags(around.clocks_mhz)]
-    return _with_figures(power, power.board, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
+    return _with_figures(power, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,10 @@ class _Sensed:
     conditions: Conditions
 
 
-def _with_figures(power: Power, board: Board, sensed: _Sensed, flags: Sequence[str]) -> DeviceEnergy:
+def _with_figures(power: Power, sensed: _Sensed, flags: Sequence[str]) -> DeviceEnergy:
     windows, idle = sensed.windows, sensed.idle
     seconds = sum(window.duration_s for window in windows)
+    mean_w = sum(window.mean_w * window.duration_s for window in windows) / seconds
     # A window without an inference has no energy of one; its flag says so.
     worked = [window for window in windows if window.inferences > 0]
     each_s = sum(window.duration_s for window in worked) / sum(w.inferences for w in worked) if worked else None
@@ -139,23 +142,24 @@ def _with_figures(power: Power, board: Board, sensed: _Sensed, flags: Sequence[s
     energy = DeviceEnergy(
         device=power.device.name,
         is_simulated=power.is_simulated,
-        scope=board.scope,
+        scope=power.scope,
         not_measured="",
         windows=tuple(windows),
         idle_w=idle.mean_w if idle is not None else None,
         idle_drift=idle.drift if idle is not None else None,
-        mean_w=sum(window.mean_w * window.duration_s for window in windows) / seconds,
+        mean_w=mean_w,
         peak_w=max(window.peak_w for window in windows),
         total_j_per_inference=total,
         dynamic_j_per_inference=dynamic,
         inferences_per_j=1.0 / total.mean if total is not None and total.mean > 0 else None,
-        resolution_j_per_inference=resolution_w(board.total_step_mw) * each_s if each_s is not None else None,
+        resolution_j_per_inference=resolution_w(power.step_mw) * each_s if each_s is not None else None,
         edp_j_s=total.mean * sum(busy_s) / len(busy_s) if total is not None and busy_s else None,
         steps_w=sensed.steps.whole_w,
-        offset_j_per_inference=offset_95_w(board.total_step_mw) * each_s if each_s is not None else None,
+        offset_j_per_inference=power.fixed_95_w(mean_w) * each_s if each_s is not None else None,
         tau_s=sensed.constant.tau_s,
         tau_source=sensed.constant.source,
         conditions=sensed.conditions,
+        is_calibrated=power.calibration is not None,
     )
     return msgspec.structs.replace(energy, flags=(*flags, *_offset_flag(energy)))
 
@@ -189,14 +193,17 @@ def _offset_flag(energy: DeviceEnergy) -> Sequence[str]:
     if total is None or offset_j is None or offset_j <= _MAX_OFFSET * abs(total.mean):
         return ()
     share = f"{offset_j / abs(total.mean):.1%}" if total.mean else "all"
+    if energy.is_calibrated:
+        return (f"the calibration leaves {share} of the total open, in no interval: calibrate with longer phases",)
     return (
         f"the sensor's offset, up to two steps a rail, may be {share} of the total and is in no interval: "
         "compare energy above idle, where it cancels",
     )
 
 
-def _window_figures(phase: Phase, name: str, measured: Measured, idle: Baseline | None, board: Board) -> WindowFigures:
-    start, end, energy = phase.start.marks[name], phase.end.marks[name], measured.energy
+def _window_figures(phase: Phase, power: Power, measured: Measured, idle: Baseline | None) -> WindowFigures:
+    name, energy = power.device.name, measured.energy
+    start, end = phase.start.marks[name], phase.end.marks[name]
     inferences = end.inferences - start.inferences
     dynamic_j = energy.dynamic_j(idle.mean_w) if idle is not None else None
     flags = list(energy.flags)
@@ -206,11 +213,13 @@ def _window_figures(phase: Phase, name: str, measured: Measured, idle: Baseline 
         flags.append("the device made no inference")
     if dynamic_j is not None and dynamic_j < 0:
         flags.append("dynamic energy is negative: the work costs less than the sensor can tell")
-    if abs(energy.rise_w) > max(_MAX_RISE * abs(energy.mean_w), _MAX_RISE_STEPS * max(board.total_step_mw) / 1000):
+    if abs(energy.rise_w) > max(_MAX_RISE * abs(energy.mean_w), _MAX_RISE_STEPS * max(power.step_mw) / 1000):
         flags.append(
             f"power is not steady, it changed by {energy.rise_w / energy.mean_w:+.1%} over the window, "
             "expected at most 2 %: warm up longer"
         )
+    if power.calibration is not None and (doubt := power.calibration.doubt(energy.mean_w)) is not None:
+        flags.append(doubt)
     return WindowFigures(
         number=phase.number,
         duration_s=(end.monotonic_ns - start.monotonic_ns) / 1e9,

@@ -23,6 +23,7 @@ def measure_cell(
     plan: Plan,
     out: Path,
     progress: Progress,
+    calibrations: Path | None = None,
 ) -> tuple[Path, Report]:
     """Measure devices of a running cell, and write the report.
 
@@ -34,11 +35,13 @@ def measure_cell(
         plan: ``QUICK`` or ``Plan()`` of :mod:`devit_profiling.run`, with any changes.
         out: Folder for the run's own folder.
         progress: Told the scenario, the seconds done and planned, and the phase.
+        calibrations: Folder with calibrations of devices; none by default.
 
     Returns:
         The run's folder, which holds ``report.html``, and the report.
 
     Raises:
+        ManifestError: A calibration breaks its format, or is of another board.
         InputError: A name is not in the fleet or stands there twice, or a picture is refused.
         LinkError: The node or a device does not answer.
     """
@@ -46,5 +49,5 @@ def measure_cell(
         if list(device_names).count(name) > 1:
             raise InputError(f"device {name!r}: expected each name once, found it twice: name it once")
     devices = [fleet.find_device(name) for name in device_names]
-    folder = run_profile(client, devices, pictures, plan, out, progress)
+    folder = run_profile(client, devices, pictures, plan, out, progress, calibrations)
     return folder, write_report(folder)

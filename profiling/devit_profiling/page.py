@@ -15,6 +15,7 @@ from devit_profiling.record import Recording
 from devit_profiling.words import (
     NOT_MEASURED,
     SUMMARY_HEADER,
+    calibration_notes,
     doubts,
     interval,
     interval_parts,
@@ -41,6 +42,7 @@ def render_html(report: Report, recording: Recording) -> str:
         summary_header=SUMMARY_HEADER,
         summary=summary_rows(report),
         doubts=list(doubts(report)),
+        calibrations=list(calibration_notes(report)),
         power_plots=_power_plots(recording),
         energy_plots=_energy_plots(report),
         latency_plot=_latency_plot(recording),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from devit_profiling.board_table import Board
 from devit_profiling.boards import board_of_model, guess_board, total_mw, why_no_total
+from devit_profiling.calibration import Calibration
 from devit_profiling.energy import Float64Array
+from devit_profiling.interval import offset_95_w
 from devit_profiling.record import DeviceRecord, Recording
 from devit_profiling.sensor_lines import parse_sensor_log, sensor_notes
 from devit_profiling.tegrastats import SIMULATED, Log
@@ -34,14 +37,46 @@ class Power:
 
     @property
     def total_w(self) -> Float64Array:
-        """Readings of the total, shape ``(n,)``."""
+        """The total, shape ``(n,)``: readings, or what a calibration makes of them."""
         total_w: Float64Array = self.rails_w.sum(axis=1)
-        return total_w
+        return self.calibration.watts(total_w) if self.calibration is not None else total_w
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the total is corrected by."""
+        return self.device.calibration
+
+    @property
+    def gain(self) -> float:
+        """What a watt of the readings makes in the total."""
+        return self.calibration.gain if self.calibration is not None else 1.0
+
+    @property
+    def step_mw(self) -> tuple[float, ...]:
+        """What one step of the converter of each rail makes in the total, in milliwatts."""
+        return tuple(self.gain * step_mw for step_mw in self.board.total_step_mw) if self.board is not None else ()
+
+    def fixed_95_w(self, mean_w: float) -> float:
+        """Half-width of 95 % in watts of what is wrong alike in all windows of a mean power, and that is known of.
+
+        It is the sensor's offset, or what a calibration leaves open. No repeat shows it.
+        """
+        return self.calibration.half_95_w(mean_w) if self.calibration is not None else offset_95_w(self.step_mw)
+
+    def total_mw(self, rails_mw: Mapping[str, int]) -> int | None:
+        """Add one sample's rails by the board's rule, and correct the sum; ``None`` where there is none."""
+        total = total_mw(self.board, rails_mw) if self.board is not None else None
+        if total is None or self.calibration is None:
+            return total
+        return round(1000 * self.calibration.watts(total / 1000))
 
     @property
     def scope(self) -> str:
         """What the total covers; empty where there is none."""
-        return self.board.scope if self.board is not None and not self.not_measured else ""
+        if self.board is None or self.not_measured:
+            return ""
+        calibrated = f", calibrated against {self.calibration.meter}" if self.calibration is not None else ""
+        return f"{self.board.scope}{calibrated}"
 
 
 def power_of(recording: Recording, device: DeviceRecord) -> Power:

@@ -10,6 +10,7 @@ import msgspec
 from devit_contract.errors import InputError
 from devit_contract.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
 from devit_contract.wire import State
+from devit_profiling.calibration import Calibration
 from devit_profiling.tegrastats import StampedLine
 
 SCHEMA = 1
@@ -162,6 +163,8 @@ class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why there are no power samples, or no more from some moment on; empty if there was no trouble."""
     sampling: SamplingCost | None = None
     """What the sampling itself has cost the device; absent where it did not tell."""
+    calibration: Calibration | None = None
+    """Of its total, as it stood when the run was measured; absent where there was none."""
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

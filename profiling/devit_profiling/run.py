@@ -21,6 +21,7 @@ from devit_contract.files import make_folder
 from devit_contract.fleet import Device
 from devit_contract.messages import Description, SamplingCost
 from devit_contract.progress import Progress
+from devit_profiling.calibration import Calibration, find_calibration
 from devit_profiling.pictures import Pictures
 from devit_profiling.record import (
     IDLE,
@@ -50,7 +51,13 @@ __all__ = ["QUICK", "Measurement", "Plan", "run_profile"]
 
 
 def run_profile(
-    client: Client, devices: Sequence[Device], pictures: Iterable[Picture], plan: Plan, out: Path, progress: Progress
+    client: Client,
+    devices: Sequence[Device],
+    pictures: Iterable[Picture],
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+    calibrations: Path | None = None,
 ) -> Path:
     """Measure devices of a running cell and write the raw files of the run.
 
@@ -64,12 +71,14 @@ def run_profile(
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
+        calibrations: Folder in which devices' calibrations are looked for; they become part of the run.
 
     Returns:
         The run's folder, named by UTC time and devices.
 
     Raises:
         InputError: There is no device or no picture, a picture is refused, or ``out`` cannot be written.
+        ManifestError: A calibration breaks its format, or is of another board.
         LinkError: The node or a device does not answer, or a device's link is lost.
     """
     if not devices:
@@ -79,6 +88,7 @@ def run_profile(
     name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device.name for device in devices)}"[:_MAX_NAME_CHARS]
     before = NodeRecord.of(client.status())
     descriptions = {device.name: client.describe(device.name) for device in devices}
+    found = {name: find_calibration(calibrations, name, about.board_model) for name, about in descriptions.items()}
     scenarios = _scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress)
     endless = _endless(pictures)
@@ -96,7 +106,7 @@ def run_profile(
         software=version("devit"),
         pictures=pictures.origin if isinstance(pictures, Pictures) else "images of the program that measured",
         plan=plan,
-        devices=_records(devices, descriptions, measurement),
+        devices=_records(devices, descriptions, measurement, found),
         scenarios=scenarios,
         phases=tuple(measurement.phases),
         before=before,
@@ -284,10 +294,15 @@ def _row(scenario: Scenario, window: int, answer: Answer, sent_ns: int) -> Answe
 
 
 def _records(
-    devices: Sequence[Device], descriptions: Mapping[str, Description], measurement: Measurement
+    devices: Sequence[Device],
+    descriptions: Mapping[str, Description],
+    measurement: Measurement,
+    calibrations: Mapping[str, Calibration | None],
 ) -> tuple[DeviceRecord, ...]:
     problems, costs = measurement.problems, measurement.costs
     return tuple(
-        DeviceRecord(name, device.submodel, descriptions[name], problems.get(name, ""), costs.get(name))
+        DeviceRecord(
+            name, device.submodel, descriptions[name], problems.get(name, ""), costs.get(name), calibrations[name]
+        )
         for name, device in ((device.name, device) for device in devices)
     )

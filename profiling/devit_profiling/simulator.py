@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     meter.share(0.0)
     cadence = Cadence(options.interval, seed=options.seed, pauses_per_min=options.pauses)
     due_s = cadence.period_s
+    truth = _Truth(options.truth, board, started_s) if options.truth is not None else None
     while not _reader_left(until_s=started_s + due_s):
         now_s = time.monotonic() - started_s
         load = meter.share(now_s)
@@ -78,8 +79,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         sys.stdout.write(board.line(now_s, load) + "\n")
         sys.stdout.flush()
+        if truth is not None:
+            truth.tell(now_s)
         due_s = max(due_s + cadence.gap_s(), now_s)  # lines that are missed are not made up for
     return 0
+
+
+class _Truth:
+    """Tells the board's true energy, for who measures the measuring: a line for every line."""
+
+    def __init__(self, path: Path, board: SimulatedBoard, started_s: float) -> None:
+        self._file = path.open("w", encoding="ascii", buffering=1)
+        self._board = board
+        self._started_s = started_s
+        self._energy_j, self._last_s = 0.0, 0.0
+        self._file.write("monotonic_ns,energy_j\n")
+
+    def tell(self, now_s: float) -> None:
+        """Write the moment and the energy since the start; in between the power is constant or a ramp."""
+        if self._last_s > 0:
+            self._energy_j += self._board.true_j(self._last_s, now_s)
+        self._last_s = now_s
+        self._file.write(f"{round((self._started_s + now_s) * 1e9)},{self._energy_j:.9f}\n")
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,7 @@ def _board(options: argparse.Namespace) -> SimulatedBoard:
         sensor=options.sensor,
         ripple_steps=options.ripple,
         physics=Physics.drawn(options.seed, ramp_s=options.ramp),
+        keeps_history=options.truth is not None,
         started=datetime.now(),
     )
 
@@ -134,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         metavar="PID",
         help="process whose CPU time is the GPU's load and whose end is the end (default: the parent process)",
+    )
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help="CSV file to write the true energy since the first line to",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: 0)")
     parser.add_argument(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from devit_profiling.analysis import Report
-from devit_profiling.boards import total_mw
 from devit_profiling.clocks import TimeAxis
 from devit_profiling.joules import DeviceEnergy, WindowFigures
 from devit_profiling.power import Power
@@ -62,7 +61,7 @@ def _power_rows(power: Power, axis: TimeAxis) -> Iterator[tuple[str | int, ...]]
         rails_mw = sample.sample.rails_mw
         for rail, power_mw in rails_mw.items():
             yield name, time_s, rail, power_mw, source
-        total = total_mw(power.board, rails_mw) if power.board is not None else None
+        total = power.total_mw(rails_mw)
         if total is not None:
             yield name, time_s, TOTAL, total, source
 

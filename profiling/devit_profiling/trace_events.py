@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from devit_profiling.boards import total_mw
 from devit_profiling.clocks import ClockFit, TimeAxis
 from devit_profiling.power import Power
 from devit_profiling.record import OUTSIDE, AnswerRow, Phase, Recording
@@ -223,6 +222,6 @@ def _counters(power: Power, axis: TimeAxis, pid: int) -> Iterable[Event]:
         rails_mw = sample.sample.rails_mw
         for rail, power_mw in rails_mw.items():
             yield Event("C", rail + mark, pid, 0, at_us, args={"mW": power_mw})
-        total = total_mw(power.board, rails_mw) if power.board is not None else None
+        total = power.total_mw(rails_mw)
         if total is not None:
             yield Event("C", f"total{mark}", pid, 0, at_us, args={"mW": total})

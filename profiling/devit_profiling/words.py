@@ -92,6 +92,28 @@ def summary_rows(report: Report) -> list[list[str]]:
     return rows
 
 
+def calibration_notes(report: Report) -> Iterator[str]:
+    """Tell of every device with joules whether they are calibrated, a sentence each."""
+    for device in report.devices:
+        if device.not_measured:
+            continue
+        found = device.calibration
+        if found is None:
+            yield f"{device.name}: not calibrated, gain error about {number(report.gain_error_percent, 1)} %"
+            continue
+        error = (
+            f"whose own error is {number(found.meter_error_percent)} %"
+            if found.meter_error_percent is not None
+            else "whose own error is not stated"
+        )
+        mark = " (SIMULATED)" if found.is_simulated else ""
+        yield (
+            f"{device.name}: calibrated on {found.made_utc[:10]} against {found.meter}{mark}, {error}: "
+            f"gain {found.gain:.4f} ±{found.gain_95:.4f}, offset {found.offset_w:+.3f} W, "
+            f"residual {number(found.residual_w, 2)} W"
+        )
+
+
 def doubts(report: Report) -> Iterator[str]:
     """Tell what is missing and what may be wrong, a sentence each."""
     without = {device.name for device in report.devices if device.not_measured}

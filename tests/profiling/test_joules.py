@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from devit_contract.messages import Mark
 from devit_profiling.analysis import analyse_recording
 from devit_profiling.joules import DeviceEnergy
+from devit_profiling.tegrastats import StampedLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -80,3 +84,30 @@ def test_temperature_and_its_slope_are_reported(fake_run: FakeRun) -> None:
     assert conditions.zone == "tj"
     assert conditions.temperature_slope_c_per_min == pytest.approx(6.0, rel=0.02)
     assert energy_of(fake_run).conditions.temperature_slope_c_per_min == pytest.approx(0.0, abs=1e-9)
+
+
+def test_clock_that_goes_backwards_costs_its_window_one_sentence(fake_run: FakeRun) -> None:
+    """A device that has started anew in the second window: its clock and its counter begin again."""
+    recording = fake_run.recording()
+    phases = list(recording.run.phases)
+    last = next(place for place, phase in enumerate(phases) if phase.number == 2)
+    end = msgspec.structs.replace(phases[last].end, marks={"jetson1": Mark(5_000_000_000, 3, 0)})
+    phases[last] = msgspec.structs.replace(phases[last], end=end)
+    run = msgspec.structs.replace(recording.run, phases=tuple(phases))
+    (energy,) = analyse_recording(replace(recording, run=run)).scenarios[0].energies
+    assert [window.number for window in energy.windows] == [1]
+    (flag,) = [flag for flag in energy.flags if flag.startswith("window 2: ")]
+    assert "expected a window that ends after it starts, found" in flag
+    assert energy.total_j_per_inference is not None
+    assert energy.total_j_per_inference.mean == pytest.approx(0.6)
+
+
+def test_samples_whose_clock_goes_backwards_are_dropped_and_told(fake_run: FakeRun) -> None:
+    recording = fake_run.recording()
+    lines = list(recording.lines["jetson1"])
+    place = next(place for place, line in enumerate(lines) if line.monotonic_ns >= 1020 * 10**9)
+    lines[place] = StampedLine(lines[place].monotonic_ns - 5 * 10**9, lines[place].text)
+    (energy,) = analyse_recording(replace(recording, lines={"jetson1": tuple(lines)})).scenarios[0].energies
+    assert any(flag.endswith("1 power samples dropped because their stamps did not rise") for flag in energy.flags)
+    assert energy.total_j_per_inference is not None
+    assert energy.total_j_per_inference.mean == pytest.approx(0.6)
