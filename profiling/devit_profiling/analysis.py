@@ -18,7 +18,7 @@ from devit_profiling.cell import CellEnergy, cell_energy
 from devit_profiling.energy import rising
 from devit_profiling.joules import DeviceEnergy, device_energy
 from devit_profiling.power import Power, power_of, rail_names
-from devit_profiling.record import WINDOW, Plan, Recording, Scenario
+from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
 
 SCHEMA = 1
@@ -94,6 +94,8 @@ class Report(msgspec.Struct, frozen=True):
     scenarios: tuple[ScenarioReport, ...]
     files: tuple[str, ...]
     """Raw files that all this was made from."""
+    cut_short: CutShort | None = None
+    """Where the run ended before its plan did."""
 
 
 def analyse(folder: Path) -> Report:
@@ -131,6 +133,7 @@ def analyse_recording(recording: Recording) -> Report:
             LATENCY_FILE,
             *(file(power.device.name) for power in powers for file in (log_name, stamps_name)),
         ),
+        cut_short=run.cut_short,
     )
 
 

@@ -75,7 +75,8 @@ def profile(
 
     Writes a folder of raw files with report.json and report.html, one page that opens offline.
 
-    A device without a power sensor is measured in milliseconds alone.
+    A device without a power sensor is measured in milliseconds alone. Ctrl-C, once, ends the run early and keeps what
+    was measured.
     """
     from devit_profiling.report import write_report
 
@@ -88,6 +89,8 @@ def profile(
     if from_run is not None:
         _show(from_run, write_report(from_run), as_json=as_json)
         return
+    from devit_profiling.measure import raise_if_cut_short
+
     names = [name.strip() for name in (devices or "").split(",")]
     changes = {
         "duration_s": duration_s,
@@ -102,6 +105,7 @@ def profile(
     with terminal.progress_bar(quiet=as_json) as progress:
         folder, report = _measure(fleet, key, names, images or [], plan, out, progress)
     _show(folder, report, as_json=as_json)
+    raise_if_cut_short(report)
 
 
 def main() -> NoReturn:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from devit_contract.client import Client, Picture
-from devit_contract.errors import InputError
+from devit_contract.errors import InputError, LinkError
 from devit_contract.fleet import Fleet
 from devit_contract.progress import Progress
 from devit_profiling.analysis import Report
@@ -36,7 +36,7 @@ def measure_cell(
         progress: Told the scenario, the seconds done and planned, and the phase.
 
     Returns:
-        The run's folder, which holds ``report.html``, and the report.
+        The run's folder, which holds ``report.html``, and the report; that of a run which was cut short tells so.
 
     Raises:
         InputError: A name is not in the fleet or stands there twice, or a picture is refused.
@@ -48,3 +48,14 @@ def measure_cell(
     devices = [fleet.find_device(name) for name in device_names]
     folder = run_profile(client, devices, pictures, plan, out, progress)
     return folder, write_report(folder)
+
+
+def raise_if_cut_short(report: Report) -> None:
+    """Raise again what ended a run before its plan did.
+
+    Raises:
+        KeyboardInterrupt: It was Ctrl-C or SIGTERM.
+        LinkError: The link to the node or to a device was lost.
+    """
+    if report.cut_short is not None:
+        raise KeyboardInterrupt if report.cut_short.is_interrupt else LinkError(report.cut_short.cause)

@@ -43,6 +43,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sampling period that the sampler is asked for."""
     in_flight: int = 1
     """Requests under way at once; with 1 the latency has no queueing in it."""
+    rate_hz: float | None = None
+    """Requests a second, sent whatever has been answered; absent: each answer makes the next request due."""
     idle_samples: int = 8
     """Least power samples of an idle phase."""
     window_samples: int | None = None
@@ -59,9 +61,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("windows", self.windows, 1, 1000),
             ("interval_ms", self.interval_ms, 10, 60_000),
             ("in_flight", self.in_flight, 1, 64),
+            ("rate_hz", self.rate_hz, 0.01, 100_000),
         )
         for name, value, low, high in bounds:
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise InputError(f"plan: {name}: expected {low} to {high}, found {value:g}: choose another value")
 
 
@@ -164,6 +167,19 @@ class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the sampling itself has cost the device; absent where it did not tell."""
 
 
+class CutShort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a run ended before its plan did."""
+
+    cause: str
+    """In words."""
+    is_interrupt: bool
+    """Whether somebody wanted it to end."""
+    scenario: str
+    """The one that was under way."""
+    windows: int
+    """Of its windows, how many had ended: the one under way is no figure."""
+
+
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``run.json``."""
 
@@ -179,7 +195,9 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenarios: tuple[Scenario, ...]
     phases: tuple[Phase, ...]
     before: NodeRecord
-    after: NodeRecord
+    after: NodeRecord | None
+    """Absent where the node could not be asked any more."""
+    cut_short: CutShort | None = None
 
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""
@@ -203,7 +221,10 @@ class AnswerRow:
     """Device index to why its feature is not in the answer."""
     devices: tuple[DeviceTiming, ...]
     sent_ns: int | None = None
-    """The asking machine's monotonic clock when the request was made; absent in older runs."""
+    """The asking machine's monotonic clock when the request was due, which the latency counts from; absent in older
+    runs."""
+    late_us: int = 0
+    """How much later than that it was made: only with requests at a fixed rate."""
 
     @property
     def is_answered(self) -> bool:

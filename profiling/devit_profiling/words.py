@@ -92,8 +92,19 @@ def summary_rows(report: Report) -> list[list[str]]:
     return rows
 
 
+def how_cut_short(report: Report) -> str:
+    """Tell that a run ended early, and after which window; empty where it went to its end."""
+    cut = report.cut_short
+    if cut is None:
+        return ""
+    ended = f"after window {cut.windows} of {report.plan.windows}" if cut.windows else "before its first window ended"
+    return f"the run was cut short in {cut.scenario!r}, {ended}, by {cut.cause}: what was measured until then is here"
+
+
 def doubts(report: Report) -> Iterator[str]:
     """Tell what is missing and what may be wrong, a sentence each."""
+    if report.cut_short is not None:
+        yield how_cut_short(report)
     without = {device.name for device in report.devices if device.not_measured}
     for device in report.devices:
         if device.not_measured:
