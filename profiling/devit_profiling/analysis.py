@@ -17,6 +17,7 @@ from devit_profiling.answers import AnswerStats, answer_stats
 from devit_profiling.cell import CellEnergy, cell_energy
 from devit_profiling.energy import rising
 from devit_profiling.joules import DeviceEnergy, device_energy
+from devit_profiling.pace import Pace, pace
 from devit_profiling.power import Power, power_of, rail_names
 from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
@@ -36,6 +37,8 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     energies: tuple[DeviceEnergy, ...]
     cell: CellEnergy | None
     """Only where the whole cell was asked."""
+    pace: Pace | None = None
+    """Only where requests were sent at a fixed rate."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True):
@@ -186,7 +189,8 @@ def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[
     phases = [phase for phase in run.phases if phase.scenario == scenario.name]
     windows = [phase for phase in phases if phase.kind == WINDOW]
     names = run.names_by_submodel()
-    rows = [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
+    all_rows = [row for row in recording.answers if row.scenario == scenario.name]
+    rows = [row for row in all_rows if row.window > 0]
     answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
     asked = [power for power in powers if scenario.device in ("", power.device.name)]
     energies = tuple(device_energy(power, phases, run.plan) for power in asked)
@@ -200,4 +204,5 @@ def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[
         answers=answers,
         energies=energies,
         cell=cell,
+        pace=pace(all_rows, phases, run.plan.rate_hz) if run.plan.rate_hz is not None else None,
     )

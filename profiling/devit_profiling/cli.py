@@ -60,6 +60,14 @@ def profile(
         int | None,
         typer.Option(metavar="N", help="Requests under way at once (default: 1, latency without queueing)."),
     ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HZ|max",
+            help="Requests per second, sent whatever has been answered, latency counted from when each was due; max: "
+            "as many as the cell takes (default: an answer makes the next request due).",
+        ),
+    ] = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Picture file or folder to send; may be repeated (default: random images)."),
@@ -101,6 +109,10 @@ def profile(
         "interval_ms": interval_ms,
         "in_flight": in_flight,
     }
+    if rate is not None:
+        if in_flight is not None:
+            raise typer.BadParameter("give --rate or --in-flight, not both: a rate does not wait for answers")
+        changes |= _load_of(rate, fleet)
     plan = _plan(quick, {name: value for name, value in changes.items() if value is not None})
     with terminal.progress_bar(quiet=as_json) as progress:
         folder, report = _measure(fleet, key, names, images or [], plan, out, progress)
@@ -111,6 +123,18 @@ def profile(
 def main() -> NoReturn:
     """Run as a console script."""
     terminal.run(app, "profile")
+
+
+def _load_of(rate: str, fleet: Path) -> dict[str, float | int]:
+    """Read ``--rate``: ``max`` keeps every device's credit used, and as much again waiting at the node."""
+    from devit_contract.fleet import load_fleet
+
+    if rate == "max":
+        return {"in_flight": 2 * load_fleet(fleet).serving.credit}
+    try:
+        return {"rate_hz": float(rate)}
+    except ValueError as err:
+        raise typer.BadParameter(f"--rate: expected requests per second, or max, found {rate!r}") from err
 
 
 def _plan(quick: bool, changes: dict[str, float | int]) -> Plan:
@@ -135,6 +159,7 @@ def _measure(
     from devit_contract.keys import load_keys
     from devit_profiling.measure import measure_cell
     from devit_profiling.pictures import load_pictures, random_pictures
+    from devit_profiling.run import planned_s
 
     fleet = load_fleet(fleet_path)
     for name in names:
@@ -143,14 +168,25 @@ def _measure(
     with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
         if pictures is None:
             pictures = random_pictures(client.status().image_shape)
+        _announce(planned_s(len(names), plan))
         return measure_cell(client, fleet, names, pictures, plan, out, progress)
+
+
+def _announce(duration_s: float) -> None:
+    """Say before it starts how long it will take, and when it ends."""
+    from datetime import datetime, timedelta
+
+    from devit_profiling.words import duration_text
+
+    end = datetime.now() + timedelta(seconds=duration_s)
+    typer.echo(f"this takes about {duration_text(duration_s)}, until {end:%H:%M:%S} local time", err=True)
 
 
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     import msgspec
 
     from devit_profiling.report import HTML_FILE
-    from devit_profiling.words import SUMMARY_HEADER, doubts, summary_rows
+    from devit_profiling.words import SUMMARY_HEADER, doubts, pace_text, summary_rows
 
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
@@ -160,6 +196,9 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
     typer.echo("feature at the node; of the cell, from request to answer.")
+    for scenario in report.scenarios:
+        if scenario.pace is not None:
+            typer.echo(f"{scenario.name}: {pace_text(scenario)}")
     for note in doubts(report):
         typer.echo(f"note: {note}")
     typer.echo(f"report: {folder / HTML_FILE}")

@@ -20,7 +20,9 @@ from devit_profiling.words import (
     interval,
     interval_parts,
     joules,
+    load_text,
     number,
+    pace_text,
     summary_rows,
 )
 
@@ -42,6 +44,8 @@ def render_html(report: Report, recording: Recording) -> str:
         summary_header=SUMMARY_HEADER,
         summary=summary_rows(report),
         cut_short=how_cut_short(report),
+        load=load_text(report),
+        pace_text=pace_text,
         doubts=list(doubts(report)),
         power_plots=_power_plots(recording),
         energy_plots=_energy_plots(report),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from devit_profiling.analysis import DeviceReport, Report
+from devit_profiling.analysis import DeviceReport, Report, ScenarioReport
 from devit_profiling.interval import Estimate
 from devit_profiling.joules import DeviceEnergy
 
@@ -118,6 +118,60 @@ def doubts(report: Report) -> Iterator[str]:
         for name, reasons in scenario.answers.missing.items():
             counts = ", ".join(f"{count} answers ({why})" for why, count in reasons.items())
             yield f"{scenario.name}: {name} is missing in {counts}"
+        yield from _pace_doubts(scenario)
+
+
+def load_text(report: Report) -> str:
+    """Tell how the cell was asked."""
+    plan = report.plan
+    if plan.rate_hz is None:
+        return f"{plan.in_flight} request{'s' if plan.in_flight != 1 else ''} under way at once"
+    return f"{number(plan.rate_hz)} requests a second, whatever has been answered"
+
+
+def pace_text(scenario: ScenarioReport) -> str:
+    """Tell what a fixed rate came to; empty where there was none."""
+    pace = scenario.pace
+    if pace is None:
+        return ""
+    return (
+        f"{number(pace.asked_hz)} requests a second were due, {number(pace.sent_hz)} were sent and "
+        f"{number(pace.answered_hz)} answered; they were sent {number(pace.late_p50_ms, 2)} ms late (median; p99 "
+        f"{number(pace.late_p99_ms, 2)}, at most {number(pace.late_max_ms, 2)}), and each latency counts from the "
+        "moment in which its request was due"
+    )
+
+
+def _pace_doubts(scenario: ScenarioReport) -> Iterator[str]:
+    pace = scenario.pace
+    if pace is None:
+        return
+    if pace.sent_hz < _KEPT * pace.asked_hz:
+        yield (
+            f"{scenario.name}: the rate was not kept: of {number(pace.asked_hz)} requests a second "
+            f"{number(pace.sent_hz)} could be sent, and latency grew for as long as it was asked: choose a lower --rate"
+        )
+    elif pace.answered_hz < _KEPT * pace.sent_hz:
+        yield (
+            f"{scenario.name}: the cell did not keep up: of {number(pace.sent_hz)} requests a second "
+            f"{number(pace.answered_hz)} were answered: choose a lower --rate"
+        )
+
+
+_KEPT = 0.98
+
+
+def duration_text(duration_s: float) -> str:
+    """Write how long something takes.
+
+    >>> duration_text(19.6), duration_text(131.2), duration_text(3725)
+    ('20 s', '2 min 11 s', '1 h 2 min')
+    """
+    minutes, seconds = divmod(round(duration_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
