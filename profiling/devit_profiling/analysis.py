@@ -7,19 +7,19 @@ simulated samples are marked as such.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from devit_profiling.answers import AnswerStats, answer_stats
-from devit_profiling.cell import CellEnergy, cell_energy
+from devit_profiling.cell import CellEnergy, Surroundings, cell_energy, node_left_out
 from devit_profiling.energy import rising
 from devit_profiling.joules import DeviceEnergy, device_energy
 from devit_profiling.pace import Pace, pace
 from devit_profiling.power import Power, power_of, rail_names
-from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Scenario
+from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Run, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
 
 SCHEMA = 1
@@ -99,6 +99,8 @@ class Report(msgspec.Struct, frozen=True):
     """Raw files that all this was made from."""
     cut_short: CutShort | None = None
     """Where the run ended before its plan did."""
+    node: DeviceReport | None = None
+    """The node's machine, which has no submodel (-1); absent where it was not sampled."""
 
 
 def analyse(folder: Path) -> Report:
@@ -115,6 +117,7 @@ def analyse_recording(recording: Recording) -> Report:
     """Make the report of a run that has been read already."""
     run = recording.run
     powers = [power_of(recording, device) for device in run.devices]
+    node = power_of(recording, run.node) if run.node is not None and run.node in run.machines else None
     names = run.names_by_submodel()
     return Report(
         schema=SCHEMA,
@@ -122,31 +125,35 @@ def analyse_recording(recording: Recording) -> Report:
         started_utc=run.started_utc,
         software=run.software,
         is_quick=run.plan.is_quick,
-        is_simulated=any(power.is_simulated for power in powers),
+        is_simulated=any(power.is_simulated for power in (*powers, *([node] if node is not None else []))),
         bundle=run.before.bundle,
         pictures=run.pictures,
         deadline_ms=run.before.deadline_ms,
         plan=run.plan,
         gain_error_percent=GAIN_ERROR_PERCENT,
-        not_measured=_left_out(names.values(), [power.device.name for power in powers]),
+        not_measured=tuple(_left_out(run, names.values(), node_left_out(run, node))),
         devices=tuple(_device_report(power, run.plan) for power in powers),
-        scenarios=tuple(_scenario_report(recording, scenario, powers) for scenario in run.scenarios),
+        scenarios=tuple(_scenario_report(recording, scenario, powers, node) for scenario in run.scenarios),
         files=(
             RUN_FILE,
             LATENCY_FILE,
-            *(file(power.device.name) for power in powers for file in (log_name, stamps_name)),
+            *(file(machine.name) for machine in run.machines for file in (log_name, stamps_name)),
         ),
         cut_short=run.cut_short,
+        node=_device_report(node, run.plan) if node is not None else None,
     )
 
 
-def _left_out(cell: Iterable[str], named: Iterable[str]) -> tuple[str, ...]:
-    others = sorted(set(cell) - set(named))
-    return (
-        "power of the fusion node: not measured",
-        "power of network switch and supplies: not measured",
-        *(f"power of {name}: not measured, as it was not named" for name in others),
-    )
+def _left_out(run: Run, cell: Iterable[str], node: str) -> Iterator[str]:
+    if node:
+        yield f"power of the fusion node: not measured: {node}"
+    if run.extras:
+        stated = ", ".join(f"{extra.name} {extra.watts:g} W ({extra.source})" for extra in run.extras)
+        yield f"stated in the fleet file, not measured: {stated}"
+    else:
+        yield "power of network switch and supplies: not measured; state it as [[extra]] in the fleet file"
+    for name in sorted(set(cell) - {device.name for device in run.devices}):
+        yield f"power of {name}: not measured, as it was not named"
 
 
 def _device_report(power: Power, plan: Plan) -> DeviceReport:
@@ -184,7 +191,9 @@ def _percent(cpu_s: float | None, duration_s: float) -> float | None:
     return round(100 * cpu_s / duration_s, 3) if cpu_s is not None and duration_s > 0 else None
 
 
-def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[Power]) -> ScenarioReport:
+def _scenario_report(
+    recording: Recording, scenario: Scenario, powers: Sequence[Power], node: Power | None
+) -> ScenarioReport:
     run = recording.run
     phases = [phase for phase in run.phases if phase.scenario == scenario.name]
     windows = [phase for phase in phases if phase.kind == WINDOW]
@@ -197,7 +206,9 @@ def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[
     cell = None
     if not scenario.device:
         given = Counter(row.window for row in rows if row.is_answered)
-        cell = cell_energy(energies, asked, given, len(names))
+        node_energy = device_energy(node, phases, run.plan) if node is not None else None
+        around = Surroundings(node_energy, node_left_out(run, node, node_energy), run.extras)
+        cell = cell_energy(energies, asked, given, len(names), around)
     return ScenarioReport(
         name=scenario.name,
         asked=(scenario.device,) if scenario.device else tuple(names[index] for index in sorted(names)),

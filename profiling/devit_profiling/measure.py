@@ -46,7 +46,7 @@ def measure_cell(
         if list(device_names).count(name) > 1:
             raise InputError(f"device {name!r}: expected each name once, found it twice: name it once")
     devices = [fleet.find_device(name) for name in device_names]
-    folder = run_profile(client, devices, pictures, plan, out, progress)
+    folder = run_profile(client, devices, pictures, plan, out, progress, extras=fleet.extra)
     return folder, write_report(folder)
 
 

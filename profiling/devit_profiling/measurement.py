@@ -11,12 +11,13 @@ from dataclasses import replace
 from devit_contract.client import Answer, Client, Picture
 from devit_contract.errors import LinkError
 from devit_contract.fleet import Device
-from devit_contract.messages import Description, SamplingCost
+from devit_contract.messages import Description, Mark, SamplingCost
 from devit_contract.progress import Progress
 from devit_profiling.asking import Sent, ask
 from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
+    NODE,
     OUTSIDE,
     SETTLE,
     WARM_UP,
@@ -53,6 +54,7 @@ class Measurement:
         self._devices = devices
         self._plan = plan
         self._progress = progress
+        self._given = 0
         self._sampling: set[str] = set()
         self._is_loading = False
 
@@ -145,6 +147,7 @@ class Measurement:
                 number = window if self._is_loading else OUTSIDE
                 self._rows.append(_row(scenario, number, answer, sent))
                 answers += 1
+                self._given += self._rows[-1].is_answered
                 watch.show(WARM_UP if window == OUTSIDE else f"{WINDOW} {window} of {plan.windows}")
                 is_warm = window > OUTSIDE or answers >= plan.warm_up_answers
                 length_s = plan.warm_up_s if window == OUTSIDE else plan.duration_s + _MARGIN_S
@@ -165,7 +168,9 @@ class Measurement:
             marks[device.name] = self._client.mark(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self._collect()
-        return Edge(time.monotonic_ns(), marks, asked_ns)
+        now_ns = time.monotonic_ns()
+        marks[NODE] = Mark(now_ns, self._given, 0)  # this machine's own, for the node's power where it runs here
+        return Edge(now_ns, marks, asked_ns)
 
     def _pass(self, duration_s: float) -> None:
         self._client.wait(duration_s)

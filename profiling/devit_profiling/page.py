@@ -69,7 +69,7 @@ def _power_plots(recording: Recording) -> dict[str, Markup]:
 
     plots = {}
     axis = TimeAxis.of(recording)
-    for place, device in enumerate(recording.run.devices):
+    for place, device in enumerate(recording.run.machines):
         power = power_of(recording, device)
         if power.log.samples:
             plots[device.name] = Markup(power_svg(f"power{place}", power, recording.run.phases, axis))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from devit_contract.errors import InputError
+from devit_contract.fleet import Extra
 from devit_contract.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
 from devit_contract.wire import State
 from devit_profiling.tegrastats import StampedLine
@@ -19,6 +20,8 @@ IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "war
 """Kinds of phases."""
 OUTSIDE = 0
 """Window number of answers outside all windows: warm-up, and what was under way at the end."""
+NODE = "fusion node"
+"""Name of the node's machine among the devices: none of them can have it."""
 _KINDS = (IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW)
 
 
@@ -78,7 +81,8 @@ class Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     desk_ns: int
     """Monotonic clock of the machine that asks; for answers per second only."""
     marks: dict[str, Mark]
-    """By device, each on its own clock."""
+    """By device, each on its own clock; and of the node's machine where it was sampled, which is the one that asks:
+    what it has done are answers."""
     asked_ns: dict[str, tuple[int, int]] = {}
     """By device: the asking machine's clock before and behind the question for its mark; not in older runs."""
 
@@ -198,6 +202,15 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: NodeRecord | None
     """Absent where the node could not be asked any more."""
     cut_short: CutShort | None = None
+    node: DeviceRecord | None = None
+    """The node's machine, without a submodel (-1); absent in older runs, which did not look for its sensor."""
+    extras: tuple[Extra, ...] = ()
+    """Of the fleet file."""
+
+    @property
+    def machines(self) -> tuple[DeviceRecord, ...]:
+        """The devices, and the node's machine where it was sampled."""
+        return (*self.devices, self.node) if self.node is not None and self.node.description.sensor else self.devices
 
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""

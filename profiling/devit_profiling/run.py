@@ -14,11 +14,13 @@ from pathlib import Path
 from devit_contract.client import Client, Picture
 from devit_contract.errors import InputError, LinkError
 from devit_contract.files import make_folder
-from devit_contract.fleet import Device
+from devit_contract.fleet import Device, Extra
 from devit_contract.progress import Progress
 from devit_profiling.measurement import Measurement, scenario_s
+from devit_profiling.node_power import NodePower
 from devit_profiling.pictures import Pictures
 from devit_profiling.record import (
+    NODE,
     QUICK,
     SCHEMA,
     TOGETHER,
@@ -35,13 +37,21 @@ __all__ = ["QUICK", "Measurement", "Plan", "planned_s", "run_profile"]
 
 
 def run_profile(
-    client: Client, devices: Sequence[Device], pictures: Iterable[Picture], plan: Plan, out: Path, progress: Progress
+    client: Client,
+    devices: Sequence[Device],
+    pictures: Iterable[Picture],
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+    *,
+    extras: Sequence[Extra] = (),
 ) -> Path:
     """Measure devices of a running cell and write the raw files of the run.
 
-    A device without a power sensor is measured in milliseconds alone. Ctrl-C or a lost link stop the sampling and end
-    the run early: the folder holds what had been measured by then, and says so. Where no phase had ended there is
-    nothing to keep, and no folder; nor is there one after a second Ctrl-C.
+    A device without a power sensor is measured in milliseconds alone. The node's machine is sampled where it is this
+    one and has a sensor. Ctrl-C or a lost link stop the sampling and end the run early: the folder holds what had been
+    measured by then, and says so. Where no phase had ended there is nothing to keep, and no folder; nor is there one
+    after a second Ctrl-C.
 
     Args:
         client: Connected to the cell's node.
@@ -50,6 +60,7 @@ def run_profile(
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
+        extras: What else the cell needs.
 
     Returns:
         The run's folder, named by UTC time and devices.
@@ -68,13 +79,14 @@ def run_profile(
     scenarios = _scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress)
     timeout_s = client.timeout_s
-    try:
-        cut_short = _measure(measurement, scenarios, _endless(pictures))
-        if cut_short is not None and not cut_short.is_interrupt:
-            client.timeout_s = min(timeout_s, _LAST_WORD_S)  # whoever is lost is not waited for as before
-        measurement.let_samples_arrive()
-    finally:
-        measurement.stop_sampling()
+    with NodePower(client.endpoint, plan.interval_ms) as node:
+        try:
+            cut_short = _measure(measurement, scenarios, _endless(pictures))
+            if cut_short is not None and not cut_short.is_interrupt:
+                client.timeout_s = min(timeout_s, _LAST_WORD_S)  # whoever is lost is not waited for as before
+            measurement.let_samples_arrive()
+        finally:
+            measurement.stop_sampling()
     after = _after(client)
     client.timeout_s = timeout_s
     begun = {phase.scenario for phase in measurement.phases}
@@ -91,8 +103,10 @@ def run_profile(
         before=before,
         after=after,
         cut_short=cut_short,
+        node=node.record,
+        extras=tuple(extras),
     )
-    lines = {name: tuple(lines) for name, lines in measurement.lines.items()}
+    lines = {name: tuple(lines) for name, lines in measurement.lines.items()} | {NODE: node.lines}
     write_recording(out / name, Recording(run, lines, measurement.answers))
     return out / name
 

@@ -24,7 +24,7 @@ from devit_contract.files import new_folder, read_json, write_bytes, write_json
 from devit_contract.keys import check_name
 from devit_contract.messages import DeviceTiming
 from devit_contract.wire import State
-from devit_profiling.record import SCHEMA, AnswerRow, Recording, Run
+from devit_profiling.record import NODE, SCHEMA, AnswerRow, Recording, Run
 from devit_profiling.tegrastats import StampedLine
 
 RUN_FILE = "run.json"
@@ -34,12 +34,12 @@ _HINT = "measure again with profile --devices"
 
 def log_name(device: str) -> str:
     """Name a device's log file."""
-    return f"{device}.tegrastats.log"
+    return f"{device.replace(' ', '+')}.tegrastats.log"
 
 
 def stamps_name(device: str) -> str:
     """Name the file with the arrival of a device's lines."""
-    return f"{device}.stamps.csv"
+    return f"{device.replace(' ', '+')}.stamps.csv"
 
 
 def write_recording(folder: Path, recording: Recording) -> None:
@@ -49,7 +49,7 @@ def write_recording(folder: Path, recording: Recording) -> None:
         InputError: The folder cannot be written.
     """
     with new_folder(folder) as draft:
-        for device in recording.run.devices:
+        for device in recording.run.machines:
             lines = recording.lines[device.name]
             write_bytes(draft / log_name(device.name), "".join(f"{line.text}\n" for line in lines).encode())
             stamps = ((number, line.monotonic_ns) for number, line in enumerate(lines, 1))
@@ -70,7 +70,7 @@ def read_recording(folder: Path) -> Recording:
     path = folder / RUN_FILE
     run = read_json(path, Run, schema=SCHEMA, hint=_HINT)
     _check_run(path, run)
-    lines = {device.name: _read_lines(folder, device.name) for device in run.devices}
+    lines = {device.name: _read_lines(folder, device.name) for device in run.machines}
     return Recording(run, lines, _read_answers(folder / LATENCY_FILE, run.names_by_submodel()))
 
 
@@ -84,7 +84,9 @@ _TIMES = ("network_us", "queue_us", "decode_us", "inference_us", "arrival_us")
 def _check_run(path: Path, run: Run) -> None:
     for device in run.devices:
         check_name(device.name)  # it names files
-    devices = {device.name for device in run.devices}
+    devices = {device.name for device in run.machines}
+    if run.node is not None and run.node.name != NODE:
+        raise ManifestError(f"{path}: field node.name: expected {NODE!r}, found {run.node.name!r}: {_HINT}")
     scenarios = {scenario.name for scenario in run.scenarios}
     if not devices or not scenarios:
         raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")

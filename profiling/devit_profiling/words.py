@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 
 from devit_profiling.analysis import DeviceReport, Report, ScenarioReport
+from devit_profiling.answers import AnswerStats
+from devit_profiling.cell import DEVICE, EXTRA, CellEnergy
 from devit_profiling.interval import Estimate
 from devit_profiling.joules import DeviceEnergy
 
@@ -89,6 +91,7 @@ def summary_rows(report: Report) -> list[list[str]]:
             figures = [watts, joules(per_answer, cell.resolution_j_per_answer)]
             mark = "(SIMULATED)" if cell.is_simulated else ""
             rows.append(["cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
+            rows += _whole_row(cell, answers)
     return rows
 
 
@@ -119,6 +122,7 @@ def doubts(report: Report) -> Iterator[str]:
             counts = ", ".join(f"{count} answers ({why})" for why, count in reasons.items())
             yield f"{scenario.name}: {name} is missing in {counts}"
         yield from _pace_doubts(scenario)
+        yield from cell_doubts(scenario)
 
 
 def load_text(report: Report) -> str:
@@ -172,6 +176,34 @@ def duration_text(duration_s: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _whole_row(cell: CellEnergy, answers: AnswerStats) -> list[list[str]]:
+    """Give the row of the cell with its node and extras, where it holds any of them."""
+    added = [part for part in cell.parts if part.kind != DEVICE and not part.left_out]
+    if cell.whole is None or not added:
+        return []
+    figures = [number(cell.whole.mean_w), joules(cell.whole.total_j_per_answer.mean, cell.resolution_j_per_answer)]
+    what = f"with {', '.join(part.name for part in added)}"
+    if any(part.left_out for part in cell.parts):
+        what += ", node left out"
+    mark = "(SIMULATED)" if cell.whole.is_simulated else ""
+    return [["whole cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)]]
+
+
+def cell_doubts(scenario: ScenarioReport) -> Iterator[str]:
+    """Tell of what is in a cell's sum, and should be known to be."""
+    cell = scenario.cell
+    if cell is None:
+        return
+    scopes = {part.scope for part in cell.parts if part.kind != EXTRA and not part.left_out}
+    if len(scopes) > 1:
+        yield (
+            f"{scenario.name}: the cell's joules add different scopes, "
+            f"{'; '.join(f'{part.name}: {part.scope}' for part in cell.parts if part.kind != EXTRA and part.scope)}"
+        )
+    if cell.node is not None:
+        yield from (f"{cell.node.device}, {scenario.name}: {flag}" for flag in cell.node.flags)
 
 
 SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
