@@ -21,6 +21,7 @@ from devit_profiling.pace import Pace, pace
 from devit_profiling.power import Power, power_of, rail_names
 from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Run, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
+from devit_profiling.undivided import AgainstUndivided, UndividedTimes, against_undivided, undivided_times
 
 SCHEMA = 1
 GAIN_ERROR_PERCENT = 5.0
@@ -39,6 +40,8 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     """Only where the whole cell was asked."""
     pace: Pace | None = None
     """Only where requests were sent at a fixed rate."""
+    undivided: UndividedTimes | None = None
+    """Only where a device ran the undivided model; nobody was asked then."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True):
@@ -101,6 +104,8 @@ class Report(msgspec.Struct, frozen=True):
     """Where the run ended before its plan did."""
     node: DeviceReport | None = None
     """The node's machine, which has no submodel (-1); absent where it was not sampled."""
+    against_undivided: AgainstUndivided | None = None
+    """Absent where the undivided model, or the cell as a whole, was not measured."""
 
 
 def analyse(folder: Path) -> Report:
@@ -119,6 +124,7 @@ def analyse_recording(recording: Recording) -> Report:
     powers = [power_of(recording, device) for device in run.devices]
     node = power_of(recording, run.node) if run.node is not None and run.node in run.machines else None
     names = run.names_by_submodel()
+    scenarios = tuple(_scenario_report(recording, scenario, powers, node) for scenario in run.scenarios)
     return Report(
         schema=SCHEMA,
         name=run.name,
@@ -133,7 +139,7 @@ def analyse_recording(recording: Recording) -> Report:
         gain_error_percent=GAIN_ERROR_PERCENT,
         not_measured=tuple(_left_out(run, names.values(), node_left_out(run, node))),
         devices=tuple(_device_report(power, run.plan) for power in powers),
-        scenarios=tuple(_scenario_report(recording, scenario, powers, node) for scenario in run.scenarios),
+        scenarios=scenarios,
         files=(
             RUN_FILE,
             LATENCY_FILE,
@@ -141,7 +147,16 @@ def analyse_recording(recording: Recording) -> Report:
         ),
         cut_short=run.cut_short,
         node=_device_report(node, run.plan) if node is not None else None,
+        against_undivided=_against_undivided(scenarios),
     )
+
+
+def _against_undivided(scenarios: Sequence[ScenarioReport]) -> AgainstUndivided | None:
+    alone = next((scenario for scenario in scenarios if scenario.undivided is not None), None)
+    whole = next((scenario for scenario in scenarios if scenario.cell is not None), None)
+    if alone is None or alone.undivided is None or whole is None:
+        return None
+    return against_undivided(alone.undivided, alone.energies[0], whole.energies, whole.cell, whole.answers.p50_ms)
 
 
 def _left_out(run: Run, cell: Iterable[str], node: str) -> Iterator[str]:
@@ -215,5 +230,10 @@ def _scenario_report(
         answers=answers,
         energies=energies,
         cell=cell,
-        pace=pace(all_rows, phases, run.plan.rate_hz) if run.plan.rate_hz is not None else None,
+        pace=pace(all_rows, phases, run.plan.rate_hz)
+        if run.plan.rate_hz is not None and not scenario.is_undivided
+        else None,
+        undivided=undivided_times(run.undivided, phases)
+        if run.undivided is not None and scenario.is_undivided
+        else None,
     )

@@ -68,6 +68,13 @@ def profile(
             "as many as the cell takes (default: an answer makes the next request due).",
         ),
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Run the bundle's undivided model on this device too, to compare: devit build --baseline makes it.",
+        ),
+    ] = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Picture file or folder to send; may be repeated (default: random images)."),
@@ -100,7 +107,7 @@ def profile(
     from devit_profiling.measure import raise_if_cut_short
 
     names = [name.strip() for name in (devices or "").split(",")]
-    changes = {
+    changes: dict[str, float | int | str | None] = {
         "duration_s": duration_s,
         "windows": windows,
         "idle_s": idle_s,
@@ -108,6 +115,7 @@ def profile(
         "warm_up_s": warm_up_s,
         "interval_ms": interval_ms,
         "in_flight": in_flight,
+        "undivided": baseline,
     }
     if rate is not None:
         if in_flight is not None:
@@ -137,7 +145,7 @@ def _load_of(rate: str, fleet: Path) -> dict[str, float | int]:
         raise typer.BadParameter(f"--rate: expected requests per second, or max, found {rate!r}") from err
 
 
-def _plan(quick: bool, changes: dict[str, float | int]) -> Plan:
+def _plan(quick: bool, changes: dict[str, float | int | str]) -> Plan:
     import msgspec
 
     from devit_profiling.record import QUICK, Plan
@@ -186,7 +194,7 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     import msgspec
 
     from devit_profiling.report import HTML_FILE
-    from devit_profiling.words import SUMMARY_HEADER, doubts, pace_text, summary_rows
+    from devit_profiling.words import PAPER, SUMMARY_HEADER, against_undivided_text, doubts, pace_text, summary_rows
 
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
@@ -196,6 +204,8 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
     typer.echo("feature at the node; of the cell, from request to answer.")
+    if report.against_undivided is not None:
+        typer.echo(f"{against_undivided_text(report)}.\n{PAPER}.")
     for scenario in report.scenarios:
         if scenario.pace is not None:
             typer.echo(f"{scenario.name}: {pace_text(scenario)}")

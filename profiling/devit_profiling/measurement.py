@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+
+from msgspec import structs
 
 from devit_contract.client import Answer, Client, Picture
 from devit_contract.errors import LinkError
@@ -29,6 +31,8 @@ from devit_profiling.record import (
     Phase,
     Plan,
     Scenario,
+    UndividedRecord,
+    UndividedWindow,
 )
 from devit_profiling.tegrastats import StampedLine
 from devit_profiling.watch import STEP_S, Watch
@@ -54,6 +58,9 @@ class Measurement:
         self._devices = devices
         self._plan = plan
         self._progress = progress
+        self.undivided: UndividedRecord | None = None
+        """What the undivided model has done."""
+        self._undivided_on = ""
         self._given = 0
         self._sampling: set[str] = set()
         self._is_loading = False
@@ -118,13 +125,55 @@ class Measurement:
         plan = self._plan
         self.scenario, self.done = scenario.name, OUTSIDE
         watch = Watch(self._progress, scenario.name, scenario_s(plan))
-        self._rest(scenario, SETTLE, plan.settle_s, watch)
-        self._rest(scenario, IDLE, plan.idle_s, watch)
-        self._load(scenario, pictures, watch)
-        if plan.has_idle_after:
+        self._undivided_on = scenario.device if scenario.is_undivided else ""
+        with self._undivided_model(watch) if scenario.is_undivided else nullcontext():
             self._rest(scenario, SETTLE, plan.settle_s, watch)
-            self._rest(scenario, IDLE_AFTER, plan.idle_s, watch)
+            self._rest(scenario, IDLE, plan.idle_s, watch)
+            if scenario.is_undivided:
+                self._run_undivided(scenario, watch)
+            else:
+                self._load(scenario, pictures, watch)
+            if plan.has_idle_after:
+                self._rest(scenario, SETTLE, plan.settle_s, watch)
+                self._rest(scenario, IDLE_AFTER, plan.idle_s, watch)
         watch.finish()
+
+    @contextmanager
+    def _undivided_model(self, watch: Watch) -> Iterator[None]:
+        """Have the device load the undivided model, and give its memory back whatever happens."""
+        name = self._undivided_on
+        self._client.undivided(name, "load")
+        try:
+            while (state := self._client.undivided(name, "state")).state != "resting":
+                watch.show("loading")
+                self._pass(STEP_S)
+            self.undivided = UndividedRecord(name, state.engine, ())
+            yield
+        finally:
+            with suppress(LinkError):  # without a link the agent frees it by itself
+                end_s = time.monotonic() + _FREED_S
+                self._client.undivided(name, "free")
+                while self._client.undivided(name, "state").state != "nothing" and time.monotonic() < end_s:
+                    self._pass(STEP_S / 5)
+
+    def _run_undivided(self, scenario: Scenario, watch: Watch) -> None:
+        """Have the undivided model run back to back: the warm-up, then window by window."""
+        plan, name = self._plan, scenario.device
+        start = self._edge()
+        self._client.undivided(name, "run")
+        for window in range(plan.windows + 1):
+            kind, length_s = (WINDOW, plan.duration_s + _MARGIN_S) if window else (WARM_UP, plan.warm_up_s)
+            done = start.marks[name].inferences + (0 if window else plan.warm_up_answers)
+            while _since_s(start) < length_s or self._mark(name).inferences < done:
+                watch.show(f"{WINDOW} {window} of {plan.windows}" if window else WARM_UP)
+                self._pass(max(0.001, min(STEP_S, length_s - _since_s(start))))
+            end = self._edge()
+            told = self._client.undivided(name, "state" if window < plan.windows else "rest")
+            self.phases.append(Phase(scenario.name, kind, window, start, end))
+            if window and self.undivided is not None:
+                times = UndividedWindow(window, told.inferences, told.p50_ms, told.p95_ms, told.p99_ms)
+                self.undivided = structs.replace(self.undivided, windows=(*self.undivided.windows, times))
+            self.done, start = window, end
 
     def _rest(self, scenario: Scenario, kind: str, duration_s: float, watch: Watch) -> None:
         """Let the cell idle."""
@@ -165,12 +214,19 @@ class Measurement:
         marks, asked_ns = {}, {}
         for device in self._devices:
             before_ns = time.monotonic_ns()
-            marks[device.name] = self._client.mark(device.name)
+            marks[device.name] = self._mark(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self._collect()
         now_ns = time.monotonic_ns()
         marks[NODE] = Mark(now_ns, self._given, 0)  # this machine's own, for the node's power where it runs here
         return Edge(now_ns, marks, asked_ns)
+
+    def _mark(self, device: str) -> Mark:
+        """Ask for a mark that counts what the scenario is about."""
+        mark = self._client.mark(device)
+        if device != self._undivided_on:
+            return mark
+        return structs.replace(mark, inferences=mark.undivided_inferences, busy_ns=mark.undivided_busy_ns)
 
     def _pass(self, duration_s: float) -> None:
         self._client.wait(duration_s)
@@ -193,6 +249,7 @@ class Measurement:
 # Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
 _MARGIN_S = 0.02
 _FIRST_LINE_S = 5.0
+_FREED_S = 10.0
 # Real periods are up to 9 % longer than the interval.
 _TAIL_PERIODS = 2.5
 

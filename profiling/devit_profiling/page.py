@@ -14,7 +14,9 @@ from devit_profiling.power import power_of
 from devit_profiling.record import Recording
 from devit_profiling.words import (
     NOT_MEASURED,
+    PAPER,
     SUMMARY_HEADER,
+    against_undivided_text,
     doubts,
     how_cut_short,
     interval,
@@ -46,6 +48,8 @@ def render_html(report: Report, recording: Recording) -> str:
         cut_short=how_cut_short(report),
         load=load_text(report),
         pace_text=pace_text,
+        against_undivided=against_undivided_text(report),
+        paper=PAPER,
         doubts=list(doubts(report)),
         power_plots=_power_plots(recording),
         energy_plots=_energy_plots(report),
@@ -101,6 +105,7 @@ def _latency_plot(recording: Recording) -> Markup | None:
     rows = {
         scenario.name: [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
         for scenario in recording.run.scenarios
+        if not scenario.is_undivided
     }
     if not any(row.is_answered for answers in rows.values() for row in answers):
         return None

@@ -48,6 +48,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests under way at once; with 1 the latency has no queueing in it."""
     rate_hz: float | None = None
     """Requests a second, sent whatever has been answered; absent: each answer makes the next request due."""
+    undivided: str = ""
+    """Device that runs the undivided model too, before anything else; empty: none does."""
     idle_samples: int = 8
     """Least power samples of an idle phase."""
     window_samples: int | None = None
@@ -118,6 +120,27 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the requests: bit i for device i; 0 asks all."""
     device: str = ""
     """The device that works alone; empty where all do."""
+    is_undivided: bool = False
+    """Whether that device runs the undivided model by itself, and nobody is asked; its marks count that model."""
+
+
+class UndividedWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inferences of the undivided model in one window, as its device timed them."""
+
+    number: int
+    inferences: int
+    p50_ms: float | None
+    """Absent where there was none."""
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class UndividedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The undivided model on one device."""
+
+    device: str
+    engine: str
+    windows: tuple[UndividedWindow, ...]
 
 
 class CellDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -206,6 +229,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The node's machine, without a submodel (-1); absent in older runs, which did not look for its sensor."""
     extras: tuple[Extra, ...] = ()
     """Of the fleet file."""
+    undivided: UndividedRecord | None = None
 
     @property
     def machines(self) -> tuple[DeviceRecord, ...]:

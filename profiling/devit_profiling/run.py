@@ -71,6 +71,9 @@ def run_profile(
     """
     if not devices:
         raise InputError("expected at least one device to measure, found none: name it with --devices")
+    if plan.undivided and plan.undivided not in [device.name for device in devices]:
+        names = ", ".join(device.name for device in devices)
+        raise InputError(f"device {plan.undivided!r} of the undivided model: expected one that is measured: {names}")
     make_folder(out)  # told now, not after minutes of measuring
     started = datetime.now(timezone.utc)
     name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device.name for device in devices)}"[:_MAX_NAME_CHARS]
@@ -105,6 +108,7 @@ def run_profile(
         cut_short=cut_short,
         node=node.record,
         extras=tuple(extras),
+        undivided=measurement.undivided,
     )
     lines = {name: tuple(lines) for name, lines in measurement.lines.items()} | {NODE: node.lines}
     write_recording(out / name, Recording(run, lines, measurement.answers))
@@ -113,7 +117,7 @@ def run_profile(
 
 def planned_s(devices: int, plan: Plan) -> float:
     """Tell how long a run of so many devices is meant to take; a slow device's warm-up takes longer."""
-    return scenario_s(plan) * (devices + 1 if plan.has_alone else 1)
+    return scenario_s(plan) * ((devices if plan.has_alone else 0) + bool(plan.undivided) + 1)
 
 
 _MAX_NAME_CHARS = 120
@@ -152,4 +156,10 @@ def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:
 
 def _scenarios(devices: Sequence[Device], plan: Plan) -> tuple[Scenario, ...]:
     alone = [Scenario(f"{device.name} alone", 1 << device.submodel, device.name) for device in devices]
-    return (*(alone if plan.has_alone else ()), Scenario(TOGETHER, 0))
+    # First, so that what is missing for it is told before anything was measured.
+    undivided = [
+        Scenario(f"{device.name} undivided", 1 << device.submodel, device.name, is_undivided=True)
+        for device in devices
+        if device.name == plan.undivided
+    ]
+    return (*undivided, *(alone if plan.has_alone else ()), Scenario(TOGETHER, 0))

@@ -71,7 +71,10 @@ def summary_rows(report: Report) -> list[list[str]]:
     for scenario in report.scenarios:
         times = {device.device: device for device in scenario.answers.devices}
         for energy in scenario.energies:
-            device, arrival = boards[energy.device], times.get(energy.device)
+            device, arrival, undivided = boards[energy.device], times.get(energy.device), scenario.undivided
+            p50_ms, p99_ms = (arrival.arrival_p50_ms, arrival.arrival_p99_ms) if arrival is not None else (None, None)
+            if undivided is not None:
+                p50_ms, p99_ms = undivided.p50_ms, undivided.p99_ms
             rows.append(
                 [
                     scenario.name if scenario.cell is None else f"{energy.device}{together}",
@@ -79,8 +82,8 @@ def summary_rows(report: Report) -> list[list[str]]:
                     energy.scope or NOT_MEASURED,
                     number(energy.mean_w),
                     _mean(energy),
-                    number(arrival.arrival_p50_ms if arrival is not None else None),
-                    number(arrival.arrival_p99_ms if arrival is not None else None),
+                    number(p50_ms),
+                    number(p99_ms),
                 ]
             )
         if scenario.cell is not None:
@@ -204,6 +207,39 @@ def cell_doubts(scenario: ScenarioReport) -> Iterator[str]:
         )
     if cell.node is not None:
         yield from (f"{cell.node.device}, {scenario.name}: {flag}" for flag in cell.node.flags)
+
+
+def against_undivided_text(report: Report) -> str:
+    """Tell what an answer of the cell costs beside one of the undivided model; empty where that was not measured."""
+    found = report.against_undivided
+    if found is None:
+        return ""
+    beside = [
+        f"{title} {number(value)} J{_change(value, found.undivided_j)}"
+        for title, value in (
+            (f"{found.device} alone spends", found.device_j),
+            ("all named devices together", found.devices_j),
+            ("the whole cell", found.whole_j),
+        )
+        if value is not None
+    ]
+    energy = f"{number(found.undivided_j)} J" if found.undivided_j is not None else "energy not measured"
+    return (
+        f"one inference of the undivided model on {found.device} takes {number(found.undivided_ms)} ms and {energy}; "
+        f"an answer of the cell takes {number(found.answer_ms)} ms{_change(found.answer_ms, found.undivided_ms)}, the "
+        f"network included, and for it {', '.join(beside) or 'no joules were measured'}"
+    )
+
+
+def _change(value: float | None, base: float | None) -> str:
+    """Write a change in percent, in brackets; nothing where it has none."""
+    return f" ({value / base - 1:+.0%})" if value is not None and base else ""
+
+
+PAPER = (
+    "The 55 % of energy that the paper (arXiv 2309.05015) says is saved seem to be those of one of its four boards: "
+    "compare them with the device's share, and ask of the cell what it costs in all"
+)
 
 
 SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
