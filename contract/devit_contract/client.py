@@ -35,6 +35,7 @@ from devit_contract.messages import (
     Refused,
     SamplingCost,
     Telemetry,
+    UndividedState,
     body,
     read_body,
 )
@@ -244,6 +245,19 @@ class Client:
         if reply.mark is None:
             raise LinkError(f"{device}: expected a mark, found another answer: is the agent of this version?")
         return reply.mark
+
+    def undivided(self, device: str, step: str) -> UndividedState:
+        """Have an agent load, run, rest or free the bundle's undivided model, or ask for its state.
+
+        Raises:
+            LinkError: It failed; the text says why, and what to run.
+        """
+        reply = self._question(Control("undivided", device, step=step))
+        if reply.undivided is None:
+            raise LinkError(f"{device}: expected a state, found another answer: is the agent of this version?")
+        if reply.undivided.problem:
+            raise LinkError(f"{device}: {reply.undivided.problem}")
+        return reply.undivided
 
     def start_sampling(self, device: str, interval_ms: int) -> None:
         """Have an agent sample power; lines come by :meth:`take_telemetry`."""

@@ -61,6 +61,15 @@ class ClientEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_key: str
 
 
+class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something else that a cell needs and no sensor measures: a network switch, what supplies lose."""
+
+    name: str
+    watts: float
+    source: str
+    """Where the watts come from, e.g. ``wall meter, 2026-01-05``."""
+
+
 class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``fleet.toml``."""
 
@@ -69,6 +78,8 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: tuple[Device, ...]
     serving: Serving = Serving()
     client: tuple[ClientEntry, ...] = ()
+    extra: tuple[Extra, ...] = ()
+    """Added to the joules of the whole cell, by name."""
 
     @property
     def has_keys(self) -> bool:
@@ -144,6 +155,7 @@ def load_fleet(path: Path) -> Fleet:
     for name in names:
         check_name(name, f"{path}: name")
     _refuse_twins(path, "name", names)
+    _check_extras(path, fleet.extra)
     _refuse_twins(path, "submodel", [str(device.submodel) for device in fleet.device])
     for node in fleet.node:
         for endpoint in (node.endpoint, node.client_endpoint):
@@ -235,6 +247,22 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
             raise ManifestError(
                 f"{path}: field serving.{field}: expected {low} to {high}, found {value}: {_FLEET_HINT}"
             )
+
+
+def _check_extras(path: Path, extras: tuple[Extra, ...]) -> None:
+    for extra in extras:
+        check_name(extra.name, f"{path}: name of [[extra]]")
+        if not 0 < extra.watts <= 100_000:
+            raise ManifestError(
+                f"{path}: field watts of [[extra]] {extra.name!r}: expected more than 0, found {extra.watts:g}: "
+                f"{_FLEET_HINT}"
+            )
+        if not extra.source.strip():
+            raise ManifestError(
+                f"{path}: field source of [[extra]] {extra.name!r}: expected where its watts come from, found nothing: "
+                f"{_FLEET_HINT}"
+            )
+    _refuse_twins(path, "name of [[extra]]", [extra.name for extra in extras])
 
 
 def _refuse_twins(path: Path, field: str, values: list[str]) -> None:

@@ -50,10 +50,12 @@ class Control(msgspec.Struct, frozen=True):
     """CONTROL, the question: client to node, and node to agent where ``device`` is set."""
 
     ask: str
-    """``status`` (node); ``describe``, ``mark``, ``sample-start``, ``sample-stop`` (agent)."""
+    """``status`` (node); ``describe``, ``mark``, ``sample-start``, ``sample-stop``, ``undivided`` (agent)."""
     device: str = ""
     interval_ms: int = 0
     """``sample-start``: sampling period."""
+    step: str = ""
+    """``undivided``: ``load``, ``run``, ``rest``, ``free`` the bundle's undivided model, or tell its ``state``."""
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -82,6 +84,9 @@ class Mark(msgspec.Struct, frozen=True):
     inferences: int
     busy_ns: int
     """Time spent in the engine since start."""
+    undivided_inferences: int = 0
+    """Of the undivided model, at the profiler's word."""
+    undivided_busy_ns: int = 0
 
 
 class Histogram(msgspec.Struct, frozen=True):
@@ -194,6 +199,21 @@ class SamplingCost(msgspec.Struct, frozen=True):
     """CPU time of the agent to read the samples and pass them on."""
 
 
+class UndividedState(msgspec.Struct, frozen=True):
+    """How an agent's undivided model is, and the times of its inferences since the last such message."""
+
+    state: str
+    """``nothing``, ``loading``, ``resting``, ``running``, ``freeing``, ``failed``."""
+    engine: str
+    problem: str
+    """Why it failed, with what to run; empty where it did not."""
+    inferences: int = 0
+    p50_ms: float | None = None
+    """Absent where there was no inference."""
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+
+
 class ControlReply(msgspec.Struct, frozen=True):
     """CONTROL, the answer: one field is set, or ``error``, or none where there is nothing to tell."""
 
@@ -203,6 +223,7 @@ class ControlReply(msgspec.Struct, frozen=True):
     mark: Mark | None = None
     sampling: SamplingCost | None = None
     """To ``sample-stop``: what the last sampling has cost."""
+    undivided: UndividedState | None = None
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):

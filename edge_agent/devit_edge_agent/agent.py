@@ -22,6 +22,7 @@ from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources import Source
 from devit_edge_agent.swap import Swap, retire
+from devit_edge_agent.undivided import Undivided
 from devit_edge_agent.uplink import Uplink
 from devit_engines.engine import Float32Array, UInt8Array
 
@@ -92,6 +93,7 @@ class EdgeAgent:
         self._problem = ""
         self._supervisor = Supervisor()
         self._swap = Swap(settings, log)
+        self._undivided = Undivided(settings, log)
         self._power = PowerFeed(self._config.tegrastats)
         self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
         self._poller = zmq.Poller()
@@ -115,6 +117,7 @@ class EdgeAgent:
         """Stop sampling, close link, source and engine."""
         self._power.stop()
         self._uplink.close()
+        self._undivided.close()
         self._swap.close()
         if self._source is not None:
             self._source.close()
@@ -150,11 +153,13 @@ class EdgeAgent:
         if self._uplink.watch(has_events=self._uplink.monitor.socket in ready):
             self._queue.clear()
             self._power.stop()
+            self._undivided.free()
             self._supervisor.waiting("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
         self._feed_power()
         self._tend_swap()
+        self._undivided.tend()
         if self._source is not None:
             self._tend_source(self._source)
         if self._config.free_running and self._source is not None:
@@ -312,7 +317,12 @@ class EdgeAgent:
         if control.ask == "describe":
             reply = ControlReply(description=describe(self._loaded, Path(self._config.root)))
         elif control.ask == "mark":
-            reply = ControlReply(mark=Mark(time.monotonic_ns(), self._inferences, self._busy_ns))
+            whole = self._undivided
+            whole.keep()
+            mark = Mark(time.monotonic_ns(), self._inferences, self._busy_ns, whole.inferences, whole.busy_ns)
+            reply = ControlReply(mark=mark)
+        elif control.ask == "undivided":
+            reply = self._ask_undivided(control.step)
         elif control.ask == "sample-start":
             error = self._power.start(control.interval_ms, self._poller)
             reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
@@ -322,6 +332,12 @@ class EdgeAgent:
         elif control.ask != "ping":  # the answer to a ping is that there is one
             reply = ControlReply(error=f"{self._config.name}: unknown question {control.ask!r}")
         self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
+
+    def _ask_undivided(self, step: str) -> ControlReply:
+        try:
+            return ControlReply(undivided=self._undivided.ask(step, self._loaded))
+        except EngineError as err:
+            return ControlReply(error=f"{self._config.name}: {err}")
 
     def _feed_power(self) -> None:
         self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))

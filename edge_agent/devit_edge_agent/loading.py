@@ -112,7 +112,7 @@ def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -
     else:
         bundle = Bundle(Path(config.bundle))
     tell("loading the engine")
-    digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice)
+    digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice, config.submodel)
     tell("warming the engine up")
     with _closed_on_failure(engine):
         engine.warm_up(_WARM_UP_RUNS)
@@ -131,10 +131,33 @@ def rehearse(settings: Settings, loaded: Loaded) -> None:
     if settings.engine_choice != "built":
         return
     with _closed_on_failure(loaded.engine):
-        reference = reference_of(loaded.bundle, settings.config.submodel)
-        failures = run_gate(loaded.engine.features, reference, lambda _: None).failures(Thresholds())
-        if failures:
-            raise EngineError(f"{loaded.hello.engine}: expected what was trained, found {'; '.join(failures)}")
+        _judge(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
+
+
+def open_undivided(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
+    """Load the bundle's undivided model beside what serves, send the golden images through it, and warm it.
+
+    Returns:
+        What the engine is called, and the engine.
+
+    Raises:
+        EngineError: The bundle has none, it was not built on this device, does not compute what was trained, or memory
+            is short.
+        ManifestError: The golden images are not usable.
+    """
+    config = settings.config
+    store = Store(Path(config.store) if config.store else None)
+    if bundle.manifest.baseline is None:
+        raise EngineError(
+            f"{bundle.folder}: expected the undivided model (baseline), found none: take a bundle that was exported "
+            "from a decomposition"
+        )
+    _, name, engine = _open_engine(config, bundle, store, settings.engine_choice, None)
+    with _closed_on_failure(engine):
+        if settings.engine_choice == "built":
+            _judge(engine, bundle, None, name)
+        engine.warm_up(_WARM_UP_RUNS)
+        return name, engine
 
 
 def describe(loaded: Loaded, root: Path) -> Description:
@@ -158,19 +181,26 @@ def _closed_on_failure(engine: Engine) -> Iterator[None]:
         raise
 
 
-def _open_engine(config: AgentConfig, bundle: Bundle, store: Store, choice: str) -> tuple[str, str, Engine]:
-    """Digest of the graph, what the engine is called, and the engine."""
+def _judge(engine: Engine, bundle: Bundle, device: int | None, name: str) -> None:
+    failures = run_gate(engine.features, reference_of(bundle, device), lambda _: None).failures(Thresholds())
+    if failures:
+        raise EngineError(f"{name}: expected what was trained, found {'; '.join(failures)}")
+
+
+def _open_engine(
+    config: AgentConfig, bundle: Bundle, store: Store, choice: str, device: int | None
+) -> tuple[str, str, Engine]:
+    """Digest of the graph, what the engine is called, and the engine: of a submodel, or the baseline without one."""
+    role = "baseline" if device is None else "submodel"
     if choice == "built":
-        key = stored_key(bundle, store, config.submodel, backend=config.backend, precision=config.precision)
+        key = stored_key(bundle, store, device, backend=config.backend, precision=config.precision)
         record = store.record(key.digest)
         _check_memory(2 * record.file.size_bytes if record is not None else 0, Path(config.root))
         settings = RunSettings(threads=config.threads, cuda=config.cuda, host_memory=config.host_memory)
-        engine = load_engine(
-            bundle, store, config.submodel, backend=key.backend, precision=config.precision, settings=settings
-        )
+        engine = load_engine(bundle, store, device, backend=key.backend, precision=config.precision, settings=settings)
         return key.model_sha256, f"{BACKENDS[key.backend].title} {key.backend_version}, {key.rung}", engine
-    digest = bundle.manifest.file("submodel", device=config.submodel, rung="fp32").sha256
-    record_of_graph = bundle.manifest.graph("submodel", config.submodel)
+    digest = bundle.manifest.file(role, device=device, rung="fp32").sha256
+    record_of_graph = bundle.manifest.graph(role, device)
     spec = EngineSpec(choice, bundle.manifest.preprocess.shape, record_of_graph.output_dim, revision=0)
     kind, _, number = choice.partition(":")
     if choice == "null":

@@ -41,7 +41,7 @@ _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""
 _LOOK_NS = 200_000_000
 """Between two looks at the file of revoked keys."""
-_AGENT_QUESTIONS = ("describe", "mark", "sample-start", "sample-stop")
+_AGENT_QUESTIONS = ("describe", "mark", "sample-start", "sample-stop", "undivided")
 """What agents reply to; anything else would stay open for ever."""
 _MAX_QUESTIONS = 256
 """Questions to agents that may be open at once."""

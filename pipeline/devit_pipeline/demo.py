@@ -30,7 +30,7 @@ from devit_engines.build import BuiltEngine, build_engines, load_engine
 from devit_engines.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.analysis import Report
-from devit_profiling.measure import measure_cell
+from devit_profiling.measure import measure_cell, raise_if_cut_short
 from devit_profiling.record import QUICK
 
 SHIPPED = Path(__file__).parent / "fashion_mnist"
@@ -151,6 +151,7 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
         progress("restart", 1, 1, f"{victim} is back")
         pictures = itertools.cycle(images)
         run, report = measure_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
+        raise_if_cut_short(report)
     return _figures(
         bundle, built, teacher_accuracy, labels, full, partial, before, after, report, run / "report.html", start_s
     )

@@ -7,7 +7,7 @@ simulated samples are marked as such.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,12 +15,14 @@ import numpy as np
 
 from devit_profiling.answers import AnswerStats, answer_stats
 from devit_profiling.calibration import Calibration
-from devit_profiling.cell import CellEnergy, cell_energy
+from devit_profiling.cell import CellEnergy, Surroundings, cell_energy, node_left_out
 from devit_profiling.energy import rising
 from devit_profiling.joules import DeviceEnergy, device_energy
+from devit_profiling.pace import Pace, pace
 from devit_profiling.power import Power, power_of, rail_names
-from devit_profiling.record import WINDOW, Plan, Recording, Scenario
+from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Run, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
+from devit_profiling.undivided import AgainstUndivided, UndividedTimes, against_undivided, undivided_times
 
 SCHEMA = 1
 GAIN_ERROR_PERCENT = 5.0
@@ -37,6 +39,10 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     energies: tuple[DeviceEnergy, ...]
     cell: CellEnergy | None
     """Only where the whole cell was asked."""
+    pace: Pace | None = None
+    """Only where requests were sent at a fixed rate."""
+    undivided: UndividedTimes | None = None
+    """Only where a device ran the undivided model; nobody was asked then."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True):
@@ -103,6 +109,12 @@ class Report(msgspec.Struct, frozen=True):
     scenarios: tuple[ScenarioReport, ...]
     files: tuple[str, ...]
     """Raw files that all this was made from."""
+    cut_short: CutShort | None = None
+    """Where the run ended before its plan did."""
+    node: DeviceReport | None = None
+    """The node's machine, which has no submodel (-1); absent where it was not sampled."""
+    against_undivided: AgainstUndivided | None = None
+    """Absent where the undivided model, or the cell as a whole, was not measured."""
 
 
 def analyse(folder: Path) -> Report:
@@ -119,37 +131,53 @@ def analyse_recording(recording: Recording) -> Report:
     """Make the report of a run that has been read already."""
     run = recording.run
     powers = [power_of(recording, device) for device in run.devices]
+    node = power_of(recording, run.node) if run.node is not None and run.node in run.machines else None
     names = run.names_by_submodel()
+    scenarios = tuple(_scenario_report(recording, scenario, powers, node) for scenario in run.scenarios)
     return Report(
         schema=SCHEMA,
         name=run.name,
         started_utc=run.started_utc,
         software=run.software,
         is_quick=run.plan.is_quick,
-        is_simulated=any(power.is_simulated for power in powers),
+        is_simulated=any(power.is_simulated for power in (*powers, *([node] if node is not None else []))),
         bundle=run.before.bundle,
         pictures=run.pictures,
         deadline_ms=run.before.deadline_ms,
         plan=run.plan,
         gain_error_percent=GAIN_ERROR_PERCENT,
-        not_measured=_left_out(names.values(), [power.device.name for power in powers]),
+        not_measured=tuple(_left_out(run, names.values(), node_left_out(run, node))),
         devices=tuple(_device_report(power, run.plan) for power in powers),
-        scenarios=tuple(_scenario_report(recording, scenario, powers) for scenario in run.scenarios),
+        scenarios=scenarios,
         files=(
             RUN_FILE,
             LATENCY_FILE,
-            *(file(power.device.name) for power in powers for file in (log_name, stamps_name)),
+            *(file(machine.name) for machine in run.machines for file in (log_name, stamps_name)),
         ),
+        cut_short=run.cut_short,
+        node=_device_report(node, run.plan) if node is not None else None,
+        against_undivided=_against_undivided(scenarios),
     )
 
 
-def _left_out(cell: Iterable[str], named: Iterable[str]) -> tuple[str, ...]:
-    others = sorted(set(cell) - set(named))
-    return (
-        "power of the fusion node: not measured",
-        "power of network switch and supplies: not measured",
-        *(f"power of {name}: not measured, as it was not named" for name in others),
-    )
+def _against_undivided(scenarios: Sequence[ScenarioReport]) -> AgainstUndivided | None:
+    alone = next((scenario for scenario in scenarios if scenario.undivided is not None), None)
+    whole = next((scenario for scenario in scenarios if scenario.cell is not None), None)
+    if alone is None or alone.undivided is None or whole is None:
+        return None
+    return against_undivided(alone.undivided, alone.energies[0], whole.energies, whole.cell, whole.answers.p50_ms)
+
+
+def _left_out(run: Run, cell: Iterable[str], node: str) -> Iterator[str]:
+    if node:
+        yield f"power of the fusion node: not measured: {node}"
+    if run.extras:
+        stated = ", ".join(f"{extra.name} {extra.watts:g} W ({extra.source})" for extra in run.extras)
+        yield f"stated in the fleet file, not measured: {stated}"
+    else:
+        yield "power of network switch and supplies: not measured; state it as [[extra]] in the fleet file"
+    for name in sorted(set(cell) - {device.name for device in run.devices}):
+        yield f"power of {name}: not measured, as it was not named"
 
 
 def _device_report(power: Power, plan: Plan) -> DeviceReport:
@@ -191,23 +219,34 @@ def _percent(cpu_s: float | None, duration_s: float) -> float | None:
     return round(100 * cpu_s / duration_s, 3) if cpu_s is not None and duration_s > 0 else None
 
 
-def _scenario_report(recording: Recording, scenario: Scenario, powers: Sequence[Power]) -> ScenarioReport:
+def _scenario_report(
+    recording: Recording, scenario: Scenario, powers: Sequence[Power], node: Power | None
+) -> ScenarioReport:
     run = recording.run
     phases = [phase for phase in run.phases if phase.scenario == scenario.name]
     windows = [phase for phase in phases if phase.kind == WINDOW]
     names = run.names_by_submodel()
-    rows = [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
+    all_rows = [row for row in recording.answers if row.scenario == scenario.name]
+    rows = [row for row in all_rows if row.window > 0]
     answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
     asked = [power for power in powers if scenario.device in ("", power.device.name)]
     energies = tuple(device_energy(power, phases, run.plan) for power in asked)
     cell = None
     if not scenario.device:
         given = Counter(row.window for row in rows if row.is_answered)
-        cell = cell_energy(energies, asked, given, len(names))
+        node_energy = device_energy(node, phases, run.plan) if node is not None else None
+        around = Surroundings(node_energy, node_left_out(run, node, node_energy), run.extras)
+        cell = cell_energy(energies, asked, given, len(names), around)
     return ScenarioReport(
         name=scenario.name,
         asked=(scenario.device,) if scenario.device else tuple(names[index] for index in sorted(names)),
         answers=answers,
         energies=energies,
         cell=cell,
+        pace=pace(all_rows, phases, run.plan.rate_hz)
+        if run.plan.rate_hz is not None and not scenario.is_undivided
+        else None,
+        undivided=undivided_times(run.undivided, phases)
+        if run.undivided is not None and scenario.is_undivided
+        else None,
     )

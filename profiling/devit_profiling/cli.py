@@ -64,6 +64,21 @@ def profile(
         int | None,
         typer.Option(metavar="N", help="Requests under way at once (default: 1, latency without queueing)."),
     ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HZ|max",
+            help="Requests per second, sent whatever has been answered, latency counted from when each was due; max: "
+            "as many as the cell takes (default: an answer makes the next request due).",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Run the bundle's undivided model on this device too, to compare: devit build --baseline makes it.",
+        ),
+    ] = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Picture file or folder to send; may be repeated (default: random images)."),
@@ -86,7 +101,8 @@ def profile(
 
     Writes a folder of raw files with report.json and report.html, one page that opens offline.
 
-    A device without a power sensor is measured in milliseconds alone.
+    A device without a power sensor is measured in milliseconds alone. Ctrl-C, once, ends the run early and keeps what
+    was measured.
     """
     from devit_profiling.report import write_report
 
@@ -99,8 +115,10 @@ def profile(
     if from_run is not None:
         _show(from_run, write_report(from_run), as_json=as_json)
         return
+    from devit_profiling.measure import raise_if_cut_short
+
     names = [name.strip() for name in (devices or "").split(",")]
-    changes = {
+    changes: dict[str, float | int | str | None] = {
         "duration_s": duration_s,
         "windows": windows,
         "idle_s": idle_s,
@@ -108,11 +126,17 @@ def profile(
         "warm_up_s": warm_up_s,
         "interval_ms": interval_ms,
         "in_flight": in_flight,
+        "undivided": baseline,
     }
+    if rate is not None:
+        if in_flight is not None:
+            raise typer.BadParameter("give --rate or --in-flight, not both: a rate does not wait for answers")
+        changes |= _load_of(rate, fleet)
     plan = _plan(quick, {name: value for name, value in changes.items() if value is not None})
     with terminal.progress_bar(quiet=as_json) as progress:
         folder, report = _measure(fleet, key, names, images or [], plan, out, progress, calibrations)
     _show(folder, report, as_json=as_json)
+    raise_if_cut_short(report)
 
 
 def main() -> NoReturn:
@@ -120,7 +144,19 @@ def main() -> NoReturn:
     terminal.run(app, "profile")
 
 
-def _plan(quick: bool, changes: dict[str, float | int]) -> Plan:
+def _load_of(rate: str, fleet: Path) -> dict[str, float | int]:
+    """Read ``--rate``: ``max`` keeps every device's credit used, and as much again waiting at the node."""
+    from devit_contract.fleet import load_fleet
+
+    if rate == "max":
+        return {"in_flight": 2 * load_fleet(fleet).serving.credit}
+    try:
+        return {"rate_hz": float(rate)}
+    except ValueError as err:
+        raise typer.BadParameter(f"--rate: expected requests per second, or max, found {rate!r}") from err
+
+
+def _plan(quick: bool, changes: dict[str, float | int | str]) -> Plan:
     import msgspec
 
     from devit_profiling.record import QUICK, Plan
@@ -144,6 +180,7 @@ def _measure(
     from devit_profiling.calibration import default_folder
     from devit_profiling.measure import measure_cell
     from devit_profiling.pictures import load_pictures, random_pictures
+    from devit_profiling.run import planned_s
 
     fleet = load_fleet(fleet_path)
     for name in names:
@@ -152,14 +189,33 @@ def _measure(
     with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
         if pictures is None:
             pictures = random_pictures(client.status().image_shape)
+        _announce(planned_s(len(names), plan))
         return measure_cell(client, fleet, names, pictures, plan, out, progress, calibrations or default_folder())
+
+
+def _announce(duration_s: float) -> None:
+    """Say before it starts how long it will take, and when it ends."""
+    from datetime import datetime, timedelta
+
+    from devit_profiling.words import duration_text
+
+    end = datetime.now() + timedelta(seconds=duration_s)
+    typer.echo(f"this takes about {duration_text(duration_s)}, until {end:%H:%M:%S} local time", err=True)
 
 
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     import msgspec
 
     from devit_profiling.report import HTML_FILE
-    from devit_profiling.words import SUMMARY_HEADER, calibration_notes, doubts, summary_rows
+    from devit_profiling.words import (
+        PAPER,
+        SUMMARY_HEADER,
+        against_undivided_text,
+        calibration_notes,
+        doubts,
+        pace_text,
+        summary_rows,
+    )
 
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
@@ -169,6 +225,11 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
     typer.echo("feature at the node; of the cell, from request to answer.")
+    if report.against_undivided is not None:
+        typer.echo(f"{against_undivided_text(report)}.\n{PAPER}.")
+    for scenario in report.scenarios:
+        if scenario.pace is not None:
+            typer.echo(f"{scenario.name}: {pace_text(scenario)}")
     for note in (*calibration_notes(report), *doubts(report)):
         typer.echo(f"note: {note}")
     typer.echo(f"report: {folder / HTML_FILE}")

@@ -56,7 +56,7 @@ class TimeAxis:
         """Map all clocks of a run."""
         phases = recording.run.phases
         edges = [edge for phase in phases for edge in (phase.start, phase.end)]
-        clocks = {device.name: fit_clock(edges, device.name) for device in recording.run.devices}
+        clocks = {device.name: fit_clock(edges, device.name) for device in recording.run.machines}
         moments = [edge.desk_ns for edge in edges]
         moments += [at for edge in edges for at, _ in edge.asked_ns.values()]
         moments += [row.sent_ns for row in recording.answers if row.sent_ns is not None]

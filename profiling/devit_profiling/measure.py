@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from devit_contract.client import Client, Picture
-from devit_contract.errors import InputError
+from devit_contract.errors import InputError, LinkError
 from devit_contract.fleet import Fleet
 from devit_contract.progress import Progress
 from devit_profiling.analysis import Report
@@ -38,7 +38,7 @@ def measure_cell(
         calibrations: Folder with calibrations of devices; none by default.
 
     Returns:
-        The run's folder, which holds ``report.html``, and the report.
+        The run's folder, which holds ``report.html``, and the report; that of a run which was cut short tells so.
 
     Raises:
         ManifestError: A calibration breaks its format, or is of another board.
@@ -49,5 +49,16 @@ def measure_cell(
         if list(device_names).count(name) > 1:
             raise InputError(f"device {name!r}: expected each name once, found it twice: name it once")
     devices = [fleet.find_device(name) for name in device_names]
-    folder = run_profile(client, devices, pictures, plan, out, progress, calibrations)
+    folder = run_profile(client, devices, pictures, plan, out, progress, calibrations=calibrations, extras=fleet.extra)
     return folder, write_report(folder)
+
+
+def raise_if_cut_short(report: Report) -> None:
+    """Raise again what ended a run before its plan did.
+
+    Raises:
+        KeyboardInterrupt: It was Ctrl-C or SIGTERM.
+        LinkError: The link to the node or to a device was lost.
+    """
+    if report.cut_short is not None:
+        raise KeyboardInterrupt if report.cut_short.is_interrupt else LinkError(report.cut_short.cause)

@@ -14,13 +14,18 @@ from devit_profiling.power import power_of
 from devit_profiling.record import Recording
 from devit_profiling.words import (
     NOT_MEASURED,
+    PAPER,
     SUMMARY_HEADER,
+    against_undivided_text,
     calibration_notes,
     doubts,
+    how_cut_short,
     interval,
     interval_parts,
     joules,
+    load_text,
     number,
+    pace_text,
     summary_rows,
 )
 
@@ -41,6 +46,11 @@ def render_html(report: Report, recording: Recording) -> str:
         report=report,
         summary_header=SUMMARY_HEADER,
         summary=summary_rows(report),
+        cut_short=how_cut_short(report),
+        load=load_text(report),
+        pace_text=pace_text,
+        against_undivided=against_undivided_text(report),
+        paper=PAPER,
         doubts=list(doubts(report)),
         calibrations=list(calibration_notes(report)),
         power_plots=_power_plots(recording),
@@ -65,7 +75,7 @@ def _power_plots(recording: Recording) -> dict[str, Markup]:
 
     plots = {}
     axis = TimeAxis.of(recording)
-    for place, device in enumerate(recording.run.devices):
+    for place, device in enumerate(recording.run.machines):
         power = power_of(recording, device)
         if power.log.samples:
             plots[device.name] = Markup(power_svg(f"power{place}", power, recording.run.phases, axis))
@@ -97,6 +107,7 @@ def _latency_plot(recording: Recording) -> Markup | None:
     rows = {
         scenario.name: [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
         for scenario in recording.run.scenarios
+        if not scenario.is_undivided
     }
     if not any(row.is_answered for answers in rows.values() for row in answers):
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from devit_contract.errors import InputError
+from devit_contract.fleet import Extra
 from devit_contract.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
 from devit_contract.wire import State
 from devit_profiling.calibration import Calibration
@@ -20,6 +21,8 @@ IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "war
 """Kinds of phases."""
 OUTSIDE = 0
 """Window number of answers outside all windows: warm-up, and what was under way at the end."""
+NODE = "fusion node"
+"""Name of the node's machine among the devices: none of them can have it."""
 _KINDS = (IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW)
 
 
@@ -44,6 +47,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sampling period that the sampler is asked for."""
     in_flight: int = 1
     """Requests under way at once; with 1 the latency has no queueing in it."""
+    rate_hz: float | None = None
+    """Requests a second, sent whatever has been answered; absent: each answer makes the next request due."""
+    undivided: str = ""
+    """Device that runs the undivided model too, before anything else; empty: none does."""
     idle_samples: int = 8
     """Least power samples of an idle phase."""
     window_samples: int | None = None
@@ -60,9 +67,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("windows", self.windows, 1, 1000),
             ("interval_ms", self.interval_ms, 10, 60_000),
             ("in_flight", self.in_flight, 1, 64),
+            ("rate_hz", self.rate_hz, 0.01, 100_000),
         )
         for name, value, low, high in bounds:
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise InputError(f"plan: {name}: expected {low} to {high}, found {value:g}: choose another value")
 
 
@@ -76,7 +84,8 @@ class Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     desk_ns: int
     """Monotonic clock of the machine that asks; for answers per second only."""
     marks: dict[str, Mark]
-    """By device, each on its own clock."""
+    """By device, each on its own clock; and of the node's machine where it was sampled, which is the one that asks:
+    what it has done are answers."""
     asked_ns: dict[str, tuple[int, int]] = {}
     """By device: the asking machine's clock before and behind the question for its mark; not in older runs."""
 
@@ -112,6 +121,27 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the requests: bit i for device i; 0 asks all."""
     device: str = ""
     """The device that works alone; empty where all do."""
+    is_undivided: bool = False
+    """Whether that device runs the undivided model by itself, and nobody is asked; its marks count that model."""
+
+
+class UndividedWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inferences of the undivided model in one window, as its device timed them."""
+
+    number: int
+    inferences: int
+    p50_ms: float | None
+    """Absent where there was none."""
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class UndividedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The undivided model on one device."""
+
+    device: str
+    engine: str
+    windows: tuple[UndividedWindow, ...]
 
 
 class CellDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,6 +197,19 @@ class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of its total, as it stood when the run was measured; absent where there was none."""
 
 
+class CutShort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a run ended before its plan did."""
+
+    cause: str
+    """In words."""
+    is_interrupt: bool
+    """Whether somebody wanted it to end."""
+    scenario: str
+    """The one that was under way."""
+    windows: int
+    """Of its windows, how many had ended: the one under way is no figure."""
+
+
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``run.json``."""
 
@@ -182,7 +225,19 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenarios: tuple[Scenario, ...]
     phases: tuple[Phase, ...]
     before: NodeRecord
-    after: NodeRecord
+    after: NodeRecord | None
+    """Absent where the node could not be asked any more."""
+    cut_short: CutShort | None = None
+    node: DeviceRecord | None = None
+    """The node's machine, without a submodel (-1); absent in older runs, which did not look for its sensor."""
+    extras: tuple[Extra, ...] = ()
+    """Of the fleet file."""
+    undivided: UndividedRecord | None = None
+
+    @property
+    def machines(self) -> tuple[DeviceRecord, ...]:
+        """The devices, and the node's machine where it was sampled."""
+        return (*self.devices, self.node) if self.node is not None and self.node.description.sensor else self.devices
 
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""
@@ -206,7 +261,10 @@ class AnswerRow:
     """Device index to why its feature is not in the answer."""
     devices: tuple[DeviceTiming, ...]
     sent_ns: int | None = None
-    """The asking machine's monotonic clock when the request was made; absent in older runs."""
+    """The asking machine's monotonic clock when the request was due, which the latency counts from; absent in older
+    runs."""
+    late_us: int = 0
+    """How much later than that it was made: only with requests at a fixed rate."""
 
     @property
     def is_answered(self) -> bool:

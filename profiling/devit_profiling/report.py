@@ -54,7 +54,7 @@ def write_report(folder: Path) -> Report:
     """
     recording = read_recording(folder)
     report = analyse_recording(recording)
-    powers = [power_of(recording, device) for device in recording.run.devices]
+    powers = [power_of(recording, device) for device in recording.run.machines]
     html = render_html(report, recording)
     write_json(folder / JSON_FILE, report)
     write_bytes(folder / HTML_FILE, html.encode())

@@ -24,7 +24,7 @@ from devit_contract.files import new_folder, read_json, write_bytes, write_json
 from devit_contract.keys import check_name
 from devit_contract.messages import DeviceTiming
 from devit_contract.wire import State
-from devit_profiling.record import SCHEMA, AnswerRow, Recording, Run
+from devit_profiling.record import NODE, SCHEMA, AnswerRow, Recording, Run
 from devit_profiling.tegrastats import StampedLine
 
 RUN_FILE = "run.json"
@@ -34,12 +34,12 @@ _HINT = "measure again with profile --devices"
 
 def log_name(device: str) -> str:
     """Name a device's log file."""
-    return f"{device}.tegrastats.log"
+    return f"{device.replace(' ', '+')}.tegrastats.log"
 
 
 def stamps_name(device: str) -> str:
     """Name the file with the arrival of a device's lines."""
-    return f"{device}.stamps.csv"
+    return f"{device.replace(' ', '+')}.stamps.csv"
 
 
 def write_recording(folder: Path, recording: Recording) -> None:
@@ -49,7 +49,7 @@ def write_recording(folder: Path, recording: Recording) -> None:
         InputError: The folder cannot be written.
     """
     with new_folder(folder) as draft:
-        for device in recording.run.devices:
+        for device in recording.run.machines:
             lines = recording.lines[device.name]
             write_bytes(draft / log_name(device.name), "".join(f"{line.text}\n" for line in lines).encode())
             stamps = ((number, line.monotonic_ns) for number, line in enumerate(lines, 1))
@@ -70,21 +70,23 @@ def read_recording(folder: Path) -> Recording:
     path = folder / RUN_FILE
     run = read_json(path, Run, schema=SCHEMA, hint=_HINT)
     _check_run(path, run)
-    lines = {device.name: _read_lines(folder, device.name) for device in run.devices}
+    lines = {device.name: _read_lines(folder, device.name) for device in run.machines}
     return Recording(run, lines, _read_answers(folder / LATENCY_FILE, run.names_by_submodel()))
 
 
 _STAMP_HEADER = ("line", "monotonic_ns")
 _ANSWER_HEADER = ("scenario", "window", "state", "mask", "latency_ms", "wait_us", "collect_us", "fuse_us", "missing")
-_SENT = "sent_ns"
-"""Last column of ``latency.csv``; older runs have none."""
+_SENT = ("sent_ns", "late_us")
+"""Last columns of ``latency.csv``; older runs lack one or both."""
 _TIMES = ("network_us", "queue_us", "decode_us", "inference_us", "arrival_us")
 
 
 def _check_run(path: Path, run: Run) -> None:
     for device in run.devices:
         check_name(device.name)  # it names files
-    devices = {device.name for device in run.devices}
+    devices = {device.name for device in run.machines}
+    if run.node is not None and run.node.name != NODE:
+        raise ManifestError(f"{path}: field node.name: expected {NODE!r}, found {run.node.name!r}: {_HINT}")
     scenarios = {scenario.name for scenario in run.scenarios}
     if not devices or not scenarios:
         raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
@@ -116,14 +118,14 @@ def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
 def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:
     answers = []
     header = _latency_header(names)
-    for number, cells in _rows(path, header, header[:-1]):
+    for number, cells in _rows(path, header, (header[:-1], header[:-2])):
         with _Line(path, number):
             answers.append(_answer_row(cells, names))
     return tuple(answers)
 
 
 def _latency_header(names: Mapping[int, str]) -> tuple[str, ...]:
-    return (*_ANSWER_HEADER, *(f"{names[index]}.{time}" for index in sorted(names) for time in _TIMES), _SENT)
+    return (*_ANSWER_HEADER, *(f"{names[index]}.{time}" for index in sorted(names) for time in _TIMES), *_SENT)
 
 
 def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
@@ -135,12 +137,13 @@ def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
         timing = timings.get(index)
         yield from ("",) * len(_TIMES) if timing is None else (getattr(timing, time) for time in _TIMES)
     yield "" if row.sent_ns is None else row.sent_ns
+    yield row.late_us
 
 
 def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
     pairs = (part.partition("=") for part in cells[8].split(";") if part)
     width = len(_ANSWER_HEADER) + len(names) * len(_TIMES)
-    sent = cells[width] if len(cells) > width else ""
+    sent, late = (*cells[width:], "", "")[:2]
     devices = []
     for place, index in enumerate(sorted(names)):
         first = len(_ANSWER_HEADER) + place * len(_TIMES)
@@ -159,6 +162,7 @@ def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
         missing={int(index): why for index, _, why in pairs},
         devices=tuple(devices),
         sent_ns=int(sent) if sent else None,
+        late_us=int(late or 0),
     )
 
 
@@ -171,13 +175,13 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> byt
     return text.getvalue().encode()
 
 
-def _rows(path: Path, header: Sequence[str], older: Sequence[str] = ()) -> Iterable[tuple[int, list[str]]]:
+def _rows(path: Path, header: Sequence[str], older: Sequence[Sequence[str]] = ()) -> Iterable[tuple[int, list[str]]]:
     """Give the rows behind the header, or behind an older one, with their line numbers."""
     reader = csv.reader(io.StringIO(_read_text(path)))
     try:
         for number, cells in enumerate(reader, 1):
-            if number == 1 and older and tuple(cells) == tuple(older):
-                header = older
+            if number == 1 and tuple(cells) in older:
+                header = cells
             if number == 1 and tuple(cells) != tuple(header):
                 raise ManifestError(
                     f"{path}: expected the columns {','.join(header)}, found {','.join(cells)}: {_HINT}"

@@ -13,7 +13,7 @@ import msgspec
 
 from devit_profiling.clocks import ClockFit, TimeAxis
 from devit_profiling.power import Power
-from devit_profiling.record import OUTSIDE, AnswerRow, Phase, Recording
+from devit_profiling.record import NODE, OUTSIDE, AnswerRow, Phase, Recording
 from devit_profiling.tegrastats import SIMULATED
 
 TRACE_FILE = "trace.json"
@@ -68,12 +68,13 @@ def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
     axis = TimeAxis.of(recording)
     names = recording.run.names_by_submodel()
     mark = {power.device.name: f" ({SIMULATED})" if power.is_simulated else "" for power in powers}
-    cell = dict.fromkeys([*(names[index] for index in sorted(names)), *axis.clocks])
+    cell = dict.fromkeys([*(names[index] for index in sorted(names)), *(name for name in axis.clocks if name != NODE)])
     pids = {name: FIRST_DEVICE_PID + place for place, name in enumerate(cell)}
+    pids[NODE] = NODE_PID
     answers, left_out = _drawn(recording.answers)
     slices = [*_phase_slices(recording, axis, pids), *_answer_slices(answers, names, pids, axis)]
     counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
-    titles = {DESK_PID: "asking machine", NODE_PID: "fusion node"}
+    titles = {DESK_PID: "asking machine"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
     events = sorted([*slices, *counters], key=_order)
     simulated = [power.device.name for power in powers if power.is_simulated]

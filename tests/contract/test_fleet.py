@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from devit_contract.errors import DevitError, InputError, ManifestError
-from devit_contract.fleet import Serving, is_loopback, load_agent_config, load_fleet, parse_endpoint
+from devit_contract.fleet import Extra, Serving, is_loopback, load_agent_config, load_fleet, parse_endpoint
 
 KEYS = {name: zmq.curve_keypair()[0].decode() for name in ("node", "jetson1", "jetson2", "desk")}
 PLAIN = """
@@ -198,3 +198,28 @@ def test_an_agent_off_this_machine_needs_keys(tmp_path: Path) -> None:
 def test_only_loopback_counts_as_loopback(endpoint: str, host: str, port: int, loopback: bool) -> None:
     assert parse_endpoint(endpoint, "here") == (host, port)
     assert is_loopback(endpoint) is loopback
+
+
+def test_extra_of_the_example_is_read_once_its_comment_signs_are_gone(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "examples" / "fleet.toml").read_text()
+    text = re.sub(r"(?m)^# (?=\[\[extra|name|watts|source)", "", text)
+    keys = (zmq.curve_keypair()[0].decode() for _ in iter(int, 1))
+    path = tmp_path / "fleet.toml"
+    path.write_text(re.sub(r"paste-the-public-key[^\"]*", lambda _: next(keys), text))
+    assert load_fleet(path).extra == (Extra("switch", 4.5, "wall meter, 2026-01-05, five ports busy"),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ('name = "switch"\nwatts = 0.0\nsource = "meter"', "watts of .* expected more than 0, found 0"),
+        ('name = "switch"\nwatts = nan\nsource = "meter"', "watts of .* expected more than 0, found nan"),
+        ('name = "switch"\nwatts = 4.5\nsource = " "', "expected where its watts come from"),
+        ('name = "switch"\nwatts = 4.5', "source"),
+    ],
+)
+def test_extra_without_watts_or_their_source_is_refused(tmp_path: Path, entry: str, text: str) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f"{PLAIN}\n[[extra]]\n{entry}\n")
+    with pytest.raises(ManifestError, match=text):
+        load_fleet(path)

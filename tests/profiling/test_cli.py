@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from devit_contract.errors import InputError
 from devit_profiling.analysis import Report
-from devit_profiling.cli import app
+from devit_profiling.cli import _load_of, app
 
 if TYPE_CHECKING:
     from conftest import FakeRun, LiveCell
@@ -80,6 +81,31 @@ def test_running_cell_is_profiled_from_its_fleet_file(live_cell: LiveCell, tmp_p
     (folder,) = tmp_path.iterdir()
     assert "insufficient" in result.stdout
     assert json.loads((folder / "report.json").read_bytes())["pictures"].startswith("32 random images of 6 x 8 x 1")
+
+
+def test_rate_is_kept_and_told_with_how_long_it_takes(live_cell: LiveCell, tmp_path: Path) -> None:
+    options = ["--quick", "--idle", "0.3", "--warm-up", "0", "--duration", "0.5", "--interval-ms", "20", "--rate", "50"]
+    command = ["--devices", "jetson1", "--fleet", str(live_cell.fleet_path), "--out", str(tmp_path)]
+    result = runner.invoke(app, [*command, *options])
+    assert result.exit_code == 0
+    assert re.match(r"this takes about 1 s, until \d\d:\d\d:\d\d local time\n", result.stderr)
+    (folder,) = tmp_path.iterdir()
+    report = msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
+    pace = report.scenarios[0].pace
+    assert pace is not None
+    assert pace.asked_hz == 50
+    assert 40 < pace.sent_hz < 60
+    assert "50.0 requests a second were due" in " ".join(result.stdout.split())
+
+
+def test_rate_max_keeps_twice_the_credit_of_a_device_under_way(live_cell: LiveCell) -> None:
+    assert _load_of("max", live_cell.fleet_path) == {"in_flight": 4}
+
+
+def test_rate_is_a_number_or_max_and_excludes_in_flight(live_cell: LiveCell) -> None:
+    base = ["--devices", "jetson1", "--fleet", str(live_cell.fleet_path)]
+    for arguments in (["--rate", "fast"], ["--rate", "5", "--in-flight", "2"]):
+        assert runner.invoke(app, [*base, *arguments]).exit_code == 2
 
 
 def test_unknown_device_is_named_before_anything_is_connected(live_cell: LiveCell) -> None:

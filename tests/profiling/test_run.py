@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from devit_contract.errors import InputError
-from devit_contract.progress import no_progress
+from devit_contract.progress import Progress, no_progress
 from devit_contract.wire import State
 from devit_profiling.analysis import analyse
-from devit_profiling.measure import measure_cell
+from devit_profiling.measure import measure_cell, raise_if_cut_short
 from devit_profiling.pictures import random_pictures
-from devit_profiling.record import QUICK, Plan, Recording
+from devit_profiling.record import QUICK, CutShort, Plan, Recording
 from devit_profiling.run import run_profile
 from devit_profiling.run_folder import read_recording, write_recording
+from devit_profiling.words import doubts
 
 if TYPE_CHECKING:
     from conftest import LiveCell
@@ -148,6 +149,7 @@ def test_report_of_the_run_is_simulated_and_measures_what_it_can(folder: Path) -
 
 def test_node_status_is_kept_from_before_and_after(recording: Recording) -> None:
     before, after = recording.run.before, recording.run.after
+    assert after is not None
     assert after.devices[0].answered - before.devices[0].answered > 20
     assert [device.name for device in after.devices] == ["jetson1", "jetson2"]
 
@@ -176,18 +178,43 @@ def test_progress_tells_scenario_seconds_and_phase(live_cell: LiveCell, tmp_path
     assert all(0 <= done < total for _, done, total, _ in told[:-1])
 
 
-def test_ctrl_c_stops_the_sampler_and_leaves_no_folder(live_cell: LiveCell, tmp_path: Path) -> None:
+def _interrupt_in(phase: str) -> Progress:
     def interrupt(_stage: str, _done: float, _total: float, note: str = "") -> None:
-        if note.startswith("window"):
+        if note.startswith(phase):
             raise KeyboardInterrupt
 
+    return interrupt
+
+
+def test_ctrl_c_stops_the_sampler_and_keeps_the_windows_that_had_ended(live_cell: LiveCell, tmp_path: Path) -> None:
     live_cell.pid_path.unlink(missing_ok=True)
-    with live_cell.client() as client, pytest.raises(KeyboardInterrupt):
-        run_profile(client, live_cell.fleet.device, PICTURES, SHORT, tmp_path, interrupt)
-    assert list(tmp_path.iterdir()) == []
+    with live_cell.client() as client:
+        devices = live_cell.fleet.device
+        folder = run_profile(client, devices, PICTURES, SHORT, tmp_path, _interrupt_in("window 2"))
     pid = int(live_cell.pid_path.read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)  # the agent has ended it, and buried it, before it answered
+    recording = read_recording(folder)
+    assert recording.run.cut_short == CutShort("Ctrl-C or SIGTERM", True, "jetson1 alone", windows=1)
+    assert [phase.kind for phase in recording.run.phases] == ["settle", "idle", "warm-up", "window"]
+    assert {row.window for row in recording.answers} == {0, 1}  # the second window had begun, and is none
+    report = analyse(folder)
+    assert [scenario.name for scenario in report.scenarios] == ["jetson1 alone"]
+    energy = report.scenarios[0].energies[0]
+    assert energy.total_j_per_inference is not None
+    assert (energy.total_j_per_inference.windows, energy.total_j_per_inference.low_95) == (1, None)
+    assert next(doubts(report)) == (
+        "the run was cut short in 'jetson1 alone', after window 1 of 2, by Ctrl-C or SIGTERM: what was measured until "
+        "then is here"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        raise_if_cut_short(report)
+
+
+def test_ctrl_c_before_the_first_phase_has_ended_leaves_no_folder(live_cell: LiveCell, tmp_path: Path) -> None:
+    with live_cell.client() as client, pytest.raises(KeyboardInterrupt):
+        run_profile(client, live_cell.fleet.device, PICTURES, SHORT, tmp_path, _interrupt_in("settle"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cell_is_profiled_by_names_with_an_endless_iterator(live_cell: LiveCell, tmp_path: Path) -> None:
