@@ -1,0 +1,25 @@
+"""Sphinx: ``make docs`` renders this folder into ``docs/_build/html``; nothing is fetched from a network."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "DeViT Edge"
+author = copyright = "The DeViT Edge developers"  # noqa: A001 - Sphinx' name
+version = release = version_of("devit")
+
+extensions = ["myst_parser", "generated"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_heading_anchors = 4
+# A struct of several files is told once; where its fields are long, cells break rather than scroll.
+html_theme = "furo"
+html_title = f"DeViT Edge {version}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_copy_source = html_show_sourcelink = False
+html_show_sphinx = False
