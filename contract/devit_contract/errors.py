@@ -9,9 +9,11 @@
     ├── LinkError         a peer cannot be reached, refused us, or an address cannot be bound
     ├── ExportError       a model cannot be turned into a graph that keeps its meaning
     ├── EngineError       an engine cannot be built, found, loaded or run
+    │   ├── NotBuiltError     the store holds none that this bundle and this machine can take
     │   └── DeviceLostError   the GPU's context is lost; only a new process helps, exit code 70
     ├── EnergyError       power samples do not carry the figure that was asked for
-    └── TrainError        training cannot start, resume or go on
+    ├── TrainError        training cannot start, resume or go on
+    └── ConfigurationError    a service cannot start with its files as they are; no new start helps, exit code 78
 
 A message says what was expected, what was found, and what to run next. Commands catch
 :class:`DevitError` in one place and print it; every other exception is a bug and keeps its traceback.
@@ -51,6 +53,10 @@ class EngineError(DevitError):
     """An engine cannot be built, found, loaded or run."""
 
 
+class NotBuiltError(EngineError):
+    """The store holds no engine that this bundle and this machine can take."""
+
+
 class DeviceLostError(EngineError):
     """The GPU's context is lost; only a new process helps."""
 
@@ -61,3 +67,7 @@ class EnergyError(DevitError):
 
 class TrainError(DevitError):
     """Training cannot start, resume or go on."""
+
+
+class ConfigurationError(DevitError):
+    """A service cannot start with its files as they are; no new start helps."""

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -112,6 +112,18 @@ def _is_own(marker: Path) -> bool:
     return isinstance(content, dict) and {"schema", "code_version", "files"} <= content.keys()
 
 
+def open_lock(path: Path) -> IO[bytes]:
+    """Open a file to lock it, made where it is absent; the next in a shared folder may be another user's.
+
+    Raises:
+        OSError: It cannot be made, nor read.
+    """
+    try:
+        return path.open("ab")
+    except PermissionError:
+        return path.open("rb")  # enough for flock(2)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder; on success it takes the name ``path``, on failure it is removed.
@@ -125,7 +137,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written: {err.strerror}") from err
     old = draft.with_name(draft.name + ".old")
     try:
-        draft.chmod(0o755)
+        shared = path.parent.stat().st_mode & 0o2020
+        draft.chmod(0o755 | (shared if shared == 0o2020 else 0))  # what is shared with a group stays so
         yield draft
         if path.exists():
             path.rename(old)

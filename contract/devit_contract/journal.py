@@ -14,6 +14,8 @@ import time
 from contextlib import suppress
 
 _JOURNAL = "/run/systemd/journal/socket"
+_STEP_US = 180_000_000
+"""Longest step of a start."""
 
 
 class Priority(enum.IntEnum):
@@ -64,6 +66,10 @@ class Supervisor:
         is_own = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._alive_s = int(period_us) / 3e6 if period_us.isdigit() and is_own else 0.0
         self._next_alive_s = 0.0
+
+    def starting(self, status: str) -> None:
+        """Say which step of the start begins now; it may take three minutes, whatever the others took."""
+        self._send(f"EXTEND_TIMEOUT_USEC={_STEP_US}\nSTATUS={status}")
 
     def ready(self, status: str) -> None:
         """Say that the service serves now."""

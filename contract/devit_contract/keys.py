@@ -97,15 +97,23 @@ def stored_keys(folder: Path) -> list[StoredKey]:
 def load_keys(secret_path: Path) -> KeyPair:
     """Read a secret key; the public half is computed from it.
 
+    Where systemd hands a credential of the file's name to this service (``LoadCredential=`` in systemd.exec(5)), that
+    is read: the file itself may be root's alone.
+
     Raises:
         InputError: The file is missing, readable for others than its owner, or no key.
     """
+    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / secret_path.name
+    is_credential = credential.is_absolute() and credential.exists()
+    if is_credential:
+        secret_path = credential
     try:
         mode = secret_path.stat().st_mode & 0o777
         text = secret_path.read_bytes().strip()
     except OSError as err:
         raise InputError(f"{secret_path}: cannot be read ({err.strerror}): make one with devit keys new") from err
-    if mode & 0o077:
+    # systemd 254 and later lets the service in by an access list, which stat shows as 0440: systemd/systemd#29435.
+    if mode & (0o037 if is_credential else 0o077):
         raise InputError(f"{secret_path}: expected mode 0600, found {mode:04o}: chmod 600 {secret_path}")
     secret = check_key(text, str(secret_path))
     return KeyPair(zmq.curve_public(secret), secret)

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from devit_contract.errors import DeviceLostError, DevitError
+from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError
 from devit_contract.progress import Progress, no_progress
 
 
@@ -22,16 +22,17 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line to its exit code; ``name`` is what its usage line calls it.
 
     0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU's context is lost (one line too): the same
-    command in a new process may succeed, so a service manager should start it again; 130 Ctrl-C or SIGTERM. Every other
-    exception is a bug and keeps its traceback.
+    command in a new process may succeed, so a service manager should start it again; 78 a service's configuration is
+    at fault (one line), and a new start would not help; 130 Ctrl-C or SIGTERM. Every other exception is a bug and keeps
+    its traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name=name)
     except DevitError as err:
         typer.echo(f"error: {' '.join(str(err).split())}", err=True)
-        # EX_SOFTWARE of sysexits.h, told apart from 1 so that a unit file can treat it on its own.
-        sys.exit(70 if isinstance(err, DeviceLostError) else 1)
+        # EX_SOFTWARE and EX_CONFIG of sysexits.h, told apart from 1 so that a unit file can treat each on its own.
+        sys.exit(70 if isinstance(err, DeviceLostError) else 78 if isinstance(err, ConfigurationError) else 1)
     sys.exit(0)
 
 

@@ -98,6 +98,7 @@ class EdgeAgent:
             self._poller.register(readable, zmq.POLLIN)
         if source is not None and source.fileno() >= 0:
             self._poller.register(source.fileno(), zmq.POLLIN)
+        self._supervisor.starting("waiting for the node")
 
     def __enter__(self) -> EdgeAgent:
         """Use the agent in a ``with`` block."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -30,6 +31,7 @@ def agent(
     the engine anew, without a lost frame, and keeps the old one where the new one is not good.
     """
     from devit_contract.journal import Log
+    from devit_contract.starting import as_configured
     from devit_contract.stopping import ReloadSignal, StopSignal
     from devit_edge_agent.start import open_agent
 
@@ -39,7 +41,9 @@ def agent(
     def announce() -> None:
         typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "config": str(config)}))
 
-    with open_agent(config, engine, log=Log("edge-agent"), on_ready=announce) as opened:
+    with ExitStack() as stack:
+        with as_configured():
+            opened = stack.enter_context(open_agent(config, engine, log=Log("edge-agent"), on_ready=announce))
         opened.serve(should_stop, should_reload)
 
 

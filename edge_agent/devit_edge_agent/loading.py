@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -91,8 +91,12 @@ def read_again(settings: Settings) -> Settings:
     return fresh
 
 
-def load(settings: Settings) -> Loaded:
+def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -> Loaded:
     """Load the engine of the bundle that ``agent.toml`` names now, and warm it.
+
+    Args:
+        settings: What holds for the whole process.
+        tell: Told of each step as it begins.
 
     Raises:
         InputError: A file is not usable, or the bundle is older than one that this device has run.
@@ -100,12 +104,15 @@ def load(settings: Settings) -> Loaded:
         EngineError: The engine was not built on this device, or memory is short.
     """
     config = settings.config
+    tell("checking the bundle")
     store = Store(Path(config.store) if config.store else None)
     if config.allowed_signers:
         bundle, _ = open_admitted(Path(config.bundle), Path(config.allowed_signers), store.folder / MEMORY_NAME)
     else:
         bundle = Bundle(Path(config.bundle))
+    tell("loading the engine")
     digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice)
+    tell("warming the engine up")
     with _closed_on_failure(engine):
         engine.warm_up(_WARM_UP_RUNS)
         return _described(config, bundle, digest, name, engine)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from devit_contract.journal import Log
+from devit_contract.journal import Log, Supervisor
 from devit_edge_agent.agent import EdgeAgent
 from devit_edge_agent.loading import load, read_settings
 from devit_edge_agent.sources import open_source
@@ -30,7 +30,7 @@ def open_agent(
         EngineError: The engine was not built on this device, or memory is short.
     """
     settings = read_settings(path, engine_choice)
-    loaded = load(settings)
+    loaded = load(settings, Supervisor().starting)
     with loaded.engine:
         line = settings.config.source
         source = open_source(line, loaded.preprocess, base=path.parent.absolute()) if line else None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from devit_contract.errors import EngineError
+from devit_contract.errors import EngineError, InputError
 from devit_engines import ort, plan
 from devit_engines.board import Board
 from devit_engines.engine import CheckedEngine, EngineSpec
@@ -158,10 +158,10 @@ def backend_of(name: str) -> Backend:
     """Find a back end by its name; ``auto`` is TensorRT where it is installed, else ONNX Runtime.
 
     Raises:
-        EngineError: There is none of that name.
+        InputError: There is none of that name.
     """
     if name == "auto":
         name = "tensorrt" if BACKENDS["tensorrt"].is_installed else "ort"
     if name not in BACKENDS:
-        raise EngineError(f"back end {name}: expected one of {', '.join(CHOICES)}: choose one of these")
+        raise InputError(f"back end {name}: expected one of {', '.join(CHOICES)}: choose one of these")
     return BACKENDS[name]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from devit_contract.errors import EngineError
+from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.manifest import Bundle
 from devit_contract.progress import Progress, no_progress
 from devit_engines.backends import AS_USUAL, RunSettings, backend_of
@@ -111,13 +111,14 @@ def load_engine(
         board: The device to load for; None is the one that this runs on.
 
     Raises:
-        EngineError: It was not built here, is damaged, or was judged by other golden images; the text names the
+        NotBuiltError: It was not built here, is damaged, or was judged by other golden images; the text names the
             command that builds it.
+        EngineError: The back end cannot load it.
     """
     job, key = _stored(bundle, store, device, backend, precision, board)
     record, content = store.read(key.digest, f"run {job.command}")
     if record.judged_by != digest_of_reference(bundle):
-        raise EngineError(
+        raise NotBuiltError(
             f"{store.folder / key.digest}: expected an engine judged by the golden images of {bundle.folder}, "
             f"found one judged by others: run {job.command}"
         )
@@ -136,7 +137,7 @@ def stored_key(
     """Find the key of the engine that :func:`load_engine` loads, without loading it.
 
     Raises:
-        EngineError: It was not built here.
+        NotBuiltError: It was not built here.
     """
     return _stored(bundle, store, device, backend, precision, board)[1]
 
@@ -162,7 +163,7 @@ def _stored(
             return job, key
     if found:
         return found[0]
-    raise EngineError(
+    raise NotBuiltError(
         f"{store.folder}: expected an engine for {jobs[0].name}, found {_nearest(jobs[0], jobs[0].engine_keys())}: "
         f"run {jobs[0].command}"
     )

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.errors import DeviceLostError, EngineError
+from devit_contract.errors import DeviceLostError, EngineError, InputError
 
 CHOICES = ("auto", "pycuda", "cuda-bindings", "ctypes")
 
@@ -326,10 +326,11 @@ def open_cuda(choice: str = "auto", device: int = 0) -> Cuda:
         device: Number of the GPU.
 
     Raises:
-        EngineError: There is no such choice, its package or the driver are missing, or there is no GPU.
+        InputError: There is no such choice.
+        EngineError: Its package or the driver are missing, or there is no GPU.
     """
     if choice not in CHOICES:
-        raise EngineError(f"CUDA by {choice}: expected one of {', '.join(CHOICES)}: choose one of these")
+        raise InputError(f"CUDA by {choice}: expected one of {', '.join(CHOICES)}: choose one of these")
     if choice == "pycuda":
         from devit_engines.cuda_pycuda import PycudaCuda
 

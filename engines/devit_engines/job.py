@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from devit_contract.errors import EngineError, InputError, ManifestError
+from devit_contract.errors import InputError, ManifestError
 from devit_contract.manifest import Bundle
 from devit_engines.backends import Backend, BuildRequest
 from devit_engines.board import Board
@@ -47,12 +47,13 @@ class Job:
         """List the keys of the rungs that the back end takes, in the manifest's order.
 
         Raises:
-            EngineError: There is no such rung, or the back end is not installed.
+            ManifestError: There is no such rung.
+            EngineError: The back end is not installed.
         """
         offered = self.bundle.manifest.graph(self.role, self.device).rungs
         rungs = [rung for rung in offered if rung in self.backend.rungs and self.precision in ("fp16", rung)]
         if not rungs:
-            raise EngineError(
+            raise ManifestError(
                 f"{self.name}: back end {self.backend.name} takes {', '.join(self.backend.rungs)}, the bundle holds "
                 f"{', '.join(offered)}: make the bundle again with devit export"
             )

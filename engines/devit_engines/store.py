@@ -22,8 +22,8 @@ from typing import IO
 
 import msgspec
 
-from devit_contract.errors import EngineError, InputError, ManifestError
-from devit_contract.files import new_folder, read_json, write_bytes, write_json
+from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
+from devit_contract.files import new_folder, open_lock, read_json, write_bytes, write_json
 from devit_engines.gate import GateResult
 
 SCHEMA = 2
@@ -141,7 +141,7 @@ class Store:
         try:
             record = self._record(digest, _HINT)
             self._content(digest, record, _HINT)
-        except EngineError as err:
+        except NotBuiltError as err:
             return Entry(digest, folder, record, str(err))
         return Entry(digest, folder, record, None)
 
@@ -154,7 +154,7 @@ class Store:
         """Read what is known of a key without its engine; None where it is absent or its record damaged."""
         try:
             return self._record(digest, _HINT)
-        except EngineError:
+        except NotBuiltError:
             return None
 
     def records(self) -> list[EngineRecord]:
@@ -166,7 +166,7 @@ class Store:
         """Read an engine whose digest holds.
 
         Raises:
-            EngineError: It is absent or damaged; the text ends with ``hint``.
+            NotBuiltError: It is absent or damaged; the text ends with ``hint``.
         """
         record = self._record(digest, hint)
         return record, self._content(digest, record, hint)
@@ -231,7 +231,7 @@ class Store:
     def _lock_file(self, path: Path) -> IO[bytes]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("ab")
+            return open_lock(path)
         except OSError as err:
             raise EngineError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
@@ -253,9 +253,9 @@ class Store:
         try:
             record = read_json(path, EngineRecord, schema=SCHEMA, hint=hint)
         except (InputError, ManifestError) as err:
-            raise EngineError(str(err)) from err
+            raise NotBuiltError(str(err)) from err
         if record.key.digest != digest:
-            raise EngineError(f"{path}: expected key {digest[:12]}, found {record.key.digest[:12]}: {hint}")
+            raise NotBuiltError(f"{path}: expected key {digest[:12]}, found {record.key.digest[:12]}: {hint}")
         return record
 
     def _content(self, digest: str, record: EngineRecord, hint: str) -> bytes:
@@ -263,10 +263,10 @@ class Store:
         try:
             content = path.read_bytes()
         except OSError as err:
-            raise EngineError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
+            raise NotBuiltError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
         found = hashlib.sha256(content).hexdigest()
         if found != record.file.sha256:
-            raise EngineError(f"{path}: expected sha256 {record.file.sha256[:12]}, found {found[:12]}: {hint}")
+            raise NotBuiltError(f"{path}: expected sha256 {record.file.sha256[:12]}, found {found[:12]}: {hint}")
         return content
 
 
@@ -279,7 +279,14 @@ def _is_at(path: Path, file: IO[bytes]) -> bool:
 
 
 def default_folder() -> Path:
-    """Find the user's store: ``$XDG_CACHE_HOME/devit/engines``, else ``~/.cache/devit/engines``."""
+    """Find the store of whoever runs this.
+
+    A service's lies in its state directory, as systemd names it (``StateDirectory=`` in systemd.exec(5)); a user's is
+    ``$XDG_CACHE_HOME/devit/engines``, else ``~/.cache/devit/engines``.
+    """
+    state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if state:
+        return Path(state) / "engines"
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # XDG base directory specification: a relative path is invalid and has to be ignored.
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "devit" / "engines"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from devit_contract.errors import InputError
-from devit_contract.files import write_bytes
+from devit_contract.files import open_lock, write_bytes
 
 Merge = Callable[[bytes, bytes], bytes]
 
@@ -37,7 +37,7 @@ def merge_into(path: Path, new: bytes, merge: Merge) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("ab") as lock:
+        with open_lock(path.with_suffix(".lock")) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             write_bytes(path, merge(read_cache(path), new))
     except OSError as err:

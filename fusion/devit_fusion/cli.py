@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -31,13 +32,16 @@ def fuse(
     from devit_contract.keys import load_keys
     from devit_contract.manifest import Bundle
     from devit_contract.revoked import RevokedKeys, revoked_path
+    from devit_contract.starting import as_configured
     from devit_contract.stopping import StopSignal
     from devit_fusion.node import FusionNode
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
-    keys = load_keys(key) if key is not None else None
-    revoked = RevokedKeys(revoked_path(fleet))
-    with FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked) as node:
+    with ExitStack() as stack:
+        with as_configured():
+            keys = load_keys(key) if key is not None else None
+            revoked = RevokedKeys(revoked_path(fleet))
+            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         typer.echo(json.dumps(ready))
         node.serve(should_stop)

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fuse": ("devit_fusion.cli:app", "Join the features of all devices into answers (= fusion-node)."),
     "gateway": ("devit_gateway.cli:app", "Answer HTTP for a fusion node: inference protocol, health, metrics."),
     "agent": ("devit_edge_agent.cli:app", "Run one submodel and send its features (= edge-agent)."),
+    "install-service": ("devit_pipeline.service_cli:app", "Write systemd's files for an agent or a fusion node."),
     "status": ("devit_contract.cli:status_app", "Show what a fusion node knows of its devices."),
     "classify": ("devit_contract.cli:classify_app", "Ask a running cell what is in pictures."),
     "profile": ("devit_profiling.cli:app", "Measure latency and energy of a running cell (= profile)."),

@@ -37,6 +37,27 @@ def test_a_new_pair_is_two_files_and_only_the_owner_reads_the_secret_one(tmp_pat
     assert (tmp_path / "keys" / "jetson1.key").read_bytes() == pair.public + b"\n"
 
 
+@pytest.mark.parametrize(("mode", "is_taken"), [(0o400, True), (0o440, True), (0o444, False), (0o460, False)])
+def test_a_credential_of_the_files_name_is_taken_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_taken: bool
+) -> None:
+    """From systemd 254 on, an access list lets the service in, which stat shows as 0440."""
+    file, credential = (new_keys(tmp_path / folder, "node") for folder in ("keys", "credentials"))
+    path = tmp_path / "keys" / "node.key_secret"
+    assert load_keys(path) == file
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    (tmp_path / "credentials" / "node.key_secret").chmod(mode)
+    if is_taken:
+        assert load_keys(path) == credential
+    else:
+        with pytest.raises(InputError, match=f"found 0{mode:o}"):
+            load_keys(path)
+    (tmp_path / "keys" / "other.key_secret").write_bytes(file.secret)
+    (tmp_path / "keys" / "other.key_secret").chmod(0o440)
+    with pytest.raises(InputError, match="expected mode 0600, found 0440"):
+        load_keys(tmp_path / "keys" / "other.key_secret")  # no credential of that name: its own file, strictly
+
+
 def test_the_public_half_is_computed_from_the_secret_one(tmp_path: Path) -> None:
     """A swapped or stale NAME.key beside it must not matter."""
     pair = new_keys(tmp_path, "jetson1")

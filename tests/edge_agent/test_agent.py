@@ -34,6 +34,18 @@ def lose(self, images):
     return answer(self, images)
 NullEngine._run = lose
 """
+HANGING = """
+import sys, threading
+from devit_engines.null import NullEngine
+answer, runs = NullEngine._run, []
+def hang(self, images):
+    runs.append(1)
+    if len(runs) > 5:  # three to warm up, two frames
+        print("the engine hangs", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return answer(self, images)
+NullEngine._run = hang
+"""
 FAILING = LOST.replace("DeviceLostError(", "EngineError(").replace("DeviceLostError", "EngineError")
 
 
@@ -116,7 +128,7 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
     try:
         _, words = made.start().communicate(timeout=30)
         assert made.child is not None
-        assert made.child.returncode == 1
+        assert made.child.returncode == 78
         assert words.count("\n") == 1
         assert "devit build" in words
     finally:
@@ -131,16 +143,17 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
         ('sensor = "x"', "sensor"),
         ('node = "tcp://10.0.0.2:7711"', "expected keys"),
         ('bundle = "nowhere"', "nowhere/manifest.json"),
+        ('backend = "abacus"', "back end abacus"),
     ],
 )
-def test_a_bad_configuration_is_one_line_and_exit_code_1(tmp_path: Path, change: str, complaint: str) -> None:
+def test_a_bad_configuration_is_one_line_and_exit_code_78(tmp_path: Path, change: str, complaint: str) -> None:
     fields = {"schema": "1", "name": '"jetson1"', "submodel": "0", "node": '"tcp://127.0.0.1:1"', "bundle": f'"{TINY}"'}
     key, _, value = change.partition(" = ")
     path = tmp_path / "agent.toml"
     path.write_text("\n".join(f"{name} = {text}" for name, text in (fields | {key: value}).items()))
     command = [sys.executable, "-c", RUN, "--config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert done.stderr.count("\n") == 1
     assert complaint in done.stderr
 
@@ -213,22 +226,42 @@ def test_systemd_hears_ready_after_the_welcome_and_the_watchdog_from_the_loop(
         monkeypatch.setenv("WATCHDOG_USEC", "600000")
         child = node.start("--engine", "null")
         hello = node.receive(Kind.HELLO)
-        assert hello.boot_id
+        steps = ("checking the bundle", "loading the engine", "warming the engine up", "waiting for the node")
+        for step in steps:  # each has three minutes, whatever the others took
+            assert systemd.recv(4096).decode() == f"EXTEND_TIMEOUT_USEC=180000000\nSTATUS={step}"
         while (said := systemd.recv(4096)) != b"WATCHDOG=1":
             assert not said.startswith(b"READY")
         node.accept(hello)
         while (said := systemd.recv(4096)) == b"WATCHDOG=1":
             pass
         assert said == b"READY=1\nSTATUS=ready, null engine"
-        # Stopped, its loop feeds nothing; whatever was sent before is read first.
-        child.send_signal(signal.SIGSTOP)
-        while select.select([systemd], [], [], 1.5)[0]:
-            assert systemd.recv(4096) == b"WATCHDOG=1"
-        child.send_signal(signal.SIGCONT)
         child.send_signal(signal.SIGTERM)
         while (said := systemd.recv(4096)) == b"WATCHDOG=1":
             pass
         assert said == b"STOPPING=1"
+
+
+def test_an_engine_that_hangs_starves_the_watchdog(
+    node: HandMadeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process lives, and its ZeroMQ threads answer heartbeats; only the loop that infers stands still."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "600000")
+        child = node.start("--engine", "null", before=HANGING)
+        node.welcome()
+        for number in (1, 2, 3):
+            node.send(node.frame(np.zeros((6, 8, 1), np.uint8), number))
+        assert [node.receive(Kind.FEATURE).frame_id for _ in range(2)] == [1, 2]
+        assert child.stderr is not None
+        assert child.stderr.readline() == "edge-agent: ready, null engine\n"
+        assert child.stderr.readline() == "the engine hangs\n"
+        while select.select([systemd], [], [], 0)[0]:  # what was sent before
+            systemd.recv(4096)
+        assert select.select([systemd], [], [], 1.2)[0] == []  # systemd's patience twice over
+        assert child.poll() is None
 
 
 @pytest.mark.system
@@ -352,7 +385,7 @@ def test_a_device_with_allowed_signers_refuses_an_unsigned_bundle(node: HandMade
     (tmp_path / "signers").write_text("")
     child = node.start(config='tegrastats = []\nallowed_signers = "signers"')
     _, said = child.communicate(timeout=30)
-    assert child.returncode == 1
+    assert child.returncode == 78
     assert "expected a signed bundle" in said
     assert said.count("\n") == 1
 

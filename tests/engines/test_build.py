@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from devit_contract.errors import EngineError, ManifestError
+from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_contract.files import read_tensors, write_tensors
 from devit_contract.manifest import Bundle, BundleFile, describe_file, write_manifest
 from devit_engines import backends, ort
@@ -96,7 +96,7 @@ def test_a_bundle_without_a_rung_for_the_back_end_is_refused(tiny: Bundle, store
     only_half = tuple(
         msgspec.structs.replace(record, rungs=("fp16",), fp32_nodes={}) for record in tiny.manifest.submodels
     )
-    with pytest.raises(EngineError, match="ort takes fp32, the bundle holds fp16"):
+    with pytest.raises(ManifestError, match="ort takes fp32, the bundle holds fp16"):
         build_engines(rewrite(tiny, submodels=only_half), store, board=board)
 
 
@@ -116,7 +116,7 @@ def test_a_baseline_that_is_not_there_is_refused(tiny: Bundle, store: Store, boa
 
 
 def test_an_unknown_back_end_is_refused_with_those_there_are(tiny: Bundle, store: Store, board: Board) -> None:
-    with pytest.raises(EngineError, match="back end abacus: expected one of auto, tensorrt, ort"):
+    with pytest.raises(InputError, match="back end abacus: expected one of auto, tensorrt, ort"):
         build_engines(tiny, store, backend="abacus", board=board)
 
 
@@ -178,7 +178,7 @@ def test_an_engine_that_was_not_built_is_an_error_with_the_command(tiny: Bundle,
 def test_an_engine_of_another_device_is_named_and_not_loaded(tiny: Bundle, store: Store, board: Board) -> None:
     build_engines(tiny, store, submodels=[0], board=Board("Jetson A", "sm_87", "36.4.3"))
     with pytest.raises(
-        EngineError, match=r"one of ort .* for Jetson A on sm_87, this is ort .* for test machine on cpu"
+        NotBuiltError, match=r"one of ort .* for Jetson A on sm_87, this is ort .* for test machine on cpu"
     ):
         load_engine(tiny, store, 0, board=board)
 

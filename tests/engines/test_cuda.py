@@ -26,7 +26,7 @@ from tests.engines.fakes import driver_bindings
 from tests.engines.fakes.driver import CudaFault, FakeDriver
 from tests.engines.fakes.driver_library import SYMBOLS
 
-from devit_contract.errors import DeviceLostError, EngineError
+from devit_contract.errors import DeviceLostError, EngineError, InputError
 from devit_engines import cuda_ctypes
 from devit_engines.cuda import CHOICES, Cuda, HostBuffer, open_cuda
 from devit_engines.cuda_bindings import BindingsDriver
@@ -502,7 +502,7 @@ def test_every_choice_tells_its_name_and_the_drivers_version(driver: FakeDriver,
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(EngineError, match="CUDA by torch: expected one of auto, pycuda, cuda-bindings, ctypes"):
+    with pytest.raises(InputError, match="CUDA by torch: expected one of auto, pycuda, cuda-bindings, ctypes"):
         open_cuda("torch")
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devit_contract.errors import EngineError
+from devit_contract.errors import EngineError, NotBuiltError
 from devit_engines.gate import GateResult
 from devit_engines.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Latency, Store, default_folder
 
@@ -78,7 +78,7 @@ def test_the_l4t_release_is_kept_or_absent(store: Store) -> None:
 def test_an_absent_key_is_none_to_find_and_an_error_to_read(store: Store) -> None:
     assert store.find(KEY.digest) is None
     assert store.entries() == []
-    with pytest.raises(EngineError, match="run this"):
+    with pytest.raises(NotBuiltError, match="run this"):
         store.read(KEY.digest, "run this")
 
 
@@ -112,7 +112,7 @@ def test_any_flipped_bit_of_the_engine_is_found(kept: Store, place: int) -> None
         assert entry is not None
         assert entry.damage is not None
         assert "expected sha256" in entry.damage
-        with pytest.raises(EngineError, match="expected sha256"):
+        with pytest.raises(NotBuiltError, match="expected sha256"):
             kept.read(KEY.digest)
 
 
@@ -177,6 +177,22 @@ def test_the_default_place_follows_the_xdg_rules(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", "/home/someone")
     expected = "/var/cache/devit/engines" if is_used else "/home/someone/.cache/devit/engines"
     assert default_folder() == Path(expected)
+
+
+def test_a_services_store_lies_in_its_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/devit:/var/lib/other")
+    assert default_folder() == Path("/var/lib/devit/engines")
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o2775, 0o2775), (0o755, 0o755), (0o775, 0o755), (0o2755, 0o755)])
+def test_what_is_kept_in_a_store_that_a_group_shares_is_the_groups_too(
+    tmp_path: Path, mode: int, expected: int
+) -> None:
+    """Else nobody but its builder could replace or prune an engine."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(mode)
+    kept = Store(tmp_path / "shared").keep(RECORD, CONTENT)
+    assert kept.stat().st_mode & 0o7777 == expected
 
 
 def test_of_many_that_want_one_lock_only_one_has_it_and_no_file_stays(store: Store) -> None:

@@ -33,6 +33,7 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
     assert found == expected
     assert "devit_pipeline/fashion_mnist/bundle/manifest.json" in found
     assert "devit_pipeline/fashion_mnist/NOTICE" in found
+    assert {"devit_edge_agent/edge-agent@.service", "devit_fusion/fusion-node.service"} <= found
 
 
 def test_the_wheel_names_its_licence_and_its_commands(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_malformed_key_file_ends_the_process_before_it_opens_or_makes_a_connec
     done = subprocess.run(
         [sys.executable, "-c", entry, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert done.stdout == ""
     assert "expected a key of 40 Z85 characters" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,169 @@
+"""systemd's files for an agent or a node: made for this installation and device, written where they differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from devit_contract.errors import InputError
+from devit_contract.files import write_bytes
+
+UNITS = Path("/etc/systemd/system")
+RELEASE = Path("/opt/devit/current")
+"""What the units name until they are made for an installation."""
+_HOMES = {Path("/home"), Path("/root"), Path("/run/user")}
+"""What ProtectHome= hides."""
+_NODE = re.compile(r"nvmap|nvgpu|nvhost-.+|nvidia.*|nvsciipc|dri/renderD\d+|video\d+|v4l2-nv.+")
+"""Below /dev, of GPUs and cameras. JetPack 6 has nvmap, nvhost-* and nvgpu/, JetPack 7 has nvidia*."""
+_CONTAINER_LIST = Path("etc/nvidia-container-runtime/host-files-for-container.d/devices.csv")
+
+
+@dataclass(frozen=True)
+class ServiceFile:
+    """A file of systemd's."""
+
+    path: Path
+    """On the device that it is for, absolute."""
+    content: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a file."""
+
+    path: Path
+    """With the root that it was written below."""
+    was_changed: bool
+
+
+def agent_files(prefix: Path, root: Path) -> list[ServiceFile]:
+    """Make what ``edge-agent@NAME`` needs.
+
+    Args:
+        prefix: The virtual environment with ``bin/edge-agent``.
+        root: Where ``/dev`` and ``/etc`` of the device are.
+    """
+    unit = _for_installation(_shipped("devit_edge_agent", "edge-agent@.service"), prefix)
+    return [
+        ServiceFile(UNITS / "edge-agent@.service", unit),
+        ServiceFile(UNITS / "edge-agent@.service.d" / "10-devices.conf", _devices_drop_in(device_nodes(root))),
+        ServiceFile(Path("/etc/sysusers.d/devit.conf"), _shipped("devit_edge_agent", "sysusers.conf")),
+        ServiceFile(Path("/etc/tmpfiles.d/devit.conf"), _shipped("devit_edge_agent", "tmpfiles.conf")),
+    ]
+
+
+def fusion_files(prefix: Path, bundle: Path) -> list[ServiceFile]:
+    """Make what ``fusion-node`` needs.
+
+    Args:
+        prefix: The virtual environment with ``bin/fusion-node``.
+        bundle: The bundle that is served.
+    """
+    unit = _shipped("devit_fusion", "fusion-node.service").replace(str(RELEASE / "bundle"), _checked(bundle))
+    return [ServiceFile(UNITS / "fusion-node.service", _for_installation(unit, prefix, bundle))]
+
+
+def install(wanted: Sequence[ServiceFile], root: Path) -> list[Written]:
+    """Write the files that are absent or differ, below ``root``.
+
+    Raises:
+        InputError: One cannot be written.
+    """
+    return [_install(file, root) for file in wanted]
+
+
+def device_nodes(root: Path) -> list[Path]:
+    """Find the device nodes of GPUs and cameras: those there are, and those that NVIDIA's list for containers names.
+
+    Returns:
+        Paths below ``/dev``, sorted.
+    """
+    found = {Path("/dev") / path.relative_to(root / "dev") for path in _nodes_below(root / "dev")}
+    try:
+        lines = (root / _CONTAINER_LIST).read_text().splitlines()
+    except OSError:  # there is none without the container runtime
+        lines = []
+    for line in lines:
+        kind, _, name = (word.strip() for word in line.partition(","))
+        if kind == "dev" and name.startswith("/dev/") and _is_wanted(name.removeprefix("/dev/")):
+            found.add(Path(name))
+    return sorted(found)
+
+
+def _nodes_below(folder: Path) -> Iterator[Path]:
+    for path in folder.glob("*"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_folder and (path.name == "dri" or _NODE.fullmatch(path.name)):
+            yield from (
+                node for node in path.rglob("*") if not node.is_dir() and _is_wanted(f"{path.name}/{node.name}")
+            )
+        elif not is_folder and _NODE.fullmatch(path.name):
+            yield path
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a name below /dev is that of a GPU or camera, or of a folder of theirs."""
+    return bool(_NODE.fullmatch(name)) or bool(_NODE.fullmatch(name.partition("/")[0]))
+
+
+def _install(file: ServiceFile, root: Path) -> Written:
+    path = root / file.path.relative_to("/")
+    content = file.content.encode()
+    try:
+        if path.read_bytes() == content:
+            return Written(path, was_changed=False)
+    except OSError:
+        pass  # absent, or not to be read: writing tells
+    try:
+        write_bytes(path, content)
+    except InputError as err:
+        raise InputError(f"{err}: run it as root, or choose another --root") from err
+    return Written(path, was_changed=True)
+
+
+def _shipped(package: str, name: str) -> str:
+    return files(package).joinpath(name).read_text()
+
+
+def _for_installation(unit: str, prefix: Path, *others: Path) -> str:
+    """Name the programs of an installation; one below a home is shown to the service, and nothing else of that home."""
+    unit = unit.replace(str(RELEASE / "venv"), _checked(prefix))
+    hidden = [path for path in (prefix, *_base_of(prefix), *others) if not _HOMES.isdisjoint((path, *path.parents))]
+    if not hidden:
+        return unit
+    shown = "".join(f"BindReadOnlyPaths={_checked(path)}\n" for path in dict.fromkeys(hidden))
+    return unit.replace(
+        "ProtectHome=yes\n",
+        f"# The installation lies in a home: of all homes, the service sees that alone.\nProtectHome=tmpfs\n{shown}",
+    )
+
+
+def _base_of(prefix: Path) -> list[Path]:
+    """The Python that a virtual environment was made from."""
+    try:
+        text = (prefix / "pyvenv.cfg").read_text()
+    except OSError:  # no virtual environment, or none yet
+        return []
+    return [Path(home).parent for home in re.findall(r"^home\s*=\s*(.+)/?$", text, re.MULTILINE)]
+
+
+def _checked(path: Path) -> str:
+    """A path as it may stand in a unit, where blanks, ``%`` and quotes have a meaning."""
+    if not re.fullmatch(r"/[A-Za-z0-9._+@/-]+", str(path)):
+        raise InputError(f"{path}: expected an absolute path of letters, digits and ._+@-/ for a unit: choose another")
+    return str(path)
+
+
+def _devices_drop_in(nodes: Sequence[Path]) -> str:
+    lines = [
+        "# Made by devit install-service from /dev and NVIDIA's list for containers: make it again with a new JetPack.",
+        "[Service]",
+    ]
+    if nodes:
+        lines += ["SupplementaryGroups=video render", *(f"DeviceAllow={node} rw" for node in nodes)]
+    else:
+        lines.append("# Neither GPU nor camera was found.")
+    return "\n".join(lines) + "\n"
