@@ -9,14 +9,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "DeViT Edge"
-author = copyright = "The DeViT Edge developers"  # noqa: A001 - Sphinx' name
+author = copyright = "The DeViT Edge developers"
 version = release = version_of("devit")
 
 extensions = ["myst_parser", "generated"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
-# A struct of several files is told once; where its fields are long, cells break rather than scroll.
+smartquotes = False
 html_theme = "furo"
 html_title = f"DeViT Edge {version}"
 html_static_path = ["_static"]

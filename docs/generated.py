@@ -1,7 +1,7 @@
 """The parts of the pages that are made from the code: commands from their parsers, file formats from their structs.
 
-A page says where such a part stands by a comment, ``<!-- generated: NAME ARGUMENT -->``; what is made of it is Markdown,
-put in its place before the page is parsed. So the reference cannot go stale, and nothing made is kept.
+A page says where such a part stands by a comment, ``<!-- generated: NAME ARGUMENT -->``; what is made of it is
+Markdown, put in its place before the page is parsed. So the reference cannot go stale, and nothing made is kept.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def fill(text: str) -> str:
         "programs": lambda _: "\n".join(_programs()),
         "struct": lambda name: "\n".join(_structs(name, told)),
         "docstring": _docstring,
+        "readme": _paragraph,
     }
     return _MARK.sub(lambda match: makers[match[1]](match[2]), text)
 
@@ -173,6 +174,14 @@ def _docstring(name: str) -> str:
     """Show a module's docstring below its first line, tables and all."""
     text = inspect.getdoc(importlib.import_module(name)) or ""
     return f"````{{eval-rst}}\n{_no_roles(text.partition(chr(10))[2]).strip()}\n````"
+
+
+def _paragraph(start: str) -> str:
+    """Take over what the README says, by its first words, up to an empty line."""
+    _, found, rest = (ROOT / "README.md").read_text().partition(f"\n\n{start}")
+    if not found:
+        raise ValueError(f"README.md: expected a paragraph that begins with {start!r}, found none")
+    return start + rest.partition("\n\n")[0]
 
 
 def _no_roles(text: str) -> str:
