@@ -15,6 +15,7 @@ version = release = version_of("devit")
 extensions = ["myst_parser", "generated"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 smartquotes = False
 html_theme = "furo"

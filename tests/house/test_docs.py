@@ -86,6 +86,11 @@ def test_the_pages_load_nothing_from_elsewhere(site: Site) -> None:
         assert [target for target in loaded if urlsplit(target).netloc] == [], page
 
 
+def test_no_page_shows_marks_that_should_have_become_something(site: Site) -> None:
+    for page in site.html.glob("*.html"):
+        assert not re.search(r":::|```|\{(?:important|note|eval-rst)\}|generated: ", page.read_text()), page
+
+
 def test_links_to_elsewhere_are_well_formed() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((\w+:[^)]+)\)", page.read_text()):
