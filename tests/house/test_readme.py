@@ -18,5 +18,8 @@ def test_every_command_is_named_in_the_readme() -> None:
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target, place in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+        if place and target.endswith(".md"):
+            headings = re.findall(r"^#+ (.+)$", (ROOT / target).read_text(), re.MULTILINE)
+            assert place in [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings], target
