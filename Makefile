@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-full install test test-system soak lint clean
+.PHONY: help demo demo-full install test test-system soak lint docs clean
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ lint: .venv/full.done  ## Style and types.
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: .venv/full.done  ## The documentation, as docs/_build/html/index.html.
+	.venv/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky -q -b html docs docs/_build/html
+
 clean:  ## Remove the virtual environment and caches.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

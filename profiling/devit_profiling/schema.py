@@ -29,10 +29,10 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
 def schema_bytes(kind: type[msgspec.Struct]) -> bytes:
     """Describe a struct, the same bytes for the same struct."""
     schema = msgspec.json.schema(kind)
-    for struct in sorted(set(_structs(kind)), key=lambda struct: struct.__name__):
+    for struct in sorted(set(structs_within(kind)), key=lambda struct: struct.__name__):
         described = schema["$defs"][struct.__name__]
         described["description"] = _plain(described.get("description", ""))
-        for field, text in _field_docs(struct):
+        for field, text in field_docs(struct):
             described["properties"][field]["description"] = _plain(text)
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
@@ -45,17 +45,17 @@ def main() -> None:
         write_bytes(folder / name, schema_bytes(kind))
 
 
-def _structs(kind: object) -> Iterator[type[msgspec.Struct]]:
+def structs_within(kind: object) -> Iterator[type[msgspec.Struct]]:
     """Find a struct and all that its fields hold."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         yield kind
         for hint in typing.get_type_hints(kind).values():
-            yield from _structs(hint)
+            yield from structs_within(hint)
     for part in typing.get_args(kind):
-        yield from _structs(part)
+        yield from structs_within(part)
 
 
-def _field_docs(struct: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
+def field_docs(struct: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
     """Read the strings below the fields, which Python itself forgets."""
     (definition,) = ast.parse(inspect.getsource(struct)).body
     assert isinstance(definition, ast.ClassDef)

@@ -1,0 +1,206 @@
+"""The parts of the pages that are made from the code: commands from their parsers, file formats from their structs.
+
+A page says where such a part stands by a comment, ``<!-- generated: NAME ARGUMENT -->``; what is made of it is
+Markdown, put in its place before the page is parsed. So the reference cannot go stale, and nothing made is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer.main
+
+from devit_pipeline.cli import COMMANDS
+from devit_profiling.schema import field_docs, structs_within
+
+ROOT = Path(__file__).parents[1]
+_MARK = re.compile(r"^<!-- generated: (\S+) ?(.*?) -->$", re.MULTILINE)
+_EVERYWHERE = {"help", "install_completion", "show_completion"}
+"""Options that every command has; the page names them once."""
+
+
+def setup(app: Any) -> dict[str, bool]:  # noqa: ANN401 - Sphinx is not typed where this is checked
+    """Register with Sphinx."""
+    app.connect("source-read", lambda _app, _page, source: source.__setitem__(0, fill(source[0])))
+    return {"parallel_read_safe": True}
+
+
+def fill(text: str) -> str:
+    """Put what is generated in the place of each comment; a struct that came before on the page is not told again."""
+    told: set[type] = set()
+    makers: dict[str, Callable[[str], str]] = {
+        "commands": lambda _: "\n".join(_commands()),
+        "programs": lambda _: "\n".join(_programs()),
+        "struct": lambda name: "\n".join(_structs(name, told)),
+        "docstring": _docstring,
+        "readme": _paragraph,
+    }
+    return _MARK.sub(lambda match: makers[match[1]](match[2]), text)
+
+
+def command_line(name: str) -> Any:  # noqa: ANN401 - typer keeps its command types private
+    """Load the parser of ``devit NAME``."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    return typer.main.get_command(getattr(importlib.import_module(module), attribute))
+
+
+def _commands() -> Iterator[str]:
+    for name, (_, summary) in COMMANDS.items():
+        yield from _command(f"devit {name}", command_line(name), summary, level=3)
+
+
+def _command(name: str, command: Any, summary: str, level: int) -> Iterator[str]:  # noqa: ANN401 - as above
+    twin = re.search(r"\(= (\S+)\)", summary)
+    context = command.make_context(name, [], resilient_parsing=True)
+    yield f"{'#' * level} `{name}`\n"
+    yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
+    if twin:
+        yield f"`{twin[1]}` is the same command.\n"
+    yield f"{inspect.cleandoc(command.help or '')}\n"
+    shown = [each for each in command.params if each.name not in _EVERYWHERE]
+    if shown:
+        rows = (_parameter(each.get_help_record(context)) for each in shown)
+        yield from _table(("option", "meaning", "default, limits"), rows)
+    for child in getattr(command, "commands", {}).items():
+        yield from _command(f"{name} {child[0]}", child[1], "", level + 1)
+
+
+def _parameter(record: tuple[str, str]) -> tuple[str, str, str]:
+    """Split what ``--help`` says of an option: its names and value, its text, its default and limits."""
+    names, value = re.fullmatch(r"(.*?)(?: <(.+)>)?", record[0]).groups()  # type: ignore[union-attr] - fits anything
+    text, limits = re.fullmatch(r"(.*?)(?:  \[(.*)\])?", record[1], re.DOTALL).groups()  # type: ignore[union-attr]
+    kind = {"str": "TEXT", "path": "PATH", "int": "N", "float": "NUMBER"}.get((value or "").split(" ")[0], value)
+    return f"`{names} {kind}`" if kind else f"`{names}`", text, (limits or "").removeprefix("default: ")
+
+
+def _programs() -> Iterator[str]:
+    for name, command in PROGRAMS.items():
+        yield f"### `{name}`\n\n```text\n{help_text(command).rstrip()}\n```\n"
+
+
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "build-engines.sh": ("sh", str(ROOT / "engines" / "build-engines.sh")),
+    "hwmon-power": (sys.executable, "-m", "devit_profiling.hwmon"),
+    "simulated-tegrastats": (sys.executable, "-m", "devit_profiling.simulator"),
+}
+"""Programs that are no commands of typer, and how each is started."""
+
+
+def help_text(command: tuple[str, ...]) -> str:
+    """Ask a program for its help, 100 columns wide."""
+    environment = os.environ | {"COLUMNS": "100"}
+    return subprocess.run((*command, "--help"), capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def _structs(name: str, told: set[type]) -> Iterator[str]:
+    module, _, attribute = name.partition(":")
+    for struct in structs_within(getattr(importlib.import_module(module), attribute)):
+        if struct not in told:
+            told.add(struct)
+            yield from _struct(struct)
+
+
+def _struct(struct: type[msgspec.Struct]) -> Iterator[str]:
+    docs = dict(field_docs(struct))
+    hints = typing.get_type_hints(struct)
+    yield f"({anchor(struct)})="
+    yield f"### {struct.__name__.strip('_')}\n\n{_markdown(inspect.getdoc(struct) or '')}\n"
+    rows = []
+    for field in msgspec.structs.fields(struct):
+        if field.required:
+            default = "required"
+        elif field.default_factory is not msgspec.NODEFAULT:
+            default = _literal(field.default_factory())
+        else:
+            default = _literal(field.default)
+        rows.append((f"`{field.encode_name}`", words(hints[field.name]), default, _markdown(docs.get(field.name, ""))))
+    yield from _table(("field", "type", "default", "meaning"), rows)
+
+
+def anchor(struct: type) -> str:
+    """Name the place of a struct on its page."""
+    return f"{struct.__module__.rpartition('.')[2]}-{struct.__name__}".lower().replace("_", "-").replace("--", "-")
+
+
+def words(hint: Any) -> str:  # noqa: ANN401 - any annotation
+    """Say a type as a reader of the file needs it.
+
+    >>> words(tuple[int, ...]), words(dict[str, float]), words(str | None)
+    ('list of whole number', 'table of number', 'text or null')
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(words(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return ", ".join(f"`{argument}`" for argument in arguments)
+    if origin is tuple:
+        is_list = len(arguments) == 2 and arguments[1] is Ellipsis
+        return f"list of {words(arguments[0])}" if is_list else f"list: {', '.join(map(words, arguments))}"
+    if origin in (list, dict) or getattr(origin, "__name__", "") in ("Mapping", "Sequence"):
+        return f"{'list' if len(arguments) == 1 else 'table'} of {words(arguments[-1])}"
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return f"[{hint.__name__.strip('_')}](#{anchor(hint)})"
+    return _WORDS[hint]
+
+
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    bytes: "base64",
+}
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, msgspec.Struct):
+        return "its defaults"
+    return f"`{msgspec.json.encode(value).decode()}`"
+
+
+def _docstring(name: str) -> str:
+    """Show a module's docstring below its first line, tables and all."""
+    text = inspect.getdoc(importlib.import_module(name)) or ""
+    return f"````{{eval-rst}}\n{_no_roles(text.partition(chr(10))[2]).strip()}\n````"
+
+
+def _paragraph(start: str) -> str:
+    """Take over what the README says, by its first words, up to an empty line."""
+    _, found, rest = (ROOT / "README.md").read_text().partition(f"\n\n{start}")
+    if not found:
+        raise ValueError(f"README.md: expected a paragraph that begins with {start!r}, found none")
+    return start + rest.partition("\n\n")[0]
+
+
+def _no_roles(text: str) -> str:
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"``\1``", text)
+
+
+def _markdown(text: str) -> str:
+    """Turn a docstring into Markdown on as few lines as it has paragraphs."""
+    text = re.sub(r"``(.+?)``", r"`\1`", _no_roles(text))
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    rows = list(rows)
+    kept = [place for place in range(len(header)) if place == 0 or any(row[place] for row in rows)]
+    for cells in (header, ("---",) * len(header), *rows):
+        yield "| " + " | ".join(_cell(cells[place]) for place in kept) + " |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
