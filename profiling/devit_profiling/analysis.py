@@ -43,6 +43,8 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     """Only where requests were sent at a fixed rate."""
     undivided: UndividedTimes | None = None
     """Only where a device ran the undivided model; nobody was asked then."""
+    is_idle: bool = False
+    """Whether nothing ran: its windows are those of a machine at rest."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True):
@@ -99,7 +101,8 @@ class Report(msgspec.Struct, frozen=True):
     """Whether any device's samples are simulated."""
     bundle: str
     pictures: str
-    deadline_ms: float
+    deadline_ms: float | None
+    """Absent where there was none."""
     plan: Plan
     gain_error_percent: float
     """Of a sensor that is not calibrated; repeated windows do not show it."""
@@ -115,6 +118,8 @@ class Report(msgspec.Struct, frozen=True):
     """The node's machine, which has no submodel (-1); absent where it was not sampled."""
     against_undivided: AgainstUndivided | None = None
     """Absent where the undivided model, or the cell as a whole, was not measured."""
+    is_local: bool = False
+    """Whether a machine was measured by itself, without node and network."""
 
 
 def analyse(folder: Path) -> Report:
@@ -157,6 +162,7 @@ def analyse_recording(recording: Recording) -> Report:
         cut_short=run.cut_short,
         node=_device_report(node, run.plan) if node is not None else None,
         against_undivided=_against_undivided(scenarios),
+        is_local=run.is_local,
     )
 
 
@@ -169,6 +175,9 @@ def _against_undivided(scenarios: Sequence[ScenarioReport]) -> AgainstUndivided 
 
 
 def _left_out(run: Run, cell: Iterable[str], node: str) -> Iterator[str]:
+    if run.is_local:
+        yield "node and network: they took no part, this machine was measured by itself"
+        return
     if node:
         yield f"power of the fusion node: not measured: {node}"
     if run.extras:
@@ -230,7 +239,7 @@ def _scenario_report(
     rows = [row for row in all_rows if row.window > 0]
     answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
     asked = [power for power in powers if scenario.device in ("", power.device.name)]
-    energies = tuple(device_energy(power, phases, run.plan) for power in asked)
+    energies = tuple(device_energy(power, phases, run.plan, is_idle=scenario.is_idle) for power in asked)
     cell = None
     if not scenario.device:
         given = Counter(row.window for row in rows if row.is_answered)
@@ -249,4 +258,5 @@ def _scenario_report(
         undivided=undivided_times(run.undivided, phases)
         if run.undivided is not None and scenario.is_undivided
         else None,
+        is_idle=scenario.is_idle,
     )

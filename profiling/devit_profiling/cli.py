@@ -30,7 +30,11 @@ app.command()(sweep)
 def profile(
     ctx: typer.Context,
     devices: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Devices of the fleet file, comma separated.")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Devices of the fleet file, comma separated; or local: this machine, without a node.",
+        ),
     ] = None,
     fleet: Annotated[Path, typer.Option(metavar="PATH", help="Fleet file.")] = Path("fleet.toml"),
     key: Annotated[
@@ -79,6 +83,16 @@ def profile(
             help="Run the bundle's undivided model on this device too, to compare: devit build --baseline makes it.",
         ),
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --devices local: bundle whose engine runs here (default: none runs)."),
+    ] = None,
+    submodel: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="With --bundle: which submodel runs (default: 0).")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --bundle: engine store (default: ~/.cache/devit/engines).")
+    ] = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Picture file or folder to send; may be repeated (default: random images)."),
@@ -101,6 +115,8 @@ def profile(
 
     Writes a folder of raw files with report.json and report.html, one page that opens offline.
 
+    --devices local measures this machine by itself: its idle power, or with --bundle an engine back to back.
+
     A device without a power sensor is measured in milliseconds alone. Ctrl-C, once, ends the run early and keeps what
     was measured.
     """
@@ -115,7 +131,10 @@ def profile(
     if from_run is not None:
         _show(from_run, write_report(from_run), as_json=as_json)
         return
+    from devit_profiling.calibration import default_folder
+    from devit_profiling.local_profile import LocalEngine, measure_local, planned_s
     from devit_profiling.measure import raise_if_cut_short
+    from devit_profiling.record import LOCAL
 
     names = [name.strip() for name in (devices or "").split(",")]
     changes: dict[str, float | int | str | None] = {
@@ -128,13 +147,27 @@ def profile(
         "in_flight": in_flight,
         "undivided": baseline,
     }
+    is_local = names == [LOCAL]
+    of_cell = {"--rate": rate, "--in-flight": in_flight, "--baseline": baseline, "--images": images, "--key": key}
+    of_local = {"--bundle": bundle, "--submodel": submodel, "--store": store}
+    if LOCAL in names and not is_local:
+        raise typer.BadParameter("local stands alone: this machine is measured by itself, without the cell")
+    if wrong := [name for name, value in (of_cell if is_local else of_local).items() if value is not None]:
+        raise typer.BadParameter(f"{', '.join(wrong)}: {'not with' if is_local else 'only with'} --devices local")
+    if bundle is None and (submodel is not None or store is not None):
+        raise typer.BadParameter("--submodel and --store belong to --bundle DIR")
     if rate is not None:
         if in_flight is not None:
             raise typer.BadParameter("give --rate or --in-flight, not both: a rate does not wait for answers")
         changes |= _load_of(rate, fleet)
     plan = _plan(quick, {name: value for name, value in changes.items() if value is not None})
     with terminal.progress_bar(quiet=as_json) as progress:
-        folder, report = _measure(fleet, key, names, images or [], plan, out, progress, calibrations)
+        if is_local:
+            engine = LocalEngine(bundle, submodel or 0, store) if bundle is not None else None
+            _announce(planned_s(plan, engine))
+            folder, report = measure_local(engine, plan, out, progress, calibrations=calibrations or default_folder())
+        else:
+            folder, report = _measure(fleet, key, names, images or [], plan, out, progress, calibrations)
     _show(folder, report, as_json=as_json)
     raise_if_cut_short(report)
 
@@ -204,6 +237,8 @@ def _announce(duration_s: float) -> None:
 
 
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:
+    import textwrap
+
     import msgspec
 
     from devit_profiling.report import HTML_FILE
@@ -213,6 +248,7 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
         against_undivided_text,
         calibration_notes,
         doubts,
+        legend,
         pace_text,
         summary_rows,
     )
@@ -223,8 +259,7 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     kind = "Quick look" if report.is_quick else "Profile"
     title = f"{kind}: SIMULATED power, no measurement of a board" if report.is_simulated else kind
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
-    typer.echo("W and J/inf.: total, idle power included. ms: of a device, from dispatch to its")
-    typer.echo("feature at the node; of the cell, from request to answer.")
+    typer.echo(textwrap.fill(legend(report), 80))
     if report.against_undivided is not None:
         typer.echo(f"{against_undivided_text(report)}.\n{PAPER}.")
     for scenario in report.scenarios:

@@ -5,14 +5,31 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from devit_contract.errors import EngineError
 from devit_contract.stints import Failed, Line, Ready, Stint
+
+
+def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
+    """Give the command that runs a submodel's engine, as ``devit_contract/stints.py`` says.
+
+    Args:
+        bundle: Its folder.
+        submodel: Index.
+        store: Engine store, by default the user's.
+        threads: CPU threads of ONNX Runtime.
+        engine: ``built``, or ``busy:MS``.
+    """
+    command = [sys.executable, "-m", "devit_engines.steady", "--bundle", str(bundle), "--submodel", str(submodel)]
+    command += ["--threads", str(threads), "--engine", engine]
+    return [*command, "--store", str(store)] if store is not None else command
 
 
 class EngineChild:
@@ -88,7 +105,7 @@ class EngineChild:
         try:
             stdin.write(f"{duration_s}\n".encode())
         except OSError as err:
-            raise EngineError(f"the engine's process ended early ({err.strerror}): run the sweep again") from err
+            raise EngineError(f"the engine's process ended early ({err.strerror}): run it again") from err
         line = self._line(meanwhile, duration_s + _LATE_S)
         if not isinstance(line, Stint):
             raise EngineError("expected the engine's times, found another line: install the package anew")

@@ -50,7 +50,7 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     """Why there are no joules; empty where there are."""
     windows: tuple[WindowFigures, ...] = ()
     idle_w: float | None = None
-    """Mean of the baselines before and after, as far as they were measured."""
+    """Mean of the baselines before and after, as far as they were measured; of a machine at rest, of its windows."""
     idle_drift: float | None = None
     """Change of the baseline from before to after, as a share of the first."""
     mean_w: float | None = None
@@ -79,13 +79,14 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     """Whether the total was corrected by a line fitted to an external meter."""
 
 
-def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEnergy:
+def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle: bool = False) -> DeviceEnergy:
     """Measure one device in one scenario.
 
     Args:
         power: Its samples.
         phases: Those of the scenario, in their order.
         plan: Least lengths and numbers of samples.
+        is_idle: Whether the windows are those of a machine at rest.
     """
     name = power.device.name
     if power.not_measured or power.board is None:
@@ -100,7 +101,7 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEn
     for phase in phases:
         measured = meter.measure(phase, minimum) if phase.kind == WINDOW else None
         if measured is not None:
-            windows.append(_window_figures(phase, power, measured, idle))
+            windows.append(_window_figures(phase, power, measured, idle, is_idle=is_idle))
             errors.append(measured.steps)
     if power.device.sensor_problem:
         meter.flags.append(f"sampling ended early: {power.device.sensor_problem}")
@@ -116,7 +117,8 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan) -> DeviceEn
     around = conditions(power.log, phases, name)
     flags = [f"{WINDOW} {window.number}: {flag}" for window in windows for flag in window.flags]
     flags = [*meter.flags, *flags, *throttling_flags(around.clocks_mhz)]
-    return _with_figures(power, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
+    energy = _with_figures(power, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
+    return msgspec.structs.replace(energy, idle_w=energy.mean_w) if is_idle else energy
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def _offset_flag(energy: DeviceEnergy) -> Sequence[str]:
     )
 
 
-def _window_figures(phase: Phase, power: Power, measured: Measured, idle: Baseline | None) -> WindowFigures:
+def _window_figures(
+    phase: Phase, power: Power, measured: Measured, idle: Baseline | None, *, is_idle: bool
+) -> WindowFigures:
     name, energy = power.device.name, measured.energy
     start, end = phase.start.marks[name], phase.end.marks[name]
     inferences = end.inferences - start.inferences
@@ -209,7 +213,7 @@ def _window_figures(phase: Phase, power: Power, measured: Measured, idle: Baseli
     flags = list(energy.flags)
     if inferences < 0:
         flags.append("the device's counter went back: its agent was restarted")
-    elif inferences == 0:
+    elif inferences == 0 and not is_idle:
         flags.append("the device made no inference")
     if dynamic_j is not None and dynamic_j < 0:
         flags.append("dynamic energy is negative: the work costs less than the sensor can tell")

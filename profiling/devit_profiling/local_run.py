@@ -5,24 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
 
 from devit_contract.errors import EnergyError
 from devit_contract.messages import DeviceTiming, Mark
-from devit_contract.stints import Stint
+from devit_contract.stints import Ready, Stint
 from devit_contract.wire import State
 from devit_profiling.engine_child import EngineChild
 from devit_profiling.local_sampler import LocalSampler
 from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
+    LOCAL,
     OUTSIDE,
+    SCHEMA,
     SETTLE,
     WARM_UP,
     WINDOW,
     AnswerRow,
+    CellDevice,
+    DeviceRecord,
     Edge,
+    NodeRecord,
     Phase,
     Plan,
+    Run,
     Scenario,
 )
 
@@ -38,8 +46,8 @@ class Measured:
 class LocalMeasurement:
     """Takes an engine of this machine through a plan, while its power is sampled."""
 
-    def __init__(self, name: str, submodel: int, plan: Plan, sampler: LocalSampler) -> None:
-        """Keep who is measured, how, and by which running sampler."""
+    def __init__(self, name: str, submodel: int, plan: Plan, sampler: LocalSampler | None) -> None:
+        """Keep who is measured, how, and by which running sampler; without one, times alone are measured."""
         self._name = name
         self._submodel = submodel
         self._plan = plan
@@ -53,26 +61,28 @@ class LocalMeasurement:
         Raises:
             EnergyError: None comes in time.
         """
+        sampler = self._sampler
         limit_s = _FIRST_LINE_S + 2 * self._plan.interval_ms / 1000
         end_s = time.monotonic() + limit_s
-        while not self._sampler.lines:
-            if self._sampler.problem or time.monotonic() > end_s:
-                why = self._sampler.problem or f"expected a power sample within {limit_s:.1f} s, found none"
-                raise EnergyError(f"{why}: run {' '.join(self._sampler.command)} by hand")
+        while sampler is not None and not sampler.lines:
+            if sampler.problem or time.monotonic() > end_s:
+                why = sampler.problem or f"expected a power sample within {limit_s:.1f} s, found none"
+                raise EnergyError(f"{why}: run {' '.join(sampler.command)} by hand")
             self.wait(0.1)
 
-    def measure(self, scenario: Scenario, engine: EngineChild, watch: Callable[[str], None]) -> Measured:
+    def measure(self, scenario: Scenario, engine: EngineChild, found: Measured, watch: Callable[[str], None]) -> None:
         """Take one scenario through all its phases.
 
         Args:
             scenario: Its name.
             engine: Loaded.
+            found: Gets every phase that has ended, and its answers.
             watch: Told each phase as it begins.
 
         Raises:
             EngineError: The engine fails.
         """
-        plan, found = self._plan, Measured()
+        plan = self._plan
         rests = [(SETTLE, plan.settle_s), (IDLE, plan.idle_s)]
         for kind, duration_s in rests:
             self._rest(scenario, kind, duration_s, found, watch)
@@ -84,14 +94,27 @@ class LocalMeasurement:
         if plan.has_idle_after:
             for kind, duration_s in ((SETTLE, plan.settle_s), (IDLE_AFTER, plan.idle_s)):
                 self._rest(scenario, kind, duration_s, found, watch)
-        self.wait(_TAIL_PERIODS * plan.interval_ms / 1000)  # without a sample behind it the last phase has no end
-        return found
+
+    def measure_idle(self, scenario: Scenario, found: Measured, watch: Callable[[str], None]) -> None:
+        """Take windows in which nothing runs; arguments as of :meth:`measure`."""
+        watch(SETTLE)
+        self.wait(self._plan.settle_s)
+        for number in range(1, self._plan.windows + 1):
+            watch(f"{WINDOW} {number} of {self._plan.windows}")
+            start = self._edge(time.monotonic_ns())
+            self.wait(self._plan.duration_s)
+            found.phases.append(Phase(scenario.name, WINDOW, number, start, self._edge(time.monotonic_ns())))
+
+    def let_samples_arrive(self) -> None:
+        """Wait for a sample behind the last phase, which would have no end without it."""
+        self.wait(_TAIL_PERIODS * self._plan.interval_ms / 1000)
 
     def wait(self, duration_s: float) -> None:
         """Let time pass, and take the lines that come."""
         end_s = time.monotonic() + duration_s
-        self._sampler.collect(duration_s)
-        time.sleep(max(0.0, end_s - time.monotonic()))  # the sampler has ended early
+        if self._sampler is not None:
+            self._sampler.collect(duration_s)
+        time.sleep(max(0.0, end_s - time.monotonic()))  # there is no sampler, or it has ended early
 
     def _warm_up(self, engine: EngineChild) -> Sequence[Stint]:
         plan = self._plan
@@ -144,6 +167,49 @@ class LocalMeasurement:
             devices=(timing,),
             sent_ns=sent_ns,
         )
+
+
+def local_run(
+    name: str,
+    started: datetime,
+    plan: Plan,
+    device: DeviceRecord,
+    scenarios: Sequence[Scenario],
+    found: Measured,
+    about: Ready | None,
+    deadline_ms: float | None = None,
+) -> Run:
+    """Describe what was measured as a run of a cell with one device and no node.
+
+    Args:
+        name: Of the run.
+        started: UTC.
+        plan: As measured.
+        device: This machine.
+        scenarios: Those that were measured.
+        found: What they have left.
+        about: The engine; ``None`` where none ran.
+        deadline_ms: Where there is one.
+    """
+    alone = CellDevice(device.name, device.submodel, LOCAL, len(found.answers), late=0, missing=0)
+    bundle, shape = (about.bundle, about.image_shape) if about is not None else (NO_ENGINE, (0, 0, 0))
+    node = NodeRecord(bundle, shape, 1, deadline_ms, frames={}, devices=(alone,))
+    return Run(
+        schema=SCHEMA,
+        name=name,
+        started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
+        software=version("devit"),
+        pictures="one random image, again and again" if about is not None else NO_ENGINE,
+        plan=plan,
+        devices=(device,),
+        scenarios=tuple(scenarios),
+        phases=tuple(found.phases),
+        before=node,
+        after=node,
+    )
+
+
+NO_ENGINE = "none, as no engine ran"
 
 
 def planned_s(plan: Plan) -> float:

@@ -13,6 +13,7 @@ from devit_profiling.joules import DeviceEnergy
 from devit_profiling.power import power_of
 from devit_profiling.record import Recording
 from devit_profiling.words import (
+    AT_REST,
     NOT_MEASURED,
     PAPER,
     SUMMARY_HEADER,
@@ -23,6 +24,7 @@ from devit_profiling.words import (
     interval,
     interval_parts,
     joules,
+    legend,
     load_text,
     number,
     pace_text,
@@ -48,6 +50,8 @@ def render_html(report: Report, recording: Recording) -> str:
         summary=summary_rows(report),
         cut_short=how_cut_short(report),
         load=load_text(report),
+        legend=legend(report),
+        at_rest=AT_REST,
         pace_text=pace_text,
         against_undivided=against_undivided_text(report),
         paper=PAPER,

@@ -21,6 +21,8 @@ IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "war
 """Kinds of phases."""
 OUTSIDE = 0
 """Window number of answers outside all windows: warm-up, and what was under way at the end."""
+LOCAL = "local"
+"""State of a device that is measured by itself, without a node; and how the command line calls this machine."""
 NODE = "fusion node"
 """Name of the node's machine among the devices: none of them can have it."""
 _KINDS = (IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW)
@@ -123,6 +125,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The device that works alone; empty where all do."""
     is_undivided: bool = False
     """Whether that device runs the undivided model by itself, and nobody is asked; its marks count that model."""
+    is_idle: bool = False
+    """Whether nothing runs: its windows are those of a machine at rest."""
 
 
 class UndividedWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +165,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: str
     image_shape: tuple[int, int, int]
     k_min: int
-    deadline_ms: float
+    deadline_ms: float | None
+    """Absent where a machine was measured by itself, without one."""
     frames: dict[str, int]
     """Frames ended since the node's start, by state."""
     devices: tuple[CellDevice, ...]
@@ -238,6 +243,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def machines(self) -> tuple[DeviceRecord, ...]:
         """The devices, and the node's machine where it was sampled."""
         return (*self.devices, self.node) if self.node is not None and self.node.description.sensor else self.devices
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a machine was measured by itself, without a node."""
+        return all(device.state == LOCAL for device in self.before.devices)
 
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""

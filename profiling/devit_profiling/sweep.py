@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 from devit_contract.errors import EnergyError, InputError
@@ -21,10 +20,10 @@ from devit_contract.progress import Progress
 from devit_contract.stints import Ready
 from devit_profiling.calibration import Calibration, find_calibration
 from devit_profiling.engine_child import EngineChild
-from devit_profiling.local_run import LocalMeasurement, Measured, planned_s
+from devit_profiling.local_run import LocalMeasurement, Measured, local_run, planned_s
 from devit_profiling.local_sampler import LocalSampler
 from devit_profiling.nvpmodel import NvpModel, PowerMode, RebootError, mode_kept
-from devit_profiling.record import SCHEMA, CellDevice, DeviceRecord, NodeRecord, Plan, Recording, Run, Scenario
+from devit_profiling.record import DeviceRecord, Plan, Recording, Scenario
 from devit_profiling.report import write_report
 from devit_profiling.run_folder import write_recording
 from devit_profiling.sweep_verdict import SWEEP_FILE, Sweep, judge
@@ -89,31 +88,12 @@ def sweep(
     )
     device = DeviceRecord(bench.name, bench.submodel, about, problem, cost, run.calibration)
     folder = out / f"{started:%Y%m%dT%H%M%SZ}-{bench.name}-sweep"
-    record = _record(folder.name, started, plan, device, run, deadline_ms)
+    scenarios = tuple(run.scenarios.values())
+    record = local_run(folder.name, started, plan, device, scenarios, run.measured, run.about, deadline_ms)
     write_recording(folder, Recording(record, {bench.name: lines}, tuple(run.measured.answers)))
     verdict = judge(write_report(folder), list(run.scenarios), run.refused, found, deadline_ms, is_whole=is_whole)
     write_json(folder / SWEEP_FILE, verdict)
     return folder, verdict
-
-
-def _record(name: str, started: datetime, plan: Plan, device: DeviceRecord, run: _Sweeping, deadline_ms: float) -> Run:
-    """Describe the sweep as a run of a cell with one device and no node."""
-    assert run.about is not None  # a mode was measured
-    alone = CellDevice(device.name, device.submodel, "local", len(run.measured.answers), late=0, missing=0)
-    node = NodeRecord(run.about.bundle, run.about.image_shape, 1, deadline_ms, frames={}, devices=(alone,))
-    return Run(
-        schema=SCHEMA,
-        name=name,
-        started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
-        software=version("devit"),
-        pictures="one random image, again and again",
-        plan=plan,
-        devices=(device,),
-        scenarios=tuple(run.scenarios.values()),
-        phases=tuple(run.measured.phases),
-        before=node,
-        after=node,
-    )
 
 
 class _Sweeping:
@@ -155,7 +135,9 @@ class _Sweeping:
             about = engine.ready(self._measurement.wait)
             if self.about is None:
                 self.calibration = find_calibration(self._bench.calibrations, self._bench.name, about.board_model)
-            found = self._measurement.measure(scenario, engine, watch.show)
+            found = Measured()
+            self._measurement.measure(scenario, engine, found, watch.show)
+            self._measurement.let_samples_arrive()
         # All at once: an interrupted mode leaves nothing.
         self.about = about
         self.measured.phases += found.phases

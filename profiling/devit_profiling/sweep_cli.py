@@ -61,11 +61,10 @@ def sweep(
     Runs on the device itself; the mode that was found is set again at the end, after Ctrl-C too, and after a kill by
     the next start. Modes that need a reboot are left out and named.
     """
-    import sys
-
     import msgspec
 
     from devit_profiling.calibration import default_folder
+    from devit_profiling.engine_child import engine_command
     from devit_profiling.local_run import planned_s
     from devit_profiling.nvpmodel import NvpModel, set_back_left_over
     from devit_profiling.record import Plan
@@ -79,10 +78,7 @@ def sweep(
     if power_modes is None or deadline_ms is None or bundle is None:
         raise typer.BadParameter("give --power-modes, --deadline-ms and --bundle, or --restore alone")
     numbers = _numbers(power_modes)
-    command = [sys.executable, "-m", "devit_engines.steady", "--bundle", str(bundle), "--submodel", str(submodel)]
-    command += ["--threads", str(threads), "--engine", engine]
-    if store is not None:
-        command += ["--store", str(store)]
+    command = engine_command(bundle, submodel, store, threads, engine)
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
     bench = Bench(name, submodel, command, NvpModel(), state, calibrations=calibrations or default_folder())
     _end_with_the_terminal()

@@ -120,6 +120,16 @@ def calibration_notes(report: Report) -> Iterator[str]:
         )
 
 
+def legend(report: Report) -> str:
+    """Tell what the columns of the summary hold."""
+    times = (
+        "of single inferences, back to back"
+        if report.is_local
+        else "of a device, from dispatch to its feature at the node; of the cell, from request to answer"
+    )
+    return f"W and J/inf.: total, idle power included. ms: {times}."
+
+
 def how_cut_short(report: Report) -> str:
     """Tell that a run ended early, and after which window; empty where it went to its end."""
     cut = report.cut_short
@@ -138,6 +148,8 @@ def doubts(report: Report) -> Iterator[str]:
         if device.not_measured:
             yield f"{device.name}: power not measured: {device.not_measured}"
     for scenario in report.scenarios:
+        if scenario.is_idle:
+            yield f"{scenario.name}: {AT_REST}"
         for energy in scenario.energies:
             where = scenario.name if scenario.cell is None else f"{energy.device}, {scenario.name}"
             if energy.not_measured and energy.device not in without:
@@ -150,9 +162,16 @@ def doubts(report: Report) -> Iterator[str]:
         yield from cell_doubts(scenario)
 
 
+AT_REST = (
+    "no engine ran, so this is idle power only: no joules per inference and no latency; --bundle DIR measures them"
+)
+
+
 def load_text(report: Report) -> str:
     """Tell how the cell was asked."""
     plan = report.plan
+    if report.is_local:
+        return "one inference after the other"
     if plan.rate_hz is None:
         return f"{plan.in_flight} request{'s' if plan.in_flight != 1 else ''} under way at once"
     return f"{number(plan.rate_hz)} requests a second, whatever has been answered"
