@@ -61,7 +61,7 @@ def test_machine_at_rest_gives_idle_power_and_says_that_there_is_no_more(tmp_pat
 
 
 def test_machine_without_sensor_and_engine_has_nothing_to_measure(tmp_path: Path) -> None:
-    with pytest.raises(EnergyError, match="cannot be started.*; --bundle DIR measures latency all the same"):
+    with pytest.raises(EnergyError, match=r"cannot be started.*; --bundle DIR measures latency all the same"):
         measure_local(None, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"])
     assert list(tmp_path.iterdir()) == []
 
