@@ -17,10 +17,11 @@ from devit_profiling.answers import AnswerStats, answer_stats
 from devit_profiling.calibration import Calibration
 from devit_profiling.cell import CellEnergy, Surroundings, cell_energy, node_left_out
 from devit_profiling.energy import rising
+from devit_profiling.heat import Part, Sustained, cold_and_hot, is_sustained, sustained
 from devit_profiling.joules import DeviceEnergy, device_energy
 from devit_profiling.pace import Pace, pace
 from devit_profiling.power import Power, power_of, rail_names
-from devit_profiling.record import WINDOW, CutShort, Plan, Recording, Run, Scenario
+from devit_profiling.record import WINDOW, CutShort, Phase, Plan, Recording, Run, Scenario
 from devit_profiling.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
 from devit_profiling.undivided import AgainstUndivided, UndividedTimes, against_undivided, undivided_times
 
@@ -43,6 +44,8 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     """Only where requests were sent at a fixed rate."""
     undivided: UndividedTimes | None = None
     """Only where a device ran the undivided model; nobody was asked then."""
+    sustained: Sustained | None = None
+    """Only where windows were repeated until the temperature settled, and at least two have ended."""
     is_idle: bool = False
     """Whether nothing ran: its windows are those of a machine at rest."""
 
@@ -231,12 +234,37 @@ def _percent(cpu_s: float | None, duration_s: float) -> float | None:
 def _scenario_report(
     recording: Recording, scenario: Scenario, powers: Sequence[Power], node: Power | None
 ) -> ScenarioReport:
+    phases = [phase for phase in recording.run.phases if phase.scenario == scenario.name]
+    report = _phases_report(recording, scenario, phases, powers, node)
+    if is_sustained(scenario, recording.run.plan):
+        report = msgspec.structs.replace(report, sustained=_sustained(recording, scenario, phases, powers, node))
+    return report
+
+
+def _sustained(
+    recording: Recording, scenario: Scenario, phases: Sequence[Phase], powers: Sequence[Power], node: Power | None
+) -> Sustained | None:
+    plan, lines = recording.run.plan, {power.device.name: recording.lines[power.device.name] for power in powers}
+    windows = [phase for phase in phases if phase.kind == WINDOW]
+    parts = []
+    for chosen in cold_and_hot(windows, plan):
+        own = [phase for phase in phases if phase.kind != WINDOW or phase in chosen]
+        figures = _phases_report(recording, scenario, own, powers, node)
+        if not chosen or figures.cell is None:
+            return None
+        parts.append(Part(chosen, figures.answers, figures.energies, figures.cell))
+    return sustained(windows, lines, plan, *parts)
+
+
+def _phases_report(
+    recording: Recording, scenario: Scenario, phases: Sequence[Phase], powers: Sequence[Power], node: Power | None
+) -> ScenarioReport:
     run = recording.run
-    phases = [phase for phase in run.phases if phase.scenario == scenario.name]
     windows = [phase for phase in phases if phase.kind == WINDOW]
     names = run.names_by_submodel()
     all_rows = [row for row in recording.answers if row.scenario == scenario.name]
-    rows = [row for row in all_rows if row.window > 0]
+    numbers = {phase.number for phase in windows}
+    rows = [row for row in all_rows if row.window in numbers]
     answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
     asked = [power for power in powers if scenario.device in ("", power.device.name)]
     energies = tuple(device_energy(power, phases, run.plan, is_idle=scenario.is_idle) for power in asked)

@@ -83,6 +83,14 @@ def profile(
             help="Run the bundle's undivided model on this device too, to compare: devit build --baseline makes it.",
         ),
     ] = None,
+    sustained_min: Annotated[
+        float | None,
+        typer.Option(
+            "--sustained",
+            metavar="MIN",
+            help="Repeat the windows of all devices together until the temperature settles, at most so many minutes.",
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="With --devices local: bundle whose engine runs here (default: none runs)."),
@@ -146,9 +154,17 @@ def profile(
         "interval_ms": interval_ms,
         "in_flight": in_flight,
         "undivided": baseline,
+        "sustained_s": 60 * sustained_min if sustained_min is not None else None,
     }
     is_local = names == [LOCAL]
-    of_cell = {"--rate": rate, "--in-flight": in_flight, "--baseline": baseline, "--images": images, "--key": key}
+    of_cell: dict[str, object] = {
+        "--rate": rate,
+        "--in-flight": in_flight,
+        "--baseline": baseline,
+        "--images": images,
+        "--key": key,
+    }
+    of_cell["--sustained"] = sustained_min
     of_local = {"--bundle": bundle, "--submodel": submodel, "--store": store}
     if LOCAL in names and not is_local:
         raise typer.BadParameter("local stands alone: this machine is measured by itself, without the cell")
@@ -156,6 +172,8 @@ def profile(
         raise typer.BadParameter(f"{', '.join(wrong)}: {'not with' if is_local else 'only with'} --devices local")
     if bundle is None and (submodel is not None or store is not None):
         raise typer.BadParameter("--submodel and --store belong to --bundle DIR")
+    if quick and sustained_min is not None:
+        raise typer.BadParameter("give --quick or --sustained, not both: a quick look is one window")
     if rate is not None:
         if in_flight is not None:
             raise typer.BadParameter("give --rate or --in-flight, not both: a rate does not wait for answers")
@@ -216,13 +234,12 @@ def _measure(
     from devit_profiling.run import planned_s
 
     fleet = load_fleet(fleet_path)
-    for name in names:
-        fleet.find_device(name)  # a wrong name is told before anything is connected
+    devices = [fleet.find_device(name) for name in names]  # a wrong name is told before anything is connected
     pictures = load_pictures(images) if images else None
     with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
         if pictures is None:
             pictures = random_pictures(client.status().image_shape)
-        _announce(planned_s(len(names), plan))
+        _announce(planned_s(devices, plan))
         return measure_cell(client, fleet, names, pictures, plan, out, progress, calibrations or default_folder())
 
 
@@ -241,6 +258,7 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
 
     import msgspec
 
+    from devit_profiling.heat_words import HEAT_HEADER, heat_rows, heat_text, heat_title
     from devit_profiling.report import HTML_FILE
     from devit_profiling.words import (
         PAPER,
@@ -260,6 +278,9 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     title = f"{kind}: SIMULATED power, no measurement of a board" if report.is_simulated else kind
     terminal.print_table(title, SUMMARY_HEADER, summary_rows(report), numbers=(3, 4, 5, 6))
     typer.echo(textwrap.fill(legend(report), 80))
+    if heat := heat_rows(report):
+        terminal.print_table(heat_title(report), HEAT_HEADER, heat, numbers=(2, 3, 5, 6))
+        typer.echo(f"{heat_text(report)}.")
     if report.against_undivided is not None:
         typer.echo(f"{against_undivided_text(report)}.\n{PAPER}.")
     for scenario in report.scenarios:

@@ -17,6 +17,7 @@ from devit_contract.messages import Description, Mark, SamplingCost
 from devit_contract.progress import Progress
 from devit_profiling.asking import Sent, ask
 from devit_profiling.calibration import Calibration
+from devit_profiling.heat import is_settled, is_sustained
 from devit_profiling.record import (
     IDLE,
     IDLE_AFTER,
@@ -36,7 +37,7 @@ from devit_profiling.record import (
     UndividedWindow,
 )
 from devit_profiling.tegrastats import StampedLine
-from devit_profiling.watch import STEP_S, Watch
+from devit_profiling.watch import STEP_S, Watch, scenario_s
 
 
 class Measurement:
@@ -128,7 +129,7 @@ class Measurement:
         """Take one scenario through all its phases."""
         plan = self._plan
         self.scenario, self.done = scenario.name, OUTSIDE
-        watch = Watch(self._progress, scenario.name, scenario_s(plan))
+        watch = Watch(self._progress, scenario.name, scenario_s(plan, scenario))
         self._undivided_on = scenario.device if scenario.is_undivided else ""
         with self._undivided_model(watch) if scenario.is_undivided else nullcontext():
             self._rest(scenario, SETTLE, plan.settle_s, watch)
@@ -201,7 +202,7 @@ class Measurement:
                 self._rows.append(_row(scenario, number, answer, sent))
                 answers += 1
                 self._given += self._rows[-1].is_answered
-                watch.show(WARM_UP if window == OUTSIDE else f"{WINDOW} {window} of {plan.windows}")
+                watch.show(WARM_UP if window == OUTSIDE else _window_text(scenario, window, plan))
                 is_warm = window > OUTSIDE or answers >= plan.warm_up_answers
                 length_s = plan.warm_up_s if window == OUTSIDE else plan.duration_s + _MARGIN_S
                 if not (self._is_loading and is_warm and _since_s(start) >= length_s):
@@ -211,7 +212,18 @@ class Measurement:
                 self.phases.append(Phase(scenario.name, kind, window, start, end))
                 self.done = window
                 start, window = end, window + 1
-                self._is_loading = window <= plan.windows
+                self._is_loading = self._goes_on(scenario)
+
+    def _goes_on(self, scenario: Scenario) -> bool:
+        """Tell whether another window follows those that have ended."""
+        plan = self._plan
+        if self.done == OUTSIDE or not is_sustained(scenario, plan):
+            return self.done < plan.windows
+        assert plan.sustained_s is not None
+        windows = [phase for phase in self.phases if phase.scenario == scenario.name and phase.kind == WINDOW]
+        if sum(phase.duration_s for phase in windows) + plan.duration_s > plan.sustained_s:
+            return False
+        return not is_settled(windows, self.lines, plan)
 
     def _edge(self) -> Edge:
         """Have every device mark this moment."""
@@ -258,10 +270,8 @@ _FREED_S = 10.0
 _TAIL_PERIODS = 2.5
 
 
-def scenario_s(plan: Plan) -> float:
-    """Tell how long one scenario is meant to take."""
-    rests = 2 if plan.has_idle_after else 1
-    return rests * (plan.settle_s + plan.idle_s) + plan.warm_up_s + plan.windows * plan.duration_s
+def _window_text(scenario: Scenario, window: int, plan: Plan) -> str:
+    return f"{WINDOW} {window}" + ("" if is_sustained(scenario, plan) else f" of {plan.windows}")
 
 
 def _since_s(edge: Edge) -> float:

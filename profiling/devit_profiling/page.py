@@ -9,6 +9,7 @@ import numpy as np
 
 from devit_profiling.analysis import Report
 from devit_profiling.clocks import TimeAxis
+from devit_profiling.heat_words import HEAT_HEADER, heat_rows, heat_text
 from devit_profiling.joules import DeviceEnergy
 from devit_profiling.power import power_of
 from devit_profiling.record import Recording
@@ -51,6 +52,9 @@ def render_html(report: Report, recording: Recording) -> str:
         cut_short=how_cut_short(report),
         load=load_text(report),
         legend=legend(report),
+        heat_header=HEAT_HEADER,
+        heat=heat_rows(report),
+        heat_text=heat_text(report),
         at_rest=AT_REST,
         pace_text=pace_text,
         against_undivided=against_undivided_text(report),

@@ -53,6 +53,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests a second, sent whatever has been answered; absent: each answer makes the next request due."""
     undivided: str = ""
     """Device that runs the undivided model too, before anything else; empty: none does."""
+    sustained_s: float | None = None
+    """Longest time in which windows of all devices together are repeated until the temperature has settled; absent: as
+    many windows as in any scenario."""
     idle_samples: int = 8
     """Least power samples of an idle phase."""
     window_samples: int | None = None
@@ -70,6 +73,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("interval_ms", self.interval_ms, 10, 60_000),
             ("in_flight", self.in_flight, 1, 64),
             ("rate_hz", self.rate_hz, 0.01, 100_000),
+            ("sustained_s", self.sustained_s, 2 * self.duration_s, 86_400),
         )
         for name, value, low, high in bounds:
             if value is not None and not low <= value <= high:

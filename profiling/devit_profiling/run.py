@@ -17,7 +17,7 @@ from devit_contract.files import make_folder
 from devit_contract.fleet import Device, Extra
 from devit_contract.progress import Progress
 from devit_profiling.calibration import find_calibration
-from devit_profiling.measurement import Measurement, scenario_s
+from devit_profiling.measurement import Measurement
 from devit_profiling.node_power import NodePower
 from devit_profiling.pictures import Pictures
 from devit_profiling.record import (
@@ -33,6 +33,7 @@ from devit_profiling.record import (
     Scenario,
 )
 from devit_profiling.run_folder import write_recording
+from devit_profiling.watch import scenario_s
 
 __all__ = ["QUICK", "Measurement", "Plan", "planned_s", "run_profile"]
 
@@ -120,9 +121,9 @@ def run_profile(
     return out / name
 
 
-def planned_s(devices: int, plan: Plan) -> float:
-    """Tell how long a run of so many devices is meant to take; a slow device's warm-up takes longer."""
-    return scenario_s(plan) * ((devices if plan.has_alone else 0) + bool(plan.undivided) + 1)
+def planned_s(devices: Sequence[Device], plan: Plan) -> float:
+    """Tell how long a run of devices is meant to take; a slow device's warm-up takes longer."""
+    return sum(scenario_s(plan, scenario) for scenario in _scenarios(devices, plan))
 
 
 _MAX_NAME_CHARS = 120

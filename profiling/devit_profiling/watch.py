@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 from devit_contract.progress import Progress
+from devit_profiling.heat import is_sustained
+from devit_profiling.record import Plan, Scenario
 
 STEP_S = 0.25
 """Time between two words."""
@@ -39,3 +41,12 @@ class Watch:
     def finish(self) -> None:
         """Tell that it is done."""
         self._progress(self._stage, self._planned_s, self._planned_s)
+
+
+def scenario_s(plan: Plan, scenario: Scenario) -> float:
+    """Tell how long one scenario is meant to take, at most where it is sustained."""
+    rests = 2 if plan.has_idle_after else 1
+    windows_s = plan.windows * plan.duration_s
+    if is_sustained(scenario, plan) and plan.sustained_s is not None:
+        windows_s = plan.sustained_s
+    return rests * (plan.settle_s + plan.idle_s) + plan.warm_up_s + windows_s

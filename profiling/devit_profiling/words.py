@@ -135,7 +135,9 @@ def how_cut_short(report: Report) -> str:
     cut = report.cut_short
     if cut is None:
         return ""
-    ended = f"after window {cut.windows} of {report.plan.windows}" if cut.windows else "before its first window ended"
+    # Sustained windows have no planned number.
+    planned = f" of {report.plan.windows}" if cut.windows <= report.plan.windows else ""
+    ended = f"after window {cut.windows}{planned}" if cut.windows else "before its first window ended"
     return f"the run was cut short in {cut.scenario!r}, {ended}, by {cut.cause}: what was measured until then is here"
 
 
