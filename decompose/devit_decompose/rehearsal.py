@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ def rehearse(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[s
         InputError: The recipe does not fit together.
     """
     check_recipe(recipe)
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(min(recipe.threads, len(os.sched_getaffinity(0))))  # more than there are cores only wait
     torch.manual_seed(recipe.seed)
     count = recipe.data.class_count
     split = _noise(recipe, count)
