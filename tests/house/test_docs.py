@@ -103,7 +103,7 @@ def test_links_to_elsewhere_are_well_formed() -> None:
 def test_every_option_that_help_shows_is_on_the_page(site: Site, name: str) -> None:
     sections = site.sections("commands")
     for words in (name, *(f"{name} {child}" for child in getattr(GENERATED["command_line"](name), "commands", {}))):
-        wide = {"COLUMNS": "200", "TERMINAL_WIDTH": "200", "NO_COLOR": "1"}
+        wide = {"COLUMNS": "200", "NO_COLOR": "1"}
         shown = typer.testing.CliRunner().invoke(app, [*words.split(), "--help"], env=wide).output
         options = re.findall(r"^│[ *]+(--\S+(?:[ ,/]+--\S+)*)", shown, re.MULTILINE)
         names = {each for line in options for each in re.findall(r"--[\w-]+", line)}
