@@ -123,6 +123,8 @@ class Fleet:
             "ansible_ssh_common_args": options,
             "ansible_python_interpreter": PYTHON,
             "devit_python": PYTHON,
+            "devit_venv_arguments": ["--without-pip"],
+            "devit_pip": [PYTHON, "-m", "pip", "--python", "{{ devit_release }}/venv/bin/python"],
             "devit_pip_arguments": ["--no-deps", "--no-index"],
             "devit_tegrastats": [],
             "devit_version": release.version,
@@ -136,7 +138,12 @@ class Fleet:
 
 def finish(child: subprocess.Popen[str]) -> Played:
     """Wait for a playbook's end."""
-    said, _ = child.communicate(timeout=_DEADLINE_S)
+    try:
+        said, _ = child.communicate(timeout=_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        said, _ = child.communicate()
+        pytest.fail(f"still running after {_DEADLINE_S:g} s:\n{said}")
     recap = said.rpartition("PLAY RECAP")[2]
     changed = {name: int(count) for name, count in re.findall(r"^(\w+)\s+: ok=\d+\s+changed=(\d+)", recap, re.M)}
     return Played(child.returncode, said, changed)

@@ -8,6 +8,7 @@ machine, and ``systemctl`` is ``simulated_systemctl.py``.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,6 +44,10 @@ class Host:
             (self.root / name).mkdir(parents=True)
         shutil.copytree("/etc", self.root / "etc", symlinks=True, ignore=lambda *_: ["devit"])
         (self.root / "run/sshd").mkdir()
+        (self.root / "run/home").mkdir()
+        # A shell that reads no file of whoever runs the tests, and a home that is not theirs.
+        users = self.root / "etc/passwd"
+        users.write_text(re.sub(r"^(root:.*):[^:]*:[^:]*$", r"\1:/run/home:/bin/sh", users.read_text(), flags=re.M))
         shim = self.root / "systemctl"
         shim.write_text(f'#!/bin/sh\nexec {PYTHON} -I -S {SYSTEMCTL} "$@"\n')
         shim.chmod(0o755)

@@ -5,7 +5,7 @@ be able to start on the one that it has.
 
     python verify_bundle.py BUNDLE ALLOWED_SIGNERS [RUNNING_BUNDLE]
 
-With RUNNING_BUNDLE, the submodels of both have to be the same.
+Where there is a RUNNING_BUNDLE, the submodels of both have to be the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(bundle: Path, allowed_signers: Path, running: Path | None) -> str:
     """
     signer = verify_bundle(bundle, allowed_signers)
     found = Bundle(bundle)
-    if running is not None and _graphs(found) != _graphs(Bundle(running)):
+    if running is not None and running.exists() and _graphs(found) != _graphs(Bundle(running)):
         raise ManifestError(
             f"{bundle}: expected the submodels that run now, found others, which the node would refuse one by one: "
             "run upgrade_cell.yml, which changes all of a cell at once"
