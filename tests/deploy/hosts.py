@@ -76,13 +76,31 @@ class Host:
         self.cut_power()
 
     def boot(self) -> None:
-        """Start sshd in namespaces of its own, and wait until it listens."""
+        """Start sshd in namespaces of its own, and wait until it listens.
+
+        It ends with whoever runs the tests, however that ends.
+        """
+        for stale in (self.root / "run/simulated-systemd").glob("*.pid"):
+            stale.unlink()  # a number that another process may have by now
         mounts = [f"mount --bind {self.root / name} /{name}" for name in _OWN]
         mounts.append(f"mount --bind {self.root / 'systemctl'} {shutil.which('systemctl')}")
         script = " && ".join([*mounts, f"exec /usr/sbin/sshd -D -e -f {self.root / 'sshd_config'}"])
         with (self.root / "sshd.log").open("ab") as log:
             self._child = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script],
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "unshare",
+                    "--mount",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--mount-proc",
+                    "sh",
+                    "-c",
+                    script,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

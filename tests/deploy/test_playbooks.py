@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,3 +83,18 @@ def test_every_file_of_yaml_is_valid() -> None:
     assert len(found) > 20
     for path in found:
         assert yaml.safe_load(path.read_text()), path
+
+
+@pytest.mark.parametrize("page", ["deploy/README.md", "docs/fleet.md"])
+def test_every_playbook_that_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"(?:inventories/mine |`)([a-z_]+\.yml)", (DEPLOY.parent / page).read_text())
+    assert {"site.yml", "upgrade.yml", "rollback.yml"} <= set(named)
+    assert [name for name in named if not (DEPLOY / name).is_file()] == []
+
+
+def test_every_variable_that_a_playbook_uses_is_told_where_the_readme_says() -> None:
+    """Those that a role uses are all named in the defaults, with a value or as what is asked for."""
+    defaults = (DEPLOY / "roles/devit/defaults/main.yml").read_text()
+    texts = [path.read_text() for path in DEPLOY.rglob("*") if path.suffix in (".yml", ".j2")]
+    used = {name for text in texts for name in re.findall(r"\bdevit_[a-z_]+\b", text)}
+    assert sorted(name for name in used if not re.search(rf"^(# )?{name}:", defaults, re.M)) == []

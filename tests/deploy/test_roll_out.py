@@ -38,6 +38,12 @@ def first(fleet: Fleet) -> Release:
     return release
 
 
+@pytest.fixture(scope="module")
+def second(fleet: Fleet) -> Release:
+    """What it may be upgraded to."""
+    return fleet.release("two", serial=2)
+
+
 @dataclass
 class Load:
     """Frames at a fixed rate, whatever becomes of them."""
@@ -136,9 +142,8 @@ def test_a_second_run_changes_nothing(fleet: Fleet, first: Release) -> None:
     assert fleet.started == before
 
 
-def test_an_upgrade_under_load_loses_no_frame(fleet: Fleet, first: Release) -> None:
+def test_an_upgrade_under_load_loses_no_frame(fleet: Fleet, first: Release, second: Release) -> None:
     """And back: both ways, never more than one device is missing, and no frame fails."""
-    second = fleet.release("two", serial=2)
     for playbook, version in (("upgrade.yml", "two"), ("rollback.yml", "one")):
         load = Load(fleet)
         with load.running():
@@ -173,21 +178,21 @@ def test_a_bundle_whose_engines_do_not_pass_is_not_switched_to(fleet: Fleet, fir
 
 
 def test_a_device_that_dies_stops_the_roll_out_and_what_was_upgraded_is_rolled_back(
-    fleet: Fleet, first: Release
+    fleet: Fleet, first: Release, second: Release
 ) -> None:
     before, dying = fleet.started, fleet.hosts["jetson2"]
-    child = fleet.start("upgrade.yml", fleet.release("five", serial=5))
-    end_s = time.monotonic() + DEADLINE_S
-    while dying.current != "five":
-        assert child.poll() is None, child.communicate()[0]
-        assert time.monotonic() < end_s
-        time.sleep(0.005)  # a link of another process: nothing tells when it changes
-    dying.cut_power()
-    played = finish(child)
+    with fleet.playing("upgrade.yml", second) as child:
+        end_s = time.monotonic() + DEADLINE_S
+        while dying.current != "two":
+            assert child.poll() is None, child.communicate()[0]
+            assert time.monotonic() < end_s
+            time.sleep(0.005)  # a link of another process: nothing tells when it changes
+        dying.cut_power()
+        played = finish(child)
     assert played.code != 0
     assert "Rolled back: jetson1." in played.said, played.said
     assert "NOT rolled back: jetson2" in played.said
-    assert fleet.releases_in_use == everywhere("one") | {"jetson2": "five"}
+    assert fleet.releases_in_use == everywhere("one") | {"jetson2": "two"}
     assert {name: fleet.started[name] for name in ("node1", "jetson3", "jetson4")} == {
         name: before[name] for name in ("node1", "jetson3", "jetson4")
     }
@@ -198,13 +203,13 @@ def test_a_device_that_dies_stops_the_roll_out_and_what_was_upgraded_is_rolled_b
     assert_all_answer(fleet)
 
 
-def test_an_upgrade_takes_the_node_too(fleet: Fleet, first: Release) -> None:
+def test_an_upgrade_takes_the_node_too(fleet: Fleet, first: Release, second: Release) -> None:
     """Its restart is felt: devices come back to it one by one."""
     load = Load(fleet)
     with load.running():
-        played = fleet.play("upgrade.yml", fleet.release("six", serial=6))
+        played = fleet.play("upgrade.yml", second)
     assert played.code == 0, played.said
     print(f"upgrade.yml with the node: {load.figures}")
-    assert fleet.releases_in_use == everywhere("six")
+    assert fleet.releases_in_use == everywhere("two")
     assert_all_answer(fleet)
     assert len(load.answers) == load.sent
