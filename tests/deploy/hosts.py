@@ -129,6 +129,11 @@ class Host:
         return os.readlink(link).removeprefix("releases/") if link.is_symlink() else ""  # noqa: PTH115 - the text
 
     @property
+    def switched_unix_s(self) -> float:
+        """When the link to the release in use was made."""
+        return (self.root / "opt/devit/current").lstat().st_mtime
+
+    @property
     def actions(self) -> list[str]:
         """What systemctl was asked to do, in order: ``start UNIT``, ``stop UNIT``."""
         path = self.root / "run/simulated-systemd/actions"
