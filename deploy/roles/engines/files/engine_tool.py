@@ -1,0 +1,47 @@
+"""Two questions about engines, answered on the device by devit itself.
+
+python engine_tool.py kind BACKEND                           the kind of device: equal kinds share their engines
+python engine_tool.py gate BUNDLE STORE SUBMODEL BACKEND     the stored engine, loaded, on the golden images
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from devit_contract.errors import DevitError, EngineError
+from devit_contract.manifest import Bundle
+from devit_engines.backends import backend_of
+from devit_engines.board import detect_board
+from devit_engines.build import load_engine
+from devit_engines.gate import Thresholds, reference_of, run_gate
+from devit_engines.store import Store
+
+
+def kind(backend: str) -> str:
+    """Name what an engine's key names of its device, and the JetPack line beside it."""
+    row, board = backend_of(backend), detect_board()
+    return f"{row.name} {row.version()}, {board.name}, {board.compute_capability}, L4T {board.l4t or 'none'}"
+
+
+def gate(bundle: Path, store: Path, submodel: int, backend: str) -> str:
+    """Send the golden images through the stored engine.
+
+    Raises:
+        EngineError: It cannot be loaded, or does not compute what was trained.
+    """
+    opened = Bundle(bundle)
+    with load_engine(opened, Store(store), submodel, backend=backend) as engine:
+        result = run_gate(engine.features, reference_of(opened, submodel), lambda _: None)
+    if failures := result.failures(Thresholds()):
+        raise EngineError(f"submodel {submodel}: expected what was trained, found {'; '.join(failures)}")
+    return f"submodel {submodel}: {result.images} golden images, smallest cosine {result.cosine_min:.6f}"
+
+
+if __name__ == "__main__":
+    question, *words = sys.argv[1:]
+    try:
+        told = kind(words[0]) if question == "kind" else gate(Path(words[0]), Path(words[1]), int(words[2]), words[3])
+        sys.stdout.write(told + "\n")
+    except DevitError as err:
+        sys.exit(str(err))

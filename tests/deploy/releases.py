@@ -1,0 +1,82 @@
+"""What is rolled out in tests: devit's own wheel, whole or with a broken agent, and a signed Fashion-MNIST bundle."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import msgspec
+
+from devit_contract.files import read_tensors, write_tensors
+from devit_contract.manifest import Bundle, describe_file, write_manifest
+from devit_contract.signing import SIGNATURE_NAME, sign_manifest, signer_line
+
+ROOT = Path(__file__).parents[2]
+FASHION = ROOT / "pipeline/devit_pipeline/fashion_mnist/bundle"
+WRONG_FEATURES = """
+
+from devit_engines.ort import OrtEngine as _Engine
+
+_features = _Engine.features
+_Engine.features = lambda self, images: -_features(self, images)
+"""
+"""At the end of ``loading.py``: the agent starts, is accepted, and answers nonsense."""
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build this repository's wheel, with one file more: it shows the test environment's packages to a release.
+
+    So four hosts need not install ONNX Runtime each; devit itself comes from the wheel.
+    """
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "built")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    (wheel,) = (folder / "built").glob("*.whl")
+    shutil.copyfile(wheel, folder / wheel.name)
+    with zipfile.ZipFile(folder / wheel.name, "a") as archive:
+        archive.writestr("devit_test_environment.pth", sysconfig.get_path("purelib") + "\n")
+    return folder / wheel.name
+
+
+def break_agent(wheel: Path, folder: Path) -> Path:
+    """Copy a wheel whose agent computes wrong features, though the engine that it loads is good."""
+    folder.mkdir()
+    with zipfile.ZipFile(wheel) as good, zipfile.ZipFile(folder / wheel.name, "w") as bad:
+        for name in good.namelist():
+            more = WRONG_FEATURES.encode() if name == "devit_edge_agent/loading.py" else b""
+            bad.writestr(name, good.read(name) + more)
+    return folder / wheel.name
+
+
+def signing_key(folder: Path) -> Path:
+    """Make a key to sign bundles with."""
+    key = folder / "signer"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    return key
+
+
+def make_bundle(folder: Path, serial: int, key: Path | None, *, with_wrong_golden: bool = False) -> Path:
+    """Copy the Fashion-MNIST bundle under another serial, and sign it if there is a key."""
+    shutil.copytree(FASHION, folder)
+    manifest = msgspec.structs.replace(Bundle(folder).manifest, serial=serial)
+    if with_wrong_golden:
+        old = manifest.file("golden")
+        tensors, _ = read_tensors(folder / old.name, "")
+        tensors["features.0"] = -tensors["features.0"]
+        write_tensors(folder / old.name, tensors)
+        new = describe_file(folder, old.name, "golden")
+        files = tuple(new if file.role == "golden" else file for file in manifest.files)
+        manifest = msgspec.structs.replace(manifest, files=files)
+    write_manifest(folder, manifest)
+    if key is not None:
+        sign_manifest(folder, key, "desk")
+    return folder
+
+
+def allowed_signers(bundle: Path, path: Path) -> Path:
+    """Write the file that believes whoever signed this bundle."""
+    path.write_text(signer_line(bundle / SIGNATURE_NAME, "desk") + "\n")
+    return path
