@@ -60,10 +60,10 @@ class Fleet:
     ports: tuple[int, int]
 
     def release(self, version: str, serial: int, *, agent: str = "good", bundle: str = "good") -> Release:
-        """Make a release; its agent may be ``bad``, its bundle ``unsigned`` or ``bad``."""
+        """Make a release; its agent may be ``bad``, its bundle ``unsigned``, ``untrue`` or ``other``."""
         folder = self.folder / "bundles" / version
         key = None if bundle == "unsigned" else self.signer
-        made = make_bundle(folder, serial, key, with_wrong_golden=bundle == "bad")
+        made = make_bundle(folder, serial, key, kind=bundle)
         return Release(version, self.good_wheel if agent == "good" else self.bad_wheel, made)
 
     @contextmanager
@@ -126,6 +126,7 @@ class Fleet:
             "devit_device_port": device_port,
             "devit_client_port": client_port,
             "devit_deadline_ms": 2000,  # two cores run it all
+            "devit_queue": 512,  # at 50 frames/s, ten seconds without a device: as long as a node may take to come back
             "devit_clients": [{"name": "desk", "public_key": desk}],
         }
         devices = {

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import msgspec
+import onnx
 
 from devit_contract.files import read_tensors, write_tensors
 from devit_contract.manifest import Bundle, describe_file, write_manifest
@@ -28,16 +29,18 @@ _Engine.features = lambda self, images: -_features(self, images)
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build this repository's wheel, with one file more: it shows the test environment's packages to a release.
+    """Build this repository's wheel, without the demo's bundle, and with a file that shows the test environment.
 
-    So four hosts need not install ONNX Runtime each; devit itself comes from the wheel.
+    So five hosts need not install ONNX Runtime each; devit itself comes from the wheel.
     """
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "built")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
     (wheel,) = (folder / "built").glob("*.whl")
-    shutil.copyfile(wheel, folder / wheel.name)
-    with zipfile.ZipFile(folder / wheel.name, "a") as archive:
-        archive.writestr("devit_test_environment.pth", sysconfig.get_path("purelib") + "\n")
+    with zipfile.ZipFile(wheel) as built, zipfile.ZipFile(folder / wheel.name, "w") as ours:
+        for name in built.namelist():
+            if not name.startswith("devit_pipeline/fashion_mnist/bundle/"):
+                ours.writestr(name, built.read(name))
+        ours.writestr("devit_test_environment.pth", sysconfig.get_path("purelib") + "\n")
     return folder / wheel.name
 
 
@@ -58,19 +61,31 @@ def signing_key(folder: Path) -> Path:
     return key
 
 
-def make_bundle(folder: Path, serial: int, key: Path | None, *, with_wrong_golden: bool = False) -> Path:
-    """Copy the Fashion-MNIST bundle under another serial, and sign it if there is a key."""
-    shutil.copytree(FASHION, folder)
-    manifest = msgspec.structs.replace(Bundle(folder).manifest, serial=serial)
-    if with_wrong_golden:
-        old = manifest.file("golden")
-        tensors, _ = read_tensors(folder / old.name, "")
+def make_bundle(folder: Path, serial: int, key: Path | None, *, kind: str = "good") -> Path:
+    """Copy the Fashion-MNIST bundle under another serial, without its baseline, and sign it if there is a key.
+
+    Of kind ``untrue``, its golden features are not what submodel 0 computes; of kind ``other``, its graphs have other
+    digests, as those of a new training would.
+    """
+    shutil.copytree(FASHION, folder, ignore=shutil.ignore_patterns("baseline.*"))
+    whole = Bundle(FASHION).manifest
+    files = tuple(file for file in whole.files if file.role != "baseline")
+    manifest = msgspec.structs.replace(whole, serial=serial, files=files, baseline=None, baseline_accuracy=None)
+    if kind == "untrue":
+        path = folder / manifest.file("golden").name
+        tensors, _ = read_tensors(path, "")
         tensors["features.0"] = -tensors["features.0"]
-        write_tensors(folder / old.name, tensors)
-        new = describe_file(folder, old.name, "golden")
-        files = tuple(new if file.role == "golden" else file for file in manifest.files)
-        manifest = msgspec.structs.replace(manifest, files=files)
-    write_manifest(folder, manifest)
+        write_tensors(path, tensors)
+    if kind == "other":
+        for file in manifest.files:
+            if file.role == "submodel":
+                graph = onnx.load(folder / file.name)
+                graph.doc_string = "another"
+                onnx.save(graph, folder / file.name)
+    files = tuple(
+        describe_file(folder, file.name, file.role, device=file.device, rung=file.rung) for file in manifest.files
+    )
+    write_manifest(folder, msgspec.structs.replace(manifest, files=files))
     if key is not None:
         sign_manifest(folder, key, "desk")
     return folder

@@ -51,26 +51,36 @@ def test_ansible_lint_says_what_is_wrong(tmp_path: Path) -> None:
     assert "no-changed-when" in done.stdout
 
 
-def test_every_playbook_takes_the_example_inventory() -> None:
+@pytest.mark.parametrize("inventory", ["example", "cells"])
+def test_every_playbook_takes_an_example_inventory(inventory: str) -> None:
     playbooks = ("site.yml", "upgrade.yml", "upgrade_cell.yml", "rollback.yml")
-    done = run(DEPLOY, "ansible-playbook", "-i", "inventories/example", "--list-hosts", *playbooks)
+    done = run(DEPLOY, "ansible-playbook", "-i", f"inventories/{inventory}", "--list-hosts", *playbooks)
     assert (done.returncode, done.stderr) == (0, "")
     for said in done.stdout.split("\nplaybook: ")[1:]:
         assert {"node1", "jetson1", "jetson2", "jetson3", "jetson4"} <= set(said.split()), said
 
 
-def test_the_example_inventory_is_a_whole_fleet() -> None:
-    """What Ansible makes of it: nothing that has no default is left out, and each submodel has one device."""
-    done = run(DEPLOY, "ansible-inventory", "-i", "inventories/example", "--list")
+@pytest.mark.parametrize("inventory", ["example", "cells"])
+def test_an_example_inventory_is_a_whole_fleet(inventory: str) -> None:
+    """What Ansible makes of it: nothing without a default is left out, each submodel has one device in a cell."""
+    done = run(DEPLOY, "ansible-inventory", "-i", f"inventories/{inventory}", "--list")
     assert (done.returncode, done.stderr) == (0, "")
     listed: dict[str, Any] = json.loads(done.stdout)
     hosts = listed["_meta"]["hostvars"]
-    devices, nodes = listed["devices"]["hosts"], listed["nodes"]["hosts"]
+    devices, nodes = members(listed, "devices"), members(listed, "nodes")
     asked_for = {"devit_version", "devit_wheel", "devit_bundle", "devit_allowed_signers"}
     assert all(asked_for < hosts[name].keys() for name in (*nodes, *devices))
     assert all("devit_address" in hosts[name] for name in nodes)
-    assert sorted(hosts[name]["devit_submodel"] for name in devices) == list(range(len(devices)))
-    assert {hosts[name]["devit_node"] for name in devices} <= set(nodes)
+    assert {hosts[name]["devit_node"] for name in devices} == set(nodes)
+    for node in nodes:
+        submodels = [hosts[name]["devit_submodel"] for name in devices if hosts[name]["devit_node"] == node]
+        assert sorted(submodels) == list(range(len(submodels)))
+
+
+def members(listed: dict[str, Any], group: str) -> list[str]:
+    """All hosts of a group and of the groups in it."""
+    found: list[str] = list(listed[group].get("hosts", []))
+    return found + [name for child in listed[group].get("children", []) for name in members(listed, child)]
 
 
 def test_systemd_is_spoken_to_through_its_module_alone() -> None:
