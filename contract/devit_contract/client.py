@@ -98,7 +98,8 @@ class Client:
         )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor.socket, zmq.POLLIN)
+        self._awaits_link = False
+        self._poller.register(self._monitor.descriptor, zmq.POLLIN)
         self._run_id = secrets.randbits(64)
         self._numbers = count(1)
         self.links = 0
@@ -325,7 +326,9 @@ class Client:
                 except zmq.Again:
                     break
             self._unsent.popleft()
-        self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
+        if self._awaits_link != bool(self._unsent):
+            self._awaits_link = bool(self._unsent)
+            self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
 
     def _pump(self, timeout_s: float, wake: int | None = None) -> bool:
         """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
@@ -333,7 +336,7 @@ class Client:
             timeout_s = min(timeout_s, next(iter(self._open.values())).end_s - time.monotonic())
         timeout_s = min(timeout_s, self._retry_s - time.monotonic())
         ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
-        if self._monitor.socket in ready:
+        if self._monitor.descriptor in ready:
             self._watch_link()
         if time.monotonic() >= self._retry_s:
             self._retry_s = math.inf

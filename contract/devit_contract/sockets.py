@@ -69,7 +69,7 @@ def open_context() -> Iterator[Context]:
 
 def bind_router(
     context: Context, endpoint: str, domain: bytes, keys: KeyPair | None, *, max_bytes: int
-) -> tuple[Socket, str]:
+) -> tuple[Socket, str, Monitor]:
     """Open the node's side of a port.
 
     Args:
@@ -80,7 +80,7 @@ def bind_router(
         max_bytes: Largest message accepted; a peer that announces more is cut off.
 
     Returns:
-        The socket and the endpoint with its real port.
+        The socket, the endpoint with its real port, and the monitor of its connections, of the first one too.
 
     Raises:
         LinkError: The address cannot be bound.
@@ -98,15 +98,19 @@ def bind_router(
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
         socket.setsockopt(zmq.ZAP_DOMAIN, domain)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    monitor = Monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
     try:
         socket.bind(endpoint[:-1] + "*" if endpoint.endswith(":0") else endpoint)
     except zmq.ZMQError as err:
+        socket.disable_monitor()
+        monitor.socket.close()
         socket.close()
         raise LinkError(
             f"{endpoint}: expected a free address of this machine, found: {zmq.strerror(err.errno or 0)}: "
             "stop what listens there or choose another port"
         ) from err
-    return socket, socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
+    real: str = socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
+    return socket, real, monitor
 
 
 def connect_dealer(
@@ -162,12 +166,12 @@ def reconnect(socket: Socket, endpoint: str) -> None:
     socket.connect(endpoint)
 
 
-def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str]:
+def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
     """Open the port that devices connect to."""
     return bind_router(context, endpoint, DEVICES, keys, max_bytes=MAX_DEVICE_MESSAGE_BYTES)
 
 
-def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str]:
+def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
     """Open the port that clients connect to."""
     return bind_router(context, endpoint, CLIENTS, keys, max_bytes=MAX_IMAGE_MESSAGE_BYTES)
 
@@ -182,11 +186,13 @@ class SocketEvent(NamedTuple):
 
 
 class Monitor:
-    """Connection events of a socket, as a socket of its own to poll."""
+    """Connection events of a socket; poll :attr:`descriptor` and call :meth:`read`."""
 
     def __init__(self, socket: Socket, events: int) -> None:
-        """Watch ``socket`` for ``events`` (``zmq.EVENT_*`` or-ed together)."""
+        """Watch ``socket``, not bound or connected yet, for ``events`` (``zmq.EVENT_*`` or-ed together)."""
         self.socket: Socket = socket.get_monitor_socket(events)
+        self.descriptor = poll_descriptor(self.socket)
+        """Readable when :meth:`read` has something to read."""
 
     def read(self) -> list[SocketEvent]:
         """Take the events that have come since the last call, without waiting."""
@@ -203,7 +209,7 @@ class Monitor:
 class Gatekeeper:
     """Lets in the keys it was given, each under its name (ZAP, https://rfc.zeromq.org/spec/27), without a thread.
 
-    Poll :attr:`socket` and call :meth:`answer`; with nobody answering, nobody gets in.
+    Poll :attr:`descriptor` and call :meth:`answer`; with nobody answering, nobody gets in.
     """
 
     def __init__(self, context: Context, allowed: Mapping[bytes, Mapping[bytes, str]]) -> None:
@@ -220,6 +226,8 @@ class Gatekeeper:
         self.socket: Socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind("inproc://zeromq.zap.01")
+        self.descriptor = poll_descriptor(self.socket)
+        """Readable when :meth:`answer` has something to answer."""
 
     def answer(self) -> None:
         """Answer every handshake that is waiting."""
@@ -286,6 +294,18 @@ def _copy_of(descriptor: int) -> tcp.socket:
     except OSError:  # the descriptor has gone to a file
         os.close(copy)
         raise
+
+
+def poll_descriptor(socket: Socket) -> int:
+    """Give what to poll in place of a socket on which something comes once in a while.
+
+    A poll asks each socket twice what has come, by eight system calls; a descriptor costs next to nothing. It becomes
+    readable once for all that comes until the socket was read in vain, so whoever reads must read everything.
+    """
+    is_readable(socket)  # as if read in vain: nothing can have come yet
+    descriptor = socket.getsockopt(zmq.FD)
+    assert isinstance(descriptor, int)
+    return descriptor
 
 
 def is_readable(socket: Socket) -> bool:

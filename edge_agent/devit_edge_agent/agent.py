@@ -97,7 +97,7 @@ class EdgeAgent:
         self._power = PowerFeed(self._config.tegrastats)
         self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
         self._poller = zmq.Poller()
-        for readable in (self._uplink.socket, self._uplink.monitor.socket, self._swap.fileno()):
+        for readable in (self._uplink.socket, self._uplink.monitor.descriptor, self._swap.fileno()):
             self._poller.register(readable, zmq.POLLIN)
         if source is not None and source.fileno() >= 0:
             self._poller.register(source.fileno(), zmq.POLLIN)
@@ -150,7 +150,7 @@ class EdgeAgent:
         is_busy = (self._queue and not self._uplink.is_introducing) or self._power.has_more
         ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
         self._supervisor.alive()
-        if self._uplink.watch(has_events=self._uplink.monitor.socket in ready):
+        if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):
             self._queue.clear()
             self._power.stop()
             self._undivided.free()

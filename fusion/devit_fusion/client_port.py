@@ -16,7 +16,6 @@ from devit_contract.messages import Control, ControlReply, Refused, body, read_b
 from devit_contract.sockets import (
     Connection,
     Context,
-    Monitor,
     client_router,
     receive_routed,
     user_id,
@@ -67,8 +66,7 @@ class ClientPort:
         Raises:
             LinkError: The address cannot be bound.
         """
-        self.socket, self.endpoint = client_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.socket, self.endpoint, self.monitor = client_router(context, endpoint, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0
         """Connections that ended without a message."""

@@ -29,7 +29,6 @@ from devit_contract.messages import (
 from devit_contract.sockets import (
     Connection,
     Context,
-    Monitor,
     device_router,
     receive_routed,
     user_id,
@@ -137,8 +136,7 @@ class DevicePort:
         Raises:
             LinkError: The address cannot be bound.
         """
-        self.socket, self.endpoint = device_router(context, endpoint, keys)
-        self.monitor = Monitor(self.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.socket, self.endpoint, self.monitor = device_router(context, endpoint, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0
         self.bytes_out = 0

@@ -134,25 +134,25 @@ class FusionNode:
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Run until ``should_stop``, which is asked at least five times a second."""
         poller = zmq.Poller()
-        sockets = (
+        readables = (
             self._devices.socket,
-            self._devices.monitor.socket,
+            self._devices.monitor.descriptor,
             self._clients.socket,
-            self._clients.monitor.socket,
+            self._clients.monitor.descriptor,
         )
-        for socket in sockets:
-            poller.register(socket, zmq.POLLIN)
+        for readable in readables:
+            poller.register(readable, zmq.POLLIN)
         if self._gate is not None:
-            poller.register(self._gate.socket, zmq.POLLIN)
+            poller.register(self._gate.descriptor, zmq.POLLIN)
         supervisor = Supervisor()
         supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
         gc.freeze()  # what lives from here on as long as the node is not looked at again
         while not should_stop():
             # Only what is readable is read: each read in vain costs as much as a message.
-            ready = {socket for socket, _ in poller.poll(self._poll_ms())}
+            ready = {readable for readable, _ in poller.poll(self._poll_ms())}
             supervisor.alive()
             self._look_for_revoked()
-            if self._gate is not None and self._gate.socket in ready:
+            if self._gate is not None and self._gate.descriptor in ready:
                 self._gate.answer()
             if self._devices.socket in ready:
                 for event in self._devices.receive():
@@ -165,9 +165,9 @@ class FusionNode:
                         self._ask(wish)
                 self._tell_status()
             now_ns = time.monotonic_ns()
-            if self._clients.monitor.socket in ready:
+            if self._clients.monitor.descriptor in ready:
                 self._clients.watch(now_ns)
-            if self._devices.monitor.socket in ready:
+            if self._devices.monitor.descriptor in ready:
                 self._devices.watch(now_ns)
             for link in self._devices.lost(now_ns):
                 self._lose(link)

@@ -207,7 +207,7 @@ def test_a_question_that_was_refused_with_the_link_does_not_come_back() -> None:
 def plain_node(endpoint: str) -> Iterator[tuple[Socket, str]]:
     """The client port of a node without keys, with nothing behind it."""
     with open_context() as context:
-        yield client_router(context, endpoint, None)
+        yield client_router(context, endpoint, None)[:2]
 
 
 def refuse_next_request(router: Socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import select
 import socket as plain_socket
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,11 @@ def new_pair() -> KeyPair:
     return KeyPair(*zmq.curve_keypair())
 
 
+def readable(descriptor: int, duration_s: float = DEADLINE_S) -> bool:
+    """Wait until a descriptor is readable; tell whether it was in time."""
+    return bool(select.select([descriptor], [], [], duration_s)[0])
+
+
 @dataclass
 class Port:
     """A router with keys, its gatekeeper, and what has come in."""
@@ -49,6 +55,7 @@ class Port:
     gate: Gatekeeper | None
     router: Socket
     endpoint: str
+    monitor: Monitor
     delivered: list[tuple[str, str | None, bytes]] = field(default_factory=list)
     """Routing id, name by key, content."""
 
@@ -57,7 +64,7 @@ class Port:
         poller = zmq.Poller()
         poller.register(self.router, zmq.POLLIN)
         if self.gate is not None:
-            poller.register(self.gate.socket, zmq.POLLIN)
+            poller.register(self.gate.descriptor, zmq.POLLIN)
         end_s = time.monotonic() + duration_s
         while not is_done():
             if time.monotonic() >= end_s:
@@ -222,16 +229,29 @@ def test_the_first_handshake_is_never_missed(peers: Peers, plain: Port) -> None:
     """An agent introduces itself on this event: one that its monitor missed would leave it mute for ever."""
     for number in range(60):
         socket, monitor = peers.dealer(plain, None, name=b"jetson%d" % number)
-        assert monitor.socket.poll(int(DEADLINE_S * 1000))
+        assert readable(monitor.descriptor)
         assert [event.kind for event in monitor.read()] == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
         socket.disable_monitor()
         socket.close()
 
 
+def test_a_ports_monitor_tells_of_every_connection_from_the_first_on(plain: Port) -> None:
+    """Its descriptor wakes once for all that has come since it was read in vain: an event it slept through is lost."""
+    monitor = plain.monitor
+    host, _, number = plain.endpoint.removeprefix("tcp://").rpartition(":")
+    for _ in range(60):
+        with plain_socket.create_connection((host, int(number))):
+            assert readable(monitor.descriptor)
+            assert [event.kind for event in monitor.read()] == [zmq.EVENT_ACCEPTED]
+        assert readable(monitor.descriptor)
+        assert [event.kind for event in monitor.read()] == [zmq.EVENT_DISCONNECTED]
+    assert not readable(monitor.descriptor, 0)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_a_taken_port_is_one_line_with_the_cure(context: Context, host: str) -> None:
     try:
-        router, endpoint = bind_router(context, f"tcp://{host}:0", DEVICES, None, max_bytes=1000)
+        router, endpoint, _ = bind_router(context, f"tcp://{host}:0", DEVICES, None, max_bytes=1000)
     except LinkError:
         pytest.skip(f"this machine has no address {host}")
     assert endpoint.startswith(f"tcp://{host}:")

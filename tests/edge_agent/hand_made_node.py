@@ -26,7 +26,7 @@ class HandMadeNode:
         self.folder = folder
         self.store = store
         self._opened = open_context()
-        self.socket, self.endpoint = device_router(self._opened.__enter__(), "tcp://127.0.0.1:0", None)
+        self.socket, self.endpoint, _ = device_router(self._opened.__enter__(), "tcp://127.0.0.1:0", None)
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.child: subprocess.Popen[str] | None = None
 

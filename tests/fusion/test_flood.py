@@ -15,7 +15,6 @@ from tests.network.zmtp_peer import ZmtpPeer
 
 from devit_contract.sockets import (
     Context,
-    Monitor,
     Socket,
     client_router,
     connect_dealer,
@@ -35,8 +34,7 @@ class GuardedPort:
 
     def __init__(self, context: Context, *, limit_bytes: int, is_client_port: bool = False) -> None:
         open_port = client_router if is_client_port else device_router
-        self.router, self.endpoint = open_port(context, "tcp://127.0.0.1:0", None)
-        self._monitor = Monitor(self.router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.router, self.endpoint, self._monitor = open_port(context, "tcp://127.0.0.1:0", None)
         self.guard = FloodGuard(limit_bytes)
         self.delivered: Counter[bytes] = Counter()
         """Messages by routing id."""
@@ -48,7 +46,7 @@ class GuardedPort:
         self._kept: list[object] = []
         self._poller = zmq.Poller()
         self._poller.register(self.router, zmq.POLLIN)
-        self._poller.register(self._monitor.socket, zmq.POLLIN)
+        self._poller.register(self._monitor.descriptor, zmq.POLLIN)
 
     def dealer(self, name: bytes) -> Socket:
         """Connect an honest peer."""

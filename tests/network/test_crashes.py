@@ -16,7 +16,7 @@ from devit_contract.sockets import device_router, open_context, receive_routed
 from tests.network.zmtp_peer import ZmtpPeer
 
 with open_context() as context:
-    router, endpoint = device_router(context, "tcp://127.0.0.1:0", None)
+    router, endpoint, _ = device_router(context, "tcp://127.0.0.1:0", None)
     router.setsockopt(zmq.RCVTIMEO, 10_000)
     older = ZmtpPeer(endpoint, b"jetson1")
     older.send(b"one")
@@ -40,7 +40,7 @@ from devit_contract.sockets import connect_dealer, device_router, open_context
 
 MESSAGES = 1000
 with open_context() as context:
-    router, endpoint = device_router(context, "tcp://127.0.0.1:0", None)
+    router, endpoint, _ = device_router(context, "tcp://127.0.0.1:0", None)
     router.setsockopt(zmq.SNDHWM, 0)
     router.setsockopt(zmq.RCVTIMEO, 10_000)
     dealer, monitor = connect_dealer(
