@@ -40,6 +40,8 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Frames in flight per device."""
     queue: int = 64
     """Requests that may wait for a free device; one more is refused at once."""
+    gather_ms: float = 1000.0
+    """How long the first requests after the node's start may wait for devices that have not connected yet."""
     feature_dtype: str = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
 
@@ -236,6 +238,7 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
         ("k_min", serving.k_min, 1, len(fleet.device)),
         ("credit", serving.credit, 1, 16),
         ("queue", serving.queue, 0, 4096),
+        ("gather_ms", serving.gather_ms, 0, 60_000),
     )
     if serving.feature_dtype not in ("float32", "float16"):
         raise ManifestError(

@@ -45,6 +45,11 @@ class Cell:
         self._waiting: deque[Request] = deque()
         self._under_way: dict[int, Request] = {}
         self._known: dict[tuple[int, int], Request] = {}  # waiting or under way, by the client's run and number
+        self._gather_end_ns = time.monotonic_ns() + round(serving.gather_ms * 1e6)
+        self._is_gathering = False
+        """Whether the first request in the queue waits for a device that has never connected to this node."""
+        self._gathered_ns = 0
+        """When it last ceased to: deadlines of what waited until then count from there."""
         self.ended: Counter[str] = Counter()
         """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
         self.frame_time = Meter()
@@ -82,11 +87,20 @@ class Cell:
             self._send_answer(self._waiting.pop(), frame, now_ns)
 
     def dispatch_waiting(self) -> None:
-        """Send waiting requests out, in order: when every ready device asked has credit, or half their time is over."""
+        """Send waiting requests out, in order: when every ready device asked has credit, or half their time is over.
+
+        Right after the node's start they also wait for devices that have not connected yet: after a restart those come
+        within moments, and a frame that went out before would fail though nobody is at fault.
+        """
         now_ns = time.monotonic_ns()
         while self._waiting:
             wished = self._waiting[0].picture.mask or self._fusion.head.everyone
-            asked = (link for link in self._links.values() if wished >> link.index & 1)
+            asked = [link for link in self._links.values() if wished >> link.index & 1]
+            if now_ns < self._gather_end_ns and any(not link.links and not link.is_revoked for link in asked):
+                self._is_gathering = True
+                return
+            if self._is_gathering:
+                self._is_gathering, self._gathered_ns = False, now_ns
             may_wait = now_ns < self._patience_ns(self._waiting[0])
             if may_wait and any(link.state == "ready" and not link.has_credit for link in asked):
                 return
@@ -142,8 +156,14 @@ class Cell:
         )
 
     def _patience_ns(self, request: Request) -> int:
+        if self._is_gathering:
+            return self._gather_end_ns
         # The other half is for the devices: sent out later, a frame would only make them miss its deadline.
-        return request.arrival_ns + round(self._serving.deadline_ms * 0.5e6)
+        return self._counted_from_ns(request) + round(self._serving.deadline_ms * 0.5e6)
+
+    def _counted_from_ns(self, request: Request) -> int:
+        """Tell from when a request's deadline counts."""
+        return max(request.arrival_ns, self._gathered_ns)
 
     def _returned(self, link: Link, frame_id: int, now_ns: int) -> bool:
         """Give a credit back; tell whether it was that of a trial."""
@@ -156,7 +176,7 @@ class Cell:
 
     def _dispatch(self, request: Request, wished: int) -> None:
         now_ns = time.monotonic_ns()
-        deadline_ns = request.arrival_ns + round(self._serving.deadline_ms * 1e6)
+        deadline_ns = self._counted_from_ns(request) + round(self._serving.deadline_ms * 1e6)
         awaited: set[int] = set()
         tried: list[int] = []
         missing: dict[int, str] = {}

@@ -593,3 +593,46 @@ def test_clients_that_talk_rubbish_are_refused_and_stop_nothing(start: Start) ->
     client._socket.send_multipart([pack(Message(Kind.REQUEST, *array_payload(IMAGE))), b"more"])
     assert unpack(client._socket.recv()).reason is Reason.REQUEST
     assert client.status().frames == {}
+
+
+def test_requests_that_meet_a_node_just_started_wait_for_its_devices(start: Start) -> None:
+    """As long as they waited for those, their deadline does not count."""
+    scene = start("deadline_ms = 500\ngather_ms = 20000")
+    client = scene.client()
+    client.status()
+    asked = Asked(client)
+    first = scene.greeted(0)
+    first.socket.setsockopt(zmq.RCVTIMEO, 600)
+    with pytest.raises(zmq.Again):
+        first.hear(Kind.FRAME)
+    first.socket.setsockopt(zmq.RCVTIMEO, round(1000 * DEADLINE_S))
+    second = scene.greeted(1)
+    for device in (first, second):
+        device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    answer = asked.answer()
+    assert answer.state is State.FULL
+    assert answer.wait_us >= 600_000
+
+
+def test_requests_wait_for_no_device_that_they_do_not_ask_and_for_none_that_was_there_once(start: Start) -> None:
+    scene = start("deadline_ms = 20000\ngather_ms = 20000")
+    first, client = scene.greeted(0), scene.client()
+    with within(5.0):
+        asked = Asked(client, mask=0b01)
+        first.socket.send(first.feature(first.hear(Kind.FRAME)))
+        assert asked.answer().state is State.PARTIAL
+        scene.greeted(1).close()
+        wait_for(client, "jetson1", lambda status: status.state == "absent")
+        asked = Asked(client)
+        first.socket.send(first.feature(first.hear(Kind.FRAME)))
+        assert asked.answer().missing == {1: "absent"}
+
+
+def test_a_device_that_does_not_come_is_waited_for_once_and_no_longer_than_the_fleet_file_says(start: Start) -> None:
+    scene = start("deadline_ms = 20000\ngather_ms = 300")
+    client = scene.client()
+    with within(5.0):
+        answers = [client.classify(IMAGE) for _ in range(2)]
+    assert [answer.missing for answer in answers] == [{0: "absent", 1: "absent"}] * 2
+    assert answers[0].wait_us <= 2_000_000
+    assert answers[1].wait_us < 300_000
