@@ -9,9 +9,11 @@ from devit_contract.manifest import Bundle
 from devit_engines.build import build_engines
 from devit_engines.store import Store
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts its background jobs so, and every process that a test starts would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        # A shell's background jobs and what nohup starts ignore them, and so would every process that a test starts.
+        # With a handler that does nothing, this process goes on as it was told to, and its children start afresh.
+        signal.signal(number, lambda *_: None)
 
 TINY = Path(__file__).parent / "data" / "tiny-bundle"
 

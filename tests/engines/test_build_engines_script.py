@@ -225,8 +225,6 @@ def test_an_interrupted_install_leaves_nothing(device: Device, number: signal.Si
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests that are started in the background inherit an ignored SIGINT, which a shell cannot trap.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stderr is not None
         assert "installing devit[agent]" in child.stderr.readline()

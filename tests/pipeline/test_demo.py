@@ -174,8 +174,6 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, 
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TMPDIR": str(tmp_path)},
-        # A shell that starts the tests in the background has them, and all their children, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stderr is not None
     assert any(line.startswith("start: done") for line in child.stderr)
