@@ -218,13 +218,18 @@ def test_a_device_that_dies_stops_the_roll_out_and_what_was_upgraded_is_rolled_b
 
 
 def test_a_bundle_with_other_submodels_takes_a_whole_cell_at_once(fleet: Fleet, first: Release) -> None:
-    """From device to device it is refused; all at once, the cell comes up on it."""
+    """From device to device it is refused; all at once, requests wait until the cell is up on it."""
     other = fleet.release("other", serial=6, bundle="other")
     played = fleet.play("upgrade.yml", other)
     assert played.code != 0
     assert "run upgrade_cell.yml" in played.said
     assert fleet.releases_in_use == everywhere(first.version)
-    played = fleet.play("upgrade_cell.yml", other)
+    load = Load(fleet)
+    with load.running():
+        played = fleet.play("upgrade_cell.yml", other)
     assert played.code == 0, played.said
+    print(f"upgrade_cell.yml: {figures(load.before(math.inf))}")
+    assert len(load.answers) == load.sent
+    assert all(isinstance(answer, Answer) and answer.state is State.FULL for _, answer in load.answers)
     assert fleet.releases_in_use == everywhere("other")
     assert_all_answer(fleet)
