@@ -9,11 +9,11 @@ from devit_contract.manifest import Bundle
 from devit_engines.build import build_engines
 from devit_engines.store import Store
 
-for number in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        # A shell's background jobs and what nohup starts ignore them, and so would every process that a test starts.
-        # With a handler that does nothing, this process goes on as it was told to, and its children start afresh.
-        signal.signal(number, lambda *_: None)
+# Background jobs of a shell ignore one of them, what nohup starts the other, and so would all processes under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it to this process too
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # these tests still outlive their terminal
 
 TINY = Path(__file__).parent / "data" / "tiny-bundle"
 
