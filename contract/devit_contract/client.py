@@ -98,7 +98,7 @@ class Client:
         )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        self._awaits_link = False
+        self._polls_for_room = False
         self._poller.register(self._monitor.descriptor, zmq.POLLIN)
         self._run_id = secrets.randbits(64)
         self._numbers = count(1)
@@ -326,8 +326,8 @@ class Client:
                 except zmq.Again:
                     break
             self._unsent.popleft()
-        if self._awaits_link != bool(self._unsent):
-            self._awaits_link = bool(self._unsent)
+        if self._polls_for_room != bool(self._unsent):
+            self._polls_for_room = bool(self._unsent)
             self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
 
     def _pump(self, timeout_s: float, wake: int | None = None) -> bool:

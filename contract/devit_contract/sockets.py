@@ -191,7 +191,7 @@ class Monitor:
     def __init__(self, socket: Socket, events: int) -> None:
         """Watch ``socket``, not bound or connected yet, for ``events`` (``zmq.EVENT_*`` or-ed together)."""
         self.socket: Socket = socket.get_monitor_socket(events)
-        self.descriptor = poll_descriptor(self.socket)
+        self.descriptor = _poll_descriptor(self.socket)
         """Readable when :meth:`read` has something to read."""
 
     def read(self) -> list[SocketEvent]:
@@ -226,7 +226,7 @@ class Gatekeeper:
         self.socket: Socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind("inproc://zeromq.zap.01")
-        self.descriptor = poll_descriptor(self.socket)
+        self.descriptor = _poll_descriptor(self.socket)
         """Readable when :meth:`answer` has something to answer."""
 
     def answer(self) -> None:
@@ -296,7 +296,7 @@ def _copy_of(descriptor: int) -> tcp.socket:
         raise
 
 
-def poll_descriptor(socket: Socket) -> int:
+def _poll_descriptor(socket: Socket) -> int:
     """Give what to poll in place of a socket on which something comes once in a while.
 
     A poll asks each socket twice what has come, by eight system calls; a descriptor costs next to nothing. It becomes

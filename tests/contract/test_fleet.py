@@ -117,6 +117,7 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
         (KEYED, "k_min = 2", "k_min = 0", "serving.k_min: expected 1 to 2, found 0"),
         (KEYED, "k_min = 2", "credit = 17", "serving.credit: expected 1 to 16, found 17"),
         (KEYED, "k_min = 2", "queue = -1", "serving.queue: expected 0 to 4096, found -1"),
+        (KEYED, "k_min = 2", "gather_ms = nan", "serving.gather_ms: expected 0 to 60000, found nan"),
         (KEYED, "k_min = 2", "kmin = 2", "unknown field `kmin`"),
         (PLAIN, "schema = 1", "schema = 2", "field schema: expected 1, found 2"),
         (PLAIN, "submodel = 1", "", "missing required field `submodel`"),
