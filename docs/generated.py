@@ -91,8 +91,8 @@ def _programs() -> Iterator[str]:
 
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "build-engines.sh": ("sh", str(ROOT / "engines" / "build-engines.sh")),
-    "hwmon-power": (sys.executable, "-m", "devit_profiling.hwmon"),
-    "simulated-tegrastats": (sys.executable, "-m", "devit_profiling.simulator"),
+    "hwmon-power": (sys.executable, "-m", "devit_profiling.sensor.hwmon"),
+    "simulated-tegrastats": (sys.executable, "-m", "devit_profiling.simulator.program"),
 }
 """Programs that are no commands of typer, and how each is started."""
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.manifest import Bundle
-from devit_engines.build import build_engines
-from devit_engines.store import Store
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.building.build_all import build_engines
+from devit_engines.building.store import Store
 
 # Background jobs of a shell ignore one of them, what nohup starts the other, and so would all processes under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -22,7 +22,7 @@ import numpy as np
 import zmq
 from measure import Samples
 
-from devit_contract.keys import KeyPair
+from devit_contract.artefacts.keys import KeyPair
 from devit_engines.engine import Engine
 
 T = TypeVar("T")

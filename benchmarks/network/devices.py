@@ -14,10 +14,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 import zmq
 
-from devit_contract.keys import KeyPair
-from devit_contract.messages import Hello, body
-from devit_contract.sockets import Socket, connect_dealer
-from devit_contract.wire import (
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.wire.codec import (
     HEADER,
     MAX_IMAGE_MESSAGE_BYTES,
     Dtype,
@@ -27,10 +25,12 @@ from devit_contract.wire import (
     pack,
     unpack,
 )
+from devit_contract.wire.messages import Hello, body
+from devit_contract.wire.sockets import Socket, connect_dealer
 
 KIND_AT = 5
 FRAME_ID, DISPATCH_NS = slice(52, 60), slice(68, 76)
-"""Where they stand in the header, see :mod:`devit_contract.wire`."""
+"""Where they stand in the header, see :mod:`devit_contract.wire.codec`."""
 CRC = slice(HEADER.size - 4, HEADER.size)
 
 

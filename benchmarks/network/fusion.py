@@ -16,7 +16,7 @@ from bundles import random_head
 from machine import Watch
 from measure import Figure, Report, Samples, alternate, arguments, p50, ratio, show
 
-from devit_contract.head import Float32Array, Fusion
+from devit_contract.artefacts.head import Float32Array, Fusion
 
 HEADS = ("4x768x1000", "4x192x100")
 """Devices, feature dimension, classes."""

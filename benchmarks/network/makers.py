@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devit_contract.manifest import Bundle
-from devit_engines.build import load_engine
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.building.build_all import load_engine
+from devit_engines.building.store import Store
 from devit_engines.engine import Engine, EngineSpec
 from devit_engines.null import NullEngine, PacedEngine
-from devit_engines.store import Store
 
 
 def paced(pace_ms: float, shape: tuple[int, int, int], dim: int) -> Engine:

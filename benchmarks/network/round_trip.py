@@ -17,7 +17,7 @@ from bundles import write_null_bundle
 from machine import Watch, pin, two_cores
 from measure import Report, Samples, alternate, arguments, p50, p99, ratio, show
 
-from devit_contract.client import Client
+from devit_contract.wire.client import Client
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 DIM, CLASSES, SIDE = 768, 100, 32

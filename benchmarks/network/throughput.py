@@ -21,15 +21,15 @@ from devices import Device, Node, serve
 from machine import Watch, two_cores
 from measure import BLOCK_S, Figure, Report, alone, arguments, show, tell
 
-from devit_contract.client import Client
-from devit_contract.fleet import ClientEntry, Fleet, Serving
-from devit_contract.fleet import Device as FleetDevice
-from devit_contract.fleet import Node as FleetNode
-from devit_contract.journal import Log, Priority
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Bundle
-from devit_contract.stopping import StopSignal
-from devit_contract.wire import State
+from devit_contract.artefacts.fleet import ClientEntry, Fleet, Serving
+from devit_contract.artefacts.fleet import Device as FleetDevice
+from devit_contract.artefacts.fleet import Node as FleetNode
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.service.journal import Log, Priority
+from devit_contract.service.lifecycle import StopSignal
+from devit_contract.wire.client import Client
+from devit_contract.wire.codec import State
 from devit_fusion.node import FusionNode
 
 DIM, CLASSES, SIDE = 192, 100, 32

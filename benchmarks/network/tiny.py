@@ -18,9 +18,9 @@ from machine import Watch
 from makers import built
 from measure import Report, alternate, arguments, asked, cache_folder, p50, ratio, show, tell
 
-from devit_contract.manifest import Bundle
-from devit_engines.build import build_engines
-from devit_engines.store import Store
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.building.build_all import build_engines
+from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 PRESET = "ViT-Ti/16"
@@ -69,8 +69,8 @@ def _export(folder: Path) -> None:
     """Export one model at random weights for both devices: what it answers does not matter here."""
     import torch
 
-    from devit_decompose.cost import macs
-    from devit_decompose.model import PRESETS, Model, uniform_config
+    from devit_decompose.models.model import PRESETS, Model, uniform_config
+    from devit_decompose.pruning.cost import macs
     from devit_export.graph import export_features
 
     preset = PRESETS[PRESET]

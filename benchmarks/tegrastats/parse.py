@@ -18,8 +18,8 @@ from pathlib import Path
 
 from jtop.core.tegrastats import Tegrastats
 
-from devit_profiling import tegrastats
-from devit_profiling.tegrastats import parse_line
+from devit_profiling.sensor import tegrastats
+from devit_profiling.sensor.tegrastats import parse_line
 
 DATA = Path(__file__).parents[2] / "tests" / "data" / "tegrastats"
 LOGS = ("orin_nano_l4t36_04_100ms_log.txt", "agx_orin_l4t36_02_log.txt", "orin_nano_l4t36_03_tensorrt_log.txt")

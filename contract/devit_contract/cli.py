@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
-    from devit_contract.client import Answer, Client, Picture
-    from devit_contract.messages import DeviceStatus
+    from devit_contract.wire.client import Answer, Client, Picture
+    from devit_contract.wire.messages import DeviceStatus
 
 _EVENTS_SHOWN = 8
 
@@ -52,8 +52,8 @@ def classify(
     """
     import msgspec
 
+    from devit_contract.artefacts.preprocess import load_image
     from devit_contract.errors import InputError, LinkError
-    from devit_contract.preprocess import load_image
 
     if bool(images) == bool(own):
         raise InputError("expected pictures or --own COUNT, found both or none: give one of them")
@@ -132,10 +132,10 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
     Raises:
         InputError: The options do not say which node, or a key is missing or not usable.
     """
-    from devit_contract.client import Client
+    from devit_contract.artefacts.fleet import load_fleet, parse_endpoint
+    from devit_contract.artefacts.keys import check_key, load_keys
     from devit_contract.errors import InputError
-    from devit_contract.fleet import load_fleet, parse_endpoint
-    from devit_contract.keys import check_key, load_keys
+    from devit_contract.wire.client import Client
 
     keys = load_keys(key) if key is not None else None
     if to is not None:
@@ -152,8 +152,8 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
 
 
 def _picture_paths(names: list[str]) -> Iterator[Path]:
+    from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES
     from devit_contract.errors import InputError
-    from devit_contract.preprocess import PICTURE_SUFFIXES
 
     for name in names:
         path = Path(name)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.terminal import print_table
+from devit_contract.service.terminal import print_table
 
 if TYPE_CHECKING:
-    from devit_contract.fleet import Fleet
-    from devit_contract.keys import StoredKey
+    from devit_contract.artefacts.fleet import Fleet
+    from devit_contract.artefacts.keys import StoredKey
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Make, list and revoke CURVE keys of a fleet."
@@ -42,7 +42,7 @@ def new(
     folder: Folder = Path("keys"),
 ) -> None:
     """Make a key pair and print its public half for fleet.toml."""
-    from devit_contract.keys import new_keys
+    from devit_contract.artefacts.keys import new_keys
 
     pair = new_keys(folder, name)
     typer.echo(f"{pair.public.decode()}")
@@ -58,10 +58,10 @@ def list_keys(
     """List the keys of a folder, and of a fleet: whose they are, and which of them are revoked."""
     import json
 
+    from devit_contract.artefacts.fleet import load_fleet
+    from devit_contract.artefacts.keys import stored_keys
+    from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
     from devit_contract.errors import InputError
-    from devit_contract.fleet import load_fleet
-    from devit_contract.keys import stored_keys
-    from devit_contract.revoked import RevokedKeys, revoked_path
 
     if fleet is None and Path("fleet.toml").exists():
         fleet = Path("fleet.toml")
@@ -92,8 +92,8 @@ def revoke_key(
     undo: Annotated[bool, typer.Option("--undo", help="Let the key in again.")] = False,
 ) -> None:
     """Lock a key out of a fleet at once: a running node cuts its link, and refuses it from then on."""
-    from devit_contract.fleet import load_fleet
-    from devit_contract.revoked import restore, revoke, revoked_path
+    from devit_contract.artefacts.fleet import load_fleet
+    from devit_contract.artefacts.revoked import restore, revoke, revoked_path
 
     key = _key_to_revoke(name, load_fleet(fleet))
     path = revoked_path(fleet)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from devit_contract.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
-    from devit_decompose.assembly import Assembly
+    from devit_decompose.assembly.record import Assembly
     from devit_decompose.decomposition import Decomposition
-    from devit_decompose.report import Evaluation
+    from devit_decompose.evaluate import Evaluation
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 assemble_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -45,11 +45,11 @@ def decompose(
 
     On several GPUs or machines: torchrun --nproc_per_node 2 -m devit_decompose RECIPE --out models
     """
-    from devit_decompose.recipe_file import load_recipe
+    from devit_decompose.recipe.reader import load_recipe
 
     loaded = load_recipe(recipe, tuple(changes or ()))
     if dry_run:
-        from devit_decompose.rehearsal import rehearse
+        from devit_decompose.dry_run import rehearse
 
         with progress_bar() as progress:
             table = rehearse(loaded, progress)
@@ -104,8 +104,8 @@ def assemble(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Make a cell from pretrained timm backbones: only the linear fusion is trained."""
-    from devit_decompose.assemble import Order, assemble
-    from devit_decompose.features import default_cache
+    from devit_decompose.assembly.assemble import Order, assemble
+    from devit_decompose.assembly.features import default_cache
 
     order = Order(
         models=tuple(models.split(",")),
@@ -139,7 +139,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; accuracies in percent.")] = False,
 ) -> None:
     """Measure trained models on their test images: all subsets of devices, every class."""
-    from devit_decompose.report import evaluate
+    from devit_decompose.evaluate import evaluate
 
     with progress_bar(quiet=as_json) as progress:
         found = evaluate(models, data=data, against=against, progress=progress)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from devit_contract.artefacts.files import read_json, sha256_of_file
+from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import ManifestError
-from devit_contract.files import read_json, sha256_of_file
-from devit_contract.manifest import Preprocess
-from devit_decompose.model import ModelConfig
-from devit_decompose.recipe import Recipe
-from devit_decompose.search import SearchRecord
+from devit_decompose.models.model import ModelConfig
+from devit_decompose.pruning.search import SearchRecord
+from devit_decompose.recipe.schema import Recipe
 
 SCHEMA = 2
 FILE_NAME = "decomposition.json"

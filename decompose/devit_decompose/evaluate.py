@@ -1,106 +1,254 @@
-"""How good the parts and the whole are: features, their statistics, the accuracy of every subset of devices."""
+"""``devit evaluate``: how good a finished models folder is, measured anew on its test images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
-from devit_contract.head import Float32Array, Fusion, FusionHead, FusionStatistics, columns_of
-from devit_decompose.data import Images, Int64Array, Split
-from devit_decompose.decomposition import SubsetRecord
-from devit_decompose.machine import Machine
-from devit_decompose.model import Model
+from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, devices_of
+from devit_contract.errors import InputError
+from devit_contract.service.progress import Progress
+from devit_decompose.assembly import record as assembly
+from devit_decompose.assembly.record import load_as, load_assembly
+from devit_decompose.data.splits import Dataset, Int64Array
+from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.models.model import Model
+from devit_decompose.models.weights import load_model
+from devit_decompose.subset_accuracy import accuracy, filled_logits, joined_features, run
 
-_BATCH = 500
+Right = npt.NDArray[np.bool_]
+"""For each test image, ``(n,)``, whether the answer is the label."""
 
 
-def run(function: Callable[[Tensor], Tensor], images: Images, device: torch.device | None = None) -> Float32Array:
-    """Apply a model to uint8 images ``(n, H, W, C)`` batch by batch, in float32, without gradients.
+class ClassFigures(msgspec.Struct, frozen=True):
+    """One class; percent."""
+
+    name: str
+    images: int
+    fused_accuracy: float | None
+    """None where there is no test image; so is the next."""
+    teacher_accuracy: float | None
+
+
+class ClassSubsetFigures(msgspec.Struct, frozen=True):
+    """The test images of the classes that one device was first trained on; percent."""
+
+    device: int
+    classes: tuple[int, ...]
+    images: int
+    fused_accuracy: float | None
+    without_device: float | None
+    """With that device missing; None for a cell of one."""
+    device_alone: float | None
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """An exact two-sided McNemar test of two cells on the same images."""
+
+    against: str
+    other_fused_accuracy: float
+    """Percent."""
+    only_this_right: int
+    """b"""
+    only_other_right: int
+    """c"""
+    p_value: float
+    """Chance of a split of b + c as uneven as this, were both cells equally good."""
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """All figures; accuracies in percent, subsets of devices written ``0,2``."""
+
+    name: str
+    data: str
+    test_images: int
+    is_stored_test_set: bool
+    """Whether these are the images behind the figures in decomposition.json."""
+    teacher_accuracy: float | None
+    fused_accuracy: float
+    teacher_macs: int | None
+    submodel_macs: tuple[int, ...]
+    subsets: dict[str, float]
+    """With missing features predicted from those present, as the node does."""
+    subsets_with_zeros: dict[str, float]
+    subsets_with_mean: dict[str, float]
+    class_subsets: tuple[ClassSubsetFigures, ...]
+    classes: tuple[ClassFigures, ...]
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A models folder in memory."""
+
+    decomposition: Decomposition
+    teacher: Model | None
+    submodels: tuple[Model, ...]
+    head: FusionHead
+
+
+def evaluate(models: Path, *, data: Path | None, against: Path | None, progress: Progress) -> Evaluation:
+    """Measure a models folder on its test images.
 
     Args:
-        function: From a batch ``(B, H, W, C)`` to ``(B, dim)``.
-        images: All of them.
-        device: Where the model is; by default that of ``function`` if it is a module, else the CPU.
+        models: The folder.
+        data: Folder of the data set, where it is not where it was in training.
+        against: Another models folder, to be compared on the same images.
+        progress: Told after each model.
+
+    Raises:
+        InputError: A file cannot be read, or the other cell has other test images.
+        ManifestError: A models folder breaks its format or a digest.
     """
-    if device is None and isinstance(function, nn.Module):
-        device = next(function.parameters()).device
-    with torch.inference_mode():
-        parts = [
-            function(torch.from_numpy(images[start : start + _BATCH].copy()).to(device)).float().cpu().numpy()
-            for start in range(0, len(images), _BATCH)
-        ]
-    return np.concatenate(parts)
+    cell, dataset = load_cell(models), data_of(models, data)
+    steps = 3 if against is None else 4
+    progress("evaluating", 0, steps, "submodels")
+    features = joined_features(cell.submodels, dataset.test.images)
+    progress("evaluating", 1, steps, "teacher")
+    labels = dataset.test.labels
+    teacher = None if cell.teacher is None else run(cell.teacher, dataset.test.images).argmax(axis=1) == labels
+    progress("evaluating", 2, steps, "subsets of devices")
+    digest = dataset.test.digest()
+    figures, fused = _figures(cell, dataset, features, teacher, digest)
+    if against is not None:
+        progress("evaluating", 3, steps, str(against))
+        figures = msgspec.structs.replace(figures, comparison=_compared(fused, against, data, digest, labels))
+    progress("evaluating", steps, steps)
+    return figures
 
 
-def accuracy(logits: npt.NDArray[np.floating], labels: Int64Array) -> float:
-    """Share of images, in 0 to 1, whose largest logit is the label's."""
-    return float(np.mean(logits.argmax(axis=1) == labels))
+def load_cell(models: Path) -> Cell:
+    """Read all models of a folder, and put them on the GPU where there is one.
 
-
-def score_of(module: nn.Module, split: Split, machine: Machine) -> Callable[[], float]:
-    """Make the judge of a stage: accuracy over a split that all processes share out among themselves."""
-
-    def score() -> float:
-        mine = np.arange(machine.rank, len(split), machine.world)
-        correct = accuracy(run(module, split.images[mine]), split.labels[mine]) * len(mine) if len(mine) else 0.0
-        return machine.sum(round(correct)) / len(split)
-
-    return score
-
-
-def joined_features(submodels: Sequence[Model], images: Images) -> Float32Array:
-    """Features of all submodels side by side, ``(n, sum of dims)``."""
-    return np.concatenate([run(model.features, images, next(model.parameters()).device) for model in submodels], axis=1)
-
-
-def statistics_of(features: Float32Array) -> FusionStatistics:
-    """Mean and covariance of concatenated features ``(n, sum of dims)``."""
-    exact = features.astype(np.float64)
-    return FusionStatistics(exact.mean(axis=0), np.cov(exact, rowvar=False))
-
-
-def subset_records(
-    head: FusionHead,
-    validation_features: Float32Array,
-    validation_labels: Int64Array,
-    test_features: Float32Array,
-    test_labels: Int64Array,
-) -> tuple[SubsetRecord, ...]:
-    """Measure each of the 2^N - 1 subsets of devices, by rising mask, features ``(n, sum of dims)``.
-
-    Beside the conditional mean, which the node uses, stand the two simple ways to fill a missing place.
+    Raises:
+        InputError: A file cannot be read.
+        ManifestError: The format or a digest is broken.
     """
-    fusion = Fusion(head)
-    return tuple(
-        SubsetRecord(
-            mask=mask,
-            validation_accuracy=accuracy(fusion.batch_logits(validation_features, mask), validation_labels),
-            test_accuracy=accuracy(fusion.batch_logits(test_features, mask), test_labels),
-            test_accuracy_with_zeros=accuracy(filled_logits(head, test_features, mask, 0.0), test_labels),
-            test_accuracy_with_mean=accuracy(
-                filled_logits(head, test_features, mask, head.statistics.mean), test_labels
-            ),
-        )
-        for mask in range(1, head.everyone + 1)
+    found = load_decomposition(models)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def load(role: str, number: int | None, record: ModelRecord) -> Model:
+        return load_model(models / found.file(role, number).name, record.config).to(device)
+
+    return Cell(
+        decomposition=found,
+        teacher=None if found.teacher is None else load("teacher", None, found.teacher),
+        submodels=tuple(load("submodel", number, record) for number, record in enumerate(found.submodels)),
+        head=FusionHead.load(models / found.file("fusion").name),
     )
 
 
-def filled_logits(
-    head: FusionHead, features: Float32Array, mask: int, filling: float | npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Fuse features ``(n, sum of dims)`` after putting a constant into the places of the missing devices.
+def data_of(models: Path, folder: Path | None) -> Dataset:
+    """Read the data set that a models folder was made with, from another folder where one is given.
 
-    Args:
-        head: The fusion.
-        features: Of all devices.
-        mask: The devices present.
-        filling: One number, or one for each column, shape ``(sum of dims,)``.
+    Raises:
+        InputError: A file is missing or damaged, or nothing says what data set it was.
     """
-    _, missing = columns_of(head.dims, mask)
-    filled = features.astype(np.float64)
-    filled[:, missing] = np.broadcast_to(filling, filled.shape[1:])[missing]
-    return filled @ head.weight.T + head.bias
+    found = load_decomposition(models)
+    if found.recipe is not None:
+        recipe = found.recipe.data
+    elif (models / assembly.FILE_NAME).exists():
+        recipe = load_assembly(models).data
+    else:
+        raise InputError(f"{models}: expected a recipe or {assembly.FILE_NAME}, found none: make the models again")
+    if folder is not None:
+        recipe = msgspec.structs.replace(recipe, folder=str(folder))
+    return load_as(recipe, found.preprocess)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of McNemar's test: of b + c fair coins, as few of one side, or fewer, twice.
+
+    >>> mcnemar(1, 5)
+    0.21875
+    """
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    term = total = 1  # "count" over 0
+    for chosen in range(fewer):
+        term = term * (count - chosen) // (chosen + 1)
+        total += term
+    p_value: float = 2 * total / 2**count  # exact: Python divides integers of any size
+    return min(1.0, p_value)
+
+
+def _figures(
+    cell: Cell, dataset: Dataset, features: Float32Array, teacher: Right | None, digest: str
+) -> tuple[Evaluation, Right]:
+    labels, found = dataset.test.labels, cell.decomposition
+    masks = range(1, cell.head.everyone + 1)
+    fusion = Fusion(cell.head)
+    right = {mask: fusion.batch_logits(features, mask).argmax(axis=1) == labels for mask in masks}
+    fused = right[cell.head.everyone]
+    with_zeros = {mask: accuracy(filled_logits(cell.head, features, mask, 0.0), labels) for mask in masks}
+    mean = cell.head.statistics.mean
+    with_mean = {mask: accuracy(filled_logits(cell.head, features, mask, mean), labels) for mask in masks}
+    figures = Evaluation(
+        name=found.name,
+        data=found.data.name,
+        test_images=len(labels),
+        is_stored_test_set=digest == found.data.test_sha256,
+        teacher_accuracy=None if teacher is None else _percent(teacher),
+        fused_accuracy=_percent(fused) or 0.0,
+        teacher_macs=None if found.teacher is None else found.teacher.macs,
+        submodel_macs=tuple(record.macs for record in found.submodels),
+        subsets={_key(mask): 100 * float(one.mean()) for mask, one in right.items()},
+        subsets_with_zeros={_key(mask): 100 * one for mask, one in with_zeros.items()},
+        subsets_with_mean={_key(mask): 100 * one for mask, one in with_mean.items()},
+        class_subsets=tuple(
+            _class_subset(device, classes, right, cell.head.everyone, labels)
+            for device, classes in enumerate(found.class_subsets)
+        ),
+        classes=_classes(found.class_names, labels, fused, teacher),
+    )
+    return figures, fused
+
+
+def _class_subset(
+    device: int, classes: Sequence[int], right: dict[int, Right], everyone: int, labels: Int64Array
+) -> ClassSubsetFigures:
+    is_one = np.isin(labels, classes)
+    others = everyone & ~(1 << device)
+    return ClassSubsetFigures(
+        device=device,
+        classes=tuple(classes),
+        images=int(is_one.sum()),
+        fused_accuracy=_percent(right[everyone][is_one]),
+        without_device=_percent(right[others][is_one]) if others else None,
+        device_alone=_percent(right[1 << device][is_one]),
+    )
+
+
+def _classes(names: Sequence[str], labels: Int64Array, fused: Right, teacher: Right | None) -> tuple[ClassFigures, ...]:
+    figures = []
+    for label, name in enumerate(names):
+        is_one = labels == label
+        of_teacher = None if teacher is None else _percent(teacher[is_one])
+        figures.append(ClassFigures(name, int(is_one.sum()), _percent(fused[is_one]), of_teacher))
+    return tuple(figures)
+
+
+def _compared(fused: Right, against: Path, data: Path | None, digest: str, labels: Int64Array) -> Comparison:
+    cell, dataset = load_cell(against), data_of(against, data)
+    if dataset.test.digest() != digest:
+        raise InputError(
+            f"{against}: expected a cell with the same test images, found others ({dataset.name}): "
+            "compare cells of one data set"
+        )
+    features = joined_features(cell.submodels, dataset.test.images)
+    other = Fusion(cell.head).batch_logits(features, cell.head.everyone).argmax(axis=1) == labels
+    first, second = int(np.sum(fused & ~other)), int(np.sum(other & ~fused))
+    return Comparison(str(against), 100 * float(other.mean()), first, second, mcnemar(first, second))
+
+
+def _key(mask: int) -> str:
+    return ",".join(str(device) for device in devices_of(mask))
+
+
+def _percent(right: Right) -> float | None:
+    return 100 * float(right.mean()) if len(right) else None

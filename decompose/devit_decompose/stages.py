@@ -13,32 +13,32 @@ import msgspec
 import numpy as np
 import torch
 
+from devit_contract.artefacts.files import check_replaceable, write_bytes
 from devit_contract.errors import TrainError
-from devit_contract.files import check_replaceable, write_bytes
-from devit_contract.progress import Progress
-from devit_decompose.checks import check_recipe
-from devit_decompose.cost import macs, parameters
-from devit_decompose.data import Dataset, Split, load_dataset
+from devit_contract.service.progress import Progress
+from devit_decompose.data.images import UInt8Array
+from devit_decompose.data.splits import Dataset, Split, load_dataset
 from devit_decompose.decomposition import FILE_NAME, Decomposition, StageRecord
-from devit_decompose.evaluate import run, score_of
-from devit_decompose.importance import importance
-from devit_decompose.machine import Machine
-from devit_decompose.model import Model
-from devit_decompose.objectives import (
+from devit_decompose.models.model import Model
+from devit_decompose.models.weights import initial_weights
+from devit_decompose.partition import balanced_partition, confusion_of, confusion_partition, random_partition
+from devit_decompose.pruning.cost import macs, parameters
+from devit_decompose.pruning.importance import importance
+from devit_decompose.pruning.search import ReadoutAccuracy, Score, SearchRecord, search
+from devit_decompose.pruning.shrink import of_classes
+from devit_decompose.recipe.checks import check_recipe
+from devit_decompose.recipe.schema import Recipe, Schedule, ShrinkRecipe
+from devit_decompose.subset_accuracy import run, score_of
+from devit_decompose.training.accelerator import Machine
+from devit_decompose.training.objectives import (
     DistilObjective,
     Ensemble,
     EnsembleObjective,
     LabelObjective,
     relation_blocks,
 )
-from devit_decompose.partition import balanced_partition, confusion_of, confusion_partition, random_partition
-from devit_decompose.pictures import UInt8Array
-from devit_decompose.recipe import Recipe, Schedule, ShrinkRecipe
-from devit_decompose.search import ReadoutAccuracy, Score, SearchRecord, search
-from devit_decompose.shrink import of_classes
-from devit_decompose.teachers import LiveTeacher, StoredTeacher
-from devit_decompose.train import Run, Stage, fit, load_checkpoint, save_checkpoint
-from devit_decompose.weights import initial_weights
+from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
+from devit_decompose.training.train import Run, Stage, fit, load_checkpoint, save_checkpoint
 from devit_decompose.write import Made, write_models
 
 Classes = tuple[int, ...]

@@ -8,11 +8,10 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from devit_contract.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
-from devit_contract.head import Float32Array, Float64Array, FusionHead
-from devit_contract.progress import Progress
-from devit_decompose.cost import macs, parameters
-from devit_decompose.data import Dataset, balanced_indices
+from devit_contract.artefacts.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
+from devit_contract.artefacts.head import Float32Array, Float64Array, FusionHead
+from devit_contract.service.progress import Progress
+from devit_decompose.data.splits import Dataset, balanced_indices
 from devit_decompose.decomposition import (
     FILE_NAME,
     SCHEMA,
@@ -22,11 +21,12 @@ from devit_decompose.decomposition import (
     ModelRecord,
     StageRecord,
 )
-from devit_decompose.evaluate import accuracy, joined_features, run, statistics_of, subset_records
-from devit_decompose.model import Model
-from devit_decompose.recipe import Recipe
-from devit_decompose.search import SearchRecord
-from devit_decompose.weights import save_weights
+from devit_decompose.models.model import Model
+from devit_decompose.models.weights import save_weights
+from devit_decompose.pruning.cost import macs, parameters
+from devit_decompose.pruning.search import SearchRecord
+from devit_decompose.recipe.schema import Recipe
+from devit_decompose.subset_accuracy import accuracy, joined_features, run, statistics_of, subset_records
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from types import TracebackType
 import numpy as np
 import zmq
 
+from devit_contract.artefacts.preprocess import check_image, decode_image
 from devit_contract.errors import DeviceLostError, EngineError, InputError, LinkError, WireError
-from devit_contract.journal import Log, Priority, Supervisor
-from devit_contract.messages import Control, ControlReply, Mark, body, read_body
-from devit_contract.preprocess import check_image, decode_image
-from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
+from devit_contract.service.journal import Log, Priority, Supervisor
+from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
+from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
+from devit_edge_agent.full_model import Undivided
 from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
-from devit_edge_agent.sources import Source
+from devit_edge_agent.sources.source import Source
 from devit_edge_agent.swap import Swap, retire
-from devit_edge_agent.undivided import Undivided
 from devit_edge_agent.uplink import Uplink
 from devit_engines.engine import Float32Array, UInt8Array
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from devit_contract import terminal
+from devit_contract.service import terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -30,9 +30,9 @@ def agent(
     Prints one JSON line when the node has accepted this device; events go to the journal, or to stderr. SIGHUP loads
     the engine anew, without a lost frame, and keeps the old one where the new one is not good.
     """
-    from devit_contract.journal import Log
-    from devit_contract.starting import as_configured
-    from devit_contract.stopping import ReloadSignal, StopSignal
+    from devit_contract.service.journal import Log
+    from devit_contract.service.lifecycle import ReloadSignal, StopSignal
+    from devit_contract.service.starting import as_configured
     from devit_edge_agent.start import open_agent
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)

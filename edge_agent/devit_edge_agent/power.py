@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import zmq
 
 from devit_contract.errors import EnergyError
-from devit_contract.messages import PowerLine, SamplingCost, Telemetry
-from devit_profiling.sampler import PowerSampler
+from devit_contract.wire.messages import PowerLine, SamplingCost, Telemetry
+from devit_profiling.sensor.sampler import PowerSampler
 
 if TYPE_CHECKING:
-    from devit_profiling.tegrastats import StampedLine
+    from devit_profiling.sensor.tegrastats import StampedLine
 
 
 _MAX_LINE_CHARS = 4096

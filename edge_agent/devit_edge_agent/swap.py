@@ -6,7 +6,7 @@
                                 └── bad: logged, the old one goes on    └── REFUSED: the old one goes on
 
 An agent's first engine lives in the loop's thread. Each one after it goes on in the thread that loaded it, as CUDA
-wants, and every inference then costs some 20 us more, see :class:`~devit_engines.own_thread.OwnThreadEngine`.
+wants, and every inference then costs some 20 us more, see :class:`~devit_engines.thread_bound.OwnThreadEngine`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from devit_contract.errors import DevitError, EngineError
-from devit_contract.journal import Log, Priority
+from devit_contract.service.journal import Log, Priority
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, rehearse
 from devit_engines.engine import Engine
-from devit_engines.own_thread import OwnThreadEngine
+from devit_engines.thread_bound import OwnThreadEngine
 
 
 class Swap:

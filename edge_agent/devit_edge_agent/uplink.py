@@ -19,13 +19,13 @@ from contextlib import suppress
 
 import zmq
 
+from devit_contract.artefacts.fleet import AgentConfig
+from devit_contract.artefacts.keys import KeyPair
 from devit_contract.errors import LinkError, WireError
-from devit_contract.fleet import AgentConfig
-from devit_contract.journal import Log, Priority
-from devit_contract.keys import KeyPair
-from devit_contract.messages import Hello, Refused, Welcome, body, read_body
-from devit_contract.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
+from devit_contract.service.journal import Log, Priority
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
+from devit_contract.wire.messages import Hello, Refused, Welcome, body, read_body
+from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
 
 _HELLO_NS = 1_000_000_000
 """Until an introduction that was not answered is made again."""

@@ -10,12 +10,12 @@ import msgspec
 import typer
 
 from devit_contract.errors import EngineError
-from devit_contract.terminal import print_table, progress_bar
-from devit_engines.backends import BACKENDS, CHOICES, RunSettings, backend_of
-from devit_engines.build import BuiltEngine, build_engines, load_engine
-from devit_engines.cuda import CHOICES as CUDA_CHOICES
-from devit_engines.store import Entry, Store
-from devit_engines.trt_engine import HOST_MEMORY
+from devit_contract.service.terminal import print_table, progress_bar
+from devit_engines.building.backends import BACKENDS, CHOICES, RunSettings, backend_of
+from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
+from devit_engines.building.store import Entry, Store
+from devit_engines.cuda.api import CHOICES as CUDA_CHOICES
+from devit_engines.trt.engine import HOST_MEMORY
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 engines_app = typer.Typer(
@@ -100,8 +100,8 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build the engines of a bundle on this device, and check each against the golden images."""
-    from devit_contract.manifest import Bundle
-    from devit_contract.signing import MEMORY_NAME, open_admitted
+    from devit_contract.artefacts.manifest import Bundle
+    from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 
     if allow_older and allowed_signers is None:
         raise typer.BadParameter("give --allow-older with --allowed-signers: nothing else looks at a bundle's age")
@@ -180,9 +180,9 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what TensorRT made of each graph: fused attention, Casts, layers of each precision."""
-    from devit_contract.manifest import Bundle
-    from devit_engines.inspection import inspect_plan
-    from devit_engines.trt_engine import TrtEngine
+    from devit_contract.artefacts.manifest import Bundle
+    from devit_engines.trt.engine import TrtEngine
+    from devit_engines.trt.inspection import inspect_plan
 
     opened, source = Store(store), Bundle(bundle)
     devices: list[int | None] = [*(range(len(source.manifest.submodels)) if submodels is None else _indices(submodels))]
@@ -217,7 +217,7 @@ def prune(
     store: StoreOption = None,
 ) -> None:
     """Remove engines that are damaged, of a version no longer installed, or of no kept bundle; and leftovers."""
-    from devit_contract.manifest import Bundle
+    from devit_contract.artefacts.manifest import Bundle
 
     opened = Store(store)
     kept = None if keep is None else {file.sha256 for folder in keep for file in Bundle(folder).manifest.files}

@@ -10,10 +10,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from devit_contract.errors import ExportError, InputError, ManifestError
-from devit_contract.files import Tensors, check_replaceable, new_folder, read_tensors, write_bytes, write_tensors
-from devit_contract.head import Fusion, FusionHead
-from devit_contract.manifest import (
+from devit_contract.artefacts.files import (
+    Tensors,
+    check_replaceable,
+    new_folder,
+    read_tensors,
+    write_bytes,
+    write_tensors,
+)
+from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.manifest import (
     FILE_NAME,
     RUNGS,
     SCHEMA,
@@ -25,15 +31,16 @@ from devit_contract.manifest import (
     describe_file,
     write_manifest,
 )
-from devit_contract.progress import Progress, no_progress
+from devit_contract.errors import ExportError, InputError, ManifestError
+from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
-from devit_decompose.evaluate import run
-from devit_decompose.weights import load_model
+from devit_decompose.models.weights import load_model
+from devit_decompose.subset_accuracy import run
 from devit_export.graph import ExportedGraph, export_features, export_logits
 from devit_export.parity import Float32Array, UInt8Array, measure, measure_half
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
-from devit_export.rungs import RungGraph, make_rung
+from devit_export.variants import RungGraph, make_rung
 
 FUSION_NAME = "fusion.safetensors"
 GOLDEN_NAME = "golden.safetensors"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from devit_contract.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
-    from devit_contract.manifest import Manifest
+    from devit_contract.artefacts.manifest import Manifest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 sign_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -36,7 +36,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
     """Turn trained models into an ONNX bundle, the only thing that travels to devices."""
-    from devit_contract.signing import check_signer, sign_manifest, signer_line
+    from devit_contract.artefacts.signing import check_signer, sign_manifest, signer_line
     from devit_export.bundle import export_bundle
 
     if sign is not None:
@@ -62,7 +62,7 @@ def sign_bundle(
     identity: Identity = "devit",
 ) -> None:
     """Sign a bundle, for devices that run nothing else; print the line for their files of allowed signers."""
-    from devit_contract.signing import sign_manifest, signer_line
+    from devit_contract.artefacts.signing import sign_manifest, signer_line
 
     signature = sign_manifest(bundle, key, identity)
     typer.echo(signer_line(signature, identity))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from devit_contract.errors import ExportError
-from devit_decompose.model import Attention, Model
+from devit_decompose.models.model import Attention, Model
 from devit_export.parity import TOLERANCE, UInt8Array, run_graph
 from devit_export.rules import INPUT_NAME, IR_VERSION, MODEL_HINT, OPSET, Expected, check_graph
 

@@ -15,8 +15,8 @@ import onnx
 import onnx.shape_inference
 from onnx import TensorProto
 
+from devit_contract.artefacts.files import read_json
 from devit_contract.errors import ExportError
-from devit_contract.files import read_json
 
 ALL = ("8.6", "10.0", "10.3", "10.7", "10.13", "10.15", "11.0")
 """JetPack 6.0 has 8.6, 6.1 and 6.2 have 10.3, 7.0 and 7.1 have 10.13, 7.2 has 10.16 or 11.4."""

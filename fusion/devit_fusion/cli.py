@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from devit_contract import terminal
+from devit_contract.service import terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -28,12 +28,12 @@ def fuse(
 
     Prints one JSON line with its addresses when both ports are open.
     """
-    from devit_contract.fleet import load_fleet
-    from devit_contract.keys import load_keys
-    from devit_contract.manifest import Bundle
-    from devit_contract.revoked import RevokedKeys, revoked_path
-    from devit_contract.starting import as_configured
-    from devit_contract.stopping import StopSignal
+    from devit_contract.artefacts.fleet import load_fleet
+    from devit_contract.artefacts.keys import load_keys
+    from devit_contract.artefacts.manifest import Bundle
+    from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
+    from devit_contract.service.lifecycle import StopSignal
+    from devit_contract.service.starting import as_configured
     from devit_fusion.node import FusionNode
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)

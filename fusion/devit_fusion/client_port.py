@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 import zmq
 
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.manifest import Manifest
 from devit_contract.errors import WireError
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Manifest
-from devit_contract.messages import Control, ControlReply, Refused, body, read_body
-from devit_contract.sockets import (
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
+from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
+from devit_contract.wire.sockets import (
     Connection,
     Context,
     client_router,
     receive_routed,
     user_id,
 )
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
 from devit_fusion.flood import FloodGuard
 from devit_fusion.sending import Sent, send
 

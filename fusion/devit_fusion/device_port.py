@@ -11,11 +11,12 @@ import msgspec
 import numpy as np
 import zmq
 
+from devit_contract.artefacts.head import Float32Array
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.manifest import Manifest
 from devit_contract.errors import WireError
-from devit_contract.head import Float32Array
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Manifest
-from devit_contract.messages import (
+from devit_contract.wire.codec import Copies, Dtype, Kind, Message, Reason, pack, unpack
+from devit_contract.wire.messages import (
     Control,
     ControlReply,
     DeviceTiming,
@@ -26,14 +27,13 @@ from devit_contract.messages import (
     body,
     read_body,
 )
-from devit_contract.sockets import (
+from devit_contract.wire.sockets import (
     Connection,
     Context,
     device_router,
     receive_routed,
     user_id,
 )
-from devit_contract.wire import Copies, Dtype, Kind, Message, Reason, pack, unpack
 from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
 from devit_fusion.sending import Sent, send

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from devit_contract.journal import Log, Priority
-from devit_contract.messages import Happening
+from devit_contract.service.journal import Log, Priority
+from devit_contract.wire.messages import Happening
 
 _KEPT = 64
 _SPAN_NS, _MOST = 60_000_000_000, 20

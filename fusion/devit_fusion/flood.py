@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from devit_contract.sockets import Connection
+from devit_contract.wire.sockets import Connection
 
 CHECK_NS = 10_000_000
 """Between two looks: at a gigabit a second, a megabyte comes meanwhile."""

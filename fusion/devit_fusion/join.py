@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from devit_contract.head import Float32Array, mask_of
-from devit_contract.messages import DeviceTiming
-from devit_contract.wire import State
+from devit_contract.artefacts.head import Float32Array, mask_of
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import DeviceTiming
 
 
 @dataclass

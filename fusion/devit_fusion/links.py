@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.messages import DeviceStatus, DeviceTiming, Hello
-from devit_fusion.meters import Meter
+from devit_contract.wire.messages import DeviceStatus, DeviceTiming, Hello
+from devit_fusion.histogram import Meter
 
 MISSES_TO_SUSPEND = 3
 """Frames in a row."""

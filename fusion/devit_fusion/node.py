@@ -11,16 +11,15 @@ from types import TracebackType
 
 import zmq
 
+from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.errors import InputError, LinkError
-from devit_contract.fleet import Fleet
-from devit_contract.head import Fusion, FusionHead
-from devit_contract.journal import Log, Priority, Supervisor
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, NodeStatus, Telemetry, body
-from devit_contract.revoked import RevokedKeys
-from devit_contract.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
-from devit_fusion.cell import Cell
+from devit_contract.service.journal import Log, Priority, Supervisor
+from devit_contract.wire.messages import Control, ControlReply, NodeStatus, Telemetry, body
+from devit_contract.wire.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
 from devit_fusion.client_port import ClientPort, Question, Request
 from devit_fusion.device_port import (
     Came,
@@ -35,6 +34,7 @@ from devit_fusion.device_port import (
 )
 from devit_fusion.events import Events
 from devit_fusion.links import Link
+from devit_fusion.scheduler import Cell
 from devit_fusion.sending import Sent
 
 _IDLE_POLL_MS = 200

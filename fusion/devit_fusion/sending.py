@@ -6,7 +6,7 @@ import enum
 
 import zmq
 
-from devit_contract.sockets import Socket
+from devit_contract.wire.sockets import Socket
 
 
 class Sent(enum.Enum):

@@ -11,8 +11,8 @@ from pathlib import Path
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from devit_contract.artefacts.fleet import is_loopback, parse_endpoint
 from devit_contract.errors import InputError
-from devit_contract.fleet import is_loopback, parse_endpoint
 
 OPEN_PATH = "/livez"
 """What needs no token: whether the process lives."""

@@ -16,18 +16,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from devit_contract.answer import Answer
 from devit_contract.errors import DevitError, InputError, LinkError
-from devit_contract.messages import NodeStatus
-from devit_contract.wire import State
+from devit_contract.wire.answer import Answer
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import NodeStatus
 from devit_gateway import model_pages
 from devit_gateway.access import OPEN_PATH, TokenGate
-from devit_gateway.asking import Asker
 from devit_gateway.bodies import BodyReader, compress
 from devit_gateway.exposition import write_metrics
 from devit_gateway.infer_request import InferRequest, Shape, max_body_bytes, parse_request
 from devit_gateway.infer_response import MODEL, VERSION, write_response
 from devit_gateway.joules import DeviceEnergy
+from devit_gateway.node_client import Asker
 
 _STATUS_AGE_S = 1.0
 """How old the node's state may be where an inference follows, which fails by itself where the node has gone."""

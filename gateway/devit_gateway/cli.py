@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from devit_contract import terminal
+from devit_contract.service import terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -43,9 +43,9 @@ def gateway(
 
     Prints one JSON line with its URL when it listens; the node may come and go. Until SIGTERM or Ctrl-C.
     """
-    from devit_contract.fleet import load_fleet
-    from devit_contract.keys import load_keys
-    from devit_contract.stopping import StopSignal
+    from devit_contract.artefacts.fleet import load_fleet
+    from devit_contract.artefacts.keys import load_keys
+    from devit_contract.service.lifecycle import StopSignal
     from devit_gateway.access import check_address, load_token
     from devit_gateway.run import Settings, run_gateway
 

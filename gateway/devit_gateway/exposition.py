@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from devit_contract.messages import DeviceStatus, Histogram, NodeStatus
+from devit_contract.wire.messages import DeviceStatus, Histogram, NodeStatus
 from devit_gateway.joules import DeviceEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"

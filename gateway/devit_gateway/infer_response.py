@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.answer import Answer
+from devit_contract.wire.answer import Answer
 from devit_gateway.infer_request import InferRequest, OutputWish
 
 MODEL = "devit"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from devit_contract.messages import Telemetry
-from devit_profiling.board_table import Board
-from devit_profiling.boards import board_of_model, guess_board, total_mw
-from devit_profiling.sensor_lines import parse_sensor_line
-from devit_profiling.tegrastats import SIMULATED
+from devit_contract.wire.messages import Telemetry
+from devit_profiling.sensor.board_table import Board
+from devit_profiling.sensor.boards import board_of_model, guess_board, total_mw
+from devit_profiling.sensor.sensor_lines import parse_sensor_line
+from devit_profiling.sensor.tegrastats import SIMULATED
 
 MAX_GAP_INTERVALS = 5
 """A longer pause between two samples is not bridged: nobody knows what the device drew in it."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from devit_contract.answer import Answer
-from devit_contract.messages import NodeStatus
+from devit_contract.wire.answer import Answer
+from devit_contract.wire.messages import NodeStatus
 from devit_gateway.infer_request import INPUT, MAX_BATCH
 from devit_gateway.infer_response import MODEL, VERSION, mask_datatype
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from devit_contract.client import Client
 from devit_contract.errors import DevitError
-from devit_contract.messages import DeviceStatus
+from devit_contract.wire.client import Client
+from devit_contract.wire.messages import DeviceStatus
 from devit_gateway.joules import DeviceEnergy, EnergyMeter
 
 _LOOK_S = 2.0

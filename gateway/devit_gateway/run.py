@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from devit_contract.client import Client, require_key
-from devit_contract.fleet import Fleet
-from devit_contract.keys import KeyPair
-from devit_contract.stopping import StopSignal
+from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.service.lifecycle import StopSignal
+from devit_contract.wire.client import Client, require_key
 from devit_gateway.access import Address
 from devit_gateway.app import build_app
-from devit_gateway.asking import Asker
 from devit_gateway.joules import DeviceEnergy
+from devit_gateway.node_client import Asker
 from devit_gateway.power_watch import PowerWatch
 from devit_gateway.serving import listen, serve
 

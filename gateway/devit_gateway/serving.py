@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from devit_contract.errors import LinkError
-from devit_contract.stopping import StopSignal
+from devit_contract.service.lifecycle import StopSignal
 from devit_gateway.access import Address
 
 _MAX_CONNECTIONS = 256

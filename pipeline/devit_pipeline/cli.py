@@ -12,8 +12,8 @@ import typer
 import typer.core
 import typer.main
 
-from devit_contract import terminal
 from devit_contract.errors import InputError
+from devit_contract.service import terminal
 
 if TYPE_CHECKING:
     from devit_pipeline.demo import Figures
@@ -132,7 +132,7 @@ def main() -> NoReturn:
 
 
 def _serve(cell: LocalCell) -> None:
-    from devit_contract.stopping import StopSignal
+    from devit_contract.service.lifecycle import StopSignal
 
     should_stop = StopSignal()
     node = cell.fleet.node[0]

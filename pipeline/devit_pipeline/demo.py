@@ -18,20 +18,20 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.client import Answer, Client
+from devit_contract.artefacts.files import check_replaceable, make_folder, read_tensors
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
-from devit_contract.files import check_replaceable, make_folder, read_tensors
-from devit_contract.manifest import Bundle
-from devit_contract.messages import NodeStatus
-from devit_contract.progress import Progress
-from devit_contract.wire import State
-from devit_engines.backends import RunSettings
-from devit_engines.build import BuiltEngine, build_engines, load_engine
-from devit_engines.store import Store
+from devit_contract.service.progress import Progress
+from devit_contract.wire.client import Answer, Client
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import NodeStatus
+from devit_engines.building.backends import RunSettings
+from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
+from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
-from devit_profiling.analysis import Report
-from devit_profiling.measure import measure_cell, raise_if_cut_short
-from devit_profiling.record import QUICK
+from devit_profiling.figures.analysis import Report
+from devit_profiling.load.measure import measure_cell, raise_if_cut_short
+from devit_profiling.record.record import QUICK
 
 SHIPPED = Path(__file__).parent / "fashion_mnist"
 """Bundle and test images that come with this package."""
@@ -223,7 +223,7 @@ def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress, ht
     root = folder / "board"
     (root / "proc/device-tree").mkdir(parents=True)
     (root / "proc/device-tree/model").write_text(BOARD_MODEL + "\0")
-    simulator = (sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano", "--seed")
+    simulator = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", "orin-nano", "--seed")
     devices = [
         LocalDevice(f"jetson{index + 1}", index, tegrastats=(*simulator, str(index)), root=str(root.absolute()))
         for index in range(count)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from devit_contract.client import Client
+from devit_contract.artefacts.files import write_bytes
+from devit_contract.artefacts.fleet import Fleet, load_fleet
+from devit_contract.artefacts.keys import KeyPair, load_keys, new_keys
 from devit_contract.errors import LinkError
-from devit_contract.files import write_bytes
-from devit_contract.fleet import Fleet, load_fleet
-from devit_contract.keys import KeyPair, load_keys, new_keys
+from devit_contract.wire.client import Client
 
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 5.0

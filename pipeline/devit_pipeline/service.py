@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from devit_contract.artefacts.files import write_bytes
 from devit_contract.errors import InputError
-from devit_contract.files import write_bytes
 
 UNITS = Path("/etc/systemd/system")
 RELEASE = Path("/opt/devit/current")

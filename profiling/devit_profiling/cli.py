@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from devit_contract import terminal
-from devit_profiling.calibrate_cli import calibrate
+from devit_contract.service import terminal
+from devit_profiling.calibrate.cli import calibrate
 from devit_profiling.compare_cli import compare
-from devit_profiling.parse_cli import parse
-from devit_profiling.sweep_cli import sweep
+from devit_profiling.log.cli import parse
+from devit_profiling.sweep.cli import sweep
 
 if TYPE_CHECKING:
-    from devit_contract.progress import Progress
-    from devit_profiling.analysis import Report
-    from devit_profiling.record import Plan
+    from devit_contract.service.progress import Progress
+    from devit_profiling.figures.analysis import Report
+    from devit_profiling.record.record import Plan
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(parse)
@@ -128,7 +128,7 @@ def profile(
     A device without a power sensor is measured in milliseconds alone. Ctrl-C, once, ends the run early and keeps what
     was measured.
     """
-    from devit_profiling.report import write_report
+    from devit_profiling.report.report import write_report
 
     if ctx.invoked_subcommand is not None:
         if devices is not None or from_run is not None:
@@ -139,10 +139,10 @@ def profile(
     if from_run is not None:
         _show(from_run, write_report(from_run), as_json=as_json)
         return
-    from devit_profiling.calibration import default_folder
-    from devit_profiling.local_profile import LocalEngine, measure_local, planned_s
-    from devit_profiling.measure import raise_if_cut_short
-    from devit_profiling.record import LOCAL
+    from devit_profiling.load.local_profile import LocalEngine, measure_local, planned_s
+    from devit_profiling.load.measure import raise_if_cut_short
+    from devit_profiling.record.calibration import default_folder
+    from devit_profiling.record.record import LOCAL
 
     names = [name.strip() for name in (devices or "").split(",")]
     changes: dict[str, float | int | str | None] = {
@@ -197,7 +197,7 @@ def main() -> NoReturn:
 
 def _load_of(rate: str, fleet: Path) -> dict[str, float | int]:
     """Read ``--rate``: ``max`` keeps every device's credit used, and as much again waiting at the node."""
-    from devit_contract.fleet import load_fleet
+    from devit_contract.artefacts.fleet import load_fleet
 
     if rate == "max":
         return {"in_flight": 2 * load_fleet(fleet).serving.credit}
@@ -210,7 +210,7 @@ def _load_of(rate: str, fleet: Path) -> dict[str, float | int]:
 def _plan(quick: bool, changes: dict[str, float | int | str]) -> Plan:
     import msgspec
 
-    from devit_profiling.record import QUICK, Plan
+    from devit_profiling.record.record import QUICK, Plan
 
     return msgspec.structs.replace(QUICK if quick else Plan(), **changes)
 
@@ -225,13 +225,13 @@ def _measure(
     progress: Progress,
     calibrations: Path | None,
 ) -> tuple[Path, Report]:
-    from devit_contract.client import Client
-    from devit_contract.fleet import load_fleet
-    from devit_contract.keys import load_keys
-    from devit_profiling.calibration import default_folder
-    from devit_profiling.measure import measure_cell
-    from devit_profiling.pictures import load_pictures, random_pictures
-    from devit_profiling.run import planned_s
+    from devit_contract.artefacts.fleet import load_fleet
+    from devit_contract.artefacts.keys import load_keys
+    from devit_contract.wire.client import Client
+    from devit_profiling.load.cell_run import planned_s
+    from devit_profiling.load.images import load_pictures, random_pictures
+    from devit_profiling.load.measure import measure_cell
+    from devit_profiling.record.calibration import default_folder
 
     fleet = load_fleet(fleet_path)
     devices = [fleet.find_device(name) for name in names]  # a wrong name is told before anything is connected
@@ -247,7 +247,7 @@ def _announce(duration_s: float) -> None:
     """Say before it starts how long it will take, and when it ends."""
     from datetime import datetime, timedelta
 
-    from devit_profiling.words import duration_text
+    from devit_profiling.report.text import duration_text
 
     end = datetime.now() + timedelta(seconds=duration_s)
     typer.echo(f"this takes about {duration_text(duration_s)}, until {end:%H:%M:%S} local time", err=True)
@@ -258,9 +258,8 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
 
     import msgspec
 
-    from devit_profiling.heat_words import HEAT_HEADER, heat_rows, heat_text, heat_title
-    from devit_profiling.report import HTML_FILE
-    from devit_profiling.words import (
+    from devit_profiling.report.report import HTML_FILE
+    from devit_profiling.report.text import (
         PAPER,
         SUMMARY_HEADER,
         against_undivided_text,
@@ -270,6 +269,7 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
         pace_text,
         summary_rows,
     )
+    from devit_profiling.report.thermal_text import HEAT_HEADER, heat_rows, heat_text, heat_title
 
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())

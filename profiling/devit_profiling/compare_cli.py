@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from devit_contract import terminal
+from devit_contract.service import terminal
 
 
 def compare(
@@ -21,7 +21,7 @@ def compare(
     """
     import msgspec
 
-    from devit_profiling import compare as runs
+    from devit_profiling.figures import compare as runs
 
     found = runs.compare(run_a, run_b)
     if as_json:

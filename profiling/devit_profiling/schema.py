@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.files import write_bytes
-from devit_profiling.analysis import Report
-from devit_profiling.compare import Comparison
+from devit_contract.artefacts.files import write_bytes
+from devit_profiling.figures.analysis import Report
+from devit_profiling.figures.compare import Comparison
 
 SCHEMAS: dict[str, type[msgspec.Struct]] = {
     "report.schema.json": Report,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devit_contract.keys import new_keys
+from devit_contract.artefacts.keys import new_keys
 from devit_pipeline.local_cell import LocalCell
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]

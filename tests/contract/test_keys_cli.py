@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.keys import KeyPair, load_keys, new_keys
-from devit_contract.revoked import RevokedKeys
+from devit_contract.artefacts.keys import KeyPair, load_keys, new_keys
+from devit_contract.artefacts.revoked import RevokedKeys
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.files import write_bytes, write_tensors
-from devit_contract.head import Fusion, FusionHead, FusionStatistics
-from devit_contract.manifest import (
+from devit_contract.artefacts.files import write_bytes, write_tensors
+from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
+from devit_contract.artefacts.manifest import (
     RUNGS,
     SCHEMA,
     BundleFile,

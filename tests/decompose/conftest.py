@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from devit_contract.progress import no_progress
-from devit_decompose.recipe import Recipe
-from devit_decompose.recipe_file import load_recipe
+from devit_contract.service.progress import no_progress
+from devit_decompose.recipe.reader import load_recipe
+from devit_decompose.recipe.schema import Recipe
 from devit_decompose.stages import decompose
 
 SMALL = """

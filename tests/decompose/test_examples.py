@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.progress import no_progress
-from devit_decompose.checks import check_recipe
-from devit_decompose.recipe_file import load_recipe
-from devit_decompose.rehearsal import rehearse
+from devit_contract.service.progress import no_progress
+from devit_decompose.dry_run import rehearse
+from devit_decompose.recipe.checks import check_recipe
+from devit_decompose.recipe.reader import load_recipe
 from devit_decompose.stages import decompose
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

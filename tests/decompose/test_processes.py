@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devit_contract.files import read_tensors
+from devit_contract.artefacts.files import read_tensors
 from devit_decompose.decomposition import load_decomposition
 
 DEADLINE_S = 240

@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.errors import InputError, ManifestError, TrainError
-from devit_contract.head import Fusion, FusionHead
-from devit_contract.progress import no_progress
-from devit_decompose import train
-from devit_decompose.batches import Batch
-from devit_decompose.data import load_dataset
+from devit_contract.service.progress import no_progress
+from devit_decompose.data.batches import Batch
+from devit_decompose.data.splits import load_dataset
 from devit_decompose.decomposition import load_decomposition
-from devit_decompose.evaluate import accuracy, filled_logits, joined_features, run
-from devit_decompose.machine import Machine
-from devit_decompose.model import Model, StemLayer, uniform_config
-from devit_decompose.objectives import Ensemble
-from devit_decompose.recipe import Recipe
-from devit_decompose.recipe_file import load_recipe
-from devit_decompose.rehearsal import rehearse
+from devit_decompose.dry_run import rehearse
+from devit_decompose.models.model import Model, StemLayer, uniform_config
+from devit_decompose.models.weights import load_model
+from devit_decompose.recipe.reader import load_recipe
+from devit_decompose.recipe.schema import Recipe
 from devit_decompose.stages import decompose
-from devit_decompose.teachers import LiveTeacher, StoredTeacher
-from devit_decompose.weights import load_model
+from devit_decompose.subset_accuracy import accuracy, filled_logits, joined_features, run
+from devit_decompose.training import train
+from devit_decompose.training.accelerator import Machine
+from devit_decompose.training.objectives import Ensemble
+from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion-mnist.toml"
 

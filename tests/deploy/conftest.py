@@ -16,9 +16,9 @@ import pytest
 from tests.deploy.hosts import PYTHON, Host, free_port
 from tests.deploy.releases import allowed_signers, break_agent, build_wheel, make_bundle, signing_key
 
-from devit_contract.client import Client
-from devit_contract.fleet import load_fleet
-from devit_contract.keys import load_keys, new_keys
+from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.keys import load_keys, new_keys
+from devit_contract.wire.client import Client
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DEVICES = ("jetson1", "jetson2", "jetson3", "jetson4")

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from devit_contract.files import read_tensors, write_tensors
-from devit_contract.manifest import Bundle, describe_file, write_manifest
-from devit_contract.signing import SIGNATURE_NAME, sign_manifest, signer_line
+from devit_contract.artefacts.files import read_tensors, write_tensors
+from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.artefacts.signing import SIGNATURE_NAME, sign_manifest, signer_line
 
 ROOT = Path(__file__).parents[2]
 FASHION = ROOT / "pipeline/devit_pipeline/fashion_mnist/bundle"

@@ -20,10 +20,10 @@ import pytest
 from tests.deploy.conftest import DEVICES, Fleet, Release, finish
 from tests.deploy.releases import FASHION
 
-from devit_contract.client import Answer, Client
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError
-from devit_contract.manifest import Bundle
-from devit_contract.wire import State
+from devit_contract.wire.client import Answer, Client
+from devit_contract.wire.codec import State
 
 RATE_HZ = 50.0
 DEADLINE_S = 120.0

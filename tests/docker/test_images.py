@@ -25,10 +25,10 @@ from tests.docker.image import NOT_HERE, Builder, Image, make_debian, sh
 from tests.docker.running import Container, new_volume
 from tests.network.namespaces import Namespace, namespace
 
-from devit_contract.client import Client
-from devit_contract.fleet import load_fleet
-from devit_contract.manifest import Bundle
-from devit_contract.wire import State
+from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.client import Client
+from devit_contract.wire.codec import State
 from devit_pipeline import demo
 
 LAPTOP = services("laptop")

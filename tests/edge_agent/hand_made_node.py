@@ -10,9 +10,9 @@ from typing import Any
 import numpy.typing as npt
 import zmq
 
-from devit_contract.messages import Control, ControlReply, Welcome, body, read_body
-from devit_contract.sockets import device_router, open_context
-from devit_contract.wire import Dtype, Kind, Message, array_payload, pack, unpack
+from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
+from devit_contract.wire.messages import Control, ControlReply, Welcome, body, read_body
+from devit_contract.wire.sockets import device_router, open_context
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 RUN = "from devit_edge_agent.cli import main; main()"

@@ -18,10 +18,10 @@ from PIL import Image
 from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
 from tests.profiling.sysfs_tree import orin_nano
 
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, Hello, PowerLine, Refused, Telemetry, body, read_body
-from devit_contract.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
-from devit_contract.wire import Dtype, Kind, Message, Reason, array_payload
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
+from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
+from devit_contract.wire.messages import Control, ControlReply, Hello, PowerLine, Refused, Telemetry, body, read_body
 
 LOST = """
 from devit_contract.errors import DeviceLostError
@@ -401,7 +401,7 @@ def test_closing_its_standard_input_ends_an_agent_that_was_told_so(node: HandMad
 
 
 def test_power_lines_come_with_the_devices_clock_and_stop_when_told(node: HandMadeNode) -> None:
-    command = json.dumps([sys.executable, "-m", "devit_profiling.simulator", "--board", "orin-nano"])
+    command = json.dumps([sys.executable, "-m", "devit_profiling.simulator.program", "--board", "orin-nano"])
     node.start("--engine", "null", config=f"tegrastats = {command}")
     node.welcome()
     assert node.ask(Control("sample-start", interval_ms=100)).error == ""
@@ -452,7 +452,7 @@ def test_chips_are_sampled_in_place_of_tegrastats_and_tell_the_time_of_reading(
     node: HandMadeNode, tmp_path: Path
 ) -> None:
     orin_nano(tmp_path)
-    command = json.dumps([sys.executable, "-m", "devit_profiling.hwmon", "--root", str(tmp_path)])
+    command = json.dumps([sys.executable, "-m", "devit_profiling.sensor.hwmon", "--root", str(tmp_path)])
     node.start("--engine", "null", config=f"tegrastats = {command}")
     node.welcome()
     assert node.ask(Control("sample-stop")).sampling is None

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tests.edge_agent.hand_made_node import RUN_ID, TINY, HandMadeNode
 
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError
-from devit_contract.journal import Log
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, Hello, Refused, body, read_body
-from devit_contract.wire import Dtype, Kind, Message
+from devit_contract.service.journal import Log
+from devit_contract.wire.codec import Dtype, Kind, Message
+from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, body, read_body
 from devit_edge_agent import swap
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, rehearse
 from devit_edge_agent.swap import Swap

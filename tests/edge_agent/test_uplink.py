@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from tests.edge_agent.hand_made_node import RUN_ID, HandMadeNode
 
+from devit_contract.artefacts.fleet import load_agent_config
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import LinkError
-from devit_contract.fleet import load_agent_config
-from devit_contract.journal import Log
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Hello, Refused, body
-from devit_contract.sockets import open_context, reconnect
-from devit_contract.wire import Dtype, Kind, Message
+from devit_contract.service.journal import Log
+from devit_contract.wire.codec import Dtype, Kind, Message
+from devit_contract.wire.messages import Hello, Refused, body
+from devit_contract.wire.sockets import open_context, reconnect
 from devit_edge_agent.uplink import Uplink
 from devit_fusion.device_port import Changed, Connected, DevicePort, Event
 from devit_fusion.links import Link

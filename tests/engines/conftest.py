@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.manifest import Bundle
 from devit_engines.board import Board
+from devit_engines.building.store import Store
 from devit_engines.engine import EngineSpec
-from devit_engines.store import Store
 
 collect_ignore = ["fakes"]  # doubles of libraries, which are no tests
 if importlib.util.find_spec("onnx") is None:  # as on a device: the double of TensorRT reads graphs with it

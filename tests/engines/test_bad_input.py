@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.manifest import Bundle
-from devit_engines.build import build_engines
-from devit_engines.store import Store
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.building.build_all import build_engines
+from devit_engines.building.store import Store
 
-RUN = "from devit_contract.terminal import run\nfrom devit_engines.cli import app\nrun(app, 'devit build')"
+RUN = "from devit_contract.service.terminal import run\nfrom devit_engines.cli import app\nrun(app, 'devit build')"
 
 
 def build(*words: str | Path, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:

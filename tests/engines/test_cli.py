@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from devit_contract.manifest import Bundle, write_manifest
-from devit_engines.build import build_engines
-from devit_engines.store import Store
+from devit_contract.artefacts.manifest import Bundle, write_manifest
+from devit_engines.building.build_all import build_engines
+from devit_engines.building.store import Store
 
 RUN = """
 import typer
-from devit_contract.terminal import run
+from devit_contract.service.terminal import run
 from devit_engines import cli
 root = typer.Typer(pretty_exceptions_enable=False)
 root.command()(cli.build)
@@ -64,7 +64,7 @@ def test_wrong_usage_is_exit_code_2(tiny: Bundle, wrong: list[str]) -> None:
 def test_list_names_every_engine_and_verify_finds_them_whole(tiny: Bundle, store: Store) -> None:
     build_engines(tiny, store)
     listed = devit("engines", "list", "--store", store.folder)
-    assert "2 engines" in listed.stdout
+    assert "2 engines" in " ".join(listed.stdout.split())
     verified = devit("engines", "verify", "--store", store.folder)
     assert (verified.returncode, verified.stdout.count("whole")) == (0, 2)
     entries = json.loads(devit("engines", "list", "--store", store.folder, "--json").stdout)

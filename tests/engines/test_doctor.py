@@ -22,7 +22,10 @@ BOARDS = Path(__file__).parents[1] / "data" / "boards"
 VENV = "home/user/devit/venv"
 LIBRARIES = "usr/lib/aarch64-linux-gnu"
 JETSONS = ["agx-orin-jp6.0", "orin-nano-jp6.2", "orin-nx-jp6.1-container", "agx-thor-jp7.0", "agx-orin-jp7.2"]
-RUN = "from devit_contract.terminal import run; from devit_engines.doctor.cli import app; run(app, 'devit doctor')"
+RUN = (
+    "from devit_contract.service.terminal import run; "
+    "from devit_engines.doctor.cli import app; run(app, 'devit doctor')"
+)
 
 
 def interpreter(root: Path, version: str | None = None) -> Interpreter:

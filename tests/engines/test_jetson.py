@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devit_contract.manifest import Bundle
-from devit_engines.backends import BACKENDS, RunSettings
+from devit_contract.artefacts.manifest import Bundle
 from devit_engines.board import detect_board
-from devit_engines.build import build_engines, load_engine
-from devit_engines.inspection import inspect_plan
-from devit_engines.store import Store
-from devit_engines.trt_engine import HOST_MEMORY, TrtEngine
+from devit_engines.building.backends import BACKENDS, RunSettings
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.store import Store
+from devit_engines.trt.engine import HOST_MEMORY, TrtEngine
+from devit_engines.trt.inspection import inspect_plan
 
 SHIPPED = Path(__file__).parents[2] / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"
 pytestmark = [

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError
-from devit_contract.manifest import Bundle
 from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine, installed_version
 
@@ -90,7 +90,7 @@ def test_an_engine_imports_nothing_of_the_workstation_or_the_terminal() -> None:
     script = f"""
 import sys
 from pathlib import Path
-import devit_engines.build, devit_engines.null
+import devit_engines.building.build_all, devit_engines.null
 from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
 assert "onnxruntime" not in sys.modules, "imported before it is needed"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devit_contract.manifest import Bundle
-from devit_engines.build import build_engines, load_engine
-from devit_engines.store import Store
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.store import Store
 
 SHIPPED = Path(__file__).parents[2] / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"
 

@@ -12,16 +12,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from devit_contract.manifest import Bundle
-from devit_contract.progress import no_progress
-from devit_engines import backends
-from devit_engines.backends import AS_USUAL
+import devit_engines
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.service.progress import no_progress
+from devit_engines.building import backends
+from devit_engines.building.backends import AS_USUAL
 from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
 from devit_engines.ort import OrtEngine
 from devit_engines.selftest.report import BUNDLE, as_markdown, run_selftest
 
 RUN = """
-from devit_contract.terminal import run
+from devit_contract.service.terminal import run
 from devit_engines.selftest.cli import app
 run(app, "devit selftest")
 """
@@ -83,4 +84,4 @@ def test_no_tensorrt_is_a_report_too() -> None:
 
 def test_the_bundle_is_where_the_package_is() -> None:
     assert (BUNDLE / "manifest.json").is_file()
-    assert BUNDLE.is_relative_to(Path(backends.__file__).parent)
+    assert BUNDLE.is_relative_to(Path(devit_engines.__file__).parent)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devit_contract.head import Fusion, FusionHead
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.manifest import Bundle
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -12,14 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from devit_contract.manifest import Manifest, Preprocess
-from devit_contract.progress import no_progress
-from devit_decompose.data import Dataset, Split
-from devit_decompose.importance import importance
-from devit_decompose.model import Model, ModelConfig, StemLayer, uniform_config
-from devit_decompose.objectives import Ensemble
-from devit_decompose.recipe import AnswerRecipe, DataRecipe, DistilRecipe, EnsembleRecipe, Recipe, Schedule, ShapeRecipe
-from devit_decompose.shrink import Shape, keep_best, prune
+from devit_contract.artefacts.manifest import Manifest, Preprocess
+from devit_contract.service.progress import no_progress
+from devit_decompose.data.splits import Dataset, Split
+from devit_decompose.models.model import Model, ModelConfig, StemLayer, uniform_config
+from devit_decompose.pruning.importance import importance
+from devit_decompose.pruning.shrink import Shape, keep_best, prune
+from devit_decompose.recipe.schema import (
+    AnswerRecipe,
+    DataRecipe,
+    DistilRecipe,
+    EnsembleRecipe,
+    Recipe,
+    Schedule,
+    ShapeRecipe,
+)
+from devit_decompose.training.objectives import Ensemble
 from devit_decompose.write import Made, write_models
 from devit_export.bundle import export_bundle
 from devit_export.graph import ExportedGraph, export_features, export_logits

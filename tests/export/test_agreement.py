@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from devit_contract.files import read_tensors
-from devit_contract.head import Fusion, FusionHead
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.files import read_tensors
+from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.manifest import Bundle
 from devit_export.parity import run_graph
 
 Float32Array = npt.NDArray[np.float32]

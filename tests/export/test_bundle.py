@@ -16,17 +16,17 @@ import pytest
 import safetensors.numpy
 import torch
 
+from devit_contract.artefacts.files import read_tensors
+from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.manifest import RUNGS, Bundle, Manifest, Preprocess, SubsetAccuracy
 from devit_contract.errors import DevitError, EngineError, ExportError, InputError, ManifestError
-from devit_contract.files import read_tensors
-from devit_contract.head import Fusion, FusionHead
-from devit_contract.manifest import RUNGS, Bundle, Manifest, Preprocess, SubsetAccuracy
-from devit_contract.progress import no_progress
+from devit_contract.service.progress import no_progress
 from devit_decompose.decomposition import load_decomposition
-from devit_decompose.evaluate import run
-from devit_decompose.model import Model
-from devit_decompose.objectives import Ensemble
-from devit_engines.build import build_engines, load_engine
-from devit_engines.store import Store
+from devit_decompose.models.model import Model
+from devit_decompose.subset_accuracy import run
+from devit_decompose.training.objectives import Ensemble
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.store import Store
 from devit_export.bundle import export_bundle
 from devit_export.parity import run_graph
 

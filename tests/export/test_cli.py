@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from devit_contract.artefacts.manifest import Bundle, Manifest
+from devit_contract.artefacts.signing import signer_line, verify_bundle
 from devit_contract.errors import InputError
-from devit_contract.manifest import Bundle, Manifest
-from devit_contract.signing import signer_line, verify_bundle
 from devit_export.cli import app, sign_app
 
 

@@ -20,8 +20,8 @@ import torch
 from onnx import TensorProto, helper
 
 from devit_contract.errors import ExportError
-from devit_decompose.cost import parameters
-from devit_decompose.model import Model
+from devit_decompose.models.model import Model
+from devit_decompose.pruning.cost import parameters
 from devit_export.graph import ExportedGraph, export_features, lower, strip
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from devit_decompose.cost import macs
-from devit_decompose.importance import importance
-from devit_decompose.model import PRESETS, Model, uniform_config
-from devit_decompose.shrink import Shape, keep_best, prune
+from devit_decompose.models.model import PRESETS, Model, uniform_config
+from devit_decompose.pruning.cost import macs
+from devit_decompose.pruning.importance import importance
+from devit_decompose.pruning.shrink import Shape, keep_best, prune
 from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
 from devit_export.graph import export_features

@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper
 
+from devit_contract.artefacts.manifest import RUNGS
 from devit_contract.errors import ExportError
-from devit_contract.manifest import RUNGS
-from devit_decompose.model import Model
+from devit_decompose.models.model import Model
 from devit_export.graph import export_features
 from devit_export.lint import ALL, lint, tables
-from devit_export.rungs import make_rung
+from devit_export.variants import make_rung
 
 TYPES = {"FP32", "FP16", "BF16", "FP8", "FP4", "INT64", "INT32", "INT8", "INT4", "UINT8", "BOOL"}
 

@@ -15,13 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from devit_contract.errors import ExportError
-from devit_decompose.model import Model
+from devit_decompose.models.model import Model
 from devit_export.graph import export_features
 from devit_export.parity import measure_half, run_graph
 from devit_export.precision import lower_precision
 from devit_export.ranges import scan_ranges
 from devit_export.rules import Graph, check_norms
-from devit_export.rungs import kept_nodes
+from devit_export.variants import kept_nodes
 
 UInt8Array = npt.NDArray[np.uint8]
 BROKEN = Path(__file__).with_name("broken.py")

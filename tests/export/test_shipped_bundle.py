@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devit_contract.head import FusionHead
-from devit_contract.manifest import RUNGS, Bundle
-from devit_decompose.cost import macs
+from devit_contract.artefacts.head import FusionHead
+from devit_contract.artefacts.manifest import RUNGS, Bundle
 from devit_decompose.decomposition import load_decomposition
-from devit_decompose.recipe_file import load_recipe
+from devit_decompose.pruning.cost import macs
+from devit_decompose.recipe.reader import load_recipe
 from devit_export.bundle import export_bundle
 from devit_export.parity import run_graph
 

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import pytest
 import zmq
 
-from devit_contract.client import Answer, Client
+from devit_contract.artefacts.fleet import Fleet, load_fleet
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import LinkError
-from devit_contract.fleet import Fleet, load_fleet
-from devit_contract.keys import KeyPair
-from devit_contract.manifest import Bundle
-from devit_contract.messages import (
+from devit_contract.wire.client import Answer, Client
+from devit_contract.wire.codec import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
+from devit_contract.wire.messages import (
     Control,
     ControlReply,
     DeviceStatus,
@@ -32,8 +33,7 @@ from devit_contract.messages import (
     body,
     read_body,
 )
-from devit_contract.sockets import Context, connect_dealer, open_context
-from devit_contract.wire import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
+from devit_contract.wire.sockets import Context, connect_dealer, open_context
 from devit_fusion.node import FusionNode
 
 DEADLINE_S = 20.0

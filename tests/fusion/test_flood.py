@@ -13,7 +13,8 @@ import pytest
 import zmq
 from tests.network.zmtp_peer import ZmtpPeer
 
-from devit_contract.sockets import (
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES
+from devit_contract.wire.sockets import (
     Context,
     Socket,
     client_router,
@@ -22,7 +23,6 @@ from devit_contract.sockets import (
     open_context,
     receive_routed,
 )
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES
 from devit_fusion.flood import CHECK_NS, FloodGuard, _bytes_received
 
 DEADLINE_S = 30.0

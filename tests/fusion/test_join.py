@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devit_contract.messages import DeviceTiming
-from devit_contract.wire import State
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import DeviceTiming
 from devit_fusion.join import Frame, Join
 
 EVERYONE = 0b111

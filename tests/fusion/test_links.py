@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from devit_contract.messages import Hello
+from devit_contract.wire.messages import Hello
 from devit_fusion.links import TRIAL_NS, Link
 
 HELLO = Hello("jetson1", 0, 4, "0" * 64, "null", ("float32",), "0")

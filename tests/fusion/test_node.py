@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import zmq
 
-from devit_contract.client import Answer, Client
+from devit_contract.artefacts.keys import load_keys, new_keys
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.revoked import restore, revoke, revoked_path
 from devit_contract.errors import InputError, LinkError
-from devit_contract.keys import load_keys, new_keys
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, Hello, body, read_body
-from devit_contract.revoked import restore, revoke, revoked_path
-from devit_contract.sockets import connect_dealer, open_context
-from devit_contract.wire import Dtype, Kind, Message, State, array_payload, pack, unpack
+from devit_contract.wire.client import Answer, Client
+from devit_contract.wire.codec import Dtype, Kind, Message, State, array_payload, pack, unpack
+from devit_contract.wire.messages import Control, ControlReply, Hello, body, read_body
+from devit_contract.wire.sockets import connect_dealer, open_context
 from devit_pipeline.local_cell import LocalCell
 
 MakeCell = Callable[..., LocalCell]
@@ -373,7 +373,7 @@ def test_a_flood_of_questions_costs_one_description_of_the_node_a_turn(make_cell
 
 def test_a_sampler_ends_when_whoever_asked_for_it_has_gone(make_cell: MakeCell) -> None:
     """A profiler that was killed tells no agent to stop: the node does."""
-    cell = make_cell(engine="null", tegrastats=(sys.executable, "-m", "devit_profiling.simulator"))
+    cell = make_cell(engine="null", tegrastats=(sys.executable, "-m", "devit_profiling.simulator.program"))
     agent = cell.pid("jetson1")
     with cell.client() as client:
         client.start_sampling("jetson1", 100)

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from devit_contract.fleet import parse_endpoint
-from devit_contract.keys import new_keys
-from devit_contract.revoked import FILE_NAME
+from devit_contract.artefacts.fleet import parse_endpoint
+from devit_contract.artefacts.keys import new_keys
+from devit_contract.artefacts.revoked import FILE_NAME
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 RUN = "from devit_fusion.cli import main; main()"

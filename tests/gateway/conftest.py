@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from tests.gateway.running import Gateway
 
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.manifest import Bundle
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
-from devit_contract.manifest import Preprocess
-from devit_contract.messages import DeviceStatus, Histogram, NodeStatus
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.wire.messages import DeviceStatus, Histogram, NodeStatus
 from devit_gateway.exposition import write_metrics
 from devit_gateway.joules import DeviceEnergy
 

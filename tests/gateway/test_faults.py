@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.running import DEADLINE_S, INFER, Gateway, Reply, as_json
 
-from devit_contract.keys import new_keys
+from devit_contract.artefacts.keys import new_keys
 from devit_pipeline.local_cell import LocalCell
 
 Images = npt.NDArray[np.uint8]

@@ -8,8 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from devit_contract.answer import Answer
-from devit_contract.wire import State
+from devit_contract.wire.answer import Answer
+from devit_contract.wire.codec import State
 from devit_gateway.infer_request import InferRequest, OutputWish
 from devit_gateway.infer_response import write_response
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from devit_contract.messages import PowerLine, Telemetry
+from devit_contract.wire.messages import PowerLine, Telemetry
 from devit_gateway.joules import EnergyMeter
 
 BOARD = "NVIDIA Jetson Orin Nano Developer Kit"

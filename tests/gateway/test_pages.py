@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.running import DEADLINE_S, INFER, Gateway, as_json
 
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.manifest import Bundle
 from devit_gateway.infer_request import MAX_BATCH, max_body_bytes
 
 Images = npt.NDArray[np.uint8]

@@ -13,12 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.running import Gateway, Reply
 from tests.network.proxy import Proxy
 
-from devit_contract.client import Client
+from devit_contract.wire.client import Client
 from devit_gateway.power_watch import PowerWatch
 from devit_pipeline.local_cell import LocalCell
 
 BOARD_MODEL = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
-SENSOR = (sys.executable, "-c", "import sys; from devit_profiling.simulator import main; sys.exit(main())")
+SENSOR = (sys.executable, "-c", "import sys; from devit_profiling.simulator.program import main; sys.exit(main())")
 DEADLINE_S = 30.0
 METRIC = "devit_device_energy_joules_total"
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from tests.gateway.running import Gateway
 
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.manifest import Bundle
 
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
 

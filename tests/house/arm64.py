@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from devit_contract.files import write_bytes
+from devit_contract.artefacts.files import write_bytes
 
 ROOT = Path(__file__).parents[2]
 QEMU = "qemu-aarch64-static"

@@ -16,11 +16,11 @@ import pytest
 from tests.edge_agent.hand_made_node import HandMadeNode
 from tests.house.arm64 import QEMU, Arm64Python
 
-from devit_contract.answer import Answer
-from devit_contract.manifest import Bundle
-from devit_contract.wire import Kind, State
-from devit_engines.build import build_engines, load_engine
-from devit_engines.store import Store
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.answer import Answer
+from devit_contract.wire.codec import Kind, State
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.store import Store
 from devit_pipeline import demo
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 

@@ -20,9 +20,9 @@ import pytest
 from tests.house.account import GROUP, OTHER_USER, Account
 from tests.house.test_light_install import HEAVY, ROOT, find_python, sh
 
-from devit_contract.client import Client
-from devit_contract.keys import new_keys
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.keys import new_keys
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.client import Client
 
 BUNDLE = ROOT / "pipeline/devit_pipeline/fashion_mnist/bundle"
 FUSION_NODE = "from devit_fusion.cli import main; main()"

@@ -19,7 +19,7 @@ import pytest
 import typer.testing
 from tests.house.pages import DOCS, GENERATED, PAGES, ROOT, blocks
 
-from devit_contract.fleet import AgentConfig, Fleet
+from devit_contract.artefacts.fleet import AgentConfig, Fleet
 from devit_pipeline.cli import COMMANDS, app
 from devit_profiling.schema import structs_within
 

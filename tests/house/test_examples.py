@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.files import read_tensors
-from devit_contract.fleet import load_agent_config, load_fleet
-from devit_contract.head import FusionHead
-from devit_contract.manifest import Bundle, Preprocess
-from devit_contract.preprocess import load_image
-from devit_decompose.checks import check_recipe
+from devit_contract.artefacts.files import read_tensors
+from devit_contract.artefacts.fleet import load_agent_config, load_fleet
+from devit_contract.artefacts.head import FusionHead
+from devit_contract.artefacts.manifest import Bundle, Preprocess
+from devit_contract.artefacts.preprocess import load_image
 from devit_decompose.decomposition import load_decomposition
-from devit_decompose.recipe_file import load_recipe
-from devit_decompose.weights import load_model
+from devit_decompose.models.weights import load_model
+from devit_decompose.recipe.checks import check_recipe
+from devit_decompose.recipe.reader import load_recipe
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from devit_contract.wire import Dtype, Kind, Message, array_payload, pack, unpack
+from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "network"
 FIGURE = {"name", "unit", "devit", "other", "compared", "wanted", "holds", "samples", "spread"}

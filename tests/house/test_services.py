@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from devit_contract.client import Client
-from devit_contract.keys import new_keys
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.keys import new_keys
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.client import Client
 from devit_pipeline.service import agent_files, fusion_files, install
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.house.pages import DOCS, ROOT
 
-from devit_contract.wire import Reason
+from devit_contract.wire.codec import Reason
 
 PAGE = (DOCS / "troubleshooting.md").read_text()
 MESSAGES = [message.strip() for _, message in re.findall(r"^### (`+)(.+)\1$", PAGE, re.MULTILINE)]
@@ -90,7 +90,7 @@ def test_the_words_for_a_missing_feature_are_those_of_the_code() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_terminal() -> None:
-    source = (ROOT / "contract" / "devit_contract" / "terminal.py").read_text()
+    source = (ROOT / "contract" / "devit_contract" / "service" / "terminal.py").read_text()
     (docstring,) = re.findall(r"Run a command line to its exit code.*?\"\"\"", source, re.DOTALL)
     told = {int(code) for code in re.findall(r"(?<![\w.])(\d{1,3}) (?=done|a |wrong|the |Ctrl)", docstring)}
     table = PAGE.partition("## First")[0]

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 from tests.network.open_loop import Record
 
-from devit_contract.head import Fusion
-from devit_contract.manifest import Bundle
-from devit_contract.wire import State
+from devit_contract.artefacts.head import Fusion
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.codec import State
 from devit_pipeline.local_cell import LocalDevice
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"

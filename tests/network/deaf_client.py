@@ -11,11 +11,11 @@ from pathlib import Path
 
 import zmq
 
-from devit_contract.fleet import load_fleet
-from devit_contract.keys import load_keys
-from devit_contract.messages import Control, body
-from devit_contract.sockets import connect_dealer, open_context
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
+from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.keys import load_keys
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
+from devit_contract.wire.messages import Control, body
+from devit_contract.wire.sockets import connect_dealer, open_context
 
 
 def main() -> None:

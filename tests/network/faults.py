@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tests.network.open_loop import Outcome, Record
 
-from devit_contract.wire import State
+from devit_contract.wire.codec import State
 from devit_pipeline.local_cell import LocalCell
 
 _DEADLINE_S = 20.0

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["devit_contract.wire", "devit_contract.messages"]):
-    from devit_contract import messages, wire
+with atheris.instrument_imports(include=["devit_contract.wire.codec", "devit_contract.wire.messages"]):
+    from devit_contract.wire import codec as wire
+    from devit_contract.wire import messages
 
 import msgspec
 import numpy as np
 
+from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import WireError
-from devit_contract.manifest import Preprocess
 
 _CRC_OFFSET = wire.HEADER.size - 4
 _PAYLOAD_BYTES_OFFSET = wire.HEADER.size - 8

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from tests.network.starvation import Starvation
 
-from devit_contract.client import Answer, Client, Picture
 from devit_contract.errors import DevitError
-from devit_contract.messages import NodeStatus
-from devit_contract.wire import Kind, Message, State
+from devit_contract.wire.client import Answer, Client, Picture
+from devit_contract.wire.codec import Kind, Message, State
+from devit_contract.wire.messages import NodeStatus
 from devit_pipeline.local_cell import LocalCell
 
 _BEFORE_S = 0.2

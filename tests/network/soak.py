@@ -22,7 +22,7 @@ if not __package__:  # run as a script
 
 from tests.network.open_loop import OpenLoop, Record
 
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.manifest import Bundle
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"

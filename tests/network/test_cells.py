@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from devit_contract.manifest import Bundle, Preprocess, write_manifest
+from devit_contract.artefacts.manifest import Bundle, Preprocess, write_manifest
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"

@@ -12,7 +12,7 @@ TAKEN_NAME = """
 import select
 
 import zmq
-from devit_contract.sockets import device_router, open_context, receive_routed
+from devit_contract.wire.sockets import device_router, open_context, receive_routed
 from tests.network.zmtp_peer import ZmtpPeer
 
 with open_context() as context:
@@ -36,7 +36,7 @@ print("alive")
 
 FULL_QUEUE = """
 import zmq
-from devit_contract.sockets import connect_dealer, device_router, open_context
+from devit_contract.wire.sockets import connect_dealer, device_router, open_context
 
 MESSAGES = 1000
 with open_context() as context:

@@ -11,10 +11,10 @@ import zmq
 from tests.network.conftest import TINY
 from tests.network.hostile import MIB, Liar, bounded_memory, device_status, key_of, status_when
 
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, PowerLine, Telemetry, body
-from devit_contract.sockets import connect_dealer, open_context
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
+from devit_contract.wire.messages import Control, PowerLine, Telemetry, body
+from devit_contract.wire.sockets import connect_dealer, open_context
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]

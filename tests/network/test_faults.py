@@ -14,7 +14,7 @@ from tests.network.conftest import TINY, Golden
 from tests.network.faults import check_ends, check_reasons, check_times, not_full, stop_softly, undisturbed
 from tests.network.open_loop import OpenLoop, Record
 
-from devit_contract.wire import State
+from devit_contract.wire.codec import State
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]

@@ -16,7 +16,7 @@ from tests.network.open_loop import OpenLoop
 from tests.network.starvation import Starvation
 from tests.network.zmtp_peer import ZmtpPeer
 
-from devit_contract.wire import MAX_IMAGE_MESSAGE_BYTES
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]

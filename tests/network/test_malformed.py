@@ -17,10 +17,9 @@ from tests.network.faults import undisturbed
 from tests.network.hostile import MIB, REVISION, Liar, bounded_memory, device_status, status_when
 from tests.network.open_loop import OpenLoop
 
-from devit_contract.client import Client
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Control, ControlReply, body
-from devit_contract.wire import (
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.client import Client
+from devit_contract.wire.codec import (
     HEADER,
     MAX_DEVICE_MESSAGE_BYTES,
     Dtype,
@@ -29,6 +28,7 @@ from devit_contract.wire import (
     array_payload,
     pack,
 )
+from devit_contract.wire.messages import Control, ControlReply, body
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

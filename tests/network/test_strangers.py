@@ -20,7 +20,7 @@ from tests.network.hostile import MIB, bounded_memory, status_when
 from tests.network.open_loop import OpenLoop
 from tests.network.zmtp_peer import ZmtpPeer, greeting
 
-from devit_contract.fleet import Node
+from devit_contract.artefacts.fleet import Node
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from devit_contract.fleet import load_fleet
-from devit_contract.manifest import Bundle
+from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.manifest import Bundle
 from devit_pipeline.demo import SHIPPED
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]

@@ -15,18 +15,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from devit_contract.client import Client
-from devit_contract.fleet import Device, Fleet, Node, Serving
-from devit_contract.journal import Log
-from devit_contract.manifest import Bundle
-from devit_contract.messages import Description, DeviceTiming, Mark
-from devit_contract.progress import no_progress
-from devit_contract.wire import State
+from devit_contract.artefacts.fleet import Device, Fleet, Node, Serving
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.service.journal import Log
+from devit_contract.service.progress import no_progress
+from devit_contract.wire.client import Client
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
-from devit_profiling.board_table import BOARDS
-from devit_profiling.pictures import random_pictures
-from devit_profiling.record import (
+from devit_profiling.load.cell_run import run_profile
+from devit_profiling.load.images import random_pictures
+from devit_profiling.record.record import (
     IDLE,
     IDLE_AFTER,
     OUTSIDE,
@@ -46,10 +46,10 @@ from devit_profiling.record import (
     Run,
     Scenario,
 )
-from devit_profiling.run import run_profile
-from devit_profiling.run_folder import write_recording
-from devit_profiling.simulated_board import SimulatedBoard
-from devit_profiling.tegrastats import StampedLine
+from devit_profiling.record.run_folder import write_recording
+from devit_profiling.sensor.board_table import BOARDS
+from devit_profiling.sensor.tegrastats import StampedLine
+from devit_profiling.simulator.board import SimulatedBoard
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 ORIN_NANO_MODEL = "NVIDIA Jetson Orin Nano Developer Kit"
@@ -292,7 +292,7 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
     """Null engines, so that an answer takes about a millisecond."""
     folder = tmp_path_factory.mktemp("cell")
     pid_path = folder / "sampler.pid"
-    simulator = f"{sys.executable} -m devit_profiling.simulator --board orin-nano"
+    simulator = f"{sys.executable} -m devit_profiling.simulator.program --board orin-nano"
     samplers = {"jetson1": ["/bin/sh", "-c", f'echo $$ > {pid_path}; exec {simulator} "$@"', "sampler"], "jetson2": []}
     devices = tuple(Device(name, index) for index, name in enumerate(samplers))
     free = Node("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from devit_profiling.board_table import ORIN_NANO
-from devit_profiling.simulated_board import SimulatedBoard
-from devit_profiling.simulator import CpuMeter
+from devit_profiling.sensor.board_table import ORIN_NANO
+from devit_profiling.simulator.board import SimulatedBoard
+from devit_profiling.simulator.program import CpuMeter
 
 SHARES = {0: 1.0, 1: 0.1, 2: 0.05}
 """Of the GPU, by mode."""
@@ -81,7 +81,7 @@ def engine_command(board: ModeBoard, bundle: Path, paces_ms: dict[int, int]) -> 
     cases = " ".join(f"{mode}) pace={pace};;" for mode, pace in paces_ms.items())
     script = (
         f'echo $$ > {board.folder}/engine.pid; case "$(cat {board.folder}/mode)" in {cases} esac; '
-        f"exec {sys.executable} -m devit_engines.steady --bundle {bundle} --engine busy:$pace"
+        f"exec {sys.executable} -m devit_engines.bench.worker --bundle {bundle} --engine busy:$pace"
     )
     return ["/bin/sh", "-c", script]
 

@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from devit_contract.errors import InputError
-from devit_profiling.analysis import Report
 from devit_profiling.cli import _load_of, app
+from devit_profiling.figures.analysis import Report
 
 if TYPE_CHECKING:
     from conftest import FakeRun, LiveCell
@@ -137,7 +137,8 @@ def test_help_names_every_option_with_its_unit_and_default() -> None:
 
 def test_plotting_library_is_loaded_for_reports_alone() -> None:
     """The agent imports this package for its sampler, on boards without matplotlib."""
-    code = "import sys, devit_profiling.cli, devit_profiling.run, devit_profiling.analysis, devit_profiling.report;"
+    modules = ("cli", "load.cell_run", "figures.analysis", "report.report")
+    code = f"import sys, {', '.join(f'devit_profiling.{module}' for module in modules)};"
     code += "print(sorted({'matplotlib', 'jinja2', 'rich'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "matplotlib" not in result.stdout

@@ -10,11 +10,11 @@ import msgspec
 import typer
 
 from devit_contract.errors import InputError
-from devit_contract.terminal import print_table
+from devit_contract.service.terminal import print_table
+from devit_engines.building.store import default_folder
 from devit_engines.doctor.examine import examine, refuse
 from devit_engines.doctor.finding import Finding
 from devit_engines.doctor.interpreter import Interpreter
-from devit_engines.store import default_folder
 
 app = typer.Typer(pretty_exceptions_enable=False)
 

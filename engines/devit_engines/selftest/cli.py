@@ -9,13 +9,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from devit_contract.terminal import progress_bar
-from devit_engines.backends import RunSettings
+from devit_contract.service.terminal import progress_bar
+from devit_engines.building.backends import RunSettings
+from devit_engines.building.store import default_folder
 from devit_engines.cli import BackendOption, CudaOption, HostMemoryOption, PrecisionOption
 from devit_engines.doctor.examine import examine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.selftest.report import as_markdown, run_selftest
-from devit_engines.store import default_folder
 
 app = typer.Typer(pretty_exceptions_enable=False)
 

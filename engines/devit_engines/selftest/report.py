@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError
-from devit_contract.manifest import Bundle
-from devit_contract.progress import Progress
-from devit_engines.backends import RunSettings, backend_of
-from devit_engines.build import BuiltEngine, build_engines, load_engine
+from devit_contract.service.progress import Progress
+from devit_engines.building.backends import RunSettings, backend_of
+from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
+from devit_engines.building.store import EngineRecord, Store
 from devit_engines.doctor.finding import Finding
-from devit_engines.inspection import Inspection, inspect_plan
-from devit_engines.store import EngineRecord, Store
+from devit_engines.trt.inspection import Inspection, inspect_plan
 
 BUNDLE = Path(__file__).with_name("bundle")
 
@@ -134,7 +134,7 @@ def _tested(
     inspection = None
     name = "baseline" if device is None else f"submodel {device}"
     if backend == "tensorrt":
-        from devit_engines.trt_engine import TrtEngine
+        from devit_engines.trt.engine import TrtEngine
 
         with load_engine(bundle, store, device, backend=backend, settings=settings) as loaded:
             if isinstance(loaded, TrtEngine):

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from devit_contract.manifest import Preprocess
-from devit_contract.preprocess import load_image
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.artefacts.preprocess import load_image
 
 FOLDER = Path(__file__).parent
 HEIGHT, WIDTH = 37, 50

@@ -1,7 +1,7 @@
 """A simulated CUDA driver in Python, stricter than a real one, behind all three ways of calling it.
 
-``FakeDriver.install(monkeypatch)`` puts it where :mod:`devit_engines.cuda_ctypes`, :mod:`devit_engines.cuda_bindings`
-and :mod:`devit_engines.cuda_pycuda` look for the real thing. A fake TensorRT takes it from ``FakeDriver.current()``,
+``FakeDriver.install(monkeypatch)`` puts it where ``ctypes_driver``, ``bindings_driver`` and ``pycuda_driver`` of
+:mod:`devit_engines.cuda` look for the real thing. A fake TensorRT takes it from ``FakeDriver.current()``,
 queues work with ``enqueue`` and reaches memory through ``view``.
 
 Work on a stream waits until somebody synchronizes it, so what was forgotten shows as stale bytes; fresh memory holds

@@ -62,7 +62,7 @@ class FakeLibrary:
 
 def install(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeLibrary(lambda: driver, driver.version)
-    monkeypatch.setattr("devit_engines.cuda_ctypes.load_library", lambda: library)
+    monkeypatch.setattr("devit_engines.cuda.ctypes_driver.load_library", lambda: library)
 
 
 def _callback(find_driver: Callable[[], FakeDriver], function: str, parameters: tuple[type, ...]) -> Callable[..., int]:

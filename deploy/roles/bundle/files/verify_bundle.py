@@ -13,9 +13,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.signing import verify_bundle
 from devit_contract.errors import DevitError, ManifestError
-from devit_contract.manifest import Bundle
-from devit_contract.signing import verify_bundle
 
 
 def main(bundle: Path, allowed_signers: Path, running: Path | None) -> str:

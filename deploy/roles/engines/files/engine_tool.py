@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError, EngineError
-from devit_contract.manifest import Bundle
-from devit_engines.backends import backend_of
+from devit_engines.accuracy import Thresholds, reference_of, run_gate
 from devit_engines.board import detect_board
-from devit_engines.build import load_engine
-from devit_engines.gate import Thresholds, reference_of, run_gate
-from devit_engines.store import Store
+from devit_engines.building.backends import backend_of
+from devit_engines.building.build_all import load_engine
+from devit_engines.building.store import Store
 
 
 def kind(backend: str) -> str:

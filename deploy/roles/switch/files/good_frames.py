@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from devit_contract.client import Client
+from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.head import Fusion
+from devit_contract.artefacts.keys import load_keys
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError, LinkError
-from devit_contract.fleet import load_fleet
-from devit_contract.head import Fusion
-from devit_contract.keys import load_keys
-from devit_contract.manifest import Bundle
+from devit_contract.wire.client import Client
 
 _WRONG_SHARE = 0.05
 """Half precision may turn the answer to a doubtful image: so many are let pass."""

@@ -1,0 +1,274 @@
+"""``fleet.toml`` and ``agent.toml``: who is who, where the node listens, and what an agent runs."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+
+import msgspec
+
+from devit_contract.artefacts.files import read_toml
+from devit_contract.artefacts.keys import check_key, check_name
+from devit_contract.errors import InputError, ManifestError
+
+SCHEMA = 1
+MAX_THREADS = 256
+"""Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
+_FLEET_HINT = "see examples/fleet.toml"
+_AGENT_HINT = "see examples/agent.toml"
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fusion node."""
+
+    endpoint: str
+    """Where devices connect, ``tcp://HOST:PORT``."""
+    client_endpoint: str
+    public_key: str = ""
+    """Empty only where both endpoints are on loopback and nobody has a key."""
+
+
+class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How frames end."""
+
+    deadline_ms: float = 50.0
+    """From a request's arrival to its end with whatever has come; half of it is the most it waits for credit."""
+    k_min: int = 1
+    """Fewest features an answer is given on."""
+    credit: int = 2
+    """Frames in flight per device."""
+    queue: int = 64
+    """Requests that may wait for a free device; one more is refused at once."""
+    gather_ms: float = 1000.0
+    """How long the first requests after the node's start may wait for devices that have not connected yet."""
+    feature_dtype: str = "float32"
+    """What features travel as: ``float16`` halves their bytes, and rounds them."""
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An edge device."""
+
+    name: str
+    submodel: int
+    public_key: str = ""
+    host: str = ""
+    """For ssh; used by deployment only."""
+
+
+class ClientEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody who may ask."""
+
+    name: str
+    public_key: str
+
+
+class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something else that a cell needs and no sensor measures: a network switch, what supplies lose."""
+
+    name: str
+    watts: float
+    source: str
+    """Where the watts come from, e.g. ``wall meter, 2026-01-05``."""
+
+
+class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``fleet.toml``."""
+
+    schema: int
+    node: tuple[Node, ...]
+    device: tuple[Device, ...]
+    serving: Serving = Serving()
+    client: tuple[ClientEntry, ...] = ()
+    extra: tuple[Extra, ...] = ()
+    """Added to the joules of the whole cell, by name."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the wire is encrypted and peers are known by key."""
+        return self.node[0].public_key != ""
+
+    def find_device(self, name: str) -> Device:
+        """Find a device by name.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        for device in self.device:
+            if device.name == name:
+                return device
+        known = ", ".join(device.name for device in self.device)
+        raise InputError(f"device {name!r}: expected one of {known}")
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``agent.toml``; paths are relative to the file."""
+
+    schema: int
+    name: str
+    submodel: int
+    node: str
+    """The node's ``endpoint``."""
+    bundle: str
+    """Bundle folder: its manifest names the engine."""
+    store: str = ""
+    """Engine store; empty is the user's default."""
+    node_public_key: str = ""
+    secret_key: str = ""
+    """File with this device's secret key."""
+    threads: int = 1
+    """Threads of one inference on the CPU."""
+    backend: str = "auto"
+    """``tensorrt``, ``ort``, or ``auto``: TensorRT's engine where there is one."""
+    precision: str = "fp16"
+    """``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
+    cuda: str = "auto"
+    """Python's way to CUDA: ``pycuda``, ``cuda-bindings``, ``ctypes``, or ``auto``."""
+    host_memory: str = "pinned"
+    """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets it read them where they lie."""
+    tegrastats: tuple[str, ...] = ("tegrastats",)
+    """Command that samples power, ``--interval MS`` is added: ``tegrastats``, or ``hwmon-power``, which reads the chips
+    itself, every 20 ms if wanted; empty where the device has no sensor."""
+    source: str = ""
+    """Where the device's own images come from: ``folder:DIR``, ``gst:PIPELINE``; empty where the node sends them."""
+    free_running: bool = False
+    """With ``source``: work on every new image as it comes, and answer a trigger with the newest feature, instead of
+    starting on the newest image when the trigger comes."""
+    allowed_signers: str = ""
+    """File of OpenSSH's allowed signers; with it, a bundle that is unsigned, or older than one seen, is refused."""
+    root: str = "/"
+    """Where /proc and /etc are looked for; another folder describes a simulated board."""
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Read ``fleet.toml``.
+
+    Raises:
+        InputError: The file cannot be read, or a name or key is not usable.
+        ManifestError: The format is broken.
+    """
+    fleet = read_toml(path, Fleet, schema=SCHEMA, hint=_FLEET_HINT)
+    if not fleet.node or not fleet.device:
+        raise ManifestError(f"{path}: expected at least one [[node]] and one [[device]]: {_FLEET_HINT}")
+    if len(fleet.node) > 1:
+        raise ManifestError(f"{path}: expected one [[node]], found {len(fleet.node)}: a second would never be asked")
+    _check_numbers(path, fleet)
+    names = [device.name for device in fleet.device] + [client.name for client in fleet.client]
+    for name in names:
+        check_name(name, f"{path}: name")
+    _refuse_twins(path, "name", names)
+    _check_extras(path, fleet.extra)
+    _refuse_twins(path, "submodel", [str(device.submodel) for device in fleet.device])
+    for node in fleet.node:
+        for endpoint in (node.endpoint, node.client_endpoint):
+            parse_endpoint(endpoint, str(path))
+            if not node.public_key and not is_loopback(endpoint):
+                raise InputError(
+                    f"{path}: {endpoint}: expected keys for an address that others can reach, found none: "
+                    "make them with devit keys new"
+                )
+    keys = [(device.name, device.public_key) for device in fleet.device]
+    keys += [(client.name, client.public_key) for client in fleet.client]
+    if fleet.has_keys:
+        for name, key in [*keys, ("node", fleet.node[0].public_key)]:
+            check_key(key, f"{path}: public_key of {name}")
+        _refuse_twins(path, "public_key", [key for _, key in keys])
+    elif any(key for _, key in keys):
+        raise InputError(f"{path}: public_key of node: expected a key, as devices or clients have one, found none")
+    return fleet
+
+
+def load_agent_config(path: Path) -> AgentConfig:
+    """Read ``agent.toml``; paths in the result are absolute.
+
+    Raises:
+        InputError: The file cannot be read, or a name, key or address is not usable.
+        ManifestError: The format is broken.
+    """
+    config = read_toml(path, AgentConfig, schema=SCHEMA, hint=_AGENT_HINT)
+    check_name(config.name, f"{path}: name")
+    parse_endpoint(config.node, str(path))
+    if bool(config.node_public_key) != bool(config.secret_key):
+        raise InputError(f"{path}: expected node_public_key and secret_key together, found one of them")
+    if config.node_public_key:
+        check_key(config.node_public_key, f"{path}: node_public_key")
+    elif not is_loopback(config.node):
+        raise InputError(f"{path}: {config.node}: expected keys for an address off this machine, found none")
+    if not 1 <= config.threads <= MAX_THREADS:
+        raise InputError(f"{path}: threads: expected 1 to {MAX_THREADS}, found {config.threads}")
+    changes = {
+        field: str(path.parent.absolute() / Path(value).expanduser())
+        for field in ("bundle", "store", "secret_key", "allowed_signers", "root")
+        if (value := getattr(config, field))
+    }
+    return msgspec.structs.replace(config, **changes)
+
+
+def parse_endpoint(endpoint: str, where: str) -> tuple[str, int]:
+    """Split ``tcp://HOST:PORT``.
+
+    Raises:
+        InputError: It is something else.
+    """
+    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):(\d{1,5})", endpoint)
+    if match is None or int(match[2]) > 65535:
+        raise InputError(f"{where}: expected an endpoint like tcp://10.0.0.2:7711, found {endpoint!r}")
+    return match[1].strip("[]"), int(match[2])
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Tell whether only this machine can reach an endpoint.
+
+    >>> is_loopback("tcp://127.0.0.1:7711"), is_loopback("tcp://10.0.0.2:7711")
+    (True, False)
+    """
+    host, _ = parse_endpoint(endpoint, "endpoint")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_numbers(path: Path, fleet: Fleet) -> None:
+    serving = fleet.serving
+    checks = (
+        ("deadline_ms", serving.deadline_ms, 1, 60_000),
+        ("k_min", serving.k_min, 1, len(fleet.device)),
+        ("credit", serving.credit, 1, 16),
+        ("queue", serving.queue, 0, 4096),
+        ("gather_ms", serving.gather_ms, 0, 60_000),
+    )
+    if serving.feature_dtype not in ("float32", "float16"):
+        raise ManifestError(
+            f"{path}: field serving.feature_dtype: expected float32 or float16, found {serving.feature_dtype!r}: "
+            f"{_FLEET_HINT}"
+        )
+    for field, value, low, high in checks:
+        if not low <= value <= high:
+            raise ManifestError(
+                f"{path}: field serving.{field}: expected {low} to {high}, found {value}: {_FLEET_HINT}"
+            )
+
+
+def _check_extras(path: Path, extras: tuple[Extra, ...]) -> None:
+    for extra in extras:
+        check_name(extra.name, f"{path}: name of [[extra]]")
+        if not 0 < extra.watts <= 100_000:
+            raise ManifestError(
+                f"{path}: field watts of [[extra]] {extra.name!r}: expected more than 0, found {extra.watts:g}: "
+                f"{_FLEET_HINT}"
+            )
+        if not extra.source.strip():
+            raise ManifestError(
+                f"{path}: field source of [[extra]] {extra.name!r}: expected where its watts come from, found nothing: "
+                f"{_FLEET_HINT}"
+            )
+    _refuse_twins(path, "name of [[extra]]", [extra.name for extra in extras])
+
+
+def _refuse_twins(path: Path, field: str, values: list[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ManifestError(f"{path}: {field} {value!r} stands there twice: {_FLEET_HINT}")

@@ -1,0 +1,168 @@
+"""From a picture file to the uint8 input of the graph: one implementation for training, client and agent."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.errors import InputError
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before they are decoded."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_MODES = {"gray": "L", "rgb": "RGB"}
+_DAMAGE = (
+    # What Pillow raises for damaged files; one that escapes would end an edge agent.
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_LYING = (5, 6, 7, 8)
+"""EXIF orientations by which width and height change places."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+"""Formats that may come from strangers: Pillow knows more, and starts Ghostscript for one of them (EPS)."""
+
+
+def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
+    """Read a picture file as the graph wants it, uint8 ``(H, W, C)``.
+
+    Raises:
+        InputError: The file is missing, is no picture, is damaged or too large.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: expected a picture file, found none of the kind")
+        content = path.read_bytes()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read: {err.strerror}") from err
+    return decode_image(content, spec, str(path))
+
+
+def decode_image(content: bytes | memoryview, spec: Preprocess, where: str) -> npt.NDArray[np.uint8]:
+    """Decode a picture file in memory, uint8 ``(H, W, C)``; ``where`` names it in errors.
+
+    It is turned upright as its EXIF orientation says. Of 16 bits the upper eight count, and transparency counts for
+    nothing: a pixel's colour is what lies below it. CMYK becomes RGB without a colour profile.
+
+    Raises:
+        InputError: It is no picture, is damaged or too large.
+    """
+    with _reading(where):
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        scaled = _size_before_crop(image.size, spec)  # thousands of times larger for a picture one pixel wide
+        for width, height in (image.size, scaled):
+            if width * height > MAX_PIXELS:
+                raise InputError(f"{where}: expected at most {MAX_PIXELS} pixels, found {width} x {height}")
+        return _fit(_of_8_bits(_upright(image)).convert(_MODES[spec.colour]), spec)
+
+
+def picture_size(content: bytes | memoryview, where: str) -> tuple[int, int]:
+    """Read width and height of a picture file in memory, upright, from its head.
+
+    Raises:
+        InputError: It is no picture.
+    """
+    with _reading(where):
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        width, height = image.size
+        with suppress(*_DAMAGE):
+            if image.getexif().get(ExifTags.Base.Orientation) in _LYING:
+                return height, width
+        return width, height
+
+
+def fit_image(pixels: npt.NDArray[np.uint8], spec: Preprocess) -> npt.NDArray[np.uint8]:
+    """Make uint8 ``(H, W, C)`` of a camera's pixels ``(h, w, 3)``, as of a picture file that holds them.
+
+    Raises:
+        InputError: Their type or shape is another.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise InputError(f"pixels: expected uint8 (h, w, 3), found {pixels.dtype} {pixels.shape}")
+    return _fit(Image.fromarray(pixels).convert(_MODES[spec.colour]), spec)
+
+
+def check_image(image: npt.NDArray[np.uint8], spec: Preprocess) -> None:
+    """Check an image that is ready for the graph.
+
+    Raises:
+        InputError: Its type or shape is not what the graph takes.
+    """
+    if image.dtype != np.uint8 or image.shape != spec.shape:
+        raise InputError(f"image: expected uint8 {spec.shape}, found {image.dtype} {image.shape}")
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes: our own limit is lower; of damage: what matters is an error
+            yield
+    except _DAMAGE as err:
+        reason = "no picture format that is known" if isinstance(err, UnidentifiedImageError) else str(err)
+        raise InputError(f"{where}: expected a picture such as PNG or JPEG, found {reason}") from err
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    # A damaged orientation counts as none, as in browsers; the pixels are turned before anything is written back.
+    with suppress(*_DAMAGE):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Keep the upper eight of 16 bits of gray, which Pillow would clip at 255; of colours it keeps them itself."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _size_before_crop(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+    """Width and height, the longer side rounded down as torchvision does."""
+    if not spec.resize_to:
+        return spec.width, spec.height
+    width, height = (int(spec.resize_to * side / min(size)) for side in size)
+    return width, height
+
+
+def _fit(image: Image.Image, spec: Preprocess) -> npt.NDArray[np.uint8]:
+    scaled = _size_before_crop(image.size, spec)
+    if image.size != scaled:
+        image = _resize(image, scaled, spec)
+    # Half a pixel goes to the even number, as in torchvision, with which published models were measured.
+    left, top = round((image.width - spec.width) / 2), round((image.height - spec.height) / 2)
+    image = image.crop((left, top, left + spec.width, top + spec.height))
+    return np.asarray(image, np.uint8).reshape(spec.shape)  # (H, W) -> (H, W, 1) for gray
+
+
+def _resize(image: Image.Image, size: tuple[int, int], spec: Preprocess) -> Image.Image:
+    resampling = _RESAMPLING[spec.interpolation]
+    if spec.antialias:
+        return image.resize(size, resampling)
+    return image.transform(size, Image.Transform.EXTENT, (0, 0, image.width, image.height), resampling)

@@ -1,0 +1,148 @@
+"""How every command speaks to a person: one line for an error, a bar for long work, a table for results.
+
+Beside the ``cli`` modules this is the only one that imports typer or rich.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn, TextIO
+
+import typer
+
+from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError
+from devit_contract.service.progress import Progress, no_progress
+
+_REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What can befall any path that a person names, and any output; all else is told by who opens it, or is a bug."""
+
+
+def run(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command line to its exit code; ``name`` is what its usage line calls it.
+
+    0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU's context is lost (one line too): the same
+    command in a new process may succeed, so a service manager should start it again; 78 a service's configuration is
+    at fault (one line), and a new start would not help; 130 Ctrl-C or SIGTERM. Every other exception is a bug and keeps
+    its traceback, but for what the machine refuses: see :func:`_refusal`.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so far it ended the process, see devit_pipeline.entry
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _fill_standard_streams()
+    try:
+        try:
+            app(prog_name=name)
+        finally:
+            sys.stdout.flush()
+    except DevitError as err:
+        _tell(str(err))
+        # EX_SOFTWARE and EX_CONFIG of sysexits.h, told apart from 1 so that a unit file can treat each on its own.
+        sys.exit(70 if isinstance(err, DeviceLostError) else 78 if isinstance(err, ConfigurationError) else 1)
+    except OSError as err:
+        text = _refusal(err)
+        if not text:
+            raise
+        _tell(text)
+        sys.exit(1)
+    sys.exit(0)
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """Show stages on stderr while the block runs: bars on a terminal, else a line for each that is done.
+
+    With ``quiet`` nothing is shown.
+    """
+    if quiet:
+        yield no_progress
+        return
+    if not sys.stderr.isatty():
+        yield _line_per_stage()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def report(stage: str, done: float, total: float, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=note)  # type: ignore[arg-type]
+
+        yield report
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
+) -> None:
+    """Print a table that fits 80 columns on stdout; the columns in ``numbers`` are set flush right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column, name in enumerate(header):
+        table.add_column(name, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
+
+
+def _tell(text: str) -> None:
+    try:
+        typer.echo(f"error: {' '.join(text.split())}", err=True)
+    except OSError:  # nobody can be told
+        _discard(sys.stderr)
+
+
+def _fill_standard_streams() -> None:
+    """Open what the caller has closed, or the next file opened would take its number, and be read or written for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open as long as the process
+
+
+def _refusal(error: OSError) -> str:
+    """Say in one line what the machine refused, where it did: output that nothing takes, or a path."""
+    if error.errno not in _REFUSALS:
+        return ""
+    if error.filename is not None:
+        return f"{error.filename}: cannot be used ({error.strerror}): choose another path"
+    _discard(sys.stdout)
+    return f"the output cannot be written ({error.strerror}): free some room, or send it elsewhere"
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is left in its buffer nowhere: it would fail once more when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _line_per_stage() -> Progress:
+    said: set[str] = set()
+
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
+        if done >= total and stage not in said:
+            said.add(stage)
+            typer.echo(f"{stage}: done{', ' if note else ''}{note}", err=True)
+
+    return report
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

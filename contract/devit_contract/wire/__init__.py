@@ -1,0 +1,1 @@
+"""What crosses the network: header, bodies, sockets, the client and its answers."""

@@ -1,0 +1,80 @@
+"""An answer as its client sees it: class, state, devices, and where its time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.artefacts.head import Float32Array
+from devit_contract.errors import LinkError
+from devit_contract.wire.codec import Message, State
+from devit_contract.wire.messages import AnswerBody, DeviceTiming
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One classified image."""
+
+    state: State
+    mask: int
+    """Bit i is set where device i's feature is in the answer."""
+    logits: Float32Array | None
+    """Shape ``(K,)``; ``None`` where the frame failed."""
+    latency_s: float
+    """From the request to its answer, on the client's clock."""
+    devices: tuple[DeviceTiming, ...]
+    missing: dict[int, str]
+    wait_us: int
+    """At the node: from the request's arrival to its dispatch."""
+    collect_us: int
+    """At the node: from dispatch to the last feature or the deadline."""
+    fuse_us: int
+    labels: tuple[str, ...] = ()
+    """Names of the classes; empty where the client has not asked the node for them yet."""
+
+    @property
+    def client_us(self) -> int:
+        """What the node does not account for: the client, and the way to the node and back."""
+        return max(0, round(self.latency_s * 1e6) - self.wait_us - self.collect_us - self.fuse_us)
+
+    @property
+    def label(self) -> str:
+        """Name of the class with the largest logit.
+
+        Raises:
+            LinkError: The frame failed, so there is none.
+        """
+        best = int(self.probabilities().argmax())
+        return self.labels[best] if self.labels else str(best)
+
+    def probabilities(self) -> Float32Array:
+        """Softmax of the logits, shape ``(K,)``.
+
+        Raises:
+            LinkError: The frame failed, so there are none.
+        """
+        if self.logits is None:
+            reasons = ", ".join(f"device {device}: {why}" for device, why in sorted(self.missing.items()))
+            raise LinkError(f"expected an answer, found a failed frame ({reasons}): see devit status")
+        shifted = np.exp(self.logits - self.logits.max())
+        return np.asarray(shifted / shifted.sum(), np.float32)
+
+    @classmethod
+    def of(cls, message: Message, content: AnswerBody, latency_s: float, labels: tuple[str, ...]) -> Answer:
+        """Put header and body of an ANSWER together."""
+        logits: npt.NDArray[Any] | None = np.frombuffer(content.logits, "<f4") if content.logits else None
+        return cls(
+            state=message.state,
+            mask=message.mask,
+            logits=logits,
+            latency_s=latency_s,
+            devices=content.devices,
+            missing=content.missing,
+            wait_us=content.wait_us,
+            collect_us=content.collect_us,
+            fuse_us=content.fuse_us,
+            labels=labels,
+        )

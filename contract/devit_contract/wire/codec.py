@@ -1,0 +1,313 @@
+"""The bytes of one message between client, fusion node and edge agent.
+
+A message is one ZeroMQ frame: a fixed header, then the payload. All numbers are little-endian.
+
+====== ===== ================= ==============================================================================
+offset type  field             meaning
+====== ===== ================= ==============================================================================
+0      4s    magic             ``DVT1``; another first version number is another protocol
+4      u8    minor             0; a higher one may add fields behind byte 104, told by ``header_bytes``
+5      u8    kind              see :class:`Kind`
+6      u16   header_bytes      where the payload starts: 104, or more from a newer sender
+8      u8    dtype             see :class:`Dtype`
+9      u8    ndim              how many of the four dimensions count, 0 to 4
+10     u16   device            device index; 65535 where the message concerns none
+12     4u32  dims              shape of the payload, unused ones 0
+28     u32   engine_revision   engine that made a feature (FEATURE) or is introduced (HELLO), the latter
+                               echoed in WELCOME and REFUSED; 0 elsewhere
+32     u64   mask              devices: wished for (REQUEST, 0 = all), present (ANSWER)
+40     u16   state             see :class:`State` (ANSWER)
+42     u16   reason            see :class:`Reason` (SKIP, REFUSED)
+44     u64   run_id            random at start of the fusion node (of the client, in REQUEST and ANSWER)
+52     u64   frame_id          rises by one a frame in a run; the client's request number in REQUEST and ANSWER
+60     u64   boot_id           random at start of the agent
+68     u64   dispatch_ns       fusion node's monotonic clock at dispatch, echoed unchanged
+76     u32   deadline_us       time left for the work when it was sent; 0 = the receiver's default
+80     u32   queue_us          agent: from reading the frame to starting on it
+84     u32   decode_us         agent: decoding and resizing
+88     u32   inference_us      agent: engine
+92     u32   capture_age_us    agent: age of its own source's image when the feature was sent; 0 for images sent to it
+96     u32   payload_bytes     length of the payload
+100    u32   crc32             CRC-32 of the payload followed by bytes 0 to 99
+====== ===== ================= ==============================================================================
+
+Payload by dtype: ``NONE`` has none; ``UINT8``, ``FLOAT16`` and ``FLOAT32`` are C-ordered arrays of shape ``dims``,
+never empty;
+``ENCODED`` is a picture file (JPEG, PNG) for the agent to decode; ``BODY`` is a msgpack struct of
+:mod:`devit_contract.wire.messages`. Everything is checked before anything is allocated or copied; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.errors import WireError
+
+HEADER = struct.Struct("<4sBBHBBH4IIQHHQQQQIIIIIII")
+MAGIC = b"DVT1"
+NO_DEVICE = 0xFFFF
+MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
+"""What an agent may send in one message."""
+MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
+"""What a client may send, and what the node sends to an agent."""
+
+_CRC = struct.Struct("<I")
+_DEVICE = struct.Struct("<H")
+_DEVICE_OFFSET = 10
+_CRC_OFFSET = HEADER.size - _CRC.size
+
+
+class Kind(enum.IntEnum):
+    """What a message is."""
+
+    HELLO = 1
+    """Agent to node, first on every connection: who I am, which engine I run."""
+    WELCOME = 2
+    """Node to agent: accepted, with run id and credit."""
+    REFUSED = 3
+    """Node to agent or client: not accepted, with the reason."""
+    FRAME = 4
+    """Node to agent: an image to work on."""
+    TRIGGER = 5
+    """Node to agent: work on the next image of your own source."""
+    FEATURE = 6
+    """Agent to node: the feature of a frame."""
+    SKIP = 7
+    """Agent to node: no feature will come for this frame, with the reason."""
+    CONTROL = 8
+    """Either way: a question or its answer, told apart by the body."""
+    TELEMETRY = 9
+    """Agent to node to client: power samples."""
+    REQUEST = 10
+    """Client to node: classify an image."""
+    ANSWER = 11
+    """Node to client: the answer."""
+    LEAVE = 12
+    """Agent to node: no more frames, I work off what I have; node to agent: there will be none."""
+
+
+class Dtype(enum.IntEnum):
+    """What the payload is made of."""
+
+    NONE = 0
+    UINT8 = 1
+    FLOAT16 = 2
+    FLOAT32 = 3
+    ENCODED = 4
+    BODY = 5
+
+
+class State(enum.IntEnum):
+    """How a frame ended."""
+
+    NONE = 0
+    FULL = 1
+    """All devices' features."""
+    CERTAIN = 2
+    """Fewer were asked or awaited because the answer was already certain."""
+    PARTIAL = 3
+    """Fewer than all, at least ``k_min``."""
+    FAILED = 4
+    """Fewer than ``k_min``: no logits."""
+
+
+class Reason(enum.IntEnum):
+    """Why there is no feature, or no acceptance."""
+
+    NONE = 0
+    EXPIRED = 1
+    """The deadline had passed before work began."""
+    OVERLOAD = 2
+    """No room in the queue."""
+    DECODE = 3
+    """The image could not be decoded, or has the wrong size."""
+    ENGINE = 4
+    """The engine failed on this frame."""
+    NO_SOURCE = 5
+    """A trigger came, but the agent has no source of its own, or no picture of it yet."""
+    STOPPING = 6
+    """The agent is shutting down."""
+    NAME = 7
+    """The fleet file has no such device, or the key belongs to another name."""
+    BUNDLE = 8
+    """The peer runs another bundle."""
+    SHAPE = 9
+    """The image has not the shape of the bundle's input."""
+    REQUEST = 10
+    """The message makes no sense here."""
+
+
+_NUMPY_TYPES: dict[Dtype, np.dtype[Any]] = {
+    Dtype.UINT8: np.dtype("u1"),
+    Dtype.FLOAT16: np.dtype("<f2"),
+    Dtype.FLOAT32: np.dtype("<f4"),
+}
+_KINDS = {int(kind): kind for kind in Kind}
+_DTYPES = {int(dtype): dtype for dtype in Dtype}
+_STATES = {int(state): state for state in State}
+_REASONS = {int(reason): reason for reason in Reason}
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message in memory; fields as in the table above."""
+
+    kind: Kind
+    dtype: Dtype = Dtype.NONE
+    dims: tuple[int, ...] = ()
+    payload: bytes | memoryview = b""
+    device: int = NO_DEVICE
+    engine_revision: int = 0
+    mask: int = 0
+    state: State = State.NONE
+    reason: Reason = Reason.NONE
+    run_id: int = 0
+    frame_id: int = 0
+    boot_id: int = 0
+    dispatch_ns: int = 0
+    deadline_us: int = 0
+    queue_us: int = 0
+    decode_us: int = 0
+    inference_us: int = 0
+    capture_age_us: int = 0
+
+    def array(self) -> npt.NDArray[Any]:
+        """View the payload as an array of shape ``dims``, read-only, without a copy.
+
+        Raises:
+            WireError: The payload is no array.
+        """
+        numpy_type = _NUMPY_TYPES.get(self.dtype)
+        if numpy_type is None:
+            raise WireError("dtype", f"{self.kind.name}: expected an array, found {self.dtype.name}")
+        flat = np.frombuffer(self.payload, numpy_type)
+        return flat if len(self.dims) == 1 else flat.reshape(self.dims)
+
+
+def array_payload(array: npt.NDArray[Any]) -> tuple[Dtype, tuple[int, ...], memoryview]:
+    """Describe an array for :class:`Message`: dtype, dims, payload (a copy only where it is not contiguous).
+
+    Raises:
+        WireError: The array's type or number of dimensions does not travel.
+    """
+    for dtype, numpy_type in _NUMPY_TYPES.items():
+        if array.dtype == numpy_type and 1 <= array.ndim <= 4:
+            return dtype, array.shape, np.ascontiguousarray(array).data.cast("B")
+    raise WireError(
+        "dtype", f"expected uint8, float16 or float32 with 1 to 4 dimensions, found {array.dtype} {array.ndim}d"
+    )
+
+
+def pack(message: Message) -> bytes:
+    """Write a message."""
+    head = _head(message)
+    crc32 = zlib.crc32(head, zlib.crc32(message.payload))
+    return b"".join((head, _CRC.pack(crc32), message.payload))
+
+
+class Copies:
+    """One message for several devices: packed once, addressed to each."""
+
+    def __init__(self, message: Message) -> None:
+        """Pack it."""
+        self._head = bytearray(_head(message))
+        self._payload = message.payload
+        self._payload_crc32 = zlib.crc32(message.payload)
+
+    def to(self, device: int) -> bytes:
+        """Write the copy of one device."""
+        _DEVICE.pack_into(self._head, _DEVICE_OFFSET, device)
+        crc32 = zlib.crc32(self._head, self._payload_crc32)
+        return b"".join((self._head, _CRC.pack(crc32), self._payload))
+
+
+def unpack(data: bytes | memoryview) -> Message:
+    """Read a message; its payload is a view into ``data``.
+
+    Raises:
+        WireError: The bytes break the table above; ``reason`` is a fixed word to count by: ``size``, ``magic``,
+            ``kind``, ``dtype``, ``dims``, ``state``, ``crc``.
+    """
+    view = memoryview(data)
+    if len(view) < HEADER.size:
+        raise WireError("size", f"expected at least {HEADER.size} bytes, found {len(view)}")
+    fields = HEADER.unpack_from(view)
+    (magic, _, kind_number, header_bytes, dtype_number, ndim, device) = fields[:7]
+    dims = fields[7:11]
+    payload_bytes, crc32 = fields[-2:]
+    if magic != MAGIC:
+        raise WireError("magic", f"expected magic {MAGIC!r}, found {magic!r}")
+    if header_bytes < HEADER.size or header_bytes + payload_bytes != len(view):
+        raise WireError(
+            "size", f"expected {header_bytes} header and {payload_bytes} payload bytes, found {len(view)} in all"
+        )
+    kind, dtype = _KINDS.get(kind_number), _DTYPES.get(dtype_number)
+    if kind is None:
+        raise WireError("kind", f"expected a kind from 1 to {len(_KINDS)}, found {kind_number}")
+    if dtype is None:
+        raise WireError("dtype", f"{kind.name}: expected a dtype from 0 to {len(_DTYPES) - 1}, found {dtype_number}")
+    payload = view[header_bytes:]
+    _check_shape(kind, dtype, ndim, dims, payload_bytes)
+    state, reason = _STATES.get(fields[13]), _REASONS.get(fields[14])
+    if state is None or reason is None:
+        raise WireError("state", f"{kind.name}: expected a known state and reason, found {fields[13]} and {fields[14]}")
+    found = zlib.crc32(view[:_CRC_OFFSET], zlib.crc32(payload))
+    if header_bytes > HEADER.size:
+        found = zlib.crc32(view[HEADER.size : header_bytes], found)
+    if found != crc32:
+        raise WireError("crc", f"{kind.name}: expected checksum {crc32:08x}, found {found:08x}")
+    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *fields[15:24])
+
+
+def _head(message: Message) -> bytes:
+    dims = message.dims + (0,) * (4 - len(message.dims))
+    return HEADER.pack(
+        MAGIC,
+        0,
+        message.kind,
+        HEADER.size,
+        message.dtype,
+        len(message.dims),
+        message.device,
+        *dims,
+        message.engine_revision,
+        message.mask,
+        message.state,
+        message.reason,
+        message.run_id,
+        message.frame_id,
+        message.boot_id,
+        message.dispatch_ns,
+        message.deadline_us,
+        message.queue_us,
+        message.decode_us,
+        message.inference_us,
+        message.capture_age_us,
+        len(message.payload),
+        0,
+    )[:_CRC_OFFSET]
+
+
+def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], payload_bytes: int) -> None:
+    if ndim > 4 or any(dims[ndim:]):
+        raise WireError("dims", f"{kind.name}: expected unused dims to be 0, found ndim {ndim}, dims {dims}")
+    numpy_type = _NUMPY_TYPES.get(dtype)
+    if numpy_type is None:
+        if ndim != 0 or (dtype is Dtype.NONE and payload_bytes != 0):
+            raise WireError(
+                "dims", f"{kind.name}: {dtype.name} takes no shape, found {ndim} dims, {payload_bytes} bytes"
+            )
+        return
+    count = 1
+    for dim in dims[:ndim]:
+        count *= dim  # Python integers: four u32 cannot overflow
+    if ndim == 0 or count == 0 or count * numpy_type.itemsize != payload_bytes:
+        raise WireError(
+            "dims", f"{kind.name}: expected {dims[:ndim]} {dtype.name} in {payload_bytes} payload bytes, which differ"
+        )

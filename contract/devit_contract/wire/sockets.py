@@ -1,0 +1,354 @@
+"""Every ZeroMQ socket and every option it has, in one place; keys are checked here too.
+
+Traps behind the options, each tried (libzmq 4.3.5):
+
+* A CURVE server without an authenticator lets any key in: the ZAP domain is enforced.
+* The ZAP request does not carry the peer's routing id (its field holds the server's own), so a name cannot be bound
+  to a key in the handshake: the receiver compares ``User-Id`` with the routing id on every message.
+* A client whose key was answered with 400 never connects again; 300 makes it retry.
+* A peer that takes another's routing id gets its messages, but the other's connection stays open: it has to be cut, or
+  its owner would wait on it for ever.
+* Message sizes are allocated as announced: ``MAXMSGSIZE`` is always set.
+* A ROUTER that sends heartbeats aborts the process (libzmq 4.3.5, ``!_io_error``) when one is due on a link whose
+  peer sends without reading. Devices and clients send them, with the time after which a dead one is dropped.
+* A DEALER with heartbeats whose receive queue is full when its link is remade aborts its process (``_input_stopped``):
+  it has no high-water mark there; credit, and a client's own requests, bound what comes.
+* A monitor made after ``connect`` may miss the handshake (one of four did on a busy machine): it is made before.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as tcp
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.errors import LinkError
+from devit_contract.wire.codec import MAX_DEVICE_MESSAGE_BYTES, MAX_IMAGE_MESSAGE_BYTES
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+HANDSHAKE_FAILURES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
+)
+"""What a monitor tells where a link could not be made; NO_DETAIL is the only one after which libzmq tries again."""
+
+DEVICES = b"devices"
+CLIENTS = b"clients"
+
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
+_HANDSHAKE_MS = 2000
+_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 1000
+_CURVE_OVERHEAD_BYTES = 64
+_NOW, _READABLE = int(zmq.NOBLOCK), int(zmq.POLLIN)
+"""As plain numbers: the enum classes cost a microsecond at each use."""
+_TCP_ESTABLISHED = 1
+"""First byte of the kernel's ``struct tcp_info``."""
+
+
+@contextmanager
+def open_context() -> Iterator[Context]:
+    """Open a ZeroMQ context; on leaving, every socket of it is closed without waiting for unsent messages."""
+    context: Context = zmq.Context()
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+def bind_router(
+    context: Context, endpoint: str, domain: bytes, keys: KeyPair | None, *, max_bytes: int
+) -> tuple[Socket, str, Monitor]:
+    """Open the node's side of a port.
+
+    Args:
+        context: The node's context; with keys, a :class:`Gatekeeper` must live in it before.
+        endpoint: ``tcp://HOST:PORT``; port 0 takes a free one.
+        domain: :data:`DEVICES` or :data:`CLIENTS`: whose keys are let in.
+        keys: The node's keys, or ``None`` without encryption.
+        max_bytes: Largest message accepted; a peer that announces more is cut off.
+
+    Returns:
+        The socket, the endpoint with its real port, and the monitor of its connections, of the first one too.
+
+    Raises:
+        LinkError: The address cannot be bound.
+    """
+    socket = context.socket(zmq.ROUTER)
+    _set_common(socket)
+    # With it, an IPv4 address would be bound, and shown, as one mapped into IPv6.
+    socket.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _CURVE_OVERHEAD_BYTES)
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.setsockopt(zmq.ZAP_DOMAIN, domain)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    monitor = Monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+    try:
+        socket.bind(endpoint[:-1] + "*" if endpoint.endswith(":0") else endpoint)
+    except zmq.ZMQError as err:
+        socket.disable_monitor()
+        monitor.socket.close()
+        socket.close()
+        raise LinkError(
+            f"{endpoint}: expected a free address of this machine, found: {zmq.strerror(err.errno or 0)}: "
+            "stop what listens there or choose another port"
+        ) from err
+    real: str = socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
+    return socket, real, monitor
+
+
+def connect_dealer(
+    context: Context,
+    endpoint: str,
+    *,
+    name: bytes | None,
+    keys: KeyPair | None,
+    node_key: bytes | None,
+    max_bytes: int,
+    events: int,
+) -> tuple[Socket, Monitor]:
+    """Open a device's or client's side; the connection is made and remade in the background.
+
+    Args:
+        context: Any context.
+        endpoint: The node's.
+        name: Routing id: a device's name; ``None`` lets the node choose, for clients.
+        keys: Own keys, or ``None`` without encryption.
+        node_key: The node's public key, or ``None``.
+        max_bytes: Largest message accepted.
+        events: What the monitor tells of, from the first connection on (``zmq.EVENT_*`` or-ed together).
+    """
+    socket = context.socket(zmq.DEALER)
+    _set_common(socket)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _CURVE_OVERHEAD_BYTES)
+    if name is not None:
+        socket.setsockopt(zmq.ROUTING_ID, name)
+    if keys is not None and node_key is not None:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, node_key)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    monitor = Monitor(socket, events)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as err:
+        raise LinkError(
+            f"{endpoint}: expected an address to connect to, found: {zmq.strerror(err.errno or 0)}: correct it"
+        ) from err
+    return socket, monitor
+
+
+def reconnect(socket: Socket, endpoint: str) -> None:
+    """Make the link of :func:`connect_dealer` anew: after an outright refusal libzmq never would by itself."""
+    with suppress(zmq.ZMQError):  # it has given the endpoint up already
+        socket.disconnect(endpoint)
+    socket.connect(endpoint)
+
+
+def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
+    """Open the port that devices connect to."""
+    return bind_router(context, endpoint, DEVICES, keys, max_bytes=MAX_DEVICE_MESSAGE_BYTES)
+
+
+def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
+    """Open the port that clients connect to."""
+    return bind_router(context, endpoint, CLIENTS, keys, max_bytes=MAX_IMAGE_MESSAGE_BYTES)
+
+
+class SocketEvent(NamedTuple):
+    """What a monitor tells of one connection."""
+
+    kind: int
+    """One of ``zmq.EVENT_*``."""
+    value: int
+    """Its descriptor, for most kinds."""
+
+
+class Monitor:
+    """Connection events of a socket; poll :attr:`descriptor` and call :meth:`read`."""
+
+    def __init__(self, socket: Socket, events: int) -> None:
+        """Watch ``socket``, not bound or connected yet, for ``events`` (``zmq.EVENT_*`` or-ed together)."""
+        self.socket: Socket = socket.get_monitor_socket(events)
+        self.descriptor = _poll_descriptor(self.socket)
+        """Readable when :meth:`read` has something to read."""
+
+    def read(self) -> list[SocketEvent]:
+        """Take the events that have come since the last call, without waiting."""
+        events: list[SocketEvent] = []
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return events
+            found = parse_monitor_message(parts)
+            events.append(SocketEvent(int(found["event"]), int(found["value"])))
+
+
+class Gatekeeper:
+    """Lets in the keys it was given, each under its name (ZAP, https://rfc.zeromq.org/spec/27), without a thread.
+
+    Poll :attr:`descriptor` and call :meth:`answer`; with nobody answering, nobody gets in.
+    """
+
+    def __init__(self, context: Context, allowed: Mapping[bytes, Mapping[bytes, str]]) -> None:
+        """Take over the context's authentication.
+
+        Args:
+            context: The context of the sockets to guard; make this before they bind.
+            allowed: Domain to (Z85 public key to name).
+        """
+        self._allowed = allowed
+        self.refused = 0
+        self.revoked: frozenset[bytes] = frozenset()
+        """Z85 public keys that are let in no more, whatever ``allowed`` says."""
+        self.socket: Socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind("inproc://zeromq.zap.01")
+        self.descriptor = _poll_descriptor(self.socket)
+        """Readable when :meth:`answer` has something to answer."""
+
+    def answer(self) -> None:
+        """Answer every handshake that is waiting."""
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            name = self._name_of(parts)
+            # 300 and not 400: a client refused with 400 would not come back once its key is allowed.
+            verdict = [b"200", b"OK", name.encode(), b""] if name is not None else [b"300", b"unknown key", b"", b""]
+            self.refused += name is None
+            self.socket.send_multipart([b"1.0", parts[1], *verdict])
+
+    def _name_of(self, request: list[bytes]) -> str | None:
+        version, _, domain, _, _, mechanism, *credentials = request
+        if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1:
+            return None
+        key = z85.encode(credentials[0])
+        return None if key in self.revoked else self._allowed.get(domain, {}).get(key)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The TCP connection that a message came by."""
+
+    descriptor: int
+    peer: tuple[Any, ...]
+    """Address at the other end: the kernel gives a closed connection's descriptor to the next."""
+
+    @classmethod
+    def of(cls, frame: zmq.Frame) -> Connection | None:
+        """Find the connection of a received frame; ``None`` where it is gone already."""
+        return cls.of_descriptor(int(frame.get(zmq.SRCFD)))
+
+    @classmethod
+    def of_descriptor(cls, descriptor: int) -> Connection | None:
+        """Find the connection behind a descriptor; ``None`` where it is gone already."""
+        with suppress(OSError), _copy_of(descriptor) as copy:
+            return cls(descriptor, copy.getpeername())
+        return None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether both ends have it open, as far as this machine knows."""
+        with suppress(OSError), _copy_of(self.descriptor) as copy:
+            state: int = copy.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, 1)[0]
+            return copy.getpeername() == self.peer and state == _TCP_ESTABLISHED
+        return False
+
+    def cut(self) -> None:
+        """End this connection alone; its peer notices, and connects again if it wants to."""
+        with suppress(OSError), _copy_of(self.descriptor) as copy:
+            if copy.getpeername() == self.peer:
+                # Reset when libzmq closes it: a peer that is in the midst of sending would else wait for a minute.
+                copy.setsockopt(tcp.SOL_SOCKET, tcp.SO_LINGER, struct.pack("ii", 1, 0))
+                copy.shutdown(tcp.SHUT_RDWR)
+
+
+def _copy_of(descriptor: int) -> tcp.socket:
+    copy = os.dup(descriptor)
+    try:
+        return tcp.socket(fileno=copy)
+    except OSError:  # the descriptor has gone to a file
+        os.close(copy)
+        raise
+
+
+def _poll_descriptor(socket: Socket) -> int:
+    """Give what to poll in place of a socket on which something comes once in a while.
+
+    A poll asks each socket twice what has come, by eight system calls; a descriptor costs next to nothing. It becomes
+    readable once for all that comes until the socket was read in vain, so whoever reads must read everything.
+    """
+    is_readable(socket)  # as if read in vain: nothing can have come yet
+    descriptor = socket.getsockopt(zmq.FD)
+    assert isinstance(descriptor, int)
+    return descriptor
+
+
+def is_readable(socket: Socket) -> bool:
+    """Tell whether a message is there; half the time of trying to read one in vain."""
+    events = socket.getsockopt(zmq.EVENTS)
+    return isinstance(events, int) and events & _READABLE != 0
+
+
+def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
+    """Take one message of a ROUTER without waiting: route, first frame, and how many frames came behind it.
+
+    A third of the time of ``recv_multipart``.
+
+    Raises:
+        zmq.Again: There is none.
+    """
+    route = socket.recv(_NOW)
+    frame = socket.recv(_NOW, copy=False)
+    surplus, last = 0, frame
+    while last.more:
+        last = socket.recv(_NOW, copy=False)
+        surplus += 1
+    return route, frame, surplus
+
+
+def user_id(frame: zmq.Frame) -> str | None:
+    """Name under which a message's sender was let in, or ``None`` without encryption."""
+    try:
+        found: Any = frame.get("User-Id")
+    except zmq.ZMQError:
+        return None
+    return str(found) or None
+
+
+def _set_common(socket: Socket) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    # High-water marks only bound memory; flow control is credit.
+    socket.setsockopt(zmq.SNDHWM, 256)
+    socket.setsockopt(zmq.RCVHWM, 256)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 3)

@@ -1,0 +1,1 @@
+"""The recipe: its schema, its file, and what is refused before training."""

@@ -1,0 +1,1 @@
+"""Training: loop, objectives, losses, teachers, and the machine that runs it."""

@@ -1,0 +1,147 @@
+"""The undivided model beside the submodel: loaded, run back to back on golden images and freed, at the profiler's word.
+
+::
+
+    nothing ── load ──> loading (its own thread) ── good ──> resting <── run, rest ──> running
+       ^                        └── bad: failed, with the reason            │
+       └──────────── free, a lost link, or nobody asks any more ────────────┘
+
+All of it happens in a thread of its own, as CUDA wants, so the loop answers as before, and the engine that serves
+is not touched. Nothing is left of it afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import cycle
+
+import numpy as np
+
+from devit_contract.errors import DevitError, EngineError
+from devit_contract.service.journal import Log, Priority
+from devit_contract.wire.messages import UndividedState
+from devit_edge_agent.loading import Loaded, Settings, open_undivided
+from devit_engines.accuracy import reference_of
+from devit_engines.engine import Engine
+
+LOADING, RESTING, RUNNING, FREEING, FAILED, NOTHING = (
+    "loading",
+    "resting",
+    "running",
+    "freeing",
+    "failed",
+    "nothing",
+)
+"""What :attr:`~devit_contract.wire.messages.UndividedState.state` says."""
+STEPS = ("load", "run", "rest", "state", "free")
+_PATIENCE_S = 30.0
+"""Without a question for so long, whoever asked for it has gone."""
+
+
+class Undivided:
+    """At most one undivided model; to be asked from one thread."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        """Start with none."""
+        self._settings = settings
+        self._log = log
+        self._thread: threading.Thread | None = None
+        self._end = threading.Event()
+        self._go = threading.Event()
+        self._state, self._engine, self._problem = NOTHING, "", ""
+        self._taken_ns: list[int] = []
+        self._asked_s = 0.0
+        self.inferences = 0
+        """Since the agent's start."""
+        self.busy_ns = 0
+        """Time in its engine since the agent's start."""
+
+    def ask(self, step: str, loaded: Loaded) -> UndividedState:
+        """Take a step, and tell the state after it.
+
+        Args:
+            step: One of :data:`STEPS`; ``state`` and unknown ones only tell.
+            loaded: What serves now, whose bundle the undivided model is taken from.
+
+        Raises:
+            EngineError: It is to be loaded, and another one is there.
+        """
+        self._asked_s = time.monotonic()
+        if step == "load":
+            self._load(loaded)
+        elif step == "run":
+            self._taken_ns = []
+            self._go.set()
+        elif step == "rest":
+            self._go.clear()
+        elif step == "free":
+            self.free()
+        return self._told()
+
+    def keep(self) -> None:
+        """Note that somebody still waits for it."""
+        self._asked_s = time.monotonic()
+
+    def tend(self) -> None:
+        """Free it where nobody has asked for a while."""
+        if self._thread is not None and not self._end.is_set() and time.monotonic() - self._asked_s > _PATIENCE_S:
+            self._log.say(Priority.WARNING, "the undivided model is freed: nobody asks for it any more")
+            self.free()
+
+    def free(self) -> None:
+        """Have it end and give its memory back, without waiting for that; twice is allowed."""
+        self._end.set()
+        self._go.set()
+
+    def close(self) -> None:
+        """End it and wait until its memory is given back."""
+        self.free()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _load(self, loaded: Loaded) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            raise EngineError("expected no undivided model here, found one at work: another profile runs; try again")
+        self._end.clear()
+        self._go.clear()
+        self._state, self._engine, self._problem = LOADING, "", ""
+        self._thread = threading.Thread(target=self._live, args=(loaded,), name="undivided", daemon=True)
+        self._thread.start()
+
+    def _live(self, loaded: Loaded) -> None:
+        try:
+            name, engine = open_undivided(self._settings, loaded.bundle)
+            with engine:
+                self._engine, self._state = name, RESTING
+                self._serve(engine, loaded)
+        except DevitError as err:
+            self._problem, self._state = " ".join(str(err).split()), FAILED
+            self._log.say(Priority.ERROR, f"the undivided model: {self._problem}")
+        except Exception as err:  # nobody would see the traceback of this thread, and the submodel serves on
+            self._problem, self._state = f"{type(err).__name__}: {err}: this is a bug, report it", FAILED
+            self._log.say(Priority.ERROR, f"the undivided model: {self._problem}")
+
+    def _serve(self, engine: Engine, loaded: Loaded) -> None:
+        images = cycle(reference_of(loaded.bundle, None).images[:, np.newaxis])  # each (1, H, W, C)
+        while not self._end.is_set():
+            self._state = RUNNING if self._go.is_set() else RESTING
+            self._go.wait()
+            if self._end.is_set():
+                return
+            start_ns = time.monotonic_ns()
+            engine.features(next(images))
+            taken_ns = time.monotonic_ns() - start_ns
+            self.inferences += 1
+            self.busy_ns += taken_ns
+            self._taken_ns.append(taken_ns)
+
+    def _told(self) -> UndividedState:
+        """Tell of the inferences since the last time too, while it runs."""
+        taken, self._taken_ns = self._taken_ns, []
+        times_ms = np.percentile(np.array(taken) / 1e6, (50, 95, 99)).tolist() if taken else (None, None, None)
+        is_alive = self._thread is not None and self._thread.is_alive()
+        state = self._state
+        if state != FAILED and self._end.is_set():
+            state = FREEING if is_alive else NOTHING
+        return UndividedState(state, self._engine, self._problem, len(taken), *times_ms)

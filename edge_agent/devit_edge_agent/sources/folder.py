@@ -1,0 +1,71 @@
+"""Pictures of a folder in the order of their names, round and round: a camera for the desk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES, load_image
+from devit_contract.errors import InputError
+from devit_edge_agent.sources.source import Captured
+
+
+class FolderSource:
+    """Hands out the next picture each time; the folder is listed anew at the start of each round."""
+
+    def __init__(self, folder: Path, preprocess: Preprocess) -> None:
+        """List the folder.
+
+        Raises:
+            InputError: It cannot be listed, or holds no picture.
+        """
+        self._folder, self._preprocess = folder, preprocess
+        self._waiting = _pictures(folder)
+        self.problem = ""
+        self.skipped = 0
+        """How often a picture was passed over since it could not be decoded."""
+        if not self._waiting:
+            raise InputError(f"{folder}: expected pictures ({', '.join(PICTURE_SUFFIXES)}), found none: put some there")
+
+    def fileno(self) -> int:
+        """Give -1: pictures need no waiting for."""
+        return -1
+
+    def pump(self) -> None:
+        """Do nothing: pictures are read when they are asked for."""
+
+    def newest(self) -> Captured | None:
+        """Decode the next picture that can be; ``None`` where a whole round has none."""
+        for _ in range(2):  # the rest of this round, then a whole one
+            while self._waiting:
+                path = self._waiting.pop(0)
+                try:
+                    image = load_image(path, self._preprocess)
+                except InputError as err:
+                    self.skipped += 1
+                    self.problem = str(err)
+                    continue
+                self.problem = ""
+                return Captured(image, time.monotonic_ns())
+            try:
+                self._waiting = _pictures(self._folder)
+            except InputError as err:
+                self.problem = str(err)
+        self._waiting = []
+        self.problem = self.problem or f"{self._folder}: expected pictures, found none"
+        return None
+
+    def take_new(self) -> Captured | None:
+        """Decode the next picture: none is handed out twice in a round."""
+        return self.newest()
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+
+def _pictures(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    except OSError as err:
+        raise InputError(f"{folder}: expected a folder of pictures, found {err.strerror}: correct agent.toml") from err

@@ -1,0 +1,195 @@
+"""The parity gate: does the engine on this very device still compute what was trained?
+
+The golden images of the bundle go through the engine; its outputs are compared with the reference features, and the
+answers after fusion with the reference answers. An engine that fails is never stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.artefacts.files import Tensors
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.errors import ManifestError
+from devit_engines.engine import Float32Array, UInt8Array
+
+BATCH = 16
+"""Golden images per call."""
+ENOUGH_IMAGES = 256
+"""None of so many flipped means that at most 1.2 % flip (rule of three, 95 %); fewer are noted in ``engine.json``."""
+_HINT = "make the bundle again with devit export"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What an engine has to reach."""
+
+    cosine_min: float = 0.995
+    cosine_median: float = 0.999
+    relative_l2: float = 0.03
+
+
+class GateResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Figures of one engine over the golden images; kept in ``engine.json``."""
+
+    images: int
+    non_finite: int
+    """Output numbers that are NaN or infinite; where there are any, the other figures are NaN."""
+    cosine_min: float
+    """Smallest cosine between an image's output and its reference, the reference's mean removed from both."""
+    cosine_median: float
+    relative_l2: float
+    """Norm of all differences over the norm of all references."""
+    max_abs_error: float
+    flips: int
+    """Images whose answer changed when this engine's output took the place of the reference."""
+    flips_above_margin: int
+    """Those of them whose reference margin is above ``margin``."""
+    margin: float
+    """5th percentile over the images of the distance between the largest and second largest reference logit."""
+    flip_rate_bound: float | None = None
+    """Upper bound of the flip rate at 95 % confidence (3/n, the rule of three); absent where an answer flipped."""
+
+    def failures(self, thresholds: Thresholds) -> list[str]:
+        """Name every figure that missed its threshold; a NaN misses it."""
+        if self.non_finite:
+            return [f"{self.non_finite} output numbers are NaN or infinite, expected none"]
+        found = []
+        if not self.cosine_min >= thresholds.cosine_min:
+            found.append(f"smallest cosine {self.cosine_min:.4f}, expected at least {thresholds.cosine_min}")
+        if not self.cosine_median >= thresholds.cosine_median:
+            found.append(f"median cosine {self.cosine_median:.4f}, expected at least {thresholds.cosine_median}")
+        if not self.relative_l2 <= thresholds.relative_l2:
+            found.append(f"relative L2 error {self.relative_l2:.2%}, expected at most {thresholds.relative_l2:.0%}")
+        if self.flips_above_margin:
+            found.append(f"{self.flips_above_margin} of {self.images} answers flipped, expected none")
+        return found
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the outputs of one engine are compared with."""
+
+    images: UInt8Array
+    """Shape ``(n, H, W, C)``."""
+    outputs: Float32Array
+    """Shape ``(n, dim)``."""
+    logits: Float32Array
+    """Shape ``(n, K)``."""
+    answer: Callable[[Float32Array], Float32Array]
+    """Maps outputs ``(n, dim)`` to logits ``(n, K)``: the fusion with all other features at their reference."""
+
+
+def reference_of(bundle: Bundle, device: int | None) -> Reference:
+    """Read what submodel ``device``, or the baseline where it is None, has to compute.
+
+    Raises:
+        ManifestError: The golden set lacks the baseline's logits, or does not fit the fusion head.
+    """
+    golden = bundle.golden()
+    if not len(golden["images"]):
+        raise ManifestError(f"{bundle.path('golden')}: expected images, found none: {_HINT}")
+    if device is None:
+        if "baseline.logits" not in golden:
+            raise ManifestError(f"{bundle.path('golden')}: expected baseline.logits, found none: {_HINT}")
+        logits = golden["baseline.logits"]
+        return Reference(golden["images"], logits, logits, lambda outputs: outputs)
+    outputs = golden[f"features.{device}"]
+    return Reference(golden["images"], outputs, golden["logits"], _fused_with(bundle, golden, device))
+
+
+def digest_of_reference(bundle: Bundle) -> str:
+    """Name the golden set and the fusion head that an engine was judged by, as 64 hex digits."""
+    parts = (bundle.manifest.file("golden").sha256, bundle.manifest.file("fusion").sha256)
+    return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
+
+
+def run_gate(
+    run: Callable[[UInt8Array], Float32Array], reference: Reference, progress: Callable[[int], None]
+) -> GateResult:
+    """Send the golden images through an engine and judge its outputs.
+
+    Args:
+        run: Images ``(batch, H, W, C)`` to outputs ``(batch, dim)``, which need not be finite.
+        reference: What to compare with.
+        progress: Told how many images are done.
+    """
+    parts = []
+    for start in range(0, len(reference.images), BATCH):
+        parts.append(run(reference.images[start : start + BATCH]))
+        progress(min(start + BATCH, len(reference.images)))
+    return judge(np.concatenate(parts), reference)
+
+
+def judge(outputs: Float32Array, reference: Reference) -> GateResult:
+    """Compare outputs ``(n, dim)`` with the reference."""
+    count = len(outputs)
+    margins = _margins(reference.logits)
+    margin = float(np.percentile(margins, 5))
+    non_finite = outputs.size - int(np.count_nonzero(np.isfinite(outputs)))
+    if non_finite:
+        nan = float("nan")
+        return GateResult(count, non_finite, nan, nan, nan, nan, 0, 0, margin)
+    cosines = _cosines(outputs, reference.outputs)
+    difference = outputs.astype(np.float64) - reference.outputs
+    flipped = reference.answer(outputs).argmax(axis=1) != reference.logits.argmax(axis=1)  # (n,)
+    flips = int(np.count_nonzero(flipped))
+    return GateResult(
+        images=count,
+        non_finite=0,
+        cosine_min=float(cosines.min()),
+        cosine_median=float(np.median(cosines)),
+        relative_l2=_ratio(float(np.linalg.norm(difference)), float(np.linalg.norm(reference.outputs))),
+        max_abs_error=float(np.abs(difference).max()),
+        flips=flips,
+        flips_above_margin=int(np.count_nonzero(flipped & (margins > margin))),
+        margin=margin,
+        flip_rate_bound=3.0 / count if flips == 0 else None,
+    )
+
+
+def _fused_with(bundle: Bundle, golden: Tensors, device: int) -> Callable[[Float32Array], Float32Array]:
+    head = bundle.fusion_head()
+    everyone = head.subset(head.everyone)
+    features = [golden[f"features.{i}"] for i in range(len(bundle.manifest.submodels))]
+    found = tuple(feature.shape[1] for feature in features)
+    if found != head.dims:
+        raise ManifestError(f"{bundle.path('golden')}: expected feature dims {head.dims}, found {found}: {_HINT}")
+
+    def answer(outputs: Float32Array) -> Float32Array:
+        joined = np.concatenate([*features[:device], outputs, *features[device + 1 :]], axis=1)  # (n, sum of dims)
+        return joined @ everyone.weight.T + everyone.bias
+
+    return answer
+
+
+def _margins(logits: Float32Array) -> Float32Array:
+    """Distance between the largest and the second largest logit, shape ``(n,)``."""
+    ordered = np.sort(logits, axis=1)
+    margins: Float32Array = ordered[:, -1] - ordered[:, -2]
+    return margins
+
+
+def _cosines(outputs: Float32Array, references: Float32Array) -> npt.NDArray[np.float64]:
+    """Cosine of each pair of rows, the references' mean removed from both; 1 where both rows are the mean itself.
+
+    Without the removal, what all images have in common would hide what tells them apart.
+    """
+    mean = references.mean(axis=0, dtype=np.float64)
+    left, right = outputs - mean, references - mean
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines = np.einsum("nd,nd->n", left, right) / np.where(norms > 0.0, norms, 1.0)
+    both_are_mean = (left == 0.0).all(axis=1) & (right == 0.0).all(axis=1)
+    return np.where(both_are_mean, 1.0, cosines)
+
+
+def _ratio(error: float, size: float) -> float:
+    if size > 0.0:
+        return error / size
+    return 0.0 if error == 0.0 else float("inf")

@@ -1,0 +1,1 @@
+"""One engine run back to back in a process of its own."""

@@ -1,0 +1,143 @@
+"""Runs this machine's engine in a process of its own, and takes from it what each inference took."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from devit_contract.errors import EngineError
+from devit_engines.bench.messages import Failed, Line, Ready, Stint
+
+
+def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
+    """Give the command that runs a submodel's engine, as :mod:`devit_engines.bench.messages` says.
+
+    Args:
+        bundle: Its folder.
+        submodel: Index.
+        store: Engine store, by default the user's.
+        threads: CPU threads of ONNX Runtime.
+        engine: ``built``, or ``busy:MS``.
+    """
+    command = [sys.executable, "-m", "devit_engines.bench.worker", "--bundle", str(bundle), "--submodel", str(submodel)]
+    command += ["--threads", str(threads), "--engine", engine]
+    return [*command, "--store", str(store)] if store is not None else command
+
+
+class EngineChild:
+    """An engine that waits to be asked: a context manager.
+
+    The child is no part of the terminal's group, and ends when its input is closed: after what it does just then.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Keep what to run; nothing is started yet."""
+        self._command = list(command)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._text = b""
+
+    def __enter__(self) -> EngineChild:
+        """Start it; :meth:`ready` waits until its engine is loaded.
+
+        Raises:
+            EngineError: It cannot be started.
+        """
+        try:
+            self._child = subprocess.Popen(
+                self._command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as err:
+            raise EngineError(
+                f"{self._command[0]}: expected a program that runs the engine, cannot be started ({err.strerror}): "
+                "install the package anew"
+            ) from err
+        self._text = b""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        child, self._child = self._running(), None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.close()
+        child.stdout.close()
+        if kind is not None:
+            child.terminate()
+        try:
+            child.wait(_END_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def ready(self, meanwhile: Callable[[float], None], deadline_s: float = 300.0) -> Ready:
+        """Wait until the engine is loaded.
+
+        Raises:
+            EngineError: It does not load, or not in time.
+        """
+        line = self._line(meanwhile, deadline_s)
+        if not isinstance(line, Ready):
+            raise EngineError("expected an engine that says when it is ready, found another program: install it anew")
+        return line
+
+    def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> Stint:
+        """Have it run back to back.
+
+        Args:
+            duration_s: For so long.
+            meanwhile: Passes at most so many seconds, usefully.
+
+        Raises:
+            EngineError: The engine fails, or does not come back.
+        """
+        stdin = self._running().stdin
+        assert stdin is not None
+        try:
+            stdin.write(f"{duration_s}\n".encode())
+        except OSError as err:
+            raise EngineError(f"the engine's process ended early ({err.strerror}): run it again") from err
+        line = self._line(meanwhile, duration_s + _LATE_S)
+        if not isinstance(line, Stint):
+            raise EngineError("expected the engine's times, found another line: install the package anew")
+        return line
+
+    def _line(self, meanwhile: Callable[[float], None], limit_s: float) -> Line:
+        """Wait for a line of the child."""
+        stdout = self._running().stdout
+        assert stdout is not None
+        end_s = time.monotonic() + limit_s
+        while b"\n" not in self._text:
+            if time.monotonic() > end_s:
+                raise EngineError(f"expected a word of the engine within {limit_s:.0f} s, found none: run it by itself")
+            meanwhile(_STEP_S)
+            if not select.select([stdout], [], [], 0)[0]:
+                continue
+            chunk = os.read(stdout.fileno(), 1 << 20)
+            if not chunk:
+                raise EngineError("expected a word of the engine, found that its process has ended: see its message")
+            self._text += chunk
+        text, self._text = self._text.split(b"\n", 1)
+        line: Line = msgspec.json.decode(text, type=Line)
+        if isinstance(line, Failed):
+            raise EngineError(line.why)
+        return line
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            raise RuntimeError("the engine is used outside of its `with` block")
+        return self._child
+
+
+_STEP_S = 0.05
+_LATE_S = 60.0
+_END_DEADLINE_S = 5.0

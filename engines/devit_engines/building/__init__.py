@@ -1,0 +1,1 @@
+"""From a bundle to checked engines in the store of this device."""

@@ -1,0 +1,1 @@
+"""CUDA as the engines need it, by whichever binding the device has."""

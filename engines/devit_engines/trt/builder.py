@@ -1,0 +1,346 @@
+"""The one module that knows how TensorRT 8.6, 10 and 11 differ; the library itself comes in as an argument.
+
+===================== ============================================ ======================================
+what                  8.6                                          10 and 11
+===================== ============================================ ======================================
+precision             the FP32 graph, flag ``FP16``, the rung's    the rung's own graph, strongly typed
+                      FP32 nodes pinned layer by layer
+network flag          ``EXPLICIT_BATCH``                           ``STRONGLY_TYPED``
+``IProgressMonitor``  absent                                       phases, and a way to cancel
+===================== ============================================ ======================================
+
+Every difference is found by asking whether a name exists, never by comparing versions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from devit_contract.errors import EngineError
+from devit_engines.engine import CannotCompileError
+
+_KEPT_ERRORS = 4
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is built from."""
+
+    name: str
+    """For messages: ``submodel 0``."""
+    rung: str
+    graph: bytes
+    """The rung's ONNX graph, whose types are its precision."""
+    plain_graph: bytes
+    """The FP32 graph; what a TensorRT without strong typing builds."""
+    fp32_nodes: tuple[str, ...]
+    """Nodes of the FP32 graph that the rung keeps in FP32."""
+    workspace_bytes: int
+    batch: int = 1
+    timing_cache: bytes = b""
+    targets: tuple[str, ...] = ()
+    """``SM86`` and the like, for a TensorRT that builds for GPUs that are not there (TensorRT-RTX)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built engine."""
+
+    content: bytes
+    route: str
+    """``strongly typed``, or ``fp16 flag``."""
+    warnings: tuple[str, ...]
+    """What TensorRT's logger said about FP16 and normalisation."""
+    timing_cache: bytes
+
+
+Watch = Callable[[str], bool]
+"""Told the phase that is on; False cancels the build."""
+
+
+def can_be_cancelled(trt: ModuleType) -> bool:
+    """Whether a build of this TensorRT listens; where it does not, only ending its process stops it."""
+    return hasattr(trt, "IProgressMonitor")
+
+
+def build_plan(trt: ModuleType, request: PlanRequest, watch: Watch) -> Plan:
+    """Compile a graph for the GPU of this machine.
+
+    Args:
+        trt: The module ``tensorrt``.
+        request: What is built.
+        watch: Called from TensorRT's threads.
+
+    Raises:
+        CannotCompileError: TensorRT refuses the graph, fails at it, or was cancelled; its own words are in the text.
+        EngineError: TensorRT finds no GPU.
+    """
+    is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    with _listening(trt, request.name) as log:
+        builder = _made(lambda: trt.Builder(log), "a builder", request.name, log)
+        flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
+        network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
+        _parse(trt, network, request, is_typed, log)
+        config = _configured(trt, builder, network, request)
+        pinned = () if is_typed else _pin(trt, network, config, request)
+        if not config.set_timing_cache(config.create_timing_cache(request.timing_cache), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
+        if can_be_cancelled(trt):
+            config.progress_monitor = _monitor(trt, watch)
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.told()}")
+        return Plan(
+            content=bytes(memoryview(serialized)),
+            route="strongly typed" if is_typed else "fp16 flag",
+            warnings=(*pinned, *log.warnings),
+            timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
+        )
+
+
+def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
+    """Put the timings of two caches together; where they do not belong together, the newer is taken alone.
+
+    Args:
+        trt: The module ``tensorrt``.
+        old: What the file holds by now, perhaps nothing.
+        new: What a build has learned.
+    """
+    if not old:
+        return new
+    with _listening(trt, "timing cache") as log:
+        config = _made(lambda: trt.Builder(log), "a builder", "timing cache", log).create_builder_config()
+        whole = config.create_timing_cache(new)
+        whole.combine(config.create_timing_cache(old), False)  # False, and nothing changed, where they differ
+        return bytes(memoryview(whole.serialize()))
+
+
+class LoadedPlan:
+    """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed."""
+
+    def __init__(self, trt: ModuleType, content: bytes, name: str) -> None:
+        """Deserialise a plan whose header has been looked at (:func:`devit_engines.trt.plan.check_plan`).
+
+        Raises:
+            EngineError: TensorRT refuses it, or it has not one input and one output.
+        """
+        self._trt = trt
+        self.name = name
+        with _listening(trt, name) as log:
+            self._runtime = _made(lambda: trt.Runtime(log), "a runtime", name, log)
+            self._engine = self._runtime.deserialize_cuda_engine(content)
+            if self._engine is None:
+                raise EngineError(
+                    f"{name}: TensorRT {trt.__version__} refuses the plan{log.told()}: build it again with devit build"
+                )
+            self._context = self._engine.create_execution_context()
+            if self._context is None:
+                raise EngineError(
+                    f"{name}: TensorRT {trt.__version__} makes no execution context{log.told()}: close other programs"
+                )
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        modes = [self._engine.get_tensor_mode(each) for each in names]
+        if sorted(map(int, modes)) != sorted(map(int, (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT))):
+            raise EngineError(f"{name}: expected a plan with one input and one output, found {', '.join(names)}")
+        is_input_first = modes[0] == trt.TensorIOMode.INPUT
+        self.input_name, self.output_name = names if is_input_first else names[::-1]
+
+    def signature(self) -> tuple[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]]:
+        """Type name and shape of the input and of the output, e.g. ``("UINT8", (1, 28, 28, 1))``."""
+        return self._end(self.input_name), self._end(self.output_name)
+
+    def bind(self, input_shape: tuple[int, ...], input_address: int, output_address: int) -> None:
+        """Set shape and addresses, once.
+
+        Raises:
+            EngineError: TensorRT refuses them.
+        """
+        with _listening(self._trt, self.name) as log:
+            done = (
+                self._context.set_input_shape(self.input_name, input_shape)
+                and self._context.set_tensor_address(self.input_name, input_address)
+                and self._context.set_tensor_address(self.output_name, output_address)
+            )
+            if not done:
+                raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.told()}")
+
+    def enqueue(self, stream: int) -> None:
+        """Queue one run on a stream.
+
+        Raises:
+            EngineError: TensorRT fails.
+        """
+        if not self._context.execute_async_v3(stream):
+            told = _log_of(self._trt).told()
+            raise EngineError(f"{self.name}: TensorRT could not run the engine{told}: restart the program")
+
+    def information(self) -> str:
+        """What TensorRT made of the graph, as its inspector's JSON."""
+        text: str = self._engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return text
+
+    def close(self) -> None:
+        """Free context, engine and runtime in this order; another order crashes. Twice is allowed."""
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def _end(self, name: str) -> tuple[str, tuple[int, ...]]:
+        kind = self._engine.get_tensor_dtype(name)
+        return kind.name, tuple(self._engine.get_tensor_shape(name))
+
+
+class _Log:
+    """What TensorRT said since somebody began to listen."""
+
+    errors: deque[str]
+    warnings: list[str]
+
+    def told(self) -> str:
+        """The last errors, to be put behind a sentence."""
+        return f" ({'; '.join(self.errors)})" if self.errors else ""
+
+
+@cache
+def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only once the library is there
+    """One logger per process: TensorRT keeps the first that it is given and warns about every other one."""
+
+    class Log(_Log, trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors = deque(maxlen=_KEPT_ERRORS)
+            self.warnings = []
+
+        def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401 - the library's enum
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(msg.split()))
+            elif severity == trt.ILogger.Severity.WARNING and re.search("fp16|half|layernorm|normalization", msg, re.I):
+                self.warnings.append(" ".join(msg.split()))
+
+    return Log()
+
+
+@contextmanager
+def _listening(trt: ModuleType, name: str) -> Iterator[Any]:
+    try:
+        log = _log_of(trt)
+    except AttributeError as err:
+        raise EngineError(f"{name}: expected TensorRT's Python module, found {trt.__name__}: {err}") from err
+    log.errors.clear()
+    log.warnings.clear()
+    yield log
+
+
+def _made(make: Callable[[], Any], what: str, name: str, log: _Log) -> Any:  # noqa: ANN401 - an object of the library
+    """A builder or runtime; without a usable GPU their constructors end in a TypeError."""
+    try:
+        return make()
+    except TypeError as err:
+        raise EngineError(
+            f"{name}: TensorRT makes {what} only where CUDA finds a GPU{log.told() or f' ({err})'}: run devit doctor"
+        ) from err
+
+
+def _parse(trt: ModuleType, network: Any, request: PlanRequest, is_typed: bool, log: _Log) -> None:  # noqa: ANN401
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(request.graph if is_typed else request.plain_graph):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    found = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or "no reason given"
+    raise CannotCompileError(
+        f"{request.name}: TensorRT {trt.__version__} cannot read the graph of rung {request.rung} ({found}): "
+        "make the bundle again with devit export"
+    )
+
+
+def _configured(trt: ModuleType, builder: Any, network: Any, request: PlanRequest) -> Any:  # noqa: ANN401
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for devit engines inspect
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: what stays in FP32 would be rounded to 10 bits
+    images = network.get_input(0)
+    # A batch that is fixed here spares the engine everything that a free one costs.
+    images.shape = (request.batch, *tuple(images.shape)[1:])
+    if request.targets:
+        config.num_compute_capabilities = len(request.targets)
+        for index, target in enumerate(request.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
+    return config
+
+
+def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tuple[str, ...]:  # noqa: ANN401
+    """Without strong typing: FP16 wherever TensorRT likes, but the rung's FP32 nodes as they are.
+
+    Returns:
+        Nodes that no layer stands for, as warnings.
+    """
+    if request.graph == request.plain_graph:
+        return ()
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    missed = set(request.fp32_nodes)
+    floats = (trt.DataType.FLOAT, trt.DataType.HALF)
+    untyped = (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)  # their types are what they are
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        node = _node_of(layer, request.fp32_nodes)
+        is_norm = layer.type == trt.LayerType.NORMALIZATION
+        if node is None and not is_norm:
+            continue
+        missed.discard(node or "")
+        if is_norm:
+            # get_layer gives the base class, as for every layer; this is how Python gets at a layer's own settings.
+            layer.__class__ = trt.INormalizationLayer
+            layer.compute_precision = trt.DataType.FLOAT
+        if layer.type not in untyped and layer.get_output(0).dtype in floats:
+            layer.precision = trt.DataType.FLOAT
+            for output in range(layer.num_outputs):
+                layer.set_output_type(output, trt.DataType.FLOAT)
+    missed.discard("")
+    if not missed:
+        return ()
+    return (
+        f"{len(missed)} of {len(request.fp32_nodes)} nodes that stay in FP32 have no layer of their name, "
+        f"{min(missed)} among them",
+    )
+
+
+def _node_of(layer: Any, nodes: tuple[str, ...]) -> str | None:  # noqa: ANN401 - the library's layer
+    """Which of some nodes a layer was made of.
+
+    The parser tells in the layer's metadata. Where it does not, it names the layer after the node or puts something
+    behind its name; then what looks like one node's name with a number behind it may be another node of its own, and
+    rather one layer too many stays in FP32.
+    """
+    name: str = layer.name
+    if told := re.search(r"\[ONNX Layer: ([^\]|]+)", layer.metadata or ""):
+        return told[1].strip() if told[1].strip() in nodes else None
+    if name in nodes:
+        return name
+    return next((node for node in nodes if re.fullmatch(re.escape(node) + r"(?![0-9A-Za-z]).*", name)), None)
+
+
+def _monitor(trt: ModuleType, watch: Watch) -> Any:  # noqa: ANN401 - the library's class
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        """Called from TensorRT's threads, through which no exception may pass; ``watch`` raises none."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            watch(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return watch(phase_name)
+
+        def phase_finish(self, phase_name: str) -> None:
+            """A phase's end says nothing that the next one's start does not."""
+
+    return Monitor()

@@ -1,0 +1,269 @@
+"""The cell: requests become frames, frames go to devices, features become answers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+
+from devit_contract.artefacts.fleet import Serving
+from devit_contract.artefacts.head import Fusion
+from devit_contract.service.journal import Priority
+from devit_contract.wire.codec import Copies, Dtype, Kind, Message, State
+from devit_contract.wire.messages import AnswerBody, DeviceStatus, body
+from devit_fusion.client_port import ClientPort, Request
+from devit_fusion.device_port import Came, DevicePort, Skipped
+from devit_fusion.events import Events
+from devit_fusion.histogram import Meter
+from devit_fusion.join import Frame, Join
+from devit_fusion.links import MISSES_TO_SUSPEND, Link
+from devit_fusion.sending import Sent
+
+
+class Cell:
+    """All frames and links of one node."""
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        serving: Serving,
+        links: Mapping[str, Link],
+        devices: DevicePort,
+        clients: ClientPort,
+        run_id: int,
+        events: Events,
+    ) -> None:
+        """Join the parts; ``links`` is by device name."""
+        self._fusion = fusion
+        self._serving = serving
+        self._links = {link.index: link for link in links.values()}
+        self._devices = devices
+        self._clients = clients
+        self._run_id = run_id
+        self._events = events
+        self._join = Join()
+        self._waiting: deque[Request] = deque()
+        self._under_way: dict[int, Request] = {}
+        self._known: dict[tuple[int, int], Request] = {}  # waiting or under way, by the client's run and number
+        self._gather_end_ns = time.monotonic_ns() + round(serving.gather_ms * 1e6)
+        self._is_gathering = False
+        """Whether the first request in the queue waits for a device that has never connected to this node."""
+        self._gathered_ns = 0
+        """When it last ceased to: deadlines of what waited until then count from there."""
+        self.ended: Counter[str] = Counter()
+        """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+        self.frame_time = Meter()
+        """From a request's arrival to its answer."""
+
+    @property
+    def open_frames(self) -> int:
+        """Frames that have not ended."""
+        return len(self._join)
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that have not been dispatched."""
+        return len(self._waiting)
+
+    def request(self, request: Request) -> None:
+        """Take a request in: it is dispatched now, waits for credit, or is refused for want of room.
+
+        One that its client sends again, as its link was lost, is answered once, by the new link.
+        """
+        known = self._known.setdefault(request.key, request)
+        if known is not request:
+            known.client = request.client
+            return
+        self._waiting.append(request)
+        self.dispatch_waiting()
+        if len(self._waiting) > self._serving.queue:
+            now_ns = time.monotonic_ns()
+            wished = request.picture.mask or self._fusion.head.everyone
+            devices = range(len(self._fusion.head.dims))
+            overload = {index: "overload" if wished >> index & 1 else "not asked" for index in devices}
+            self.ended["shed"] += 1
+            frame = Frame(0, wished, now_ns, now_ns, set(), overload, set())
+            self._count(frame)
+            self._send_answer(self._waiting.pop(), frame, now_ns)
+
+    def dispatch_waiting(self) -> None:
+        """Send waiting requests out, in order: when every ready device asked has credit, or half their time is over.
+
+        Right after the node's start they also wait for devices that have not connected yet: after a restart those come
+        within moments, and a frame that went out before would fail though nobody is at fault.
+        """
+        now_ns = time.monotonic_ns()
+        while self._waiting:
+            wished = self._waiting[0].picture.mask or self._fusion.head.everyone
+            asked = [link for link in self._links.values() if wished >> link.index & 1]
+            if now_ns < self._gather_end_ns and any(not link.links and not link.is_revoked for link in asked):
+                self._is_gathering = True
+                return
+            if self._is_gathering:
+                self._is_gathering, self._gathered_ns = False, now_ns
+            may_wait = now_ns < self._patience_ns(self._waiting[0])
+            if may_wait and any(link.state == "ready" and not link.has_credit for link in asked):
+                return
+            self._dispatch(self._waiting.popleft(), wished)
+
+    def came(self, event: Came) -> None:
+        """Take a feature in."""
+        now_ns = time.monotonic_ns()
+        link, frame_id = event.link, event.frame_id
+        if frame_id in link.in_flight:  # else it comes twice, or much too late, with whatever times it says
+            link.measured(event.timing)
+        is_trial = self._returned(link, frame_id, now_ns)
+        self._finish(self._join.add(frame_id, link.index, event.feature, event.timing, is_trial=is_trial), now_ns)
+
+    def skipped(self, event: Skipped) -> None:
+        """Do without a feature."""
+        now_ns = time.monotonic_ns()
+        link, frame_id = event.link, event.frame_id
+        is_trial = self._returned(link, frame_id, now_ns)
+        is_counted = is_trial or event.is_counted
+        self._finish(self._join.skip(frame_id, link.index, event.why, is_trial=is_counted), now_ns)
+
+    def lose(self, link: Link, why: str) -> None:
+        """Wait no longer for a device, in any frame."""
+        now_ns = time.monotonic_ns()
+        for frame in self._join.lose(link.index, why):
+            self._finish(frame, now_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """End the frames whose deadline has come; the devices that did not answer are stalled."""
+        for frame in self._join.expire(now_ns):
+            for device in frame.awaited:
+                if self._links[device].missed(now_ns):
+                    text = f"suspended: {MISSES_TO_SUSPEND} frames in a row without its feature in time"
+                    self._events.note(self._links[device].name, text, Priority.WARNING)
+            self._finish(frame, now_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """Tell when :meth:`expire` has something to do."""
+        due_ns = self._join.next_deadline_ns()
+        if self._waiting:
+            patience_ns = self._patience_ns(self._waiting[0])
+            due_ns = patience_ns if due_ns is None else min(due_ns, patience_ns)
+        return due_ns
+
+    def device_status(self) -> tuple[DeviceStatus, ...]:
+        """Describe every device for people."""
+        now_ns = time.monotonic_ns()
+        unused = self._join.unused
+        return tuple(
+            link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")})
+            for index, link in sorted(self._links.items())
+        )
+
+    def _patience_ns(self, request: Request) -> int:
+        if self._is_gathering:
+            return self._gather_end_ns
+        # The other half is for the devices: sent out later, a frame would only make them miss its deadline.
+        return self._counted_from_ns(request) + round(self._serving.deadline_ms * 0.5e6)
+
+    def _counted_from_ns(self, request: Request) -> int:
+        """Tell from when a request's deadline counts."""
+        return max(request.arrival_ns, self._gathered_ns)
+
+    def _returned(self, link: Link, frame_id: int, now_ns: int) -> bool:
+        """Give a credit back; tell whether it was that of a trial."""
+        if link.returned(frame_id, now_ns):
+            self._events.note(link.name, "recovered: a feature came in time")
+        if frame_id != link.trial_id:
+            return False
+        link.trial_id = -1
+        return True
+
+    def _dispatch(self, request: Request, wished: int) -> None:
+        now_ns = time.monotonic_ns()
+        deadline_ns = self._counted_from_ns(request) + round(self._serving.deadline_ms * 1e6)
+        awaited: set[int] = set()
+        tried: list[int] = []
+        missing: dict[int, str] = {}
+        for index in range(len(self._fusion.head.dims)):
+            link = self._links.get(index)
+            if not wished >> index & 1:
+                missing[index] = "not asked"
+            elif link is None or link.state != "ready":
+                missing[index] = "absent" if link is None else link.state
+                if link is not None and now_ns < deadline_ns and link.take_trial(now_ns):
+                    tried.append(index)
+            elif now_ns >= deadline_ns or not link.has_credit:  # it waited too long, for this node or for the devices
+                missing[index] = "overload"
+            else:
+                awaited.add(index)
+        frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing, tried)
+        self._under_way[frame.frame_id] = request
+        if awaited or tried:
+            self._send_frames(request.picture, frame, sorted(awaited), tried)
+        if not awaited:
+            self._finish(frame, now_ns)
+
+    def _send_frames(self, picture: Message, frame: Frame, awaited: Sequence[int], tried: Sequence[int]) -> None:
+        copies = Copies(
+            Message(
+                Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
+                picture.dtype,
+                picture.dims,
+                picture.payload,
+                run_id=self._run_id,
+                frame_id=frame.frame_id,
+                dispatch_ns=frame.dispatch_ns,
+                deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
+            )
+        )
+        for index in awaited:
+            self._send_frame(self._links[index], frame, copies)
+        for index in tried:
+            self._links[index].trial_id = frame.frame_id
+            self._send_frame(self._links[index], frame, copies)
+
+    def _send_frame(self, link: Link, frame: Frame, copies: Copies) -> None:
+        sent = self._devices.send_frame(link, copies)
+        if sent is Sent.YES:
+            link.sent(frame.frame_id, frame.deadline_ns)
+            return
+        if sent is Sent.GONE:
+            self._devices.suspect()
+        why = "overload" if sent is Sent.FULL else "absent"
+        is_trial = frame.frame_id == link.trial_id
+        self._finish(self._join.skip(frame.frame_id, link.index, why, is_trial=is_trial), time.monotonic_ns())
+
+    def _finish(self, frame: Frame | None, now_ns: int) -> None:
+        """Answer a frame that has ended; ``None`` is one that has not."""
+        if frame is None:
+            return
+        self._count(frame)
+        self._send_answer(self._under_way.pop(frame.frame_id), frame, now_ns)
+
+    def _count(self, frame: Frame) -> None:
+        for device in frame.missing:
+            if device in self._links and frame.wished >> device & 1:
+                self._links[device].missing[frame.missing[device]] += 1
+        for device in frame.features:
+            self._links[device].answered += 1
+
+    def _send_answer(self, request: Request, frame: Frame, now_ns: int) -> None:
+        state = frame.state(self._fusion.head.everyone, self._serving.k_min)
+        logits = self._fusion.logits(frame.features).tobytes() if state is not State.FAILED else b""
+        content = AnswerBody(
+            logits=logits,
+            devices=tuple(frame.timings),
+            missing=frame.missing,
+            wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
+            collect_us=(now_ns - frame.dispatch_ns) // 1000,
+            fuse_us=(time.monotonic_ns() - now_ns) // 1000,
+        )
+        self.ended[state.name.lower()] += 1
+        self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
+        del self._known[request.key]
+        answer = Message(
+            Kind.ANSWER,
+            Dtype.BODY,
+            payload=body(content),
+            mask=frame.mask,
+            state=state,
+            run_id=request.picture.run_id,
+            frame_id=request.picture.frame_id,
+        )
+        self._clients.answer(request, answer)

@@ -1,0 +1,1 @@
+"""Calibration of a board against an external power meter."""

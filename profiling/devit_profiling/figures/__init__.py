@@ -1,0 +1,1 @@
+"""From raw data to figures: energy, latency, intervals, comparisons."""

@@ -1,0 +1,212 @@
+"""The joules of a whole cell: its devices, its node and what else it needs, over the same windows, each answer once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from devit_contract.artefacts.fleet import Extra
+from devit_profiling.figures.energy import resolution_w
+from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate
+from devit_profiling.figures.joules import DeviceEnergy
+from devit_profiling.figures.power import Power
+from devit_profiling.record.record import NODE, DeviceRecord, Run
+
+DEVICE, NODE_PART, EXTRA = "device", "node", "extra"
+"""Kinds of parts."""
+
+
+class CellPart(msgspec.Struct, frozen=True):
+    """One consumer of the cell, over the windows of the sum."""
+
+    name: str
+    kind: str
+    """``device``, ``node`` or ``extra``."""
+    scope: str
+    """What its joules cover; of an extra, where its watts come from; empty: not measured."""
+    is_simulated: bool = False
+    mean_w: float | None = None
+    j_per_answer: float | None = None
+    left_out: str = ""
+    """Why it is not in the sum of all parts; empty where it is."""
+
+
+class WholeCell(msgspec.Struct, frozen=True):
+    """All parts that are known, added."""
+
+    scope: str
+    """Every part by name."""
+    left_out: tuple[str, ...]
+    """What is not in it, and why."""
+    is_simulated: bool
+    mean_w: float
+    total_j_per_answer: Estimate
+    """Stated watts have no interval, and widen this one by nothing."""
+
+
+class CellEnergy(msgspec.Struct, frozen=True):
+    """The named devices of the cell together, over the same windows; and with all else that is known."""
+
+    scope: str
+    not_measured: str
+    is_simulated: bool
+    mean_w: float | None = None
+    """Of the named devices, as are the figures up to the offset."""
+    total_j_per_answer: Estimate | None = None
+    resolution_j_per_answer: float | None = None
+    offset_j_per_answer: float | None = None
+    """As :attr:`~.joules.DeviceEnergy.offset_j_per_inference`, of all devices together."""
+    parts: tuple[CellPart, ...] = ()
+    """Devices, node, extras."""
+    node: DeviceEnergy | None = None
+    """Of the node's machine, its inferences being the answers; absent where it was not sampled."""
+    whole: WholeCell | None = None
+    """Absent where the devices have no sum."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a cell needs besides its devices."""
+
+    node: DeviceEnergy | None
+    node_left_out: str
+    """Why the node's machine is in no sum; empty where it is."""
+    extras: Sequence[Extra]
+
+
+def node_left_out(run: Run, power: Power | None, energy: DeviceEnergy | None = None) -> str:
+    """Tell why the node's machine is in no sum; empty where it is.
+
+    Args:
+        run: What was recorded.
+        power: Of the node's machine, where it was sampled.
+        energy: Of one scenario; without it, the samples alone count.
+    """
+    if run.node is None:
+        return "this run was recorded before the node's sensor was looked for"
+    if power is None:
+        return run.node.sensor_problem
+    if power.not_measured:
+        return power.not_measured
+    same = [device.name for device in run.devices if _is_here(device, run)]
+    if same and not power.is_simulated:
+        return f"it runs on the machine of {', '.join(same)}, whose joules contain it"
+    return energy.not_measured if energy is not None else ""
+
+
+def _is_here(device: DeviceRecord, run: Run) -> bool:
+    """Tell whether a device is the asking machine: its clock always reads what that machine's does."""
+    edges = [edge for phase in run.phases for edge in (phase.start, phase.end) if device.name in edge.asked_ns]
+    return bool(edges) and all(
+        edge.asked_ns[device.name][0] <= edge.marks[device.name].monotonic_ns <= edge.asked_ns[device.name][1]
+        for edge in edges
+    )
+
+
+def cell_energy(
+    energies: Sequence[DeviceEnergy],
+    powers: Sequence[Power],
+    answers: Mapping[int, int],
+    devices: int,
+    around: Surroundings,
+) -> CellEnergy:
+    """Add the named devices of a cell that was asked as a whole; a sum without one of them is none.
+
+    Args:
+        energies: Of the named devices.
+        powers: Their samples, in the same order.
+        answers: Window to its number of answers, failed frames left out.
+        devices: Number of devices in the cell, named or not.
+        around: Node and extras.
+    """
+    scope = f"{len(energies)} of {devices} devices of the cell, without the fusion node: "
+    scope += " + ".join(f"{energy.device} {energy.scope or 'not measured'}" for energy in energies)
+    is_simulated = any(energy.is_simulated for energy in energies)
+    missing = [energy.device for energy in energies if energy.not_measured]
+    if missing:
+        return CellEnergy(scope, f"no joules of {', '.join(missing)}, and a sum of the others is no cell", is_simulated)
+    summed = [*energies, *([around.node] if around.node is not None and not around.node_left_out else [])]
+    windows = [_joules(energy) for energy in summed]
+    numbers = [number for number in sorted(windows[0]) if answers.get(number) and all(number in own for own in windows)]
+    if not numbers:
+        return CellEnergy(scope, "no window with power of all named devices and an answer", is_simulated)
+    seconds = {window.number: window.duration_s for window in energies[0].windows if window.number in numbers}
+    steps_mw = [step for power in powers for step in power.step_mw]
+    fixed_w = [power.fixed_95_w(energy.mean_w or 0.0) for power, energy in zip(powers, energies, strict=True)]
+    spans = _Spans(seconds, answers)
+    total_j = {number: sum(own[number] for own in windows[: len(energies)]) for number in numbers}
+    return CellEnergy(
+        scope=scope,
+        not_measured="",
+        is_simulated=is_simulated,
+        mean_w=sum(total_j.values()) / spans.total_s,
+        total_j_per_answer=_per_answer(total_j, spans, energies),
+        resolution_j_per_answer=resolution_w(steps_mw) * spans.each_s,
+        offset_j_per_answer=math.hypot(*fixed_w) * spans.each_s,
+        parts=_parts(summed, len(energies), spans, around),
+        node=around.node,
+        whole=_whole(summed, spans, around, devices - len(energies)),
+    )
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """The windows of a sum."""
+
+    seconds: Mapping[int, float]
+    answers: Mapping[int, int]
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def each_s(self) -> float:
+        """Time of an answer."""
+        return self.total_s / sum(self.answers[number] for number in self.seconds)
+
+
+def _joules(energy: DeviceEnergy) -> dict[int, float]:
+    """By window, as if what samples leave uncovered had the mean power."""
+    return {window.number: window.mean_w * window.duration_s for window in energy.windows}
+
+
+def _per_answer(joules: Mapping[int, float], spans: _Spans, energies: Sequence[DeviceEnergy]) -> Estimate:
+    steps_95 = NORMAL_95 * math.hypot(*(energy.steps_w or 0.0 for energy in energies)) * spans.each_s
+    return estimate([joules[number] / spans.answers[number] for number in spans.seconds], steps_95)
+
+
+def _parts(summed: Sequence[DeviceEnergy], devices: int, spans: _Spans, around: Surroundings) -> tuple[CellPart, ...]:
+    parts = []
+    for place, energy in enumerate(summed):
+        mean_w = sum(_joules(energy)[number] for number in spans.seconds) / spans.total_s
+        kind = DEVICE if place < devices else NODE_PART
+        parts.append(CellPart(energy.device, kind, energy.scope, energy.is_simulated, mean_w, mean_w * spans.each_s))
+    if around.node_left_out:
+        parts.append(CellPart(NODE, NODE_PART, "", left_out=around.node_left_out))
+    for extra in around.extras:
+        each_j = extra.watts * spans.each_s
+        parts.append(CellPart(extra.name, EXTRA, extra.source, mean_w=extra.watts, j_per_answer=each_j))
+    return tuple(parts)
+
+
+def _whole(summed: Sequence[DeviceEnergy], spans: _Spans, around: Surroundings, unnamed: int) -> WholeCell:
+    extras_w = sum(extra.watts for extra in around.extras)
+    joules = {
+        number: sum(_joules(energy)[number] for energy in summed) + extras_w * seconds
+        for number, seconds in spans.seconds.items()
+    }
+    names = [f"{energy.device} {energy.scope}" for energy in summed]
+    names += [f"{extra.name} {extra.watts:g} W stated ({extra.source})" for extra in around.extras]
+    left_out = [f"{NODE}: {around.node_left_out}"] if around.node_left_out else []
+    left_out += [f"{unnamed} devices of the cell that were not named"] if unnamed else []
+    return WholeCell(
+        scope=" + ".join(names),
+        left_out=tuple(left_out),
+        is_simulated=any(energy.is_simulated for energy in summed),
+        mean_w=sum(joules.values()) / spans.total_s,
+        total_j_per_answer=_per_answer(joules, spans, summed),
+    )

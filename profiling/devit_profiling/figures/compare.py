@@ -1,0 +1,291 @@
+"""Two runs side by side: for every figure the difference, and whether it is more than their intervals explain.
+
+Welch's t test on the windows of each run. Overlapping intervals would not do: two 95 % intervals may overlap although
+the difference is significant. The standard errors of the sensor's steps and of the idle baseline, which windows do not
+show, are added to that of the windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from devit_contract.artefacts.files import read_json
+from devit_contract.errors import InputError
+from devit_profiling.figures.analysis import SCHEMA, Report, ScenarioReport
+from devit_profiling.figures.cell import CellEnergy
+from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate
+from devit_profiling.figures.joules import DeviceEnergy
+from devit_profiling.figures.student import quantile_95, two_sided_p
+from devit_profiling.report.text import number
+from devit_profiling.sensor.tegrastats import SIMULATED
+
+METHOD = (
+    "Welch's t test on the windows of each run, two-sided, 5 %. The sensor's steps are in the intervals; its gain "
+    "error is not, and cancels only where the same board was measured twice. What changed between the runs, the heat "
+    "of the room or other load, counts as a difference: measure each more than once"
+)
+HIGHER, LOWER, NO_DIFFERENCE = "higher", "lower", "no difference found"
+UNKNOWN, REFUSED = "unknown", "refused"
+TOTAL, ABOVE_IDLE = "J/inf., total", "J/inf., above idle"
+PER_ANSWER, PER_SECOND = "J/answer, total", "answers/s"
+P50, P99 = "p50 ms", "p99 ms"
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One figure of both runs; means over the windows."""
+
+    scenario: str
+    device: str
+    """Empty where the figure is of the whole answer: from request to answer."""
+    figure: str
+    """What it is, with its unit."""
+    is_simulated: bool
+    verdict: str
+    """Of the second run: ``higher``, ``lower``, ``no difference found``, ``unknown`` or ``refused``."""
+    why: str = ""
+    """Why it is unknown or refused."""
+    first: float | None = None
+    second: float | None = None
+    change: float | None = None
+    """Second less first; the interval is of this."""
+    low_95: float | None = None
+    high_95: float | None = None
+    p: float | None = None
+    """Probability of such a difference, or a larger one, between equal runs."""
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What ``compare`` tells."""
+
+    schema: int
+    first: str
+    """Name of the run."""
+    second: str
+    method: str
+    is_simulated: bool
+    """Whether any compared joule is simulated."""
+    differences: tuple[Difference, ...]
+    refused: tuple[str, ...]
+    """Why joules were not compared, a sentence each."""
+    notes: tuple[str, ...]
+    """What else differs between the runs."""
+
+
+def compare(run_a: Path, run_b: Path) -> Comparison:
+    """Compare the reports of two runs, for every device and scenario that both have.
+
+    Args:
+        run_a: Folder of the first run, or its ``report.json``.
+        run_b: Of the second.
+
+    Raises:
+        InputError: A report cannot be read, or the runs have no scenario in common.
+        ManifestError: A report breaks its format.
+    """
+    first, second = _read(run_a), _read(run_b)
+    scenarios = {scenario.name: scenario for scenario in second.scenarios}
+    pairs = [(one, scenarios[one.name]) for one in first.scenarios if one.name in scenarios]
+    if not pairs:
+        names = [", ".join(scenario.name for scenario in report.scenarios) for report in (first, second)]
+        raise InputError(
+            f"expected runs with a scenario in common, found {names[0]} and {names[1]}: "
+            "compare runs of devices of the same names"
+        )
+    found = tuple(
+        difference
+        for one, other in pairs
+        for difference in _differences(one, other)
+        # What neither run has is no figure to compare.
+        if difference.verdict == REFUSED or (difference.first, difference.second) != (None, None)
+    )
+    reasons = dict.fromkeys(difference.why for difference in found if difference.verdict == REFUSED)
+    return Comparison(
+        schema=1,
+        first=first.name,
+        second=second.name,
+        method=METHOD,
+        is_simulated=any(difference.is_simulated for difference in found),
+        differences=found,
+        refused=tuple(reasons),
+        notes=tuple(_notes(first, second)),
+    )
+
+
+COMPARE_HEADER = ("where", "figure", "first", "second", "change %", "95 % interval", "second")
+
+
+def compare_rows(comparison: Comparison) -> list[list[str]]:
+    """Give the rows of the table that a terminal shows."""
+    rows = []
+    for difference in comparison.differences:
+        where = difference.scenario
+        if difference.device and difference.device not in where:
+            where = f"{difference.device} {where}"
+        mark = f" {SIMULATED}" if difference.is_simulated else ""
+        figures = [number(difference.first), number(difference.second), _percent(difference, difference.change)]
+        ends = [_percent(difference, end) for end in (difference.low_95, difference.high_95)]
+        interval = f"{ends[0]} to {ends[1]}" if all(ends) else ""
+        verdict = "" if difference.verdict == NO_DIFFERENCE else difference.verdict
+        rows.append([where, difference.figure + mark, *figures, interval, verdict])
+    return rows
+
+
+def compare_notes(comparison: Comparison) -> list[str]:
+    """Give the sentences that stand below the table."""
+    differences = comparison.differences
+    unknown = dict.fromkeys(item.why for item in differences if item.verdict == UNKNOWN)
+    tested = sum(difference.p is not None for difference in differences)
+    notes = [*comparison.refused, *unknown, *comparison.notes]
+    if any(item.verdict == NO_DIFFERENCE for item in differences):
+        notes.append("where nothing stands in the last column, no difference was found")
+    notes.append(comparison.method)
+    if tested >= 10:
+        notes.append(f"of {tested} figures, about {tested / 20:.0f} differ by chance alone")
+    return notes
+
+
+def _read(path: Path) -> Report:
+    path = path / "report.json" if path.is_dir() or path.suffix != ".json" else path
+    return read_json(path, Report, schema=SCHEMA, hint="make the report again with profile --from-log RUNDIR")
+
+
+def _percent(difference: Difference, value: float | None) -> str:
+    if value is None or not difference.first:
+        return ""
+    return f"{100 * value / abs(difference.first):+.1f}"
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One run's figure."""
+
+    estimate: Estimate | None
+    scope: str = ""
+    is_simulated: bool = False
+    not_measured: str = ""
+
+
+def _differences(one: ScenarioReport, other: ScenarioReport) -> Iterator[Difference]:
+    """Compare one scenario: the answers, the cell, then every device that both runs have."""
+    windows = (one.answers.windows, other.answers.windows)
+    yield _difference(one.name, "", PER_SECOND, *(_of_values(row.per_second for row in rows) for rows in windows))
+    yield _difference(one.name, "", P50, *(_of_values(row.p50_ms for row in rows) for rows in windows))
+    yield _difference(one.name, "", P99, *(_of_values(row.p99_ms for row in rows) for rows in windows))
+    if one.cell is not None and other.cell is not None:
+        yield _difference(one.name, "", PER_ANSWER, _of_cell(one.cell), _of_cell(other.cell))
+    energies = {energy.device: energy for energy in other.energies}
+    for energy in one.energies:
+        if energy.device in energies:
+            pair = (energy, energies[energy.device])
+            totals = (_of_device(side, side.total_j_per_inference) for side in pair)
+            yield _difference(one.name, energy.device, TOTAL, *totals)
+            dynamics = (_of_device(side, side.dynamic_j_per_inference) for side in pair)
+            yield _difference(one.name, energy.device, ABOVE_IDLE, *dynamics)
+    times = {device.device: device for device in other.answers.devices}
+    for device in one.answers.devices:
+        if device.device in times:
+            both = (device.windows, times[device.device].windows)
+            p50s = (_of_values(row.arrival_p50_ms for row in rows) for rows in both)
+            yield _difference(one.name, device.device, P50, *p50s)
+            p99s = (_of_values(row.arrival_p99_ms for row in rows) for rows in both)
+            yield _difference(one.name, device.device, P99, *p99s)
+
+
+def _of_values(values: Iterable[float | None]) -> _Side:
+    known = [value for value in values if value is not None]
+    return _Side(estimate(known) if known else None)
+
+
+def _of_device(energy: DeviceEnergy, figure: Estimate | None) -> _Side:
+    return _Side(figure, energy.scope, energy.is_simulated, energy.not_measured)
+
+
+def _of_cell(cell: CellEnergy) -> _Side:
+    return _Side(cell.total_j_per_answer, cell.scope, cell.is_simulated, cell.not_measured)
+
+
+def _difference(scenario: str, device: str, figure: str, first: _Side, second: _Side) -> Difference:
+    is_simulated = first.is_simulated or second.is_simulated
+    where = f"{device}, {scenario}" if device else scenario
+    plain = Difference(scenario, device, figure, is_simulated, UNKNOWN)
+    if refusal := _refusal(f"{where}: joules", first, second):
+        return msgspec.structs.replace(plain, verdict=REFUSED, why=refusal)
+    plain = msgspec.structs.replace(plain, first=_mean(first), second=_mean(second))
+    if first.estimate is None or second.estimate is None:
+        reasons = [side.not_measured for side in (first, second) if side.not_measured]
+        why = f"{where}: {figure}: not in one of the runs" + (f": {reasons[0]}" if reasons else "")
+        return msgspec.structs.replace(plain, why=why)
+    change = second.estimate.mean - first.estimate.mean
+    shown = msgspec.structs.replace(plain, change=change)
+    tested = _welch(first, second)
+    if tested is None:
+        few = "a run with one window has no interval: measure without --quick"
+        return msgspec.structs.replace(shown, why=few)
+    half, p = tested
+    verdict = NO_DIFFERENCE if p >= 0.05 else HIGHER if change > 0 else LOWER
+    return msgspec.structs.replace(shown, verdict=verdict, p=p, low_95=change - half, high_95=change + half)
+
+
+def _mean(side: _Side) -> float | None:
+    return side.estimate.mean if side.estimate is not None else None
+
+
+def _refusal(what: str, first: _Side, second: _Side) -> str:
+    """Say why two joules are not comparable; empty where they are, or where there are none to compare."""
+    if first.estimate is None or second.estimate is None:
+        return ""
+    if first.is_simulated != second.is_simulated:
+        kinds = [SIMULATED if side.is_simulated else "measured" for side in (first, second)]
+        return f"{what} of the first run are {kinds[0]}, of the second {kinds[1]}: they are not compared"
+    if first.scope != second.scope:
+        return f"{what} of the first run are of {first.scope}, of the second {second.scope}: they are not compared"
+    return ""
+
+
+def _welch(first: _Side, second: _Side) -> tuple[float, float] | None:
+    """Give the half width of the difference's 95 % interval, and p; ``None`` where a run has a single window."""
+    variance, freedom_parts = 0.0, 0.0
+    for side in (first, second):
+        if side.estimate is None or side.estimate.repeats_95 is None:
+            return None
+        error = side.estimate.repeats_95 / quantile_95(side.estimate.windows - 1)
+        hidden_95 = math.hypot(side.estimate.steps_95 or 0.0, side.estimate.idle_95 or 0.0)
+        variance += error**2 + (hidden_95 / NORMAL_95) ** 2
+        freedom_parts += error**4 / (side.estimate.windows - 1)
+    assert first.estimate is not None
+    assert second.estimate is not None
+    change = abs(second.estimate.mean - first.estimate.mean)
+    # A relative width of 1e-12 is what sums of doubles leave of equal values.
+    if variance <= (1e-12 * max(abs(first.estimate.mean), abs(second.estimate.mean))) ** 2:
+        return 0.0, 1.0 if math.isclose(first.estimate.mean, second.estimate.mean, rel_tol=1e-9) else 0.0
+    # Welch and Satterthwaite; steps and baseline count as known, so it has no end of degrees of freedom.
+    freedom = variance**2 / freedom_parts if freedom_parts > 0 else math.inf
+    error = math.sqrt(variance)
+    return quantile_95(freedom) * error, two_sided_p(change / error, freedom)
+
+
+def _notes(first: Report, second: Report) -> Iterable[str]:
+    pairs = {
+        "bundles": (first.bundle, second.bundle),
+        "requests under way at once": (first.plan.in_flight, second.plan.in_flight),
+        "pictures": (first.pictures, second.pictures),
+    }
+    devices = {device.name: device for device in second.devices}
+    for device in first.devices:
+        other = devices.get(device.name)
+        if other is not None:
+            pairs[f"boards of {device.name}"] = (device.board_model, other.board_model)
+            pairs[f"engines of {device.name}"] = (device.engine, other.engine)
+    for what, (one, two) in pairs.items():
+        if one != two:
+            yield f"{what} differ: {one}, then {two}"
+    for report, others, which in ((first, second, "first"), (second, first, "second")):
+        known = {scenario.name for scenario in others.scenarios}
+        only = [scenario.name for scenario in report.scenarios if scenario.name not in known]
+        if only:
+            yield f"in the {which} run alone: {', '.join(only)}"

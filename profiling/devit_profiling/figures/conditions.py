@@ -1,0 +1,84 @@
+"""Under which conditions a device worked, as its lines tell: temperature and clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from devit_profiling.figures.energy import slope
+from devit_profiling.record.record import WINDOW, Phase
+from devit_profiling.sensor.sample import Sample
+from devit_profiling.sensor.tegrastats import Log, StampedSample
+
+
+class Conditions(msgspec.Struct, frozen=True):
+    """What the lines of all windows of a scenario say; absent where they do not."""
+
+    zone: str = ""
+    """The junction's zone, or the hottest one where none is named so."""
+    temperature_c: float | None = None
+    """Highest reading of the zone."""
+    temperature_slope_c_per_min: float | None = None
+    """Of the straight line through its readings."""
+    clocks_mhz: dict[int, float] = {}
+    """By window: median of the fastest core's clock."""
+
+
+def conditions(log: Log, phases: Sequence[Phase], device: str) -> Conditions:
+    """Read the conditions of the windows among the phases of a scenario."""
+    windows = {phase.number: _samples(log, phase, device) for phase in phases if phase.kind == WINDOW}
+    samples = [sample for window in windows.values() for sample in window]
+    zone = _zone([sample.sample for sample in samples])
+    points = [
+        (sample.monotonic_ns / 1e9, sample.sample.temperatures_c[zone])
+        for sample in samples
+        if zone in sample.sample.temperatures_c
+    ]
+    clocks_mhz = {}
+    for number, window in windows.items():
+        fastest = [clock for sample in window if (clock := _fastest_mhz(sample.sample)) is not None]
+        if fastest:
+            clocks_mhz[number] = float(median(fastest))
+    if not points:
+        return Conditions(clocks_mhz=clocks_mhz)
+    time_s, degrees = np.array(points).T
+    return Conditions(zone, float(degrees.max()), 60 * slope(time_s, degrees), clocks_mhz)
+
+
+def throttling_flags(clocks_mhz: Mapping[int, float]) -> list[str]:
+    """Doubt the windows whose clock lies more than a tenth below the fastest window's."""
+    top_mhz = max(clocks_mhz.values(), default=0.0)
+    return [
+        f"{WINDOW} {number}: clocks fell to {clock:.0f} MHz from {top_mhz:.0f} MHz in another window: the board may "
+        "have throttled, fix its clocks with jetson_clocks or cool it"
+        for number, clock in clocks_mhz.items()
+        if clock < (1 - _MAX_CLOCK_DROP) * top_mhz
+    ]
+
+
+_MAX_CLOCK_DROP = 0.1
+_JUNCTION = "tj"
+
+
+def _samples(log: Log, phase: Phase, device: str) -> list[StampedSample]:
+    start_ns, end_ns = phase.start.marks[device].monotonic_ns, phase.end.marks[device].monotonic_ns
+    return [sample for sample in log.samples if start_ns <= sample.monotonic_ns < end_ns]
+
+
+def _zone(samples: Sequence[Sample]) -> str:
+    """Choose the zone to watch; empty if there is none."""
+    hottest: dict[str, float] = {}
+    for sample in samples:
+        for zone, degrees in sample.temperatures_c.items():
+            hottest[zone] = max(degrees, hottest.get(zone, degrees))
+    for zone in hottest:
+        if zone.lower() == _JUNCTION:
+            return zone
+    return max(hottest, key=lambda zone: hottest[zone], default="")
+
+
+def _fastest_mhz(sample: Sample) -> int | None:
+    return max((core.mhz for core in sample.cpu if core.mhz is not None), default=None)

@@ -1,0 +1,124 @@
+"""Means of repeated windows with their 95 % interval: what repeats show, and what the sensor's steps hide from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from devit_profiling.figures.energy import Float64Array
+from devit_profiling.figures.student import quantile_95
+
+NORMAL_95 = 1.960
+"""Two-sided 95 % quantile of the normal distribution, in standard errors."""
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """The mean over windows; the field that holds it names the unit.
+
+    The ends of the interval lie the root of the squares of its parts away from the mean. Errors that are the same in
+    every window, the sensor's gain and offset, are in none of the parts: they are stated apart.
+    """
+
+    mean: float
+    windows: int
+    low_95: float | None = None
+    """Ends of the 95 % interval of the mean; absent for a single window."""
+    high_95: float | None = None
+    repeats_95: float | None = None
+    """Half-width by Student's t from the spread of the windows; absent for a single window."""
+    steps_95: float | None = None
+    """Half-width that the steps of the sensor's converter cause; repeats at constant power do not show it."""
+    idle_95: float | None = None
+    """Half-width of the idle baseline, by its scatter and drift; only of what is measured above idle."""
+
+
+def estimate(values: Sequence[float], steps_95: float | None = None, idle_95: float | None = None) -> Estimate:
+    """Give the mean of windows, with a 95 % interval where there are at least two.
+
+    >>> round(estimate([1.0, 3.0]).high_95, 3)
+    14.706
+    >>> estimate([2.0, 2.0], steps_95=0.3, idle_95=0.4).high_95
+    2.5
+    """
+    count = len(values)
+    mean = float(np.mean(values))
+    if count < 2:
+        return Estimate(mean, count, steps_95=steps_95, idle_95=idle_95)
+    repeats_95 = quantile_95(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    half = math.hypot(repeats_95, steps_95 or 0.0, idle_95 or 0.0)
+    return Estimate(mean, count, mean - half, mean + half, repeats_95, steps_95, idle_95)
+
+
+@dataclass(frozen=True)
+class StepError:
+    """Standard error in watts that converter steps cause in the mean power of a window."""
+
+    constant_w: float
+    """Of the rails whose readings stay within a step: it is the same in every window of the same power."""
+    scattered_w: float
+    """Of the rails whose readings spread over several steps: it changes from window to window."""
+
+    @property
+    def whole_w(self) -> float:
+        """Both together."""
+        return math.hypot(self.constant_w, self.scattered_w)
+
+
+def step_error(rails_w: Float64Array, steps_mw: Sequence[float], effective: float) -> StepError:
+    """Tell how far the steps of the converter may have moved the mean of a sum of rails.
+
+    Where readings spread by more than half a step, errors of neighbouring readings differ and average out;
+    otherwise all of them err alike, however many there are. Two codes alone never spread by more than half a step.
+    A hundredth of the readings at either end is left out of the spread: a single spike averages nothing out.
+
+    Args:
+        rails_w: Readings of the summed rails in watts, shape ``(n, rails)``.
+        steps_mw: The converter step of each rail, in milliwatts.
+        effective: Number of independent readings, from :func:`independent`.
+    """
+    constant = scattered = 0.0
+    stray = min(math.ceil(_STRAY * (len(rails_w) - 1)), (len(rails_w) - 1) // 2)
+    spreads_w = np.sort(rails_w, axis=0)[stray : len(rails_w) - stray].std(axis=0)  # (rails,)
+    for spread_w, step_mw in zip(spreads_w, steps_mw, strict=True):
+        variance = (step_mw / 1000) ** 2 / 12
+        if spread_w * 1000 > step_mw * (0.5 + _ROUNDING):
+            scattered += variance / effective
+        else:
+            constant += variance
+    return StepError(math.sqrt(constant), math.sqrt(scattered))
+
+
+def mean_step_error(errors: Sequence[StepError]) -> StepError:
+    """Give the step error of the mean over windows: what is constant stays, what scatters shrinks."""
+    constant_w = sum(error.constant_w for error in errors) / len(errors)
+    return StepError(constant_w, math.hypot(*(error.scattered_w for error in errors)) / len(errors))
+
+
+def independent(samples: int, duration_s: float, tau_s: float) -> float:
+    """Count the independent readings of a window: the sensor's averaging makes neighbours alike within 2 tau.
+
+    >>> independent(samples=92, duration_s=10.0, tau_s=0.5), independent(samples=20, duration_s=10.0, tau_s=0.0)
+    (10.0, 20.0)
+    """
+    return max(min(samples, duration_s / (2 * tau_s)) if tau_s > 0 else float(samples), 1.0)
+
+
+def offset_95_w(steps_mw: Iterable[float]) -> float:
+    """Half-width in watts of the offset of a sum of rails: anything up to two steps each, alike in all windows.
+
+    No repeat shows it, and it cancels in what is measured above idle.
+    The INA3221's data sheet: up to 80 uV, of 40 uV a step.
+
+    >>> round(offset_95_w([40]), 4), round(offset_95_w([400, 400, 101]), 4)
+    (0.0905, 1.3005)
+    """
+    return NORMAL_95 * _OFFSET_STEPS * math.hypot(*(step / 1000 for step in steps_mw)) / math.sqrt(3)
+
+
+_OFFSET_STEPS = 2.0
+_STRAY = 0.01
+_ROUNDING = 0.01  # printed readings are whole milliwatts: codes of 400.5 mW show as 400 and 401

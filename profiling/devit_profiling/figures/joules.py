@@ -1,0 +1,240 @@
+"""From a device's power and its marks to joules per inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from devit_profiling.figures.conditions import Conditions, conditions, throttling_flags
+from devit_profiling.figures.energy import Minimum, resolution_w
+from devit_profiling.figures.idle import Baseline, Measured, Meter, drift_flag, idle_baseline
+from devit_profiling.figures.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
+from devit_profiling.figures.power import Power
+from devit_profiling.figures.settling import TimeConstant, time_constant
+from devit_profiling.record.record import WINDOW, Phase, Plan
+
+
+class WindowFigures(msgspec.Struct, frozen=True):
+    """One device in one window."""
+
+    number: int
+    duration_s: float
+    """On the device's clock."""
+    inferences: int
+    total_j: float
+    """Of the part that power samples cover."""
+    dynamic_j: float | None
+    """Above idle, of the same part; absent without an idle baseline."""
+    mean_w: float
+    peak_w: float
+    samples: int
+    coverage: float
+    """Share of the window that power samples cover, 0 to 1."""
+    flags: tuple[str, ...]
+    rise_w: float = 0.0
+    """How far the straight line through the readings rises over the window."""
+    busy_s: float | None = None
+    """Time in the engine; absent where the device counts none."""
+
+
+class DeviceEnergy(msgspec.Struct, frozen=True):
+    """One device in one scenario."""
+
+    device: str
+    is_simulated: bool
+    scope: str
+    """What the joules cover; empty where there are none."""
+    not_measured: str
+    """Why there are no joules; empty where there are."""
+    windows: tuple[WindowFigures, ...] = ()
+    idle_w: float | None = None
+    """Mean of the baselines before and after, as far as they were measured; of a machine at rest, of its windows."""
+    idle_drift: float | None = None
+    """Change of the baseline from before to after, as a share of the first."""
+    mean_w: float | None = None
+    peak_w: float | None = None
+    total_j_per_inference: Estimate | None = None
+    dynamic_j_per_inference: Estimate | None = None
+    inferences_per_j: float | None = None
+    resolution_j_per_inference: float | None = None
+    """Standard error that the steps of the sensor's converter cause where the power stays within one."""
+    flags: tuple[str, ...] = ()
+    """Doubts about the figures, one sentence each."""
+    edp_j_s: float | None = None
+    """Energy-delay product: total joules per inference times the engine's seconds per inference."""
+    steps_w: float | None = None
+    """Standard error of the mean power that the converter's steps cause in these windows."""
+    offset_j_per_inference: float | None = None
+    """Half-width of 95 % that the sensor's offset may add to the total, or, where it is calibrated, what the
+    calibration leaves open. It stands apart from the interval, as the gain's error does, for no repeat shows it; the
+    offset cancels above idle."""
+    tau_s: float | None = None
+    """Time constant of the sensor that guards and intervals reckon with."""
+    tau_source: str = ""
+    """How it is known."""
+    conditions: Conditions = Conditions()
+    is_calibrated: bool = False
+    """Whether the total was corrected by a line fitted to an external meter."""
+
+
+def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle: bool = False) -> DeviceEnergy:
+    """Measure one device in one scenario.
+
+    Args:
+        power: Its samples.
+        phases: Those of the scenario, in their order.
+        plan: Least lengths and numbers of samples.
+        is_idle: Whether the windows are those of a machine at rest.
+    """
+    name = power.device.name
+    if power.not_measured or power.board is None:
+        return DeviceEnergy(name, power.is_simulated, "", power.not_measured)
+    constant = time_constant(power.total_w, power.time_s, phases, name, power.board.tau_s)
+    meter = Meter(power, phases, constant)
+    idle = idle_baseline(meter, phases, plan)
+    if idle is not None and (doubt := drift_flag(idle, power.step_mw)) is not None:
+        meter.flags.append(doubt)
+    minimum = None if plan.window_samples is None else Minimum(0.0, plan.window_samples)
+    windows, errors = [], []
+    for phase in phases:
+        measured = meter.measure(phase, minimum) if phase.kind == WINDOW else None
+        if measured is not None:
+            windows.append(_window_figures(phase, power, measured, idle, is_idle=is_idle))
+            errors.append(measured.steps)
+    if power.device.sensor_problem:
+        meter.flags.append(f"sampling ended early: {power.device.sensor_problem}")
+    if not windows:
+        return DeviceEnergy(
+            device=name,
+            is_simulated=power.is_simulated,
+            scope="",
+            not_measured="; ".join(meter.flags) or "the run has no window in this scenario",
+            idle_w=idle.mean_w if idle is not None else None,
+            idle_drift=idle.drift if idle is not None else None,
+        )
+    around = conditions(power.log, phases, name)
+    flags = [f"{WINDOW} {window.number}: {flag}" for window in windows for flag in window.flags]
+    flags = [*meter.flags, *flags, *throttling_flags(around.clocks_mhz)]
+    energy = _with_figures(power, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
+    return msgspec.structs.replace(energy, idle_w=energy.mean_w) if is_idle else energy
+
+
+@dataclass(frozen=True)
+class _Sensed:
+    """What was measured of one device, before it is divided by inferences."""
+
+    idle: Baseline | None
+    constant: TimeConstant
+    windows: Sequence[WindowFigures]
+    steps: StepError
+    conditions: Conditions
+
+
+def _with_figures(power: Power, sensed: _Sensed, flags: Sequence[str]) -> DeviceEnergy:
+    windows, idle = sensed.windows, sensed.idle
+    seconds = sum(window.duration_s for window in windows)
+    mean_w = sum(window.mean_w * window.duration_s for window in windows) / seconds
+    # A window without an inference has no energy of one; its flag says so.
+    worked = [window for window in windows if window.inferences > 0]
+    each_s = sum(window.duration_s for window in worked) / sum(w.inferences for w in worked) if worked else None
+    total, dynamic = _estimates(worked, sensed, each_s) if each_s is not None else (None, None)
+    busy_s = [window.busy_s / window.inferences for window in worked if window.busy_s is not None]
+    energy = DeviceEnergy(
+        device=power.device.name,
+        is_simulated=power.is_simulated,
+        scope=power.scope,
+        not_measured="",
+        windows=tuple(windows),
+        idle_w=idle.mean_w if idle is not None else None,
+        idle_drift=idle.drift if idle is not None else None,
+        mean_w=mean_w,
+        peak_w=max(window.peak_w for window in windows),
+        total_j_per_inference=total,
+        dynamic_j_per_inference=dynamic,
+        inferences_per_j=1.0 / total.mean if total is not None and total.mean > 0 else None,
+        resolution_j_per_inference=resolution_w(power.step_mw) * each_s if each_s is not None else None,
+        edp_j_s=total.mean * sum(busy_s) / len(busy_s) if total is not None and busy_s else None,
+        steps_w=sensed.steps.whole_w,
+        offset_j_per_inference=power.fixed_95_w(mean_w) * each_s if each_s is not None else None,
+        tau_s=sensed.constant.tau_s,
+        tau_source=sensed.constant.source,
+        conditions=sensed.conditions,
+        is_calibrated=power.calibration is not None,
+    )
+    return msgspec.structs.replace(energy, flags=(*flags, *_offset_flag(energy)))
+
+
+def _estimates(worked: Sequence[WindowFigures], sensed: _Sensed, each_s: float) -> tuple[Estimate, Estimate | None]:
+    """Give joules per inference, in all and above idle.
+
+    Mean power times time: where samples leave a gap, whose flag says so, the inferences in it cost their share.
+    """
+    seconds_each = [window.duration_s / window.inferences for window in worked]
+    totals_j = [window.mean_w * own_s for window, own_s in zip(worked, seconds_each, strict=True)]
+    steps_w = sensed.steps.whole_w
+    total = estimate(totals_j, steps_95=NORMAL_95 * steps_w * each_s)
+    idle = sensed.idle
+    if idle is None:
+        return total, None
+    dynamics_j = [joules - idle.mean_w * own_s for joules, own_s in zip(totals_j, seconds_each, strict=True)]
+    # The converter errs at idle and under load independently of each other.
+    both_w = (steps_w**2 + idle.steps.whole_w**2) ** 0.5
+    return total, estimate(dynamics_j, steps_95=NORMAL_95 * both_w * each_s, idle_95=idle.half_95_w * each_s)
+
+
+_MAX_OFFSET = 0.03
+_MAX_RISE = 0.02
+# Where the readings cross from one code to the next in the middle of the window, their line rises by 1.5 steps.
+_MAX_RISE_STEPS = 1.5
+
+
+def _offset_flag(energy: DeviceEnergy) -> Sequence[str]:
+    total, offset_j = energy.total_j_per_inference, energy.offset_j_per_inference
+    if total is None or offset_j is None or offset_j <= _MAX_OFFSET * abs(total.mean):
+        return ()
+    share = f"{offset_j / abs(total.mean):.1%}" if total.mean else "all"
+    if energy.is_calibrated:
+        return (f"the calibration leaves {share} of the total open, in no interval: calibrate with longer phases",)
+    return (
+        f"the sensor's offset, up to two steps a rail, may be {share} of the total and is in no interval: "
+        "compare energy above idle, where it cancels",
+    )
+
+
+def _window_figures(
+    phase: Phase, power: Power, measured: Measured, idle: Baseline | None, *, is_idle: bool
+) -> WindowFigures:
+    name, energy = power.device.name, measured.energy
+    start, end = phase.start.marks[name], phase.end.marks[name]
+    inferences = end.inferences - start.inferences
+    dynamic_j = energy.dynamic_j(idle.mean_w) if idle is not None else None
+    flags = list(energy.flags)
+    if inferences < 0:
+        flags.append("the device's counter went back: its agent was restarted")
+    elif inferences == 0 and not is_idle:
+        flags.append("the device made no inference")
+    if dynamic_j is not None and dynamic_j < 0:
+        flags.append("dynamic energy is negative: the work costs less than the sensor can tell")
+    if abs(energy.rise_w) > max(_MAX_RISE * abs(energy.mean_w), _MAX_RISE_STEPS * max(power.step_mw) / 1000):
+        flags.append(
+            f"power is not steady, it changed by {energy.rise_w / energy.mean_w:+.1%} over the window, "
+            "expected at most 2 %: warm up longer"
+        )
+    if power.calibration is not None and (doubt := power.calibration.doubt(energy.mean_w)) is not None:
+        flags.append(doubt)
+    return WindowFigures(
+        number=phase.number,
+        duration_s=(end.monotonic_ns - start.monotonic_ns) / 1e9,
+        inferences=inferences,
+        total_j=energy.total_j,
+        dynamic_j=dynamic_j,
+        mean_w=energy.mean_w,
+        peak_w=energy.peak_w,
+        samples=energy.samples,
+        coverage=energy.coverage,
+        flags=tuple(flags),
+        rise_w=energy.rise_w,
+        busy_s=(end.busy_ns - start.busy_ns) / 1e9 if end.busy_ns > start.busy_ns else None,
+    )

@@ -1,0 +1,121 @@
+"""A device's power samples with the rule of its board: the total, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from devit_profiling.figures.energy import Float64Array
+from devit_profiling.figures.interval import offset_95_w
+from devit_profiling.record.calibration import Calibration
+from devit_profiling.record.record import DeviceRecord, Recording
+from devit_profiling.sensor.board_table import Board
+from devit_profiling.sensor.boards import board_of_model, guess_board, total_mw, why_no_total
+from devit_profiling.sensor.sensor_lines import parse_sensor_log, sensor_notes
+from devit_profiling.sensor.tegrastats import SIMULATED, Log
+
+
+@dataclass(frozen=True)
+class Power:
+    """A device's samples, ready to be integrated."""
+
+    device: DeviceRecord
+    log: Log
+    board: Board | None
+    is_board_guessed: bool
+    is_simulated: bool
+    time_s: Float64Array
+    """Arrival of the samples with a total on the device's monotonic clock, shape ``(n,)``."""
+    rails_w: Float64Array
+    """Readings of the rails that make the total, shape ``(n, rails)``."""
+    not_measured: str
+    """Why there is no total; empty where there is one."""
+    sensor_notes: tuple[str, ...] = ()
+    """What the sensor's own program left out or changed."""
+
+    @property
+    def total_w(self) -> Float64Array:
+        """The total, shape ``(n,)``: readings, or what a calibration makes of them."""
+        total_w: Float64Array = self.rails_w.sum(axis=1)
+        return self.calibration.watts(total_w) if self.calibration is not None else total_w
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the total is corrected by."""
+        return self.device.calibration
+
+    @property
+    def gain(self) -> float:
+        """What a watt of the readings makes in the total."""
+        return self.calibration.gain if self.calibration is not None else 1.0
+
+    @property
+    def step_mw(self) -> tuple[float, ...]:
+        """What one step of the converter of each rail makes in the total, in milliwatts."""
+        return tuple(self.gain * step_mw for step_mw in self.board.total_step_mw) if self.board is not None else ()
+
+    def fixed_95_w(self, mean_w: float) -> float:
+        """Half-width of 95 % in watts of what is wrong alike in all windows of a mean power, and that is known of.
+
+        It is the sensor's offset, or what a calibration leaves open. No repeat shows it.
+        """
+        return self.calibration.half_95_w(mean_w) if self.calibration is not None else offset_95_w(self.step_mw)
+
+    def total_mw(self, rails_mw: Mapping[str, int]) -> int | None:
+        """Add one sample's rails by the board's rule, and correct the sum; ``None`` where there is none."""
+        total = total_mw(self.board, rails_mw) if self.board is not None else None
+        if total is None or self.calibration is None:
+            return total
+        return round(1000 * self.calibration.watts(total / 1000))
+
+    @property
+    def scope(self) -> str:
+        """What the total covers; empty where there is none."""
+        if self.board is None or self.not_measured:
+            return ""
+        calibrated = f", calibrated against {self.calibration.meter}" if self.calibration is not None else ""
+        return f"{self.board.scope}{calibrated}"
+
+
+def power_of(recording: Recording, device: DeviceRecord) -> Power:
+    """Read a device's log and find the board whose rule makes the total."""
+    lines = recording.lines[device.name]
+    log = parse_sensor_log(lines)
+    model = device.description.board_model
+    board, is_guessed = board_of_model(model), False
+    if board is None and log.samples:
+        board = guess_board(log.samples[0].sample)
+        is_guessed = board is not None
+    rails = board.total_rails if board is not None else ()
+    points = []
+    if board is not None:
+        whole = [sample for sample in log.samples if total_mw(board, sample.sample.rails_mw) is not None]
+        points = [(sample.monotonic_ns / 1e9, [sample.sample.rails_mw[rail] for rail in rails]) for sample in whole]
+    return Power(
+        device=device,
+        log=log,
+        board=board,
+        is_board_guessed=is_guessed,
+        is_simulated=SIMULATED in model.upper() or any(sample.sample.is_simulated for sample in log.samples),
+        time_s=np.array([time_s for time_s, _ in points], np.float64),
+        rails_w=np.array([rails_mw for _, rails_mw in points], np.float64).reshape(len(points), len(rails)) / 1e3,
+        not_measured=_why_no_total(device, log, board, has_total=bool(points)),
+        sensor_notes=sensor_notes(lines),
+    )
+
+
+def rail_names(log: Log) -> tuple[str, ...]:
+    """List the rails of a log in the order of its lines."""
+    return tuple(dict.fromkeys(rail for sample in log.samples for rail in sample.sample.rails_mw))
+
+
+def _why_no_total(device: DeviceRecord, log: Log, board: Board | None, *, has_total: bool) -> str:
+    if not log.samples:
+        if device.sensor_problem:
+            return device.sensor_problem
+        return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats or hwmon-power"
+    if has_total:
+        return ""
+    return why_no_total(board, device.description.board_model, rail_names(log))

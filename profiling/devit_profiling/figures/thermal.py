@@ -1,0 +1,184 @@
+"""Windows that are repeated until the temperature settles, and what the first and the last of them tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from devit_profiling.figures.answers import AnswerStats
+from devit_profiling.figures.cell import CellEnergy
+from devit_profiling.figures.conditions import conditions
+from devit_profiling.figures.interval import Estimate
+from devit_profiling.figures.joules import DeviceEnergy
+from devit_profiling.record.record import Phase, Plan, Scenario
+from devit_profiling.sensor.sensor_lines import parse_sensor_log
+from devit_profiling.sensor.tegrastats import StampedLine
+
+SETTLED_C_PER_MIN = 0.5
+"""Largest slope of a temperature that counts as settled. A board that warms with a time constant of 1.5 min, as the
+simulated ones do, has 0.75 C left to go then: less than 0.4 % of its power."""
+LAST_WINDOWS, LAST_S = 3, 30.0
+"""The slope is that of so many last windows and so many seconds at least: a zone is read in steps of up to 0.5 C."""
+CELL = "cell"
+
+
+class HeatFigures(msgspec.Struct, frozen=True):
+    """A device, or the cell, in some of the windows."""
+
+    temperature_c: float | None
+    """Highest reading of the device's zone; absent where it reports none, and for a cell."""
+    joules: Estimate | None
+    """Total, per inference of a device or per answer of the cell; absent where it was not measured."""
+    p50_ms: float | None
+    """Of the arrival of a device's features, or of the cell's answers."""
+    p99_ms: float | None
+
+
+class ColdAndHot(msgspec.Struct, frozen=True):
+    """A device, or the cell, in the first and in the last windows."""
+
+    name: str
+    scope: str
+    """What the joules cover; empty where there are none."""
+    is_simulated: bool
+    zone: str
+    """Whose temperature it is; empty where none is reported."""
+    slope_c_per_min: float | None
+    """Of the temperature over the last windows."""
+    cold: HeatFigures
+    hot: HeatFigures
+    resolution_j: float | None
+    """What the sensor's steps leave open of the joules."""
+
+
+class Sustained(msgspec.Struct, frozen=True):
+    """All devices together, until their temperature settled or time was over."""
+
+    is_settled: bool
+    windows_s: float
+    """All windows together."""
+    cold_windows: tuple[int, ...]
+    hot_windows: tuple[int, ...]
+    devices: tuple[ColdAndHot, ...]
+    cell: ColdAndHot
+
+
+@dataclass(frozen=True)
+class Part:
+    """Figures of a scenario from some of its windows alone."""
+
+    windows: Sequence[Phase]
+    answers: AnswerStats
+    energies: Sequence[DeviceEnergy]
+    cell: CellEnergy
+
+
+def is_sustained(scenario: Scenario, plan: Plan) -> bool:
+    """Tell whether a scenario's windows are repeated until the temperature settles."""
+    return plan.sustained_s is not None and not scenario.device
+
+
+def cold_and_hot(windows: Sequence[Phase], plan: Plan) -> tuple[Sequence[Phase], Sequence[Phase]]:
+    """Give the first and the last windows, none in both; empty where there are fewer than two."""
+    count = min(_span(plan), len(windows) // 2)
+    return windows[:count], windows[len(windows) - count :]
+
+
+def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan) -> bool:
+    """Tell whether no temperature has changed any more over the last windows.
+
+    Args:
+        windows: All that have ended, in their order.
+        lines: By device, what its sampler has printed.
+        plan: Lengths of the windows.
+
+    Returns:
+        False before there are enough windows for cold and hot ones, and where no device reports a temperature.
+    """
+    if len(windows) < 2 * _span(plan):
+        return False
+    last = windows[-_span(plan) :]
+    slopes = [slope for device, own in lines.items() if (slope := _slope_c_per_min(device, own, last)) is not None]
+    return bool(slopes) and max(map(abs, slopes)) <= SETTLED_C_PER_MIN
+
+
+def sustained(
+    windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan, cold: Part, hot: Part
+) -> Sustained:
+    """Put the first windows beside the last ones.
+
+    Args:
+        windows: All of the scenario.
+        lines: By named device.
+        plan: As the run was planned.
+        cold: From the first windows of :func:`cold_and_hot`.
+        hot: From the last ones.
+    """
+    return Sustained(
+        is_settled=is_settled(windows, lines, plan),
+        windows_s=sum(window.duration_s for window in windows),
+        cold_windows=tuple(window.number for window in cold.windows),
+        hot_windows=tuple(window.number for window in hot.windows),
+        devices=tuple(_devices(lines, cold, hot)),
+        cell=_cell(cold, hot),
+    )
+
+
+def _span(plan: Plan) -> int:
+    return max(LAST_WINDOWS, math.ceil(LAST_S / plan.duration_s))
+
+
+def _slope_c_per_min(device: str, lines: Sequence[StampedLine], windows: Sequence[Phase]) -> float | None:
+    """Fit the zone's readings in neighbouring windows; few lines are enough, for somebody waits."""
+    start_ns = windows[0].start.marks[device].monotonic_ns
+    end_ns = windows[-1].end.marks[device].monotonic_ns
+    inside = [line for line in lines if start_ns <= line.monotonic_ns < end_ns]
+    log = parse_sensor_log(inside[:: max(1, len(inside) // _LINES)])
+    return conditions(log, windows, device).temperature_slope_c_per_min
+
+
+_LINES = 100
+
+
+def _devices(lines: Mapping[str, Sequence[StampedLine]], cold: Part, hot: Part) -> Iterator[ColdAndHot]:
+    for first, last in zip(cold.energies, hot.energies, strict=True):
+        yield ColdAndHot(
+            name=last.device,
+            scope=last.scope,
+            is_simulated=last.is_simulated,
+            zone=last.conditions.zone,
+            slope_c_per_min=_slope_c_per_min(last.device, lines[last.device], hot.windows),
+            cold=_device_figures(first, cold.answers),
+            hot=_device_figures(last, hot.answers),
+            resolution_j=last.resolution_j_per_inference,
+        )
+
+
+def _device_figures(energy: DeviceEnergy, answers: AnswerStats) -> HeatFigures:
+    times = next((device for device in answers.devices if device.device == energy.device), None)
+    return HeatFigures(
+        temperature_c=energy.conditions.temperature_c,
+        joules=energy.total_j_per_inference,
+        p50_ms=times.arrival_p50_ms if times is not None else None,
+        p99_ms=times.arrival_p99_ms if times is not None else None,
+    )
+
+
+def _cell(cold: Part, hot: Part) -> ColdAndHot:
+    figures = [
+        HeatFigures(None, part.cell.total_j_per_answer, part.answers.p50_ms, part.answers.p99_ms)
+        for part in (cold, hot)
+    ]
+    return ColdAndHot(
+        name=CELL,
+        scope=hot.cell.scope if not hot.cell.not_measured else "",
+        is_simulated=hot.cell.is_simulated,
+        zone="",
+        slope_c_per_min=None,
+        cold=figures[0],
+        hot=figures[1],
+        resolution_j=hot.cell.resolution_j_per_answer,
+    )

@@ -1,0 +1,1 @@
+"""Logs of tegrastats, read and summed up without a run."""

@@ -1,0 +1,117 @@
+"""A log of ``tegrastats`` or ``hwmon-power``, in a file or a pipe: its samples with the total of their board."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from devit_contract.errors import InputError
+from devit_profiling.sensor.board_table import Board
+from devit_profiling.sensor.boards import guess_board, total_mw
+from devit_profiling.sensor.hwmon_lines import note_of
+from devit_profiling.sensor.sample import Sample
+from devit_profiling.sensor.sensor_lines import parse_sensor_line
+
+STANDARD_INPUT = "-"
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """One sample of a log."""
+
+    line: int
+    """Number of its line, from 1."""
+    sample: Sample
+    total_mw: int | None
+    """``None`` where the board is not known, or a rail of its rule is missing."""
+
+
+class LogReader:
+    """Gives the readings of a log in one pass; what it tells beside them is of the lines read so far."""
+
+    def __init__(self, name: str, lines: Iterable[str], board: Board | None = None) -> None:
+        """Keep what to read.
+
+        Args:
+            name: Of the log, for messages.
+            lines: With their line ends, so that a last line that was cut off is seen.
+            board: Whose rule makes the total; ``None``: the first one that a sample looks like.
+        """
+        self.board = board
+        self.is_board_guessed = False
+        self.foreign_lines = 0
+        """Lines with text that are no samples."""
+        self._name = name
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[Reading]:
+        """Read to the end.
+
+        Raises:
+            InputError: There was no sample.
+        """
+        samples = 0
+        for number, line in enumerate(self._lines, 1):
+            sample = parse_sensor_line(line)
+            if sample is not None:
+                samples += 1
+                yield Reading(number, sample, self._total_mw(sample))
+            elif line.strip() and note_of(line) is None:
+                self.foreign_lines += 1
+        if not samples:
+            raise InputError(
+                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found {self.foreign_lines} others: "
+                "record some with tegrastats --logfile FILE"
+            )
+
+    @property
+    def total_rails(self) -> tuple[str, ...]:
+        """The rails that make the total; empty where there is none to make."""
+        return self.board.total_rails if self.board is not None else ()
+
+    def _total_mw(self, sample: Sample) -> int | None:
+        if self.board is None:
+            self.board = guess_board(sample)
+            self.is_board_guessed = self.board is not None
+        return total_mw(self.board, sample.rails_mw) if self.board is not None else None
+
+
+@contextmanager
+def open_lines(path: str) -> Iterator[Iterable[str]]:
+    """Open a log, ``-`` for standard input, as lines with their line ends.
+
+    Raises:
+        InputError: It cannot be opened; or, later, be read.
+    """
+    if path == STANDARD_INPUT:
+        yield _lines("standard input", sys.stdin.buffer)
+        return
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below; what the block itself raises is not ours to name
+    except OSError as err:
+        raise _unreadable(path, err) from err
+    with file:
+        yield _lines(path, file)
+
+
+def _lines(name: str, file: BinaryIO) -> Iterator[str]:
+    while True:
+        try:
+            line = file.readline(_MAX_LINE_BYTES)
+        except OSError as err:
+            raise _unreadable(name, err) from err
+        if not line:
+            return
+        yield line.decode("utf-8", "replace")
+
+
+def _unreadable(name: str, err: OSError) -> InputError:
+    return InputError(f"{name}: expected a log of tegrastats, cannot be read ({err.strerror}): correct the path")
+
+
+# Longer than any line of tegrastats; a file without line ends is read in pieces.
+_MAX_LINE_BYTES = 1 << 16

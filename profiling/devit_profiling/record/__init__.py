@@ -1,0 +1,1 @@
+"""The raw data of a run: what was recorded, and its folder on disk."""

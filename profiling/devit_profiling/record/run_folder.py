@@ -1,0 +1,217 @@
+"""A run's folder: the raw files of one measurement, written whole and read back strictly.
+
+============================ =================================================================================
+file                         content
+============================ =================================================================================
+``run.json``                 what was measured and how: :class:`~devit_profiling.record.record.Run`
+``DEVICE.tegrastats.log``    a device's sampler lines, verbatim
+``DEVICE.stamps.csv``        number of each of these lines, and its arrival on the device's monotonic clock
+``latency.csv``              one row an answer, with when it was asked for and what each device cost in it
+============================ =================================================================================
+
+Every figure of a report comes from these files, so a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from devit_contract.artefacts.files import new_folder, read_json, write_bytes, write_json
+from devit_contract.artefacts.keys import check_name
+from devit_contract.errors import InputError, ManifestError
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import DeviceTiming
+from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Run
+from devit_profiling.sensor.tegrastats import StampedLine
+
+RUN_FILE = "run.json"
+LATENCY_FILE = "latency.csv"
+_HINT = "measure again with profile --devices"
+
+
+def log_name(device: str) -> str:
+    """Name a device's log file."""
+    return f"{device.replace(' ', '+')}.tegrastats.log"
+
+
+def stamps_name(device: str) -> str:
+    """Name the file with the arrival of a device's lines."""
+    return f"{device.replace(' ', '+')}.stamps.csv"
+
+
+def write_recording(folder: Path, recording: Recording) -> None:
+    """Write all raw files; the folder appears whole or not at all.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    with new_folder(folder) as draft:
+        for device in recording.run.machines:
+            lines = recording.lines[device.name]
+            write_bytes(draft / log_name(device.name), "".join(f"{line.text}\n" for line in lines).encode())
+            stamps = ((number, line.monotonic_ns) for number, line in enumerate(lines, 1))
+            write_bytes(draft / stamps_name(device.name), csv_bytes(_STAMP_HEADER, stamps))
+        names = recording.run.names_by_submodel()
+        rows = (_row_cells(row, names) for row in recording.answers)
+        write_bytes(draft / LATENCY_FILE, csv_bytes(_latency_header(names), rows))
+        write_json(draft / RUN_FILE, recording.run)
+
+
+def read_recording(folder: Path) -> Recording:
+    """Read all raw files.
+
+    Raises:
+        InputError: A file is missing.
+        ManifestError: A file breaks its format; the message names it and the line or field.
+    """
+    path = folder / RUN_FILE
+    run = read_json(path, Run, schema=SCHEMA, hint=_HINT)
+    _check_run(path, run)
+    lines = {device.name: _read_lines(folder, device.name) for device in run.machines}
+    return Recording(run, lines, _read_answers(folder / LATENCY_FILE, run.names_by_submodel()))
+
+
+_STAMP_HEADER = ("line", "monotonic_ns")
+_ANSWER_HEADER = ("scenario", "window", "state", "mask", "latency_ms", "wait_us", "collect_us", "fuse_us", "missing")
+_SENT = ("sent_ns", "late_us")
+"""Last columns of ``latency.csv``; older runs lack one or both."""
+_TIMES = ("network_us", "queue_us", "decode_us", "inference_us", "arrival_us")
+
+
+def _check_run(path: Path, run: Run) -> None:
+    for device in run.devices:
+        check_name(device.name)  # it names files
+    devices = {device.name for device in run.machines}
+    if run.node is not None and run.node.name != NODE:
+        raise ManifestError(f"{path}: field node.name: expected {NODE!r}, found {run.node.name!r}: {_HINT}")
+    scenarios = {scenario.name for scenario in run.scenarios}
+    if not devices or not scenarios:
+        raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
+    for number, phase in enumerate(run.phases):
+        for edge in (phase.start, phase.end):
+            if missing := devices - edge.marks.keys():
+                raise ManifestError(
+                    f"{path}: phases[{number}]: expected a mark of {', '.join(sorted(missing))}: {_HINT}"
+                )
+        if phase.scenario not in scenarios:
+            raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")
+
+
+def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
+    path = folder / stamps_name(device)
+    texts = _read_text(folder / log_name(device)).split("\n")[:-1]
+    stamps = []
+    for number, cells in _rows(path, _STAMP_HEADER):
+        with _Line(path, number):
+            stamps.append(int(cells[1]))
+    if len(texts) != len(stamps):
+        raise ManifestError(
+            f"{folder / log_name(device)}: expected {len(stamps)} lines, as many as {path.name} has, "
+            f"found {len(texts)}: {_HINT}"
+        )
+    return tuple(StampedLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
+
+
+def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:
+    answers = []
+    header = _latency_header(names)
+    for number, cells in _rows(path, header, (header[:-1], header[:-2])):
+        with _Line(path, number):
+            answers.append(_answer_row(cells, names))
+    return tuple(answers)
+
+
+def _latency_header(names: Mapping[int, str]) -> tuple[str, ...]:
+    return (*_ANSWER_HEADER, *(f"{names[index]}.{time}" for index in sorted(names) for time in _TIMES), *_SENT)
+
+
+def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
+    yield from (row.scenario, row.window, row.state.name.lower(), row.mask, f"{row.latency_ms:.3f}")
+    yield from (row.wait_us, row.collect_us, row.fuse_us)
+    yield ";".join(f"{index}={why}" for index, why in sorted(row.missing.items()))
+    timings = {timing.device: timing for timing in row.devices}
+    for index in sorted(names):
+        timing = timings.get(index)
+        yield from ("",) * len(_TIMES) if timing is None else (getattr(timing, time) for time in _TIMES)
+    yield "" if row.sent_ns is None else row.sent_ns
+    yield row.late_us
+
+
+def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
+    pairs = (part.partition("=") for part in cells[8].split(";") if part)
+    width = len(_ANSWER_HEADER) + len(names) * len(_TIMES)
+    sent, late = (*cells[width:], "", "")[:2]
+    devices = []
+    for place, index in enumerate(sorted(names)):
+        first = len(_ANSWER_HEADER) + place * len(_TIMES)
+        times = cells[first : first + len(_TIMES)]
+        if any(times):
+            devices.append(DeviceTiming(index, *(int(time) for time in times)))
+    return AnswerRow(
+        scenario=cells[0],
+        window=int(cells[1]),
+        state=State[cells[2].upper()],
+        mask=int(cells[3]),
+        latency_ms=float(cells[4]),
+        wait_us=int(cells[5]),
+        collect_us=int(cells[6]),
+        fuse_us=int(cells[7]),
+        missing={int(index): why for index, _, why in pairs},
+        devices=tuple(devices),
+        sent_ns=int(sent) if sent else None,
+        late_us=int(late or 0),
+    )
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> bytes:
+    """Write a table with a header, comma separated, lines ended by a line feed each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _rows(path: Path, header: Sequence[str], older: Sequence[Sequence[str]] = ()) -> Iterable[tuple[int, list[str]]]:
+    """Give the rows behind the header, or behind an older one, with their line numbers."""
+    reader = csv.reader(io.StringIO(_read_text(path)))
+    try:
+        for number, cells in enumerate(reader, 1):
+            if number == 1 and tuple(cells) in older:
+                header = cells
+            if number == 1 and tuple(cells) != tuple(header):
+                raise ManifestError(
+                    f"{path}: expected the columns {','.join(header)}, found {','.join(cells)}: {_HINT}"
+                )
+            if len(cells) != len(header):
+                raise ManifestError(f"{path}: line {number}: expected {len(header)} cells, found {len(cells)}: {_HINT}")
+            if number > 1:
+                yield number, cells
+    except csv.Error as err:
+        raise ManifestError(f"{path}: not a CSV file ({err}): {_HINT}") from err
+
+
+class _Line:
+    """Adds file and line to what a cell's conversion raises."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self._where = f"{path}: line {number}"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (KeyError, ValueError)):
+            raise ManifestError(f"{self._where}: expected numbers and a known state, found {error}: {_HINT}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror}): {_HINT}") from err
+    except UnicodeDecodeError as err:
+        raise ManifestError(f"{path}: expected UTF-8 text, found {err}: {_HINT}") from err

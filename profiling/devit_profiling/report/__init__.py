@@ -1,0 +1,1 @@
+"""Figures as tables, pages, plots and traces."""

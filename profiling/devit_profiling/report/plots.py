@@ -1,0 +1,214 @@
+"""The figures of a report: power over time, energy, latency, and where the time of an answer went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from devit_profiling.figures.answers import TimeParts
+from devit_profiling.figures.interval import Estimate
+from devit_profiling.figures.joules import DeviceEnergy
+from devit_profiling.figures.power import Power, rail_names
+from devit_profiling.record.clocks import TimeAxis
+from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW, AnswerRow, Phase
+from devit_profiling.report.canvas import Canvas
+from devit_profiling.report.text import joules
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PHASE_COLOURS = {IDLE: "#cfe3f7", IDLE_AFTER: "#cfe3f7", WARM_UP: "#fde9c4", WINDOW: "#d5efd3"}
+"""Of the bands; the page's key takes them from here."""
+_RAIL_COLOURS = ("#c44e52", "#4c72b0", "#dd8452", "#8172b3", "#64b5cd")
+_CURVE_COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
+_PART_COLOURS = ("#b8b8b8", "#8172b3", "#4c72b0", "#c44e52", "#55a868")
+_TOTAL_COLOUR, _ABOVE_COLOUR = "#4c72b0", "#dd8452"
+_CURVE_POINTS = 401
+_BINS = 60
+
+
+def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) -> str:
+    """Draw a device's rails and total over the whole run.
+
+    Args:
+        name: Unique in the page; identifiers begin with it.
+        power: The device's samples, at least one.
+        phases: Their bands are shaded, by the device's own marks.
+        axis: Common to all devices of the page.
+    """
+    device, samples = power.device.name, power.log.samples
+    with Canvas(name, height_in=3.0) as canvas:
+        axes = canvas.axes
+        times_s = [axis.device_s(device, sample.monotonic_ns) for sample in samples]
+        _shade(axes, device, phases, axis)
+        for rail, colour in zip(rail_names(power.log), _RAIL_COLOURS * 4, strict=False):
+            points = [
+                (time_s, sample.sample.rails_mw[rail] / 1e3)
+                for time_s, sample in zip(times_s, samples, strict=True)
+                if rail in sample.sample.rails_mw
+            ]
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, label=rail)
+        if power.time_s.size:
+            style: dict[str, Any] = {"color": "#111111", "linewidth": 1.4, "linestyle": (0, (4, 1.5)), "zorder": 3}
+            total_s = [axis.device_s(device, round(time_s * 1e9)) for time_s in power.time_s.tolist()]
+            axes.plot(total_s, power.total_w, label="total", **style)
+        axes.set_xlim(0.0, max(times_s[-1], 1e-3))
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_xlabel("seconds since the start of the run")
+        axes.set_ylabel("power, W (SIMULATED)" if power.is_simulated else "power, W")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=4, frameon=False, fontsize=9)
+        return canvas.svg()
+
+
+def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
+    """Draw joules per inference as bars, total and above idle, with their 95 % intervals.
+
+    Args:
+        name: Unique in the page.
+        energies: Titles, and figures of devices that have any; at least one.
+    """
+    estimates = [
+        each for _, energy in energies for each in (energy.total_j_per_inference, energy.dynamic_j_per_inference)
+    ]
+    largest_j = max(abs(each.mean) for each in estimates if each is not None)
+    unit, scale = ("J", 1.0) if largest_j >= 1 else ("mJ", 1e3)
+    with Canvas(name, height_in=0.6 + 0.62 * len(energies)) as canvas:
+        axes = canvas.axes
+        for place, (_, energy) in enumerate(energies):
+            step = (energy.resolution_j_per_inference or 0.0) * scale
+            _bar(axes, place - 0.2, energy.total_j_per_inference, scale, step, _TOTAL_COLOUR)
+            _bar(axes, place + 0.2, energy.dynamic_j_per_inference, scale, step, _ABOVE_COLOUR)
+        # Outside of the picture, for the key alone: the first device may lack one of the two.
+        for title, colour in (("total", _TOTAL_COLOUR), ("above idle", _ABOVE_COLOUR)):
+            axes.barh(-9, 0, color=colour, label=title)
+        axes.set_yticks(range(len(energies)), [title for title, _ in energies])
+        axes.set_ylim(len(energies) - 0.5, -0.5)
+        axes.margins(x=0.14)
+        mark = " (SIMULATED)" if any(energy.is_simulated for _, energy in energies) else ""
+        axes.set_xlabel(f"{unit} per inference, 95 % interval of the mean{mark}")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9)
+        return canvas.svg()
+
+
+def latency_svg(name: str, rows: Mapping[str, Sequence[AnswerRow]]) -> str:
+    """Draw the share of answers that took at most so long, a curve per scenario.
+
+    Args:
+        name: Unique in the page.
+        rows: Scenario to its answers; failed ones are left out.
+    """
+    with Canvas(name, height_in=2.8) as canvas:
+        axes = canvas.axes
+        for (scenario, answers), colour in zip(rows.items(), _CURVE_COLOURS * 8, strict=False):
+            latency_ms = np.array([row.latency_ms for row in answers if row.is_answered])
+            if latency_ms.size:
+                share = np.linspace(0.0, 1.0, min(_CURVE_POINTS, latency_ms.size + 1))
+                values_ms = np.quantile(latency_ms, share)
+                axes.plot(values_ms, 100 * share, color=colour, linewidth=1.5, label=scenario)
+        _log_time(axes)
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
+        axes.set_ylim(0.0, 101.0)
+        axes.set_xlabel("milliseconds from request to answer (logarithmic)")
+        axes.set_ylabel("share of answers, %")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=4, frameon=False, fontsize=9)
+        return canvas.svg()
+
+
+def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]]) -> str:
+    """Draw how long features took to arrive, a histogram a device, with p50, p95 and p99.
+
+    Args:
+        name: Unique in the page.
+        arrivals_ms: Device to its times, each shape ``(n,)`` with n at least 1; at least one device.
+    """
+    low_ms = max(min(float(times_ms.min()) for times_ms in arrivals_ms.values()), 1e-3)
+    high_ms = max(max(float(times_ms.max()) for times_ms in arrivals_ms.values()), low_ms)
+    edges_ms = np.geomspace(low_ms * 0.97, high_ms * 1.03, _BINS + 1)
+    with Canvas(name, height_in=0.5 + 1.25 * len(arrivals_ms), rows=len(arrivals_ms)) as canvas:
+        for axes, (device, times_ms), colour in zip(
+            canvas.rows, arrivals_ms.items(), _CURVE_COLOURS * 32, strict=False
+        ):
+            weights = np.full(times_ms.shape, 100 / times_ms.size)
+            axes.hist(np.maximum(times_ms, low_ms), edges_ms.tolist(), weights=weights, color=colour, alpha=0.55)
+            p50, p95, p99 = np.percentile(times_ms, (50, 95, 99)).tolist()
+            for value, style in ((p50, "-"), (p95, "--"), (p99, ":")):
+                axes.axvline(value, color="#222222", linewidth=1.0, linestyle=style)
+            told = f"{device}: p50 {p50:.3g} (—), p95 {p95:.3g} (- -), p99 {p99:.3g} ms (···)"
+            axes.set_title(told, loc="left", fontsize=9, pad=3)
+            axes.set_ylabel("%")
+        _log_time(canvas.rows[-1])
+        canvas.rows[-1].set_xlabel("milliseconds from dispatch to the feature's arrival at the node (logarithmic)")
+        canvas.space_rows(0.42)
+        return canvas.svg()
+
+
+def parts_svg(name: str, parts: Mapping[str, TimeParts]) -> str:
+    """Draw where the mean time of an answer went, a bar a scenario.
+
+    Args:
+        name: Unique in the page.
+        parts: By scenario; at least one.
+    """
+    titles = {
+        "client and network": "client_ms",
+        "queue at the node": "queue_ms",
+        "devices": "devices_ms",
+        "slowest device alone": "slowest_ms",
+        "fusion": "fuse_ms",
+    }
+    with Canvas(name, height_in=0.55 + 0.42 * len(parts)) as canvas:
+        axes = canvas.axes
+        left_ms = np.zeros(len(parts))
+        for (title, field), colour in zip(titles.items(), _PART_COLOURS, strict=True):
+            width_ms = np.array([getattr(part, field) for part in parts.values()])
+            axes.barh(range(len(parts)), width_ms, 0.6, left_ms, color=colour, label=title)
+            left_ms += width_ms
+        axes.set_yticks(range(len(parts)), list(parts))
+        axes.set_ylim(len(parts) - 0.5, -0.5)
+        axes.set_xlabel("milliseconds, mean")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False, fontsize=9)
+        return canvas.svg()
+
+
+def _bar(axes: Axes, place: float, figure: Estimate | None, scale: float, step: float, colour: str) -> None:
+    """Draw one bar with its interval and its figure; nothing where there is none."""
+    if figure is None:
+        return
+    mean, end = figure.mean * scale, figure.mean * scale
+    axes.barh(place, mean, 0.36, color=colour)
+    if figure.low_95 is not None and figure.high_95 is not None:
+        error = [[mean - figure.low_95 * scale], [figure.high_95 * scale - mean]]
+        axes.errorbar(mean, place, xerr=error, color="#222222", capsize=3, linewidth=1.2)
+        end = figure.high_95 * scale
+    axes.annotate(
+        joules(mean, step), (max(end, 0.0), place), (5, 0), textcoords="offset points", va="center", fontsize=9
+    )
+
+
+def _shade(axes: Axes, device: str, phases: Sequence[Phase], axis: TimeAxis) -> None:
+    """Shade the phases, and name each scenario above its first one."""
+    named: set[str] = set()
+    for phase in phases:
+        start_s = axis.device_s(device, phase.start.marks[device].monotonic_ns)
+        end_s = axis.device_s(device, phase.end.marks[device].monotonic_ns)
+        if phase.kind != SETTLE:
+            axes.axvspan(start_s, end_s, facecolor=PHASE_COLOURS[phase.kind], edgecolor="white", linewidth=1.0)
+        if phase.scenario not in named:
+            named.add(phase.scenario)
+            spot = axes.get_xaxis_transform()
+            axes.text(start_s, 1.02, phase.scenario, transform=spot, fontsize=9, ha="left", va="bottom")
+
+
+def _log_time(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, with 0.5, 2 and 10 where matplotlib writes powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)

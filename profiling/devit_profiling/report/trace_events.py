@@ -1,0 +1,228 @@
+"""``trace.json``: a run in the Trace Event Format, as Perfetto and chrome://tracing open it.
+
+A process each for the asking machine, the fusion node and every device; a track each for phases and for answers under
+way at once; counters for rails and totals. All times are microseconds since the run's first recorded moment, on the
+asking machine's clock. The record has durations of the ways between machines, both ways in one; half each is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from devit_profiling.figures.power import Power
+from devit_profiling.record.clocks import ClockFit, TimeAxis
+from devit_profiling.record.record import NODE, OUTSIDE, AnswerRow, Phase, Recording
+from devit_profiling.sensor.tegrastats import SIMULATED
+
+TRACE_FILE = "trace.json"
+MAX_ANSWERS = 500
+"""Of each window that are drawn, from its start: viewers become slow beyond some hundred thousand events."""
+DESK_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
+PHASES_TID, FIRST_ANSWER_TID = 1, 2
+
+Args = dict[str, str | int | float]
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One event; names and letters are those of the format."""
+
+    ph: str
+    """``X`` a slice, ``C`` a counter, ``M`` a name."""
+    name: str
+    pid: int
+    tid: int
+    ts: int | None = None
+    """Start in microseconds."""
+    dur: int | None = None
+    cat: str = ""
+    args: Args | None = None
+
+
+class About(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a viewer shows as the trace's metadata."""
+
+    run: str
+    power: str
+    answers: str
+    clocks: dict[str, ClockFit]
+    ways: str = "network slices: the record has both ways in one; half each is assumed"
+
+
+class Trace(msgspec.Struct, frozen=True, rename="camel"):
+    """The file."""
+
+    trace_events: tuple[Event, ...]
+    display_time_unit: str
+    other_data: About
+
+
+def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
+    """Draw a run.
+
+    Args:
+        recording: Its raw data.
+        powers: Samples of its devices.
+    """
+    axis = TimeAxis.of(recording)
+    names = recording.run.names_by_submodel()
+    mark = {power.device.name: f" ({SIMULATED})" if power.is_simulated else "" for power in powers}
+    cell = dict.fromkeys([*(names[index] for index in sorted(names)), *(name for name in axis.clocks if name != NODE)])
+    pids = {name: FIRST_DEVICE_PID + place for place, name in enumerate(cell)}
+    pids[NODE] = NODE_PID
+    answers, left_out = _drawn(recording.answers)
+    slices = [*_phase_slices(recording, axis, pids), *_answer_slices(answers, names, pids, axis)]
+    counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
+    titles = {DESK_PID: "asking machine"}
+    titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
+    events = sorted([*slices, *counters], key=_order)
+    simulated = [power.device.name for power in powers if power.is_simulated]
+    return Trace(
+        trace_events=(*_titles(titles, slices), *events),
+        display_time_unit="ms",
+        other_data=About(
+            run=recording.run.name,
+            power=f"{SIMULATED}, no measurement of a board: {', '.join(simulated)}" if simulated else "measured",
+            answers=_told(len(answers), left_out, recording),
+            clocks=dict(axis.clocks),
+        ),
+    )
+
+
+def trace_bytes(trace: Trace) -> bytes:
+    """Encode it, an event a line."""
+    whole = msgspec.json.encode(msgspec.structs.replace(trace, trace_events=()))
+    events = b",\n".join(msgspec.json.encode(event) for event in trace.trace_events)
+    return whole.replace(b'"traceEvents":[]', b'"traceEvents":[\n' + events + b"\n]", 1) + b"\n"
+
+
+def _order(event: Event) -> tuple[int, int]:
+    """By time; of slices that begin together the outer one first."""
+    return event.ts or 0, -(event.dur or 0)
+
+
+def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
+    """Choose the first answers of every window, in order of their requests; tell how many others have a time."""
+    chosen, left_out = [], 0
+    counts: dict[tuple[str, int], int] = {}
+    for row in rows:
+        if row.sent_ns is None:
+            continue
+        place = (row.scenario, row.window)
+        counts[place] = counts.get(place, 0) + 1
+        if counts[place] <= MAX_ANSWERS:
+            chosen.append(row)
+        else:
+            left_out += 1
+    return sorted(chosen, key=lambda row: row.sent_ns or 0), left_out
+
+
+def _told(drawn: int, left_out: int, recording: Recording) -> str:
+    if not drawn and recording.answers:
+        return "none: this run was recorded without the times of its requests; measure again"
+    rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
+    return f"{drawn}: the first {MAX_ANSWERS} of each window and outside of windows{rest}"
+
+
+def _titles(titles: Mapping[int, str], slices: Iterable[Event]) -> Iterable[Event]:
+    """Name processes and tracks, and keep them in this order."""
+    for place, (pid, title) in enumerate(sorted(titles.items())):
+        yield Event("M", "process_name", pid, 0, args={"name": title})
+        yield Event("M", "process_sort_index", pid, 0, args={"sort_index": place})
+    for pid, tid in sorted({(event.pid, event.tid) for event in slices}):
+        title = "phases" if tid == PHASES_TID else f"answers, {tid - FIRST_ANSWER_TID + 1}"
+        yield Event("M", "thread_name", pid, tid, args={"name": title})
+        yield Event("M", "thread_sort_index", pid, tid, args={"sort_index": tid})
+
+
+def _slice(name: str, pid: int, tid: int, start_us: int, end_us: int, cat: str, args: Args | None = None) -> Event:
+    return Event("X", name, pid, tid, start_us, max(0, end_us - start_us), cat, args)
+
+
+def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int]) -> Iterable[Event]:
+    """Draw scenarios and phases on the asking machine's clock, and phases by every device's own marks."""
+    phases = recording.run.phases
+    for scenario in recording.run.scenarios:
+        inside = [phase for phase in phases if phase.scenario == scenario.name]
+        if inside:
+            start_us, end_us = axis.desk_us(inside[0].start.desk_ns), axis.desk_us(inside[-1].end.desk_ns)
+            yield _slice(scenario.name, DESK_PID, PHASES_TID, start_us, end_us, "scenario")
+    for phase in phases:
+        title, args = _phase_title(phase), {"scenario": phase.scenario}
+        start_us, end_us = axis.desk_us(phase.start.desk_ns), axis.desk_us(phase.end.desk_ns)
+        yield _slice(title, DESK_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
+        for name in axis.clocks:
+            start_us = axis.device_us(name, phase.start.marks[name].monotonic_ns)
+            end_us = axis.device_us(name, phase.end.marks[name].monotonic_ns)
+            done = phase.end.marks[name].inferences - phase.start.marks[name].inferences
+            yield _slice(title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
+
+
+def _phase_title(phase: Phase) -> str:
+    return phase.kind if phase.number == OUTSIDE else f"{phase.kind} {phase.number}"
+
+
+def _answer_slices(
+    rows: Sequence[AnswerRow], names: Mapping[int, str], pids: Mapping[str, int], axis: TimeAxis
+) -> Iterable[Event]:
+    """Draw each answer at the asking machine, at the node, and at each device whose feature is in it."""
+    lanes: dict[int, list[int]] = {}
+    for number, row in enumerate(rows, 1):
+        assert row.sent_ns is not None  # chosen so
+        start_us = axis.desk_us(row.sent_ns)
+        latency_us = round(row.latency_ms * 1000)
+        node_us = row.wait_us + row.collect_us + row.fuse_us
+        title = f"answer {number}"
+        args: Args = {"scenario": row.scenario, "window": row.window, "state": row.state.name.lower()}
+        for index, why in sorted(row.missing.items()):
+            args[f"without {names.get(index, index)}"] = why
+        tid = _lane(lanes, DESK_PID, start_us, latency_us)
+        yield _slice(title, DESK_PID, tid, start_us, start_us + latency_us, "answer", args)
+        arrived_us = start_us + max(0, latency_us - node_us) // 2
+        at_node = (("wait", row.wait_us), ("collect", row.collect_us), ("fuse", row.fuse_us))
+        yield from _nested(title, NODE_PID, lanes, arrived_us, at_node)
+        for timing in row.devices:
+            out_us = timing.network_us // 2
+            at_device = (
+                ("network out", out_us),
+                ("queue", timing.queue_us),
+                ("decode", timing.decode_us),
+                ("engine", timing.inference_us),
+                ("network back", timing.network_us - out_us),
+            )
+            yield from _nested(title, pids[names[timing.device]], lanes, arrived_us + row.wait_us, at_device)
+
+
+def _nested(
+    title: str, pid: int, lanes: dict[int, list[int]], start_us: int, parts: Sequence[tuple[str, int]]
+) -> Iterable[Event]:
+    """Draw a slice that is filled by its parts, one behind the other; parts without length are left out."""
+    length_us = sum(part_us for _, part_us in parts)
+    tid = _lane(lanes, pid, start_us, length_us)
+    yield _slice(title, pid, tid, start_us, start_us + length_us, "answer")
+    for name, part_us in parts:
+        if part_us:
+            yield _slice(name, pid, tid, start_us, start_us + part_us, "part")
+        start_us += part_us
+
+
+def _lane(lanes: dict[int, list[int]], pid: int, start_us: int, length_us: int) -> int:
+    """Find a track of a process that is free from then on: slices of one track may nest, but not overlap."""
+    ends_us = lanes.setdefault(pid, [])
+    place = next((place for place, end_us in enumerate(ends_us) if end_us <= start_us), len(ends_us))
+    ends_us[place : place + 1] = [start_us + length_us]
+    return FIRST_ANSWER_TID + place
+
+
+def _counters(power: Power, axis: TimeAxis, pid: int) -> Iterable[Event]:
+    """Count every rail, and the total, in milliwatts; viewers stack what stands in one event, so each has its own."""
+    mark = f" {SIMULATED}" if power.is_simulated else ""
+    for sample in power.log.samples:
+        at_us = axis.device_us(power.device.name, sample.monotonic_ns)
+        rails_mw = sample.sample.rails_mw
+        for rail, power_mw in rails_mw.items():
+            yield Event("C", rail + mark, pid, 0, at_us, args={"mW": power_mw})
+        total = power.total_mw(rails_mw)
+        if total is not None:
+            yield Event("C", f"total{mark}", pid, 0, at_us, args={"mW": total})

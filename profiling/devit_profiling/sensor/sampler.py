@@ -1,0 +1,204 @@
+"""Runs ``tegrastats`` or ``hwmon-power`` as a child process and hands out its lines with their time."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from devit_contract.errors import EnergyError
+from devit_contract.wire.messages import SamplingCost
+from devit_profiling.sensor.hwmon_lines import time_ns_of
+from devit_profiling.sensor.tegrastats import StampedLine
+
+
+class PowerSampler:
+    """A running sensor program: a context manager to be watched by a poller, without threads.
+
+    The child has a pipe of its own, whose reading end no other process inherits: should this process die without
+    leaving the context, the child's next line ends it (``SIGPIPE``). Only this child is ever stopped, by its
+    process id; ``tegrastats --stop`` would end the logs of others.
+    """
+
+    def __init__(self, command: Sequence[str], interval_ms: int) -> None:
+        """Keep what to run; nothing is started yet.
+
+        Args:
+            command: Program and arguments, e.g. ``["tegrastats"]``; ``--interval`` is appended.
+            interval_ms: Nominal period in milliseconds. Real periods of tegrastats are up to 9 % longer; below
+                100 ms it gives no more than about 9 lines a second. ``hwmon-power`` keeps 20 ms.
+        """
+        self._command = [*command, "--interval", str(interval_ms)]
+        self._child: subprocess.Popen[bytes] | None = None
+        self._rest = b""
+        self._last_text = ""
+        self._last_own_ns = 0
+        self._first: tuple[int, float | None] | None = None
+        self._latest: tuple[int, float | None] | None = None
+
+    def __enter__(self) -> PowerSampler:
+        """Start the child. The first line of tegrastats comes after one interval.
+
+        Raises:
+            EnergyError: The command cannot be started.
+        """
+        self._rest = b""
+        self._last_text = ""
+        self._last_own_ns = 0
+        self._first = self._latest = None
+        try:
+            self._child = subprocess.Popen(
+                self._command,
+                bufsize=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,  # what it complains about is told when it ends
+                start_new_session=True,  # Ctrl-C reaches this process, which then ends the child
+            )
+        except OSError as err:
+            raise EnergyError(
+                f"power sampler {self._command[0]!r} cannot be started ({err.strerror}): "
+                "set `tegrastats` in agent.toml to a command that is installed here, e.g. /usr/bin/tegrastats"
+            ) from err
+        os.set_blocking(self.fileno(), False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the child: by SIGTERM, and by SIGKILL if it is still there after two seconds."""
+        child = self._running()
+        self._meter()
+        # A child that may not be signalled, as under sudo, is ended by its next line into the closed pipe.
+        _pipe(child).close()
+        with suppress(PermissionError):
+            child.terminate()
+        try:
+            child.wait(_TERMINATE_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            with suppress(PermissionError):
+                child.kill()
+                child.wait()
+        self._child = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._running().pid
+
+    def fileno(self) -> int:
+        """Give the descriptor to poll. On any event, error and hang-up too, :meth:`read_lines` has something to do."""
+        return _pipe(self._running()).fileno()
+
+    def read_lines(self) -> list[StampedLine]:
+        """Take the lines that have arrived, without waiting; an empty list if there are none.
+
+        A line that tells when it was read at the sensor carries that time. All others of one call carry the time of
+        the call: read on every event, since of lines that waited together an energy window uses the first alone. One
+        call takes at most 64 KiB; the descriptor stays readable for the rest.
+
+        Raises:
+            EnergyError: The child has ended, or what it prints is no text in lines.
+        """
+        try:
+            chunk = os.read(self.fileno(), _CHUNK_BYTES)
+        except BlockingIOError:
+            return []
+        now_ns = time.monotonic_ns()
+        if not chunk:
+            self._meter()  # before its end is waited for, which removes it
+            raise EnergyError(self._end_text())
+        if self._first is None:
+            self._meter()
+            self._first = self._latest
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > _CHUNK_BYTES:
+            raise EnergyError(
+                f"power sampler {self._command[0]!r} printed {len(self._rest)} bytes without a line end, "
+                "expected lines of tegrastats: correct `tegrastats` in agent.toml"
+            )
+        lines = [self._stamped(text.decode("utf-8", "replace").rstrip("\r"), now_ns) for text in whole]
+        if lines:
+            self._last_text = lines[-1].text
+        return lines
+
+    def cost(self, reader_cpu_s: float) -> SamplingCost | None:
+        """Tell what the child has used between its first line and its end; ``None`` before that.
+
+        Args:
+            reader_cpu_s: What the caller has used to read and pass on.
+        """
+        if self._child is not None and self._first is not None:
+            self._meter()
+        if self._first is None or self._latest is None or self._latest[0] == self._first[0]:
+            return None
+        (first_ns, first_s), (latest_ns, latest_s) = self._first, self._latest
+        used_s = latest_s - first_s if first_s is not None and latest_s is not None else None
+        return SamplingCost((latest_ns - first_ns) / 1e9, used_s, reader_cpu_s)
+
+    def _meter(self) -> None:
+        """Note the child's CPU time, from its first line on: the start of a program is no sampling."""
+        child = self._running()
+        if child.returncode is not None:
+            return  # its number may be another process's by now
+        self._latest = time.monotonic_ns(), cpu_s_of(child.pid)
+
+    def _stamped(self, text: str, now_ns: int) -> StampedLine:
+        own_ns = time_ns_of(text)
+        if own_ns is None or not self._last_own_ns < own_ns <= now_ns:
+            return StampedLine(now_ns, text)
+        self._last_own_ns = own_ns
+        return StampedLine(own_ns, text)
+
+    def _end_text(self) -> str:
+        """Say how the child ended, with its last words; its output is closed, so it is about to be gone."""
+        last = self._rest.decode("utf-8", "replace").strip() or self._last_text
+        said = f", last line {last[:_SHOWN_CHARS]!r}" if last else ", without a line"
+        try:
+            code = str(self._running().wait(_GONE_DEADLINE_S))
+        except subprocess.TimeoutExpired:
+            code = "none: only its output is closed"
+        return f"power sampler ended (exit code {code}{said}): run `{shlex.join(self._command)}` to see why"
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            raise RuntimeError("the sampler is used outside of its `with` block")
+        return self._child
+
+
+def cpu_s_of(pid: int) -> float | None:
+    """Tell the CPU time that a process and its running descendants have used; ``None`` where it cannot be told."""
+    total_s = 0.0
+    for number in _tree(pid):
+        try:
+            # The kernel's number of a process's CPU clock, linux/posix-timers.h: in nanoseconds, where /proc has 10 ms.
+            total_s += time.clock_gettime(~number << 3 | _CPUCLOCK_SCHED)
+        except OSError:
+            if number == pid:
+                return None
+    return total_s
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    with suppress(OSError):  # gone, or a kernel without these lists
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split():
+            yield from _tree(int(child))
+
+
+def _pipe(child: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert child.stdout is not None  # opened with stdout=PIPE
+    return child.stdout
+
+
+_CHUNK_BYTES = 1 << 16
+_SHOWN_CHARS = 300
+_TERMINATE_DEADLINE_S = 2.0
+_GONE_DEADLINE_S = 0.2
+_CPUCLOCK_SCHED = 2

@@ -1,0 +1,1 @@
+"""A simulated Jetson, whose every line says SIMULATED."""

@@ -1,0 +1,230 @@
+"""A simulated Jetson: work goes in, lines of ``tegrastats`` come out, each marked SIMULATED.
+
+Time is the caller's: a program passes the real one, a test an hour in a moment. The figures are those of measured
+boards (``simulated_boards.py``); they are not a measurement of anything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from devit_profiling.sensor.board_table import AGX_ORIN, AGX_THOR, NANO, ORIN_NANO, XAVIER_NX, Board
+from devit_profiling.sensor.tegrastats import SIMULATED
+from devit_profiling.simulator.boards import POWER
+from devit_profiling.simulator.power import Physics, TruePower
+from devit_profiling.simulator.sensor import RIPPLE_STEPS, SENSORS, Readings
+
+
+class SimulatedBoard:
+    """A board at work in the caller's time: the same arguments and calls give the same lines."""
+
+    def __init__(
+        self,
+        board: Board,
+        *,
+        seed: int = 0,
+        sensor: str = "lag",
+        ripple_steps: float = RIPPLE_STEPS,
+        physics: Physics | None = None,
+        keeps_history: bool = False,
+        started: datetime = datetime(2026, 1, 1),
+    ) -> None:
+        """Let the board idle.
+
+        Args:
+            board: Whose rails, steps and lag to use.
+            seed: Of everything that is drawn.
+            sensor: A key of :data:`~.simulated_sensor.SENSORS`.
+            ripple_steps: Root mean square of the readings' ripple, in steps of the converter.
+            physics: How power follows load; by default at once, of a drawn specimen.
+            keeps_history: Whether ``true_j`` and ``seen_j`` can be asked.
+            started: Local date and time at ``time_s`` 0, for the stamps.
+        """
+        self.sensor = SENSORS[sensor](board, seed)
+        self._board = board
+        self._shape = _SHAPES[board.key]
+        self._started = started
+        self._power = TruePower(board, physics or Physics.drawn(seed), keeps_history=keeps_history)
+        self._readings = Readings(board, self.sensor, self._power.rails_mw, ripple_steps, seed)
+        self._lines = 0
+        self._sum_mw = dict.fromkeys(POWER[board.key].idle_mw, 0)
+
+    def work(self, until_s: float, load: float) -> None:
+        """Work on with a constant share of the GPU in use, 0 to 1; more counts as 1.
+
+        Args:
+            until_s: On the caller's clock, not before that of the last call. The first call sets the clock.
+            load: The share. Power follows it as ``physics`` says.
+        """
+        for piece in self._power.work(until_s, min(max(load, 0.0), 1.0)):
+            self._readings.see(piece)
+
+    def rails_mw(self) -> dict[str, int]:
+        """Read the sensor now, in the order of the board's lines; every reading has a ripple of its own."""
+        return dict(zip(POWER[self._board.key].idle_mw, self._readings.read_mw(), strict=True))
+
+    def line(self, time_s: float, load: float) -> str:
+        """Work on until ``time_s`` as :meth:`work` does, and give its line, without a line end."""
+        load = min(max(load, 0.0), 1.0)
+        self.work(time_s, load)
+        rails_mw = self.rails_mw()
+        self._lines += 1
+        for rail, power_mw in rails_mw.items():
+            self._sum_mw[rail] += power_mw
+        shape = self._shape
+        stamp = f"{self._started + timedelta(seconds=time_s):%m-%d-%Y %H:%M:%S} " if shape.has_stamp else ""
+        # The mark stands in front, so that a line that is cut off keeps it.
+        return (
+            f"{stamp}{SIMULATED} RAM {shape.ram_mb} SWAP {shape.swap_mb} (cached 0MB) CPU [{self._cores(load)}] "
+            f"{shape.loads.format(percent=round(100 * load))}{self._zones()} {self._rails(rails_mw)}"
+        )
+
+    def true_j(self, start_s: float, end_s: float) -> float:
+        """Give the exact energy of the board's total between two moments of the past, in joules."""
+        return self._power.energy_j(start_s, end_s)
+
+    def seen_j(self, start_s: float, end_s: float, *, has_offset: bool = True) -> float:
+        """Give the same as the sensor's gain and offset show it, without lag, ripple and steps.
+
+        Repeated measurements can tell no more: what is constant does not scatter.
+        """
+        rails_j = self._power.rails_j(start_s, end_s)
+        offset_s = (end_s - start_s) / 1000 if has_offset else 0.0
+        gain, offset_mw = self.sensor.gain, self.sensor.offset_mw
+        return sum(gain[rail] * rails_j[rail] + offset_mw[rail] * offset_s for rail in self._board.total_rails)
+
+    def _cores(self, load: float) -> str:
+        shape = self._shape
+        busy = f"{round(100 * load)}%@{shape.busy_mhz if load > _IDLE_LOAD else shape.idle_mhz}"
+        return ",".join([busy] + [f"0%@{shape.idle_mhz}"] * (shape.cores - 1))
+
+    def _zones(self) -> str:
+        rise_c = self._power.rise_c
+        return " ".join(f"{zone}@{round(8 * (idle_c + rise_c)) / 8:g}C" for zone, idle_c in self._shape.idle_c.items())
+
+    def _rails(self, rails_mw: Mapping[str, int]) -> str:
+        """Print instant and average; the second is the mean since the start, as in tegrastats."""
+        unit = self._shape.rail_unit
+        return " ".join(
+            f"{rail} {mw}{unit}/{int(self._sum_mw[rail] / self._lines)}{unit}" for rail, mw in rails_mw.items()
+        )
+
+
+class Cadence:
+    """When lines come: at the interval that was asked for, a little longer, now and then after a pause."""
+
+    def __init__(self, interval_ms: float, *, seed: int = 0, pauses_per_min: float = 0.0) -> None:
+        """Draw the period once, as one process of tegrastats has one.
+
+        Args:
+            interval_ms: Asked for. Recorded periods are 1.00 to 1.09 times as long.
+            seed: Of the period and the pauses.
+            pauses_per_min: How often tegrastats stops for up to 3 s, on average.
+        """
+        self._random = random.Random(f"cadence {seed}")
+        self.period_s = interval_ms / 1000 * self._random.uniform(1.0, 1.09)
+        self._chance = pauses_per_min * self.period_s / 60
+
+    def gap_s(self) -> float:
+        """Draw the time to the next line."""
+        pause_s = self._random.uniform(0.0, _MAX_PAUSE_S) if self._random.random() < self._chance else 0.0
+        return self.period_s + pause_s
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a plan of work: a share of the GPU in use, until a moment."""
+
+    until_s: float
+    load: float
+
+
+def play(board: SimulatedBoard, work: Iterable[Stretch], cadence: Cadence) -> Iterator[tuple[float, float]]:
+    """Have a board work to a plan in virtual time; stop wherever a line is due.
+
+    Yields:
+        The moment on the plan's clock, from 0 s, and the load; the board is there, to be read.
+    """
+    due_s = cadence.period_s
+    board.work(0.0, 0.0)
+    for stretch in work:
+        while due_s <= stretch.until_s:
+            board.work(due_s, stretch.load)
+            yield due_s, stretch.load
+            due_s += cadence.gap_s()
+        board.work(stretch.until_s, stretch.load)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What stands in a board's lines beside its rails."""
+
+    ram_mb: str
+    swap_mb: str
+    cores: int
+    idle_mhz: int
+    busy_mhz: int
+    idle_c: Mapping[str, float]
+    loads: str = "GR3D_FREQ {percent}% "
+    """What the line says of the GPU's load, if anything."""
+    has_stamp: bool = True
+    rail_unit: str = "mW"
+
+
+# Lines without root: L4T 36 of the Orins as in the recordings orin_nano_l4t36_01_idle_log and agx_orin_l4t36_03, L4T 35
+# of Xavier NX, L4T 32 of Nano as in nano_l4t32_02, L4T 38 of Thor, which says nothing of its GPU's load.
+_SHAPES = {
+    ORIN_NANO.key: _Shape(
+        ram_mb="1697/7620MB (lfb 42x4MB)",
+        swap_mb="0/3810MB",
+        cores=6,
+        idle_mhz=729,
+        busy_mhz=1344,
+        idle_c={"cpu": 40.25, "soc2": 39.125, "soc0": 40.375, "gpu": 40.875, "tj": 41.0, "soc1": 41.0},
+    ),
+    AGX_ORIN.key: _Shape(
+        ram_mb="6879/62841MB (lfb 3x4MB)",
+        swap_mb="0/31421MB",
+        cores=12,
+        idle_mhz=729,
+        busy_mhz=2201,
+        idle_c={"cpu": 47.625, "soc2": 44.25, "soc0": 45.75, "gpu": 43.25, "tj": 47.625, "soc1": 45.125},
+    ),
+    XAVIER_NX.key: _Shape(
+        ram_mb="2274/6834MB (lfb 27x4MB)",
+        swap_mb="542/3417MB",
+        cores=6,
+        idle_mhz=1190,
+        busy_mhz=1420,
+        idle_c={"AUX": 36.5, "CPU": 40.0, "thermal": 37.875, "AO": 37.5, "GPU": 38.0},
+        loads="EMC_FREQ 0% GR3D_FREQ {percent}% ",
+    ),
+    NANO.key: _Shape(
+        ram_mb="534/3964MB (lfb 98x4MB)",
+        swap_mb="5/1982MB",
+        cores=4,
+        idle_mhz=204,
+        busy_mhz=1479,
+        idle_c={"PLL": 34.0, "CPU": 36.5, "GPU": 36.0, "AO": 39.5, "thermal": 36.25},
+        loads="EMC_FREQ 0% GR3D_FREQ {percent}% ",
+        has_stamp=False,
+        rail_unit="",
+    ),
+    AGX_THOR.key: _Shape(
+        ram_mb="17842/125772MB (lfb 79x4MB)",
+        swap_mb="0/4096MB",
+        cores=14,
+        idle_mhz=972,
+        busy_mhz=2601,
+        idle_c={"cpu": 30.5, "tj": 31.25, "soc012": 30.25, "soc345": 31.25},
+        loads="",
+    ),
+}
+SIMULATED_BOARDS = tuple(_SHAPES)
+"""Keys of the boards that can be simulated."""
+
+_MAX_PAUSE_S = 3.0
+_IDLE_LOAD = 0.02

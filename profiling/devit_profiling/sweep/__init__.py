@@ -1,0 +1,1 @@
+"""A device measured in several of its power modes."""

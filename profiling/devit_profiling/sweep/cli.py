@@ -1,0 +1,116 @@
+"""``profile sweep``: what it takes and what it prints."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from devit_contract.service import terminal
+
+if TYPE_CHECKING:
+    from devit_profiling.sweep.verdict import Sweep
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as err:
+        raise typer.BadParameter(f"expected numbers of power modes such as 0,1,2, found {text!r}") from err
+
+
+def sweep(
+    power_modes: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Power modes of this device, as nvpmodel numbers them.")
+    ] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(metavar="MS", min=0.0, help="Which 99 of 100 inferences shall keep.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Bundle folder, built on this device.")] = None,
+    submodel: Annotated[int, typer.Option(metavar="N", min=0, help="Which submodel runs.")] = 0,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Engine store (default: ~/.cache/devit/engines, of root).")
+    ] = None,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="CPU threads of ONNX Runtime.")] = 1,
+    engine: Annotated[
+        str, typer.Option(metavar="CHOICE", help="built: what devit build made; busy:MS: a busy core instead.")
+    ] = "built",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of this device, to find its calibration.")] = "local",
+    duration_s: Annotated[float, typer.Option("--duration", metavar="S", help="Length of a window.")] = 10.0,
+    windows: Annotated[int, typer.Option(metavar="N", help="Windows in each mode.")] = 5,
+    idle_s: Annotated[float, typer.Option("--idle", metavar="S", help="Length of an idle phase.")] = 10.0,
+    settle_s: Annotated[float, typer.Option("--settle", metavar="S", help="Rest after a change of the mode.")] = 3.0,
+    interval_ms: Annotated[int, typer.Option(metavar="MS", help="Sampling period.")] = 100,
+    calibrations: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with calibrations (default: ~/.config/devit/calibrations)."),
+    ] = None,
+    state: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder that remembers the mode that was found, for a killed sweep.")
+    ] = Path("/var/lib/devit"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs.")] = Path("runs"),
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Only set back the mode that a killed sweep has changed.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON on standard output.")] = False,
+) -> None:
+    """Measure this device in several power modes, as root, and name the cheapest that keeps a deadline.
+
+    Runs on the device itself; the mode that was found is set again at the end, after Ctrl-C too, and after a kill by
+    the next start. Modes that need a reboot are left out and named.
+    """
+    import msgspec
+
+    from devit_engines.bench.child import engine_command
+    from devit_profiling.load.local_run import planned_s
+    from devit_profiling.record.calibration import default_folder
+    from devit_profiling.record.record import Plan
+    from devit_profiling.sweep.nvpmodel import NvpModel, set_back_left_over
+    from devit_profiling.sweep.sweep import Bench
+    from devit_profiling.sweep.sweep import sweep as run_sweep
+
+    if note := set_back_left_over(NvpModel(), state):
+        typer.echo(f"note: {note}", err=True)
+    if restore:
+        return
+    if power_modes is None or deadline_ms is None or bundle is None:
+        raise typer.BadParameter("give --power-modes, --deadline-ms and --bundle, or --restore alone")
+    numbers = _numbers(power_modes)
+    command = engine_command(bundle, submodel, store, threads, engine)
+    plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
+    bench = Bench(name, submodel, command, NvpModel(), state, calibrations=calibrations or default_folder())
+    _end_with_the_terminal()
+    typer.echo(f"{len(numbers)} modes, about {len(numbers) * planned_s(plan) / 60:.1f} min", err=True)
+    with terminal.progress_bar(quiet=as_json) as progress:
+        folder, found = run_sweep(bench, numbers, deadline_ms, plan, out, progress)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        show(folder, found)
+    if not found.is_whole:
+        typer.echo("interrupted: the figures are of the modes that were measured whole", err=True)
+        raise typer.Exit(130)
+
+
+def show(folder: Path, found: Sweep) -> None:
+    """Print a verdict for people."""
+    from devit_profiling.sweep.verdict import SWEEP_HEADER, sweep_rows
+
+    mark = ": SIMULATED power, no measurement of a board" if found.is_simulated else ""
+    title = f"Power modes of {found.device}{mark}"
+    terminal.print_table(title, SWEEP_HEADER, sweep_rows(found), numbers=(1, 2, 4, 5, 6))
+    typer.echo(found.verdict)
+    for line in found.refused:
+        typer.echo(f"note: {line}")
+    calibrated = "calibrated" if found.is_calibrated else "not calibrated"
+    typer.echo(f"note: joules of {found.scope or 'no total'}, {calibrated}; back to back, one image at a time")
+    typer.echo(f"note: {found.found} is set again")
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _end_with_the_terminal() -> None:
+    """Have a lost connection end the sweep as Ctrl-C does; under nohup it goes on."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)

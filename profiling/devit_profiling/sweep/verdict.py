@@ -1,0 +1,166 @@
+"""Which power mode is the cheapest that keeps the deadline, and what that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from devit_profiling.figures.analysis import Report, ScenarioReport
+from devit_profiling.figures.interval import Estimate
+from devit_profiling.report.text import interval, joules, number
+from devit_profiling.sweep.nvpmodel import PowerMode
+
+SWEEP_FILE = "sweep.json"
+SWEEP_SCHEMA = 1
+
+
+class ModeFigures(msgspec.Struct, frozen=True):
+    """One mode that was measured."""
+
+    number: int
+    name: str
+    p50_ms: float | None
+    p99_ms: float | None
+    """Of single inferences, back to back."""
+    per_second: float
+    keeps_deadline: bool
+    total_j_per_inference: Estimate | None
+    resolution_j_per_inference: float | None
+    idle_w: float | None
+    mean_w: float | None
+    not_measured: str
+    """Why there are no joules; empty where there are."""
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """``sweep.json``."""
+
+    schema: int
+    run: str
+    device: str
+    is_simulated: bool
+    is_calibrated: bool
+    is_whole: bool
+    """Whether every mode that was asked for was measured or refused."""
+    scope: str
+    deadline_ms: float
+    found: PowerMode
+    """The mode before the sweep, which was set again."""
+    modes: tuple[ModeFigures, ...]
+    refused: tuple[str, ...]
+    """Modes that need a reboot, a sentence each."""
+    cheapest: int | None
+    """Number of the mode with the least joules per inference among those that keep the deadline."""
+    verdict: str
+    """The same in a sentence."""
+
+
+def judge(
+    report: Report,
+    modes: Sequence[PowerMode],
+    refused: Mapping[int, str],
+    found: PowerMode,
+    deadline_ms: float,
+    *,
+    is_whole: bool,
+) -> Sweep:
+    """Read the figures of the modes off a sweep's report, whose scenarios they are, and choose."""
+    scenarios = {scenario.name: scenario for scenario in report.scenarios}
+    figures = tuple(_figures(mode, scenarios[str(mode)], deadline_ms) for mode in modes)
+    device = report.devices[0]
+    cheapest, verdict = choose(figures, deadline_ms)
+    return Sweep(
+        schema=SWEEP_SCHEMA,
+        run=report.name,
+        device=device.name,
+        is_simulated=device.is_simulated,
+        is_calibrated=device.calibration is not None,
+        is_whole=is_whole,
+        scope=device.scope,
+        deadline_ms=deadline_ms,
+        found=found,
+        modes=figures,
+        refused=tuple(refused.values()),
+        cheapest=cheapest.number if cheapest is not None else None,
+        verdict=f"SIMULATED: {verdict}" if device.is_simulated else verdict,
+    )
+
+
+def choose(modes: Sequence[ModeFigures], deadline_ms: float) -> tuple[ModeFigures | None, str]:
+    """Choose the mode with the least joules per inference among those that keep the deadline, and say so."""
+    keeping = [mode for mode in modes if mode.keeps_deadline]
+    if not keeping:
+        best = min((mode for mode in modes if mode.p99_ms is not None), key=_p99_ms, default=None)
+        quickest = f"; the quickest is {_title(best)} with a p99 of {number(best.p99_ms)} ms" if best else ""
+        return None, f"no mode keeps the deadline of {number(deadline_ms)} ms{quickest}"
+    measured = sorted((mode for mode in keeping if _mean(mode) is not None), key=lambda mode: _mean(mode) or 0.0)
+    if not measured:
+        return None, f"no joules were measured in a mode that keeps the deadline: {keeping[0].not_measured}"
+    first = measured[0]
+    text = (
+        f"{_title(first)} is the cheapest that keeps the deadline of {number(deadline_ms)} ms, with "
+        f"{joules(_mean(first), first.resolution_j_per_inference)} J per inference and a p99 of "
+        f"{number(first.p99_ms)} ms"
+    )
+    rivals = [_title(mode) for mode in measured[1:] if _overlap(first, mode)]
+    if rivals:
+        text += f"; intervals do not tell it apart from {', '.join(rivals)}"
+    return first, text
+
+
+SWEEP_HEADER = ("mode", "p50 ms", "p99 ms", "deadline", "idle W", "W", "J/inf.", "95 % interval")
+
+
+def sweep_rows(sweep: Sweep) -> list[list[str]]:
+    """Give the rows of the table that a terminal shows."""
+    return [
+        [
+            f"{mode.number} {mode.name}",
+            number(mode.p50_ms),
+            number(mode.p99_ms),
+            "kept" if mode.keeps_deadline else "missed",
+            number(mode.idle_w),
+            number(mode.mean_w),
+            joules(_mean(mode), mode.resolution_j_per_inference),
+            interval(mode.total_j_per_inference, mode.resolution_j_per_inference),
+        ]
+        for mode in sweep.modes
+    ]
+
+
+def _figures(mode: PowerMode, scenario: ScenarioReport, deadline_ms: float) -> ModeFigures:
+    (energy,), answers = scenario.energies, scenario.answers
+    return ModeFigures(
+        number=mode.number,
+        name=mode.name,
+        p50_ms=answers.p50_ms,
+        p99_ms=answers.p99_ms,
+        per_second=answers.per_second,
+        keeps_deadline=answers.p99_ms is not None and answers.p99_ms <= deadline_ms,
+        total_j_per_inference=energy.total_j_per_inference,
+        resolution_j_per_inference=energy.resolution_j_per_inference,
+        idle_w=energy.idle_w,
+        mean_w=energy.mean_w,
+        not_measured=energy.not_measured,
+    )
+
+
+def _overlap(first: ModeFigures, other: ModeFigures) -> bool:
+    """Tell whether the intervals touch; a single window has none, so it tells nothing apart."""
+    one, two = first.total_j_per_inference, other.total_j_per_inference
+    if one is None or two is None or one.high_95 is None or two.low_95 is None:
+        return True
+    return two.low_95 <= one.high_95
+
+
+def _mean(mode: ModeFigures) -> float | None:
+    return mode.total_j_per_inference.mean if mode.total_j_per_inference is not None else None
+
+
+def _p99_ms(mode: ModeFigures) -> float:
+    return mode.p99_ms if mode.p99_ms is not None else float("inf")
+
+
+def _title(mode: ModeFigures) -> str:
+    return f"mode {mode.number} ({mode.name})"

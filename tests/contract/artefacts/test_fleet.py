@@ -1,0 +1,231 @@
+"""Fleet and agent files: every contradiction is refused in one line that names the file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import zmq
+from zmq.utils import z85
+
+from devit_contract.artefacts.fleet import Extra, Serving, is_loopback, load_agent_config, load_fleet, parse_endpoint
+from devit_contract.errors import DevitError, InputError, ManifestError
+
+# Of secrets that never change, so that every run names its tests alike.
+KEYS = {
+    name: zmq.curve_public(z85.encode(bytes([number] * 32))).decode()
+    for number, name in enumerate(("node", "jetson1", "jetson2", "desk"))
+}
+PLAIN = """
+schema = 1
+[[node]]
+endpoint = "tcp://127.0.0.1:7711"
+client_endpoint = "tcp://[::1]:7712"
+[[device]]
+name = "jetson1"
+submodel = 0
+[[device]]
+name = "jetson2"
+submodel = 1
+"""
+KEYED = f"""
+schema = 1
+[[node]]
+endpoint = "tcp://10.0.0.2:7711"
+client_endpoint = "tcp://*:7712"
+public_key = "{KEYS["node"]}"
+[serving]
+deadline_ms = 20
+k_min = 2
+[[device]]
+name = "jetson1"
+submodel = 0
+public_key = "{KEYS["jetson1"]}"
+host = "jetson1.local"
+[[device]]
+name = "jetson2"
+submodel = 1
+public_key = "{KEYS["jetson2"]}"
+[[client]]
+name = "desk"
+public_key = "{KEYS["desk"]}"
+"""
+AGENT = f"""
+schema = 1
+name = "jetson1"
+submodel = 0
+node = "tcp://10.0.0.2:7711"
+bundle = "bundle"
+node_public_key = "{KEYS["node"]}"
+secret_key = "keys/jetson1.key_secret"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "file.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_fleet_on_loopback_needs_no_keys_and_has_defaults(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, PLAIN))
+    assert not fleet.has_keys
+    assert fleet.serving == Serving(deadline_ms=50.0, k_min=1, credit=2, queue=64)
+    assert fleet.find_device("jetson2").submodel == 1
+    with pytest.raises(InputError, match="device 'jetson3': expected one of jetson1, jetson2"):
+        fleet.find_device("jetson3")
+
+
+def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, KEYED))
+    assert fleet.has_keys
+    assert fleet.serving == Serving(deadline_ms=20.0, k_min=2)
+    assert (fleet.device[0].host, fleet.client[0].name) == ("jetson1.local", "desk")
+
+
+@pytest.mark.parametrize(
+    ("base", "old", "new", "said"),
+    [
+        (PLAIN, '"jetson2"', '"jetson1"', "name 'jetson1' stands there twice"),
+        (KEYED, '"desk"', '"jetson1"', "name 'jetson1' stands there twice"),
+        (PLAIN, "submodel = 1", "submodel = 0", "submodel '0' stands there twice"),
+        (KEYED, KEYS["jetson2"], KEYS["jetson1"], "public_key"),
+        (KEYED, KEYS["desk"], KEYS["jetson1"], "public_key"),
+        (PLAIN, '"jetson1"', '"Jetson 1"', "name: expected at most 63 small letters"),
+        (PLAIN, "127.0.0.1", "10.0.0.2", "expected keys for an address that others can reach, found none"),
+        (PLAIN, "127.0.0.1", "*", "expected keys for an address that others can reach"),
+        (PLAIN, "127.0.0.1", "fusion.local", "expected keys for an address that others can reach"),
+        (PLAIN, "[::1]", "[::]", "expected keys for an address that others can reach"),
+        (
+            PLAIN,
+            "submodel = 1",
+            f'submodel = 1\npublic_key = "{KEYS["jetson2"]}"',
+            "public_key of node: expected a key",
+        ),
+        (KEYED, f'public_key = "{KEYS["desk"]}"', 'public_key = ""', "public_key of desk: expected a key"),
+        (KEYED, KEYS["jetson1"], "hunter2", "public_key of jetson1: expected a key of 40 Z85 characters"),
+        (KEYED, KEYS["node"], "hunter2", "public_key of node: expected a key of 40 Z85 characters"),
+        (PLAIN, "tcp://127.0.0.1:7711", "127.0.0.1:7711", "expected an endpoint like tcp://10.0.0.2:7711"),
+        (PLAIN, "tcp://127.0.0.1:7711", "ipc:///tmp/x", "expected an endpoint like"),
+        (PLAIN, ":7711", ":65536", "expected an endpoint like"),
+        (PLAIN, ":7711", "", "expected an endpoint like"),
+        (KEYED, "deadline_ms = 20", "deadline_ms = 0", "serving.deadline_ms: expected 1 to 60000, found 0"),
+        (KEYED, "deadline_ms = 20", "deadline_ms = nan", "serving.deadline_ms: expected 1 to 60000, found nan"),
+        (KEYED, "deadline_ms = 20", 'deadline_ms = "20"', "field serving.deadline_ms: Expected `float`, got `str`"),
+        (KEYED, "k_min = 2", "k_min = 3", "serving.k_min: expected 1 to 2, found 3"),
+        (KEYED, "k_min = 2", "k_min = 0", "serving.k_min: expected 1 to 2, found 0"),
+        (KEYED, "k_min = 2", "credit = 17", "serving.credit: expected 1 to 16, found 17"),
+        (KEYED, "k_min = 2", "queue = -1", "serving.queue: expected 0 to 4096, found -1"),
+        (KEYED, "k_min = 2", "gather_ms = nan", "serving.gather_ms: expected 0 to 60000, found nan"),
+        (KEYED, "k_min = 2", "kmin = 2", "unknown field `kmin`"),
+        (PLAIN, "schema = 1", "schema = 2", "field schema: expected 1, found 2"),
+        (PLAIN, "submodel = 1", "", "missing required field `submodel`"),
+        (
+            PLAIN,
+            '[[device]]\nname = "jetson1"',
+            '[[node]]\nendpoint = "tcp://127.0.0.1:1"\nclient_endpoint = "tcp://127.0.0.1:2"\n'
+            '[[device]]\nname = "jetson1"',
+            "expected one [[node]], found 2",
+        ),
+        ("schema = 1\nnode = []\ndevice = []", "", "", "expected at least one [[node]] and one [[device]]"),
+    ],
+)
+def test_a_fleet_that_contradicts_itself_is_refused_in_one_line(
+    tmp_path: Path, base: str, old: str, new: str, said: str
+) -> None:
+    path = write(tmp_path, base.replace(old, new, 1) if old else base)
+    with pytest.raises(DevitError, match=re.escape(said)) as error:
+        load_fleet(path)
+    assert isinstance(error.value, (InputError, ManifestError))
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
+    text = AGENT + 'store = "/var/lib/devit/engines"\nroot = "~/board"\n'
+    config = load_agent_config(write(tmp_path, text))
+    assert config.bundle == str(tmp_path / "bundle")
+    assert config.secret_key == str(tmp_path / "keys" / "jetson1.key_secret")
+    assert config.store == "/var/lib/devit/engines"
+    assert config.root == str(Path.home() / "board")
+    assert load_agent_config(write(tmp_path, AGENT)).store == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"jetson1"', '"../jetson1"', "name: expected at most 63 small letters"),
+        ("tcp://", "http://", "expected an endpoint like"),
+        (f'node_public_key = "{KEYS["node"]}"', "", "expected node_public_key and secret_key together"),
+        ('secret_key = "keys/jetson1.key_secret"', "", "expected node_public_key and secret_key together"),
+        (KEYS["node"], "hunter2", "node_public_key: expected a key of 40 Z85 characters"),
+        ('bundle = "bundle"', 'bundle = "bundle"\nthreads = 0', "threads: expected 1 to 256, found 0"),
+        (
+            'bundle = "bundle"',
+            'bundle = "bundle"\nthreads = 3000000000',
+            "threads: expected 1 to 256, found 3000000000",
+        ),
+        ('bundle = "bundle"', "", "missing required field `bundle`"),
+    ],
+)
+def test_an_agent_file_that_contradicts_itself_is_refused_in_one_line(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = write(tmp_path, AGENT.replace(old, new, 1))
+    with pytest.raises(DevitError, match=re.escape(said)) as error:
+        load_agent_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_an_agent_off_this_machine_needs_keys(tmp_path: Path) -> None:
+    text = "\n".join(line for line in AGENT.splitlines() if "_key" not in line)
+    with pytest.raises(InputError, match="expected keys for an address off this machine, found none"):
+        load_agent_config(write(tmp_path, text))
+    assert load_agent_config(write(tmp_path, text.replace("10.0.0.2", "127.0.0.1"))).node_public_key == ""
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port", "loopback"),
+    [
+        ("tcp://127.0.0.1:0", "127.0.0.1", 0, True),
+        ("tcp://127.8.9.1:1", "127.8.9.1", 1, True),
+        ("tcp://localhost:7711", "localhost", 7711, True),
+        ("tcp://[::1]:7711", "::1", 7711, True),
+        ("tcp://[fe80::1]:65535", "fe80::1", 65535, False),
+        ("tcp://0.0.0.0:7711", "0.0.0.0", 7711, False),
+        ("tcp://*:7711", "*", 7711, False),
+        ("tcp://localhost.evil.example:7711", "localhost.evil.example", 7711, False),
+    ],
+)
+def test_only_loopback_counts_as_loopback(endpoint: str, host: str, port: int, loopback: bool) -> None:
+    assert parse_endpoint(endpoint, "here") == (host, port)
+    assert is_loopback(endpoint) is loopback
+
+
+def test_extra_of_the_example_is_read_once_its_comment_signs_are_gone(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "examples" / "fleet.toml").read_text()
+    text = re.sub(r"(?m)^# (?=\[\[extra|name|watts|source)", "", text)
+    keys = (zmq.curve_keypair()[0].decode() for _ in iter(int, 1))
+    path = tmp_path / "fleet.toml"
+    path.write_text(re.sub(r"paste-the-public-key[^\"]*", lambda _: next(keys), text))
+    assert load_fleet(path).extra == (Extra("switch", 4.5, "wall meter, 2026-01-05, five ports busy"),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ('name = "switch"\nwatts = 0.0\nsource = "meter"', "watts of .* expected more than 0, found 0"),
+        ('name = "switch"\nwatts = nan\nsource = "meter"', "watts of .* expected more than 0, found nan"),
+        ('name = "switch"\nwatts = 4.5\nsource = " "', "expected where its watts come from"),
+        ('name = "switch"\nwatts = 4.5', "source"),
+    ],
+)
+def test_extra_without_watts_or_their_source_is_refused(tmp_path: Path, entry: str, text: str) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f"{PLAIN}\n[[extra]]\n{entry}\n")
+    with pytest.raises(ManifestError, match=text):
+        load_fleet(path)

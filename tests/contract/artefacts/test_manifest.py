@@ -1,0 +1,139 @@
+"""A bundle is used as a whole and unchanged, or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from devit_contract.artefacts.files import write_tensors
+from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.errors import InputError, ManifestError
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
+FILES = sorted(path.name for path in TINY.iterdir() if path.name != "manifest.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return shutil.copytree(TINY, tmp_path / "bundle")
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    raw = json.loads((folder / "manifest.json").read_text())
+    change(raw)
+    (folder / "manifest.json").write_text(json.dumps(raw))
+
+
+def test_the_tiny_bundle_opens_and_its_golden_set_is_complete() -> None:
+    bundle = Bundle(TINY)
+    golden = bundle.golden()
+    count = len(golden["images"])
+    assert golden["images"].shape == (count, *bundle.manifest.preprocess.shape)
+    for device, record in enumerate(bundle.manifest.submodels):
+        assert golden[f"features.{device}"].shape == (count, record.output_dim)
+    assert golden["logits"].shape == (count, len(bundle.manifest.labels))
+    assert {path.name for path in TINY.iterdir()} == {file.name for file in bundle.manifest.files} | {"manifest.json"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_byte_in_any_file_is_refused_with_both_digests(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    expected = next(file.sha256 for file in Bundle(TINY).manifest.files if file.name == name)
+    with pytest.raises(
+        ManifestError, match=f"{re.escape(name)}: expected sha256 {expected[:12]}, found [0-9a-f]{{12}}"
+    ):
+        Bundle(folder)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "fusion.safetensors").unlink()
+    with pytest.raises(InputError, match=r"fusion\.safetensors: cannot be read"):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "a/b/c", "..", ".", "", ".hidden", "a\\b", "a\n"])
+def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) -> None:
+    edit(folder, lambda raw: raw["files"][0].update(name=name))
+    with pytest.raises(ManifestError, match=r"manifest\.json: field files\[0\]: name: expected a plain file name"):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: raw.update(schema=1), "field schema: expected 2, found 1"),
+        (lambda raw: raw.update(missing="zeros"), "expected conditional-mean, found 'zeros'"),
+        (lambda raw: raw.update(submodels=[]), "submodels: expected 1 to 64, found 0"),
+        (lambda raw: raw.update(surprise=1), "unknown field `surprise`"),
+        (lambda raw: raw.pop("labels"), "missing required field `labels`"),
+        (lambda raw: raw["files"][0].update(role="virus"), "role: expected one of submodel"),
+        (lambda raw: raw["files"][0].update(rung="int4"), "rung: expected one of fp16"),
+        (
+            lambda raw: raw["submodels"][0].update(rungs=["int4"]),
+            "rungs: expected some of fp16, fp16-attn32, fp32, found",
+        ),
+        (lambda raw: raw["submodels"][0]["fp32_nodes"].update(fast=[]), "fp32_nodes: expected rungs fp16, fp16-attn32"),
+        (lambda raw: raw["submodels"][1].pop("ranges"), "missing required field `ranges`"),
+        (lambda raw: raw["preprocess"].update(colour="cmyk"), "colour: expected gray or rgb, found 'cmyk'"),
+        (lambda raw: raw["preprocess"].update(interpolation="magic"), "interpolation: expected nearest"),
+        (lambda raw: raw["preprocess"].update(height=0), "height and width: expected 1 to 4096"),
+        (lambda raw: raw["preprocess"].update(resize_to=7), "resize_to: expected 0, or from the crop's longer side"),
+    ],
+)
+def test_a_manifest_that_later_code_could_not_use_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(ManifestError, match=re.escape(said)) as error:
+        Bundle(folder)
+    assert str(error.value).startswith(f"{folder / 'manifest.json'}: ")
+    assert str(error.value).endswith("make the bundle again with devit export")
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "logits", "features.1"])
+def test_a_golden_set_without_one_of_its_tensors_is_refused(folder: Path, name: str) -> None:
+    tensors = Bundle(folder).golden()
+    del tensors[name]
+    replace_golden(folder, tensors)
+    with pytest.raises(ManifestError, match=rf"golden\.safetensors: expected .*{re.escape(name)}"):
+        Bundle(folder).golden()
+
+
+def test_a_golden_set_of_unequal_lengths_is_refused(folder: Path) -> None:
+    tensors = Bundle(folder).golden()
+    replace_golden(folder, tensors | {"labels": tensors["labels"][:-1]})
+    with pytest.raises(ManifestError, match="of one length"):
+        Bundle(folder).golden()
+
+
+def test_files_and_graphs_that_are_not_there_are_named() -> None:
+    manifest = Bundle(TINY).manifest
+    with pytest.raises(ManifestError, match="expected a file of role submodel, device 7, rung fp32, found none"):
+        manifest.file("submodel", device=7, rung="fp32")
+    with pytest.raises(ManifestError, match="expected a submodel 7, found submodels 0 to 1"):
+        manifest.graph("submodel", 7)
+    assert manifest.graph("submodel", 1).output_dim == 4
+    assert manifest.graph("baseline", None).output_dim == 4
+
+
+def replace_golden(folder: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    write_tensors(folder / "golden.safetensors", tensors)
+    edit(
+        folder,
+        lambda raw: raw["files"][-1].update(sha256=describe_file(folder, "golden.safetensors", "golden").sha256),
+    )
+
+
+def test_a_manifest_is_written_with_the_same_bytes_again(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Bundle(TINY).manifest)
+    assert (tmp_path / "manifest.json").read_bytes() == (TINY / "manifest.json").read_bytes()

@@ -1,0 +1,106 @@
+"""Bodies are decoded strictly, whoever sent them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.errors import WireError
+from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
+from devit_contract.wire.messages import (
+    AnswerBody,
+    Control,
+    ControlReply,
+    Description,
+    DeviceStatus,
+    DeviceTiming,
+    Hello,
+    Mark,
+    NodeStatus,
+    PowerLine,
+    Refused,
+    SamplingCost,
+    Telemetry,
+    Welcome,
+    body,
+    read_body,
+)
+
+STATUS = NodeStatus(
+    bundle="tiny 1",
+    labels=("up", "down"),
+    image_shape=(6, 8, 1),
+    preprocess=Preprocess(height=6, width=8, colour="gray"),
+    frames={"full": 3},
+    devices=(DeviceStatus("jetson1", 0, "ready", rejected={"crc": 1}),),
+    k_min=1,
+    deadline_ms=50.0,
+    wire_bytes={"devices_in": 1},
+)
+VALUES: tuple[msgspec.Struct, ...] = (
+    Hello("jetson1", 0, 6, "ab" * 32, "ort 1.2", ("float32",), "0.1.0"),
+    Welcome(2, "float32"),
+    Refused("no"),
+    Control("sample-start", "jetson1", 100),
+    ControlReply(status=STATUS),
+    ControlReply(description=Description("board", "36.4.0", "ort", "tegrastats", 1)),
+    ControlReply(mark=Mark(1, 2, 3)),
+    ControlReply(error="why"),
+    ControlReply(sampling=SamplingCost(10.5, 0.25, 0.125)),
+    ControlReply(sampling=SamplingCost(10.5, None, 0.125)),
+    Telemetry("jetson1", (PowerLine(5, "RAM 1/2MB"),), "ended"),
+    AnswerBody(b"\0\0\0\0", (DeviceTiming(0, 1, 2, 3, 4, 5),), {1: "absent"}, 1, 2, 3),
+)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_a_body_comes_back_from_the_wire_as_it_was(value: msgspec.Struct) -> None:
+    message = unpack(pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(value))))
+    assert read_body(message, type(value)) == value
+
+
+def test_a_body_of_a_newer_version_with_one_more_field_is_read() -> None:
+    newer = msgspec.msgpack.encode({"ask": "status", "since": 2})
+    assert read_body(Message(Kind.CONTROL, Dtype.BODY, payload=newer), Control) == Control("status")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({}),
+        msgspec.msgpack.encode({"ask": 1}),
+        msgspec.msgpack.encode({"ask": "mark", "interval_ms": 1.5}),
+        msgspec.msgpack.encode([1, 2, 3]),
+        msgspec.msgpack.encode({"ask": "status"}) + b"\0",
+        b"\x81\xa3ask\xa2\xff\xff",
+        b"\x82\xa3ask\xa6status\xa1x" + b"\x91" * 60_000 + b"\xc0",
+        b"\xdf\xff\xff\xff\xff",
+    ],
+    ids=["empty", "no-msgpack", "missing", "type", "float", "array", "longer", "no-text", "deep", "huge-map"],
+)
+def test_a_body_that_is_something_else_is_refused(payload: bytes) -> None:
+    """``deep`` nests further than Python's recursion limit, in a field that nobody knows."""
+    with pytest.raises(WireError) as error:
+        read_body(Message(Kind.CONTROL, Dtype.BODY, payload=payload), Control)
+    assert error.value.reason == "body"
+
+
+@given(payload=st.binary(max_size=200))
+def test_random_bytes_are_read_or_refused_but_never_break_the_reader(payload: bytes) -> None:
+    for value in VALUES:
+        with suppress(WireError):
+            read_body(Message(Kind.CONTROL, Dtype.BODY, payload=payload), type(value))
+
+
+def test_an_array_is_no_body() -> None:
+    message = Message(Kind.HELLO, *array_payload(np.zeros(3, np.float32)))
+    with pytest.raises(WireError, match="HELLO: expected a body, found FLOAT32"):
+        read_body(message, Hello)

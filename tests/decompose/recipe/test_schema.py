@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from devit_contract.errors import InputError, ManifestError
+from devit_decompose.recipe.checks import check_recipe
+from devit_decompose.recipe.reader import load_recipe
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLE = EXAMPLES / "fashion-mnist.toml"
+
+
+def test_a_change_reaches_the_field_it_names() -> None:
+    changed = load_recipe(EXAMPLE, ("sub_teacher.decay_epochs=2", 'name="x"', "students.0.mlp_ratio=3.0"))
+    assert changed.sub_teacher is not None
+    assert (changed.sub_teacher.decay_epochs, changed.name, changed.students[0].mlp_ratio) == (2, "x", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("ensemble.speed=2", "ensemble.speed"),
+        ("ensemble", "ensemble"),
+        ("ensemble.schedule.batch=many", "many"),
+        ('seed="one"', "seed"),
+        ("ensemble.schedule.batch.x=1", "batch.x"),
+        ("students.3.depth=1", "students.3"),
+        ("submodels=0", "submodels"),
+        ("submodels=20", "submodels"),
+        ("teacher.heads=0", "heads"),
+        ("teacher.heads=3", "heads"),
+        ("teacher.stem=[]", "stem"),
+        ("students.0.mlp_ratio=0.0", "mlp_ratio"),
+        ('teacher.weights=""', "train"),
+        ("data.mean=[0.1, 0.2]", "data.mean"),
+        ("ensemble.schedule.batch=0", "batch"),
+        ("partition.sizes=[3, 3, 3]", "partition.sizes"),
+        ("partition.sizes=[3, 3, 3, 3]", "partition.sizes"),
+        ('partition.method="best"', "partition.method"),
+        ("students=[]", "students"),
+        ('teacher.preset="DeiT-XL"', "preset"),
+        ('teacher.preset="DeiT-S"', "preset"),
+        ("distil.answer.label_weight=-1.0", "label_weight"),
+        ("distil.answer.temperature=0.0", "temperature"),
+        ("ensemble.failout=1.5", "ensemble.failout"),
+        ('distil.relation.form="new"', "relation.form"),
+        ('data.source="pairs"', "augment.flip"),
+        (
+            'shrink={depth=2, budgets=[0.07], source="teacher"}',
+            "students",
+        ),
+        ('shrink={depth=2, budgets=[0.07, 0.1], source="student"}', "shrink.budgets"),
+        ('shrink={depth=2, budgets=[1.5], source="student"}', "shrink.budgets"),
+    ],
+)
+def test_a_change_that_fits_nothing_is_refused_in_one_line_that_names_the_key(change: str, named: str) -> None:
+    with pytest.raises(InputError, match="--set") as refused:
+        load_recipe(EXAMPLE, (change,))
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (("students.0.stem=[{width = 16}, {width = 64, stride = 2}]",), "students.0: expected as many tokens"),
+        (("students.0.depth=4",), "students.0.depth: expected a divisor of the 6 blocks"),
+        (("students.0.depth=12",), "students.0.depth"),
+        (("distil.relation.student_block=1",), "student_block: expected 0 to 0, found 1"),
+        (('distil.relation.form="heads"', "distil.relation.heads=3"), "distil.relation.heads"),
+        (("students=[]", "shrink={depth=4, budgets=[0.07]}"), "shrink.depth: expected a divisor of the 6 blocks"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused_before_training(changes: tuple[str, ...], named: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_recipe(load_recipe(EXAMPLE, changes))
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_field_in_a_recipe_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(EXAMPLE.read_text().replace("seed = 1", "seed = 1\nsede = 2", 1))
+    with pytest.raises(ManifestError, match=r"recipe.toml: field .*sede"):
+        load_recipe(path)
+
+
+def test_a_recipe_takes_what_it_does_not_say_from_its_bases(tmp_path: Path) -> None:
+    (tmp_path / "child.toml").write_text(f'base = ["{EXAMPLE}"]\nseed = 7\n[ensemble.schedule]\nbatch = 64\n')
+    found, base = load_recipe(tmp_path / "child.toml"), load_recipe(EXAMPLE)
+    assert (found.seed, found.ensemble.schedule.batch) == (7, 64)
+    assert found.ensemble.schedule.learning_rate == base.ensemble.schedule.learning_rate
+    assert found.data == base.data
+
+
+def test_later_bases_stand_above_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("seed = 3\nthreads = 3\n")
+    (tmp_path / "child.toml").write_text(f'base = ["{EXAMPLE}", "one.toml"]\nthreads = 2\n')
+    found = load_recipe(tmp_path / "child.toml")
+    assert (found.seed, found.threads) == (3, 2)
+
+
+def test_bases_that_lead_back_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('base = ["b.toml"]\n')
+    (tmp_path / "b.toml").write_text('base = ["a.toml"]\n')
+    with pytest.raises(InputError, match="circle"):
+        load_recipe(tmp_path / "a.toml")
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('base = ["nowhere.toml"]\n')
+    with pytest.raises(InputError, match=r"nowhere\.toml: cannot be read"):
+        load_recipe(tmp_path / "a.toml")

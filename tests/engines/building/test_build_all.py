@@ -1,0 +1,301 @@
+"""From the tiny bundle to engines, and what is refused on the way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from devit_contract.artefacts.files import read_tensors, write_tensors
+from devit_contract.artefacts.manifest import Bundle, BundleFile, describe_file, write_manifest
+from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
+from devit_engines import ort
+from devit_engines.board import Board
+from devit_engines.building import backends
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.store import Store
+from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+
+
+class Perturbed(ort.OrtEngine):
+    """The right graph on a device that computes wrongly."""
+
+    def __init__(self, model: bytes, spec: EngineSpec, change: Callable[[Float32Array], Float32Array]) -> None:
+        """Pass every output through ``change``."""
+        super().__init__(model, spec)
+        self.change = change
+
+    def _run(self, images: UInt8Array) -> Float32Array:
+        return self.change(super()._run(images))
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Float32Array], Float32Array]) -> None:
+    """Let every engine that loads from now on compute wrongly."""
+
+    def load(content: bytes, spec: EngineSpec, settings: backends.RunSettings) -> CheckedEngine:
+        return Perturbed(content, spec, change)
+
+    monkeypatch.setitem(backends.BACKENDS, "ort", replace(backends.BACKENDS["ort"], load=load))
+
+
+def rewrite(bundle: Bundle, **changes: object) -> Bundle:
+    """Change fields of the manifest and open the bundle again."""
+    write_manifest(bundle.folder, msgspec.structs.replace(bundle.manifest, **changes))
+    return Bundle(bundle.folder)
+
+
+def with_file(bundle: Bundle, role: str, name: str) -> tuple[BundleFile, ...]:
+    """The manifest's files, one of them digested again."""
+    return tuple(
+        describe_file(bundle.folder, name, role) if file.role == role else file for file in bundle.manifest.files
+    )
+
+
+def test_every_submodel_and_the_baseline_are_built_then_found(tiny: Bundle, store: Store, board: Board) -> None:
+    first = build_engines(tiny, store, baseline=True, board=board)
+    assert [(engine.device, engine.was_cached) for engine in first] == [(0, False), (1, False), (None, False)]
+    second = build_engines(tiny, store, baseline=True, board=board)
+    assert [(engine.device, engine.was_cached) for engine in second] == [(0, True), (1, True), (None, True)]
+    assert [engine.key for engine in first] == [engine.key for engine in second]
+    assert len({engine.key for engine in first}) == 3
+
+
+def test_a_loaded_engine_gives_the_golden_features(tiny: Bundle, store: Store, board: Board) -> None:
+    build_engines(tiny, store, baseline=True, board=board)
+    golden = tiny.golden()
+    for device, name in ((0, "features.0"), (1, "features.1"), (None, "baseline.logits")):
+        with load_engine(tiny, store, device, board=board) as engine:
+            np.testing.assert_allclose(engine.features(golden["images"]), golden[name], atol=1e-5)
+            assert engine.output_dim == golden[name].shape[1]
+            assert engine.image_shape == (6, 8, 1)
+
+
+def test_the_revision_is_the_head_of_the_key(tiny: Bundle, store: Store, board: Board) -> None:
+    (built,) = build_engines(tiny, store, submodels=[1], board=board)
+    with load_engine(tiny, store, 1, board=board) as engine:
+        assert engine.revision == int(built.key[:8], 16)
+        assert 0 <= engine.revision < 1 << 32
+
+
+def test_only_what_was_asked_for_is_built(tiny: Bundle, store: Store, board: Board) -> None:
+    assert [engine.device for engine in build_engines(tiny, store, submodels=[1], board=board)] == [1]
+    assert [engine.device for engine in build_engines(tiny, store, submodels=[], baseline=True, board=board)] == [None]
+
+
+def test_onnx_runtime_takes_the_fp32_rung_though_fp16_stands_first(tiny: Bundle, store: Store, board: Board) -> None:
+    assert tiny.manifest.submodels[0].rungs[0] == "fp16"
+    (built,) = build_engines(tiny, store, submodels=[0], board=board)
+    assert built.rung == "fp32"
+    assert (built.path / "model.onnx").read_bytes() == tiny.path("submodel", device=0, rung="fp32").read_bytes()
+
+
+def test_a_bundle_without_a_rung_for_the_back_end_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
+    only_half = tuple(
+        msgspec.structs.replace(record, rungs=("fp16",), fp32_nodes={}) for record in tiny.manifest.submodels
+    )
+    with pytest.raises(ManifestError, match="ort takes fp32, the bundle holds fp16"):
+        build_engines(rewrite(tiny, submodels=only_half), store, board=board)
+
+
+def test_a_submodel_that_is_not_there_is_refused_before_any_is_built(tiny: Bundle, store: Store, board: Board) -> None:
+    for wrong in (2, -1):
+        with pytest.raises(EngineError, match=f"submodel {wrong}: expected 0 to 1"):
+            build_engines(tiny, store, submodels=[0, wrong], board=board)
+    assert store.entries() == []
+
+
+def test_a_baseline_that_is_not_there_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
+    without = rewrite(tiny, baseline=None, baseline_accuracy=None)
+    with pytest.raises(EngineError, match="leave --baseline out"):
+        build_engines(without, store, baseline=True, board=board)
+    with pytest.raises(EngineError, match="expected a baseline"):
+        load_engine(without, store, None, board=board)
+
+
+def test_an_unknown_back_end_is_refused_with_those_there_are(tiny: Bundle, store: Store, board: Board) -> None:
+    with pytest.raises(InputError, match="back end abacus: expected one of auto, tensorrt, ort"):
+        build_engines(tiny, store, backend="abacus", board=board)
+
+
+def test_a_missing_back_end_says_how_to_install_it(
+    tiny: Bundle, store: Store, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(ort, "version", absent)
+    with pytest.raises(EngineError, match="run pip install onnxruntime"):
+        build_engines(tiny, store, board=board)
+
+
+@pytest.mark.parametrize(
+    ("change", "figure"),
+    [
+        (lambda outputs: outputs * np.float32(1.05), r"relative L2 error 5.00%, expected at most 3%"),
+        (lambda outputs: outputs[::-1].copy(), r"smallest cosine .*answers flipped"),
+        (lambda outputs: np.where(outputs > 1.0, np.float32(np.nan), outputs), r"\d+ output numbers are NaN"),
+        (lambda outputs: np.full_like(outputs, np.inf), r"384 output numbers are NaN or infinite"),
+    ],
+    ids=["scaled", "swapped images", "some NaN", "infinite"],
+)
+def test_an_engine_that_computes_wrongly_is_never_stored(
+    tiny: Bundle,
+    store: Store,
+    board: Board,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Float32Array], Float32Array],
+    figure: str,
+) -> None:
+    spoil(monkeypatch, change)
+    with pytest.raises(
+        EngineError, match=f"submodel 0: no rung passes on this device .*fp32: .*{figure}.*nothing was stored"
+    ):
+        build_engines(tiny, store, board=board)
+    assert store.entries() == []
+    assert store.left_behind() == []
+
+
+def test_an_engine_that_turns_bad_after_its_build_does_not_answer_silently(
+    tiny: Bundle, store: Store, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_engines(tiny, store, submodels=[0], board=board)
+    spoil(monkeypatch, lambda outputs: np.full_like(outputs, np.nan))
+    with load_engine(tiny, store, 0, board=board) as engine, pytest.raises(EngineError, match="expected finite"):
+        engine.warm_up(1)
+
+
+def test_an_engine_that_was_not_built_is_an_error_with_the_command(tiny: Bundle, store: Store, board: Board) -> None:
+    command = f"run devit build {tiny.folder} --submodels 1 --store {store.folder}"
+    with pytest.raises(EngineError, match=command):
+        load_engine(tiny, store, 1, board=board)
+    with pytest.raises(EngineError, match=f"run devit build {tiny.folder} --baseline"):
+        load_engine(tiny, store, None, board=board)
+
+
+def test_an_engine_of_another_device_is_named_and_not_loaded(tiny: Bundle, store: Store, board: Board) -> None:
+    build_engines(tiny, store, submodels=[0], board=Board("Jetson A", "sm_87", "36.4.3"))
+    with pytest.raises(
+        NotBuiltError, match=r"one of ort .* for Jetson A on sm_87, this is ort .* for test machine on cpu"
+    ):
+        load_engine(tiny, store, 0, board=board)
+
+
+def test_an_engine_of_another_version_of_the_back_end_is_built_again(
+    tiny: Bundle, store: Store, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_engines(tiny, store, submodels=[0], board=board)
+    newer = replace(backends.BACKENDS["ort"], version=lambda: "99.0")
+    monkeypatch.setitem(backends.BACKENDS, "ort", newer)
+    with pytest.raises(EngineError, match=r"this is ort 99\.0"):
+        load_engine(tiny, store, 0, board=board)
+    (built,) = build_engines(tiny, store, submodels=[0], board=board)
+    assert not built.was_cached
+    assert len(store.entries()) == 2
+
+
+def test_a_flipped_bit_is_refused_by_load_and_built_again_by_build(tiny: Bundle, store: Store, board: Board) -> None:
+    (built,) = build_engines(tiny, store, submodels=[0], board=board)
+    path = built.path / "model.onnx"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700] + bytes([whole[700] ^ 0x10]) + whole[701:])
+    with pytest.raises(
+        EngineError, match=r"expected sha256 \w+, found \w+: run devit build .* --submodels 0"
+    ) as caught:
+        load_engine(tiny, store, 0, board=board)
+    assert "\n" not in str(caught.value)
+    (again,) = build_engines(tiny, store, submodels=[0], board=board)
+    assert (again.key, again.was_cached) == (built.key, False)
+    assert path.read_bytes() == whole
+
+
+def test_new_golden_images_judge_the_stored_engine_again(
+    tiny: Bundle, store: Store, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same graph in a new bundle need not be built again, but what it passed were other images."""
+    build_engines(tiny, store, submodels=[0], board=board)
+    path = tiny.path("golden")
+    tensors, _ = read_tensors(path, "")
+    write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
+    newer = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    with pytest.raises(EngineError, match="judged by others: run devit build"):
+        load_engine(newer, store, 0, board=board)
+
+    def never(request: backends.BuildRequest, report: backends.Report) -> backends.Built:
+        raise AssertionError("built again")
+
+    monkeypatch.setitem(backends.BACKENDS, "ort", replace(backends.BACKENDS["ort"], build=never))
+    (judged,) = build_engines(newer, store, submodels=[0], board=board)
+    assert (judged.was_cached, judged.gate.images) == (False, 48)
+    load_engine(newer, store, 0, board=board).close()
+
+
+def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundle, store: Store, board: Board) -> None:
+    path = tiny.path("golden")
+    tensors, _ = read_tensors(path, "")
+    write_tensors(path, {**tensors, "features.1": tensors["features.1"][:, :3]})
+    broken = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    with pytest.raises(ManifestError, match=r"expected feature dims \(6, 4\), found \(6, 3\)"):
+        build_engines(broken, store, submodels=[0], board=board)
+
+
+def test_a_golden_set_without_images_or_baseline_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
+    path = tiny.path("golden")
+    tensors, _ = read_tensors(path, "")
+    write_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "baseline.logits"})
+    bare = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    with pytest.raises(ManifestError, match=r"expected baseline\.logits"):
+        build_engines(bare, store, submodels=[], baseline=True, board=board)
+    write_tensors(path, {name: tensor[:0] for name, tensor in tensors.items()})
+    empty = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    with pytest.raises(ManifestError, match="expected images"):
+        build_engines(empty, store, board=board)
+
+
+def test_a_model_that_changed_behind_the_open_bundle_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
+    tiny.path("submodel", device=0, rung="fp32").write_bytes(tiny.path("submodel", device=1, rung="fp32").read_bytes())
+    with pytest.raises(ManifestError, match="copy the bundle again"):
+        build_engines(tiny, store, submodels=[0], board=board)
+
+
+def test_progress_names_the_graph_and_ends_at_the_last_image(tiny: Bundle, store: Store, board: Board) -> None:
+    seen: list[tuple[str, float, float]] = []
+    build_engines(
+        tiny,
+        store,
+        submodels=[0],
+        board=board,
+        progress=lambda stage, done, total, note="": seen.append((stage, done, total)),
+    )
+    assert seen[0] == ("submodel 0", 0.0, 1.0)
+    assert seen[-1] == ("submodel 0", 64.0, 64.0)
+
+
+def test_the_record_says_how_the_engine_came_about(tiny: Bundle, store: Store) -> None:
+    (built,) = build_engines(tiny, store, submodels=[0], board=Board("Jetson A", "sm_87", "36.4.3"))
+    record, _ = store.read(built.key)
+    assert record.model == "submodel 0 of tiny"
+    assert (record.key.backend, record.key.backend_version) == ("ort", ort.installed_version())
+    assert record.l4t == "36.4.3"
+    assert record.gate == built.gate
+    assert 0 < record.latency.p50_ms <= record.latency.p99_ms
+    assert record.created.endswith("Z")
+
+
+def test_the_next_build_of_a_model_knows_how_long_the_last_one_took(
+    tiny: Bundle, store: Store, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
+        notes.append(note)
+
+    build_engines(tiny, store, submodels=[0], board=board, progress=report)
+    assert not any("of about" in note for note in notes)
+    newer = replace(backends.BACKENDS["ort"], version=lambda: "99.0")
+    monkeypatch.setitem(backends.BACKENDS, "ort", newer)
+    build_engines(tiny, store, submodels=[0], board=board, progress=report)
+    assert any(note.startswith("building fp32: 0 s of about 0 s") for note in notes)

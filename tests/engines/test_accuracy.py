@@ -1,0 +1,109 @@
+"""What the parity gate lets pass and what it stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.accuracy import Reference, Thresholds, judge, reference_of, run_gate
+
+TINY = Bundle(Path(__file__).parents[1] / "data" / "tiny-bundle")
+SUBMODEL = reference_of(TINY, 0)
+BASELINE = reference_of(TINY, None)
+
+
+def test_the_reference_itself_passes_with_the_rule_of_three_as_its_bound() -> None:
+    result = judge(SUBMODEL.outputs, SUBMODEL)
+    assert result.failures(Thresholds()) == []
+    assert (result.images, result.flips, result.non_finite, result.max_abs_error) == (64, 0, 0, 0.0)
+    assert result.cosine_min == pytest.approx(1.0)
+    assert result.flip_rate_bound == pytest.approx(3 / 64)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 63), st.integers(0, 5), st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_one_number_that_is_not_finite_closes_the_gate(row: int, column: int, value: float) -> None:
+    outputs = SUBMODEL.outputs.copy()
+    outputs[row, column] = value
+    assert judge(outputs, SUBMODEL).failures(Thresholds()) == ["1 output numbers are NaN or infinite, expected none"]
+
+
+@settings(deadline=None)
+@given(st.floats(0.05, 10.0), st.integers(0, 2**32 - 1))
+def test_noise_above_the_threshold_closes_the_gate(size: float, seed: int) -> None:
+    noise = np.random.default_rng(seed).normal(0.0, size * float(SUBMODEL.outputs.std()), SUBMODEL.outputs.shape)
+    found = judge((SUBMODEL.outputs + noise).astype(np.float32), SUBMODEL).failures(Thresholds())
+    assert any("expected at least" in text or "expected at most" in text for text in found)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_rounding_to_half_precision_passes(seed: int) -> None:
+    """The gate has to tell FP16's rounding from a fault; order and sign of the images do not matter to it."""
+    order = np.random.default_rng(seed).permutation(64)
+    reference = Reference(SUBMODEL.images, SUBMODEL.outputs[order], SUBMODEL.logits, lambda _: SUBMODEL.logits)
+    rounded = reference.outputs.astype(np.float16).astype(np.float32)
+    assert judge(rounded, reference).failures(Thresholds()) == []
+
+
+def test_a_constant_feature_does_not_hide_a_lost_image() -> None:
+    """With a large common part a plain cosine is near 1 whatever the image; without the mean it is not."""
+    rng = np.random.default_rng(0)
+    common = np.full(8, 100.0, np.float32)
+    outputs = (common + rng.normal(0.0, 1.0, (32, 8))).astype(np.float32)
+    logits = rng.normal(0.0, 1.0, (32, 3)).astype(np.float32)
+    reference = Reference(np.zeros((32, 1, 1, 1), np.uint8), outputs, logits, lambda _: logits)
+    result = judge(np.tile(common, (32, 1)), reference)
+    assert result.relative_l2 < 0.03
+    assert result.failures(Thresholds())[0].startswith("smallest cosine")
+
+
+def test_two_swapped_submodels_are_found_by_their_answers() -> None:
+    result = judge(np.roll(SUBMODEL.outputs, 1, axis=0), SUBMODEL)
+    assert result.flips > 0
+    assert result.flip_rate_bound is None
+    assert any("answers flipped" in text for text in result.failures(Thresholds()))
+
+
+def test_a_flip_within_the_smallest_margins_is_counted_and_allowed() -> None:
+    logits = np.tile(np.array([1.0, 0.0], np.float32), (100, 1))
+    logits[0] = [0.500, 0.499]
+    changed = logits.copy()
+    changed[0] = [0.499, 0.500]
+    outputs = np.arange(200, dtype=np.float32).reshape(100, 2)
+    result = judge(outputs, Reference(np.zeros((100, 1, 1, 1), np.uint8), outputs, logits, lambda _: changed))
+    assert (result.flips, result.flips_above_margin) == (1, 0)
+    assert result.failures(Thresholds()) == []
+
+
+def test_a_flip_of_a_certain_answer_closes_the_gate() -> None:
+    logits = np.tile(np.array([1.0, 0.0], np.float32), (100, 1))
+    logits[:50, 0] = 0.5
+    changed = logits.copy()
+    changed[99] = [0.0, 1.0]
+    outputs = np.arange(200, dtype=np.float32).reshape(100, 2)
+    result = judge(outputs, Reference(np.zeros((100, 1, 1, 1), np.uint8), outputs, logits, lambda _: changed))
+    assert result.failures(Thresholds()) == ["1 of 100 answers flipped, expected none"]
+
+
+def test_the_baseline_is_judged_by_its_own_answers() -> None:
+    assert judge(BASELINE.outputs, BASELINE).failures(Thresholds()) == []
+    assert any("flipped" in text for text in judge(-BASELINE.outputs, BASELINE).failures(Thresholds()))
+
+
+def test_all_golden_images_go_through_the_engine_and_progress_ends_at_the_last() -> None:
+    seen: list[int] = []
+    done: list[int] = []
+    outputs = iter(np.array_split(SUBMODEL.outputs, 4))
+
+    def run(images: np.typing.NDArray[np.uint8]) -> np.typing.NDArray[np.float32]:
+        seen.append(len(images))
+        return next(outputs)
+
+    assert run_gate(run, SUBMODEL, done.append).failures(Thresholds()) == []
+    assert (seen, done) == ([16] * 4, [16, 32, 48, 64])

@@ -1,0 +1,203 @@
+"""The adapter on a strict double of each TensorRT, whose names are those of the real wheels."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
+
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.errors import EngineError
+from devit_engines.selftest import report
+from devit_engines.trt.builder import LoadedPlan, PlanRequest, _node_of, build_plan, can_be_cancelled, merged_cache
+
+SELFTEST = Path(report.__file__).with_name("bundle")
+TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
+PLAIN, TYPED = ((TINY / f"submodel-0.{rung}.onnx").read_bytes() for rung in ("fp32", "fp16"))
+
+
+@pytest.fixture(params=VERSIONS)
+def trt(request: pytest.FixtureRequest) -> ModuleType:
+    return make_module(request.param)
+
+
+def request(**changes: object) -> PlanRequest:
+    settings: dict[str, object] = {
+        "name": "submodel 0",
+        "rung": "fp16",
+        "graph": TYPED,
+        "plain_graph": PLAIN,
+        "fp32_nodes": (),
+        "workspace_bytes": 1 << 26,
+    }
+    return PlanRequest(**(settings | changes))  # type: ignore[arg-type]
+
+
+def go_on(phase: str) -> bool:
+    return True
+
+
+def test_the_double_has_no_name_that_the_table_lacks(trt: ModuleType) -> None:
+    """Read with another pattern than the double itself uses."""
+    text = (TABLES / f"trt_api_{trt.__version__}.txt").read_text()
+    for name, kind in vars(trt).items():
+        if not isinstance(kind, type) or hasattr(kind, "__members__") or name in ("ILogger", "IExecutionContext"):
+            continue
+        section = text.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+        assert section, name
+        for member in vars(kind):
+            if not member.startswith("_"):
+                assert re.search(rf"^  (@ )?{member}\b", section, re.MULTILINE), f"{name}.{member}"
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "member"),
+    [
+        ("11.4.0.106", "BuilderFlag", "FP16"),
+        ("11.4.0.106", "NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
+        ("10.3.0", "ICudaEngine", "num_bindings"),
+        ("8.6.1", "NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+    ],
+)
+def test_a_name_that_a_version_lacks_is_an_attribute_error(version: str, kind: str, member: str) -> None:
+    with pytest.raises(AttributeError):
+        getattr(getattr(make_module(version), kind), member)
+
+
+def test_every_version_builds_a_plan_of_batch_one_that_can_be_loaded(trt: ModuleType) -> None:
+    plan = build_plan(trt, request(), go_on)
+    assert plan.route == ("fp16 flag" if trt.__version__.startswith("8.") else "strongly typed")
+    assert plan.warnings == ()
+    loaded = LoadedPlan(trt, plan.content, "submodel 0")
+    assert loaded.signature() == (("UINT8", (1, 6, 8, 1)), ("FLOAT", (1, 6)))
+    assert '"Layers"' in loaded.information()
+    loaded.close()
+
+
+def test_fp32_is_not_rounded_to_tf32_and_layers_can_be_looked_at(trt: ModuleType) -> None:
+    content = build_plan(trt, request(rung="fp32", graph=PLAIN), go_on).content
+    assert b'"tf32": false' in content
+    assert b'"fp16_flag": false' in content
+    assert f'"verbosity": {int(trt.ProfilingVerbosity.DETAILED)}'.encode() in content
+
+
+def test_without_strong_typing_the_rungs_nodes_are_pinned_one_by_one() -> None:
+    """TensorRT 8.6: the FP32 graph, the flag, and FP32 for what the rung keeps."""
+    trt = make_module("8.6.1")
+    names = [node for node in _node_names(PLAIN)]
+    plan = build_plan(trt, request(fp32_nodes=(names[3], "not there")), go_on)
+    assert f'"pinned": ["{names[3]}"]'.encode() in plan.content
+    assert b'"fp16_flag": true' in plan.content
+    assert plan.warnings == ("1 of 2 nodes that stay in FP32 have no layer of their name, not there among them",)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_every_node_that_a_shipped_rung_keeps_has_its_layer(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not tells:
+        monkeypatch.setenv("FAKE_TRT_NO_METADATA", "1")
+    manifest = Bundle(SELFTEST).manifest
+    for rung in ("fp16", "fp16-attn32"):
+        graph, plain = ((SELFTEST / f"submodel-0.{each}.onnx").read_bytes() for each in (rung, "fp32"))
+        nodes = manifest.submodels[0].fp32_nodes[rung]
+        plan = build_plan(make_module("8.6.1"), request(graph=graph, plain_graph=plain, fp32_nodes=nodes), go_on)
+        assert plan.warnings == ()
+        pinned = json.loads(plan.content[32:].partition(b"}")[0] + b"}")["pinned"]
+        assert set(pinned) >= set(nodes)
+        if tells:
+            assert set(pinned) == set(nodes)
+
+
+def test_a_timing_cache_that_does_not_fit_is_started_anew(trt: ModuleType) -> None:
+    plan = build_plan(trt, request(timing_cache=b'{"version": "7.0", "entries": [1, 2]}'), go_on)
+    assert json.loads(plan.timing_cache) == {
+        "version": trt.__version__,
+        "entries": json.loads(plan.timing_cache)["entries"],
+    }
+    assert len(json.loads(plan.timing_cache)["entries"]) == 1
+
+
+def test_a_layer_belongs_to_the_node_that_its_metadata_names_else_to_one_of_its_name() -> None:
+    """Names as exporter and parser give them: ``node_matmul`` and ``node_matmul_1`` are two nodes."""
+    nodes = ("node_matmul", "Gemm_3")
+
+    def node_of(name: str, metadata: str = "") -> str | None:
+        return _node_of(SimpleNamespace(name=name, metadata=metadata), nodes)
+
+    assert node_of("node_matmul_1", "[ONNX Layer: node_matmul_1]") is None
+    assert node_of("node_matmul", "[ONNX Layer: node_matmul]") == "node_matmul"
+    assert node_of("Gemm_3_48", "[ONNX Layer: Gemm_3]") == "Gemm_3"
+    assert node_of("node_matmul") == "node_matmul"
+    assert node_of("node_matmul_1") == "node_matmul"  # rather one too many
+    assert node_of("node_matmul2") is None
+    assert node_of("ONNXTRT_Broadcast_3") is None
+
+
+def test_the_loggers_last_errors_stand_in_the_exception(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_TRT_FAIL", "no kernel image\nfor this device")
+    with pytest.raises(EngineError, match=r"built no engine \(no kernel image for this device\)"):
+        build_plan(trt, request(), go_on)
+
+
+def test_warnings_about_fp16_are_kept(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "Detected layernorm nodes in FP16"
+    monkeypatch.setenv("FAKE_TRT_WARN", words)
+    assert build_plan(trt, request(), go_on).warnings == (words,)
+    monkeypatch.setenv("FAKE_TRT_WARN", "something about the weather")
+    assert build_plan(trt, request(), go_on).warnings == ()
+
+
+def test_a_graph_that_is_none_is_refused_in_the_parsers_words(trt: ModuleType) -> None:
+    with pytest.raises(EngineError, match=r"cannot read the graph of rung fp16 \(node 0: failed to parse"):
+        build_plan(trt, request(graph=b"no graph", plain_graph=b"no graph"), go_on)
+
+
+def test_a_build_is_cancelled_where_there_is_a_monitor(trt: ModuleType) -> None:
+    phases: list[str] = []
+
+    def stop(phase: str) -> bool:
+        phases.append(phase)
+        return False
+
+    if not can_be_cancelled(trt):
+        assert trt.__version__ == "8.6.1"
+        build_plan(trt, request(), stop)
+        return
+    with pytest.raises(EngineError, match="cancelled"):
+        build_plan(trt, request(), stop)
+    assert set(phases) == {"Tactic Selection"}
+
+
+def test_timing_caches_of_one_version_are_merged_and_of_two_the_newer_is_taken(trt: ModuleType) -> None:
+    first, second = (build_plan(trt, request(), go_on).timing_cache for _ in range(2))
+    assert merged_cache(trt, b"", first) == first
+    assert merged_cache(trt, first, second).count(b",") == first.count(b",") + 1
+    assert merged_cache(trt, b'{"version": "7.0", "entries": [1]}', second) == second
+    assert merged_cache(trt, b"damaged", second) == second
+
+
+def test_a_plan_of_another_version_is_refused_in_tensorrts_words(trt: ModuleType) -> None:
+    other = make_module(next(version for version in VERSIONS if version != trt.__version__))
+    content = build_plan(other, request(), go_on).content
+    with pytest.raises(EngineError, match=r"refuses the plan.*Version tag does not match"):
+        LoadedPlan(trt, content, "submodel 0")
+
+
+def test_a_module_that_is_not_tensorrt_is_named() -> None:
+    with pytest.raises(EngineError, match="expected TensorRT's Python module, found elsewhere"):
+        build_plan(_hollow(), request(), go_on)
+
+
+def _hollow() -> ModuleType:
+    module = ModuleType("elsewhere")
+    module.NetworkDefinitionCreationFlag = object()  # type: ignore[attr-defined]
+    return module
+
+
+def _node_names(model: bytes) -> list[str]:
+    import onnx
+
+    return [node.name for node in onnx.load_from_string(model).graph.node]

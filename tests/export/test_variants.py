@@ -1,0 +1,124 @@
+"""Each rung keeps in FP32 what it says, and its graph is held against all rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from devit_contract.errors import ExportError
+from devit_decompose.models.model import Model
+from devit_decompose.subset_accuracy import run
+from devit_export.graph import ExportedGraph, export_features
+from devit_export.parity import measure_half
+from devit_export.rules import Expected, Graph
+from devit_export.variants import kept_nodes, make_rung
+
+HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+@pytest.fixture(scope="module", params=["vit", "deit", "cct", "pruned"])
+def model(request: pytest.FixtureRequest, sample_model: Callable[[str], Model]) -> Model:
+    return sample_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def exported(model: Model) -> ExportedGraph:
+    return export_features(model, "x.fp32.onnx")
+
+
+def _graph(exported: ExportedGraph, rung: str, overflows: tuple[str, ...] = ()) -> Graph:
+    return Graph(onnx.load_from_string(make_rung(exported, rung, overflows, f"x.{rung}.onnx").content), rung)
+
+
+def _type_of(graph: Graph, node: onnx.NodeProto) -> int:
+    return graph.types[node.output[0]]
+
+
+def test_fp16_keeps_the_norms_in_fp32_and_nothing_else_that_computes(exported: ExportedGraph) -> None:
+    graph = _graph(exported, "fp16")
+    moving = {"Cast", "Reshape"}  # the last norm's output may be reshaped on its way out
+    for node in graph.nodes:
+        if node.op_type == "LayerNormalization":
+            assert {graph.types[tensor] for tensor in (*node.input, *node.output)} == {FULL}
+        elif node.op_type not in moving:
+            assert _type_of(graph, node) == HALF, node.name
+
+
+def test_fp16_has_no_cast_inside_an_attention(exported: ExportedGraph) -> None:
+    """It would keep TensorRT from fusing the two products and the softmax."""
+    graph = _graph(exported, "fp16")
+    for attention in graph.attentions():
+        assert graph.consumers(attention.product.output[0]) == [attention.softmax]
+        assert graph.consumers(attention.softmax.output[0]) == list(attention.mixers)
+
+
+def test_fp16_attn32_keeps_scaling_products_and_softmax_in_fp32_too(exported: ExportedGraph, model: Model) -> None:
+    graph = _graph(exported, "fp16-attn32")
+    attentions = list(graph.attentions())
+    assert len(attentions) == len(model.config.heads)
+    for attention in attentions:
+        assert attention.query is not None
+        assert attention.query.op_type == "Mul"
+        assert len(attention.mixers) == 1
+        for node in (attention.query, attention.product, attention.softmax, *attention.mixers):
+            assert {graph.types[tensor] for tensor in (*node.input, *node.output)} == {FULL}
+    assert all(_type_of(graph, node) == HALF for node in graph.nodes if node.op_type in ("Gemm", "Conv", "Erf"))
+
+
+def test_the_nodes_named_are_those_that_are_in_fp32(exported: ExportedGraph) -> None:
+    for rung in ("fp16", "fp16-attn32"):
+        made = make_rung(exported, rung, (), "x.onnx")
+        graph = Graph(onnx.load_from_string(made.content), "x.onnx")
+        in_full = {node.name for node in graph.nodes if node.op_type != "Cast" and _type_of(graph, node) == FULL}
+        assert set(made.fp32_nodes) == in_full
+
+
+def test_fp32_is_the_exported_graph(exported: ExportedGraph) -> None:
+    made = make_rung(exported, "fp32", (), "x.fp32.onnx")
+    assert made.content == exported.content
+    assert (made.fp32_nodes, made.casts) == ((), 1)
+
+
+def test_what_makes_or_takes_a_tensor_that_may_overflow_stays_in_fp32(exported: ExportedGraph) -> None:
+    plain = Graph(onnx.load_from_string(exported.content), "x.fp32.onnx")
+    softmax = next(node for node in plain.nodes if node.op_type == "Softmax")
+    tensor = softmax.input[0]
+    kept = set(kept_nodes(plain, "fp16", (tensor,)))
+    norms = {node.name for node in plain.nodes if node.op_type == "LayerNormalization"}
+    assert kept - norms == {plain.producers[tensor].name, softmax.name}
+    graph = _graph(exported, "fp16", (tensor,))
+    assert graph.types[tensor] == FULL  # and nowhere in FP16
+    assert f"{tensor}.fp16" not in graph.types
+
+
+def test_every_rung_answers_as_torch_does(exported: ExportedGraph, model: Model) -> None:
+    images = np.random.default_rng(5).integers(0, 256, (30, *model.config.image_size), np.uint8)
+    reference = run(model.features, images)
+    for rung in ("fp16", "fp16-attn32"):
+        difference = measure_half(f"x.{rung}.onnx", make_rung(exported, rung, (), "x").content, images, reference)
+        assert 0.0 < difference.mean_abs < 0.01 * np.abs(reference).mean()
+
+
+def test_a_rung_is_the_same_bytes_twice(exported: ExportedGraph) -> None:
+    assert make_rung(exported, "fp16", (), "x").content == make_rung(exported, "fp16", (), "x").content
+
+
+def test_a_rung_that_breaks_a_rule_is_refused_under_its_own_name(exported: ExportedGraph) -> None:
+    expected: Expected = replace(exported.expected, norms=exported.expected.norms + 1)
+    with pytest.raises(ExportError, match=r"^x\.fp16\.onnx: expected \d+ LayerNormalization nodes"):
+        make_rung(replace(exported, expected=expected), "fp16", (), "x.fp16.onnx")
+
+
+def test_weights_take_half_the_space(exported: ExportedGraph) -> None:
+    """But those of the norms."""
+    sizes = []
+    for rung in ("fp16", "fp32"):
+        model = onnx.load_from_string(make_rung(exported, rung, (), "x").content)
+        arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+        sizes.append(sum(array.nbytes for array in arrays if array.dtype != np.int64))
+    assert sizes[0] < 0.56 * sizes[1]

@@ -1,0 +1,145 @@
+"""This machine by itself: real sampler and engine processes, a SIMULATED board, no node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+from typer.testing import CliRunner
+
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.errors import EnergyError
+from devit_contract.service.progress import no_progress
+from devit_engines.building.build_all import build_engines
+from devit_engines.building.store import Store
+from devit_profiling.cli import app
+from devit_profiling.load.local_profile import LocalEngine, measure_local
+from devit_profiling.record.record import IDLE, IDLE_AFTER, WARM_UP, WINDOW, Plan
+from devit_profiling.record.run_folder import read_recording
+from devit_profiling.report.report import HTML_FILE, OUTPUTS, write_report
+from devit_profiling.report.text import doubts, summary_rows
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
+SIMULATOR = [sys.executable, "-m", "devit_profiling.simulator.program", "--board", "orin-nano"]
+SHORT = Plan(
+    settle_s=0.0,
+    idle_s=0.5,
+    warm_up_s=0.3,
+    warm_up_answers=3,
+    duration_s=0.5,
+    windows=2,
+    interval_ms=20,
+    idle_samples=3,
+    window_samples=3,
+)
+
+
+def test_machine_at_rest_gives_idle_power_and_says_that_there_is_no_more(tmp_path: Path) -> None:
+    folder, report = measure_local(None, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
+    (scenario,), (device,) = report.scenarios, report.devices
+    (energy,) = scenario.energies
+    assert report.is_local
+    assert report.is_simulated
+    assert device.board == "Jetson Orin Nano"
+    assert [window.inferences for window in energy.windows] == [0, 0]
+    assert energy.idle_w is not None
+    assert 3 < energy.idle_w < 6
+    assert energy.idle_w == energy.mean_w
+    assert energy.total_j_per_inference is None
+    assert scenario.answers.p50_ms is None
+    notes = list(doubts(report))
+    assert notes[0].startswith("local at rest: no engine ran, so this is idle power only")
+    assert not any("no inference" in note for note in notes)
+    assert "no network, no fusion" not in (folder / HTML_FILE).read_text()
+    before = [(folder / name).read_bytes() for name in OUTPUTS]
+    write_report(folder)
+    assert [(folder / name).read_bytes() for name in OUTPUTS] == before
+
+
+def test_machine_without_sensor_and_engine_has_nothing_to_measure(tmp_path: Path) -> None:
+    with pytest.raises(EnergyError, match=r"cannot be started.*; --bundle DIR measures latency all the same"):
+        measure_local(None, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--devices", "local,jetson1"], "local stands alone"),
+        (["--devices", "local", "--rate", "5"], "--rate: not with --devices local"),
+        (["--devices", "jetson1", "--bundle", "x"], "--bundle: only with --devices local"),
+        (["--devices", "local", "--store", "x"], "--submodel and --store belong to --bundle"),
+    ],
+)
+def test_options_of_a_cell_and_of_this_machine_exclude_each_other(arguments: list[str], text: str) -> None:
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert text in result.output
+
+
+@pytest.mark.system
+def test_engine_of_this_machine_has_joules_and_milliseconds_without_a_node(tmp_path: Path) -> None:
+    engine = LocalEngine(TINY, submodel=1, kind="busy:5")
+    folder, report = measure_local(engine, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
+    phases = read_recording(folder).run.phases
+    assert [phase.kind for phase in phases] == [IDLE, WARM_UP, WINDOW, WINDOW, IDLE_AFTER]
+    (scenario,) = report.scenarios
+    (energy,) = scenario.energies
+    assert energy.total_j_per_inference is not None
+    assert energy.mean_w is not None
+    inferences = sum(window.inferences for window in energy.windows)
+    seconds = sum(window.duration_s for window in energy.windows)
+    assert energy.total_j_per_inference.mean == pytest.approx(energy.mean_w * seconds / inferences, rel=0.2)
+    assert scenario.answers.p50_ms is not None
+    assert scenario.answers.p50_ms >= 5
+    assert [row[0] for row in summary_rows(report)] == ["local"]
+    assert report.not_measured == ("node and network: they took no part, this machine was measured by itself",)
+    assert "no network, no fusion" in (folder / HTML_FILE).read_text()
+
+
+@pytest.mark.system
+def test_engine_without_a_sensor_has_milliseconds_alone(tmp_path: Path) -> None:
+    engine = LocalEngine(TINY, kind="busy:5")
+    _, report = measure_local(engine, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"])
+    assert "cannot be started" in report.devices[0].not_measured
+    assert report.scenarios[0].energies[0].mean_w is None
+    assert report.scenarios[0].answers.p50_ms is not None
+
+
+@pytest.mark.system
+def test_interrupt_keeps_the_windows_that_have_ended(tmp_path: Path) -> None:
+    def interrupt(stage: str, done: float, total: float, note: str = "") -> None:
+        if note.startswith("window ") and not note.startswith("window 1 "):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    plan = structs.replace(SHORT, windows=1000, duration_s=0.3)
+    engine = LocalEngine(TINY, kind="busy:5")
+    folder, report = measure_local(engine, plan, tmp_path, interrupt, sensor_command=SIMULATOR)
+    assert report.cut_short is not None
+    assert report.cut_short.is_interrupt
+    ended = [window.number for window in report.scenarios[0].energies[0].windows]
+    assert ended == list(range(1, report.cut_short.windows + 1))
+    assert ended
+    assert {row.window for row in read_recording(folder).answers} == {0, *ended}
+
+
+@pytest.mark.system
+def test_command_runs_the_engine_that_was_built_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_engines(Bundle(TINY), Store(tmp_path / "store"), submodels=[0])
+    tegrastats = tmp_path / "tegrastats"
+    tegrastats.write_text(f'#!/bin/sh\nexec {" ".join(SIMULATOR)} "$@"\n')
+    tegrastats.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = ["--devices", "local", "--bundle", str(TINY), "--store", str(tmp_path / "store"), "--quick"]
+    command += ["--idle", "0.5", "--warm-up", "0.1", "--duration", "0.3", "--out", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert result.stdout.startswith("Quick look: SIMULATED power")
+    assert "ms: of single inferences, back to back." in " ".join(result.stdout.split())
+    assert "insufficient" in result.stdout  # 0.3 s are too short for joules
+    assert result.stdout.endswith(f"report: {folder / HTML_FILE}\n")

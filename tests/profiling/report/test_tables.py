@@ -1,0 +1,157 @@
+"""The tables, read back by the csv module and held against the report and the raw lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devit_profiling.figures.analysis import analyse_recording
+from devit_profiling.figures.power import power_of
+from devit_profiling.record.record import Recording
+from devit_profiling.record.run_folder import read_recording
+from devit_profiling.report.tables import POWER_HEADER, WINDOWS_HEADER, power_csv, windows_csv
+
+if TYPE_CHECKING:
+    from conftest import FakeDevice, FakeRun
+else:
+    FakeRun = FakeDevice = object
+
+Rows = list[dict[str, str]]
+DOCS = Path(__file__).parents[3] / "docs" / "profile.md"
+
+
+def rows(content: bytes) -> Rows:
+    return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+
+
+def power(recording: Recording) -> Rows:
+    return rows(power_csv(recording, [power_of(recording, device) for device in recording.run.devices]))
+
+
+def windows(recording: Recording) -> Rows:
+    return rows(windows_csv(analyse_recording(recording), recording))
+
+
+def test_power_has_a_row_per_device_reading_and_rail(two_devices: FakeRun) -> None:
+    """481 lines of three rails, and the total, of each device."""
+    found = power(two_devices.recording())
+    assert len(found) == 2 * 481 * 4
+    assert [row["rail"] for row in found[:4]] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC", "total"]
+    assert found[3] == {"device": "jetson1", "t_s": "0.000000", "rail": "total", "power_mw": "4000", "source": "sensor"}
+
+
+def test_devices_are_on_one_clock(two_devices: FakeRun) -> None:
+    """Their own clocks are a million seconds apart; both begin to work 12.5 s after the first sample."""
+    found = power(two_devices.recording())
+    for device, idle_mw in (("jetson1", "4000"), ("jetson2", "5000")):
+        busy = next(
+            row for row in found if (row["device"], row["rail"]) == (device, "total") and row["power_mw"] > idle_mw
+        )
+        assert float(busy["t_s"]) == pytest.approx(12.5, abs=0.1)
+
+
+def test_windows_have_a_row_per_device_scenario_and_window(two_devices: FakeRun) -> None:
+    found = windows(two_devices.recording())
+    assert [(row["device"], row["scenario"], row["window"]) for row in found] == [
+        ("jetson1", "together", "1"),
+        ("jetson1", "together", "2"),
+        ("jetson2", "together", "1"),
+        ("jetson2", "together", "2"),
+    ]
+    first = found[0]
+    assert (first["scope"], first["inferences"], first["answers"], first["t_s"]) == (
+        "module input (VDD_IN)",
+        "100",
+        "100",
+        "14.000000",
+    )
+    figures = {name: float(first[name]) for name in WINDOWS_HEADER[8:16]}
+    assert figures == pytest.approx(
+        {
+            "total_j": 60.0,
+            "above_idle_j": 20.0,
+            "total_j_per_inference": 0.6,
+            "above_idle_j_per_inference": 0.2,
+            "mean_w": 6.0,
+            "peak_w": 6.0,
+            "idle_w": 4.0,
+            "samples": 100,
+        },
+        rel=0.02,
+    )
+
+
+def test_mean_of_the_windows_is_the_reports_figure_even_with_a_gap(fake_run: FakeRun) -> None:
+    """Two seconds of the first window have no sample; its inferences cost all the same."""
+    recording = fake_run.changed(silent=(16.0, 18.0), windows_mw=(6000, 8000)).recording()
+    found = windows(recording)
+    assert float(found[0]["coverage"]) < 0.85
+    energy = analyse_recording(recording).scenarios[0].energies[0]
+    for name, figure in (
+        ("total_j_per_inference", energy.total_j_per_inference),
+        ("above_idle_j_per_inference", energy.dynamic_j_per_inference),
+    ):
+        assert figure is not None
+        assert sum(float(row[name]) for row in found) / 2 == pytest.approx(figure.mean, rel=1e-6)
+
+
+def test_what_was_not_measured_is_an_empty_cell_and_no_zero(fake_run: FakeRun) -> None:
+    found = windows(fake_run.changed(idle_mw=None, sensor_problem="no sensor is set").recording())
+    assert [row["inferences"] for row in found] == ["100", "100"]
+    assert all(row[name] == "" for row in found for name in WINDOWS_HEADER[7:])
+    found = windows(fake_run.changed(inferences=0).recording())
+    assert {row["total_j_per_inference"] for row in found} == {""}
+    assert float(found[0]["total_j"]) == pytest.approx(60, rel=0.01)
+
+
+def test_simulated_stands_in_every_row(fake_run: FakeRun, make_device: Callable[..., FakeDevice]) -> None:
+    run = replace(fake_run, devices=(make_device(), make_device(name="jetson2", simulated_board="orin-nano")))
+    for found in (power(run.recording()), windows(run.recording())):
+        sources = {(row["device"], row["source"]) for row in found}
+        assert sources == {("jetson1", "sensor"), ("jetson2", "SIMULATED")}
+
+
+def test_every_column_of_every_table_is_explained(recorded_run: Path) -> None:
+    """Columns of a device are explained once, under the name DEVICE."""
+    sections = dict(part.split("\n", 1) for part in DOCS.read_text().split("\n## ")[1:])
+    headers = {"power.csv": POWER_HEADER, "windows.csv": WINDOWS_HEADER}
+    for name in ("latency.csv", "jetson1.stamps.csv"):
+        line = (recorded_run / name).read_text().partition("\n")[0]
+        headers[name.replace("jetson1", "DEVICE")] = tuple(re.sub(r"jetson\d", "DEVICE", line).split(","))
+    for name, header in headers.items():
+        table = "\n".join(line.split("|")[1] for line in sections[f"`{name}`"].splitlines() if line.startswith("|"))
+        assert set(re.findall(r"`([\w.]+)`", table)) == set(header), name
+
+
+def test_requests_are_recorded_with_their_time(recorded_run: Path) -> None:
+    """One after the other, each behind the end of the one before, all inside the run."""
+    recording = read_recording(recorded_run)
+    sent_ns = [row.sent_ns for row in recording.answers if row.sent_ns is not None]
+    assert len(sent_ns) == len(recording.answers)
+    ends_ns = [sent + row.latency_ms * 1e6 for sent, row in zip(sent_ns, recording.answers, strict=True)]
+    assert all(end <= after for end, after in zip(ends_ns, sent_ns[1:], strict=False))
+    phases = recording.run.phases
+    assert phases[0].start.desk_ns < sent_ns[0] < sent_ns[-1] < phases[-1].end.desk_ns
+    for phase in phases:
+        for edge in (phase.start, phase.end):
+            for before_ns, behind_ns in edge.asked_ns.values():
+                assert before_ns < behind_ns <= edge.desk_ns
+
+
+def test_recording_without_these_times_is_still_read(recorded_run: Path, real_run: Path) -> None:
+    """As it was written before: no columns ``sent_ns`` and ``late_us``, no ``asked_ns``."""
+    latency = real_run / "latency.csv"
+    latency.write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in latency.read_text().splitlines()))
+    run = (real_run / "run.json").read_text()
+    (real_run / "run.json").write_text(re.sub(r',\s*"asked_ns": \{[^{}]*\}', "", run))
+    old, new = read_recording(real_run), read_recording(recorded_run)
+    assert {row.sent_ns for row in old.answers} == {None}
+    assert [replace(row, sent_ns=None) for row in new.answers] == list(old.answers)
+    assert analyse_recording(old) == analyse_recording(new)
