@@ -30,8 +30,9 @@ from devit_engines.building.build_all import BuiltEngine, build_engines, load_en
 from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.figures.analysis import Report
-from devit_profiling.load.measure import measure_cell, raise_if_cut_short
+from devit_profiling.load.cell_run import measure_cell, raise_if_cut_short
 from devit_profiling.record.record import QUICK
+from devit_profiling.report.report import write_report
 
 SHIPPED = Path(__file__).parent / "fashion_mnist"
 """Bundle and test images that come with this package."""
@@ -150,8 +151,9 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
         cell.start_agents([victim])
         progress("restart", 1, 1, f"{victim} is back")
         pictures = itertools.cycle(images)
-        run, report = measure_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
-        raise_if_cut_short(report)
+        run = measure_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
+        report = write_report(run)
+        raise_if_cut_short(report.cut_short)
     return _figures(
         bundle, built, teacher_accuracy, labels, full, partial, before, after, report, run / "report.html", start_s
     )

@@ -82,6 +82,7 @@ def parse(words: list[str]) -> None:
 
 def _parse(command: Any, name: str, arguments: list[str]) -> None:  # noqa: ANN401 - typer keeps its types private
     children = getattr(command, "commands", {})
+    arguments = getattr(command, "spelled_out", list)(arguments)
     if arguments and arguments[0] in children:
         _parse(children[arguments[0]], arguments[0], arguments[1:])
         return

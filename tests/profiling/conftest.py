@@ -24,8 +24,8 @@ from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
-from devit_profiling.load.cell_run import run_profile
-from devit_profiling.load.images import random_pictures
+from devit_profiling.load.cell_run import measure_cell
+from devit_profiling.load.load_generator import random_images
 from devit_profiling.record.record import (
     IDLE,
     IDLE_AFTER,
@@ -116,7 +116,6 @@ class FakeRun:
         devices = tuple(_record(device, index) for index, device in enumerate(self.devices))
         names = [device.name for device in self.devices] + list(self.others)
         node = NodeRecord(
-            bundle="tiny 1",
             image_shape=(6, 8, 1),
             k_min=1,
             deadline_ms=50.0,
@@ -134,8 +133,9 @@ class FakeRun:
             devices=devices,
             scenarios=(scenario,),
             phases=tuple(self._phases(scenario.name)),
-            before=node,
-            after=node,
+            bundle="tiny 1",
+            node_before=node,
+            node_after=node,
         )
         lines = {device.name: tuple(_lines(device)) for device in self.devices}
         return Recording(run, lines, tuple(self._answers(scenario.name)))
@@ -282,6 +282,11 @@ class LiveCell:
     pid_path: Path
     """Holds the process id of ``jetson1``'s sampler."""
 
+    @property
+    def names(self) -> list[str]:
+        """Name all devices."""
+        return [device.name for device in self.fleet.device]
+
     def client(self) -> Client:
         """Connect to the node."""
         return Client.of_fleet(self.fleet, None, timeout_s=20.0)
@@ -330,7 +335,7 @@ def recorded_run(live_cell: LiveCell, tmp_path_factory: pytest.TempPathFactory) 
     )
     out = tmp_path_factory.mktemp("recorded")
     with live_cell.client() as client:
-        return run_profile(client, live_cell.fleet.device, random_pictures((6, 8, 1)), plan, out, no_progress)
+        return measure_cell(client, live_cell.fleet, live_cell.names, random_images((6, 8, 1)), plan, out, no_progress)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from devit_contract.errors import InputError
-from devit_profiling.cli import _load_of, app
+from devit_profiling.cli import app, load_of, spelled_out
 from devit_profiling.figures.analysis import Report
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_rate_is_kept_and_told_with_how_long_it_takes(live_cell: LiveCell, tmp_p
 
 
 def test_rate_max_keeps_twice_the_credit_of_a_device_under_way(live_cell: LiveCell) -> None:
-    assert _load_of("max", live_cell.fleet_path) == {"in_flight": 4}
+    assert load_of("max", None, live_cell.fleet_path) == {"in_flight": 4}
 
 
 def test_rate_is_a_number_or_max_and_excludes_in_flight(live_cell: LiveCell) -> None:
@@ -130,9 +130,30 @@ def test_error_is_one_line_and_exit_code_1(arguments: list[str], text: str) -> N
 
 
 def test_help_names_every_option_with_its_unit_and_default() -> None:
-    result = runner.invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-    for word in ("--devices", "--from", "--quick", "--duration", "seconds", "milliseconds", "default: 10"):
-        assert word in result.stdout
+    for command, words in (
+        ([], ("--devices", "--from", "cell", "local", "report", "compare", "sweep")),
+        (["cell"], ("--devices", "--quick", "--duration", "--rate", "seconds", "milliseconds", "default: 10")),
+        (["local"], ("--bundle", "--quick", "--duration", "seconds", "milliseconds", "default: 10")),
+    ):
+        result = runner.invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+        for word in words:
+            assert word in result.stdout
+
+
+def test_command_may_be_left_out_and_is_found_by_its_options(fake_run: FakeRun, tmp_path: Path) -> None:
+    """Scripts may go on to say ``--devices`` and ``--from-log`` alone."""
+    folder = str(fake_run.write(tmp_path / "run"))
+    spellings = (["report", folder], ["--from-log", folder], ["--from", folder], [f"--from-log={folder}"])
+    assert len({runner.invoke(app, arguments).stdout for arguments in spellings}) == 1
+    for arguments, command in (
+        (["--devices", "jetson1"], "cell"),
+        (["--quick", "--devices=jetson1,local"], "cell"),
+        (["--windows", "2", "--devices", "local"], "local"),
+        (["compare", "--json"], "compare"),
+        (["--help"], "--help"),
+    ):
+        assert spelled_out(arguments)[0] == command
+    assert spelled_out(["--windows", "2", "--devices=local", "--json"]) == ["local", "--windows", "2", "--json"]
 
 
 def test_plotting_library_is_loaded_for_reports_alone() -> None:

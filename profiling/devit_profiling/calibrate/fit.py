@@ -16,10 +16,9 @@ from devit_contract.errors import EnergyError, InputError
 from devit_profiling.calibrate.align import GRID_S, Aligned, align
 from devit_profiling.calibrate.meter_log import MeterLog, read_meter_log
 from devit_profiling.figures.energy import Float64Array, rising
-from devit_profiling.figures.interval import NORMAL_95, step_error
+from devit_profiling.figures.interval import NORMAL_95, quantile_95, step_error
 from devit_profiling.figures.power import Power, power_of
 from devit_profiling.figures.settling import time_constant
-from devit_profiling.figures.student import quantile_95
 from devit_profiling.record.calibration import SCHEMA, Calibration
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording

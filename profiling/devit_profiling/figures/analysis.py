@@ -7,25 +7,24 @@ simulated samples are marked as such.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 
-from devit_profiling.figures.answers import AnswerStats, answer_stats
-from devit_profiling.figures.cell import CellEnergy, Surroundings, cell_energy, node_left_out
+from devit_profiling.figures.answers import AnswerStats, Pace, answer_stats, pace
+from devit_profiling.figures.cell import CellContext, CellEnergy, cell_energy, node_left_out
 from devit_profiling.figures.energy import rising
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.full_model import AgainstUndivided, UndividedTimes, against_undivided, undivided_times
 from devit_profiling.figures.joules import DeviceEnergy, device_energy
-from devit_profiling.figures.pace import Pace, pace
-from devit_profiling.figures.power import Power, power_of, rail_names
+from devit_profiling.figures.power import Power, rail_names
 from devit_profiling.figures.thermal import Part, Sustained, cold_and_hot, is_sustained, sustained
 from devit_profiling.record.calibration import Calibration
-from devit_profiling.record.record import WINDOW, CutShort, Phase, Plan, Recording, Run, Scenario
-from devit_profiling.record.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
+from devit_profiling.record.record import WINDOW, CutShort, Phase, Plan, Scenario
+from devit_profiling.record.run_folder import LATENCY_FILE, RUN_FILE, log_name, stamps_name
 
-SCHEMA = 1
+SCHEMA = 2
 GAIN_ERROR_PERCENT = 5.0
 """Stated for AGX Xavier (its thermal design guide); no figure is published for Orin, so it is taken over."""
 
@@ -39,11 +38,11 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     answers: AnswerStats
     energies: tuple[DeviceEnergy, ...]
     cell: CellEnergy | None
-    """Only where the whole cell was asked."""
+    """Only where requests went to all devices."""
     pace: Pace | None = None
     """Only where requests were sent at a fixed rate."""
     undivided: UndividedTimes | None = None
-    """Only where a device ran the undivided model; nobody was asked then."""
+    """Only where a device ran the undivided model; there were no requests then."""
     sustained: Sustained | None = None
     """Only where windows were repeated until the temperature settled, and at least two have ended."""
     is_idle: bool = False
@@ -125,37 +124,24 @@ class Report(msgspec.Struct, frozen=True):
     """Whether a machine was measured by itself, without node and network."""
 
 
-def analyse(folder: Path) -> Report:
-    """Make the report of a run from its raw files, and from nothing else.
-
-    Raises:
-        InputError: A raw file is missing.
-        ManifestError: A raw file breaks its format.
-    """
-    return analyse_recording(read_recording(folder))
-
-
-def analyse_recording(recording: Recording) -> Report:
-    """Make the report of a run that has been read already."""
-    run = recording.run
-    powers = [power_of(recording, device) for device in run.devices]
-    node = power_of(recording, run.node) if run.node is not None and run.node in run.machines else None
-    names = run.names_by_submodel()
-    scenarios = tuple(_scenario_report(recording, scenario, powers, node) for scenario in run.scenarios)
+def analyse(evidence: Evidence) -> Report:
+    """Make the report of a run from its raw data, and from nothing else."""
+    run = evidence.run
+    scenarios = tuple(_scenario_report(evidence, scenario) for scenario in run.scenarios)
     return Report(
         schema=SCHEMA,
         name=run.name,
         started_utc=run.started_utc,
         software=run.software,
         is_quick=run.plan.is_quick,
-        is_simulated=any(power.is_simulated for power in (*powers, *([node] if node is not None else []))),
-        bundle=run.before.bundle,
+        is_simulated=any(power.is_simulated for power in evidence.machines),
+        bundle=run.bundle,
         pictures=run.pictures,
-        deadline_ms=run.before.deadline_ms,
+        deadline_ms=run.node_before.deadline_ms if run.node_before is not None else None,
         plan=run.plan,
         gain_error_percent=GAIN_ERROR_PERCENT,
-        not_measured=tuple(_left_out(run, names.values(), node_left_out(run, node))),
-        devices=tuple(_device_report(power, run.plan) for power in powers),
+        not_measured=tuple(_left_out(evidence)),
+        devices=tuple(_device_report(power, run.plan) for power in evidence.powers),
         scenarios=scenarios,
         files=(
             RUN_FILE,
@@ -163,7 +149,7 @@ def analyse_recording(recording: Recording) -> Report:
             *(file(machine.name) for machine in run.machines for file in (log_name, stamps_name)),
         ),
         cut_short=run.cut_short,
-        node=_device_report(node, run.plan) if node is not None else None,
+        node=_device_report(evidence.node, run.plan) if evidence.node is not None else None,
         against_undivided=_against_undivided(scenarios),
         is_local=run.is_local,
     )
@@ -177,18 +163,19 @@ def _against_undivided(scenarios: Sequence[ScenarioReport]) -> AgainstUndivided 
     return against_undivided(alone.undivided, alone.energies[0], whole.energies, whole.cell, whole.answers.p50_ms)
 
 
-def _left_out(run: Run, cell: Iterable[str], node: str) -> Iterator[str]:
+def _left_out(evidence: Evidence) -> Iterator[str]:
+    run = evidence.run
     if run.is_local:
         yield "node and network: they took no part, this machine was measured by itself"
         return
-    if node:
+    if node := node_left_out(evidence):
         yield f"power of the fusion node: not measured: {node}"
     if run.extras:
         stated = ", ".join(f"{extra.name} {extra.watts:g} W ({extra.source})" for extra in run.extras)
         yield f"stated in the fleet file, not measured: {stated}"
     else:
         yield "power of network switch and supplies: not measured; state it as [[extra]] in the fleet file"
-    for name in sorted(set(cell) - {device.name for device in run.devices}):
+    for name in sorted(set(run.names_by_submodel().values()) - {device.name for device in run.devices}):
         yield f"power of {name}: not measured, as it was not named"
 
 
@@ -231,60 +218,50 @@ def _percent(cpu_s: float | None, duration_s: float) -> float | None:
     return round(100 * cpu_s / duration_s, 3) if cpu_s is not None and duration_s > 0 else None
 
 
-def _scenario_report(
-    recording: Recording, scenario: Scenario, powers: Sequence[Power], node: Power | None
-) -> ScenarioReport:
-    phases = [phase for phase in recording.run.phases if phase.scenario == scenario.name]
-    report = _phases_report(recording, scenario, phases, powers, node)
-    if is_sustained(scenario, recording.run.plan):
-        report = msgspec.structs.replace(report, sustained=_sustained(recording, scenario, phases, powers, node))
+def _scenario_report(evidence: Evidence, scenario: Scenario) -> ScenarioReport:
+    phases = evidence.phases(scenario.name)
+    report = _phases_report(evidence, scenario, phases)
+    if is_sustained(scenario, evidence.run.plan):
+        report = msgspec.structs.replace(report, sustained=_sustained(evidence, scenario, phases))
     return report
 
 
-def _sustained(
-    recording: Recording, scenario: Scenario, phases: Sequence[Phase], powers: Sequence[Power], node: Power | None
-) -> Sustained | None:
-    plan, lines = recording.run.plan, {power.device.name: recording.lines[power.device.name] for power in powers}
+def _sustained(evidence: Evidence, scenario: Scenario, phases: Sequence[Phase]) -> Sustained | None:
+    plan = evidence.run.plan
     windows = [phase for phase in phases if phase.kind == WINDOW]
     parts = []
     for chosen in cold_and_hot(windows, plan):
         own = [phase for phase in phases if phase.kind != WINDOW or phase in chosen]
-        figures = _phases_report(recording, scenario, own, powers, node)
+        figures = _phases_report(evidence, scenario, own)
         if not chosen or figures.cell is None:
             return None
         parts.append(Part(chosen, figures.answers, figures.energies, figures.cell))
-    return sustained(windows, lines, plan, *parts)
+    samples = {power.device.name: power.log.samples for power in evidence.powers}
+    return sustained(windows, samples, plan, *parts)
 
 
-def _phases_report(
-    recording: Recording, scenario: Scenario, phases: Sequence[Phase], powers: Sequence[Power], node: Power | None
-) -> ScenarioReport:
-    run = recording.run
-    windows = [phase for phase in phases if phase.kind == WINDOW]
+def _phases_report(evidence: Evidence, scenario: Scenario, phases: Sequence[Phase]) -> ScenarioReport:
+    run = evidence.run
+    windows = {phase.number: phase.duration_s for phase in phases if phase.kind == WINDOW}
     names = run.names_by_submodel()
-    all_rows = [row for row in recording.answers if row.scenario == scenario.name]
-    numbers = {phase.number for phase in windows}
-    rows = [row for row in all_rows if row.window in numbers]
-    answers = answer_stats(rows, names, {phase.number: phase.duration_s for phase in windows})
-    asked = [power for power in powers if scenario.device in ("", power.device.name)]
+    all_rows = [row for row in evidence.recording.answers if row.scenario == scenario.name]
+    rows = [row for row in all_rows if row.window in windows]
+    asked = [power for power in evidence.powers if scenario.device in ("", power.device.name)]
     energies = tuple(device_energy(power, phases, run.plan, is_idle=scenario.is_idle) for power in asked)
     cell = None
     if not scenario.device:
         given = Counter(row.window for row in rows if row.is_answered)
-        node_energy = device_energy(node, phases, run.plan) if node is not None else None
-        around = Surroundings(node_energy, node_left_out(run, node, node_energy), run.extras)
-        cell = cell_energy(energies, asked, given, len(names), around)
+        node = device_energy(evidence.node, phases, run.plan) if evidence.node is not None else None
+        context = CellContext(node, node_left_out(evidence, node), run.extras)
+        cell = cell_energy(energies, asked, given, len(names), context)
+    rate_hz, undivided = (None, run.undivided) if scenario.is_undivided else (run.plan.rate_hz, None)
     return ScenarioReport(
         name=scenario.name,
         asked=(scenario.device,) if scenario.device else tuple(names[index] for index in sorted(names)),
-        answers=answers,
+        answers=answer_stats(rows, names, windows),
         energies=energies,
         cell=cell,
-        pace=pace(all_rows, phases, run.plan.rate_hz)
-        if run.plan.rate_hz is not None and not scenario.is_undivided
-        else None,
-        undivided=undivided_times(run.undivided, phases)
-        if run.undivided is not None and scenario.is_undivided
-        else None,
+        pace=pace(all_rows, phases, rate_hz) if rate_hz is not None else None,
+        undivided=undivided_times(undivided, phases) if undivided is not None else None,
         is_idle=scenario.is_idle,
     )

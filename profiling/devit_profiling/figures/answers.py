@@ -1,4 +1,4 @@
-"""From answers to milliseconds: latency, how frames ended, and what each device had to do with it."""
+"""From answers to milliseconds: latency, how frames ended, each device's share, and what became of a fixed rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import msgspec
 import numpy as np
 
 from devit_contract.wire.messages import DeviceTiming
-from devit_profiling.record.record import AnswerRow
+from devit_profiling.record.record import WINDOW, AnswerRow, Phase
+
+# As the node calls them.
+_NOT_ASKED, _DEADLINE = "not asked", "deadline"
 
 
 class WindowTimes(msgspec.Struct, frozen=True):
@@ -99,6 +102,21 @@ class AnswerStats(msgspec.Struct, frozen=True):
     windows: tuple[WindowAnswers, ...] = ()
 
 
+class Pace(msgspec.Struct, frozen=True):
+    """Requests at a fixed rate, over the windows of one scenario."""
+
+    asked_hz: float
+    """Requests that were due in a second."""
+    sent_hz: float
+    """Requests that were sent in a second."""
+    answered_hz: float
+    """Answers in a second, failed ones left out."""
+    late_p50_ms: float | None
+    """How much later than due they were sent, which their latency contains; absent where none was sent."""
+    late_p99_ms: float | None
+    late_max_ms: float | None
+
+
 def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s: Mapping[int, float]) -> AnswerStats:
     """Sum up the answers of one scenario's windows.
 
@@ -125,6 +143,35 @@ def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s:
         missing=_missing(rows, names),
         parts=_parts(given),
         windows=tuple(_window(number, length_s, given) for number, length_s in sorted(windows_s.items())),
+    )
+
+
+def pace(rows: Sequence[AnswerRow], phases: Sequence[Phase], rate_hz: float) -> Pace:
+    """Look at the requests that were sent within windows, whenever they were answered.
+
+    Args:
+        rows: All answers of one scenario, those outside of its windows too.
+        phases: Of the scenario.
+        rate_hz: Requests that were due in a second.
+    """
+    windows = [phase for phase in phases if phase.kind == WINDOW]
+    spans = [(phase.start.desk_ns, phase.end.desk_ns) for phase in windows]
+    late_ms = [
+        row.late_us / 1e3
+        for row in rows
+        if row.sent_ns is not None
+        and any(start_ns <= row.sent_ns + row.late_us * 1000 < end_ns for start_ns, end_ns in spans)
+    ]
+    total_s = sum(phase.duration_s for phase in windows)
+    answered = sum(row.is_answered and row.window > 0 for row in rows)
+    p50, p99, largest = np.percentile(late_ms, (50, 99, 100)).tolist() if late_ms else (None, None, None)
+    return Pace(
+        asked_hz=rate_hz,
+        sent_hz=len(late_ms) / total_s if total_s else 0.0,
+        answered_hz=answered / total_s if total_s else 0.0,
+        late_p50_ms=p50,
+        late_p99_ms=p99,
+        late_max_ms=largest,
     )
 
 
@@ -216,10 +263,6 @@ def _missing(rows: Sequence[AnswerRow], names: Mapping[int, str]) -> dict[str, d
             if why != _NOT_ASKED:
                 reasons.setdefault(names.get(index, f"device {index}"), Counter())[why] += 1
     return {name: dict(sorted(counts.items())) for name, counts in sorted(reasons.items())}
-
-
-# As the node calls them.
-_NOT_ASKED, _DEADLINE = "not asked", "deadline"
 
 
 def _percentile(values: Sequence[float], percent: float) -> float | None:

@@ -1,30 +1,30 @@
-"""The joules of a whole cell: its devices, its node and what else it needs, over the same windows, each answer once."""
+"""The joules of a whole cell: its devices, its node and what else it needs, over the same windows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from devit_contract.artefacts.fleet import Extra
 from devit_profiling.figures.energy import resolution_w
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.figures.power import Power
 from devit_profiling.record.record import NODE, DeviceRecord, Run
 
-DEVICE, NODE_PART, EXTRA = "device", "node", "extra"
-"""Kinds of parts."""
+PartKind = Literal["device", "node", "extra"]
 
 
 class CellPart(msgspec.Struct, frozen=True):
     """One consumer of the cell, over the windows of the sum."""
 
     name: str
-    kind: str
-    """``device``, ``node`` or ``extra``."""
+    kind: PartKind
     scope: str
     """What its joules cover; of an extra, where its watts come from; empty: not measured."""
     is_simulated: bool = False
@@ -68,7 +68,7 @@ class CellEnergy(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class CellContext:
     """What a cell needs besides its devices."""
 
     node: DeviceEnergy | None
@@ -77,14 +77,14 @@ class Surroundings:
     extras: Sequence[Extra]
 
 
-def node_left_out(run: Run, power: Power | None, energy: DeviceEnergy | None = None) -> str:
+def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str:
     """Tell why the node's machine is in no sum; empty where it is.
 
     Args:
-        run: What was recorded.
-        power: Of the node's machine, where it was sampled.
-        energy: Of one scenario; without it, the samples alone count.
+        evidence: Of the run.
+        energy: Of the node in one scenario; without it, the samples alone count.
     """
+    run, power = evidence.run, evidence.node
     if run.node is None:
         return "this run was recorded before the node's sensor was looked for"
     if power is None:
@@ -98,7 +98,7 @@ def node_left_out(run: Run, power: Power | None, energy: DeviceEnergy | None = N
 
 
 def _is_here(device: DeviceRecord, run: Run) -> bool:
-    """Tell whether a device is the asking machine: its clock always reads what that machine's does."""
+    """Tell whether a device is the client machine: its clock always reads what that machine's does."""
     edges = [edge for phase in run.phases for edge in (phase.start, phase.end) if device.name in edge.asked_ns]
     return bool(edges) and all(
         edge.asked_ns[device.name][0] <= edge.marks[device.name].monotonic_ns <= edge.asked_ns[device.name][1]
@@ -111,16 +111,16 @@ def cell_energy(
     powers: Sequence[Power],
     answers: Mapping[int, int],
     devices: int,
-    around: Surroundings,
+    context: CellContext,
 ) -> CellEnergy:
-    """Add the named devices of a cell that was asked as a whole; a sum without one of them is none.
+    """Add the named devices of a scenario in which all devices work; without the joules of one there is no sum.
 
     Args:
         energies: Of the named devices.
         powers: Their samples, in the same order.
         answers: Window to its number of answers, failed frames left out.
         devices: Number of devices in the cell, named or not.
-        around: Node and extras.
+        context: Node and extras.
     """
     scope = f"{len(energies)} of {devices} devices of the cell, without the fusion node: "
     scope += " + ".join(f"{energy.device} {energy.scope or 'not measured'}" for energy in energies)
@@ -128,7 +128,7 @@ def cell_energy(
     missing = [energy.device for energy in energies if energy.not_measured]
     if missing:
         return CellEnergy(scope, f"no joules of {', '.join(missing)}, and a sum of the others is no cell", is_simulated)
-    summed = [*energies, *([around.node] if around.node is not None and not around.node_left_out else [])]
+    summed = [*energies, *([context.node] if context.node is not None and not context.node_left_out else [])]
     windows = [_joules(energy) for energy in summed]
     numbers = [number for number in sorted(windows[0]) if answers.get(number) and all(number in own for own in windows)]
     if not numbers:
@@ -146,9 +146,9 @@ def cell_energy(
         total_j_per_answer=_per_answer(total_j, spans, energies),
         resolution_j_per_answer=resolution_w(steps_mw) * spans.each_s,
         offset_j_per_answer=math.hypot(*fixed_w) * spans.each_s,
-        parts=_parts(summed, len(energies), spans, around),
-        node=around.node,
-        whole=_whole(summed, spans, around, devices - len(energies)),
+        parts=_parts(summed, len(energies), spans, context),
+        node=context.node,
+        whole=_whole(summed, spans, context, devices - len(energies)),
     )
 
 
@@ -171,7 +171,7 @@ class _Spans:
 
 def _joules(energy: DeviceEnergy) -> dict[int, float]:
     """By window, as if what samples leave uncovered had the mean power."""
-    return {window.number: window.mean_w * window.duration_s for window in energy.windows}
+    return {window.number: window.energy.mean_w * window.duration_s for window in energy.windows}
 
 
 def _per_answer(joules: Mapping[int, float], spans: _Spans, energies: Sequence[DeviceEnergy]) -> Estimate:
@@ -179,29 +179,29 @@ def _per_answer(joules: Mapping[int, float], spans: _Spans, energies: Sequence[D
     return estimate([joules[number] / spans.answers[number] for number in spans.seconds], steps_95)
 
 
-def _parts(summed: Sequence[DeviceEnergy], devices: int, spans: _Spans, around: Surroundings) -> tuple[CellPart, ...]:
+def _parts(summed: Sequence[DeviceEnergy], devices: int, spans: _Spans, context: CellContext) -> tuple[CellPart, ...]:
     parts = []
     for place, energy in enumerate(summed):
         mean_w = sum(_joules(energy)[number] for number in spans.seconds) / spans.total_s
-        kind = DEVICE if place < devices else NODE_PART
+        kind: PartKind = "device" if place < devices else "node"
         parts.append(CellPart(energy.device, kind, energy.scope, energy.is_simulated, mean_w, mean_w * spans.each_s))
-    if around.node_left_out:
-        parts.append(CellPart(NODE, NODE_PART, "", left_out=around.node_left_out))
-    for extra in around.extras:
+    if context.node_left_out:
+        parts.append(CellPart(NODE, "node", "", left_out=context.node_left_out))
+    for extra in context.extras:
         each_j = extra.watts * spans.each_s
-        parts.append(CellPart(extra.name, EXTRA, extra.source, mean_w=extra.watts, j_per_answer=each_j))
+        parts.append(CellPart(extra.name, "extra", extra.source, mean_w=extra.watts, j_per_answer=each_j))
     return tuple(parts)
 
 
-def _whole(summed: Sequence[DeviceEnergy], spans: _Spans, around: Surroundings, unnamed: int) -> WholeCell:
-    extras_w = sum(extra.watts for extra in around.extras)
+def _whole(summed: Sequence[DeviceEnergy], spans: _Spans, context: CellContext, unnamed: int) -> WholeCell:
+    extras_w = sum(extra.watts for extra in context.extras)
     joules = {
         number: sum(_joules(energy)[number] for energy in summed) + extras_w * seconds
         for number, seconds in spans.seconds.items()
     }
     names = [f"{energy.device} {energy.scope}" for energy in summed]
-    names += [f"{extra.name} {extra.watts:g} W stated ({extra.source})" for extra in around.extras]
-    left_out = [f"{NODE}: {around.node_left_out}"] if around.node_left_out else []
+    names += [f"{extra.name} {extra.watts:g} W stated ({extra.source})" for extra in context.extras]
+    left_out = [f"{NODE}: {context.node_left_out}"] if context.node_left_out else []
     left_out += [f"{unnamed} devices of the cell that were not named"] if unnamed else []
     return WholeCell(
         scope=" + ".join(names),

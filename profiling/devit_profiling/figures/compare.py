@@ -1,4 +1,4 @@
-"""Two runs side by side: for every figure the difference, and whether it is more than their intervals explain.
+"""Two runs side by side: for every figure the difference, and whether it is statistically significant.
 
 Welch's t test on the windows of each run. Overlapping intervals would not do: two 95 % intervals may overlap although
 the difference is significant. The standard errors of the sensor's steps and of the idle baseline, which windows do not
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -18,19 +19,17 @@ from devit_contract.artefacts.files import read_json
 from devit_contract.errors import InputError
 from devit_profiling.figures.analysis import SCHEMA, Report, ScenarioReport
 from devit_profiling.figures.cell import CellEnergy
-from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate
+from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate, quantile_95, two_sided_p
 from devit_profiling.figures.joules import DeviceEnergy
-from devit_profiling.figures.student import quantile_95, two_sided_p
-from devit_profiling.report.text import number
 from devit_profiling.sensor.tegrastats import SIMULATED
 
 METHOD = (
     "Welch's t test on the windows of each run, two-sided, 5 %. The sensor's steps are in the intervals; its gain "
-    "error is not, and cancels only where the same board was measured twice. What changed between the runs, the heat "
-    "of the room or other load, counts as a difference: measure each more than once"
+    "error is not, and cancels only where the same board was measured twice. What changed between the runs, room "
+    "temperature or other load, counts as a difference: measure each more than once"
 )
-HIGHER, LOWER, NO_DIFFERENCE = "higher", "lower", "no difference found"
-UNKNOWN, REFUSED = "unknown", "refused"
+COMPARISON_SCHEMA = 2
+Verdict = Literal["higher", "lower", "not significant", "unknown", "refused"]
 TOTAL, ABOVE_IDLE = "J/inf., total", "J/inf., above idle"
 PER_ANSWER, PER_SECOND = "J/answer, total", "answers/s"
 P50, P99 = "p50 ms", "p99 ms"
@@ -45,8 +44,8 @@ class Difference(msgspec.Struct, frozen=True):
     figure: str
     """What it is, with its unit."""
     is_simulated: bool
-    verdict: str
-    """Of the second run: ``higher``, ``lower``, ``no difference found``, ``unknown`` or ``refused``."""
+    verdict: Verdict
+    """Of the second run."""
     why: str = ""
     """Why it is unknown or refused."""
     first: float | None = None
@@ -60,7 +59,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """What ``compare`` tells."""
+    """What ``profile compare --json`` prints."""
 
     schema: int
     first: str
@@ -100,12 +99,12 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
         difference
         for one, other in pairs
         for difference in _differences(one, other)
-        # What neither run has is no figure to compare.
-        if difference.verdict == REFUSED or (difference.first, difference.second) != (None, None)
+        # Figures that neither run has are left out.
+        if difference.verdict == "refused" or (difference.first, difference.second) != (None, None)
     )
-    reasons = dict.fromkeys(difference.why for difference in found if difference.verdict == REFUSED)
+    reasons = dict.fromkeys(difference.why for difference in found if difference.verdict == "refused")
     return Comparison(
-        schema=1,
+        schema=COMPARISON_SCHEMA,
         first=first.name,
         second=second.name,
         method=METHOD,
@@ -116,53 +115,9 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     )
 
 
-COMPARE_HEADER = ("where", "figure", "first", "second", "change %", "95 % interval", "second")
-
-
-def compare_rows(comparison: Comparison) -> list[list[str]]:
-    """Give the rows of the table that a terminal shows."""
-    rows = []
-    for difference in comparison.differences:
-        where = difference.scenario
-        if difference.device and difference.device not in where:
-            where = f"{difference.device} {where}"
-        mark = f" {SIMULATED}" if difference.is_simulated else ""
-        figures = [number(difference.first), number(difference.second), _percent(difference, difference.change)]
-        ends = [_percent(difference, end) for end in (difference.low_95, difference.high_95)]
-        interval = f"{ends[0]} to {ends[1]}" if all(ends) else ""
-        verdict = "" if difference.verdict == NO_DIFFERENCE else difference.verdict
-        rows.append([where, difference.figure + mark, *figures, interval, verdict])
-    return rows
-
-
-def compare_notes(comparison: Comparison) -> list[str]:
-    """Give the sentences that stand below the table."""
-    differences = comparison.differences
-    unknown = dict.fromkeys(item.why for item in differences if item.verdict == UNKNOWN)
-    tested = sum(difference.p is not None for difference in differences)
-    notes = [*comparison.refused, *unknown, *comparison.notes]
-    if any(item.verdict == NO_DIFFERENCE for item in differences):
-        notes.append("where nothing stands in the last column, no difference was found")
-    notes.append(comparison.method)
-    if tested >= 10:
-        notes.append(f"of {tested} figures, about {tested / 20:.0f} differ by chance alone")
-    return notes
-
-
-def _read(path: Path) -> Report:
-    path = path / "report.json" if path.is_dir() or path.suffix != ".json" else path
-    return read_json(path, Report, schema=SCHEMA, hint="make the report again with profile --from-log RUNDIR")
-
-
-def _percent(difference: Difference, value: float | None) -> str:
-    if value is None or not difference.first:
-        return ""
-    return f"{100 * value / abs(difference.first):+.1f}"
-
-
 @dataclass(frozen=True)
-class _Side:
-    """One run's figure."""
+class RunFigure:
+    """One figure of one run."""
 
     estimate: Estimate | None
     scope: str = ""
@@ -170,51 +125,13 @@ class _Side:
     not_measured: str = ""
 
 
-def _differences(one: ScenarioReport, other: ScenarioReport) -> Iterator[Difference]:
-    """Compare one scenario: the answers, the cell, then every device that both runs have."""
-    windows = (one.answers.windows, other.answers.windows)
-    yield _difference(one.name, "", PER_SECOND, *(_of_values(row.per_second for row in rows) for rows in windows))
-    yield _difference(one.name, "", P50, *(_of_values(row.p50_ms for row in rows) for rows in windows))
-    yield _difference(one.name, "", P99, *(_of_values(row.p99_ms for row in rows) for rows in windows))
-    if one.cell is not None and other.cell is not None:
-        yield _difference(one.name, "", PER_ANSWER, _of_cell(one.cell), _of_cell(other.cell))
-    energies = {energy.device: energy for energy in other.energies}
-    for energy in one.energies:
-        if energy.device in energies:
-            pair = (energy, energies[energy.device])
-            totals = (_of_device(side, side.total_j_per_inference) for side in pair)
-            yield _difference(one.name, energy.device, TOTAL, *totals)
-            dynamics = (_of_device(side, side.dynamic_j_per_inference) for side in pair)
-            yield _difference(one.name, energy.device, ABOVE_IDLE, *dynamics)
-    times = {device.device: device for device in other.answers.devices}
-    for device in one.answers.devices:
-        if device.device in times:
-            both = (device.windows, times[device.device].windows)
-            p50s = (_of_values(row.arrival_p50_ms for row in rows) for rows in both)
-            yield _difference(one.name, device.device, P50, *p50s)
-            p99s = (_of_values(row.arrival_p99_ms for row in rows) for rows in both)
-            yield _difference(one.name, device.device, P99, *p99s)
-
-
-def _of_values(values: Iterable[float | None]) -> _Side:
-    known = [value for value in values if value is not None]
-    return _Side(estimate(known) if known else None)
-
-
-def _of_device(energy: DeviceEnergy, figure: Estimate | None) -> _Side:
-    return _Side(figure, energy.scope, energy.is_simulated, energy.not_measured)
-
-
-def _of_cell(cell: CellEnergy) -> _Side:
-    return _Side(cell.total_j_per_answer, cell.scope, cell.is_simulated, cell.not_measured)
-
-
-def _difference(scenario: str, device: str, figure: str, first: _Side, second: _Side) -> Difference:
+def difference_of(scenario: str, device: str, figure: str, first: RunFigure, second: RunFigure) -> Difference:
+    """Compare one figure of both runs by Welch's t test; joules of different scopes are refused."""
     is_simulated = first.is_simulated or second.is_simulated
     where = f"{device}, {scenario}" if device else scenario
-    plain = Difference(scenario, device, figure, is_simulated, UNKNOWN)
+    plain = Difference(scenario, device, figure, is_simulated, "unknown")
     if refusal := _refusal(f"{where}: joules", first, second):
-        return msgspec.structs.replace(plain, verdict=REFUSED, why=refusal)
+        return msgspec.structs.replace(plain, verdict="refused", why=refusal)
     plain = msgspec.structs.replace(plain, first=_mean(first), second=_mean(second))
     if first.estimate is None or second.estimate is None:
         reasons = [side.not_measured for side in (first, second) if side.not_measured]
@@ -227,15 +144,59 @@ def _difference(scenario: str, device: str, figure: str, first: _Side, second: _
         few = "a run with one window has no interval: measure without --quick"
         return msgspec.structs.replace(shown, why=few)
     half, p = tested
-    verdict = NO_DIFFERENCE if p >= 0.05 else HIGHER if change > 0 else LOWER
+    verdict: Verdict = "not significant" if p >= 0.05 else "higher" if change > 0 else "lower"
     return msgspec.structs.replace(shown, verdict=verdict, p=p, low_95=change - half, high_95=change + half)
 
 
-def _mean(side: _Side) -> float | None:
+def _read(path: Path) -> Report:
+    path = path / "report.json" if path.is_dir() or path.suffix != ".json" else path
+    return read_json(path, Report, schema=SCHEMA, hint="make the report again with profile --from-log RUNDIR")
+
+
+def _differences(one: ScenarioReport, other: ScenarioReport) -> Iterator[Difference]:
+    """Compare one scenario: the answers, the cell, then every device that both runs have."""
+    windows = (one.answers.windows, other.answers.windows)
+    yield difference_of(one.name, "", PER_SECOND, *(_of_values(row.per_second for row in rows) for rows in windows))
+    yield difference_of(one.name, "", P50, *(_of_values(row.p50_ms for row in rows) for rows in windows))
+    yield difference_of(one.name, "", P99, *(_of_values(row.p99_ms for row in rows) for rows in windows))
+    if one.cell is not None and other.cell is not None:
+        yield difference_of(one.name, "", PER_ANSWER, _of_cell(one.cell), _of_cell(other.cell))
+    energies = {energy.device: energy for energy in other.energies}
+    for energy in one.energies:
+        if energy.device in energies:
+            pair = (energy, energies[energy.device])
+            totals = (_of_device(side, side.total_j_per_inference) for side in pair)
+            yield difference_of(one.name, energy.device, TOTAL, *totals)
+            dynamics = (_of_device(side, side.dynamic_j_per_inference) for side in pair)
+            yield difference_of(one.name, energy.device, ABOVE_IDLE, *dynamics)
+    times = {device.device: device for device in other.answers.devices}
+    for device in one.answers.devices:
+        if device.device in times:
+            both = (device.windows, times[device.device].windows)
+            p50s = (_of_values(row.arrival_p50_ms for row in rows) for rows in both)
+            yield difference_of(one.name, device.device, P50, *p50s)
+            p99s = (_of_values(row.arrival_p99_ms for row in rows) for rows in both)
+            yield difference_of(one.name, device.device, P99, *p99s)
+
+
+def _of_values(values: Iterable[float | None]) -> RunFigure:
+    known = [value for value in values if value is not None]
+    return RunFigure(estimate(known) if known else None)
+
+
+def _of_device(energy: DeviceEnergy, figure: Estimate | None) -> RunFigure:
+    return RunFigure(figure, energy.scope, energy.is_simulated, energy.not_measured)
+
+
+def _of_cell(cell: CellEnergy) -> RunFigure:
+    return RunFigure(cell.total_j_per_answer, cell.scope, cell.is_simulated, cell.not_measured)
+
+
+def _mean(side: RunFigure) -> float | None:
     return side.estimate.mean if side.estimate is not None else None
 
 
-def _refusal(what: str, first: _Side, second: _Side) -> str:
+def _refusal(what: str, first: RunFigure, second: RunFigure) -> str:
     """Say why two joules are not comparable; empty where they are, or where there are none to compare."""
     if first.estimate is None or second.estimate is None:
         return ""
@@ -247,7 +208,7 @@ def _refusal(what: str, first: _Side, second: _Side) -> str:
     return ""
 
 
-def _welch(first: _Side, second: _Side) -> tuple[float, float] | None:
+def _welch(first: RunFigure, second: RunFigure) -> tuple[float, float] | None:
     """Give the half width of the difference's 95 % interval, and p; ``None`` where a run has a single window."""
     variance, freedom_parts = 0.0, 0.0
     for side in (first, second):
@@ -272,7 +233,7 @@ def _welch(first: _Side, second: _Side) -> tuple[float, float] | None:
 def _notes(first: Report, second: Report) -> Iterable[str]:
     pairs = {
         "bundles": (first.bundle, second.bundle),
-        "requests under way at once": (first.plan.in_flight, second.plan.in_flight),
+        "requests in flight": (first.plan.in_flight, second.plan.in_flight),
         "pictures": (first.pictures, second.pictures),
     }
     devices = {device.name: device for device in second.devices}

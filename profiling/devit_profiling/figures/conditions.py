@@ -11,7 +11,10 @@ import numpy as np
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.tegrastats import Log, StampedSample
+from devit_profiling.sensor.tegrastats import StampedSample
+
+_MAX_CLOCK_DROP = 0.1
+_JUNCTION = "tj"
 
 
 class Conditions(msgspec.Struct, frozen=True):
@@ -27,14 +30,14 @@ class Conditions(msgspec.Struct, frozen=True):
     """By window: median of the fastest core's clock."""
 
 
-def conditions(log: Log, phases: Sequence[Phase], device: str) -> Conditions:
-    """Read the conditions of the windows among the phases of a scenario."""
-    windows = {phase.number: _samples(log, phase, device) for phase in phases if phase.kind == WINDOW}
-    samples = [sample for window in windows.values() for sample in window]
-    zone = _zone([sample.sample for sample in samples])
+def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device: str) -> Conditions:
+    """Read the conditions of the windows among the phases of a scenario off the device's samples."""
+    windows = {phase.number: _inside(samples, phase, device) for phase in phases if phase.kind == WINDOW}
+    chosen = [sample for window in windows.values() for sample in window]
+    zone = _zone([sample.sample for sample in chosen])
     points = [
         (sample.monotonic_ns / 1e9, sample.sample.temperatures_c[zone])
-        for sample in samples
+        for sample in chosen
         if zone in sample.sample.temperatures_c
     ]
     clocks_mhz = {}
@@ -48,8 +51,8 @@ def conditions(log: Log, phases: Sequence[Phase], device: str) -> Conditions:
     return Conditions(zone, float(degrees.max()), 60 * slope(time_s, degrees), clocks_mhz)
 
 
-def throttling_flags(clocks_mhz: Mapping[int, float]) -> list[str]:
-    """Doubt the windows whose clock lies more than a tenth below the fastest window's."""
+def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
+    """Warn of windows whose clock is more than a tenth below the fastest window's."""
     top_mhz = max(clocks_mhz.values(), default=0.0)
     return [
         f"{WINDOW} {number}: clocks fell to {clock:.0f} MHz from {top_mhz:.0f} MHz in another window: the board may "
@@ -59,13 +62,9 @@ def throttling_flags(clocks_mhz: Mapping[int, float]) -> list[str]:
     ]
 
 
-_MAX_CLOCK_DROP = 0.1
-_JUNCTION = "tj"
-
-
-def _samples(log: Log, phase: Phase, device: str) -> list[StampedSample]:
+def _inside(samples: Sequence[StampedSample], phase: Phase, device: str) -> list[StampedSample]:
     start_ns, end_ns = phase.start.marks[device].monotonic_ns, phase.end.marks[device].monotonic_ns
-    return [sample for sample in log.samples if start_ns <= sample.monotonic_ns < end_ns]
+    return [sample for sample in samples if start_ns <= sample.monotonic_ns < end_ns]
 
 
 def _zone(samples: Sequence[Sample]) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +18,13 @@ from devit_contract.errors import EnergyError
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+_MAX_GAP_PERIODS = 3.0
+_MIN_SAMPLES = 30
+# A requested 250 ms arrives as up to 272 ms.
+_FAST_PERIOD_S = 0.250 * 1.09
+_MIN_FAST_S = 10.0
+_MIN_SLOW_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -27,15 +35,11 @@ class Minimum:
     samples: int
 
 
-IDLE_MINIMUM = Minimum(duration_s=10.0, samples=8)
-"""For idle baselines, where the power does not change with the work: ten seconds, even of samples 1.1 s apart."""
-
-
-@dataclass(frozen=True)
-class WindowEnergy:
+class WindowEnergy(msgspec.Struct, frozen=True):
     """Power and energy of one window, over that part of it which the samples cover."""
 
     start_s: float
+    """On the device's monotonic clock, after the time in which the sensor still follows a change of load."""
     end_s: float
     total_j: float
     """Energy of the covered part."""
@@ -55,8 +59,8 @@ class WindowEnergy:
     """Readings of the whole series left out because their stamp did not rise."""
     period_s: float
     """Measured median distance of the readings; tegrastats' own interval is 0 to 9 % shorter."""
-    flags: tuple[str, ...]
-    """Doubts about the figures, one sentence each; empty if there are none."""
+    warnings: tuple[str, ...]
+    """One sentence each."""
 
     @property
     def duration_s(self) -> float:
@@ -66,7 +70,7 @@ class WindowEnergy:
     def dynamic_j(self, idle_mean_w: float) -> float:
         """Energy above idle over the covered part, in joules.
 
-        It may be negative, where the work costs less than one step of the sensor: show it, with a flag.
+        It is negative where the work costs less than one step of the sensor: show it, with a warning.
         """
         return self.total_j - idle_mean_w * self.duration_s * self.coverage
 
@@ -122,8 +126,8 @@ def measure_window(
 ) -> WindowEnergy:
     """Measure a window of a series of readings, which may have faults, and say what the result is worth.
 
-    Readings whose stamps do not rise are dropped and counted. A stretch between two readings further apart than
-    three median periods, or outside of all readings, is not covered: it lowers ``coverage`` and raises a flag.
+    Readings whose stamps do not rise are dropped and counted. The time between two readings further apart than
+    three median periods, or outside of all readings, is not covered: it lowers ``coverage`` and adds a warning.
 
     Args:
         power_w: Readings of the board's total in watts, shape ``(n,)``.
@@ -159,7 +163,7 @@ def measure_window(
         samples=int(inside_w.size),
         dropped=dropped,
         period_s=period_s,
-        flags=tuple(_flags(time_s, start_s, end_s, gaps_s, period_s, dropped)),
+        warnings=tuple(_warnings(time_s, start_s, end_s, gaps_s, period_s, dropped)),
     )
 
 
@@ -220,14 +224,6 @@ def resolution_w(step_mw: Iterable[float]) -> float:
     return math.sqrt(sum(step**2 for step in step_mw) / 12) / 1000
 
 
-_MAX_GAP_PERIODS = 3.0
-_MIN_SAMPLES = 30
-# A requested 250 ms arrives as up to 272 ms.
-_FAST_PERIOD_S = 0.250 * 1.09
-_MIN_FAST_S = 10.0
-_MIN_SLOW_S = 30.0
-
-
 def _integrate(
     power_w: Float64Array, time_s: Float64Array, start_s: float, end_s: float, max_gap_s: float
 ) -> tuple[float, float]:
@@ -247,7 +243,7 @@ def _touches(time_s: Float64Array, start_s: float, end_s: float) -> BoolArray:
     return marks
 
 
-def _flags(
+def _warnings(
     time_s: Float64Array, start_s: float, end_s: float, gaps_s: Float64Array, period_s: float, dropped: int
 ) -> Iterable[str]:
     if time_s[0] > start_s:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from devit_profiling.figures.cell import DEVICE, CellEnergy
+from devit_profiling.figures.cell import CellEnergy
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import WINDOW, Phase, UndividedRecord
 
@@ -86,14 +86,14 @@ def against_undivided(
         answer_ms: Median latency of the cell.
     """
     same = next((energy for energy in together if energy.device == times.device), None)
+    whole = cell.whole if cell is not None else None
+    has_more = cell is not None and any(part.kind != "device" and not part.left_out for part in cell.parts)
     return AgainstUndivided(
         device=times.device,
         undivided_j=_total(alone),
         device_j=_total(same) if same is not None else None,
         devices_j=cell.total_j_per_answer.mean if cell is not None and cell.total_j_per_answer is not None else None,
-        whole_j=cell.whole.total_j_per_answer.mean
-        if cell is not None and cell.whole is not None and any(p.kind != DEVICE and not p.left_out for p in cell.parts)
-        else None,
+        whole_j=whole.total_j_per_answer.mean if whole is not None and has_more else None,
         undivided_ms=times.p50_ms,
         answer_ms=answer_ms,
     )

@@ -13,10 +13,13 @@ from devit_profiling.figures.power import Power
 from devit_profiling.figures.settling import TimeConstant, changed_s
 from devit_profiling.record.record import IDLE, IDLE_AFTER, WINDOW, Phase, Plan
 
+_MAX_DRIFT = 0.03
+_MAX_DRIFT_STEPS = 2.0
+
 
 @dataclass(frozen=True)
-class Measured:
-    """One phase of one device."""
+class PhasePower:
+    """Mean power of one phase of one device, and what it is worth."""
 
     energy: WindowEnergy
     steps: StepError
@@ -29,18 +32,18 @@ class Measured:
         return self.energy.sd_w / math.sqrt(self.independent)
 
 
-class Meter:
-    """Measures the phases of one device in one scenario; what cannot be measured becomes a flag."""
+class PhaseIntegrator:
+    """Integrates power over the phases of one device in one scenario; what cannot be measured becomes a warning."""
 
     def __init__(self, power: Power, phases: Sequence[Phase], constant: TimeConstant) -> None:
         """Keep the device's samples, the scenario's phases and the sensor's time constant."""
-        self.flags: list[str] = []
+        self.warnings: list[str] = []
         self._power = power
         self._total_w = power.total_w
         self._phases = phases
         self._constant = constant
 
-    def measure(self, phase: Phase, minimum: Minimum | None) -> Measured | None:
+    def measure(self, phase: Phase, minimum: Minimum | None) -> PhasePower | None:
         """Measure a phase, without the time in which the sensor still follows a change of load.
 
         Args:
@@ -57,12 +60,12 @@ class Meter:
                 self._total_w, self._power.time_s, start_s + unsettled_s, end_s, minimum, left_out_s=unsettled_s
             )
         except EnergyError as err:
-            self.flags.append(f"{title}: {err}")
+            self.warnings.append(f"{title}: {err}")
             return None
         inside = (self._power.time_s >= energy.start_s) & (self._power.time_s <= energy.end_s)
         count = independent(energy.samples, energy.duration_s, self._constant.tau_s)
         rails_w = self._power.gain * self._power.rails_w[inside]
-        return Measured(energy, step_error(rails_w, self._power.step_mw, count), count)
+        return PhasePower(energy, step_error(rails_w, self._power.step_mw, count), count)
 
     def _unsettled_s(self, phase: Phase, start_s: float, end_s: float, name: str, title: str) -> float:
         """Tell how much of a phase's start to leave out; never more than half of it."""
@@ -71,7 +74,7 @@ class Meter:
         if unsettled_s == 0:
             return 0.0
         is_short = unsettled_s > (end_s - start_s) / 2
-        self.flags.append(
+        self.warnings.append(
             f"{title}: the load changed less than 5 time constants ({self._constant.guard_s:.1f} s) before it, "
             + (
                 "and it is too short to leave that out: measure longer"
@@ -101,15 +104,15 @@ class Baseline:
         return NORMAL_95 * self.error_w
 
 
-def idle_baseline(meter: Meter, phases: Sequence[Phase], plan: Plan) -> Baseline | None:
+def idle_baseline(integrator: PhaseIntegrator, phases: Sequence[Phase], plan: Plan) -> Baseline | None:
     """Measure the idle phases; ``None`` without any."""
     measured = {}
     for phase in phases:
         if phase.kind in (IDLE, IDLE_AFTER):
-            found = meter.measure(phase, Minimum(plan.idle_s, plan.idle_samples))
+            found = integrator.measure(phase, Minimum(plan.idle_s, plan.idle_samples))
             if found is not None:
                 measured[phase.kind] = found
-                meter.flags += [f"{phase.kind}: {flag}" for flag in found.energy.flags]
+                integrator.warnings += [f"{phase.kind}: {warning}" for warning in found.energy.warnings]
     if not measured:
         return None
     means_w = [found.energy.mean_w for found in measured.values()]
@@ -129,8 +132,8 @@ def idle_baseline(meter: Meter, phases: Sequence[Phase], plan: Plan) -> Baseline
     )
 
 
-def drift_flag(baseline: Baseline, steps_mw: Sequence[float]) -> str | None:
-    """Doubt a baseline that drifts by more than 3 % or two steps of the converter."""
+def drift_warning(baseline: Baseline, steps_mw: Sequence[float]) -> str | None:
+    """Warn of a baseline that drifts by more than 3 % or two steps of the converter."""
     if baseline.drift_w is None:
         return None
     steps = abs(baseline.drift_w) * 1000 / max(steps_mw)
@@ -141,7 +144,3 @@ def drift_flag(baseline: Baseline, steps_mw: Sequence[float]) -> str | None:
         f"idle power drifted {share}, {steps:.1f} steps of the sensor, from before to after, "
         "expected at most 3 % and 2 steps: let the board settle longer"
     )
-
-
-_MAX_DRIFT = 0.03
-_MAX_DRIFT_STEPS = 2.0

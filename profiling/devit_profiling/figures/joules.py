@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import msgspec
 
-from devit_profiling.figures.conditions import Conditions, conditions, throttling_flags
-from devit_profiling.figures.energy import Minimum, resolution_w
-from devit_profiling.figures.idle import Baseline, Measured, Meter, drift_flag, idle_baseline
+from devit_profiling.figures.conditions import Conditions, conditions, throttling_warnings
+from devit_profiling.figures.energy import Minimum, WindowEnergy, resolution_w
+from devit_profiling.figures.idle import Baseline, PhaseIntegrator, PhasePower, drift_warning, idle_baseline
 from devit_profiling.figures.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
 from devit_profiling.figures.power import Power
 from devit_profiling.figures.settling import TimeConstant, time_constant
 from devit_profiling.record.record import WINDOW, Phase, Plan
+
+_MAX_OFFSET = 0.03
+_MAX_RISE = 0.02
+# Where the readings cross from one code to the next in the middle of the window, their line rises by 1.5 steps.
+_MAX_RISE_STEPS = 1.5
 
 
 class WindowFigures(msgspec.Struct, frozen=True):
@@ -23,18 +28,11 @@ class WindowFigures(msgspec.Struct, frozen=True):
     duration_s: float
     """On the device's clock."""
     inferences: int
-    total_j: float
-    """Of the part that power samples cover."""
+    energy: WindowEnergy
     dynamic_j: float | None
-    """Above idle, of the same part; absent without an idle baseline."""
-    mean_w: float
-    peak_w: float
-    samples: int
-    coverage: float
-    """Share of the window that power samples cover, 0 to 1."""
-    flags: tuple[str, ...]
-    rise_w: float = 0.0
-    """How far the straight line through the readings rises over the window."""
+    """Above idle, of the part that power samples cover; absent without an idle baseline."""
+    warnings: tuple[str, ...]
+    """Beside those of ``energy``, one sentence each."""
     busy_s: float | None = None
     """Time in the engine; absent where the device counts none."""
 
@@ -60,8 +58,8 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     inferences_per_j: float | None = None
     resolution_j_per_inference: float | None = None
     """Standard error that the steps of the sensor's converter cause where the power stays within one."""
-    flags: tuple[str, ...] = ()
-    """Doubts about the figures, one sentence each."""
+    warnings: tuple[str, ...] = ()
+    """One sentence each."""
     edp_j_s: float | None = None
     """Energy-delay product: total joules per inference times the engine's seconds per inference."""
     steps_w: float | None = None
@@ -92,37 +90,39 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle:
     if power.not_measured or power.board is None:
         return DeviceEnergy(name, power.is_simulated, "", power.not_measured)
     constant = time_constant(power.total_w, power.time_s, phases, name, power.board.tau_s)
-    meter = Meter(power, phases, constant)
-    idle = idle_baseline(meter, phases, plan)
-    if idle is not None and (doubt := drift_flag(idle, power.step_mw)) is not None:
-        meter.flags.append(doubt)
+    integrator = PhaseIntegrator(power, phases, constant)
+    warnings = integrator.warnings
+    idle = idle_baseline(integrator, phases, plan)
+    if idle is not None and (warning := drift_warning(idle, power.step_mw)) is not None:
+        warnings.append(warning)
     minimum = None if plan.window_samples is None else Minimum(0.0, plan.window_samples)
     windows, errors = [], []
     for phase in phases:
-        measured = meter.measure(phase, minimum) if phase.kind == WINDOW else None
+        measured = integrator.measure(phase, minimum) if phase.kind == WINDOW else None
         if measured is not None:
             windows.append(_window_figures(phase, power, measured, idle, is_idle=is_idle))
             errors.append(measured.steps)
     if power.device.sensor_problem:
-        meter.flags.append(f"sampling ended early: {power.device.sensor_problem}")
+        warnings.append(f"sampling ended early: {power.device.sensor_problem}")
+    idle_w, idle_drift = (idle.mean_w, idle.drift) if idle is not None else (None, None)
     if not windows:
-        return DeviceEnergy(
-            device=name,
-            is_simulated=power.is_simulated,
-            scope="",
-            not_measured="; ".join(meter.flags) or "the run has no window in this scenario",
-            idle_w=idle.mean_w if idle is not None else None,
-            idle_drift=idle.drift if idle is not None else None,
-        )
-    around = conditions(power.log, phases, name)
-    flags = [f"{WINDOW} {window.number}: {flag}" for window in windows for flag in window.flags]
-    flags = [*meter.flags, *flags, *throttling_flags(around.clocks_mhz)]
-    energy = _with_figures(power, _Sensed(idle, constant, windows, mean_step_error(errors), around), flags)
-    return msgspec.structs.replace(energy, idle_w=energy.mean_w) if is_idle else energy
+        why = "; ".join(warnings) or "the run has no window in this scenario"
+        return DeviceEnergy(name, power.is_simulated, "", why, idle_w=idle_w, idle_drift=idle_drift)
+    for window in windows:
+        warnings += [f"{WINDOW} {window.number}: {each}" for each in (*window.energy.warnings, *window.warnings)]
+    around = conditions(power.log.samples, phases, name)
+    warnings += throttling_warnings(around.clocks_mhz)
+    energy = _device_energy(power, DeviceFigures(idle, constant, windows, mean_step_error(errors), around))
+    return msgspec.structs.replace(
+        energy,
+        idle_w=energy.mean_w if is_idle else idle_w,
+        idle_drift=idle_drift,
+        warnings=(*warnings, *_offset_warning(energy)),
+    )
 
 
 @dataclass(frozen=True)
-class _Sensed:
+class DeviceFigures:
     """What was measured of one device, before it is divided by inferences."""
 
     idle: Baseline | None
@@ -132,50 +132,49 @@ class _Sensed:
     conditions: Conditions
 
 
-def _with_figures(power: Power, sensed: _Sensed, flags: Sequence[str]) -> DeviceEnergy:
-    windows, idle = sensed.windows, sensed.idle
+def _device_energy(power: Power, figures: DeviceFigures) -> DeviceEnergy:
+    windows = figures.windows
     seconds = sum(window.duration_s for window in windows)
-    mean_w = sum(window.mean_w * window.duration_s for window in windows) / seconds
-    # A window without an inference has no energy of one; its flag says so.
+    mean_w = sum(window.energy.mean_w * window.duration_s for window in windows) / seconds
+    # A window without an inference has no energy per inference; its warning says so.
     worked = [window for window in windows if window.inferences > 0]
     each_s = sum(window.duration_s for window in worked) / sum(w.inferences for w in worked) if worked else None
-    total, dynamic = _estimates(worked, sensed, each_s) if each_s is not None else (None, None)
+    total, dynamic = _estimates(worked, figures, each_s) if each_s is not None else (None, None)
     busy_s = [window.busy_s / window.inferences for window in worked if window.busy_s is not None]
-    energy = DeviceEnergy(
+    return DeviceEnergy(
         device=power.device.name,
         is_simulated=power.is_simulated,
         scope=power.scope,
         not_measured="",
         windows=tuple(windows),
-        idle_w=idle.mean_w if idle is not None else None,
-        idle_drift=idle.drift if idle is not None else None,
         mean_w=mean_w,
-        peak_w=max(window.peak_w for window in windows),
+        peak_w=max(window.energy.peak_w for window in windows),
         total_j_per_inference=total,
         dynamic_j_per_inference=dynamic,
         inferences_per_j=1.0 / total.mean if total is not None and total.mean > 0 else None,
         resolution_j_per_inference=resolution_w(power.step_mw) * each_s if each_s is not None else None,
         edp_j_s=total.mean * sum(busy_s) / len(busy_s) if total is not None and busy_s else None,
-        steps_w=sensed.steps.whole_w,
+        steps_w=figures.steps.whole_w,
         offset_j_per_inference=power.fixed_95_w(mean_w) * each_s if each_s is not None else None,
-        tau_s=sensed.constant.tau_s,
-        tau_source=sensed.constant.source,
-        conditions=sensed.conditions,
+        tau_s=figures.constant.tau_s,
+        tau_source=figures.constant.source,
+        conditions=figures.conditions,
         is_calibrated=power.calibration is not None,
     )
-    return msgspec.structs.replace(energy, flags=(*flags, *_offset_flag(energy)))
 
 
-def _estimates(worked: Sequence[WindowFigures], sensed: _Sensed, each_s: float) -> tuple[Estimate, Estimate | None]:
+def _estimates(
+    worked: Sequence[WindowFigures], figures: DeviceFigures, each_s: float
+) -> tuple[Estimate, Estimate | None]:
     """Give joules per inference, in all and above idle.
 
-    Mean power times time: where samples leave a gap, whose flag says so, the inferences in it cost their share.
+    Mean power times time: inferences in a gap of the samples, whose warning says so, cost their share.
     """
     seconds_each = [window.duration_s / window.inferences for window in worked]
-    totals_j = [window.mean_w * own_s for window, own_s in zip(worked, seconds_each, strict=True)]
-    steps_w = sensed.steps.whole_w
+    totals_j = [window.energy.mean_w * own_s for window, own_s in zip(worked, seconds_each, strict=True)]
+    steps_w = figures.steps.whole_w
     total = estimate(totals_j, steps_95=NORMAL_95 * steps_w * each_s)
-    idle = sensed.idle
+    idle = figures.idle
     if idle is None:
         return total, None
     dynamics_j = [joules - idle.mean_w * own_s for joules, own_s in zip(totals_j, seconds_each, strict=True)]
@@ -184,13 +183,7 @@ def _estimates(worked: Sequence[WindowFigures], sensed: _Sensed, each_s: float) 
     return total, estimate(dynamics_j, steps_95=NORMAL_95 * both_w * each_s, idle_95=idle.half_95_w * each_s)
 
 
-_MAX_OFFSET = 0.03
-_MAX_RISE = 0.02
-# Where the readings cross from one code to the next in the middle of the window, their line rises by 1.5 steps.
-_MAX_RISE_STEPS = 1.5
-
-
-def _offset_flag(energy: DeviceEnergy) -> Sequence[str]:
+def _offset_warning(energy: DeviceEnergy) -> Sequence[str]:
     total, offset_j = energy.total_j_per_inference, energy.offset_j_per_inference
     if total is None or offset_j is None or offset_j <= _MAX_OFFSET * abs(total.mean):
         return ()
@@ -204,37 +197,32 @@ def _offset_flag(energy: DeviceEnergy) -> Sequence[str]:
 
 
 def _window_figures(
-    phase: Phase, power: Power, measured: Measured, idle: Baseline | None, *, is_idle: bool
+    phase: Phase, power: Power, measured: PhasePower, idle: Baseline | None, *, is_idle: bool
 ) -> WindowFigures:
     name, energy = power.device.name, measured.energy
     start, end = phase.start.marks[name], phase.end.marks[name]
     inferences = end.inferences - start.inferences
     dynamic_j = energy.dynamic_j(idle.mean_w) if idle is not None else None
-    flags = list(energy.flags)
+    warnings = []
     if inferences < 0:
-        flags.append("the device's counter went back: its agent was restarted")
+        warnings.append("the device's counter went back: its agent was restarted")
     elif inferences == 0 and not is_idle:
-        flags.append("the device made no inference")
+        warnings.append("the device made no inference")
     if dynamic_j is not None and dynamic_j < 0:
-        flags.append("dynamic energy is negative: the work costs less than the sensor can tell")
+        warnings.append("dynamic energy is negative: the work costs less than the sensor can tell")
     if abs(energy.rise_w) > max(_MAX_RISE * abs(energy.mean_w), _MAX_RISE_STEPS * max(power.step_mw) / 1000):
-        flags.append(
+        warnings.append(
             f"power is not steady, it changed by {energy.rise_w / energy.mean_w:+.1%} over the window, "
             "expected at most 2 %: warm up longer"
         )
-    if power.calibration is not None and (doubt := power.calibration.doubt(energy.mean_w)) is not None:
-        flags.append(doubt)
+    if power.calibration is not None and (warning := power.calibration.doubt(energy.mean_w)) is not None:
+        warnings.append(warning)
     return WindowFigures(
         number=phase.number,
         duration_s=(end.monotonic_ns - start.monotonic_ns) / 1e9,
         inferences=inferences,
-        total_j=energy.total_j,
+        energy=energy,
         dynamic_j=dynamic_j,
-        mean_w=energy.mean_w,
-        peak_w=energy.peak_w,
-        samples=energy.samples,
-        coverage=energy.coverage,
-        flags=tuple(flags),
-        rise_w=energy.rise_w,
+        warnings=tuple(warnings),
         busy_s=(end.busy_ns - start.busy_ns) / 1e9 if end.busy_ns > start.busy_ns else None,
     )

@@ -13,6 +13,14 @@ from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, Phase
 
 GUARD_TAUS = 5.0
 """Time constants after which a reading has settled, to 0.7 % of the step."""
+MEASURED, TABLE = "load step of this run", "table"
+_MIN_READINGS = 8
+_LEVEL_READINGS = 8
+# On the one board that was measured the residual was 0.1 to 0.5 % of the step; converter steps and ripple add to it.
+_MAX_RESIDUAL = 0.03
+# An average of 1024 samples has 0.86 s. Two neighbours differ by 3 %.
+_TAUS_S = np.geomspace(0.02, 2.0, 156)
+_RESTS = (IDLE, IDLE_AFTER, SETTLE)
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,6 @@ class TimeConstant:
     def guard_s(self) -> float:
         """Time after a change of load before a window may open."""
         return GUARD_TAUS * self.tau_s
-
-
-MEASURED, TABLE = "load step of this run", "table"
 
 
 def time_constant(
@@ -51,7 +56,7 @@ def time_constant(
 
 @dataclass(frozen=True)
 class StepFit:
-    """An exponential through the readings behind a step."""
+    """An exponential through the readings after a step."""
 
     tau_s: float
     residual: float
@@ -81,15 +86,6 @@ def fit_step(power_w: Float64Array, time_s: Float64Array, start_s: float, end_s:
     if height_w == 0 or best == _TAUS_S.size - 1 or residual_w > _MAX_RESIDUAL * height_w:
         return None
     return StepFit(float(_TAUS_S[best]), residual_w / height_w)
-
-
-_MIN_READINGS = 8
-_LEVEL_READINGS = 8
-# On the one board that was measured the residual was 0.1 to 0.5 % of the step; converter steps and ripple add to it.
-_MAX_RESIDUAL = 0.03
-# An average of 1024 samples has 0.86 s. Two neighbours differ by 3 %.
-_TAUS_S = np.geomspace(0.02, 2.0, 156)
-_RESTS = (IDLE, IDLE_AFTER, SETTLE)
 
 
 def _steps_s(phases: Sequence[Phase], device: str) -> Iterable[tuple[float, float]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -15,17 +16,20 @@ from devit_profiling.figures.interval import Estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Phase, Plan, Scenario
 from devit_profiling.sensor.sensor_lines import parse_sensor_log
-from devit_profiling.sensor.tegrastats import StampedLine
+from devit_profiling.sensor.tegrastats import StampedLine, StampedSample
 
 SETTLED_C_PER_MIN = 0.5
 """Largest slope of a temperature that counts as settled. A board that warms with a time constant of 1.5 min, as the
 simulated ones do, has 0.75 C left to go then: less than 0.4 % of its power."""
 LAST_WINDOWS, LAST_S = 3, 30.0
-"""The slope is that of so many last windows and so many seconds at least: a zone is read in steps of up to 0.5 C."""
+"""The slope is that of the last 3 windows and of at least 30 s: a zone is read in steps of up to 0.5 C."""
 CELL = "cell"
+_READINGS = 100
+
+_Stamped = TypeVar("_Stamped", StampedLine, StampedSample)
 
 
-class HeatFigures(msgspec.Struct, frozen=True):
+class ThermalFigures(msgspec.Struct, frozen=True):
     """A device, or the cell, in some of the windows."""
 
     temperature_c: float | None
@@ -37,7 +41,7 @@ class HeatFigures(msgspec.Struct, frozen=True):
     p99_ms: float | None
 
 
-class ColdAndHot(msgspec.Struct, frozen=True):
+class ThermalComparison(msgspec.Struct, frozen=True):
     """A device, or the cell, in the first and in the last windows."""
 
     name: str
@@ -48,8 +52,8 @@ class ColdAndHot(msgspec.Struct, frozen=True):
     """Whose temperature it is; empty where none is reported."""
     slope_c_per_min: float | None
     """Of the temperature over the last windows."""
-    cold: HeatFigures
-    hot: HeatFigures
+    cold: ThermalFigures
+    hot: ThermalFigures
     resolution_j: float | None
     """What the sensor's steps leave open of the joules."""
 
@@ -62,8 +66,8 @@ class Sustained(msgspec.Struct, frozen=True):
     """All windows together."""
     cold_windows: tuple[int, ...]
     hot_windows: tuple[int, ...]
-    devices: tuple[ColdAndHot, ...]
-    cell: ColdAndHot
+    devices: tuple[ThermalComparison, ...]
+    cell: ThermalComparison
 
 
 @dataclass(frozen=True)
@@ -101,28 +105,32 @@ def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLin
     if len(windows) < 2 * _span(plan):
         return False
     last = windows[-_span(plan) :]
-    slopes = [slope for device, own in lines.items() if (slope := _slope_c_per_min(device, own, last)) is not None]
-    return bool(slopes) and max(map(abs, slopes)) <= SETTLED_C_PER_MIN
+    return _is_flat(
+        _slope_c_per_min(parse_sensor_log(_thinned(own, last, device)).samples, last, device)
+        for device, own in lines.items()
+    )
 
 
 def sustained(
-    windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan, cold: Part, hot: Part
+    windows: Sequence[Phase], samples: Mapping[str, Sequence[StampedSample]], plan: Plan, cold: Part, hot: Part
 ) -> Sustained:
     """Put the first windows beside the last ones.
 
     Args:
         windows: All of the scenario.
-        lines: By named device.
+        samples: By named device.
         plan: As the run was planned.
         cold: From the first windows of :func:`cold_and_hot`.
         hot: From the last ones.
     """
+    devices = tuple(_devices(samples, cold, hot))
     return Sustained(
-        is_settled=is_settled(windows, lines, plan),
+        # The same readings as :func:`is_settled` has decided by, while they were measured.
+        is_settled=len(windows) >= 2 * _span(plan) and _is_flat(device.slope_c_per_min for device in devices),
         windows_s=sum(window.duration_s for window in windows),
         cold_windows=tuple(window.number for window in cold.windows),
         hot_windows=tuple(window.number for window in hot.windows),
-        devices=tuple(_devices(lines, cold, hot)),
+        devices=devices,
         cell=_cell(cold, hot),
     )
 
@@ -131,35 +139,42 @@ def _span(plan: Plan) -> int:
     return max(LAST_WINDOWS, math.ceil(LAST_S / plan.duration_s))
 
 
-def _slope_c_per_min(device: str, lines: Sequence[StampedLine], windows: Sequence[Phase]) -> float | None:
-    """Fit the zone's readings in neighbouring windows; few lines are enough, for somebody waits."""
+def _is_flat(slopes_c_per_min: Iterable[float | None]) -> bool:
+    """Tell whether temperatures are reported and none changes; devices without one have no say."""
+    known = [abs(slope) for slope in slopes_c_per_min if slope is not None]
+    return bool(known) and max(known) <= SETTLED_C_PER_MIN
+
+
+def _thinned(stamped: Sequence[_Stamped], windows: Sequence[Phase], device: str) -> Sequence[_Stamped]:
+    """Choose some hundred readings of neighbouring windows: enough for a line, and quick while a cell is measured."""
     start_ns = windows[0].start.marks[device].monotonic_ns
     end_ns = windows[-1].end.marks[device].monotonic_ns
-    inside = [line for line in lines if start_ns <= line.monotonic_ns < end_ns]
-    log = parse_sensor_log(inside[:: max(1, len(inside) // _LINES)])
-    return conditions(log, windows, device).temperature_slope_c_per_min
+    inside = [each for each in stamped if start_ns <= each.monotonic_ns < end_ns]
+    return inside[:: max(1, len(inside) // _READINGS)]
 
 
-_LINES = 100
+def _slope_c_per_min(samples: Sequence[StampedSample], windows: Sequence[Phase], device: str) -> float | None:
+    return conditions(samples, windows, device).temperature_slope_c_per_min
 
 
-def _devices(lines: Mapping[str, Sequence[StampedLine]], cold: Part, hot: Part) -> Iterator[ColdAndHot]:
+def _devices(samples: Mapping[str, Sequence[StampedSample]], cold: Part, hot: Part) -> Iterator[ThermalComparison]:
     for first, last in zip(cold.energies, hot.energies, strict=True):
-        yield ColdAndHot(
+        chosen = _thinned(samples[last.device], hot.windows, last.device)
+        yield ThermalComparison(
             name=last.device,
             scope=last.scope,
             is_simulated=last.is_simulated,
             zone=last.conditions.zone,
-            slope_c_per_min=_slope_c_per_min(last.device, lines[last.device], hot.windows),
+            slope_c_per_min=_slope_c_per_min(chosen, hot.windows, last.device),
             cold=_device_figures(first, cold.answers),
             hot=_device_figures(last, hot.answers),
             resolution_j=last.resolution_j_per_inference,
         )
 
 
-def _device_figures(energy: DeviceEnergy, answers: AnswerStats) -> HeatFigures:
+def _device_figures(energy: DeviceEnergy, answers: AnswerStats) -> ThermalFigures:
     times = next((device for device in answers.devices if device.device == energy.device), None)
-    return HeatFigures(
+    return ThermalFigures(
         temperature_c=energy.conditions.temperature_c,
         joules=energy.total_j_per_inference,
         p50_ms=times.arrival_p50_ms if times is not None else None,
@@ -167,12 +182,12 @@ def _device_figures(energy: DeviceEnergy, answers: AnswerStats) -> HeatFigures:
     )
 
 
-def _cell(cold: Part, hot: Part) -> ColdAndHot:
+def _cell(cold: Part, hot: Part) -> ThermalComparison:
     figures = [
-        HeatFigures(None, part.cell.total_j_per_answer, part.answers.p50_ms, part.answers.p99_ms)
+        ThermalFigures(None, part.cell.total_j_per_answer, part.answers.p50_ms, part.answers.p99_ms)
         for part in (cold, hot)
     ]
-    return ColdAndHot(
+    return ThermalComparison(
         name=CELL,
         scope=hot.cell.scope if not hot.cell.not_measured else "",
         is_simulated=hot.cell.is_simulated,

@@ -1,29 +1,27 @@
 """Measures a running cell by a plan of idle and loaded phases, and keeps all raw data of it.
 
 No figure crosses clocks: the edges of every phase are marked by each device on the clock that also stamps its power
-samples. The asking machine's own clock is used for latency, answers per second, and to show all devices side by side.
+samples. The client machine's own clock is used for latency, answers per second, and to show all devices side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
 from devit_contract.artefacts.files import make_folder
-from devit_contract.artefacts.fleet import Device, Extra
+from devit_contract.artefacts.fleet import Device, Fleet
 from devit_contract.errors import InputError, LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Client, Picture
-from devit_profiling.load.images import Pictures
+from devit_profiling.load.load_generator import ImageSet
 from devit_profiling.load.measurement import Measurement
 from devit_profiling.load.node_power import NodePower
-from devit_profiling.load.watch import scenario_s
-from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
     NODE,
-    QUICK,
     SCHEMA,
     TOGETHER,
     CutShort,
@@ -35,21 +33,21 @@ from devit_profiling.record.record import (
 )
 from devit_profiling.record.run_folder import write_recording
 
-__all__ = ["QUICK", "Measurement", "Plan", "planned_s", "run_profile"]
+_MAX_NAME_CHARS = 120
+_LAST_WORD_S = 2.0
 
 
-def run_profile(
+def measure_cell(
     client: Client,
-    devices: Sequence[Device],
+    fleet: Fleet,
+    device_names: Sequence[str],
     pictures: Iterable[Picture],
     plan: Plan,
     out: Path,
     progress: Progress,
-    *,
     calibrations: Path | None = None,
-    extras: Sequence[Extra] = (),
 ) -> Path:
-    """Measure devices of a running cell and write the raw files of the run.
+    """Measure devices of a running cell, and write the raw files to a folder named by UTC time and devices.
 
     A device without a power sensor is measured in milliseconds alone. The node's machine is sampled where it is this
     one and has a sensor. Ctrl-C or a lost link stop the sampling and end the run early: the folder holds what had been
@@ -57,83 +55,112 @@ def run_profile(
     after a second Ctrl-C.
 
     Args:
-        client: Connected to the cell's node.
-        devices: The devices to measure; others of the cell answer too where the whole cell is asked.
-        pictures: What to send, in turn, for as long as it takes: a list that is repeated, or an endless iterator.
+        client: Connected to the fleet's node.
+        fleet: Whose devices the names are; its extras become part of the run.
+        device_names: Devices to measure, each once; the cell's other devices answer too where all work together.
+        pictures: What to send, in turn: a list that is repeated, or an endless iterator.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
-        calibrations: Folder in which devices' calibrations are looked for; they become part of the run.
-        extras: What else the cell needs.
-
-    Returns:
-        The run's folder, named by UTC time and devices.
+        calibrations: Folder with calibrations of devices, which become part of the run; none by default.
 
     Raises:
-        InputError: There is no device or no picture, a picture is refused, or ``out`` cannot be written.
+        InputError: A name is not in the fleet or given twice, there is no picture, a picture is refused, or ``out``
+            cannot be written.
         ManifestError: A calibration breaks its format, or is of another board.
         LinkError: The node or a device does not answer, or a device's link is lost before the end of the first phase.
     """
-    if not devices:
-        raise InputError("expected at least one device to measure, found none: name it with --devices")
-    if plan.undivided and plan.undivided not in [device.name for device in devices]:
-        names = ", ".join(device.name for device in devices)
-        raise InputError(f"device {plan.undivided!r} of the undivided model: expected one that is measured: {names}")
-    make_folder(out)  # told now, not after minutes of measuring
+    devices = _devices(fleet, device_names, plan)
+    make_folder(out)  # fails now, not after minutes of measuring
     started = datetime.now(timezone.utc)
-    name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device.name for device in devices)}"[:_MAX_NAME_CHARS]
-    before = NodeRecord.of(client.status())
-    descriptions = {device.name: client.describe(device.name) for device in devices}
-    found = {name: find_calibration(calibrations, name, about.board_model) for name, about in descriptions.items()}
-    scenarios = _scenarios(devices, plan)
-    measurement = Measurement(client, devices, plan, progress)
-    timeout_s = client.timeout_s
+    name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device_names)}"[:_MAX_NAME_CHARS]
+    status = client.status()
+    scenarios = cell_scenarios(devices, plan)
+    measurement = Measurement(client, devices, plan, progress, calibrations)
     with NodePower(client.endpoint, plan.interval_ms) as node:
-        try:
-            cut_short = _measure(measurement, scenarios, _endless(pictures))
-            if cut_short is not None and not cut_short.is_interrupt:
-                client.timeout_s = min(timeout_s, _LAST_WORD_S)  # whoever is lost is not waited for as before
-            measurement.let_samples_arrive()
-        finally:
-            measurement.stop_sampling()
-    after = _after(client)
-    client.timeout_s = timeout_s
-    begun = {phase.scenario for phase in measurement.phases}
+        cut_short, node_after = _take_all(client, measurement, scenarios, _endless(pictures))
     run = Run(
         schema=SCHEMA,
         name=name,
         started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
         software=version("devit"),
-        pictures=pictures.origin if isinstance(pictures, Pictures) else "images of the program that measured",
+        bundle=status.bundle,
+        pictures=pictures.origin if isinstance(pictures, ImageSet) else "images of the program that measured",
         plan=plan,
-        devices=measurement.records(descriptions, found),
-        scenarios=tuple(scenario for scenario in scenarios if scenario.name in begun),
+        devices=measurement.devices,
+        scenarios=tuple(scenario for scenario in scenarios if measurement.has_begun(scenario)),
         phases=tuple(measurement.phases),
-        before=before,
-        after=after,
+        node_before=NodeRecord.of(status),
+        node_after=node_after,
         cut_short=cut_short,
         node=node.record,
-        extras=tuple(extras),
+        extras=tuple(fleet.extra),
         undivided=measurement.undivided,
     )
-    lines = {name: tuple(lines) for name, lines in measurement.lines.items()} | {NODE: node.lines}
+    lines = {device: tuple(lines) for device, lines in measurement.sampling.lines.items()} | {NODE: node.lines}
     write_recording(out / name, Recording(run, lines, measurement.answers))
     return out / name
 
 
-def planned_s(devices: Sequence[Device], plan: Plan) -> float:
-    """Tell how long a run of devices is meant to take; a slow device's warm-up takes longer."""
-    return sum(scenario_s(plan, scenario) for scenario in _scenarios(devices, plan))
+def cell_scenarios(devices: Sequence[Device], plan: Plan) -> tuple[Scenario, ...]:
+    """List the scenarios of a run in their order: the undivided model, each device alone, all together."""
+    alone = [Scenario(f"{device.name} alone", 1 << device.submodel, device.name) for device in devices]
+    # First, so that what is missing for it is known before anything was measured.
+    undivided = [
+        Scenario(f"{device.name} undivided", 1 << device.submodel, device.name, is_undivided=True)
+        for device in devices
+        if device.name == plan.undivided
+    ]
+    return (*undivided, *(alone if plan.has_alone else ()), Scenario(TOGETHER, 0))
 
 
-_MAX_NAME_CHARS = 120
-_LAST_WORD_S = 2.0
+def raise_if_cut_short(cut_short: CutShort | None) -> None:
+    """Raise again what ended a run before its plan did.
+
+    Raises:
+        KeyboardInterrupt: It was Ctrl-C or SIGTERM.
+        LinkError: The link to the node or to a device was lost, or a local engine failed.
+    """
+    if cut_short is not None:
+        raise KeyboardInterrupt if cut_short.is_interrupt else LinkError(cut_short.cause)
+
+
+def _devices(fleet: Fleet, names: Sequence[str], plan: Plan) -> list[Device]:
+    if not names:
+        raise InputError("no device to measure: name one with --devices")
+    for name in names:
+        if list(names).count(name) > 1:
+            raise InputError(f"device {name!r} is named twice: name it once")
+    if plan.undivided and plan.undivided not in names:
+        raise InputError(
+            f"device {plan.undivided!r} of the undivided model: expected one that is measured: {', '.join(names)}"
+        )
+    return [fleet.find_device(name) for name in names]
+
+
+def _take_all(
+    client: Client, measurement: Measurement, scenarios: Sequence[Scenario], pictures: Iterator[Picture]
+) -> tuple[CutShort | None, NodeRecord | None]:
+    """Take all scenarios while power is sampled; return what ended that early, and what the node says after it."""
+    timeout_s = client.timeout_s
+    try:
+        cut_short = _measure(measurement, scenarios, pictures)
+        if cut_short is not None and not cut_short.is_interrupt:
+            client.timeout_s = min(timeout_s, _LAST_WORD_S)  # a peer that is lost gets little time to answer
+        measurement.sampling.wait_for_tail()
+    finally:
+        measurement.sampling.stop()
+    after = None
+    with suppress(LinkError):
+        after = NodeRecord.of(client.status())
+    client.timeout_s = timeout_s
+    return cut_short, after
 
 
 def _measure(measurement: Measurement, scenarios: Sequence[Scenario], pictures: Iterator[Picture]) -> CutShort | None:
-    """Take all scenarios; what ends that early is told, if there is anything to keep."""
+    """Take all scenarios; an early end is returned if there is anything to keep, else raised."""
     try:
-        measurement.start_sampling()
+        measurement.sampling.start()
         for scenario in scenarios:
             measurement.measure(scenario, pictures)
     except (KeyboardInterrupt, LinkError) as err:
@@ -141,13 +168,6 @@ def _measure(measurement: Measurement, scenarios: Sequence[Scenario], pictures: 
             raise
         return measurement.cut_short(err)
     return None
-
-
-def _after(client: Client) -> NodeRecord | None:
-    try:
-        return NodeRecord.of(client.status())
-    except LinkError:
-        return None
 
 
 def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:
@@ -158,14 +178,3 @@ def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:
             yield picture
         if not found:
             raise InputError("expected pictures for as long as the run takes, found no more: give a list of them")
-
-
-def _scenarios(devices: Sequence[Device], plan: Plan) -> tuple[Scenario, ...]:
-    alone = [Scenario(f"{device.name} alone", 1 << device.submodel, device.name) for device in devices]
-    # First, so that what is missing for it is told before anything was measured.
-    undivided = [
-        Scenario(f"{device.name} undivided", 1 << device.submodel, device.name, is_undivided=True)
-        for device in devices
-        if device.name == plan.undivided
-    ]
-    return (*undivided, *(alone if plan.has_alone else ()), Scenario(TOGETHER, 0))

@@ -1,8 +1,8 @@
-"""Profiles this machine by itself, without node and network: at rest, or with an engine of a bundle back to back."""
+"""Profiles this machine without node and network: at rest, or with an engine of a bundle back to back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,24 +13,17 @@ from msgspec import structs
 from devit_contract.artefacts.files import make_folder
 from devit_contract.errors import EnergyError, EngineError
 from devit_contract.service.progress import Progress
-from devit_contract.wire.messages import Description
-from devit_engines.bench.child import EngineChild, engine_command
-from devit_engines.bench.messages import Ready
-from devit_profiling.figures.analysis import Report
-from devit_profiling.load.local_run import NO_ENGINE, LocalMeasurement, Measured, local_run
-from devit_profiling.load.local_run import planned_s as engine_s
-from devit_profiling.load.node_power import board_model
-from devit_profiling.load.watch import Watch
-from devit_profiling.record.calibration import Calibration, find_calibration
-from devit_profiling.record.record import LOCAL, CutShort, DeviceRecord, Plan, Recording, Scenario
+from devit_engines.bench.child import engine_command
+from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
+from devit_profiling.load.schedule import Watch
+from devit_profiling.record.record import LOCAL, CutShort, Plan, Scenario
 from devit_profiling.record.run_folder import write_recording
-from devit_profiling.report.report import write_report
 from devit_profiling.sensor.local_sampler import LocalSampler
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """What runs back to back."""
+    """The engine that runs back to back."""
 
     bundle: Path
     """Its folder."""
@@ -44,7 +37,7 @@ class LocalEngine:
 
     @property
     def command(self) -> Sequence[str]:
-        """Runs it."""
+        """Starts the engine's process."""
         return engine_command(self.bundle, self.submodel, self.store, self.threads, self.kind)
 
 
@@ -56,8 +49,8 @@ def measure_local(
     *,
     calibrations: Path | None = None,
     sensor_command: Sequence[str] = (),
-) -> tuple[Path, Report]:
-    """Measure this machine, and write the report.
+) -> Path:
+    """Measure this machine, and write the raw files of the run.
 
     With an engine: idle, warm-up, windows, idle, and without a sensor its times alone. Without an engine: windows at
     rest. Ctrl-C, or an engine that fails, ends the run early: what had been measured by then is kept.
@@ -71,7 +64,7 @@ def measure_local(
         sensor_command: By default the one that this machine has.
 
     Returns:
-        The run's folder and the report; that of a run which was cut short tells so.
+        The run's folder.
 
     Raises:
         InputError: ``out`` cannot be written.
@@ -80,93 +73,50 @@ def measure_local(
         EngineError: The engine cannot be loaded, or fails before the first phase has ended.
         KeyboardInterrupt: It was interrupted before that.
     """
-    make_folder(out)  # told now, not after minutes of measuring
+    make_folder(out)  # fails now, not after minutes of measuring
     started = datetime.now(timezone.utc)
+    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{LOCAL}"
     if engine is None:
         plan = structs.replace(plan, has_idle_after=False)
+    scenario = local_scenario(engine)
     with ExitStack() as stack:
-        sampler, problem = None, ""
+        sampler, sensor_error = None, ""
         try:
             sampler = stack.enter_context(LocalSampler(plan.interval_ms, command=sensor_command))
-            LocalMeasurement(LOCAL, 0, plan, sampler).first_sample()
+            wait_for_first_sample(sampler, plan.interval_ms)
         except EnergyError as err:
-            problem = str(err)
+            sensor_error = str(err)
             if engine is None:
-                raise EnergyError(f"{problem}; --bundle DIR measures latency all the same") from err
-        run = _LocalRun(engine, plan, sampler, calibrations)
-        cut_short = run.measure(progress)
-    device = DeviceRecord(
-        name=LOCAL,
-        submodel=engine.submodel if engine is not None else 0,
-        description=_description(run.about, sampler),
-        sensor_problem=problem or (sampler.problem if sampler is not None else ""),
-        sampling=sampler.cost if sampler is not None else None,
-        calibration=run.calibration,
-    )
-    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{LOCAL}"
-    record = local_run(folder.name, started, plan, device, [run.scenario], run.found, run.about)
-    lines = tuple(sampler.lines) if sampler is not None else ()
-    recording = Recording(structs.replace(record, cut_short=cut_short), {LOCAL: lines}, tuple(run.found.answers))
-    write_recording(folder, recording)
-    return folder, write_report(folder)
-
-
-def planned_s(plan: Plan, engine: LocalEngine | None) -> float:
-    """Tell how long it takes, without loading the engine."""
-    return engine_s(plan) if engine is not None else plan.settle_s + plan.windows * plan.duration_s
-
-
-class _LocalRun:
-    """What has been gathered."""
-
-    def __init__(
-        self, engine: LocalEngine | None, plan: Plan, sampler: LocalSampler | None, calibrations: Path | None
-    ) -> None:
+                raise EnergyError(f"{sensor_error}; --bundle DIR measures latency all the same") from err
         submodel = engine.submodel if engine is not None else 0
-        name = LOCAL if engine is not None else f"{LOCAL} at rest"
-        self.scenario = Scenario(name, 1 << submodel, LOCAL, is_idle=engine is None)
-        self.found = Measured()
-        self.about: Ready | None = None
-        self.calibration: Calibration | None = None
-        self._engine = engine
-        self._plan = plan
-        self._measurement = LocalMeasurement(LOCAL, submodel, plan, sampler)
-        self._calibrations = calibrations
-
-    def measure(self, progress: Progress) -> CutShort | None:
-        """Take all phases; what ends that early is told, if there is anything to keep."""
-        watch = Watch(progress, self.scenario.name, planned_s(self._plan, self._engine))
-        cut_short = None
-        try:
-            if self._engine is None:
-                self._calibrate(board_model())
-                self._measurement.measure_idle(self.scenario, self.found, watch.show)
-            else:
-                self._run(self._engine, watch.show)
-        except (KeyboardInterrupt, EngineError) as err:
-            if not self.found.phases:
-                raise
-            is_interrupt = isinstance(err, KeyboardInterrupt)
-            why = "Ctrl-C or SIGTERM" if is_interrupt else " ".join(str(err).split())
-            done = max(phase.number for phase in self.found.phases)
-            cut_short = CutShort(why, is_interrupt, self.scenario.name, done)
-        self._measurement.let_samples_arrive()
-        watch.finish()
-        return cut_short
-
-    def _run(self, engine: LocalEngine, watch: Callable[[str], None]) -> None:
-        with EngineChild(engine.command) as child:
-            watch("loading the engine")
-            self.about = child.ready(self._measurement.wait)
-            self._calibrate(self.about.board_model)
-            self._measurement.measure(self.scenario, child, self.found, watch)
-
-    def _calibrate(self, model: str) -> None:
-        self.calibration = find_calibration(self._calibrations, LOCAL, model)
+        measurement = LocalMeasurement(LOCAL, submodel, plan, sampler, calibrations)
+        cut_short = _measure(measurement, scenario, engine, Watch(progress, plan, scenario))
+    recording = measurement.recording(folder.name, started, [scenario], sensor_error=sensor_error, cut_short=cut_short)
+    write_recording(folder, recording)
+    return folder
 
 
-def _description(about: Ready | None, sampler: LocalSampler | None) -> Description:
-    sensor = " ".join(sampler.command) if sampler is not None else ""
-    if about is None:
-        return Description(board_model(), "", NO_ENGINE, sensor, 0)
-    return Description(about.board_model, about.l4t, about.engine, sensor, about.inference_threads)
+def local_scenario(engine: LocalEngine | None) -> Scenario:
+    """Describe what runs, for a plan's length and the report."""
+    if engine is None:
+        return Scenario(f"{LOCAL} at rest", 1, LOCAL, is_idle=True)
+    return Scenario(LOCAL, 1 << engine.submodel, LOCAL)
+
+
+def _measure(
+    measurement: LocalMeasurement, scenario: Scenario, engine: LocalEngine | None, watch: Watch
+) -> CutShort | None:
+    """Take all phases; an early end is returned if there is anything to keep, else raised."""
+    cut_short = None
+    try:
+        if engine is None:
+            measurement.measure_idle(scenario, watch.show)
+        else:
+            measurement.measure(scenario, engine.command, watch.show)
+    except (KeyboardInterrupt, EngineError) as err:
+        if not measurement.phases:
+            raise
+        cut_short = CutShort.by(err, scenario.name, max(phase.number for phase in measurement.phases))
+    measurement.wait_for_tail()
+    watch.finish()
+    return cut_short

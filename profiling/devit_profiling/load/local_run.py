@@ -4,109 +4,111 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming, Mark
+from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_engines.bench.child import EngineChild
 from devit_engines.bench.messages import Ready, Stint
+from devit_profiling.load.node_power import board_model
+from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import (
     IDLE,
     IDLE_AFTER,
-    LOCAL,
     OUTSIDE,
     SCHEMA,
     SETTLE,
     WARM_UP,
     WINDOW,
     AnswerRow,
-    CellDevice,
+    CutShort,
     DeviceRecord,
     Edge,
-    NodeRecord,
     Phase,
     Plan,
+    Recording,
     Run,
     Scenario,
 )
 from devit_profiling.sensor.local_sampler import LocalSampler
 
-
-@dataclass
-class Measured:
-    """What one scenario has left."""
-
-    phases: list[Phase] = field(default_factory=list)
-    answers: list[AnswerRow] = field(default_factory=list)
+NO_ENGINE = "none, as no engine ran"
+_FIRST_LINE_S = 5.0
+_TAIL_PERIODS = 2.5
+_MORE_S = 0.5
 
 
 class LocalMeasurement:
-    """Takes an engine of this machine through a plan, while its power is sampled."""
+    """Takes this machine through the phases of scenarios while its power is sampled, and keeps what they leave."""
 
-    def __init__(self, name: str, submodel: int, plan: Plan, sampler: LocalSampler | None) -> None:
-        """Keep who is measured, how, and by which running sampler; without one, times alone are measured."""
+    def __init__(
+        self, name: str, submodel: int, plan: Plan, sampler: LocalSampler | None, calibrations: Path | None = None
+    ) -> None:
+        """Start with nothing.
+
+        Args:
+            name: Of this machine.
+            submodel: Which one its engine runs.
+            plan: Phases and their lengths.
+            sampler: Running; without one, times alone are measured.
+            calibrations: Folder with calibrations; none by default.
+        """
+        self.phases: list[Phase] = []
         self._name = name
         self._submodel = submodel
         self._plan = plan
         self._sampler = sampler
+        self._calibrations = calibrations
+        self._answers: list[AnswerRow] = []
+        self._about: Ready | None = None
+        self._calibration: Calibration | None = None
         self._inferences = 0
         self._busy_ns = 0
 
-    def first_sample(self) -> None:
-        """Wait for the sampler's first line.
-
-        Raises:
-            EnergyError: None comes in time.
-        """
-        sampler = self._sampler
-        limit_s = _FIRST_LINE_S + 2 * self._plan.interval_ms / 1000
-        end_s = time.monotonic() + limit_s
-        while sampler is not None and not sampler.lines:
-            if sampler.problem or time.monotonic() > end_s:
-                why = sampler.problem or f"expected a power sample within {limit_s:.1f} s, found none"
-                raise EnergyError(f"{why}: run {' '.join(sampler.command)} by hand")
-            self.wait(0.1)
-
-    def measure(self, scenario: Scenario, engine: EngineChild, found: Measured, watch: Callable[[str], None]) -> None:
-        """Take one scenario through all its phases.
+    def measure(self, scenario: Scenario, engine_command: Sequence[str], show: Callable[[str], None]) -> None:
+        """Load an engine, and take it through all phases of a scenario.
 
         Args:
             scenario: Its name.
-            engine: Loaded.
-            found: Gets every phase that has ended, and its answers.
-            watch: Told each phase as it begins.
+            engine_command: As :func:`~devit_engines.bench.child.engine_command` makes it.
+            show: Told each phase as it begins.
 
         Raises:
-            EngineError: The engine fails.
+            EngineError: The engine cannot be loaded, or fails.
+            ManifestError: The calibration breaks its format, or is of another board.
         """
         plan = self._plan
-        rests = [(SETTLE, plan.settle_s), (IDLE, plan.idle_s)]
-        for kind, duration_s in rests:
-            self._rest(scenario, kind, duration_s, found, watch)
-        watch(WARM_UP)
-        self._work(scenario, WARM_UP, OUTSIDE, self._warm_up(engine), found)
-        for number in range(1, plan.windows + 1):
-            watch(f"{WINDOW} {number} of {plan.windows}")
-            self._work(scenario, WINDOW, number, [engine.run(plan.duration_s, self.wait)], found)
-        if plan.has_idle_after:
-            for kind, duration_s in ((SETTLE, plan.settle_s), (IDLE_AFTER, plan.idle_s)):
-                self._rest(scenario, kind, duration_s, found, watch)
+        with EngineChild(engine_command) as engine:
+            show("loading the engine")
+            self._about = engine.ready(self.wait)
+            self._calibration = find_calibration(self._calibrations, self._name, self._about.board_model)
+            self._rest(scenario, SETTLE, plan.settle_s, show)
+            self._rest(scenario, IDLE, plan.idle_s, show)
+            show(WARM_UP)
+            self._work(scenario, WARM_UP, OUTSIDE, self._warm_up(engine))
+            for number in range(1, plan.windows + 1):
+                show(f"{WINDOW} {number} of {plan.windows}")
+                self._work(scenario, WINDOW, number, [engine.run(plan.duration_s, self.wait)])
+            if plan.has_idle_after:
+                self._rest(scenario, SETTLE, plan.settle_s, show)
+                self._rest(scenario, IDLE_AFTER, plan.idle_s, show)
 
-    def measure_idle(self, scenario: Scenario, found: Measured, watch: Callable[[str], None]) -> None:
+    def measure_idle(self, scenario: Scenario, show: Callable[[str], None]) -> None:
         """Take windows in which nothing runs; arguments as of :meth:`measure`."""
-        watch(SETTLE)
+        self._calibration = find_calibration(self._calibrations, self._name, board_model())
+        show(SETTLE)
         self.wait(self._plan.settle_s)
         for number in range(1, self._plan.windows + 1):
-            watch(f"{WINDOW} {number} of {self._plan.windows}")
+            show(f"{WINDOW} {number} of {self._plan.windows}")
             start = self._edge(time.monotonic_ns())
             self.wait(self._plan.duration_s)
-            found.phases.append(Phase(scenario.name, WINDOW, number, start, self._edge(time.monotonic_ns())))
+            self._end_phase(scenario, WINDOW, number, start, time.monotonic_ns())
 
-    def let_samples_arrive(self) -> None:
-        """Wait for a sample behind the last phase, which would have no end without it."""
+    def wait_for_tail(self) -> None:
+        """Wait for a sample after the last phase, which its end is interpolated with."""
         self.wait(_TAIL_PERIODS * self._plan.interval_ms / 1000)
 
     def wait(self, duration_s: float) -> None:
@@ -116,6 +118,55 @@ class LocalMeasurement:
             self._sampler.collect(duration_s)
         time.sleep(max(0.0, end_s - time.monotonic()))  # there is no sampler, or it has ended early
 
+    def recording(
+        self,
+        name: str,
+        started: datetime,
+        scenarios: Sequence[Scenario],
+        *,
+        sensor_error: str = "",
+        cut_short: CutShort | None = None,
+    ) -> Recording:
+        """Give the raw data as those of a run without a node.
+
+        Args:
+            name: Of the run.
+            started: UTC.
+            scenarios: Those to keep; what others have left is dropped.
+            sensor_error: Why there is no sampler, or why it gives no samples.
+            cut_short: How it ended early.
+        """
+        about, sampler, names = self._about, self._sampler, {scenario.name for scenario in scenarios}
+        device = DeviceRecord(
+            name=self._name,
+            submodel=self._submodel,
+            description=self._description(),
+            sensor_problem=sensor_error or (sampler.problem if sampler is not None else ""),
+            sampling=sampler.cost if sampler is not None else None,
+            calibration=self._calibration,
+        )
+        run = Run(
+            schema=SCHEMA,
+            name=name,
+            started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
+            software=version("devit"),
+            bundle=about.bundle if about is not None else NO_ENGINE,
+            pictures="one random image, again and again" if about is not None else NO_ENGINE,
+            plan=self._plan,
+            devices=(device,),
+            scenarios=tuple(scenarios),
+            phases=tuple(phase for phase in self.phases if phase.scenario in names),
+            cut_short=cut_short,
+        )
+        lines = tuple(sampler.lines) if sampler is not None else ()
+        return Recording(run, {self._name: lines}, tuple(row for row in self._answers if row.scenario in names))
+
+    def _description(self) -> Description:
+        about, sensor = self._about, " ".join(self._sampler.command) if self._sampler is not None else ""
+        if about is None:
+            return Description(board_model(), "", NO_ENGINE, sensor, 0)
+        return Description(about.board_model, about.l4t, about.engine, sensor, about.inference_threads)
+
     def _warm_up(self, engine: EngineChild) -> Sequence[Stint]:
         plan = self._plan
         stints = [engine.run(plan.warm_up_s, self.wait)]
@@ -123,26 +174,26 @@ class LocalMeasurement:
             stints.append(engine.run(_MORE_S, self.wait))
         return stints
 
-    def _rest(
-        self, scenario: Scenario, kind: str, duration_s: float, found: Measured, watch: Callable[[str], None]
-    ) -> None:
-        if duration_s == 0:
-            return
-        watch(kind)
-        start = self._edge(time.monotonic_ns())
-        self.wait(duration_s)
-        found.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._edge(time.monotonic_ns())))
+    def _rest(self, scenario: Scenario, kind: str, duration_s: float, show: Callable[[str], None]) -> None:
+        if duration_s > 0:
+            show(kind)
+            start = self._edge(time.monotonic_ns())
+            self.wait(duration_s)
+            self._end_phase(scenario, kind, OUTSIDE, start, time.monotonic_ns())
 
-    def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint], found: Measured) -> None:
+    def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint]) -> None:
         start = self._edge(stints[0].start_ns)
         for stint in stints:
             sent_ns = stint.start_ns
             for taken_us in stint.taken_us:
-                found.answers.append(self._row(scenario, number, taken_us, sent_ns))
+                self._answers.append(self._row(scenario, number, taken_us, sent_ns))
                 sent_ns += taken_us * 1000
             self._inferences += len(stint.taken_us)
             self._busy_ns += stint.end_ns - stint.start_ns
-        found.phases.append(Phase(scenario.name, kind, number, start, self._edge(stints[-1].end_ns)))
+        self._end_phase(scenario, kind, number, start, stints[-1].end_ns)
+
+    def _end_phase(self, scenario: Scenario, kind: str, number: int, start: Edge, end_ns: int) -> None:
+        self.phases.append(Phase(scenario.name, kind, number, start, self._edge(end_ns)))
 
     def _edge(self, at_ns: int) -> Edge:
         """Mark a moment: engine, sampler and this process share a clock."""
@@ -169,55 +220,16 @@ class LocalMeasurement:
         )
 
 
-def local_run(
-    name: str,
-    started: datetime,
-    plan: Plan,
-    device: DeviceRecord,
-    scenarios: Sequence[Scenario],
-    found: Measured,
-    about: Ready | None,
-    deadline_ms: float | None = None,
-) -> Run:
-    """Describe what was measured as a run of a cell with one device and no node.
+def wait_for_first_sample(sampler: LocalSampler, interval_ms: int) -> None:
+    """Wait for a sampler's first line.
 
-    Args:
-        name: Of the run.
-        started: UTC.
-        plan: As measured.
-        device: This machine.
-        scenarios: Those that were measured.
-        found: What they have left.
-        about: The engine; ``None`` where none ran.
-        deadline_ms: Where there is one.
+    Raises:
+        EnergyError: None comes in time.
     """
-    alone = CellDevice(device.name, device.submodel, LOCAL, len(found.answers), late=0, missing=0)
-    bundle, shape = (about.bundle, about.image_shape) if about is not None else (NO_ENGINE, (0, 0, 0))
-    node = NodeRecord(bundle, shape, 1, deadline_ms, frames={}, devices=(alone,))
-    return Run(
-        schema=SCHEMA,
-        name=name,
-        started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
-        software=version("devit"),
-        pictures="one random image, again and again" if about is not None else NO_ENGINE,
-        plan=plan,
-        devices=(device,),
-        scenarios=tuple(scenarios),
-        phases=tuple(found.phases),
-        before=node,
-        after=node,
-    )
-
-
-NO_ENGINE = "none, as no engine ran"
-
-
-def planned_s(plan: Plan) -> float:
-    """Tell how long a scenario takes, without loading the engine."""
-    rests = 2 if plan.has_idle_after else 1
-    return rests * (plan.settle_s + plan.idle_s) + plan.warm_up_s + plan.windows * plan.duration_s
-
-
-_FIRST_LINE_S = 5.0
-_TAIL_PERIODS = 2.5
-_MORE_S = 0.5
+    limit_s = _FIRST_LINE_S + 2 * interval_ms / 1000
+    end_s = time.monotonic() + limit_s
+    while not sampler.lines:
+        if sampler.problem or time.monotonic() > end_s:
+            why = sampler.problem or f"no power sample came within {limit_s:.1f} s"
+            raise EnergyError(f"{why}: run {' '.join(sampler.command)} by hand")
+        sampler.collect(0.1)

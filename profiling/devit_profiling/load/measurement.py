@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
-
-from msgspec import structs
+from pathlib import Path
 
 from devit_contract.artefacts.fleet import Device
 from devit_contract.errors import LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
-from devit_contract.wire.messages import Description, Mark, SamplingCost
+from devit_contract.wire.messages import Mark
 from devit_profiling.figures.thermal import is_settled, is_sustained
-from devit_profiling.load.load_generator import Sent, ask
-from devit_profiling.load.watch import STEP_S, Watch, scenario_s
-from devit_profiling.record.calibration import Calibration
+from devit_profiling.load.load_generator import Sent, send_requests
+from devit_profiling.load.sampling import Sampling
+from devit_profiling.load.schedule import STEP_S, Watch
+from devit_profiling.load.undivided import UndividedDriver
+from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
     IDLE,
     IDLE_AFTER,
@@ -35,195 +36,153 @@ from devit_profiling.record.record import (
     Plan,
     Scenario,
     UndividedRecord,
-    UndividedWindow,
 )
-from devit_profiling.sensor.tegrastats import StampedLine
+
+# Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
+_MARGIN_S = 0.02
 
 
 class Measurement:
     """What a run has gathered so far."""
 
-    def __init__(self, client: Client, devices: Sequence[Device], plan: Plan, progress: Progress) -> None:
-        """Start with nothing."""
+    def __init__(
+        self, client: Client, devices: Sequence[Device], plan: Plan, progress: Progress, calibrations: Path | None
+    ) -> None:
+        """Ask the devices what they are, and find their calibrations.
+
+        Raises:
+            LinkError: A device does not answer.
+            ManifestError: A calibration breaks its format, or is of another board.
+        """
+        self._descriptions = {device.name: client.describe(device.name) for device in devices}
+        self._calibrations = {
+            name: find_calibration(calibrations, name, about.board_model) for name, about in self._descriptions.items()
+        }
+        self.sampling = Sampling(client, [device.name for device in devices], plan.interval_ms)
         self.phases: list[Phase] = []
-        self._rows: list[AnswerRow] = []
-        self.lines: dict[str, list[StampedLine]] = {device.name: [] for device in devices}
-        self.problems: dict[str, str] = {}
-        """Device to why there are no power samples, or no more."""
-        self.costs: dict[str, SamplingCost] = {}
-        """Device to what sampling has cost it."""
-        self.done = OUTSIDE
-        """Windows that have ended in the scenario under way."""
-        self.scenario = ""
-        """The one under way."""
         self._client = client
         self._devices = devices
         self._plan = plan
         self._progress = progress
-        self.undivided: UndividedRecord | None = None
-        """What the undivided model has done."""
-        self._undivided_on = ""
-        self._given = 0
-        self._sampling: set[str] = set()
-        self._is_loading = False
+        self._driver: UndividedDriver | None = None
+        self._scenario = Scenario("", 0)
+        self._done = OUTSIDE
+        self._rows: list[AnswerRow] = []
+        self._answered = 0
 
     @property
-    def answers(self) -> tuple[AnswerRow, ...]:
-        """All of them; those of a window that did not end stand outside of all windows."""
-        ended = {(phase.scenario, phase.number) for phase in self.phases}
-        return tuple(row if (row.scenario, row.window) in ended else replace(row, window=OUTSIDE) for row in self._rows)
-
-    def cut_short(self, cause: KeyboardInterrupt | LinkError) -> CutShort:
-        """Tell how far the run has come that ends here."""
-        is_interrupt = isinstance(cause, KeyboardInterrupt)
-        why = "Ctrl-C or SIGTERM" if is_interrupt else " ".join(str(cause).split())
-        return CutShort(why, is_interrupt, self.scenario, self.done)
-
-    def records(
-        self, descriptions: Mapping[str, Description], calibrations: Mapping[str, Calibration | None]
-    ) -> tuple[DeviceRecord, ...]:
-        """Tell of every device what it is, and how its sampling went."""
+    def devices(self) -> tuple[DeviceRecord, ...]:
+        """What each device is, and how its sampling went."""
         return tuple(
             DeviceRecord(
                 device.name,
                 device.submodel,
-                descriptions[device.name],
-                self.problems.get(device.name, ""),
-                self.costs.get(device.name),
-                calibrations[device.name],
+                self._descriptions[device.name],
+                self.sampling.errors.get(device.name, ""),
+                self.sampling.costs.get(device.name),
+                self._calibrations[device.name],
             )
             for device in self._devices
         )
 
-    def start_sampling(self) -> None:
-        """Start every device's sampler, and wait for the first line of each; what fails is noted as a problem."""
-        for device in self._devices:
-            self._sampling.add(device.name)
-            try:
-                self._client.start_sampling(device.name, self._plan.interval_ms)
-            except LinkError as err:
-                self._sampling.discard(device.name)
-                self.problems[device.name] = str(err)
-        limit_s = _FIRST_LINE_S + 2 * self._plan.interval_ms / 1000
-        end_s = time.monotonic() + limit_s
-        while self._silent() and time.monotonic() < end_s:
-            self._pass(STEP_S)
-        for name in self._silent():
-            self.problems[name] = f"expected a power sample within {limit_s:.1f} s, found none: run its sampler by hand"
+    @property
+    def answers(self) -> tuple[AnswerRow, ...]:
+        """All of them; those of a window that did not end are outside all windows."""
+        ended = {(phase.scenario, phase.number) for phase in self.phases}
+        return tuple(row if (row.scenario, row.window) in ended else replace(row, window=OUTSIDE) for row in self._rows)
 
-    def stop_sampling(self) -> None:
-        """Stop every sampler, ask what it has cost, where it ended early too, and take what had come before."""
-        for device in self._devices:
-            # A device that cannot be reached has stopped by itself.
-            with suppress(LinkError):
-                if (cost := self._client.stop_sampling(device.name)) is not None:
-                    self.costs[device.name] = cost
-        self._sampling.clear()
-        self._collect()
+    @property
+    def undivided(self) -> UndividedRecord | None:
+        """What the undivided model has done; absent where none was loaded."""
+        return self._driver.record if self._driver is not None else None
 
-    def let_samples_arrive(self) -> None:
-        """Wait for the samples behind the last edge, without which the last window would have no end."""
-        self._pass(_TAIL_PERIODS * self._plan.interval_ms / 1000 if self._sampling else 0.0)
+    def has_begun(self, scenario: Scenario) -> bool:
+        """Tell whether any phase of a scenario has ended."""
+        return any(phase.scenario == scenario.name for phase in self.phases)
+
+    def cut_short(self, cause: KeyboardInterrupt | LinkError) -> CutShort:
+        """Describe how far the run had come when it ended early."""
+        return CutShort.by(cause, self._scenario.name, self._done)
 
     def measure(self, scenario: Scenario, pictures: Iterator[Picture]) -> None:
         """Take one scenario through all its phases."""
         plan = self._plan
-        self.scenario, self.done = scenario.name, OUTSIDE
-        watch = Watch(self._progress, scenario.name, scenario_s(plan, scenario))
-        self._undivided_on = scenario.device if scenario.is_undivided else ""
-        with self._undivided_model(watch) if scenario.is_undivided else nullcontext():
-            self._rest(scenario, SETTLE, plan.settle_s, watch)
-            self._rest(scenario, IDLE, plan.idle_s, watch)
-            if scenario.is_undivided:
-                self._run_undivided(scenario, watch)
+        self._scenario, self._done = scenario, OUTSIDE
+        watch = Watch(self._progress, plan, scenario)
+        if scenario.is_undivided:
+            self._driver = UndividedDriver(self._client, scenario.device, self.sampling.wait, watch.show)
+        with self._driver.loaded() if self._driver is not None and scenario.is_undivided else nullcontext():
+            self._rest(SETTLE, plan.settle_s, watch)
+            self._rest(IDLE, plan.idle_s, watch)
+            if self._driver is not None and scenario.is_undivided:
+                self._run_undivided(self._driver, watch)
             else:
-                self._load(scenario, pictures, watch)
+                self._load(pictures, watch)
             if plan.has_idle_after:
-                self._rest(scenario, SETTLE, plan.settle_s, watch)
-                self._rest(scenario, IDLE_AFTER, plan.idle_s, watch)
+                self._rest(SETTLE, plan.settle_s, watch)
+                self._rest(IDLE_AFTER, plan.idle_s, watch)
         watch.finish()
 
-    @contextmanager
-    def _undivided_model(self, watch: Watch) -> Iterator[None]:
-        """Have the device load the undivided model, and give its memory back whatever happens."""
-        name = self._undivided_on
-        self._client.undivided(name, "load")
-        try:
-            while (state := self._client.undivided(name, "state")).state != "resting":
-                watch.show("loading")
-                self._pass(STEP_S)
-            self.undivided = UndividedRecord(name, state.engine, ())
-            yield
-        finally:
-            with suppress(LinkError):  # without a link the agent frees it by itself
-                end_s = time.monotonic() + _FREED_S
-                self._client.undivided(name, "free")
-                while self._client.undivided(name, "state").state != "nothing" and time.monotonic() < end_s:
-                    self._pass(STEP_S / 5)
-
-    def _run_undivided(self, scenario: Scenario, watch: Watch) -> None:
+    def _run_undivided(self, driver: UndividedDriver, watch: Watch) -> None:
         """Have the undivided model run back to back: the warm-up, then window by window."""
-        plan, name = self._plan, scenario.device
+        plan, name = self._plan, self._scenario.device
         start = self._edge()
-        self._client.undivided(name, "run")
+        driver.run()
         for window in range(plan.windows + 1):
             kind, length_s = (WINDOW, plan.duration_s + _MARGIN_S) if window else (WARM_UP, plan.warm_up_s)
-            done = start.marks[name].inferences + (0 if window else plan.warm_up_answers)
-            while _since_s(start) < length_s or self._mark(name).inferences < done:
+            least = start.marks[name].inferences + (0 if window else plan.warm_up_answers)
+            while _since_s(start) < length_s or driver.mark().inferences < least:
                 watch.show(f"{WINDOW} {window} of {plan.windows}" if window else WARM_UP)
-                self._pass(max(0.001, min(STEP_S, length_s - _since_s(start))))
-            end = self._edge()
-            told = self._client.undivided(name, "state" if window < plan.windows else "rest")
-            self.phases.append(Phase(scenario.name, kind, window, start, end))
-            if window and self.undivided is not None:
-                times = UndividedWindow(window, told.inferences, told.p50_ms, told.p95_ms, told.p99_ms)
-                self.undivided = structs.replace(self.undivided, windows=(*self.undivided.windows, times))
-            self.done, start = window, end
+                self.sampling.wait(max(0.001, min(STEP_S, length_s - _since_s(start))))
+            start = self._end_phase(kind, window, start)
+            driver.end_window(window, is_last=window == plan.windows)
 
-    def _rest(self, scenario: Scenario, kind: str, duration_s: float, watch: Watch) -> None:
+    def _rest(self, kind: str, duration_s: float, watch: Watch) -> None:
         """Let the cell idle."""
         if duration_s == 0:
             return
         start = self._edge()
         while (passed_s := _since_s(start)) < duration_s + _MARGIN_S:
             watch.show(kind)
-            self._pass(min(STEP_S, duration_s + _MARGIN_S - passed_s))
-        self.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._edge()))
+            self.sampling.wait(min(STEP_S, duration_s + _MARGIN_S - passed_s))
+        self._end_phase(kind, OUTSIDE, start)
 
-    def _load(self, scenario: Scenario, pictures: Iterator[Picture], watch: Watch) -> None:
-        """Ask without a pause: the warm-up, then window by window; neighbouring phases share an edge."""
-        plan = self._plan
-        start, window, answers = self._edge(), OUTSIDE, 0
-        self._is_loading = True
-        wanted = itertools.takewhile(lambda _: self._is_loading, pictures)
-        with closing(ask(self._client, wanted, plan, scenario.mask)) as answered:
+    def _load(self, pictures: Iterator[Picture], watch: Watch) -> None:
+        """Send requests without a pause: the warm-up, then window by window; neighbouring phases share an edge."""
+        plan, scenario = self._plan, self._scenario
+        start, window, answers, is_loading = self._edge(), OUTSIDE, 0, True
+        wanted = itertools.takewhile(lambda _: is_loading, pictures)
+        with closing(send_requests(self._client, wanted, plan, scenario.mask)) as answered:
             for answer, sent in answered:
-                number = window if self._is_loading else OUTSIDE
-                self._rows.append(_row(scenario, number, answer, sent))
+                row = _row(scenario, window if is_loading else OUTSIDE, answer, sent)
+                self._rows.append(row)
+                self._answered += row.is_answered
                 answers += 1
-                self._given += self._rows[-1].is_answered
                 watch.show(WARM_UP if window == OUTSIDE else _window_text(scenario, window, plan))
                 is_warm = window > OUTSIDE or answers >= plan.warm_up_answers
                 length_s = plan.warm_up_s if window == OUTSIDE else plan.duration_s + _MARGIN_S
-                if not (self._is_loading and is_warm and _since_s(start) >= length_s):
-                    continue
-                end = self._edge()
-                kind = WARM_UP if window == OUTSIDE else WINDOW
-                self.phases.append(Phase(scenario.name, kind, window, start, end))
-                self.done = window
-                start, window = end, window + 1
-                self._is_loading = self._goes_on(scenario)
+                if is_loading and is_warm and _since_s(start) >= length_s:
+                    start = self._end_phase(WARM_UP if window == OUTSIDE else WINDOW, window, start)
+                    window += 1
+                    is_loading = self._has_more_windows()
 
-    def _goes_on(self, scenario: Scenario) -> bool:
-        """Tell whether another window follows those that have ended."""
+    def _has_more_windows(self) -> bool:
+        """Decide whether another window follows those that have ended."""
         plan = self._plan
-        if self.done == OUTSIDE or not is_sustained(scenario, plan):
-            return self.done < plan.windows
+        if self._done == OUTSIDE or not is_sustained(self._scenario, plan):
+            return self._done < plan.windows
         assert plan.sustained_s is not None
-        windows = [phase for phase in self.phases if phase.scenario == scenario.name and phase.kind == WINDOW]
+        windows = [phase for phase in self.phases if phase.scenario == self._scenario.name and phase.kind == WINDOW]
         if sum(phase.duration_s for phase in windows) + plan.duration_s > plan.sustained_s:
             return False
-        return not is_settled(windows, self.lines, plan)
+        return not is_settled(windows, self.sampling.lines, plan)
+
+    def _end_phase(self, kind: str, number: int, start: Edge) -> Edge:
+        """Note the phase that ends now, and give its end."""
+        end = self._edge()
+        self.phases.append(Phase(self._scenario.name, kind, number, start, end))
+        self._done = max(self._done, number)
+        return end
 
     def _edge(self) -> Edge:
         """Have every device mark this moment."""
@@ -232,42 +191,16 @@ class Measurement:
             before_ns = time.monotonic_ns()
             marks[device.name] = self._mark(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
-        self._collect()
+        self.sampling.collect()
         now_ns = time.monotonic_ns()
-        marks[NODE] = Mark(now_ns, self._given, 0)  # this machine's own, for the node's power where it runs here
+        marks[NODE] = Mark(now_ns, self._answered, 0)  # this machine's own, for the node's power where it runs here
         return Edge(now_ns, marks, asked_ns)
 
     def _mark(self, device: str) -> Mark:
         """Ask for a mark that counts what the scenario is about."""
-        mark = self._client.mark(device)
-        if device != self._undivided_on:
-            return mark
-        return structs.replace(mark, inferences=mark.undivided_inferences, busy_ns=mark.undivided_busy_ns)
-
-    def _pass(self, duration_s: float) -> None:
-        self._client.wait(duration_s)
-        self._collect()
-
-    def _collect(self) -> None:
-        for telemetry in self._client.take_telemetry():
-            lines = self.lines.get(telemetry.device)
-            if lines is None:
-                continue
-            lines.extend(StampedLine(line.monotonic_ns, line.text) for line in telemetry.lines)
-            if telemetry.ended:
-                self.problems[telemetry.device] = telemetry.ended
-                self._sampling.discard(telemetry.device)
-
-    def _silent(self) -> list[str]:
-        return [name for name in sorted(self._sampling) if not self.lines[name]]
-
-
-# Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
-_MARGIN_S = 0.02
-_FIRST_LINE_S = 5.0
-_FREED_S = 10.0
-# Real periods are up to 9 % longer than the interval.
-_TAIL_PERIODS = 2.5
+        if self._driver is not None and self._scenario.is_undivided and self._scenario.device == device:
+            return self._driver.mark()
+        return self._client.mark(device)
 
 
 def _window_text(scenario: Scenario, window: int, plan: Plan) -> str:

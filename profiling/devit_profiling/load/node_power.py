@@ -1,4 +1,4 @@
-"""Samples the machine of the fusion node while a run lasts, where that is the machine that asks."""
+"""Samples the machine of the fusion node during a run, where that is the client machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ ELSEWHERE = (
     "the node runs on another machine than profile: run profile there, or state its watts as [[extra]] in the fleet "
     "file, unless it runs on one of the devices, whose joules contain it then"
 )
+_TURN_S = 0.1
 
 
 class NodePower:
-    """A context manager; without a sensor of the node's machine it has no lines, and tells why."""
+    """A context manager; without a sensor of the node's machine it has no lines, and its record says why."""
 
     def __init__(self, endpoint: str, interval_ms: int) -> None:
         """Choose the sensor; nothing is started yet.
@@ -31,36 +32,36 @@ class NodePower:
             endpoint: The node's ``client_endpoint``.
             interval_ms: Sampling period in milliseconds.
         """
-        self._problem = "" if is_here(endpoint) else ELSEWHERE
+        self._error = "" if is_here(endpoint) else ELSEWHERE
         self._sampler: LocalSampler | None = None
         self._cost: SamplingCost | None = None
         self._stop = threading.Event()
-        # Lines carry the time at which they are taken, so somebody has to wait for them while the cell is asked.
+        # Lines are stamped when they are read, so a thread reads them while requests are sent.
         self._thread = threading.Thread(target=self._collect, daemon=True)
-        if not self._problem:
+        if not self._error:
             try:
                 self._sampler = LocalSampler(interval_ms)
             except EnergyError as err:
-                self._problem = str(err)
+                self._error = str(err)
 
     @property
     def lines(self) -> tuple[StampedLine, ...]:
-        """All that have come."""
+        """All lines so far."""
         return tuple(self._sampler.lines) if self._sampler is not None else ()
 
     @property
     def record(self) -> DeviceRecord:
-        """What a run keeps of it; its sensor is empty where it was never started."""
+        """What a run keeps of the machine; its sensor is empty where sampling never started."""
         sensor = " ".join(self._sampler.command) if self._sampler is not None else ""
-        return DeviceRecord(NODE, -1, Description(board_model(), "", "", sensor, 0), self._problem, self._cost)
+        return DeviceRecord(NODE, -1, Description(board_model(), "", "", sensor, 0), self._error, self._cost)
 
     def __enter__(self) -> NodePower:
-        """Start sampling; what fails is told in the record."""
+        """Start sampling; a failure is kept in the record."""
         if self._sampler is not None:
             try:
                 self._sampler.__enter__()
             except EnergyError as err:
-                self._sampler, self._problem = None, str(err)
+                self._sampler, self._error = None, str(err)
             else:
                 self._thread.start()
         return self
@@ -68,7 +69,7 @@ class NodePower:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it, and keep what it has cost."""
+        """Stop sampling, and keep what it has cost."""
         self._stop.set()
         if self._sampler is not None:
             self._thread.join()
@@ -79,10 +80,7 @@ class NodePower:
         assert self._sampler is not None  # the thread is started with one
         while not self._stop.is_set() and not self._sampler.problem:
             self._sampler.collect(_TURN_S)
-        self._problem = self._sampler.problem
-
-
-_TURN_S = 0.1
+        self._error = self._sampler.problem
 
 
 def is_here(endpoint: str) -> bool:

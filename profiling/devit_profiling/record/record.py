@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import msgspec
 
 from devit_contract.artefacts.fleet import Extra
-from devit_contract.errors import InputError
+from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
 from devit_profiling.record.calibration import Calibration
 from devit_profiling.sensor.tegrastats import StampedLine
 
-SCHEMA = 1
+SCHEMA = 2
 TOGETHER = "together"
 """Name of the scenario in which the whole cell is asked."""
 IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "warm-up", "window"
@@ -22,7 +22,7 @@ IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "war
 OUTSIDE = 0
 """Window number of answers outside all windows: warm-up, and what was under way at the end."""
 LOCAL = "local"
-"""State of a device that is measured by itself, without a node; and how the command line calls this machine."""
+"""Name of this machine where it is measured without a node."""
 NODE = "fusion node"
 """Name of the node's machine among the devices: none of them can have it."""
 _KINDS = (IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW)
@@ -166,11 +166,9 @@ class CellDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run keeps of the node's status, whatever else later nodes tell."""
 
-    bundle: str
     image_shape: tuple[int, int, int]
     k_min: int
-    deadline_ms: float | None
-    """Absent where a machine was measured by itself, without one."""
+    deadline_ms: float
     frames: dict[str, int]
     """Frames ended since the node's start, by state."""
     devices: tuple[CellDevice, ...]
@@ -189,7 +187,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
             for device in status.devices
         )
-        return cls(status.bundle, status.image_shape, status.k_min, status.deadline_ms, status.frames, devices)
+        return cls(status.image_shape, status.k_min, status.deadline_ms, status.frames, devices)
 
 
 class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,7 +214,14 @@ class CutShort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenario: str
     """The one that was under way."""
     windows: int
-    """Of its windows, how many had ended: the one under way is no figure."""
+    """Of its windows, how many had ended; an unfinished one is in no figure."""
+
+    @classmethod
+    def by(cls, cause: KeyboardInterrupt | DevitError, scenario: str, windows: int) -> CutShort:
+        """Describe what ended a run early."""
+        is_interrupt = isinstance(cause, KeyboardInterrupt)
+        why = "Ctrl-C or SIGTERM" if is_interrupt else " ".join(str(cause).split())
+        return cls(why, is_interrupt, scenario, windows)
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -233,9 +238,12 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[DeviceRecord, ...]
     scenarios: tuple[Scenario, ...]
     phases: tuple[Phase, ...]
-    before: NodeRecord
-    after: NodeRecord | None
-    """Absent where the node could not be asked any more."""
+    bundle: str
+    """What the engines were made from, as the node or the engine calls it; a sentence where no engine ran."""
+    node_before: NodeRecord | None = None
+    """Absent where a machine was measured without a node."""
+    node_after: NodeRecord | None = None
+    """Absent where the node could no longer be asked."""
     cut_short: CutShort | None = None
     node: DeviceRecord | None = None
     """The node's machine, without a submodel (-1); absent in older runs, which did not look for its sensor."""
@@ -251,11 +259,12 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_local(self) -> bool:
         """Whether a machine was measured by itself, without a node."""
-        return all(device.state == LOCAL for device in self.before.devices)
+        return self.node_before is None
 
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""
-        return {device.submodel: device.name for device in self.before.devices}
+        cell = self.devices if self.node_before is None else self.node_before.devices
+        return {device.submodel: device.name for device in cell}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,11 @@ from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.figures.power import Power, rail_names
 from devit_profiling.record.clocks import TimeAxis
 from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW, AnswerRow, Phase
-from devit_profiling.report.canvas import Canvas
-from devit_profiling.report.text import joules
+from devit_profiling.report.number_format import joules
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PHASE_COLOURS = {IDLE: "#cfe3f7", IDLE_AFTER: "#cfe3f7", WARM_UP: "#fde9c4", WINDOW: "#d5efd3"}
 """Of the bands; the page's key takes them from here."""
@@ -28,6 +30,8 @@ _PART_COLOURS = ("#b8b8b8", "#8172b3", "#4c72b0", "#c44e52", "#55a868")
 _TOTAL_COLOUR, _ABOVE_COLOUR = "#4c72b0", "#dd8452"
 _CURVE_POINTS = 401
 _BINS = 60
+_WIDTH_IN = 6.6
+"""A phone shows it at about 0.6 of its size, and can still be read."""
 
 
 def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) -> str:
@@ -94,7 +98,7 @@ def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
 
 
 def latency_svg(name: str, rows: Mapping[str, Sequence[AnswerRow]]) -> str:
-    """Draw the share of answers that took at most so long, a curve per scenario.
+    """Draw the share of answers over latency, a curve per scenario.
 
     Args:
         name: Unique in the page.
@@ -171,6 +175,60 @@ def parts_svg(name: str, parts: Mapping[str, TimeParts]) -> str:
         axes.set_xlabel("milliseconds, mean")
         axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False, fontsize=9)
         return canvas.svg()
+
+
+class Canvas:
+    """A figure of axes below each other as SVG text for a page; a context manager.
+
+    It uses none of matplotlib's global state. The same data gives the same bytes, with identifiers unique in the page.
+    """
+
+    def __init__(self, name: str, height_in: float, rows: int = 1) -> None:
+        """Open it.
+
+        Args:
+            name: Unique in the page; identifiers begin with it.
+            height_in: Of the whole figure, in inches.
+            rows: Axes; they share the horizontal one.
+        """
+        from matplotlib import style
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        self._name = name
+        # A user's matplotlibrc changes nothing. Names are no formulas; text is drawn by the browser.
+        rules = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
+        self._rules = style.context(["default", rules])
+        self._rules.__enter__()
+        self._figure: Figure = Figure(figsize=(_WIDTH_IN, height_in))
+        FigureCanvasSVG(self._figure)
+        self.rows: list[Axes] = list(self._figure.subplots(rows, squeeze=False, sharex=True)[:, 0])
+        for axes in self.rows:
+            axes.spines[["top", "right"]].set_visible(False)
+        self.axes = self.rows[0]
+
+    def __enter__(self) -> Canvas:
+        """Draw in a ``with`` block: the rules of style hold in it."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave matplotlib as it was."""
+        self._rules.__exit__(None, None, None)
+
+    def space_rows(self, share: float) -> None:
+        """Leave room between the axes, as a share of their height."""
+        self._figure.subplots_adjust(hspace=share)
+
+    def svg(self) -> str:
+        """Give the picture without prolog and metadata, scaled by its box, with identifiers of its own."""
+        text = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        self._figure.savefig(text, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
+        svg = text.getvalue()
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r'(?<=<svg) ([^>]*?)width="[^"]*" height="[^"]*"', r' role="img" \1', svg, count=1)
+        svg = re.sub(r'\bid="', f'id="{self._name}-', svg)
+        return re.sub(r'(href="#|url\(#)', rf"\g<1>{self._name}-", svg)
 
 
 def _bar(axes: Axes, place: float, figure: Estimate | None, scale: float, step: float, colour: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes what a run's raw files tell: ``report.json`` and tables for programs, ``report.html`` and a trace for people.
+"""Writes the report of a run: ``report.json`` and tables for programs, ``report.html`` and a trace for people.
 
 ========================= ==========================================================================
 file                      content
@@ -18,26 +18,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from devit_contract.artefacts.files import write_bytes, write_json
-from devit_profiling.figures.analysis import Report, analyse_recording
-from devit_profiling.figures.power import power_of
-from devit_profiling.record.run_folder import read_recording
+from devit_profiling.figures.analysis import Report, analyse
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.report.page import render_html
 from devit_profiling.report.tables import POWER_FILE, WINDOWS_FILE, power_csv, windows_csv
-from devit_profiling.report.text import NOT_MEASURED, SUMMARY_HEADER, joules, number, summary_rows
 from devit_profiling.report.trace_events import TRACE_FILE, trace_bytes, trace_of
-
-__all__ = [
-    "HTML_FILE",
-    "JSON_FILE",
-    "NOT_MEASURED",
-    "OUTPUTS",
-    "SUMMARY_HEADER",
-    "joules",
-    "number",
-    "render_html",
-    "summary_rows",
-    "write_report",
-]
 
 JSON_FILE = "report.json"
 HTML_FILE = "report.html"
@@ -46,19 +31,18 @@ OUTPUTS = (JSON_FILE, HTML_FILE, POWER_FILE, WINDOWS_FILE, TRACE_FILE)
 
 
 def write_report(folder: Path) -> Report:
-    """Make the report of a run anew from its raw files, and write it beside them with its tables and its trace.
+    """Make the report of a run from its raw files, and write it beside them with its tables and its trace.
 
     Raises:
         InputError: A raw file is missing, or the folder cannot be written.
         ManifestError: A raw file breaks its format.
     """
-    recording = read_recording(folder)
-    report = analyse_recording(recording)
-    powers = [power_of(recording, device) for device in recording.run.machines]
-    html = render_html(report, recording)
+    evidence = Evidence.read(folder)
+    report = analyse(evidence)
+    html = render_html(report, evidence)
     write_json(folder / JSON_FILE, report)
     write_bytes(folder / HTML_FILE, html.encode())
-    write_bytes(folder / POWER_FILE, power_csv(recording, powers))
-    write_bytes(folder / WINDOWS_FILE, windows_csv(report, recording))
-    write_bytes(folder / TRACE_FILE, trace_bytes(trace_of(recording, powers)))
+    write_bytes(folder / POWER_FILE, power_csv(evidence))
+    write_bytes(folder / WINDOWS_FILE, windows_csv(report, evidence))
+    write_bytes(folder / TRACE_FILE, trace_bytes(trace_of(evidence)))
     return report

@@ -1,17 +1,19 @@
 """``power.csv`` and ``windows.csv``: a run's power and its windows as tables, a reading and a window a row.
 
-An empty cell is a figure that there is none of.
+An empty cell means "not measured".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 
 from devit_profiling.figures.analysis import Report
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.joules import DeviceEnergy, WindowFigures
 from devit_profiling.figures.power import Power
 from devit_profiling.record.clocks import TimeAxis
-from devit_profiling.record.record import WINDOW, Phase, Recording
+from devit_profiling.record.record import WINDOW, Phase
 from devit_profiling.record.run_folder import csv_bytes
 from devit_profiling.sensor.tegrastats import SIMULATED
 
@@ -43,15 +45,14 @@ TOTAL = "total"
 SENSOR, NO_SENSOR = "sensor", ""
 
 
-def power_csv(recording: Recording, powers: Sequence[Power]) -> bytes:
+def power_csv(evidence: Evidence) -> bytes:
     """Write every reading of every rail, and the totals, on the common time axis."""
-    axis = TimeAxis.of(recording)
-    return csv_bytes(POWER_HEADER, (row for power in powers for row in _power_rows(power, axis)))
+    return csv_bytes(POWER_HEADER, (row for power in evidence.machines for row in _power_rows(power, evidence.axis)))
 
 
-def windows_csv(report: Report, recording: Recording) -> bytes:
+def windows_csv(report: Report, evidence: Evidence) -> bytes:
     """Write a row per device, scenario and window."""
-    return csv_bytes(WINDOWS_HEADER, _window_rows(report, recording))
+    return csv_bytes(WINDOWS_HEADER, _window_rows(report, evidence))
 
 
 def _power_rows(power: Power, axis: TimeAxis) -> Iterator[tuple[str | int, ...]]:
@@ -66,24 +67,19 @@ def _power_rows(power: Power, axis: TimeAxis) -> Iterator[tuple[str | int, ...]]
             yield name, time_s, TOTAL, total, source
 
 
-def _window_rows(report: Report, recording: Recording) -> Iterator[tuple[str | int, ...]]:
-    axis = TimeAxis.of(recording)
-    given: dict[tuple[str, int], int] = {}
-    for row in recording.answers:
-        place = (row.scenario, row.window)
-        given[place] = given.get(place, 0) + row.is_answered
+def _window_rows(report: Report, evidence: Evidence) -> Iterator[tuple[str | int, ...]]:
+    given = Counter((row.scenario, row.window) for row in evidence.recording.answers if row.is_answered)
     for scenario in report.scenarios:
-        phases = [phase for phase in recording.run.phases if phase.scenario == scenario.name and phase.kind == WINDOW]
+        phases = [phase for phase in evidence.phases(scenario.name) if phase.kind == WINDOW]
         for energy in scenario.energies:
             windows = {window.number: window for window in energy.windows}
             for phase in phases:
-                answers = given.get((scenario.name, phase.number), 0)
                 yield (
                     energy.device,
                     scenario.name,
                     phase.number,
-                    *_clock_cells(phase, energy.device, axis),
-                    answers,
+                    *_clock_cells(phase, energy.device, evidence.axis),
+                    given[scenario.name, phase.number],
                     *_energy_cells(energy, windows.get(phase.number)),
                 )
 
@@ -99,18 +95,18 @@ def _energy_cells(energy: DeviceEnergy, window: WindowFigures | None) -> tuple[s
     if window is None:
         return (*("",) * 10, source if energy.scope else NO_SENSOR)
     # Joules are those of the covered part: where samples leave a gap, the inferences in it cost their share too.
-    covered = window.inferences * window.coverage
+    covered = window.inferences * window.energy.coverage
     return (
         energy.scope,
-        _cell(window.total_j),
+        _cell(window.energy.total_j),
         _cell(window.dynamic_j),
-        _cell(_share(window.total_j, covered)),
+        _cell(_share(window.energy.total_j, covered)),
         _cell(_share(window.dynamic_j, covered)),
-        _cell(window.mean_w),
-        _cell(window.peak_w),
+        _cell(window.energy.mean_w),
+        _cell(window.energy.peak_w),
         _cell(energy.idle_w),
-        window.samples,
-        f"{window.coverage:.6f}",
+        window.energy.samples,
+        f"{window.energy.coverage:.6f}",
         source,
     )
 

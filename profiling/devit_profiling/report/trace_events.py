@@ -1,8 +1,8 @@
 """``trace.json``: a run in the Trace Event Format, as Perfetto and chrome://tracing open it.
 
-A process each for the asking machine, the fusion node and every device; a track each for phases and for answers under
-way at once; counters for rails and totals. All times are microseconds since the run's first recorded moment, on the
-asking machine's clock. The record has durations of the ways between machines, both ways in one; half each is assumed.
+A process each for the client machine, the fusion node and every device; a track each for phases and for concurrent
+answers; counters for rails and totals. All times are microseconds since the run's first recorded moment, on the client
+machine's clock. The record has one duration for the network, both directions in one; half each is assumed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.power import Power
 from devit_profiling.record.clocks import ClockFit, TimeAxis
 from devit_profiling.record.record import NODE, OUTSIDE, AnswerRow, Phase, Recording
@@ -19,7 +20,7 @@ from devit_profiling.sensor.tegrastats import SIMULATED
 TRACE_FILE = "trace.json"
 MAX_ANSWERS = 500
 """Of each window that are drawn, from its start: viewers become slow beyond some hundred thousand events."""
-DESK_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
+CLIENT_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
 PHASES_TID, FIRST_ANSWER_TID = 1, 2
 
 Args = dict[str, str | int | float]
@@ -47,7 +48,7 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
     power: str
     answers: str
     clocks: dict[str, ClockFit]
-    ways: str = "network slices: the record has both ways in one; half each is assumed"
+    network: str = "network slices: the record has both directions in one; half each is assumed"
 
 
 class Trace(msgspec.Struct, frozen=True, rename="camel"):
@@ -58,14 +59,9 @@ class Trace(msgspec.Struct, frozen=True, rename="camel"):
     other_data: About
 
 
-def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
-    """Draw a run.
-
-    Args:
-        recording: Its raw data.
-        powers: Samples of its devices.
-    """
-    axis = TimeAxis.of(recording)
+def trace_of(evidence: Evidence) -> Trace:
+    """Draw a run."""
+    recording, powers, axis = evidence.recording, evidence.machines, evidence.axis
     names = recording.run.names_by_submodel()
     mark = {power.device.name: f" ({SIMULATED})" if power.is_simulated else "" for power in powers}
     cell = dict.fromkeys([*(names[index] for index in sorted(names)), *(name for name in axis.clocks if name != NODE)])
@@ -74,7 +70,7 @@ def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
     answers, left_out = _drawn(recording.answers)
     slices = [*_phase_slices(recording, axis, pids), *_answer_slices(answers, names, pids, axis)]
     counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
-    titles = {DESK_PID: "asking machine"}
+    titles = {CLIENT_PID: "client machine"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
     events = sorted([*slices, *counters], key=_order)
     simulated = [power.device.name for power in powers if power.is_simulated]
@@ -84,7 +80,7 @@ def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
         other_data=About(
             run=recording.run.name,
             power=f"{SIMULATED}, no measurement of a board: {', '.join(simulated)}" if simulated else "measured",
-            answers=_told(len(answers), left_out, recording),
+            answers=_answers_text(len(answers), left_out, recording),
             clocks=dict(axis.clocks),
         ),
     )
@@ -118,7 +114,7 @@ def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
     return sorted(chosen, key=lambda row: row.sent_ns or 0), left_out
 
 
-def _told(drawn: int, left_out: int, recording: Recording) -> str:
+def _answers_text(drawn: int, left_out: int, recording: Recording) -> str:
     if not drawn and recording.answers:
         return "none: this run was recorded without the times of its requests; measure again"
     rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
@@ -141,17 +137,17 @@ def _slice(name: str, pid: int, tid: int, start_us: int, end_us: int, cat: str, 
 
 
 def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int]) -> Iterable[Event]:
-    """Draw scenarios and phases on the asking machine's clock, and phases by every device's own marks."""
+    """Draw scenarios and phases on the client machine's clock, and phases by every device's own marks."""
     phases = recording.run.phases
     for scenario in recording.run.scenarios:
         inside = [phase for phase in phases if phase.scenario == scenario.name]
         if inside:
             start_us, end_us = axis.desk_us(inside[0].start.desk_ns), axis.desk_us(inside[-1].end.desk_ns)
-            yield _slice(scenario.name, DESK_PID, PHASES_TID, start_us, end_us, "scenario")
+            yield _slice(scenario.name, CLIENT_PID, PHASES_TID, start_us, end_us, "scenario")
     for phase in phases:
         title, args = _phase_title(phase), {"scenario": phase.scenario}
         start_us, end_us = axis.desk_us(phase.start.desk_ns), axis.desk_us(phase.end.desk_ns)
-        yield _slice(title, DESK_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
+        yield _slice(title, CLIENT_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
         for name in axis.clocks:
             start_us = axis.device_us(name, phase.start.marks[name].monotonic_ns)
             end_us = axis.device_us(name, phase.end.marks[name].monotonic_ns)
@@ -166,7 +162,7 @@ def _phase_title(phase: Phase) -> str:
 def _answer_slices(
     rows: Sequence[AnswerRow], names: Mapping[int, str], pids: Mapping[str, int], axis: TimeAxis
 ) -> Iterable[Event]:
-    """Draw each answer at the asking machine, at the node, and at each device whose feature is in it."""
+    """Draw each answer at the client machine, at the node, and at each device whose feature is in it."""
     lanes: dict[int, list[int]] = {}
     for number, row in enumerate(rows, 1):
         assert row.sent_ns is not None  # chosen so
@@ -177,8 +173,8 @@ def _answer_slices(
         args: Args = {"scenario": row.scenario, "window": row.window, "state": row.state.name.lower()}
         for index, why in sorted(row.missing.items()):
             args[f"without {names.get(index, index)}"] = why
-        tid = _lane(lanes, DESK_PID, start_us, latency_us)
-        yield _slice(title, DESK_PID, tid, start_us, start_us + latency_us, "answer", args)
+        tid = _lane(lanes, CLIENT_PID, start_us, latency_us)
+        yield _slice(title, CLIENT_PID, tid, start_us, start_us + latency_us, "answer", args)
         arrived_us = start_us + max(0, latency_us - node_us) // 2
         at_node = (("wait", row.wait_us), ("collect", row.collect_us), ("fuse", row.fuse_us))
         yield from _nested(title, NODE_PID, lanes, arrived_us, at_node)
@@ -197,7 +193,7 @@ def _answer_slices(
 def _nested(
     title: str, pid: int, lanes: dict[int, list[int]], start_us: int, parts: Sequence[tuple[str, int]]
 ) -> Iterable[Event]:
-    """Draw a slice that is filled by its parts, one behind the other; parts without length are left out."""
+    """Draw a slice that is filled by its parts, one after the other; parts without length are left out."""
     length_us = sum(part_us for _, part_us in parts)
     tid = _lane(lanes, pid, start_us, length_us)
     yield _slice(title, pid, tid, start_us, start_us + length_us, "answer")

@@ -64,9 +64,9 @@ def sweep(
     import msgspec
 
     from devit_engines.bench.child import engine_command
-    from devit_profiling.load.local_run import planned_s
+    from devit_profiling.load.schedule import planned_s
     from devit_profiling.record.calibration import default_folder
-    from devit_profiling.record.record import Plan
+    from devit_profiling.record.record import Plan, Scenario
     from devit_profiling.sweep.nvpmodel import NvpModel, set_back_left_over
     from devit_profiling.sweep.sweep import Bench
     from devit_profiling.sweep.sweep import sweep as run_sweep
@@ -82,7 +82,8 @@ def sweep(
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
     bench = Bench(name, submodel, command, NvpModel(), state, calibrations=calibrations or default_folder())
     _end_with_the_terminal()
-    typer.echo(f"{len(numbers)} modes, about {len(numbers) * planned_s(plan) / 60:.1f} min", err=True)
+    scenarios = [Scenario(f"mode {number}", 1 << submodel, name) for number in numbers]
+    typer.echo(f"{len(numbers)} modes, about {planned_s(plan, scenarios) / 60:.1f} min", err=True)
     with terminal.progress_bar(quiet=as_json) as progress:
         folder, found = run_sweep(bench, numbers, deadline_ms, plan, out, progress)
     if as_json:

@@ -16,13 +16,9 @@ from devit_contract.artefacts.files import make_folder, write_json
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import EnergyError, InputError
 from devit_contract.service.progress import Progress
-from devit_contract.wire.messages import Description
-from devit_engines.bench.child import EngineChild
-from devit_engines.bench.messages import Ready
-from devit_profiling.load.local_run import LocalMeasurement, Measured, local_run, planned_s
-from devit_profiling.load.watch import Watch
-from devit_profiling.record.calibration import Calibration, find_calibration
-from devit_profiling.record.record import DeviceRecord, Plan, Recording, Scenario
+from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
+from devit_profiling.load.schedule import Watch
+from devit_profiling.record.record import Plan, Scenario
 from devit_profiling.record.run_folder import write_recording
 from devit_profiling.report.report import write_report
 from devit_profiling.sensor.local_sampler import LocalSampler
@@ -75,22 +71,17 @@ def sweep(
         raise InputError(f"expected power modes, each once, found {', '.join(map(str, modes)) or 'none'}: list them")
     make_folder(out)  # told now, not after minutes of measuring
     started = datetime.now(timezone.utc)
+    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{bench.name}-sweep"
     with LocalSampler(plan.interval_ms, command=bench.sensor_command) as sampler:
-        measurement = LocalMeasurement(bench.name, bench.submodel, plan, sampler)
+        measurement = LocalMeasurement(bench.name, bench.submodel, plan, sampler, bench.calibrations)
         run = _Sweeping(bench, plan, measurement, progress)
         with mode_kept(bench.nvpmodel, bench.state) as found:
+            wait_for_first_sample(sampler, plan.interval_ms)
             is_whole = run.over(modes)
-        lines, cost, command, problem = tuple(sampler.lines), sampler.cost, sampler.command, sampler.problem
-    if run.about is None:
+        recording = measurement.recording(folder.name, started, list(run.scenarios.values()))
+    if not run.scenarios:
         raise EnergyError("; ".join(run.refused.values()))
-    about = Description(
-        run.about.board_model, run.about.l4t, run.about.engine, " ".join(command), run.about.inference_threads
-    )
-    device = DeviceRecord(bench.name, bench.submodel, about, problem, cost, run.calibration)
-    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{bench.name}-sweep"
-    scenarios = tuple(run.scenarios.values())
-    record = local_run(folder.name, started, plan, device, scenarios, run.measured, run.about, deadline_ms)
-    write_recording(folder, Recording(record, {bench.name: lines}, tuple(run.measured.answers)))
+    write_recording(folder, recording)
     verdict = judge(write_report(folder), list(run.scenarios), run.refused, found, deadline_ms, is_whole=is_whole)
     write_json(folder / SWEEP_FILE, verdict)
     return folder, verdict
@@ -100,11 +91,9 @@ class _Sweeping:
     """What has been gathered."""
 
     def __init__(self, bench: Bench, plan: Plan, measurement: LocalMeasurement, progress: Progress) -> None:
-        self.measured = Measured()
         self.scenarios: dict[PowerMode, Scenario] = {}
+        """Of the modes that were measured whole."""
         self.refused: dict[int, str] = {}
-        self.about: Ready | None = None
-        self.calibration: Calibration | None = None
         self._bench = bench
         self._plan = plan
         self._measurement = measurement
@@ -112,7 +101,6 @@ class _Sweeping:
 
     def over(self, modes: Sequence[int]) -> bool:
         """Measure each mode; false if that was interrupted after at least one."""
-        self._measurement.first_sample()
         try:
             for number in modes:
                 try:
@@ -129,18 +117,8 @@ class _Sweeping:
 
     def _measure(self, mode: PowerMode) -> None:
         scenario = Scenario(str(mode), 1 << self._bench.submodel, self._bench.name)
-        watch = Watch(self._progress, str(mode), planned_s(self._plan))
-        with EngineChild(self._bench.engine_command) as engine:
-            watch.show("loading the engine")
-            about = engine.ready(self._measurement.wait)
-            if self.about is None:
-                self.calibration = find_calibration(self._bench.calibrations, self._bench.name, about.board_model)
-            found = Measured()
-            self._measurement.measure(scenario, engine, found, watch.show)
-            self._measurement.let_samples_arrive()
-        # All at once: an interrupted mode leaves nothing.
-        self.about = about
-        self.measured.phases += found.phases
-        self.measured.answers += found.answers
+        watch = Watch(self._progress, self._plan, scenario)
+        self._measurement.measure(scenario, self._bench.engine_command, watch.show)
+        self._measurement.wait_for_tail()
         self.scenarios[mode] = scenario
         watch.finish()

@@ -8,7 +8,7 @@ import msgspec
 
 from devit_profiling.figures.analysis import Report, ScenarioReport
 from devit_profiling.figures.interval import Estimate
-from devit_profiling.report.text import interval, joules, number
+from devit_profiling.report.number_format import interval, joules, number
 from devit_profiling.sweep.nvpmodel import PowerMode
 
 SWEEP_FILE = "sweep.json"

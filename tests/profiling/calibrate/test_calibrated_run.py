@@ -11,19 +11,21 @@ import pytest
 
 from devit_contract.errors import ManifestError
 from devit_contract.service.progress import no_progress
-from devit_profiling.figures.analysis import analyse_recording
-from devit_profiling.load.images import random_pictures
-from devit_profiling.load.measure import measure_cell
+from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.evidence import Evidence
+from devit_profiling.load.cell_run import measure_cell
+from devit_profiling.load.load_generator import random_images
 from devit_profiling.record.calibration import Alignment, Calibration, write_calibration
 from devit_profiling.record.record import Plan
 from devit_profiling.record.run_folder import read_recording
+from devit_profiling.report.report import write_report
 
 if TYPE_CHECKING:
     from conftest import LiveCell
 else:
     LiveCell = object
 
-PICTURES = random_pictures((6, 8, 1))
+PICTURES = random_images((6, 8, 1))
 SHORT = Plan(
     has_alone=False,
     has_idle_after=False,
@@ -67,16 +69,16 @@ def test_calibration_of_the_device_is_kept_in_the_run_and_corrects_it(live_cell:
     with live_cell.client() as client:
         found = doubling(client.describe("jetson1").board_model)
         write_calibration(tmp_path / "jetson1.json", found)
-        folder, report = measure_cell(
+        folder = measure_cell(
             client, live_cell.fleet, ["jetson1"], PICTURES, SHORT, tmp_path / "runs", no_progress, tmp_path
         )
     recording = read_recording(folder)
     (device,) = recording.run.devices
     assert device.calibration == found
-    (energy,) = report.scenarios[0].energies
+    (energy,) = write_report(folder).scenarios[0].energies
     plain = msgspec.structs.replace(device, calibration=None)
     run = msgspec.structs.replace(recording.run, devices=(plain,))
-    (uncorrected,) = analyse_recording(replace(recording, run=run)).scenarios[0].energies
+    (uncorrected,) = analyse(Evidence.of(replace(recording, run=run))).scenarios[0].energies
     assert energy.mean_w is not None
     assert uncorrected.mean_w is not None
     assert energy.mean_w == pytest.approx(0.5 + 2.0 * uncorrected.mean_w)

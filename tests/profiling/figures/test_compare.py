@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from devit_contract.errors import InputError, ManifestError
-from devit_profiling.figures.compare import Comparison, Difference, compare, compare_notes, compare_rows
+from devit_profiling.figures.compare import Comparison, Difference, compare
+from devit_profiling.report.comparison import comparison_notes, comparison_rows
 from devit_profiling.report.report import write_report
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def test_difference_below_the_sensors_step_is_none(fake_run: FakeRun, tmp_path: 
     second = report(fake_run.changed(windows_mw=(6010,) * 4), tmp_path / "b")
     third = report(fake_run.changed(windows_mw=(6100,) * 4), tmp_path / "c")
     near = one(compare(first, second), "J/inf., total")
-    assert near.verdict == "no difference found"
+    assert near.verdict == "not significant"
     # Two independent steps of 40 mW over sqrt(12), 0.1 s an inference: the half interval is 1.96 times that.
     assert near.high_95 == pytest.approx(0.001 + 1.96 * 0.04 / 12**0.5 * 2**0.5 * 0.1, rel=0.01)
     assert one(compare(first, third), "J/inf., total").verdict == "higher"
@@ -62,7 +63,7 @@ def test_difference_below_the_sensors_step_is_none(fake_run: FakeRun, tmp_path: 
 def test_run_against_itself_has_no_difference(two_devices: FakeRun, tmp_path: Path) -> None:
     folder = report(two_devices, tmp_path / "a")
     comparison = compare(folder, folder)
-    assert {item.verdict for item in comparison.differences} == {"no difference found"}
+    assert {item.verdict for item in comparison.differences} == {"not significant"}
     assert {item.change for item in comparison.differences} == {0.0}
     assert (comparison.refused, comparison.notes) == ((), ())
     devices = {item.device for item in comparison.differences}
@@ -101,7 +102,7 @@ def test_two_simulated_runs_are_compared_and_marked(fake_run: FakeRun, tmp_path:
     folder = report(fake_run.changed(simulated_board="orin-nano"), tmp_path / "a")
     comparison = compare(folder, folder)
     assert comparison.is_simulated
-    figures = [row[1] for row in compare_rows(comparison)]
+    figures = [row[1] for row in comparison_rows(comparison)]
     assert [figure for figure in figures if "J/" in figure] == [
         "J/answer, total SIMULATED",
         "J/inf., total SIMULATED",
@@ -115,7 +116,7 @@ def test_single_window_tells_nothing_and_says_why(fake_run: FakeRun, tmp_path: P
     comparison = compare(first, second)
     assert {item.verdict for item in comparison.differences} == {"unknown"}
     assert one(comparison, "J/inf., total").change == pytest.approx(0.3)
-    assert "a run with one window has no interval: measure without --quick" in compare_notes(comparison)
+    assert "a run with one window has no interval: measure without --quick" in comparison_notes(comparison)
 
 
 def test_sensor_that_one_run_lacks_is_told(fake_run: FakeRun, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_report_of_an_older_version_has_no_windows_of_answers(fake_run: FakeRun,
             del device["windows"]
     (tmp_path / "old.json").write_text(json.dumps(old))
     found = compare(folder, tmp_path / "old.json")
-    assert one(found, "J/inf., total").verdict == "no difference found"
+    assert one(found, "J/inf., total").verdict == "not significant"
     assert one(found, "p50 ms").verdict == "unknown"
 
 
@@ -164,6 +165,6 @@ def test_table_shows_the_change_in_percent(
     first = report(fake_run.changed(windows_mw=FOUR), tmp_path / "a")
     second = report(fake_run.changed(windows_mw=(7000, 7100, 6900, 7000)), tmp_path / "b")
     comparison = compare(first, second)
-    (row,) = [row for row in compare_rows(comparison) if row[1] == "J/inf., total"]
+    (row,) = [row for row in comparison_rows(comparison) if row[1] == "J/inf., total"]
     assert row == ["jetson1 together", "J/inf., total", "0.600", "0.700", "+16.7", "+14.3 to +19.0", "higher"]
     assert msgspec.json.decode(msgspec.json.encode(comparison), type=Comparison) == comparison

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from devit_profiling.figures import compare as compare_module
-from devit_profiling.figures.interval import estimate
-from devit_profiling.figures.student import quantile_95, two_sided_p
+from devit_profiling.figures.compare import RunFigure, difference_of
+from devit_profiling.figures.interval import estimate, quantile_95, two_sided_p
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -31,8 +30,8 @@ windows = st.lists(st.floats(1, 100), min_size=2, max_size=20)
 def test_verdict_is_that_of_scipys_welch_test(first: list[float], second: list[float]) -> None:
     assume(np.std(first) > 1e-3)
     assume(np.std(second) > 1e-3)
-    sides = [compare_module._Side(estimate(values)) for values in (first, second)]
-    found = compare_module._difference("together", "jetson1", "J/inf., total", *sides)
+    sides = [RunFigure(estimate(values)) for values in (first, second)]
+    found = difference_of("together", "jetson1", "J/inf., total", *sides)
     expected = stats.ttest_ind(second, first, equal_var=False)
     ends = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue, abs=1e-6)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from devit_contract.errors import EnergyError
 from devit_profiling.figures.energy import (
-    IDLE_MINIMUM,
     Float64Array,
     Minimum,
     burst_j,
@@ -150,7 +149,7 @@ def test_both_ways_to_measure_agree_where_nothing_is_missing(case: Case) -> None
     start_s, end_s = 0.0, float(time_s[-1])
     window = measure_window(power_w, time_s, start_s, end_s, ANY)
     assert window.total_j == pytest.approx(energy_j(power_w, time_s, start_s, end_s, 1.0), rel=1e-9, abs=1e-9)
-    assert (window.coverage, window.flags) == (1.0, ())
+    assert (window.coverage, window.warnings) == (1.0, ())
 
 
 def test_window_at_ten_hertz_has_every_figure() -> None:
@@ -160,7 +159,7 @@ def test_window_at_ten_hertz_has_every_figure() -> None:
     assert (window.samples, window.dropped, window.period_s, window.coverage) == (97, 0, 0.125, 1.0)
     assert (window.total_j, window.mean_w, window.peak_w) == (60.0, 5.0, 6.0)
     assert window.sd_w == pytest.approx(1.005, abs=0.001)
-    assert window.flags == ()
+    assert window.warnings == ()
     assert window.dynamic_j(idle_mean_w=4.5) == pytest.approx(6.0)
 
 
@@ -177,7 +176,7 @@ def test_gap_lowers_the_coverage_and_is_not_filled() -> None:
     assert window.coverage == pytest.approx(0.9)
     assert window.total_j == pytest.approx(8.0 * 18)
     assert window.mean_w == pytest.approx(8.0)
-    assert window.flags == ("gaps between the power samples: 1, the longest of 2.000 s",)
+    assert window.warnings == ("gaps between the power samples: 1, the longest of 2.000 s",)
     assert window.dynamic_j(idle_mean_w=8.0) == pytest.approx(0.0)
 
 
@@ -185,7 +184,7 @@ def test_missing_edges_lower_the_coverage_and_are_not_extrapolated() -> None:
     window = measure_window(np.full(121, 8.0), every(0.125, 121), -1.0, 15.5)
     assert window.coverage == pytest.approx(15.0 / 16.5)
     assert window.total_j == pytest.approx(8.0 * 15)
-    assert window.flags == (
+    assert window.warnings == (
         "the first 1.000 s of the window have no power samples",
         "the last 0.500 s of the window have no power samples",
     )
@@ -199,7 +198,7 @@ def test_stamps_that_do_not_rise_are_dropped_and_counted() -> None:
     window = measure_window(power_w, time_s, 0.0, 15.0)
     assert (window.dropped, window.samples, window.peak_w, window.coverage) == (2, 119, 8.0, 1.0)
     assert window.total_j == pytest.approx(120.0)
-    assert window.flags == ("2 power samples dropped because their stamps did not rise",)
+    assert window.warnings == ("2 power samples dropped because their stamps did not rise",)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +229,7 @@ def test_fewer_than_two_samples_are_insufficient_for_any_minimum(count: int) -> 
 
 
 def test_ten_seconds_of_slow_samples_make_an_idle_baseline() -> None:
-    assert measure_window(np.ones(20), every(1.03, 20), 1.0, 11.0, IDLE_MINIMUM).mean_w == pytest.approx(1.0)
+    assert measure_window(np.ones(20), every(1.03, 20), 1.0, 11.0, Minimum(10.0, 8)).mean_w == pytest.approx(1.0)
 
 
 def test_burst_is_whole_only_with_the_tail_that_the_sensor_shows_after_it() -> None:

@@ -16,11 +16,12 @@ from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.figures.analysis import analyse
-from devit_profiling.load.cell_run import run_profile
-from devit_profiling.load.images import random_pictures
-from devit_profiling.load.measure import measure_cell
+from devit_profiling.figures.evidence import Evidence
+from devit_profiling.load.cell_run import measure_cell
+from devit_profiling.load.load_generator import random_images
 from devit_profiling.record.record import Plan
-from devit_profiling.report.text import against_undivided_text
+from devit_profiling.report.report import write_report
+from devit_profiling.report.summary import against_undivided_text
 
 if TYPE_CHECKING:
     from conftest import LiveCell
@@ -29,7 +30,7 @@ else:
     LiveCell = Bundle = object
 
 SIMULATOR = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", "orin-nano")
-PICTURES = random_pictures((6, 8, 1))
+PICTURES = random_images((6, 8, 1))
 PLAN = Plan(
     has_alone=False,
     has_idle_after=False,
@@ -51,9 +52,9 @@ def test_ctrl_c_frees_the_undivided_model_and_keeps_its_windows(live_cell: LiveC
             raise KeyboardInterrupt
 
     with live_cell.client() as client:
-        folder = run_profile(client, live_cell.fleet.device[:1], PICTURES, PLAN, tmp_path, interrupt)
+        folder = measure_cell(client, live_cell.fleet, ["jetson1"], PICTURES, PLAN, tmp_path, interrupt)
         assert client.undivided("jetson1", "state").state == "nothing"
-    report = analyse(folder)
+    report = analyse(Evidence.read(folder))
     assert report.cut_short is not None
     (scenario,) = report.scenarios
     assert scenario.undivided is not None
@@ -64,7 +65,7 @@ def test_ctrl_c_frees_the_undivided_model_and_keeps_its_windows(live_cell: LiveC
 def test_undivided_model_on_a_device_that_is_not_measured_is_refused(live_cell: LiveCell, tmp_path: Path) -> None:
     plan = msgspec.structs.replace(PLAN, undivided="jetson2")
     with live_cell.client() as client, pytest.raises(InputError, match="expected one that is measured: jetson1"):
-        run_profile(client, live_cell.fleet.device[:1], PICTURES, plan, tmp_path, no_progress)
+        measure_cell(client, live_cell.fleet, ["jetson1"], PICTURES, plan, tmp_path, no_progress)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,10 @@ def test_baseline_that_is_not_built_is_refused_in_one_line_and_then_compared(
         assert "\n" not in str(caught.value)
         assert list(tmp_path.iterdir()) == []
         build_engines(bundle, Store(submodels_alone), submodels=[], baseline=True, backend="ort")
-        folder, report = measure_cell(client, built_cell.fleet, names, PICTURES, PLAN, tmp_path, no_progress)
+        folder = measure_cell(client, built_cell.fleet, names, PICTURES, PLAN, tmp_path, no_progress)
         assert client.undivided("jetson1", "state").state == "nothing"
         assert client.classify(PICTURES.items[0]).state.name == "FULL"
+    report = write_report(folder)
     first, together = report.scenarios
     assert (first.name, first.undivided is not None) == ("jetson1 undivided", True)
     assert first.undivided is not None

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devit_profiling.figures.interval import StepError, estimate, independent, mean_step_error, offset_95_w, step_error
-from devit_profiling.figures.student import quantile_95
+from devit_profiling.figures.interval import (
+    StepError,
+    estimate,
+    independent,
+    mean_step_error,
+    offset_95_w,
+    quantile_95,
+    step_error,
+)
 
 
 def test_parts_of_an_interval_add_as_squares() -> None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from devit_contract.wire.messages import Mark
-from devit_profiling.figures.analysis import analyse_recording
+from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.sensor.tegrastats import StampedLine
 
@@ -20,16 +21,16 @@ else:
 
 
 def energy_of(run: FakeRun) -> DeviceEnergy:
-    return analyse_recording(run.recording()).scenarios[0].energies[0]
+    return analyse(Evidence.of(run.recording())).scenarios[0].energies[0]
 
 
-def test_idle_power_that_drifts_by_two_steps_is_flagged_though_it_is_little_of_a_strong_board(
+def test_idle_power_that_drifts_by_two_steps_is_warned_of_though_it_is_little_of_a_strong_board(
     fake_run: FakeRun,
 ) -> None:
     """0.1 W are 2.5 steps of 40 mW, and 2.5 % of 4 W."""
     energy = energy_of(fake_run.changed(idle_after_mw=4100))
-    assert any("idle power drifted by +2.5%, 2.5 steps" in flag for flag in energy.flags)
-    assert not energy_of(fake_run.changed(idle_after_mw=4070)).flags
+    assert any("idle power drifted by +2.5%, 2.5 steps" in warning for warning in energy.warnings)
+    assert not energy_of(fake_run.changed(idle_after_mw=4070)).warnings
 
 
 def test_baseline_that_drifts_widens_the_interval_above_idle_alone(fake_run: FakeRun) -> None:
@@ -47,35 +48,35 @@ def test_energy_times_delay_takes_the_time_in_the_engine(fake_run: FakeRun) -> N
     assert energy_of(fake_run.changed(busy_ms=4.0)).edp_j_s == pytest.approx(0.6 * 0.004)
 
 
-def test_power_that_rises_over_a_window_is_flagged(fake_run: FakeRun) -> None:
+def test_power_that_rises_over_a_window_is_warned_of(fake_run: FakeRun) -> None:
     """0.3 W of 6 W, in five steps of the converter."""
-    flags = energy_of(fake_run.changed(rise_mw=300)).flags
+    flags = energy_of(fake_run.changed(rise_mw=300)).warnings
     assert any("window 1: power is not steady, it changed by +" in flag for flag in flags)
-    assert not any("steady" in flag for flag in energy_of(fake_run.changed(rise_mw=80)).flags)
+    assert not any("steady" in flag for flag in energy_of(fake_run.changed(rise_mw=80)).warnings)
 
 
 def test_window_soon_after_the_load_begins_is_measured_without_its_start(fake_run: FakeRun) -> None:
     """Five time constants of 0.43 s are 2.15 s; the warm-up took one."""
     energy = energy_of(fake_run.changed(warm_up_s=1.0))
-    assert any("window 1: the load changed less than 5 time constants" in flag for flag in energy.flags)
-    assert energy.windows[0].samples == pytest.approx(101 - 11.5, abs=1)
+    assert any("window 1: the load changed less than 5 time constants" in warning for warning in energy.warnings)
+    assert energy.windows[0].energy.samples == pytest.approx(101 - 11.5, abs=1)
     assert energy.windows[0].duration_s == pytest.approx(10.0)
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference.mean == pytest.approx(0.6)
 
 
-def test_offset_of_the_sensor_stands_apart_and_is_flagged_where_it_is_much(fake_run: FakeRun) -> None:
+def test_offset_of_the_sensor_stands_apart_and_is_warned_of_where_it_is_much(fake_run: FakeRun) -> None:
     """Two steps of 40 mW are up to 0.09 W: 1.5 % of 6 W, 4.5 % of 2 W."""
     energy = energy_of(fake_run)
     assert energy.offset_j_per_inference == pytest.approx(1.96 * 0.08 / 3**0.5 * 0.1)
-    assert not energy.flags
+    assert not energy.warnings
     weak = energy_of(fake_run.changed(idle_mw=1000, idle_after_mw=1000, windows_mw=(2000, 2000)))
-    assert any("offset, up to two steps a rail, may be 4.5% of the total" in flag for flag in weak.flags)
+    assert any("offset, up to two steps a rail, may be 4.5% of the total" in warning for warning in weak.warnings)
 
 
-def test_clock_that_falls_in_a_later_window_is_flagged_as_throttling(fake_run: FakeRun) -> None:
+def test_clock_that_falls_in_a_later_window_is_warned_of_as_throttling(fake_run: FakeRun) -> None:
     energy = energy_of(fake_run.changed(windows_mhz=(1344, 729)))
-    assert any("window 2: clocks fell to 729 MHz from 1344 MHz" in flag for flag in energy.flags)
+    assert any("window 2: clocks fell to 729 MHz from 1344 MHz" in warning for warning in energy.warnings)
     assert energy.conditions.clocks_mhz == {1: 1344.0, 2: 729.0}
 
 
@@ -94,9 +95,9 @@ def test_clock_that_goes_backwards_costs_its_window_one_sentence(fake_run: FakeR
     end = msgspec.structs.replace(phases[last].end, marks={"jetson1": Mark(5_000_000_000, 3, 0)})
     phases[last] = msgspec.structs.replace(phases[last], end=end)
     run = msgspec.structs.replace(recording.run, phases=tuple(phases))
-    (energy,) = analyse_recording(replace(recording, run=run)).scenarios[0].energies
+    (energy,) = analyse(Evidence.of(replace(recording, run=run))).scenarios[0].energies
     assert [window.number for window in energy.windows] == [1]
-    (flag,) = [flag for flag in energy.flags if flag.startswith("window 2: ")]
+    (flag,) = [flag for flag in energy.warnings if flag.startswith("window 2: ")]
     assert "expected a window that ends after it starts, found" in flag
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference.mean == pytest.approx(0.6)
@@ -107,7 +108,7 @@ def test_samples_whose_clock_goes_backwards_are_dropped_and_told(fake_run: FakeR
     lines = list(recording.lines["jetson1"])
     place = next(place for place, line in enumerate(lines) if line.monotonic_ns >= 1020 * 10**9)
     lines[place] = StampedLine(lines[place].monotonic_ns - 5 * 10**9, lines[place].text)
-    (energy,) = analyse_recording(replace(recording, lines={"jetson1": tuple(lines)})).scenarios[0].energies
-    assert any(flag.endswith("1 power samples dropped because their stamps did not rise") for flag in energy.flags)
+    (energy,) = analyse(Evidence.of(replace(recording, lines={"jetson1": tuple(lines)}))).scenarios[0].energies
+    assert any(flag.endswith("1 power samples dropped because their stamps did not rise") for flag in energy.warnings)
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference.mean == pytest.approx(0.6)

@@ -14,15 +14,16 @@ from devit_contract.errors import InputError
 from devit_contract.service.progress import no_progress
 from devit_profiling.cli import app
 from devit_profiling.figures import thermal as heat
-from devit_profiling.figures.analysis import analyse_recording
+from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.thermal import cold_and_hot, is_settled
-from devit_profiling.load.cell_run import planned_s
-from devit_profiling.load.images import random_pictures
-from devit_profiling.load.measure import measure_cell
+from devit_profiling.load.cell_run import cell_scenarios, measure_cell
+from devit_profiling.load.load_generator import random_images
+from devit_profiling.load.schedule import planned_s
 from devit_profiling.record.record import WINDOW, Phase, Plan, Recording
 from devit_profiling.report.page import render_html
 from devit_profiling.report.report import OUTPUTS, write_report
-from devit_profiling.report.thermal_text import heat_rows, heat_text
+from devit_profiling.report.thermal import thermal_rows, thermal_text
 
 if TYPE_CHECKING:
     from conftest import FakeRun, LiveCell
@@ -95,7 +96,7 @@ def test_cold_and_hot_windows_are_three_and_thirty_seconds_at_least_and_never_th
 def test_cold_and_hot_figures_are_those_of_their_windows_and_all_windows_stay_in_the_others(fake_run: FakeRun) -> None:
     """100 inferences and answers in 10 s: 6 W are 0.6 J each, 7.5 W are 0.75 J; 2 C a minute from 41.5 C."""
     recording = sustained_run(fake_run, warming_c_per_min=2.0)
-    report = analyse_recording(recording)
+    report = analyse(Evidence.of(recording))
     (scenario,) = report.scenarios
     assert [window.number for window in scenario.energies[0].windows] == list(range(1, 9))
     found = scenario.sustained
@@ -113,31 +114,32 @@ def test_cold_and_hot_figures_are_those_of_their_windows_and_all_windows_stay_in
     assert device.cold.temperature_c == pytest.approx(41.5 + 2 * 44 / 60, abs=0.1)
     assert device.hot.temperature_c == pytest.approx(41.5 + 2 * 94 / 60, abs=0.1)
     assert (device.cold.p50_ms, found.cell.hot.p50_ms) == (pytest.approx(4.53), pytest.approx(5.495))
-    rows = heat_rows(report)
+    rows = thermal_rows(report)
     assert [row[:2] for row in rows] == [
         [name, part] for name in ("jetson1", "cell") for part in ("cold 1-3", "hot 6-8")
     ]
-    assert "temperature had not settled, so hot figures may still grow: jetson1 tj +2.00 °C" in heat_text(report)
-    assert "<h2>Cold and hot" in render_html(report, recording)
+    assert "temperature had not settled, so hot figures may still grow: jetson1 tj +2.00 °C" in thermal_text(report)
+    assert "<h2>Cold and hot" in render_html(report, Evidence.of(recording))
 
 
-def test_run_without_temperatures_says_that_nobody_knows(fake_run: FakeRun) -> None:
-    report = analyse_recording(sustained_run(fake_run, idle_mw=None))
-    assert heat_text(report).endswith("no device reports its temperature, so nobody knows whether it settled")
-    assert heat_rows(report)[0][2:5] == ["", "not measured", "not measured"]
+def test_run_without_temperatures_says_that_it_is_unknown(fake_run: FakeRun) -> None:
+    report = analyse(Evidence.of(sustained_run(fake_run, idle_mw=None)))
+    assert thermal_text(report).endswith("no device reports its temperature, so it is unknown whether it settled")
+    assert thermal_rows(report)[0][2:5] == ["", "not measured", "not measured"]
 
 
 def test_other_runs_have_no_cold_and_hot_figures(fake_run: FakeRun) -> None:
-    report = analyse_recording(fake_run.recording())
+    report = analyse(Evidence.of(fake_run.recording()))
     assert report.scenarios[0].sustained is None
-    assert (heat_rows(report), heat_text(report)) == ([], "")
+    assert (thermal_rows(report), thermal_text(report)) == ([], "")
 
 
 def test_time_must_hold_two_windows_and_is_counted_in_what_is_planned(live_cell: LiveCell) -> None:
     with pytest.raises(InputError, match=r"plan: sustained_s: expected 20\.0 to 86400, found 10"):
         Plan(sustained_s=10)
     devices = live_cell.fleet.device
-    assert planned_s(devices, Plan(sustained_s=600)) - planned_s(devices, Plan()) == pytest.approx(550)
+    long_s, short_s = (planned_s(plan, cell_scenarios(devices, plan)) for plan in (Plan(sustained_s=600), Plan()))
+    assert long_s - short_s == pytest.approx(550)
     result = CliRunner().invoke(app, ["--devices", "jetson1", "--quick", "--sustained", "1"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "give --quick or --sustained, not both" in result.output
@@ -147,10 +149,10 @@ def test_time_must_hold_two_windows_and_is_counted_in_what_is_planned(live_cell:
 def test_board_that_warms_is_asked_until_time_is_over(live_cell: LiveCell, tmp_path: Path) -> None:
     """The simulated board warms by 12 C with a time constant of 90 s; 6 s are too short for it to settle."""
     with live_cell.client() as client:
-        folder, report = measure_cell(
-            client, live_cell.fleet, ["jetson1"], random_pictures((6, 8, 1)), SHORT, tmp_path, no_progress
+        folder = measure_cell(
+            client, live_cell.fleet, ["jetson1"], random_images((6, 8, 1)), SHORT, tmp_path, no_progress
         )
-    (scenario,) = report.scenarios
+    (scenario,) = write_report(folder).scenarios
     found = scenario.sustained
     assert found is not None
     assert 4 <= found.windows_s <= 6.5
@@ -177,9 +179,10 @@ def test_windows_end_once_the_temperature_has_settled(
     monkeypatch.setattr(heat, "SETTLED_C_PER_MIN", 1e6)
     plan = msgspec.structs.replace(SHORT, duration_s=0.4, sustained_s=600.0)
     with live_cell.client() as client:
-        _, report = measure_cell(
-            client, live_cell.fleet, ["jetson1", "jetson2"], random_pictures((6, 8, 1)), plan, tmp_path, no_progress
+        folder = measure_cell(
+            client, live_cell.fleet, live_cell.names, random_images((6, 8, 1)), plan, tmp_path, no_progress
         )
+    report = analyse(Evidence.read(folder))
     found = report.scenarios[0].sustained
     assert found is not None
     assert found.is_settled

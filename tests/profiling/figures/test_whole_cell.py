@@ -13,14 +13,16 @@ import pytest
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.service.progress import no_progress
 from devit_contract.wire.messages import Description, Mark
-from devit_profiling.figures.analysis import Report, analyse, analyse_recording
-from devit_profiling.load.cell_run import run_profile
-from devit_profiling.load.images import random_pictures
+from devit_profiling.figures.analysis import Report, analyse
+from devit_profiling.figures.evidence import Evidence
+from devit_profiling.load.cell_run import measure_cell
+from devit_profiling.load.load_generator import random_images
 from devit_profiling.load.node_power import ELSEWHERE, is_here
 from devit_profiling.record.record import NODE, DeviceRecord, Edge, Phase, Plan, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.page import render_html
-from devit_profiling.report.text import doubts, summary_rows
+from devit_profiling.report.summary import summary_rows
+from devit_profiling.report.warning_list import warnings
 from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def whole_of(report: Report) -> float:
 
 def test_whole_cell_is_devices_and_node_and_extras_by_name(two_devices: FakeRun) -> None:
     """6 W and 9 W of devices, 3 W of the node, 4.5 W stated: ten answers a second cost 2.25 J each."""
-    report = analyse_recording(with_node(two_devices.recording()))
+    report = analyse(Evidence.of(with_node(two_devices.recording())))
     cell = report.scenarios[0].cell
     assert cell is not None
     assert cell.total_j_per_answer is not None
@@ -99,10 +101,10 @@ def test_node_without_a_sensor_is_left_out_in_words(two_devices: FakeRun) -> Non
     assert recording.run.node is not None
     blind = DeviceRecord(NODE, -1, Description("", "", "", "", 0), "this machine has no sensor")
     recording = replace(recording, run=msgspec.structs.replace(recording.run, node=blind))
-    report = analyse_recording(recording)
+    report = analyse(Evidence.of(recording))
     assert whole_of(report) == pytest.approx(1.95)
     assert "power of the fusion node: not measured: this machine has no sensor" in report.not_measured
-    page = render_html(report, recording)
+    page = render_html(report, Evidence.of(recording))
     assert "not measured, and in no sum: this machine has no sensor" in page
     assert "stated: wall meter" in page
 
@@ -115,7 +117,7 @@ def test_node_on_the_machine_of_a_device_is_not_added_twice(fake_run: FakeRun) -
     lines["jetson1"] = tuple(
         StampedLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False)
     )
-    report = analyse_recording(replace(recording, lines=lines))
+    report = analyse(Evidence.of(replace(recording, lines=lines)))
     cell = report.scenarios[0].cell
     assert cell is not None
     (node,) = [part for part in cell.parts if part.kind == "node"]
@@ -129,8 +131,10 @@ def test_different_scopes_are_added_with_a_word_about_it(two_devices: FakeRun) -
     about = msgspec.structs.replace(recording.run.node.description, board_model="NVIDIA Jetson AGX Thor Developer Kit")
     node = msgspec.structs.replace(recording.run.node, description=about)
     lines = {**recording.lines, NODE: tuple(replace(line, text=thor) for line in recording.lines[NODE])}
-    report = analyse_recording(replace(recording, lines=lines, run=msgspec.structs.replace(recording.run, node=node)))
-    assert any("the cell's joules add different scopes, jetson1: module" in doubt for doubt in doubts(report))
+    report = analyse(
+        Evidence.of(replace(recording, lines=lines, run=msgspec.structs.replace(recording.run, node=node)))
+    )
+    assert any("the cell's joules add different scopes, jetson1: module" in doubt for doubt in warnings(report))
 
 
 def test_run_with_a_node_is_read_back_as_it_was_written(two_devices: FakeRun, tmp_path: Path) -> None:
@@ -161,9 +165,11 @@ def test_node_of_this_machine_is_sampled_with_its_own_sensor(
         window_samples=3,
     )
     with live_cell.client() as client:
-        devices, pictures = live_cell.fleet.device[:1], random_pictures((6, 8, 1))
-        folder = run_profile(client, devices, pictures, plan, tmp_path / "runs", no_progress, extras=(SWITCH,))
-    report = analyse(folder)
+        fleet = msgspec.structs.replace(live_cell.fleet, extra=(SWITCH,))
+        folder = measure_cell(
+            client, fleet, ["jetson1"], random_images((6, 8, 1)), plan, tmp_path / "runs", no_progress
+        )
+    report = analyse(Evidence.read(folder))
     cell = report.scenarios[0].cell
     assert cell is not None
     assert [(part.name, part.is_simulated, part.left_out) for part in cell.parts] == [

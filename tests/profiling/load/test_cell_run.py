@@ -16,12 +16,12 @@ from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
 from devit_contract.wire.codec import State
 from devit_profiling.figures.analysis import analyse
-from devit_profiling.load.cell_run import run_profile
-from devit_profiling.load.images import random_pictures
-from devit_profiling.load.measure import measure_cell, raise_if_cut_short
+from devit_profiling.figures.evidence import Evidence
+from devit_profiling.load.cell_run import measure_cell, raise_if_cut_short
+from devit_profiling.load.load_generator import random_images
 from devit_profiling.record.record import QUICK, CutShort, Plan, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
-from devit_profiling.report.text import doubts
+from devit_profiling.report.warning_list import warnings
 
 if TYPE_CHECKING:
     from conftest import LiveCell
@@ -39,7 +39,7 @@ SHORT = Plan(
     idle_samples=3,
     window_samples=3,
 )
-PICTURES = random_pictures((6, 8, 1))
+PICTURES = random_images((6, 8, 1))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def folder(live_cell: LiveCell, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """One run of the short plan, for all tests that only look at it."""
     out = tmp_path_factory.mktemp("runs")
     with live_cell.client() as client:
-        return run_profile(client, live_cell.fleet.device, PICTURES, SHORT, out, no_progress)
+        return measure_cell(client, live_cell.fleet, live_cell.names, PICTURES, SHORT, out, no_progress)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_what_sampling_has_cost_a_device_is_recorded(recording: Recording) -> No
 
 
 def test_report_of_the_run_is_simulated_and_measures_what_it_can(folder: Path) -> None:
-    report = analyse(folder)
+    report = analyse(Evidence.read(folder))
     first, second = report.scenarios[2].energies
     assert report.is_simulated
     assert first.total_j_per_inference is not None
@@ -148,7 +148,8 @@ def test_report_of_the_run_is_simulated_and_measures_what_it_can(folder: Path) -
 
 
 def test_node_status_is_kept_from_before_and_after(recording: Recording) -> None:
-    before, after = recording.run.before, recording.run.after
+    before, after = recording.run.node_before, recording.run.node_after
+    assert before is not None
     assert after is not None
     assert after.devices[0].answered - before.devices[0].answered > 20
     assert [device.name for device in after.devices] == ["jetson1", "jetson2"]
@@ -164,9 +165,10 @@ def test_progress_tells_scenario_seconds_and_phase(live_cell: LiveCell, tmp_path
     told: list[tuple[str, float, float, str]] = []
     plan = msgspec.structs.replace(QUICK, idle_s=0.1, warm_up_s=0.0, duration_s=0.1, interval_ms=20)
     with live_cell.client() as client:
-        run_profile(
+        measure_cell(
             client,
-            live_cell.fleet.device[:1],
+            live_cell.fleet,
+            ["jetson1"],
             PICTURES,
             plan,
             tmp_path,
@@ -189,8 +191,9 @@ def _interrupt_in(phase: str) -> Progress:
 def test_ctrl_c_stops_the_sampler_and_keeps_the_windows_that_had_ended(live_cell: LiveCell, tmp_path: Path) -> None:
     live_cell.pid_path.unlink(missing_ok=True)
     with live_cell.client() as client:
-        devices = live_cell.fleet.device
-        folder = run_profile(client, devices, PICTURES, SHORT, tmp_path, _interrupt_in("window 2"))
+        folder = measure_cell(
+            client, live_cell.fleet, live_cell.names, PICTURES, SHORT, tmp_path, _interrupt_in("window 2")
+        )
     pid = int(live_cell.pid_path.read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)  # the agent has ended it, and buried it, before it answered
@@ -198,22 +201,22 @@ def test_ctrl_c_stops_the_sampler_and_keeps_the_windows_that_had_ended(live_cell
     assert recording.run.cut_short == CutShort("Ctrl-C or SIGTERM", True, "jetson1 alone", windows=1)
     assert [phase.kind for phase in recording.run.phases] == ["settle", "idle", "warm-up", "window"]
     assert {row.window for row in recording.answers} == {0, 1}  # the second window had begun, and is none
-    report = analyse(folder)
+    report = analyse(Evidence.read(folder))
     assert [scenario.name for scenario in report.scenarios] == ["jetson1 alone"]
     energy = report.scenarios[0].energies[0]
     assert energy.total_j_per_inference is not None
     assert (energy.total_j_per_inference.windows, energy.total_j_per_inference.low_95) == (1, None)
-    assert next(doubts(report)) == (
+    assert next(warnings(report)) == (
         "the run was cut short in 'jetson1 alone', after window 1 of 2, by Ctrl-C or SIGTERM: what was measured until "
         "then is here"
     )
     with pytest.raises(KeyboardInterrupt):
-        raise_if_cut_short(report)
+        raise_if_cut_short(report.cut_short)
 
 
 def test_ctrl_c_before_the_first_phase_has_ended_leaves_no_folder(live_cell: LiveCell, tmp_path: Path) -> None:
     with live_cell.client() as client, pytest.raises(KeyboardInterrupt):
-        run_profile(client, live_cell.fleet.device, PICTURES, SHORT, tmp_path, _interrupt_in("settle"))
+        measure_cell(client, live_cell.fleet, live_cell.names, PICTURES, SHORT, tmp_path, _interrupt_in("settle"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,9 +224,8 @@ def test_cell_is_profiled_by_names_with_an_endless_iterator(live_cell: LiveCell,
     images = itertools.cycle(np.zeros((3, 6, 8, 1), np.uint8))
     plan = msgspec.structs.replace(SHORT, has_alone=False, has_idle_after=False, windows=1)
     with live_cell.client() as client:
-        folder, report = measure_cell(client, live_cell.fleet, ["jetson1"], images, plan, tmp_path, no_progress)
-    assert (folder / "report.html").is_file()
-    assert report == analyse(folder)
+        folder = measure_cell(client, live_cell.fleet, ["jetson1"], images, plan, tmp_path, no_progress)
+    report = analyse(Evidence.read(folder))
     assert report.scenarios[0].cell is not None
     assert report.scenarios[0].cell.scope.startswith("1 of 2 devices")
 
@@ -239,7 +241,7 @@ def test_unknown_and_repeated_names_are_refused(live_cell: LiveCell, tmp_path: P
 def test_pictures_that_run_out_are_refused(live_cell: LiveCell, tmp_path: Path) -> None:
     """An iterator that ends cannot fill a window."""
     with live_cell.client() as client, pytest.raises(InputError, match="found no more"):
-        run_profile(client, live_cell.fleet.device, iter(PICTURES.items[:2]), SHORT, tmp_path, no_progress)
+        measure_cell(client, live_cell.fleet, live_cell.names, iter(PICTURES.items[:2]), SHORT, tmp_path, no_progress)
     assert list(tmp_path.iterdir()) == []
 
 

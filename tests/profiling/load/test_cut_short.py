@@ -13,8 +13,8 @@ import pytest
 
 from devit_contract.errors import LinkError
 from devit_pipeline.local_cell import LocalCell, LocalDevice
-from devit_profiling.load.images import random_pictures
-from devit_profiling.load.measure import measure_cell, raise_if_cut_short
+from devit_profiling.load.cell_run import measure_cell, raise_if_cut_short
+from devit_profiling.load.load_generator import random_images
 from devit_profiling.record.record import Plan
 from devit_profiling.record.run_folder import read_recording
 from devit_profiling.report.report import OUTPUTS, write_report
@@ -65,9 +65,10 @@ def test_agent_killed_in_the_middle_leaves_what_was_measured(cell: LocalCell, tm
             cell.kill("jetson2")
 
     with cell.client() as client:
-        pictures = random_pictures((6, 8, 1))
-        folder, report = measure_cell(client, cell.fleet, ["jetson1", "jetson2"], pictures, PLAN, tmp_path, kill)
+        pictures = random_images((6, 8, 1))
+        folder = measure_cell(client, cell.fleet, ["jetson1", "jetson2"], pictures, PLAN, tmp_path, kill)
     cell.start_agents(["jetson2"])
+    report = write_report(folder)
     assert report.cut_short is not None
     assert (report.cut_short.is_interrupt, report.cut_short.scenario, report.cut_short.windows) == (
         False,
@@ -79,7 +80,7 @@ def test_agent_killed_in_the_middle_leaves_what_was_measured(cell: LocalCell, tm
     assert [window.number for window in together.answers.windows] == [1]
     assert msgspec.structs.asdict(report.plan) == msgspec.structs.asdict(read_recording(folder).run.plan)
     with pytest.raises(LinkError, match="jetson2"):
-        raise_if_cut_short(report)
+        raise_if_cut_short(report.cut_short)
 
 
 def test_node_killed_in_the_middle_leaves_what_was_measured(cell: LocalCell, tmp_path: Path) -> None:
@@ -88,8 +89,9 @@ def test_node_killed_in_the_middle_leaves_what_was_measured(cell: LocalCell, tmp
             cell.kill("node")
 
     with cell.client(timeout_s=2.0) as client:
-        pictures = random_pictures((6, 8, 1))
-        folder, report = measure_cell(client, cell.fleet, ["jetson1"], pictures, PLAN, tmp_path, kill)
+        pictures = random_images((6, 8, 1))
+        folder = measure_cell(client, cell.fleet, ["jetson1"], pictures, PLAN, tmp_path, kill)
+    report = write_report(folder)
     assert report.cut_short is not None
     assert (report.cut_short.scenario, report.cut_short.windows) == ("jetson1 alone", 1)
-    assert read_recording(folder).run.after is None
+    assert read_recording(folder).run.node_after is None

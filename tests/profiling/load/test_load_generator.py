@@ -1,4 +1,4 @@
-"""Requests at a fixed rate: their beats, and that no late one is hidden."""
+"""Images to send, and requests at a fixed rate: their ticks, and that no late one is hidden."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from devit_contract.errors import InputError
 from devit_contract.wire.client import Picture
-from devit_profiling.figures.pace import pace
-from devit_profiling.load.load_generator import ask
+from devit_profiling.figures.answers import pace
+from devit_profiling.load.load_generator import load_images, random_images, send_requests
 from devit_profiling.record.record import Plan
 
 if TYPE_CHECKING:
@@ -24,9 +26,9 @@ else:
 IMAGE = np.zeros((6, 8, 1), np.uint8)
 
 
-def test_requests_are_due_at_every_beat_and_each_is_answered_once(live_cell: LiveCell) -> None:
+def test_requests_are_due_at_every_tick_and_each_is_answered_once(live_cell: LiveCell) -> None:
     with live_cell.client() as client:
-        answered = list(ask(client, [IMAGE] * 40, Plan(rate_hz=200.0), mask=0))
+        answered = list(send_requests(client, [IMAGE] * 40, Plan(rate_hz=200.0), mask=0))
     due_ms = np.array(sorted(sent.due_ns for _, sent in answered)) / 1e6
     assert np.diff(due_ms) == pytest.approx([5.0] * 39, abs=1e-3)
     assert all(sent.late_us >= 0 for _, sent in answered)
@@ -42,10 +44,12 @@ def test_requests_that_a_stall_delays_are_made_up_for_and_count_from_their_beat(
             yield IMAGE
 
     with live_cell.client() as client:
-        answered = sorted(ask(client, pictures(), Plan(rate_hz=200.0), mask=0), key=lambda pair: pair[1].due_ns)
+        answered = sorted(
+            send_requests(client, pictures(), Plan(rate_hz=200.0), mask=0), key=lambda pair: pair[1].due_ns
+        )
     late_ms = [sent.late_us / 1e3 for _, sent in answered]
     assert len(answered) == 60
-    # The beat of the stall itself passed while it lasted: 95 ms late, each one after it 5 ms less.
+    # The tick of the stall itself passed while it lasted: 95 ms late, each one after it 5 ms less.
     assert late_ms[20] > 90
     assert sum(late > 20 for late in late_ms[20:40]) >= 14
     assert all(before > after - 1 for before, after in itertools.pairwise(late_ms[20:35]))
@@ -66,3 +70,24 @@ def test_pace_counts_what_was_sent_in_windows_whenever_it_was_answered(fake_run:
         10.0,
         pytest.approx(5.1),
     )
+
+
+def test_random_images_are_the_same_for_the_same_seed_and_say_so() -> None:
+    first, second = random_images((6, 8, 1)), random_images((6, 8, 1))
+    assert np.array_equal(np.stack(list(first)), np.stack(list(second)))  # type: ignore[arg-type]
+    assert first.origin == "32 random images of 6 x 8 x 1 (noise, seed 0), ready for the graph"
+
+
+def test_folder_gives_its_pictures_by_name_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    pictures = load_images([tmp_path])
+    assert list(pictures) == [b"a.jpg", b"b.PNG"]
+    assert pictures.origin == "2 picture files, decoded on the devices"
+
+
+def test_missing_file_and_empty_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"lost\.png: cannot be read"):
+        load_images([tmp_path / "lost.png"])
+    with pytest.raises(InputError, match="expected picture files"):
+        load_images([tmp_path])

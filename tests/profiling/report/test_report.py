@@ -15,8 +15,13 @@ import msgspec
 import pytest
 
 from devit_contract.wire.codec import State
-from devit_profiling.figures.analysis import Report, analyse_recording
-from devit_profiling.report.report import OUTPUTS, render_html, summary_rows, write_report
+from devit_profiling.figures import power
+from devit_profiling.figures.analysis import Report, analyse
+from devit_profiling.figures.evidence import Evidence
+from devit_profiling.record import clocks
+from devit_profiling.report.page import render_html
+from devit_profiling.report.report import OUTPUTS, write_report
+from devit_profiling.report.summary import summary_rows
 
 if TYPE_CHECKING:
     from conftest import FakeDevice, FakeRun
@@ -72,7 +77,8 @@ class Page(HTMLParser):
 
 def html_of(run: FakeRun) -> str:
     recording = run.recording()
-    return render_html(analyse_recording(recording), recording)
+    evidence = Evidence.of(recording)
+    return render_html(analyse(evidence), evidence)
 
 
 def test_page_needs_nothing_from_outside(two_devices: FakeRun) -> None:
@@ -169,11 +175,24 @@ def test_unknown_board_has_its_rails_drawn(fake_run: FakeRun) -> None:
     assert "total" not in figure
 
 
-def test_flags_and_raw_files_stand_in_the_page(fake_run: FakeRun) -> None:
+def test_warnings_and_raw_files_stand_in_the_page(fake_run: FakeRun) -> None:
     text = Page(html_of(fake_run.changed(idle_after_mw=5000))).text()
     assert "idle power drifted" in text
     for file in ("run.json", "latency.csv", "jetson1.tegrastats.log", "jetson1.stamps.csv"):
         assert file in text
+
+
+def test_each_log_is_parsed_once_and_the_clocks_are_fitted_once(
+    two_devices: FakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of ten minutes has some 30,000 lines a device."""
+    parse, fit = power.parse_sensor_log, clocks.fit_clock
+    parsed, fitted = [], []
+    monkeypatch.setattr(power, "parse_sensor_log", lambda lines: (parsed.append(len(lines)), parse(lines))[1])
+    monkeypatch.setattr(clocks, "fit_clock", lambda edges, name: (fitted.append(name), fit(edges, name))[1])
+    write_report(two_devices.write(tmp_path / "run"))
+    assert parsed == [481, 481]
+    assert fitted == ["jetson1", "jetson2"]
 
 
 def test_same_run_gives_the_same_bytes(two_devices: FakeRun, tmp_path: Path) -> None:
@@ -227,20 +246,20 @@ def test_joules_of_different_scopes_have_no_common_figure(
     ]
 
 
-def test_doubts_stand_before_the_figures(fake_run: FakeRun) -> None:
+def test_warnings_stand_before_the_figures(fake_run: FakeRun) -> None:
     page = Page(html_of(fake_run.changed(idle_after_mw=5000)))
-    assert page.all("h2")[:3] == ["Summary", "Doubts", "Energy per inference"]
+    assert page.all("h2")[:3] == ["Summary", "Warnings", "Energy per inference"]
     assert any("idle power drifted" in text for text in page.all("li"))
-    assert "None: every window was sampled, and nothing was flagged." in Page(html_of(fake_run)).all("p")
+    assert "None: every window was sampled, and there is no warning." in Page(html_of(fake_run)).all("p")
 
 
 def test_summary_has_a_row_per_device_and_one_for_the_cell(
     two_devices: FakeRun, make_device: Callable[..., FakeDevice]
 ) -> None:
-    assert summary_rows(analyse_recording(two_devices.recording())) == [
+    assert summary_rows(analyse(Evidence.of(two_devices.recording()))) == [
         ["jetson1", "Orin Nano", "module input (VDD_IN)", "6.00", "0.600", "4.53", "4.53"],
         ["jetson2", "Orin Nano", "module input (VDD_IN)", "9.00", "0.900", "6.73", "6.73"],
         ["cell", "", "2 of 2 devices, node left out", "15.0", "1.50", "5.50", "5.98"],
     ]
     simulated = replace(two_devices, devices=(make_device(simulated_board="agx-orin", model="x86_64"),))
-    assert summary_rows(analyse_recording(simulated.recording()))[0][1] == "AGX Orin (guessed, SIMULATED)"
+    assert summary_rows(analyse(Evidence.of(simulated.recording())))[0][1] == "AGX Orin (guessed, SIMULATED)"

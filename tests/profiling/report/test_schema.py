@@ -47,12 +47,14 @@ def check(value: object, name: str) -> None:
 
 _KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
 _KNOWN = {"$ref", "title", "description", "type", "properties", "required", "items", "anyOf", "default"}
-_KNOWN |= {"additionalProperties", "prefixItems", "minItems", "maxItems"}
+_KNOWN |= {"additionalProperties", "enum", "prefixItems", "minItems", "maxItems"}
 
 
 def _check(value: Any, schema: dict[str, Any], defs: dict[str, Any], where: str) -> None:  # noqa: ANN401 - JSON
     assert set(schema) <= _KNOWN, where
-    if "$ref" in schema:
+    if "enum" in schema:
+        assert value in schema["enum"], where
+    elif "$ref" in schema:
         _check(value, defs[schema["$ref"].rpartition("/")[2]], defs, where)
     elif "anyOf" in schema:
         kinds = [kind for kind in schema["anyOf"] if (kind.get("type") == "null") == (value is None)]

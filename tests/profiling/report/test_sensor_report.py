@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from devit_contract.wire.messages import SamplingCost
-from devit_profiling.figures.analysis import DeviceReport, analyse_recording
+from devit_profiling.figures.analysis import DeviceReport, analyse
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
-from devit_profiling.report.report import render_html
+from devit_profiling.report.page import render_html
 from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ def with_cost(recording: Recording, cost: SamplingCost | None) -> Recording:
 
 
 def device_of(recording: Recording) -> DeviceReport:
-    return analyse_recording(recording).devices[0]
+    return analyse(Evidence.of(recording)).devices[0]
 
 
 def test_joules_are_the_same_whichever_sensor_the_lines_are_of(fake_run: FakeRun) -> None:
     chips, tegrastats = fake_run.changed(line=CHIPS).recording(), fake_run.recording()
-    (energy,), (other,) = (analyse_recording(run).scenarios[0].energies for run in (chips, tegrastats))
+    (energy,), (other,) = (analyse(Evidence.of(run)).scenarios[0].energies for run in (chips, tegrastats))
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference == other.total_j_per_inference
     assert device_of(chips).rails == ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
@@ -46,12 +47,12 @@ def test_joules_are_the_same_whichever_sensor_the_lines_are_of(fake_run: FakeRun
 def test_a_board_is_not_guessed_from_the_chips_rails_alone(fake_run: FakeRun) -> None:
     """Xavier NX and Orin Nano have the same ones."""
     recording = fake_run.changed(line=CHIPS, model="aarch64").recording()
-    assert "not in the table" in analyse_recording(recording).devices[0].not_measured
+    assert "not in the table" in analyse(Evidence.of(recording)).devices[0].not_measured
 
 
 def test_simulated_chips_are_called_simulated(fake_run: FakeRun) -> None:
     recording = fake_run.changed(line=CHIPS.replace("5ns", "5ns SIMULATED")).recording()
-    assert analyse_recording(recording).is_simulated
+    assert analyse(Evidence.of(recording)).is_simulated
 
 
 def test_the_sensors_notes_stand_in_the_report_and_survive_the_folder(fake_run: FakeRun, tmp_path: Path) -> None:
@@ -63,7 +64,8 @@ def test_the_sensors_notes_stand_in_the_report_and_survive_the_folder(fake_run: 
     assert again == noted
     assert device_of(again).sensor_notes == (NOTE,)
     assert device_of(again).foreign_lines == 0
-    assert NOTE in render_html(analyse_recording(again), again)
+    evidence = Evidence.of(again)
+    assert NOTE in render_html(analyse(evidence), evidence)
 
 
 @pytest.mark.parametrize(
@@ -81,5 +83,6 @@ def test_what_sampling_has_cost_is_told_as_a_share_of_a_core(
     write_recording(tmp_path / "run", recording)
     again = read_recording(tmp_path / "run")
     assert again.run.devices[0].sampling == cost
-    row = render_html(analyse_recording(again), again).partition("Cost of sampling, of a core")[2]
+    evidence = Evidence.of(again)
+    row = render_html(analyse(evidence), evidence).partition("Cost of sampling, of a core")[2]
     assert row.partition("<td>")[2].partition("</td>")[0] == shown

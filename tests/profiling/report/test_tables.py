@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devit_profiling.figures.analysis import analyse_recording
-from devit_profiling.figures.power import power_of
+from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording
 from devit_profiling.report.tables import POWER_HEADER, WINDOWS_HEADER, power_csv, windows_csv
@@ -32,11 +32,11 @@ def rows(content: bytes) -> Rows:
 
 
 def power(recording: Recording) -> Rows:
-    return rows(power_csv(recording, [power_of(recording, device) for device in recording.run.devices]))
+    return rows(power_csv(Evidence.of(recording)))
 
 
 def windows(recording: Recording) -> Rows:
-    return rows(windows_csv(analyse_recording(recording), recording))
+    return rows(windows_csv(analyse(evidence := Evidence.of(recording)), evidence))
 
 
 def test_power_has_a_row_per_device_reading_and_rail(two_devices: FakeRun) -> None:
@@ -93,7 +93,7 @@ def test_mean_of_the_windows_is_the_reports_figure_even_with_a_gap(fake_run: Fak
     recording = fake_run.changed(silent=(16.0, 18.0), windows_mw=(6000, 8000)).recording()
     found = windows(recording)
     assert float(found[0]["coverage"]) < 0.85
-    energy = analyse_recording(recording).scenarios[0].energies[0]
+    energy = analyse(Evidence.of(recording)).scenarios[0].energies[0]
     for name, figure in (
         ("total_j_per_inference", energy.total_j_per_inference),
         ("above_idle_j_per_inference", energy.dynamic_j_per_inference),
@@ -154,4 +154,4 @@ def test_recording_without_these_times_is_still_read(recorded_run: Path, real_ru
     old, new = read_recording(real_run), read_recording(recorded_run)
     assert {row.sent_ns for row in old.answers} == {None}
     assert [replace(row, sent_ns=None) for row in new.answers] == list(old.answers)
-    assert analyse_recording(old) == analyse_recording(new)
+    assert analyse(Evidence.of(old)) == analyse(Evidence.of(new))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devit_contract.wire.codec import State
-from devit_profiling.figures.power import power_of
+from devit_profiling.figures.evidence import Evidence
 from devit_profiling.record.record import Recording
 from devit_profiling.report import trace_events as trace_module
 from devit_profiling.report.trace_events import trace_bytes, trace_of
@@ -24,8 +24,7 @@ Json = dict[str, Any]
 
 
 def trace(recording: Recording) -> Json:
-    powers = [power_of(recording, device) for device in recording.run.devices]
-    read: Json = json.loads(trace_bytes(trace_of(recording, powers)))
+    read: Json = json.loads(trace_bytes(trace_of(Evidence.of(recording))))
     check(read)
     return read
 
@@ -89,7 +88,7 @@ def test_every_answer_is_drawn_where_its_time_went(two_devices: FakeRun) -> None
     read = trace(replace(two_devices, answers=3).recording())
     slices = named(read, "answer 1")
     by_pid = {event["pid"]: event for event in slices}
-    client = by_pid[pid_of(read, "asking machine")]
+    client = by_pid[pid_of(read, "client machine")]
     assert (client["ts"], client["dur"]) == (11_000_000, 5000)
     assert client["args"] == {"scenario": "together", "window": 0, "state": "full"}
     first, second = by_pid[pid_of(read, "jetson1")], by_pid[pid_of(read, "jetson2")]
@@ -111,7 +110,7 @@ def test_phases_stand_on_every_machine_at_the_same_time(two_devices: FakeRun) ->
     read = trace(two_devices.recording())
     windows = named(read, "window 1")
     assert {event["pid"] for event in windows} == {
-        pid_of(read, name) for name in ("asking machine", "jetson1", "jetson2")
+        pid_of(read, name) for name in ("client machine", "jetson1", "jetson2")
     }
     assert {(event["ts"], event["dur"]) for event in windows} == {(14_000_000, 10_000_000)}
     (scenario,) = named(read, "together")

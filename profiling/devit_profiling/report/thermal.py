@@ -1,27 +1,27 @@
-"""Cold and hot figures as text, for terminal and page."""
+"""The thermal figures of sustained windows, cold and hot, for terminal and page."""
 
 from __future__ import annotations
 
 from devit_profiling.figures.analysis import Report
-from devit_profiling.figures.thermal import SETTLED_C_PER_MIN, ColdAndHot, HeatFigures, Sustained
-from devit_profiling.report.text import duration_text, interval, joules, number
+from devit_profiling.figures.thermal import SETTLED_C_PER_MIN, Sustained, ThermalComparison, ThermalFigures
+from devit_profiling.report.number_format import duration_text, interval, joules, number
 
-HEAT_HEADER = ("device", "windows", "°C", "J/inf.", "95 % interval", "p50 ms", "p99 ms")
+THERMAL_HEADER = ("device", "windows", "°C", "J/inf.", "95 % interval", "p50 ms", "p99 ms")
 
 
-def heat_of(report: Report) -> Sustained | None:
+def _sustained(report: Report) -> Sustained | None:
     """Find the scenario that was sustained."""
     return next((scenario.sustained for scenario in report.scenarios if scenario.sustained is not None), None)
 
 
-def heat_title(report: Report) -> str:
+def thermal_title(report: Report) -> str:
     """Name the table of cold and hot figures."""
     return "Cold and hot: SIMULATED power" if report.is_simulated else "Cold and hot"
 
 
-def heat_rows(report: Report) -> list[list[str]]:
+def thermal_rows(report: Report) -> list[list[str]]:
     """Give the rows of the table: two per device, and two of the cell; none where nothing was sustained."""
-    found = heat_of(report)
+    found = _sustained(report)
     if found is None:
         return []
     cold, hot = (
@@ -35,9 +35,9 @@ def heat_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def heat_text(report: Report) -> str:
-    """Tell how the sustained windows ended; empty where nothing was sustained."""
-    found = heat_of(report)
+def thermal_text(report: Report) -> str:
+    """Say how the sustained windows ended; empty where nothing was sustained."""
+    found = _sustained(report)
     if found is None:
         return ""
     slopes = [
@@ -47,7 +47,7 @@ def heat_text(report: Report) -> str:
     ]
     lasted = f"windows of all devices together lasted {duration_text(found.windows_s)}"
     if not slopes:
-        return f"{lasted}; no device reports its temperature, so nobody knows whether it settled"
+        return f"{lasted}; no device reports its temperature, so it is unknown whether it settled"
     ended = "had settled" if found.is_settled else "had not settled, so hot figures may still grow"
     return (
         f"{lasted}; temperature {ended}: {', '.join(slopes)} over the last windows, expected at most "
@@ -55,7 +55,7 @@ def heat_text(report: Report) -> str:
     )
 
 
-def _row(device: ColdAndHot, title: str, figures: HeatFigures) -> list[str]:
+def _row(device: ThermalComparison, title: str, figures: ThermalFigures) -> list[str]:
     mean_j = figures.joules.mean if figures.joules is not None else None
     return [
         device.name,

@@ -1,0 +1,80 @@
+"""Power sampling on the devices of a cell while it is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from devit_contract.errors import LinkError
+from devit_contract.wire.client import Client
+from devit_contract.wire.messages import SamplingCost
+from devit_profiling.load.schedule import STEP_S
+from devit_profiling.sensor.tegrastats import StampedLine
+
+_FIRST_LINE_S = 5.0
+# Real periods are up to 9 % longer than the interval.
+_TAIL_PERIODS = 2.5
+
+
+class Sampling:
+    """Starts and stops every device's sampler, and collects the lines; failures are kept, and raise nothing."""
+
+    def __init__(self, client: Client, devices: Iterable[str], interval_ms: int) -> None:
+        """Keep whom to ask for samples, and how often they take them; nothing is started yet."""
+        self.lines: dict[str, list[StampedLine]] = {device: [] for device in devices}
+        self.errors: dict[str, str] = {}
+        """Device to why there are no power samples, or no more."""
+        self.costs: dict[str, SamplingCost] = {}
+        """Device to what sampling has cost it."""
+        self._client = client
+        self._interval_ms = interval_ms
+        self._running: set[str] = set()
+
+    def start(self) -> None:
+        """Start every sampler, and wait for the first line of each."""
+        for device in self.lines:
+            self._running.add(device)
+            try:
+                self._client.start_sampling(device, self._interval_ms)
+            except LinkError as err:
+                self._running.discard(device)
+                self.errors[device] = str(err)
+        limit_s = _FIRST_LINE_S + 2 * self._interval_ms / 1000
+        end_s = time.monotonic() + limit_s
+        while self._silent() and time.monotonic() < end_s:
+            self.wait(STEP_S)
+        for device in self._silent():
+            self.errors[device] = f"no power sample came within {limit_s:.1f} s: run its sampler by hand"
+
+    def stop(self) -> None:
+        """Stop every sampler, ask what it has cost, and collect the last lines."""
+        for device in self.lines:
+            # An agent that cannot be reached stops its sampler without being told.
+            with suppress(LinkError):
+                if (cost := self._client.stop_sampling(device)) is not None:
+                    self.costs[device] = cost
+        self._running.clear()
+        self.collect()
+
+    def wait(self, duration_s: float) -> None:
+        """Let time pass, and collect the lines that come."""
+        self._client.wait(duration_s)
+        self.collect()
+
+    def wait_for_tail(self) -> None:
+        """Wait for the samples after the last phase, which its end is interpolated with."""
+        self.wait(_TAIL_PERIODS * self._interval_ms / 1000 if self._running else 0.0)
+
+    def collect(self) -> None:
+        """Take the lines that have come."""
+        for telemetry in self._client.take_telemetry():
+            if telemetry.device not in self.lines:
+                continue
+            self.lines[telemetry.device] += [StampedLine(line.monotonic_ns, line.text) for line in telemetry.lines]
+            if telemetry.ended:
+                self.errors[telemetry.device] = telemetry.ended
+                self._running.discard(telemetry.device)
+
+    def _silent(self) -> list[str]:
+        return [device for device in sorted(self._running) if not self.lines[device]]

@@ -1,0 +1,53 @@
+"""How long the scenarios of a run take, and how far one of them has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from devit_contract.service.progress import Progress
+from devit_profiling.figures.thermal import is_sustained
+from devit_profiling.record.record import Plan, Scenario
+
+STEP_S = 0.25
+"""Time between two reports of progress."""
+
+
+class Watch:
+    """Reports how much of a scenario has passed, at most four times a second."""
+
+    def __init__(self, progress: Progress, plan: Plan, scenario: Scenario) -> None:
+        """Begin to count now."""
+        self._progress = progress
+        self._stage = scenario.name
+        self._planned_s = planned_s(plan, [scenario])
+        self._start_s = time.monotonic()
+        self._due_s = self._start_s
+
+    def show(self, phase: str) -> None:
+        """Report the phase, if it is time to."""
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + STEP_S
+            # A scenario that takes longer than planned is not shown as done.
+            done_s = min(now_s - self._start_s, 0.99 * self._planned_s)
+            self._progress(self._stage, done_s, self._planned_s, phase)
+
+    def finish(self) -> None:
+        """Report that the scenario is done."""
+        self._progress(self._stage, self._planned_s, self._planned_s)
+
+
+def planned_s(plan: Plan, scenarios: Iterable[Scenario]) -> float:
+    """Add up how long scenarios are meant to take, at most where they are sustained; slow warm-ups take longer."""
+    return sum(_scenario_s(plan, scenario) for scenario in scenarios)
+
+
+def _scenario_s(plan: Plan, scenario: Scenario) -> float:
+    windows_s = plan.windows * plan.duration_s
+    if scenario.is_idle:
+        return plan.settle_s + windows_s
+    if is_sustained(scenario, plan) and plan.sustained_s is not None:
+        windows_s = plan.sustained_s
+    rests = 2 if plan.has_idle_after else 1
+    return rests * (plan.settle_s + plan.idle_s) + plan.warm_up_s + windows_s

@@ -1,0 +1,74 @@
+"""The undivided model on one device of a cell: loaded, run back to back, and freed by request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from msgspec import structs
+
+from devit_contract.errors import LinkError
+from devit_contract.wire.client import Client
+from devit_contract.wire.messages import Mark
+from devit_profiling.load.schedule import STEP_S
+from devit_profiling.record.record import UndividedRecord, UndividedWindow
+
+_FREED_S = 10.0
+
+
+class UndividedDriver:
+    """Drives the model through the phases of a scenario."""
+
+    def __init__(self, client: Client, device: str, wait: Callable[[float], None], show: Callable[[str], None]) -> None:
+        """Keep who runs the model.
+
+        Args:
+            client: Connected to the node.
+            device: Name of the device.
+            wait: Lets seconds pass.
+            show: Told that the model is loading, again and again.
+        """
+        self.record: UndividedRecord | None = None
+        """What the model has done; absent before it is loaded."""
+        self._client = client
+        self._device = device
+        self._wait = wait
+        self._show = show
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Have the device hold the model in the block, and free its memory at the end in any case.
+
+        Raises:
+            LinkError: The device does not answer, or cannot load it.
+        """
+        self._client.undivided(self._device, "load")
+        try:
+            while (state := self._client.undivided(self._device, "state")).state != "resting":
+                self._show("loading")
+                self._wait(STEP_S)
+            self.record = UndividedRecord(self._device, state.engine, ())
+            yield
+        finally:
+            with suppress(LinkError):  # an agent without a link frees it without being told
+                end_s = time.monotonic() + _FREED_S
+                self._client.undivided(self._device, "free")
+                while self._client.undivided(self._device, "state").state != "nothing" and time.monotonic() < end_s:
+                    self._wait(STEP_S / 5)
+
+    def run(self) -> None:
+        """Start to run it back to back."""
+        self._client.undivided(self._device, "run")
+
+    def end_window(self, number: int, *, is_last: bool) -> None:
+        """Note the times since the last call, 0: of the warm-up; after the last window let the model rest."""
+        state = self._client.undivided(self._device, "rest" if is_last else "state")
+        if number and self.record is not None:
+            window = UndividedWindow(number, state.inferences, state.p50_ms, state.p95_ms, state.p99_ms)
+            self.record = structs.replace(self.record, windows=(*self.record.windows, window))
+
+    def mark(self) -> Mark:
+        """Ask for a mark that counts this model instead of the submodel."""
+        mark = self._client.mark(self._device)
+        return structs.replace(mark, inferences=mark.undivided_inferences, busy_ns=mark.undivided_busy_ns)
