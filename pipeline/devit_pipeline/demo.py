@@ -30,6 +30,7 @@ from devit_engines.building.build_all import BuiltEngine, build_engines, load_en
 from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.figures.analysis import Report
+from devit_profiling.figures.interval import mean_of
 from devit_profiling.load.cell_run import measure_cell, raise_if_cut_short
 from devit_profiling.record.record import QUICK
 from devit_profiling.report.report import write_report
@@ -321,7 +322,4 @@ def _slowest(answers: list[Answer], names: list[str]) -> str:
 def _joules(report: Report) -> dict[str, float | None]:
     """Total energy per inference of each profiled device, from the run's only scenario."""
     (scenario,) = report.scenarios
-    return {
-        energy.device: energy.total_j_per_inference.mean if energy.total_j_per_inference is not None else None
-        for energy in scenario.energies
-    }
+    return {energy.device: mean_of(energy.total_j_per_inference) for energy in scenario.energies}

@@ -86,7 +86,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     clocks: tuple[str, ...] = ()
     """Ranges of its clocks then; a single figure is a fixed clock."""
     is_root: bool | None = None
-    """Whether its agent ran as root, whose samples tell more; absent where it did not tell."""
+    """Whether its agent ran as root, whose samples hold more; absent where it does not say."""
     calibration: Calibration | None = None
     """What the total is corrected by; absent where it is the sensor's own."""
 
@@ -121,7 +121,7 @@ class Report(msgspec.Struct, frozen=True):
     against_undivided: AgainstUndivided | None = None
     """Absent where the undivided model, or the cell as a whole, was not measured."""
     is_local: bool = False
-    """Whether a machine was measured by itself, without node and network."""
+    """Whether this machine was measured, without node and network."""
 
 
 def analyse(evidence: Evidence) -> Report:
@@ -166,7 +166,7 @@ def _against_undivided(scenarios: Sequence[ScenarioReport]) -> AgainstUndivided 
 def _left_out(evidence: Evidence) -> Iterator[str]:
     run = evidence.run
     if run.is_local:
-        yield "node and network: they took no part, this machine was measured by itself"
+        yield "node and network: not involved, as this machine alone was measured"
         return
     if node := node_left_out(evidence):
         yield f"power of the fusion node: not measured: {node}"

@@ -28,7 +28,7 @@ class WindowAnswers(msgspec.Struct, frozen=True):
 
     number: int
     duration_s: float
-    """On the asking machine's clock."""
+    """On the client machine's clock."""
     answers: int
     """Failed ones left out, as in the figures below."""
     per_second: float
@@ -123,7 +123,7 @@ def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s:
     Args:
         rows: The answers.
         names: Device index to name, of the whole cell.
-        windows_s: Window to its length, on the asking machine's clock.
+        windows_s: Window to its length, on the client machine's clock.
     """
     states = Counter(row.state.name.lower() for row in rows)
     given = [row for row in rows if row.is_answered]
@@ -229,7 +229,7 @@ def _device_times(rows: Sequence[AnswerRow], names: Mapping[int, str]) -> tuple[
 
 
 def _times(name: str, found: Sequence[tuple[AnswerRow, DeviceTiming]], slowest: int) -> DeviceTimes:
-    # Columns as in DeviceTiming behind the index: (answers, 5)
+    # Columns as in DeviceTiming after the index: (answers, 5)
     times_ms = np.array([[t.network_us, t.queue_us, t.decode_us, t.inference_us, t.arrival_us] for _, t in found]) / 1e3
     network, queue, decode, inference, arrival = np.median(times_ms, axis=0).tolist()
     lay_ms = [

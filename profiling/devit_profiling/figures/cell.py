@@ -78,7 +78,7 @@ class CellContext:
 
 
 def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str:
-    """Tell why the node's machine is in no sum; empty where it is.
+    """Say why the node's machine is in no sum; empty where it is.
 
     Args:
         evidence: Of the run.
@@ -98,7 +98,7 @@ def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str
 
 
 def _is_here(device: DeviceRecord, run: Run) -> bool:
-    """Tell whether a device is the client machine: its clock always reads what that machine's does."""
+    """Check whether a device is the client machine: its clock always reads what that machine's does."""
     edges = [edge for phase in run.phases for edge in (phase.start, phase.end) if device.name in edge.asked_ns]
     return bool(edges) and all(
         edge.asked_ns[device.name][0] <= edge.marks[device.name].monotonic_ns <= edge.asked_ns[device.name][1]

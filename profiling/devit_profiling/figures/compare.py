@@ -19,7 +19,7 @@ from devit_contract.artefacts.files import read_json
 from devit_contract.errors import InputError
 from devit_profiling.figures.analysis import SCHEMA, Report, ScenarioReport
 from devit_profiling.figures.cell import CellEnergy
-from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate, quantile_95, two_sided_p
+from devit_profiling.figures.interval import NORMAL_95, Estimate, estimate, mean_of, quantile_95, two_sided_p
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.sensor.tegrastats import SIMULATED
 
@@ -132,7 +132,7 @@ def difference_of(scenario: str, device: str, figure: str, first: RunFigure, sec
     plain = Difference(scenario, device, figure, is_simulated, "unknown")
     if refusal := _refusal(f"{where}: joules", first, second):
         return msgspec.structs.replace(plain, verdict="refused", why=refusal)
-    plain = msgspec.structs.replace(plain, first=_mean(first), second=_mean(second))
+    plain = msgspec.structs.replace(plain, first=mean_of(first.estimate), second=mean_of(second.estimate))
     if first.estimate is None or second.estimate is None:
         reasons = [side.not_measured for side in (first, second) if side.not_measured]
         why = f"{where}: {figure}: not in one of the runs" + (f": {reasons[0]}" if reasons else "")
@@ -192,10 +192,6 @@ def _of_cell(cell: CellEnergy) -> RunFigure:
     return RunFigure(cell.total_j_per_answer, cell.scope, cell.is_simulated, cell.not_measured)
 
 
-def _mean(side: RunFigure) -> float | None:
-    return side.estimate.mean if side.estimate is not None else None
-
-
 def _refusal(what: str, first: RunFigure, second: RunFigure) -> str:
     """Say why two joules are not comparable; empty where they are, or where there are none to compare."""
     if first.estimate is None or second.estimate is None:
@@ -234,7 +230,7 @@ def _notes(first: Report, second: Report) -> Iterable[str]:
     pairs = {
         "bundles": (first.bundle, second.bundle),
         "requests in flight": (first.plan.in_flight, second.plan.in_flight),
-        "pictures": (first.pictures, second.pictures),
+        "images": (first.pictures, second.pictures),
     }
     devices = {device.name: device for device in second.devices}
     for device in first.devices:

@@ -1,4 +1,4 @@
-"""Under which conditions a device worked, as its lines tell: temperature and clocks."""
+"""The temperature and the clocks at which a device worked, read off its samples."""
 
 from __future__ import annotations
 

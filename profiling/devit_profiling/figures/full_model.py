@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from devit_profiling.figures.cell import CellEnergy
+from devit_profiling.figures.interval import mean_of
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import WINDOW, Phase, UndividedRecord
 
@@ -90,17 +91,13 @@ def against_undivided(
     has_more = cell is not None and any(part.kind != "device" and not part.left_out for part in cell.parts)
     return AgainstUndivided(
         device=times.device,
-        undivided_j=_total(alone),
-        device_j=_total(same) if same is not None else None,
-        devices_j=cell.total_j_per_answer.mean if cell is not None and cell.total_j_per_answer is not None else None,
+        undivided_j=mean_of(alone.total_j_per_inference),
+        device_j=mean_of(same.total_j_per_inference) if same is not None else None,
+        devices_j=mean_of(cell.total_j_per_answer) if cell is not None else None,
         whole_j=whole.total_j_per_answer.mean if whole is not None and has_more else None,
         undivided_ms=times.p50_ms,
         answer_ms=answer_ms,
     )
-
-
-def _total(energy: DeviceEnergy) -> float | None:
-    return energy.total_j_per_inference.mean if energy.total_j_per_inference is not None else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

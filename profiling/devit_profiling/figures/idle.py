@@ -68,7 +68,7 @@ class PhaseIntegrator:
         return PhasePower(energy, step_error(rails_w, self._power.step_mw, count), count)
 
     def _unsettled_s(self, phase: Phase, start_s: float, end_s: float, name: str, title: str) -> float:
-        """Tell how much of a phase's start to leave out; never more than half of it."""
+        """Give how much of a phase's start to leave out; never more than half of it."""
         step_s = changed_s(self._phases, phase, name)
         unsettled_s = 0.0 if step_s is None else max(step_s + self._constant.guard_s - start_s, 0.0)
         if unsettled_s == 0:
@@ -96,7 +96,7 @@ class Baseline:
     """The same as a share of the first."""
     steps: StepError
     error_w: float
-    """Standard error of the mean by scatter and drift: idle power under the windows lies between the two."""
+    """Standard error of the mean by scatter and drift: idle power during the windows is between the two."""
 
     @property
     def half_95_w(self) -> float:

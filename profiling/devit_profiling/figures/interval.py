@@ -26,8 +26,8 @@ _ROUNDING = 0.01  # printed readings are whole milliwatts: codes of 400.5 mW sho
 class Estimate(msgspec.Struct, frozen=True):
     """The mean over windows; the field that holds it names the unit.
 
-    The ends of the interval lie the root of the squares of its parts away from the mean. Errors that are the same in
-    every window, the sensor's gain and offset, are in none of the parts: they are stated apart.
+    Half of the interval is the root sum of squares of its parts. Errors that are the same in every window, the sensor's
+    gain and offset, are in none of the parts: they are stated apart.
     """
 
     mean: float
@@ -41,6 +41,11 @@ class Estimate(msgspec.Struct, frozen=True):
     """Half-width that the steps of the sensor's converter cause; repeats at constant power do not show it."""
     idle_95: float | None = None
     """Half-width of the idle baseline, by its scatter and drift; only of what is measured above idle."""
+
+
+def mean_of(figure: Estimate | None) -> float | None:
+    """Give the mean of an estimate, if there is one."""
+    return figure.mean if figure is not None else None
 
 
 def estimate(values: Sequence[float], steps_95: float | None = None, idle_95: float | None = None) -> Estimate:
@@ -76,7 +81,7 @@ class StepError:
 
 
 def step_error(rails_w: Float64Array, steps_mw: Sequence[float], effective: float) -> StepError:
-    """Tell how far the steps of the converter may have moved the mean of a sum of rails.
+    """Estimate how far the steps of the converter may have moved the mean of a sum of rails.
 
     Where readings spread by more than half a step, errors of neighbouring readings differ and average out;
     otherwise all of them err alike, however many there are. Two codes alone never spread by more than half a step.

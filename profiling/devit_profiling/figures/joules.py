@@ -66,7 +66,7 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     """Standard error of the mean power that the converter's steps cause in these windows."""
     offset_j_per_inference: float | None = None
     """Half-width of 95 % that the sensor's offset may add to the total, or, where it is calibrated, what the
-    calibration leaves open. It stands apart from the interval, as the gain's error does, for no repeat shows it; the
+    calibration leaves open. The interval does not contain it, nor the gain's error, as no repeat shows them; the
     offset cancels above idle."""
     tau_s: float | None = None
     """Time constant of the sensor that guards and intervals reckon with."""
@@ -209,7 +209,7 @@ def _window_figures(
     elif inferences == 0 and not is_idle:
         warnings.append("the device made no inference")
     if dynamic_j is not None and dynamic_j < 0:
-        warnings.append("dynamic energy is negative: the work costs less than the sensor can tell")
+        warnings.append("dynamic energy is negative: the work costs less than the sensor can resolve")
     if abs(energy.rise_w) > max(_MAX_RISE * abs(energy.mean_w), _MAX_RISE_STEPS * max(power.step_mw) / 1000):
         warnings.append(
             f"power is not steady, it changed by {energy.rise_w / energy.mean_w:+.1%} over the window, "

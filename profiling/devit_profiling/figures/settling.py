@@ -42,7 +42,7 @@ def time_constant(
 ) -> TimeConstant:
     """Fit the cleanest step of the load among the phases; without a clean one take the table's value.
 
-    Clocks that rise slowly spoil the step at the start of the load. At its end power falls at once.
+    Clocks that rise slowly spoil the step at the start of the load. At its end power falls immediately.
     """
     fits = [
         fit
@@ -96,6 +96,6 @@ def _steps_s(phases: Sequence[Phase], device: str) -> Iterable[tuple[float, floa
 
 
 def changed_s(phases: Sequence[Phase], phase: Phase, device: str) -> float | None:
-    """Tell when the load last changed at or before a phase's start, on the device's clock; ``None`` if it never did."""
+    """Find when the load last changed at or before a phase's start, on the device's clock; ``None`` if it never did."""
     start_s = phase.start.marks[device].monotonic_ns / 1e9
     return max((step_s for step_s, _ in _steps_s(phases, device) if step_s <= start_s), default=None)

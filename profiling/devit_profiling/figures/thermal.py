@@ -1,4 +1,4 @@
-"""Windows that are repeated until the temperature settles, and what the first and the last of them tell."""
+"""Windows that are repeated until the temperature settles, and how the last of them differ from the first."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Part:
 
 
 def is_sustained(scenario: Scenario, plan: Plan) -> bool:
-    """Tell whether a scenario's windows are repeated until the temperature settles."""
+    """Check whether a scenario's windows are repeated until the temperature settles."""
     return plan.sustained_s is not None and not scenario.device
 
 
@@ -92,7 +92,7 @@ def cold_and_hot(windows: Sequence[Phase], plan: Plan) -> tuple[Sequence[Phase],
 
 
 def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan) -> bool:
-    """Tell whether no temperature has changed any more over the last windows.
+    """Check whether all temperatures were steady over the last windows.
 
     Args:
         windows: All that have ended, in their order.
@@ -140,7 +140,7 @@ def _span(plan: Plan) -> int:
 
 
 def _is_flat(slopes_c_per_min: Iterable[float | None]) -> bool:
-    """Tell whether temperatures are reported and none changes; devices without one have no say."""
+    """Check whether temperatures are reported and all are steady; devices without one do not count."""
     known = [abs(slope) for slope in slopes_c_per_min if slope is not None]
     return bool(known) and max(known) <= SETTLED_C_PER_MIN
 

@@ -58,14 +58,14 @@ def measure_cell(
         client: Connected to the fleet's node.
         fleet: Whose devices the names are; its extras become part of the run.
         device_names: Devices to measure, each once; the cell's other devices answer too where all work together.
-        pictures: What to send, in turn: a list that is repeated, or an endless iterator.
+        pictures: Images to send, in turn: a list that is repeated, or an endless iterator.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
         calibrations: Folder with calibrations of devices, which become part of the run; none by default.
 
     Raises:
-        InputError: A name is not in the fleet or given twice, there is no picture, a picture is refused, or ``out``
+        InputError: A name is not in the fleet or given twice, there is no image, an image is refused, or ``out``
             cannot be written.
         ManifestError: A calibration breaks its format, or is of another board.
         LinkError: The node or a device does not answer, or a device's link is lost before the end of the first phase.
@@ -177,4 +177,4 @@ def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:
         for found, picture in enumerate(pictures, 1):  # noqa: B007 - counts
             yield picture
         if not found:
-            raise InputError("expected pictures for as long as the run takes, found no more: give a list of them")
+            raise InputError("the images ended before the run did: give a list, which is repeated")

@@ -35,11 +35,11 @@ Answers = Generator[tuple[Answer, Sent], None, None]
 
 
 def send_requests(client: Client, pictures: Iterable[Picture], plan: Plan, mask: int) -> Answers:
-    """Send requests as the plan says until the pictures end, and yield their answers.
+    """Send requests as the plan says until the images end, and yield their answers.
 
     Raises:
         LinkError: The node does not answer, or refuses this client.
-        InputError: The node refuses a picture.
+        InputError: The node refuses an image.
     """
     if plan.rate_hz is None:
         return _closed_loop(client, pictures, plan.in_flight, mask)
@@ -117,8 +117,8 @@ def load_images(paths: Sequence[Path]) -> ImageSet:
     files = [file for path in paths for file in _files(path)][:_MAX_FILES]
     if not files:
         suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise InputError(f"{', '.join(map(str, paths))}: expected picture files ({suffixes}), found none")
-    return ImageSet([_read(file) for file in files], f"{len(files)} picture files, decoded on the devices")
+        raise InputError(f"{', '.join(map(str, paths))}: no image files ({suffixes}): name some with --images")
+    return ImageSet([_read(file) for file in files], f"{len(files)} image files, decoded on the devices")
 
 
 def _files(path: Path) -> Iterable[Path]:

@@ -97,7 +97,7 @@ class Measurement:
         return self._driver.record if self._driver is not None else None
 
     def has_begun(self, scenario: Scenario) -> bool:
-        """Tell whether any phase of a scenario has ended."""
+        """Check whether any phase of a scenario has ended."""
         return any(phase.scenario == scenario.name for phase in self.phases)
 
     def cut_short(self, cause: KeyboardInterrupt | LinkError) -> CutShort:

@@ -84,7 +84,7 @@ class NodePower:
 
 
 def is_here(endpoint: str) -> bool:
-    """Tell whether an endpoint belongs to this machine: only an own address can be bound.
+    """Check whether an endpoint belongs to this machine: only its own addresses can be bound.
 
     >>> is_here("tcp://127.0.0.1:7712"), is_here("tcp://192.0.2.1:7712")
     (True, False)

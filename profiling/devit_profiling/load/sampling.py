@@ -50,7 +50,7 @@ class Sampling:
     def stop(self) -> None:
         """Stop every sampler, ask what it has cost, and collect the last lines."""
         for device in self.lines:
-            # An agent that cannot be reached stops its sampler without being told.
+            # An agent that cannot be reached stops its sampler on its own.
             with suppress(LinkError):
                 if (cost := self._client.stop_sampling(device)) is not None:
                     self.costs[device] = cost

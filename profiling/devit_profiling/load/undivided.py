@@ -51,7 +51,7 @@ class UndividedDriver:
             self.record = UndividedRecord(self._device, state.engine, ())
             yield
         finally:
-            with suppress(LinkError):  # an agent without a link frees it without being told
+            with suppress(LinkError):  # an agent without a link frees it on its own
                 end_s = time.monotonic() + _FREED_S
                 self._client.undivided(self._device, "free")
                 while self._client.undivided(self._device, "state").state != "nothing" and time.monotonic() < end_s:

@@ -24,7 +24,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def joules(value: float | None, resolution: float | None) -> str:
-    """Write joules with three significant digits, or fewer where the sensor's steps tell no more.
+    """Write joules with three significant digits, or fewer where the sensor resolves no more.
 
     >>> joules(0.046812, 0.00004), joules(0.046812, 0.012), joules(0.0046, 0.2)
     ('0.0468', '0.05', '0.0')
@@ -47,7 +47,7 @@ def interval(estimate: Estimate | None, resolution: float | None) -> str:
 
 
 def interval_parts(estimate: Estimate | None) -> str:
-    """Write the half-widths that an interval is made of, each by itself.
+    """Write the half-widths that an interval is made of.
 
     >>> interval_parts(Estimate(2.0, 5, 1.5, 2.5, repeats_95=0.3, steps_95=0.4))
     '±0.30 / ±0.40'

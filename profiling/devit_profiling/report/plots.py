@@ -85,7 +85,7 @@ def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
             step = (energy.resolution_j_per_inference or 0.0) * scale
             _bar(axes, place - 0.2, energy.total_j_per_inference, scale, step, _TOTAL_COLOUR)
             _bar(axes, place + 0.2, energy.dynamic_j_per_inference, scale, step, _ABOVE_COLOUR)
-        # Outside of the picture, for the key alone: the first device may lack one of the two.
+        # Outside of the picture, for the legend alone: the first device may lack one of the two.
         for title, colour in (("total", _TOTAL_COLOUR), ("above idle", _ABOVE_COLOUR)):
             axes.barh(-9, 0, color=colour, label=title)
         axes.set_yticks(range(len(energies)), [title for title, _ in energies])
@@ -140,8 +140,8 @@ def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]])
             p50, p95, p99 = np.percentile(times_ms, (50, 95, 99)).tolist()
             for value, style in ((p50, "-"), (p95, "--"), (p99, ":")):
                 axes.axvline(value, color="#222222", linewidth=1.0, linestyle=style)
-            told = f"{device}: p50 {p50:.3g} (—), p95 {p95:.3g} (- -), p99 {p99:.3g} ms (···)"
-            axes.set_title(told, loc="left", fontsize=9, pad=3)
+            title = f"{device}: p50 {p50:.3g} (—), p95 {p95:.3g} (- -), p99 {p99:.3g} ms (···)"
+            axes.set_title(title, loc="left", fontsize=9, pad=3)
             axes.set_ylabel("%")
         _log_time(canvas.rows[-1])
         canvas.rows[-1].set_xlabel("milliseconds from dispatch to the feature's arrival at the node (logarithmic)")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from devit_profiling.figures.analysis import DeviceReport, Report, ScenarioReport
 from devit_profiling.figures.answers import AnswerStats
 from devit_profiling.figures.cell import CellEnergy
-from devit_profiling.figures.joules import DeviceEnergy
+from devit_profiling.figures.interval import mean_of
 from devit_profiling.report.number_format import NOT_MEASURED, joules, number
 
 SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
@@ -35,17 +35,15 @@ def summary_rows(report: Report) -> list[list[str]]:
                     _board(device),
                     energy.scope or NOT_MEASURED,
                     number(energy.mean_w),
-                    _mean(energy),
+                    joules(mean_of(energy.total_j_per_inference), energy.resolution_j_per_inference),
                     number(p50_ms),
                     number(p99_ms),
                 ]
             )
         if scenario.cell is not None:
             cell, answers = scenario.cell, scenario.answers
-            total = cell.total_j_per_answer
             what = f"{len(scenario.energies)} of {len(scenario.asked)} devices, node left out"
-            watts, per_answer = number(cell.mean_w), total.mean if total is not None else None
-            figures = [watts, joules(per_answer, cell.resolution_j_per_answer)]
+            figures = [number(cell.mean_w), joules(mean_of(cell.total_j_per_answer), cell.resolution_j_per_answer)]
             mark = "(SIMULATED)" if cell.is_simulated else ""
             rows.append(["cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
             rows += _whole_row(cell, answers)
@@ -151,8 +149,3 @@ def _board(device: DeviceReport) -> str:
     marks = ["guessed"] if device.is_board_guessed else []
     marks += ["SIMULATED"] if device.is_simulated else []
     return device.board.removeprefix("Jetson ") + (f" ({', '.join(marks)})" if marks else "")
-
-
-def _mean(energy: DeviceEnergy) -> str:
-    total = energy.total_j_per_inference
-    return joules(total.mean if total is not None else None, energy.resolution_j_per_inference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devit_profiling.figures.analysis import Report
+from devit_profiling.figures.interval import mean_of
 from devit_profiling.figures.thermal import SETTLED_C_PER_MIN, Sustained, ThermalComparison, ThermalFigures
 from devit_profiling.report.number_format import duration_text, interval, joules, number
 
@@ -56,12 +57,11 @@ def thermal_text(report: Report) -> str:
 
 
 def _row(device: ThermalComparison, title: str, figures: ThermalFigures) -> list[str]:
-    mean_j = figures.joules.mean if figures.joules is not None else None
     return [
         device.name,
         title,
         number(figures.temperature_c) if figures.temperature_c is not None else "",
-        joules(mean_j, device.resolution_j),
+        joules(mean_of(figures.joules), device.resolution_j),
         interval(figures.joules, device.resolution_j),
         number(figures.p50_ms),
         number(figures.p99_ms),

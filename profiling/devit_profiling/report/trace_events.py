@@ -99,7 +99,7 @@ def _order(event: Event) -> tuple[int, int]:
 
 
 def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
-    """Choose the first answers of every window, in order of their requests; tell how many others have a time."""
+    """Choose the first answers of every window, in order of their requests; count the others that have a time."""
     chosen, left_out = [], 0
     counts: dict[tuple[str, int], int] = {}
     for row in rows:
@@ -212,7 +212,7 @@ def _lane(lanes: dict[int, list[int]], pid: int, start_us: int, length_us: int) 
 
 
 def _counters(power: Power, axis: TimeAxis, pid: int) -> Iterable[Event]:
-    """Count every rail, and the total, in milliwatts; viewers stack what stands in one event, so each has its own."""
+    """Count every rail, and the total, in milliwatts; viewers stack the values of one event, so each has its own."""
     mark = f" {SIMULATED}" if power.is_simulated else ""
     for sample in power.log.samples:
         at_us = axis.device_us(power.device.name, sample.monotonic_ns)

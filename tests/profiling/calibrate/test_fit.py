@@ -276,9 +276,9 @@ def test_window_outside_of_what_was_calibrated_is_flagged(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     narrow = msgspec.structs.replace(found, high_w=(found.low_w + found.high_w) / 2)
     (energy,) = analyse(Evidence.read(calibrated_run(bench, narrow))).scenarios[0].energies
-    assert any("where this device was calibrated: calibrate again at this load" in flag for flag in energy.flags)
+    assert any("where this device was calibrated: calibrate again at this load" in text for text in energy.warnings)
     (energy,) = analyse(Evidence.read(calibrated_run(bench, found))).scenarios[0].energies
-    assert not any("calibrated" in flag for flag in energy.flags)
+    assert not any("calibrated" in text for text in energy.warnings)
 
 
 @pytest.fixture

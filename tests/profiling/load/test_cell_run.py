@@ -240,7 +240,7 @@ def test_unknown_and_repeated_names_are_refused(live_cell: LiveCell, tmp_path: P
 
 def test_pictures_that_run_out_are_refused(live_cell: LiveCell, tmp_path: Path) -> None:
     """An iterator that ends cannot fill a window."""
-    with live_cell.client() as client, pytest.raises(InputError, match="found no more"):
+    with live_cell.client() as client, pytest.raises(InputError, match="the images ended before the run did"):
         measure_cell(client, live_cell.fleet, live_cell.names, iter(PICTURES.items[:2]), SHORT, tmp_path, no_progress)
     assert list(tmp_path.iterdir()) == []
 

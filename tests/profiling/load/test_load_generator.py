@@ -83,11 +83,11 @@ def test_folder_gives_its_pictures_by_name_and_nothing_else(tmp_path: Path) -> N
         (tmp_path / name).write_bytes(name.encode())
     pictures = load_images([tmp_path])
     assert list(pictures) == [b"a.jpg", b"b.PNG"]
-    assert pictures.origin == "2 picture files, decoded on the devices"
+    assert pictures.origin == "2 image files, decoded on the devices"
 
 
 def test_missing_file_and_empty_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lost\.png: cannot be read"):
         load_images([tmp_path / "lost.png"])
-    with pytest.raises(InputError, match="expected picture files"):
+    with pytest.raises(InputError, match="no image files"):
         load_images([tmp_path])

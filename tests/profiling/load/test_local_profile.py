@@ -99,7 +99,7 @@ def test_engine_of_this_machine_has_joules_and_milliseconds_without_a_node(tmp_p
     assert scenario.answers.p50_ms is not None
     assert scenario.answers.p50_ms >= 5
     assert [row[0] for row in summary_rows(report)] == ["local"]
-    assert report.not_measured == ("node and network: they took no part, this machine was measured by itself",)
+    assert report.not_measured == ("node and network: not involved, as this machine alone was measured",)
     assert "no network, no fusion" in (folder / HTML_FILE).read_text()
 
 
