@@ -189,15 +189,16 @@ def local(
     Writes the same files as `cell`.
     Press Ctrl-C once to end the run early and keep what was measured.
     """
-    from devit_profiling.load.local_profile import LocalEngine, local_scenario, measure_local
+    from devit_engines.bench.child import engine_command
+    from devit_profiling.load.local_profile import local_scenario, measure_local
     from devit_profiling.load.schedule import planned_s
     from devit_profiling.record.calibration import default_folder
 
     plan = _plan(ctx.params)
-    engine = LocalEngine(bundle, submodel, store) if bundle is not None else None
-    _announce(planned_s(plan, [local_scenario(engine)]))
+    command = engine_command(bundle, submodel, store, 1, "built") if bundle is not None else ()
+    _announce(planned_s(plan, [local_scenario(command, submodel)]))
     with terminal.progress_bar(quiet=as_json) as progress:
-        folder = measure_local(engine, plan, out, progress, calibrations=calibrations or default_folder())
+        folder = measure_local(command, submodel, plan, out, progress, calibrations=calibrations or default_folder())
     _report(folder, as_json=as_json)
 
 

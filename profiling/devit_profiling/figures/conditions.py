@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from statistics import median
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
@@ -32,7 +34,12 @@ class Conditions(msgspec.Struct, frozen=True):
 
 def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device: str) -> Conditions:
     """Read the conditions of the windows among the phases of a scenario off the device's samples."""
-    windows = {phase.number: _inside(samples, phase, device) for phase in phases if phase.kind == WINDOW}
+    stamps_ns = np.array([sample.monotonic_ns for sample in samples], np.int64)
+    windows = {
+        phase.number: list(itertools.compress(samples, _inside(stamps_ns, phase, device)))
+        for phase in phases
+        if phase.kind == WINDOW
+    }
     chosen = [sample for window in windows.values() for sample in window]
     zone = _zone([sample.sample for sample in chosen])
     points = [
@@ -62,9 +69,11 @@ def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
     ]
 
 
-def _inside(samples: Sequence[StampedSample], phase: Phase, device: str) -> list[StampedSample]:
+def _inside(stamps_ns: npt.NDArray[np.int64], phase: Phase, device: str) -> npt.NDArray[np.bool_]:
+    """Mark the stamps in a phase, shape ``(n,)``."""
     start_ns, end_ns = phase.start.marks[device].monotonic_ns, phase.end.marks[device].monotonic_ns
-    return [sample for sample in samples if start_ns <= sample.monotonic_ns < end_ns]
+    marks: npt.NDArray[np.bool_] = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
+    return marks
 
 
 def _zone(samples: Sequence[Sample]) -> str:

@@ -50,14 +50,13 @@ def measure_cell(
     """Measure devices of a running cell, and write the raw files to a folder named by UTC time and devices.
 
     A device without a power sensor is measured in milliseconds alone. The node's machine is sampled where it is this
-    one and has a sensor. Ctrl-C or a lost link stop the sampling and end the run early: the folder holds what had been
-    measured by then, and says so. Where no phase had ended there is nothing to keep, and no folder; nor is there one
-    after a second Ctrl-C.
+    one and has a sensor. Ctrl-C or a lost link end the run early: the folder holds what had been measured by then, and
+    says so. There is no folder if no phase had ended, nor after a second Ctrl-C.
 
     Args:
         client: Connected to the fleet's node.
         fleet: Whose devices the names are; its extras become part of the run.
-        device_names: Devices to measure, each once; the cell's other devices answer too where all work together.
+        device_names: Devices to measure, each once; the others answer too where all work together.
         pictures: Images to send, in turn: a list that is repeated, or an endless iterator.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
@@ -65,8 +64,7 @@ def measure_cell(
         calibrations: Folder with calibrations of devices, which become part of the run; none by default.
 
     Raises:
-        InputError: A name is not in the fleet or given twice, there is no image, an image is refused, or ``out``
-            cannot be written.
+        InputError: A name is unknown or given twice, an image is missing or refused, or ``out`` cannot be written.
         ManifestError: A calibration breaks its format, or is of another board.
         LinkError: The node or a device does not answer, or a device's link is lost before the end of the first phase.
     """
@@ -97,8 +95,7 @@ def measure_cell(
         extras=tuple(fleet.extra),
         undivided=measurement.undivided,
     )
-    lines = {device: tuple(lines) for device, lines in measurement.sampling.lines.items()} | {NODE: node.lines}
-    write_recording(out / name, Recording(run, lines, measurement.answers))
+    write_recording(out / name, Recording(run, measurement.lines | {NODE: node.lines}, measurement.answers))
     return out / name
 
 

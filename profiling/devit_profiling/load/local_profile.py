@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from msgspec import structs
 from devit_contract.artefacts.files import make_folder
 from devit_contract.errors import EnergyError, EngineError
 from devit_contract.service.progress import Progress
-from devit_engines.bench.child import engine_command
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
 from devit_profiling.load.schedule import Watch
 from devit_profiling.record.record import LOCAL, CutShort, Plan, Scenario
@@ -21,28 +19,9 @@ from devit_profiling.record.run_folder import write_recording
 from devit_profiling.sensor.local_sampler import LocalSampler
 
 
-@dataclass(frozen=True)
-class LocalEngine:
-    """The engine that runs back to back."""
-
-    bundle: Path
-    """Its folder."""
-    submodel: int = 0
-    store: Path | None = None
-    """Engine store; by default the user's."""
-    threads: int = 1
-    """CPU threads of ONNX Runtime."""
-    kind: str = "built"
-    """Or ``busy:MS``, as ``devit_engines.bench.worker`` takes it."""
-
-    @property
-    def command(self) -> Sequence[str]:
-        """Starts the engine's process."""
-        return engine_command(self.bundle, self.submodel, self.store, self.threads, self.kind)
-
-
 def measure_local(
-    engine: LocalEngine | None,
+    engine_command: Sequence[str],
+    submodel: int,
     plan: Plan,
     out: Path,
     progress: Progress,
@@ -56,7 +35,8 @@ def measure_local(
     rest. Ctrl-C, or an engine that fails, ends the run early: what had been measured by then is kept.
 
     Args:
-        engine: What runs; nothing by default.
+        engine_command: What :func:`~devit_engines.bench.child.engine_command` makes; empty: no engine runs.
+        submodel: Which one the engine runs.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the seconds that are done and planned, and the phase.
@@ -76,9 +56,9 @@ def measure_local(
     make_folder(out)  # fails now, not after minutes of measuring
     started = datetime.now(timezone.utc)
     folder = out / f"{started:%Y%m%dT%H%M%SZ}-{LOCAL}"
-    if engine is None:
+    if not engine_command:
         plan = structs.replace(plan, has_idle_after=False)
-    scenario = local_scenario(engine)
+    scenario = local_scenario(engine_command, submodel)
     with ExitStack() as stack:
         sampler, sensor_error = None, ""
         try:
@@ -86,33 +66,31 @@ def measure_local(
             wait_for_first_sample(sampler, plan.interval_ms)
         except EnergyError as err:
             sensor_error = str(err)
-            if engine is None:
+            if not engine_command:
                 raise EnergyError(f"{sensor_error}; --bundle DIR measures latency all the same") from err
-        submodel = engine.submodel if engine is not None else 0
         measurement = LocalMeasurement(LOCAL, submodel, plan, sampler, calibrations)
-        cut_short = _measure(measurement, scenario, engine, Watch(progress, plan, scenario))
+        cut_short = _measure(measurement, scenario, engine_command, Watch(progress, plan, scenario))
     recording = measurement.recording(folder.name, started, [scenario], sensor_error=sensor_error, cut_short=cut_short)
     write_recording(folder, recording)
     return folder
 
 
-def local_scenario(engine: LocalEngine | None) -> Scenario:
+def local_scenario(engine_command: Sequence[str], submodel: int) -> Scenario:
     """Describe what runs, for a plan's length and the report."""
-    if engine is None:
-        return Scenario(f"{LOCAL} at rest", 1, LOCAL, is_idle=True)
-    return Scenario(LOCAL, 1 << engine.submodel, LOCAL)
+    is_idle = not engine_command
+    return Scenario(f"{LOCAL} at rest" if is_idle else LOCAL, 1 << submodel, LOCAL, is_idle=is_idle)
 
 
 def _measure(
-    measurement: LocalMeasurement, scenario: Scenario, engine: LocalEngine | None, watch: Watch
+    measurement: LocalMeasurement, scenario: Scenario, engine_command: Sequence[str], watch: Watch
 ) -> CutShort | None:
     """Take all phases; an early end is returned if there is anything to keep, else raised."""
     cut_short = None
     try:
-        if engine is None:
-            measurement.measure_idle(scenario, watch.show)
+        if engine_command:
+            measurement.measure(scenario, engine_command, watch.show)
         else:
-            measurement.measure(scenario, engine.command, watch.show)
+            measurement.measure_idle(scenario, watch.show)
     except (KeyboardInterrupt, EngineError) as err:
         if not measurement.phases:
             raise

@@ -37,6 +37,7 @@ from devit_profiling.record.record import (
     Scenario,
     UndividedRecord,
 )
+from devit_profiling.sensor.tegrastats import StampedLine
 
 # Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
 _MARGIN_S = 0.02
@@ -84,6 +85,11 @@ class Measurement:
             )
             for device in self._devices
         )
+
+    @property
+    def lines(self) -> dict[str, tuple[StampedLine, ...]]:
+        """By device, what its sampler has printed."""
+        return {device: tuple(lines) for device, lines in self.sampling.lines.items()}
 
     @property
     def answers(self) -> tuple[AnswerRow, ...]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from devit_profiling.figures.analysis import Report
 
 Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="Print it as JSON on standard output.", rich_help_panel="Output")
+    bool,
+    typer.Option("--json", metavar="", help="Print JSON on standard output.", rich_help_panel="Output"),
 ]
 
 

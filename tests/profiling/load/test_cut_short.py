@@ -49,7 +49,7 @@ def test_signal_ends_the_command_with_130_and_a_whole_report(
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     (folder,) = tmp_path.iterdir()
-    assert "note: the run was cut short in 'jetson" in output
+    assert "warning: the run was cut short in 'jetson" in output
     assert output.endswith(f"report: {folder / 'report.html'}\n")
     before = [(folder / name).read_bytes() for name in OUTPUTS]
     write_report(folder)

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EnergyError
 from devit_contract.service.progress import no_progress
+from devit_engines.bench.child import engine_command
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
 from devit_profiling.cli import app
-from devit_profiling.load.local_profile import LocalEngine, measure_local
+from devit_profiling.load.local_profile import measure_local
 from devit_profiling.record.record import IDLE, IDLE_AFTER, WARM_UP, WINDOW, Plan
 from devit_profiling.record.run_folder import read_recording
 from devit_profiling.report.report import HTML_FILE, OUTPUTS, write_report
@@ -40,7 +41,7 @@ SHORT = Plan(
 
 
 def test_machine_at_rest_gives_idle_power_and_says_that_there_is_no_more(tmp_path: Path) -> None:
-    folder = measure_local(None, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
+    folder = measure_local((), 0, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
     report = write_report(folder)
     (scenario,), (device,) = report.scenarios, report.devices
     (energy,) = scenario.energies
@@ -64,7 +65,7 @@ def test_machine_at_rest_gives_idle_power_and_says_that_there_is_no_more(tmp_pat
 
 def test_machine_without_sensor_and_engine_has_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(EnergyError, match=r"cannot be started.*; --bundle DIR measures latency all the same"):
-        measure_local(None, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"])
+        measure_local((), 0, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,8 +85,8 @@ def test_options_of_a_cell_and_of_this_machine_exclude_each_other(arguments: lis
 
 @pytest.mark.system
 def test_engine_of_this_machine_has_joules_and_milliseconds_without_a_node(tmp_path: Path) -> None:
-    engine = LocalEngine(TINY, submodel=1, kind="busy:5")
-    folder = measure_local(engine, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
+    engine = engine_command(TINY, 1, None, 1, "busy:5")
+    folder = measure_local(engine, 1, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
     report = write_report(folder)
     phases = read_recording(folder).run.phases
     assert [phase.kind for phase in phases] == [IDLE, WARM_UP, WINDOW, WINDOW, IDLE_AFTER]
@@ -105,8 +106,10 @@ def test_engine_of_this_machine_has_joules_and_milliseconds_without_a_node(tmp_p
 
 @pytest.mark.system
 def test_engine_without_a_sensor_has_milliseconds_alone(tmp_path: Path) -> None:
-    engine = LocalEngine(TINY, kind="busy:5")
-    report = write_report(measure_local(engine, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"]))
+    engine = engine_command(TINY, 0, None, 1, "busy:5")
+    report = write_report(
+        measure_local(engine, 0, SHORT, tmp_path, no_progress, sensor_command=["/nowhere/tegrastats"])
+    )
     assert "cannot be started" in report.devices[0].not_measured
     assert report.scenarios[0].energies[0].mean_w is None
     assert report.scenarios[0].answers.p50_ms is not None
@@ -119,8 +122,8 @@ def test_interrupt_keeps_the_windows_that_have_ended(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     plan = structs.replace(SHORT, windows=1000, duration_s=0.3)
-    engine = LocalEngine(TINY, kind="busy:5")
-    folder = measure_local(engine, plan, tmp_path, interrupt, sensor_command=SIMULATOR)
+    engine = engine_command(TINY, 0, None, 1, "busy:5")
+    folder = measure_local(engine, 0, plan, tmp_path, interrupt, sensor_command=SIMULATOR)
     report = write_report(folder)
     assert report.cut_short is not None
     assert report.cut_short.is_interrupt
