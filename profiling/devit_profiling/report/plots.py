@@ -1,4 +1,7 @@
-"""The figures of a report: power over time, energy, latency, and where the time of an answer went."""
+"""The figures of a report: power over time, energy, latency, and where the time of an answer went.
+
+The name of a figure is unique in its page; identifiers begin with it.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,7 @@ _WIDTH_IN = 6.6
 
 
 def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) -> str:
-    """Draw a device's rails and total over the whole run.
-
-    Args:
-        name: Unique in the page; identifiers begin with it.
-        power: The device's samples, at least one.
-        phases: Their bands are shaded, by the device's own marks.
-        axis: Common to all devices of the page.
-    """
+    """Draw a device's rails and total over the whole run, with a shaded band for each phase; from one sample on."""
     device, samples = power.device.name, power.log.samples
     with Canvas(name, height_in=3.0) as canvas:
         axes = canvas.axes
@@ -71,7 +67,7 @@ def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
     """Draw joules per inference as bars, total and above idle, with their 95 % intervals.
 
     Args:
-        name: Unique in the page.
+        name: Of the figure.
         energies: Titles, and figures of devices that have any; at least one.
     """
     estimates = [
@@ -98,12 +94,7 @@ def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
 
 
 def latency_svg(name: str, rows: Mapping[str, Sequence[AnswerRow]]) -> str:
-    """Draw the share of answers over latency, a curve per scenario.
-
-    Args:
-        name: Unique in the page.
-        rows: Scenario to its answers; failed ones are left out.
-    """
+    """Draw the share of answers over latency, a curve per scenario; failed answers are left out."""
     with Canvas(name, height_in=2.8) as canvas:
         axes = canvas.axes
         for (scenario, answers), colour in zip(rows.items(), _CURVE_COLOURS * 8, strict=False):
@@ -125,7 +116,7 @@ def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]])
     """Draw how long features took to arrive, a histogram a device, with p50, p95 and p99.
 
     Args:
-        name: Unique in the page.
+        name: Of the figure.
         arrivals_ms: Device to its times, each shape ``(n,)`` with n at least 1; at least one device.
     """
     low_ms = max(min(float(times_ms.min()) for times_ms in arrivals_ms.values()), 1e-3)
@@ -150,12 +141,7 @@ def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]])
 
 
 def parts_svg(name: str, parts: Mapping[str, TimeParts]) -> str:
-    """Draw where the mean time of an answer went, a bar a scenario.
-
-    Args:
-        name: Unique in the page.
-        parts: By scenario; at least one.
-    """
+    """Draw where the mean time of an answer went, a bar for each of at least one scenario."""
     titles = {
         "client and network": "client_ms",
         "queue at the node": "queue_ms",
