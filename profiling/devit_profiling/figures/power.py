@@ -54,7 +54,7 @@ class Power:
     @property
     def step_mw(self) -> tuple[float, ...]:
         """What one step of the converter of each rail makes in the total, in milliwatts."""
-        return tuple(self.gain * step_mw for step_mw in self.board.total_step_mw) if self.board is not None else ()
+        return tuple(self.gain * step_mw for step_mw in self.board.total_lsb_mw) if self.board is not None else ()
 
     def fixed_95_w(self, mean_w: float) -> float:
         """Half-width of 95 % in watts of what is wrong alike in all windows of a mean power, and that is known of.
@@ -115,7 +115,7 @@ def _why_no_total(device: DeviceRecord, log: Log, board: Board | None, *, has_to
     if not log.samples:
         if device.sensor_problem:
             return device.sensor_problem
-        return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats or hwmon-power"
+        return f"{log.unparsed_lines} lines came from the sampler, none of them is a sample of tegrastats or hwmon-power"
     if has_total:
         return ""
     return why_no_total(board, device.description.board_model, rail_names(log))

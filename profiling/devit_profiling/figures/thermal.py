@@ -16,7 +16,7 @@ from devit_profiling.figures.interval import Estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Phase, Plan, Scenario
 from devit_profiling.sensor.sensor_lines import parse_sensor_log
-from devit_profiling.sensor.tegrastats import StampedLine, StampedSample
+from devit_profiling.sensor.tegrastats import PowerLine, StampedSample
 
 SETTLED_C_PER_MIN = 0.5
 """Largest slope of a temperature that counts as settled. A board that warms with a time constant of 1.5 min, as the
@@ -26,7 +26,7 @@ LAST_WINDOWS, LAST_S = 3, 30.0
 CELL = "cell"
 _READINGS = 100
 
-_Stamped = TypeVar("_Stamped", StampedLine, StampedSample)
+_Stamped = TypeVar("_Stamped", PowerLine, StampedSample)
 
 
 class ThermalFigures(msgspec.Struct, frozen=True):
@@ -91,7 +91,7 @@ def cold_and_hot(windows: Sequence[Phase], plan: Plan) -> tuple[Sequence[Phase],
     return windows[:count], windows[len(windows) - count :]
 
 
-def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan) -> bool:
+def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]], plan: Plan) -> bool:
     """Check whether all temperatures were steady over the last windows.
 
     Args:
@@ -147,8 +147,8 @@ def _is_flat(slopes_c_per_min: Iterable[float | None]) -> bool:
 
 def _thinned(stamped: Sequence[_Stamped], windows: Sequence[Phase], device: str) -> Sequence[_Stamped]:
     """Choose some hundred readings of neighbouring windows: enough for a line, and quick while a cell is measured."""
-    start_ns = windows[0].start.marks[device].monotonic_ns
-    end_ns = windows[-1].end.marks[device].monotonic_ns
+    start_ns = windows[0].start.snapshots[device].monotonic_ns
+    end_ns = windows[-1].end.snapshots[device].monotonic_ns
     inside = [each for each in stamped if start_ns <= each.monotonic_ns < end_ns]
     return inside[:: max(1, len(inside) // _READINGS)]
 

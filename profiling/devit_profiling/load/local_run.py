@@ -26,7 +26,7 @@ from devit_profiling.record.record import (
     AnswerRow,
     CutShort,
     DeviceRecord,
-    Edge,
+    Boundary,
     Phase,
     Plan,
     Recording,
@@ -103,7 +103,7 @@ class LocalMeasurement:
         self.wait(self._plan.settle_s)
         for number in range(1, self._plan.windows + 1):
             show(f"{WINDOW} {number} of {self._plan.windows}")
-            start = self._edge(time.monotonic_ns())
+            start = self._boundary(time.monotonic_ns())
             self.wait(self._plan.duration_s)
             self._end_phase(scenario, WINDOW, number, start, time.monotonic_ns())
 
@@ -177,12 +177,12 @@ class LocalMeasurement:
     def _rest(self, scenario: Scenario, kind: str, duration_s: float, show: Callable[[str], None]) -> None:
         if duration_s > 0:
             show(kind)
-            start = self._edge(time.monotonic_ns())
+            start = self._boundary(time.monotonic_ns())
             self.wait(duration_s)
             self._end_phase(scenario, kind, OUTSIDE, start, time.monotonic_ns())
 
     def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint]) -> None:
-        start = self._edge(stints[0].start_ns)
+        start = self._boundary(stints[0].start_ns)
         for stint in stints:
             sent_ns = stint.start_ns
             for taken_us in stint.taken_us:
@@ -192,13 +192,13 @@ class LocalMeasurement:
             self._busy_ns += stint.end_ns - stint.start_ns
         self._end_phase(scenario, kind, number, start, stints[-1].end_ns)
 
-    def _end_phase(self, scenario: Scenario, kind: str, number: int, start: Edge, end_ns: int) -> None:
-        self.phases.append(Phase(scenario.name, kind, number, start, self._edge(end_ns)))
+    def _end_phase(self, scenario: Scenario, kind: str, number: int, start: Boundary, end_ns: int) -> None:
+        self.phases.append(Phase(scenario.name, kind, number, start, self._boundary(end_ns)))
 
-    def _edge(self, at_ns: int) -> Edge:
+    def _boundary(self, at_ns: int) -> Boundary:
         """Mark a moment: engine, sampler and this process share a clock."""
-        mark = Mark(at_ns, self._inferences, self._busy_ns)
-        return Edge(at_ns, {self._name: mark}, {self._name: (at_ns, at_ns)})
+        snapshot = Mark(at_ns, self._inferences, self._busy_ns)
+        return Boundary(at_ns, {self._name: snapshot}, {self._name: (at_ns, at_ns)})
 
     def _row(self, scenario: Scenario, window: int, taken_us: int, sent_ns: int) -> AnswerRow:
         """Note an inference as an answer: there is no network, no queue and nothing to decode."""

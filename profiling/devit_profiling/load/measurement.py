@@ -1,4 +1,4 @@
-"""Takes a cell through the phases of its scenarios, and gathers what comes: marks, answers and power samples."""
+"""Takes a cell through the phases of its scenarios, and gathers what comes: snapshots, answers and power samples."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from devit_profiling.record.record import (
     AnswerRow,
     CutShort,
     DeviceRecord,
-    Edge,
+    Boundary,
     Phase,
     Plan,
     Scenario,
     UndividedRecord,
 )
-from devit_profiling.sensor.tegrastats import StampedLine
+from devit_profiling.sensor.tegrastats import PowerLine
 
 # Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
 _MARGIN_S = 0.02
@@ -87,7 +87,7 @@ class Measurement:
         )
 
     @property
-    def lines(self) -> dict[str, tuple[StampedLine, ...]]:
+    def lines(self) -> dict[str, tuple[PowerLine, ...]]:
         """By device, what its sampler has printed."""
         return {device: tuple(lines) for device, lines in self.sampling.lines.items()}
 
@@ -132,12 +132,12 @@ class Measurement:
     def _run_undivided(self, driver: UndividedDriver, watch: Watch) -> None:
         """Have the undivided model run back to back: the warm-up, then window by window."""
         plan, name = self._plan, self._scenario.device
-        start = self._edge()
+        start = self._boundary()
         driver.run()
         for window in range(plan.windows + 1):
             kind, length_s = (WINDOW, plan.duration_s + _MARGIN_S) if window else (WARM_UP, plan.warm_up_s)
-            least = start.marks[name].inferences + (0 if window else plan.warm_up_answers)
-            while _since_s(start) < length_s or driver.mark().inferences < least:
+            least = start.snapshots[name].inferences + (0 if window else plan.warm_up_answers)
+            while _since_s(start) < length_s or driver.snapshot().inferences < least:
                 watch.show(f"{WINDOW} {window} of {plan.windows}" if window else WARM_UP)
                 self.sampling.wait(max(0.001, min(STEP_S, length_s - _since_s(start))))
             start = self._end_phase(kind, window, start)
@@ -147,16 +147,16 @@ class Measurement:
         """Let the cell idle."""
         if duration_s == 0:
             return
-        start = self._edge()
+        start = self._boundary()
         while (passed_s := _since_s(start)) < duration_s + _MARGIN_S:
             watch.show(kind)
             self.sampling.wait(min(STEP_S, duration_s + _MARGIN_S - passed_s))
         self._end_phase(kind, OUTSIDE, start)
 
     def _load(self, pictures: Iterator[Picture], watch: Watch) -> None:
-        """Send requests without a pause: the warm-up, then window by window; neighbouring phases share an edge."""
+        """Send requests without a pause: the warm-up, then window by window; neighbouring phases share an boundary."""
         plan, scenario = self._plan, self._scenario
-        start, window, answers, is_loading = self._edge(), OUTSIDE, 0, True
+        start, window, answers, is_loading = self._boundary(), OUTSIDE, 0, True
         wanted = itertools.takewhile(lambda _: is_loading, pictures)
         with closing(send_requests(self._client, wanted, plan, scenario.mask)) as answered:
             for answer, sent in answered:
@@ -183,29 +183,29 @@ class Measurement:
             return False
         return not is_settled(windows, self.sampling.lines, plan)
 
-    def _end_phase(self, kind: str, number: int, start: Edge) -> Edge:
+    def _end_phase(self, kind: str, number: int, start: Boundary) -> Boundary:
         """Note the phase that ends now, and give its end."""
-        end = self._edge()
+        end = self._boundary()
         self.phases.append(Phase(self._scenario.name, kind, number, start, end))
         self._done = max(self._done, number)
         return end
 
-    def _edge(self) -> Edge:
-        """Have every device mark this moment."""
-        marks, asked_ns = {}, {}
+    def _boundary(self) -> Boundary:
+        """Have every device snapshot this moment."""
+        snapshots, asked_ns = {}, {}
         for device in self._devices:
             before_ns = time.monotonic_ns()
-            marks[device.name] = self._mark(device.name)
+            snapshots[device.name] = self._snapshot(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self.sampling.collect()
         now_ns = time.monotonic_ns()
-        marks[NODE] = Mark(now_ns, self._answered, 0)  # this machine's own, for the node's power where it runs here
-        return Edge(now_ns, marks, asked_ns)
+        snapshots[NODE] = Mark(now_ns, self._answered, 0)  # this machine's own, for the node's power where it runs here
+        return Boundary(now_ns, snapshots, asked_ns)
 
-    def _mark(self, device: str) -> Mark:
-        """Ask for a mark that counts what the scenario is about."""
+    def _snapshot(self, device: str) -> Mark:
+        """Ask for a snapshot that counts what the scenario is about."""
         if self._driver is not None and self._scenario.is_undivided and self._scenario.device == device:
-            return self._driver.mark()
+            return self._driver.snapshot()
         return self._client.mark(device)
 
 
@@ -213,8 +213,8 @@ def _window_text(scenario: Scenario, window: int, plan: Plan) -> str:
     return f"{WINDOW} {window}" + ("" if is_sustained(scenario, plan) else f" of {plan.windows}")
 
 
-def _since_s(edge: Edge) -> float:
-    return (time.monotonic_ns() - edge.desk_ns) / 1e9
+def _since_s(boundary: Boundary) -> float:
+    return (time.monotonic_ns() - boundary.host_ns) / 1e9
 
 
 def _row(scenario: Scenario, window: int, answer: Answer, sent: Sent) -> AnswerRow:

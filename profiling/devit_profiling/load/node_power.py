@@ -13,7 +13,7 @@ from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import Description, SamplingCost
 from devit_profiling.record.record import NODE, DeviceRecord
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sensor.tegrastats import StampedLine
+from devit_profiling.sensor.tegrastats import PowerLine
 
 ELSEWHERE = (
     "the node runs on another machine than profile: run profile there, or state its watts as [[extra]] in the fleet "
@@ -45,7 +45,7 @@ class NodePower:
                 self._error = str(err)
 
     @property
-    def lines(self) -> tuple[StampedLine, ...]:
+    def lines(self) -> tuple[PowerLine, ...]:
         """All lines so far."""
         return tuple(self._sampler.lines) if self._sampler is not None else ()
 

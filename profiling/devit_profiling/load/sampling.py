@@ -10,7 +10,7 @@ from devit_contract.errors import LinkError
 from devit_contract.wire.client import Client
 from devit_contract.wire.messages import SamplingCost
 from devit_profiling.load.schedule import STEP_S
-from devit_profiling.sensor.tegrastats import StampedLine
+from devit_profiling.sensor.tegrastats import PowerLine
 
 _FIRST_LINE_S = 5.0
 # Real periods are up to 9 % longer than the interval.
@@ -22,7 +22,7 @@ class Sampling:
 
     def __init__(self, client: Client, devices: Iterable[str], interval_ms: int) -> None:
         """Keep whom to ask for samples, and how often they take them; nothing is started yet."""
-        self.lines: dict[str, list[StampedLine]] = {device: [] for device in devices}
+        self.lines: dict[str, list[PowerLine]] = {device: [] for device in devices}
         self.errors: dict[str, str] = {}
         """Device to why there are no power samples, or no more."""
         self.costs: dict[str, SamplingCost] = {}
@@ -71,7 +71,7 @@ class Sampling:
         for telemetry in self._client.take_telemetry():
             if telemetry.device not in self.lines:
                 continue
-            self.lines[telemetry.device] += [StampedLine(line.monotonic_ns, line.text) for line in telemetry.lines]
+            self.lines[telemetry.device] += [PowerLine(line.monotonic_ns, line.text) for line in telemetry.lines]
             if telemetry.ended:
                 self.errors[telemetry.device] = telemetry.ended
                 self._running.discard(telemetry.device)

@@ -68,7 +68,7 @@ class UndividedDriver:
             window = UndividedWindow(number, state.inferences, state.p50_ms, state.p95_ms, state.p99_ms)
             self.record = structs.replace(self.record, windows=(*self.record.windows, window))
 
-    def mark(self) -> Mark:
-        """Ask for a mark that counts this model instead of the submodel."""
-        mark = self._client.mark(self._device)
-        return structs.replace(mark, inferences=mark.undivided_inferences, busy_ns=mark.undivided_busy_ns)
+    def snapshot(self) -> Mark:
+        """Ask for a snapshot that counts this model instead of the submodel."""
+        snapshot = self._client.mark(self._device)
+        return structs.replace(snapshot, inferences=snapshot.undivided_inferences, busy_ns=snapshot.undivided_busy_ns)

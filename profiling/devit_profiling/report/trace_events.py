@@ -137,21 +137,21 @@ def _slice(name: str, pid: int, tid: int, start_us: int, end_us: int, cat: str, 
 
 
 def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int]) -> Iterable[Event]:
-    """Draw scenarios and phases on the client machine's clock, and phases by every device's own marks."""
+    """Draw scenarios and phases on the client machine's clock, and phases by every device's own snapshots."""
     phases = recording.run.phases
     for scenario in recording.run.scenarios:
         inside = [phase for phase in phases if phase.scenario == scenario.name]
         if inside:
-            start_us, end_us = axis.desk_us(inside[0].start.desk_ns), axis.desk_us(inside[-1].end.desk_ns)
+            start_us, end_us = axis.host_us(inside[0].start.host_ns), axis.host_us(inside[-1].end.host_ns)
             yield _slice(scenario.name, CLIENT_PID, PHASES_TID, start_us, end_us, "scenario")
     for phase in phases:
         title, args = _phase_title(phase), {"scenario": phase.scenario}
-        start_us, end_us = axis.desk_us(phase.start.desk_ns), axis.desk_us(phase.end.desk_ns)
+        start_us, end_us = axis.host_us(phase.start.host_ns), axis.host_us(phase.end.host_ns)
         yield _slice(title, CLIENT_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
         for name in axis.clocks:
-            start_us = axis.device_us(name, phase.start.marks[name].monotonic_ns)
-            end_us = axis.device_us(name, phase.end.marks[name].monotonic_ns)
-            done = phase.end.marks[name].inferences - phase.start.marks[name].inferences
+            start_us = axis.device_us(name, phase.start.snapshots[name].monotonic_ns)
+            end_us = axis.device_us(name, phase.end.snapshots[name].monotonic_ns)
+            done = phase.end.snapshots[name].inferences - phase.start.snapshots[name].inferences
             yield _slice(title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
 
 
@@ -166,7 +166,7 @@ def _answer_slices(
     lanes: dict[int, list[int]] = {}
     for number, row in enumerate(rows, 1):
         assert row.sent_ns is not None  # chosen so
-        start_us = axis.desk_us(row.sent_ns)
+        start_us = axis.host_us(row.sent_ns)
         latency_us = round(row.latency_ms * 1000)
         node_us = row.wait_us + row.collect_us + row.fuse_us
         title = f"answer {number}"

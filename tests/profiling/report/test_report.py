@@ -189,7 +189,7 @@ def test_each_log_is_parsed_once_and_the_clocks_are_fitted_once(
     parse, fit = power.parse_sensor_log, clocks.fit_clock
     parsed, fitted = [], []
     monkeypatch.setattr(power, "parse_sensor_log", lambda lines: (parsed.append(len(lines)), parse(lines))[1])
-    monkeypatch.setattr(clocks, "fit_clock", lambda edges, name: (fitted.append(name), fit(edges, name))[1])
+    monkeypatch.setattr(clocks, "fit_clock", lambda boundaries, name: (fitted.append(name), fit(boundaries, name))[1])
     write_report(two_devices.write(tmp_path / "run"))
     assert parsed == [481, 481]
     assert fitted == ["jetson1", "jetson2"]
