@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 import torch
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.files import check_replaceable, write_bytes
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
-from devit_decompose.data.images import UInt8Array
 from devit_decompose.data.splits import Dataset, Split, load_dataset
 from devit_decompose.decomposition import FILE_NAME, Decomposition, StageRecord
 from devit_decompose.models.model import Model

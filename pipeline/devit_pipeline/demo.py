@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.files import check_replaceable, make_folder, read_tensors
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
@@ -44,9 +45,6 @@ _VICTIM = 2
 """Index of the agent that is killed."""
 _PROFILED = ("jetson1", "jetson2")
 _TEACHER_BATCH = 50
-
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
 
 
 class Figures(msgspec.Struct, frozen=True):
