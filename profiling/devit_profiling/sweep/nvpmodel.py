@@ -20,6 +20,7 @@ import msgspec
 
 from devit_contract.artefacts.files import make_folder, read_json, write_json
 from devit_contract.errors import DevitError, EnergyError, InputError
+from devit_contract.machine import PowerMode
 from devit_profiling.sensor.state_folder import held
 
 STATE_FILE = "power-mode.json"
@@ -30,17 +31,6 @@ ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 class RebootError(EnergyError):
     """A mode that only a reboot can bring."""
-
-
-class PowerMode(msgspec.Struct, frozen=True):
-    """A mode as the board calls it; numbers mean something else on every board."""
-
-    number: int
-    name: str
-
-    def __str__(self) -> str:
-        """For people: ``mode 0 (MAXN)``."""
-        return f"mode {self.number} ({self.name})"
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
