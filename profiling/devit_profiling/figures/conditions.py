@@ -64,7 +64,7 @@ _JUNCTION = "tj"
 
 
 def _samples(log: Log, phase: Phase, device: str) -> list[StampedSample]:
-    start_ns, end_ns = phase.start.marks[device].monotonic_ns, phase.end.marks[device].monotonic_ns
+    start_ns, end_ns = phase.start.snapshots[device].monotonic_ns, phase.end.snapshots[device].monotonic_ns
     return [sample for sample in log.samples if start_ns <= sample.monotonic_ns < end_ns]
 
 

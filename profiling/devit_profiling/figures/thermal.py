@@ -133,8 +133,8 @@ def _span(plan: Plan) -> int:
 
 def _slope_c_per_min(device: str, lines: Sequence[StampedLine], windows: Sequence[Phase]) -> float | None:
     """Fit the zone's readings in neighbouring windows; few lines are enough, for somebody waits."""
-    start_ns = windows[0].start.marks[device].monotonic_ns
-    end_ns = windows[-1].end.marks[device].monotonic_ns
+    start_ns = windows[0].start.snapshots[device].monotonic_ns
+    end_ns = windows[-1].end.snapshots[device].monotonic_ns
     inside = [line for line in lines if start_ns <= line.monotonic_ns < end_ns]
     log = parse_sensor_log(inside[:: max(1, len(inside) // _LINES)])
     return conditions(log, windows, device).temperature_slope_c_per_min

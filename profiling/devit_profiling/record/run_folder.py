@@ -91,10 +91,10 @@ def _check_run(path: Path, run: Run) -> None:
     if not devices or not scenarios:
         raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
     for number, phase in enumerate(run.phases):
-        for edge in (phase.start, phase.end):
-            if missing := devices - edge.marks.keys():
+        for boundary in (phase.start, phase.end):
+            if missing := devices - boundary.snapshots.keys():
                 raise ManifestError(
-                    f"{path}: phases[{number}]: expected a mark of {', '.join(sorted(missing))}: {_HINT}"
+                    f"{path}: phases[{number}]: expected a snapshot of {', '.join(sorted(missing))}: {_HINT}"
                 )
         if phase.scenario not in scenarios:
             raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")

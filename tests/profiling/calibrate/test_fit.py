@@ -119,11 +119,11 @@ def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: Fak
         report = analyse(calibrated_run(bench, found))
         (energy,) = report.scenarios[0].energies
         phases = [phase for phase in read_recording(bench.run).run.phases if phase.kind in (IDLE, WINDOW)]
-        edges_s = [
-            (edge.marks["jetson1"].monotonic_ns / 1e9 - CLOCK_S for edge in (phase.start, phase.end))
+        boundaries_s = [
+            (boundary.snapshots["jetson1"].monotonic_ns / 1e9 - CLOCK_S for boundary in (phase.start, phase.end))
             for phase in phases
         ]
-        idle_w, *true_w = [bench.true_w(*ends_s) for ends_s in edges_s]
+        idle_w, *true_w = [bench.true_w(*ends_s) for ends_s in boundaries_s]
         mean_true_w = sum(true_w) / len(true_w)
         assert energy.mean_w is not None
         assert energy.idle_w is not None

@@ -256,10 +256,10 @@ def test_folder_without_a_run_is_told_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "text"),
     [
-        ("run.json", '"schema": 1', '"schema": 2', "field schema: expected 1, found 2"),
+        ("run.json", '"schema": 2', '"schema": 3', "field schema: expected 2, found 3"),
         ("run.json", '"windows": 2', '"windows": "two"', "field plan.windows"),
         ("run.json", '"kind": "window"', '"kind": "door"', "kind: expected one of"),
-        ("run.json", '"jetson1": {', '"jetson7": {', "expected a mark of jetson1"),
+        ("run.json", '"jetson1": {', '"jetson7": {', "expected a snapshot of jetson1"),
         ("run.json", "{", "", "not a JSON file"),
         ("latency.csv", "scenario,window", "window,scenario", "expected the columns"),
         ("latency.csv", ",full,", ",splendid,", "line 2"),

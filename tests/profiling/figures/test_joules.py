@@ -91,7 +91,7 @@ def test_clock_that_goes_backwards_costs_its_window_one_sentence(fake_run: FakeR
     recording = fake_run.recording()
     phases = list(recording.run.phases)
     last = next(place for place, phase in enumerate(phases) if phase.number == 2)
-    end = msgspec.structs.replace(phases[last].end, marks={"jetson1": Mark(5_000_000_000, 3, 0)})
+    end = msgspec.structs.replace(phases[last].end, snapshots={"jetson1": Mark(5_000_000_000, 3, 0)})
     phases[last] = msgspec.structs.replace(phases[last], end=end)
     run = msgspec.structs.replace(recording.run, phases=tuple(phases))
     (energy,) = analyse_recording(replace(recording, run=run)).scenarios[0].energies
