@@ -21,7 +21,7 @@ from devit_contract.service.journal import Log
 from devit_contract.service.progress import no_progress
 from devit_contract.wire.client import Client
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import Description, DeviceTiming, Mark
+from devit_contract.wire.messages import Description, DeviceTiming, Mark, PowerLine
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
 from devit_profiling.load.cell_run import run_profile
@@ -48,7 +48,6 @@ from devit_profiling.record.record import (
 )
 from devit_profiling.record.run_folder import write_recording
 from devit_profiling.sensor.board_table import BOARDS
-from devit_profiling.sensor.tegrastats import StampedLine
 from devit_profiling.simulator.board import SimulatedBoard
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
@@ -224,7 +223,7 @@ def _power_mw(device: FakeDevice, time_s: float) -> int:
     return device.windows_mw[-1] if time_s < boundaries_s[-2] - WARM_UP_S / 2 else device.idle_after_mw
 
 
-def _lines(device: FakeDevice) -> Sequence[StampedLine]:
+def _lines(device: FakeDevice) -> Sequence[PowerLine]:
     if device.idle_mw is None:
         return []
     board = SimulatedBoard(BOARDS[device.simulated_board], seed=1) if device.simulated_board else None
@@ -236,7 +235,7 @@ def _lines(device: FakeDevice) -> Sequence[StampedLine]:
         power_mw = _power_mw(device, time_s - 1.0)
         load = 0.0 if power_mw == device.idle_mw else 0.5
         text = board.line(time_s, load) if board is not None else _text(device, time_s, power_mw)
-        lines.append(StampedLine(round((device.clock_s + time_s) * 1e9), text))
+        lines.append(PowerLine(round((device.clock_s + time_s) * 1e9), text))
     return lines
 
 

@@ -14,7 +14,7 @@ from devit_contract.artefacts.fleet import Device
 from devit_contract.errors import LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
-from devit_contract.wire.messages import Description, Mark, SamplingCost
+from devit_contract.wire.messages import Description, Mark, PowerLine, SamplingCost
 from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.load_generator import Sent, ask
 from devit_profiling.load.watch import STEP_S, Watch, scenario_s
@@ -37,7 +37,6 @@ from devit_profiling.record.record import (
     UndividedRecord,
     UndividedWindow,
 )
-from devit_profiling.sensor.tegrastats import StampedLine
 
 
 class Measurement:
@@ -47,7 +46,7 @@ class Measurement:
         """Start with nothing."""
         self.phases: list[Phase] = []
         self._rows: list[AnswerRow] = []
-        self.lines: dict[str, list[StampedLine]] = {device.name: [] for device in devices}
+        self.lines: dict[str, list[PowerLine]] = {device.name: [] for device in devices}
         self.problems: dict[str, str] = {}
         """Device to why there are no power samples, or no more."""
         self.costs: dict[str, SamplingCost] = {}
@@ -253,7 +252,7 @@ class Measurement:
             lines = self.lines.get(telemetry.device)
             if lines is None:
                 continue
-            lines.extend(StampedLine(line.monotonic_ns, line.text) for line in telemetry.lines)
+            lines.extend(telemetry.lines)
             if telemetry.ended:
                 self.problems[telemetry.device] = telemetry.ended
                 self._sampling.discard(telemetry.device)

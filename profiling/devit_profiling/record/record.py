@@ -10,9 +10,8 @@ import msgspec
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.errors import InputError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
+from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, PowerLine, SamplingCost
 from devit_profiling.record.calibration import Calibration
-from devit_profiling.sensor.tegrastats import StampedLine
 
 SCHEMA = 2
 TOGETHER = "together"
@@ -291,6 +290,6 @@ class Recording:
     """All raw data of a run."""
 
     run: Run
-    lines: Mapping[str, tuple[StampedLine, ...]]
+    lines: Mapping[str, tuple[PowerLine, ...]]
     """By device name; empty where nothing was sampled."""
     answers: tuple[AnswerRow, ...]

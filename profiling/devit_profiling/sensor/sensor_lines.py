@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from devit_contract.wire.messages import PowerLine
 from devit_profiling.sensor.hwmon_lines import note_of, parse_hwmon_line
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.tegrastats import Log, StampedLine, StampedSample, parse_line
+from devit_profiling.sensor.tegrastats import Log, StampedSample, parse_line
 
 
 def parse_sensor_line(line: str) -> Sample | None:
@@ -14,7 +15,7 @@ def parse_sensor_line(line: str) -> Sample | None:
     return parse_hwmon_line(line) or parse_line(line)
 
 
-def parse_sensor_log(lines: Iterable[StampedLine]) -> Log:
+def parse_sensor_log(lines: Iterable[PowerLine]) -> Log:
     """Read a recording; lines that are neither samples nor notes nor empty are counted."""
     samples = []
     foreign_lines = 0
@@ -27,7 +28,7 @@ def parse_sensor_log(lines: Iterable[StampedLine]) -> Log:
     return Log(tuple(samples), foreign_lines)
 
 
-def sensor_notes(lines: Iterable[StampedLine]) -> tuple[str, ...]:
+def sensor_notes(lines: Iterable[PowerLine]) -> tuple[str, ...]:
     """Give what the sensor itself noted, each note once, in their order."""
     notes = (note_of(line.text) for line in lines)
     return tuple(dict.fromkeys(note for note in notes if note is not None))

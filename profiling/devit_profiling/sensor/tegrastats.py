@@ -39,15 +39,6 @@ SIMULATED = "SIMULATED"
 
 
 @dataclass(frozen=True)
-class StampedLine:
-    """A line of text and when it arrived."""
-
-    monotonic_ns: int
-    """``time.monotonic_ns()`` of the machine that read it."""
-    text: str
-
-
-@dataclass(frozen=True)
 class StampedSample:
     """A sample and when its line arrived."""
 

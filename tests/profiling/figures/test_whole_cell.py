@@ -12,7 +12,7 @@ import pytest
 
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.service.progress import no_progress
-from devit_contract.wire.messages import Description, Mark
+from devit_contract.wire.messages import Description, Mark, PowerLine
 from devit_profiling.figures.analysis import Report, analyse, analyse_recording
 from devit_profiling.load.cell_run import run_profile
 from devit_profiling.load.images import random_pictures
@@ -21,7 +21,6 @@ from devit_profiling.record.record import NODE, Boundary, DeviceRecord, Phase, P
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.page import render_html
 from devit_profiling.report.text import doubts, summary_rows
-from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun, LiveCell
@@ -59,7 +58,7 @@ def with_node(recording: Recording, *, same_clock: bool = False) -> Recording:
     record = DeviceRecord(NODE, -1, Description("NVIDIA Jetson Orin Nano", "", "", "tegrastats", 0))
     first_ns, last_ns = phases[0].start.host_ns, phases[-1].end.host_ns
     stamps = range(first_ns - 10**9, last_ns + 10**9, 10**8)
-    lines = {**recording.lines, NODE: tuple(StampedLine(stamp, NODE_LINE) for stamp in stamps)}
+    lines = {**recording.lines, NODE: tuple(PowerLine(stamp, NODE_LINE) for stamp in stamps)}
     return replace(
         recording, run=msgspec.structs.replace(run, phases=phases, node=record, extras=(SWITCH,)), lines=lines
     )
@@ -112,9 +111,7 @@ def test_node_on_the_machine_of_a_device_is_not_added_twice(fake_run: FakeRun) -
     recording = with_node(fake_run.recording(), same_clock=True)
     stamps = [line.monotonic_ns for line in recording.lines[NODE]]
     lines = {**recording.lines}
-    lines["jetson1"] = tuple(
-        StampedLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False)
-    )
+    lines["jetson1"] = tuple(PowerLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False))
     report = analyse_recording(replace(recording, lines=lines))
     cell = report.scenarios[0].cell
     assert cell is not None

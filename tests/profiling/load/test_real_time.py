@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from devit_contract.wire.messages import Mark
+from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.joules import device_energy
 from devit_profiling.figures.power import power_of
 from devit_profiling.record.record import IDLE, OUTSIDE, WARM_UP, WINDOW, Boundary, Phase, Plan, Recording
 from devit_profiling.sensor.board_table import BOARDS
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sensor.tegrastats import StampedLine
 from devit_profiling.simulator.board import SIMULATED_BOARDS
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def boundary(moment_ns: int) -> Boundary:
     return Boundary(moment_ns, {NAME: Mark(moment_ns, moment_ns * RATE_HZ // 10**9, 0)})
 
 
-def sampled(key: str, truth: Path, worker: int, until_ns: int) -> tuple[StampedLine, ...]:
+def sampled(key: str, truth: Path, worker: int, until_ns: int) -> tuple[PowerLine, ...]:
     simulator = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", key, "--truth", str(truth))
     with LocalSampler(100, command=(*simulator, "--watch-pid", str(worker))) as sampler:
         sampler.collect((until_ns - time.monotonic_ns()) / 1e9 + 0.5)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from devit_contract.wire.messages import SamplingCost
+from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.figures.analysis import DeviceReport, analyse_recording
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.report import render_html
-from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -57,7 +56,7 @@ def test_simulated_chips_are_called_simulated(fake_run: FakeRun) -> None:
 def test_the_sensors_notes_stand_in_the_report_and_survive_the_folder(fake_run: FakeRun, tmp_path: Path) -> None:
     recording = fake_run.changed(line=CHIPS).recording()
     (name, lines), *_ = recording.lines.items()
-    noted = replace(recording, lines={name: (StampedLine(1, f"INA3221 note: {NOTE}"), *lines)})
+    noted = replace(recording, lines={name: (PowerLine(1, f"INA3221 note: {NOTE}"), *lines)})
     write_recording(tmp_path / "run", noted)
     again = read_recording(tmp_path / "run")
     assert again == noted
