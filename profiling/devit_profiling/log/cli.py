@@ -61,7 +61,7 @@ def _show(summary: LogSummary, reader: LogReader) -> None:
     rows += [_row(other, "") for other in summary.others]
     title = "SIMULATED, no measurement of a board" if summary.is_simulated else ""
     terminal.print_table(title, ("what", "least", "mean", "most", "samples", "note"), rows, numbers=(1, 2, 3, 4))
-    typer.echo(f"samples: {summary.samples}, foreign lines: {reader.foreign_lines}")
+    typer.echo(f"samples: {summary.samples}, unparsed lines: {reader.unparsed_lines}")
     typer.echo(f"period: {_period(summary)}")
     if board is None:
         typer.echo("board: not known by its lines, so there is no total; if you know it, give --board NAME")

@@ -13,9 +13,8 @@ import msgspec
 from devit_contract.errors import InputError
 from devit_profiling.sensor.board_table import Board
 from devit_profiling.sensor.boards import guess_board, total_mw
-from devit_profiling.sensor.hwmon_lines import note_of
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.sensor_lines import parse_sensor_line
+from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
 STANDARD_INPUT = "-"
 
@@ -43,7 +42,7 @@ class LogReader:
         """
         self.board = board
         self.is_board_guessed = False
-        self.foreign_lines = 0
+        self.unparsed_lines = 0
         """Lines with text that are no samples."""
         self._name = name
         self._lines = lines
@@ -61,11 +60,11 @@ class LogReader:
                 samples += 1
                 yield Reading(number, sample, self._total_mw(sample))
             elif line.strip() and note_of(line) is None:
-                self.foreign_lines += 1
+                self.unparsed_lines += 1
         if not samples:
             raise InputError(
-                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found {self.foreign_lines} others: "
-                "record some with tegrastats --logfile FILE"
+                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found "
+                f"{self.unparsed_lines} others: record some with tegrastats --logfile FILE"
             )
 
     @property

@@ -1,7 +1,7 @@
 """``hwmon-power``: prints the power of a Jetson's rails, read off its monitor chips, faster than ``tegrastats`` can.
 
 It is a drop-in for ``tegrastats`` in ``agent.toml``: a child process that prints a line every ``--interval``
-milliseconds until nobody reads them. The lines' format stands in ``hwmon_lines.py``.
+milliseconds until nobody reads them. The lines' format stands in ``sensor_lines.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from devit_contract.errors import DevitError, EnergyError
-from devit_profiling.sensor.hwmon_lines import note_line, sample_line
 from devit_profiling.sensor.hwmon_rails import Found, RailReader, find_rails
+from devit_profiling.sensor.sensor_lines import note_line, sample_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import IO
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost
-from devit_profiling.sensor.hwmon_lines import time_ns_of
+from devit_profiling.sensor.sensor_lines import time_ns_of
 
 
 class PowerSampler:

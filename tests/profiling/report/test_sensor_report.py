@@ -39,7 +39,7 @@ def test_joules_are_the_same_whichever_sensor_the_lines_are_of(fake_run: FakeRun
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference == other.total_j_per_inference
     assert device_of(chips).rails == ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
-    assert device_of(chips).foreign_lines == 0
+    assert device_of(chips).unparsed_lines == 0
 
 
 def test_a_board_is_not_guessed_from_the_chips_rails_alone(fake_run: FakeRun) -> None:
@@ -61,7 +61,7 @@ def test_the_sensors_notes_stand_in_the_report_and_survive_the_folder(fake_run: 
     again = read_recording(tmp_path / "run")
     assert again == noted
     assert device_of(again).sensor_notes == (NOTE,)
-    assert device_of(again).foreign_lines == 0
+    assert device_of(again).unparsed_lines == 0
     assert NOTE in render_html(analyse_recording(again), again)
 
 

@@ -21,8 +21,8 @@ import pytest
 from tests.profiling.sysfs_tree import break_file, orin_nano
 
 from devit_profiling.sensor.hwmon_averaging import STATE_FILE
-from devit_profiling.sensor.hwmon_lines import parse_hwmon_line, time_ns_of
 from devit_profiling.sensor.sampler import PowerSampler
+from devit_profiling.sensor.sensor_lines import parse_hwmon_line, time_ns_of
 
 PROGRAM = [sys.executable, "-m", "devit_profiling.sensor.hwmon"]
 DEADLINE_S = 30.0

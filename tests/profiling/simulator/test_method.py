@@ -35,7 +35,7 @@ from devit_profiling.record.record import (
     Plan,
 )
 from devit_profiling.sensor.board_table import AGX_ORIN, BOARDS, NANO, ORIN_NANO, Board
-from devit_profiling.sensor.tegrastats import Log
+from devit_profiling.sensor.sensor_lines import SensorLog
 from devit_profiling.simulator.board import SIMULATED_BOARDS, Cadence, SimulatedBoard, Stretch, play
 from devit_profiling.simulator.power import Physics
 from devit_profiling.simulator.sensor import RIPPLE_STEPS, recursive_average
@@ -137,7 +137,7 @@ def run_virtually(board: Board, seed: int, sensor: str, ripple_steps: float, *, 
         readings_mw.append([rails_mw[rail] for rail in board.total_rails])
     power = Power(
         device=RECORD,
-        log=Log((), 0),
+        log=SensorLog((), 0, ()),
         board=board,
         is_board_guessed=False,
         is_simulated=True,

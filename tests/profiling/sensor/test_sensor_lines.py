@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devit_contract.wire.messages import PowerLine
-from devit_profiling.sensor.hwmon_lines import note_line, note_of, parse_hwmon_line, sample_line, time_ns_of
-from devit_profiling.sensor.sensor_lines import parse_sensor_line, parse_sensor_log, sensor_notes
+from devit_profiling.sensor.sensor_lines import (
+    note_line,
+    note_of,
+    parse_hwmon_line,
+    parse_sensor_line,
+    parse_sensor_log,
+    sample_line,
+    time_ns_of,
+)
 from devit_profiling.sensor.tegrastats import parse_line
 
 RECORDED = Path(__file__).parents[2] / "data" / "tegrastats"
@@ -77,13 +84,13 @@ def test_no_recorded_line_of_tegrastats_passes_for_one_of_the_chips() -> None:
             assert parse_sensor_line(line) == parse_line(line)
 
 
-def test_a_note_stays_on_one_line_and_is_neither_sample_nor_foreign() -> None:
+def test_a_note_stays_on_one_line_and_is_neither_sample_nor_unparsed() -> None:
     note = note_line("VDD_SOC (1-0040 channel 3)\nis left out")
     lines = [PowerLine(1, note), PowerLine(2, LINE), PowerLine(3, note), PowerLine(4, "garbage")]
     log = parse_sensor_log(lines)
     assert note == "INA3221 note: VDD_SOC (1-0040 channel 3) is left out"
-    assert (len(log.samples), log.foreign_lines) == (1, 1)
-    assert sensor_notes(lines) == ("VDD_SOC (1-0040 channel 3) is left out",)
+    assert (len(log.samples), log.unparsed_lines) == (1, 1)
+    assert log.notes == ("VDD_SOC (1-0040 channel 3) is left out",)
 
 
 def test_the_log_keeps_the_stamps_that_came_with_the_lines() -> None:
