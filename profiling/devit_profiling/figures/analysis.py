@@ -68,8 +68,8 @@ class DeviceReport(msgspec.Struct, frozen=True):
     scope: str
     not_measured: str
     rails: tuple[str, ...]
-    code_step_mw: dict[str, int]
-    """Of the rails of the total: one step of the sensor's converter."""
+    lsb_mw: dict[str, int]
+    """Of the rails of the total: one LSB of the sensor's converter."""
     interval_ms: int
     """Asked for."""
     period_ms: float | None
@@ -212,7 +212,7 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
         scope=power.scope,
         not_measured=power.not_measured,
         rails=rail_names(power.log),
-        code_step_mw={rail: board.code_step_mw[rail] for rail in board.total_rails} if board is not None else {},
+        lsb_mw={rail: board.lsb_mw[rail] for rail in board.total_rails} if board is not None else {},
         interval_ms=plan.interval_ms,
         period_ms=round(float(np.median(gaps_s)) * 1e3, 3) if gaps_s.size else None,
         samples=len(power.log.samples),

@@ -12,7 +12,7 @@ import msgspec
 
 from devit_contract.errors import InputError
 from devit_profiling.sensor.board_table import Board
-from devit_profiling.sensor.boards import guess_board, total_mw
+from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
@@ -38,10 +38,9 @@ class LogReader:
         Args:
             name: Of the log, for messages.
             lines: With their line ends, so that a last line that was cut off is seen.
-            board: Whose rule makes the total; ``None``: the first one that a sample looks like.
+            board: Whose rule makes the total; ``None``: the first board that a sample fits.
         """
-        self.board = board
-        self.is_board_guessed = False
+        self.total = BoardTotal(board=board)
         self.unparsed_lines = 0
         """Lines with text that are no samples."""
         self._name = name
@@ -58,7 +57,7 @@ class LogReader:
             sample = parse_sensor_line(line)
             if sample is not None:
                 samples += 1
-                yield Reading(number, sample, self._total_mw(sample))
+                yield Reading(number, sample, self.total.add(sample))
             elif line.strip() and note_of(line) is None:
                 self.unparsed_lines += 1
         if not samples:
@@ -66,17 +65,6 @@ class LogReader:
                 f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found "
                 f"{self.unparsed_lines} others: record some with tegrastats --logfile FILE"
             )
-
-    @property
-    def total_rails(self) -> tuple[str, ...]:
-        """The rails that make the total; empty where there is none to make."""
-        return self.board.total_rails if self.board is not None else ()
-
-    def _total_mw(self, sample: Sample) -> int | None:
-        if self.board is None:
-            self.board = guess_board(sample)
-            self.is_board_guessed = self.board is not None
-        return total_mw(self.board, sample.rails_mw) if self.board is not None else None
 
 
 @contextmanager

@@ -231,7 +231,7 @@ def test_one_simulated_device_leaves_the_other_a_measurement(
 def test_requested_and_measured_period_stand_in_the_report(fake_run: FakeRun) -> None:
     device = analyse_recording(fake_run.recording()).devices[0]
     assert (device.interval_ms, device.period_ms) == (100, 100.0)
-    assert device.code_step_mw == {"VDD_IN": 40}
+    assert device.lsb_mw == {"VDD_IN": 40}
 
 
 def test_same_files_give_the_same_report(fake_run: FakeRun, tmp_path: Path) -> None:

@@ -28,14 +28,13 @@ def test_samples_come_with_the_number_of_their_line_and_their_total() -> None:
         readings = list(reader)
     assert [reading.line for reading in readings] == list(range(1, 19))
     assert all(reading.total_mw == reading.sample.rails_mw["VDD_IN"] for reading in readings)
-    assert (reader.unparsed_lines, reader.board, reader.is_board_guessed) == (1, ORIN_NANO, True)
-    assert reader.total_rails == ("VDD_IN",)
+    assert (reader.unparsed_lines, reader.total.board, reader.total.is_guessed) == (1, ORIN_NANO, True)
 
 
 def test_named_board_is_believed_and_not_called_guessed() -> None:
     reader = LogReader("log", [LINE], AGX_ORIN)
     assert [reading.total_mw for reading in reader] == [None]
-    assert (reader.board, reader.is_board_guessed) == (AGX_ORIN, False)
+    assert (reader.total.board, reader.total.is_guessed) == (AGX_ORIN, False)
 
 
 def test_board_is_guessed_from_the_first_sample_that_shows_it() -> None:
