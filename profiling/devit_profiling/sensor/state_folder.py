@@ -1,4 +1,4 @@
-"""A folder that remembers what a program has changed on the machine, for one program at a time."""
+"""A folder that keeps what a program must restore on the machine, for one program at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from devit_contract.errors import EnergyError, InputError
 
 
 @contextmanager
-def held(folder: Path, busy: str) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel frees however its holder ends.
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+    """Lock the folder; the kernel frees the lock however its holder ends.
 
     Args:
-        folder: It exists.
-        busy: What to say where another program holds it.
+        folder: An existing folder.
+        busy: Error message where another program holds it.
 
     Raises:
         InputError: The folder cannot be opened.
@@ -35,3 +35,15 @@ def held(folder: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a state file once its state is restored.
+
+    Raises:
+        InputError: It cannot be removed.
+    """
+    try:
+        path.unlink()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
