@@ -145,6 +145,18 @@ def exclusive_lock(
         os.close(handle)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file that has to be there.
+
+    Raises:
+        InputError: It cannot be removed.
+    """
+    try:
+        path.unlink()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
+
+
 def _lock(handle: int, busy: DevitError | None, on_wait: Callable[[], None]) -> None:
     with suppress(OSError):  # some file systems have no locks, e.g. NFS for folders: they are for one writer at a time
         try:

@@ -10,10 +10,9 @@ from types import TracebackType
 from devit_contract.artefacts.fleet import parse_endpoint
 from devit_contract.errors import EnergyError
 from devit_contract.machine import board_model
-from devit_contract.wire.messages import Description, SamplingCost
+from devit_contract.wire.messages import Description, PowerLine, SamplingCost
 from devit_profiling.record.record import NODE, DeviceRecord
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sensor.tegrastats import StampedLine
 
 ELSEWHERE = (
     "the node runs on another machine than profile: run profile there, or state its watts as [[extra]] in the fleet "
@@ -44,7 +43,7 @@ class NodePower:
                 self._problem = str(err)
 
     @property
-    def lines(self) -> tuple[StampedLine, ...]:
+    def lines(self) -> tuple[PowerLine, ...]:
         """All that have come."""
         return tuple(self._sampler.lines) if self._sampler is not None else ()
 

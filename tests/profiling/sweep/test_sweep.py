@@ -22,7 +22,7 @@ from devit_profiling.record.record import Plan
 from devit_profiling.report.report import JSON_FILE, OUTPUTS, write_report
 from devit_profiling.sweep.cli import show
 from devit_profiling.sweep.nvpmodel import STATE_FILE, NvpModel
-from devit_profiling.sweep.sweep import Bench, sweep
+from devit_profiling.sweep.sweep import SweepTarget, sweep
 from devit_profiling.sweep.verdict import ModeFigures, Sweep, choose
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
@@ -93,8 +93,8 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModeBoard:
     return board
 
 
-def bench(board: ModeBoard) -> Bench:
-    return Bench("local", 0, engine_command(board, TINY, PACES_MS), NvpModel(), board.folder / "state")
+def bench(board: ModeBoard) -> SweepTarget:
+    return SweepTarget("local", 0, engine_command(board, TINY, PACES_MS), NvpModel(), board.folder / "state")
 
 
 def test_modes_listed_twice_or_not_at_all_are_refused_before_anything_is_changed(board: ModeBoard) -> None:
