@@ -21,7 +21,7 @@ from devit_export.graph import export_features
 
 Float64Array = npt.NDArray[np.float64]
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(900)]
 
 IMAGE = (224, 224, 3)
 ROUNDS = 60
