@@ -33,6 +33,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return lanes.make_scheduler(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long lanes first."""
+    lanes.sort(items)
+
+
 @pytest.fixture(scope="session")
 def bundle() -> Bundle:
     return Bundle(TINY)
