@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +50,18 @@ def bundle() -> Bundle:
 def store(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     """A store with the tiny bundle's engines; only read by tests."""
     return made_once(tmp_path_factory, "store", lambda folder: build_engines(bundle, Store(folder)))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This repository's wheel; only read by tests."""
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, timeout=100)
+
+    (built,) = made_once(tmp_path_factory, "wheel", build).glob("devit-*.whl")
+    return built
 
 
 @pytest.fixture
