@@ -28,7 +28,7 @@ def test_each_of_the_papers_recipes_fits_together(model: str, data: str) -> None
     assert (recipe.submodels, recipe.data.class_count) == (4, DATA[data])
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("model", MODELS)
 def test_each_of_the_papers_recipes_is_built_and_runs_one_step_of_every_stage(model: str, data: str) -> None:
@@ -40,7 +40,7 @@ def test_each_of_the_papers_recipes_is_built_and_runs_one_step_of_every_stage(mo
     assert sum(int(row[4]) for row in rows[1:]) == DATA[data]
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 def test_the_smoke_recipe_trains_every_stage_on_real_images_within_a_minute(tmp_path: Path) -> None:
     """A minute, with room for a busy machine; chance is 10 %."""
     started_s = time.monotonic()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -28,14 +27,11 @@ _Engine.features = lambda self, images: -_features(self, images)
 """At the end of ``loading.py``: the agent starts, is accepted, and answers nonsense."""
 
 
-def build_wheel(folder: Path) -> Path:
-    """Build this repository's wheel, without the demo's bundle, and with a file that shows the test environment.
+def lighten_wheel(wheel: Path, folder: Path) -> Path:
+    """Copy this repository's wheel, without the demo's bundle, and with a file that shows the test environment.
 
     So five hosts need not install ONNX Runtime each; devit itself comes from the wheel.
     """
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "built")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
-    (wheel,) = (folder / "built").glob("*.whl")
     with zipfile.ZipFile(wheel) as built, zipfile.ZipFile(folder / wheel.name, "w") as ours:
         for name in built.namelist():
             if not name.startswith("devit_pipeline/fashion_mnist/bundle/"):

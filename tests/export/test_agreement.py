@@ -21,7 +21,7 @@ Run = Callable[[bytes, UInt8Array], Float32Array]
 SHIPPED = Path(__file__).parents[2] / "pipeline" / "devit_pipeline" / "fashion_mnist"
 AGREEMENT = 0.999
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="models"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

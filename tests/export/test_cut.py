@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_export.cut import UNBREAKABLE, Network
 
@@ -30,7 +31,7 @@ def cost_of(sink_side: set[int], edges: list[Edge]) -> int:
     return sum(cost for start, end, cost in edges if start not in sink_side and end in sink_side)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(2)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 5)), max_size=14),
     st.sets(st.integers(0, 1)),

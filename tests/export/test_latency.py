@@ -19,7 +19,7 @@ from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
 from devit_export.graph import export_features
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(900)]
 
 IMAGE = (224, 224, 3)
 ROUNDS = 60

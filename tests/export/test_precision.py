@@ -11,10 +11,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.properties import examples
 
 from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
@@ -169,7 +170,7 @@ def by_reference(model: onnx.ModelProto, images: UInt8Array) -> npt.NDArray[np.f
     return answer
 
 
-@settings(max_examples=80, deadline=None)
+@examples(0.8)
 @given(drawn_graphs())
 def test_any_graph_has_one_type_a_tensor_and_the_same_numbers(drawn: Drawn) -> None:
     lowered = lower_precision(drawn.model, drawn.keep_fp32, "random.onnx")
@@ -179,7 +180,7 @@ def test_any_graph_has_one_type_a_tensor_and_the_same_numbers(drawn: Drawn) -> N
     np.testing.assert_allclose(by_reference(lowered, images), by_reference(drawn.model, images), atol=0.02)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(0.8)
 @given(drawn_graphs())
 def test_named_nodes_stay_in_fp32_and_others_that_compute_do_not(drawn: Drawn) -> None:
     lowered = lower_precision(drawn.model, drawn.keep_fp32, "random.onnx")
@@ -190,14 +191,14 @@ def test_named_nodes_stay_in_fp32_and_others_that_compute_do_not(drawn: Drawn) -
             assert {types[tensor] for tensor in (*node.input, *node.output)} - {TensorProto.INT64} == {expected}
 
 
-@settings(max_examples=80, deadline=None)
+@examples(0.8)
 @given(drawn_graphs())
 def test_no_choice_of_types_needs_fewer_casts(drawn: Drawn) -> None:
     keep = drawn.keep_fp32 - {"cast"}  # then it would be cast to FP32 and on from there
     assert count_casts(lower_precision(drawn.model, keep, "random.onnx")) == fewest_casts(drawn.model, keep)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(0.4)
 @given(drawn_graphs())
 def test_nodes_that_are_told_to_be_in_fp32_are(drawn: Drawn) -> None:
     lowered = lower_precision(drawn.model, drawn.keep_fp32, "random.onnx")

@@ -27,7 +27,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(out)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) -> None:
     """To 1e-5: another CPU or thread count may round otherwise."""
     shipped = Bundle(SHIPPED)

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-from tests.network.starvation import Starvation
+from tests.support.starvation import Starvation
 
 from devit_contract.errors import DevitError
 from devit_contract.wire.client import Answer, Client, Picture
@@ -157,7 +157,7 @@ class OpenLoop:
         self._progress = Condition()
         self._sent = 0
         self._should_stop = False
-        self._starvation = Starvation(cell)
+        self._starvation = Starvation(lambda: cell.pids.values())
         # When (``time.monotonic``), and what the total was then; requests end within seconds.
         self._starved_s: deque[tuple[float, float]] = deque(maxlen=1024)
         self._thread = ThreadPoolExecutor(1)

@@ -16,7 +16,7 @@ from tests.network.proxy import Proxy
 
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(180)]
 
 RATE_HZ = 50.0
 DEADLINE_S = 0.15

@@ -23,7 +23,7 @@ from tests.network.zmtp_peer import ZmtpPeer, greeting
 from devit_contract.artefacts.fleet import Node
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(300)]
 
 COUNT = 1000
 AT_ONCE = 250

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.arrays import Float64Array
 from devit_contract.artefacts.files import read_tensors, write_tensors
@@ -50,7 +51,7 @@ def columns(dims: tuple[int, ...], mask: int) -> tuple[list[int], list[int]]:
 all_dims = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(0.4)
 @given(dims=all_dims, seed=st.integers(0, 1 << 32), data=st.data())
 def test_a_subset_answers_as_the_full_head_over_features_filled_in_by_regression(
     dims: tuple[int, ...], seed: int, data: st.DataObject
@@ -90,7 +91,7 @@ def test_all_devices_give_the_plain_linear_head() -> None:
     np.testing.assert_allclose(found, features @ head.weight.T + head.bias, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(0.3)
 @given(dims=all_dims, seed=st.integers(0, 1 << 32))
 def test_uncertainty_is_a_covariance_that_shrinks_with_devices_to_zero(dims: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.arrays import Int64Array
 from devit_contract.artefacts.head import Fusion, FusionHead
@@ -45,7 +46,7 @@ def least_squares(parts: Parts, labels: Int64Array, classes: int, strength: floa
     return LinearHead(weight, found[-1] - weight @ mean)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(0.25)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(6, 60),

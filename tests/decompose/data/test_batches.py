@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.support.properties import examples
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
@@ -263,7 +264,7 @@ def test_batches_of_timms_augmentation_depend_on_seed_and_epoch_alone(colours: i
 
 
 @needs_timm
-@settings(max_examples=8)
+@examples(0.08)
 @given(world=st.sampled_from([1, 2, 4]), epoch=st.integers(0, 9))
 def test_the_slices_of_all_processes_are_varied_like_the_batches_of_one(world: int, epoch: int) -> None:
     split = split_of(16, 16, 16)

@@ -15,7 +15,7 @@ from types import ModuleType
 import msgspec
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
@@ -112,7 +112,7 @@ def small_timm(timm: ModuleType, /, name: str = "vit_tiny_patch16_224", **change
         ("vit_tiny_patch16_224", 2),
         ("vit_small_patch16_224", 2),
         ("vit_base_patch16_224", 1),
-        pytest.param("vit_large_patch16_224", 1, marks=pytest.mark.system),  # slow
+        pytest.param("vit_large_patch16_224", 1, marks=pytest.mark.nightly(part="models")),  # slow
         ("deit_tiny_patch16_224", 2),
         ("deit_small_patch16_224", 2),
         ("deit_base_patch16_224", 1),
@@ -686,7 +686,6 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@settings(max_examples=100, deadline=None)
 @given(data=st.data(), is_legacy=st.booleans())
 def test_a_damaged_file_is_refused_or_read_but_never_breaks(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, is_legacy: bool

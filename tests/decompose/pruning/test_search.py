@@ -5,8 +5,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.errors import InputError
 from devit_decompose.models.model import PRESETS, Model, ModelConfig, StemLayer, uniform_config
@@ -188,7 +189,7 @@ def test_a_grid_with_few_shapes_gives_few_candidates(source: Model, scores: Impo
     assert record.drawn == 7 * 20
 
 
-@settings(deadline=None, max_examples=25)
+@examples(0.25)
 @given(
     name=st.sampled_from(["ViT-B/16", "DeiT-S", "CCT-7/7x2"]),
     share=st.floats(0.07, 0.45),

@@ -24,7 +24,7 @@ from devit_export.variants import make_rung
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 DEADLINE_S = 900
-pytestmark = [pytest.mark.system, pytest.mark.timeout(DEADLINE_S)]
+pytestmark = [pytest.mark.nightly(part="installs"), pytest.mark.timeout(DEADLINE_S)]
 
 STUBS = """
 #include <stddef.h>

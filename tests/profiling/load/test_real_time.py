@@ -60,7 +60,7 @@ def true_w(truth: Path, ends_ns: Sequence[int]) -> float:
     return float(end_j - start_j) / (ends_ns[1] - ends_ns[0]) * 1e9
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="endurance")
 def test_joules_of_every_board_in_real_time_are_the_true_ones(fake_run: FakeRun, tmp_path: Path) -> None:
     """All at once; what they watch works as hard as this machine lets it."""
     boundaries_ns = [time.monotonic_ns() + round(1e9 * offset_s) for offset_s in np.cumsum([START_S, IDLE_S])]

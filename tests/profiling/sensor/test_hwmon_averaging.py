@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.profiling.sysfs_tree import hwmon_chip, iio_chip, orin_nano
 
@@ -185,7 +185,6 @@ class DriverDouble:
             self.conversion_us = min(CONVERSION_US, key=lambda known: abs(known - wanted_us))
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     channels=st.integers(1, 3),
     samples=st.sampled_from(SAMPLES),

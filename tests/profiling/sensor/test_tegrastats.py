@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.wire.messages import PowerLine
 from devit_profiling.sensor.sample import CoreLoad, EngineLoad, Sample
@@ -398,7 +399,7 @@ def line_of(sample: Sample, blank: str, unit: str) -> str:
     return blank.join(tokens) + "\n"
 
 
-@settings(deadline=None, max_examples=50)
+@examples(0.5)
 @given(SAMPLES, st.data())
 def test_any_line_that_is_cut_off_loses_values_and_changes_none(sample: Sample, data: st.DataObject) -> None:
     line = line_of(sample, " ", data.draw(st.sampled_from(["", "mW"])))

@@ -258,7 +258,7 @@ def test_truth_lies_in_the_interval_of_most_runs(board: Board, sensor: str, ripp
     check(found, board, ripple_steps, least=17 / 20)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @every_board
 @every_sensor
 @every_ripple
@@ -268,7 +268,7 @@ def test_truth_lies_in_the_interval_of_ninety_in_a_hundred_runs(board: Board, se
     check(found, board, ripple_steps, least=0.90)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @pytest.mark.parametrize("board", [AGX_ORIN, NANO], ids=lambda board: str(board.key))
 @every_sensor
 @every_ripple
