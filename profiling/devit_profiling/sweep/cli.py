@@ -61,8 +61,6 @@ def sweep(
     Runs on the device itself; the mode that was found is set again at the end, after Ctrl-C too, and after a kill by
     the next start. Modes that need a reboot are left out and named.
     """
-    import msgspec
-
     from devit_engines.bench.child import engine_command
     from devit_profiling.load.local_run import planned_s
     from devit_profiling.record.calibration import default_folder
@@ -86,7 +84,7 @@ def sweep(
     with terminal.progress_bar(quiet=as_json) as progress:
         folder, found = run_sweep(bench, numbers, deadline_ms, plan, out, progress)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.print_json(found)
     else:
         show(folder, found)
     if not found.is_whole:
