@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from devit_contract.service.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_decompose.assembly.record import Assembly
@@ -122,7 +121,7 @@ def assemble(
     with progress_bar(quiet=as_json) as progress:
         decomposition, assembly = assemble(order, out, cache or default_cache(), progress)
     if as_json:
-        _echo_json({"decomposition": decomposition, "assembly": assembly})
+        print_json({"decomposition": decomposition, "assembly": assembly})
     else:
         _show_assembled(decomposition, assembly, out)
 
@@ -148,7 +147,7 @@ def evaluate(
             "warning: these are not the test images of decomposition.json: the figures are of other data", err=True
         )
     if as_json:
-        _echo_json(found)
+        print_json(found)
     else:
         _show_evaluation(found)
 
@@ -168,10 +167,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError as err:
         raise typer.BadParameter(f"--ridge: expected auto or a number, found {text!r}") from err
-
-
-def _echo_json(value: object) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def _show_assembled(decomposition: Decomposition, assembly: Assembly, out: Path) -> None:

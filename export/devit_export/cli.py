@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from devit_contract.service.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Manifest
@@ -47,7 +46,7 @@ def export(
         signature = sign_manifest(out, sign, identity)
         typer.echo(f"signed; for a device's allowed signers: {signer_line(signature, identity)}", err=True)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        print_json(manifest)
         return
     header = ["file", "MMACs", "MB", "torch", "nodes", "Casts", "error"]
     print_table(f"{manifest.name}: bundle {serial} in {out}", header, _rows(manifest), numbers=(1, 2, 3, 4, 5, 6))

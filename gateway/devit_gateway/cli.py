@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -64,7 +63,7 @@ def gateway(
     )
 
     def tell(url: str) -> None:
-        typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "http": url}))
+        terminal.print_json({"ready": True, "pid": os.getpid(), "http": url}, indent=0)
 
     run_gateway(settings, should_stop, tell)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -144,15 +143,14 @@ def _serve(cell: LocalCell) -> None:
         "client_key": str(cell.client_key_path),
         "pids": cell.pids,
     }
-    typer.echo(json.dumps(addresses))
+    terminal.print_json(addresses, indent=0)
     should_stop.wait()
 
 
 def _show(figures: Figures, *, as_json: bool) -> None:
-    import msgspec
 
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
+        terminal.print_json(figures)
         return
     answers = ", ".join(f"{count} {state}" for state, count in figures.answers.items())
     teacher = figures.teacher_accuracy

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from devit_contract.service.terminal import print_json
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -67,7 +68,7 @@ def install_service(
         return
     written = install(wanted, root)
     if as_json:
-        typer.echo(json.dumps([{"path": str(each.path), "changed": each.was_changed} for each in written], indent=2))
+        print_json([{"path": each.path, "changed": each.was_changed} for each in written])
         return
     for each in written:
         typer.echo(f"{'written' if each.was_changed else 'unchanged'} {each.path}")

@@ -96,7 +96,7 @@ def _measure(
     with terminal.progress_bar(quiet=as_json) as progress:
         folder, found = run_sweep(target, modes, deadline_ms, plan, out, progress)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.print_json(found)
     else:
         show(folder, found)
     if not found.is_whole:
