@@ -16,7 +16,8 @@ Precision = Literal["fp16", "fp32"]
 CudaChoice = Literal["auto", "pycuda", "cuda-bindings", "ctypes"]
 """Python's way to CUDA."""
 HostMemory = Literal["pinned", "mapped"]
-"""How images reach the GPU: ``pinned`` copies them, ``mapped`` lets the GPU read them in host memory."""
+"""``pinned``: images and features are copied; ``mapped``: the GPU reads and writes host memory, which saves the copies
+where both share it, as on a Jetson."""
 FeatureDtype = Literal["float32", "float16"]
 """What features travel as: ``float16`` halves their bytes, and rounds them."""
 Colour = Literal["gray", "rgb"]

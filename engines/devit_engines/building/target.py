@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import Role
+from devit_contract.choices import Precision, Role
 from devit_contract.errors import ManifestError
 from devit_engines.board import Board
 from devit_engines.building.backends import Backend, BuildRequest
@@ -23,7 +23,7 @@ class Job:
     """Index of the submodel; absent for the baseline."""
     backend: Backend
     board: Board
-    precision: str = "fp16"
+    precision: Precision = "fp16"
     """``fp16``: every rung in turn; ``fp32``: that one alone."""
 
     @property
