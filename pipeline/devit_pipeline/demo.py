@@ -159,7 +159,7 @@ def test_images(bundle: Bundle) -> tuple[UInt8Array, Int64Array]:
     Raises:
         InputError: The bundle takes other images than these.
     """
-    tensors, _ = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
+    tensors = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
     images: UInt8Array = tensors["images"]
     labels: Int64Array = tensors["labels"]
     expected = bundle.manifest.preprocess.shape
