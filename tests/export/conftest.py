@@ -14,8 +14,9 @@ from torch import nn
 
 from devit_contract.artefacts.manifest import Manifest, Preprocess
 from devit_contract.service.progress import no_progress
-from devit_decompose.data.splits import Dataset, Split
+from devit_decompose.data.dataset import Dataset, Split
 from devit_decompose.models.model import Model, ModelConfig, StemLayer, uniform_config
+from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.pruning.importance import importance
 from devit_decompose.pruning.shrink import Shape, keep_best, prune
 from devit_decompose.recipe.schema import (
@@ -28,7 +29,6 @@ from devit_decompose.recipe.schema import (
     ShapeRecipe,
 )
 from devit_decompose.training.objectives import Ensemble
-from devit_decompose.write import Made, write_models
 from devit_export.bundle import export_bundle
 from devit_export.graph import ExportedGraph, export_features, export_logits
 

@@ -21,9 +21,9 @@ from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.manifest import RUNGS, Bundle, Manifest, Preprocess, SubsetAccuracy
 from devit_contract.errors import DevitError, EngineError, ExportError, InputError, ManifestError
 from devit_contract.service.progress import no_progress
-from devit_decompose.decomposition import load_decomposition
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
-from devit_decompose.subset_accuracy import run
+from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.training.objectives import Ensemble
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store

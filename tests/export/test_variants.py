@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from devit_contract.errors import ExportError
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
-from devit_decompose.subset_accuracy import run
 from devit_export.graph import ExportedGraph, export_features
 from devit_export.parity import measure_half
 from devit_export.rules import Expected, Graph

@@ -11,8 +11,11 @@ from pathlib import Path
 from devit_contract.artefacts.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
 from devit_contract.artefacts.head import Float32Array, Float64Array, FusionHead
 from devit_contract.service.progress import Progress
-from devit_decompose.data.splits import Dataset, balanced_indices
-from devit_decompose.decomposition import (
+from devit_decompose.data.dataset import Dataset, balanced_indices
+from devit_decompose.models.inference import accuracy, run
+from devit_decompose.models.model import Model
+from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.decomposition import (
     FILE_NAME,
     SCHEMA,
     DataRecord,
@@ -21,12 +24,10 @@ from devit_decompose.decomposition import (
     ModelRecord,
     StageRecord,
 )
-from devit_decompose.models.model import Model
-from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.subset_accuracy import joined_features, statistics_of, subset_records
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.search import SearchRecord
 from devit_decompose.recipe.schema import Recipe
-from devit_decompose.subset_accuracy import accuracy, joined_features, run, statistics_of, subset_records
 
 
 @dataclass(frozen=True)
