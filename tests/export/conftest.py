@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -168,6 +169,12 @@ def sample_model() -> Callable[[str], Model]:
             return _pruned() if kind == "pruned" else _model(_config(kind, (0, 1, 2)))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def sample_graph(sample_model: Callable[[str], Model]) -> Callable[[str], ExportedGraph]:
+    """Export the features of a sample model; torch takes seconds, so each is exported once."""
+    return cache(lambda kind: export_features(sample_model(kind), f"{kind}.onnx"))
 
 
 @pytest.fixture(scope="session")
