@@ -91,6 +91,8 @@ class _Pass:
     answers: list[Answer]
     labels: Int64Array
     duration_s: float
+    wire_bytes: int
+    """Between node and devices, both ways."""
     killed_after_s: float = 0.0
     """When an agent was killed; 0 if none was."""
 
@@ -110,6 +112,10 @@ class _Pass:
     def frames_per_s(self) -> float:
         """From the kill on, if there was one."""
         return len(self.counted) / (self.duration_s - self.killed_after_s)
+
+    def latency_ms(self, percentile: float) -> float:
+        """Percentile of the latencies of all answers."""
+        return 1000 * float(np.percentile([answer.latency_s for answer in self.answers], percentile))
 
     @property
     def mask(self) -> int:
@@ -155,9 +161,10 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     start_s = time.monotonic()
     bundle = Bundle(bundle_folder)
     images, labels = test_images(bundle)
-    if len(bundle.manifest.submodels) <= _KILLED_SUBMODEL:
+    count = len(bundle.manifest.submodels)
+    if count <= _KILLED_SUBMODEL:
         raise InputError(
-            f"{bundle_folder}: expected at least {_KILLED_SUBMODEL + 1} submodels, found {len(bundle.manifest.submodels)}: "
+            f"{bundle_folder}: expected at least {_KILLED_SUBMODEL + 1} submodels, found {count}: "
             "add --serve to bring such a cell up"
         )
     make_folder(out)  # an error is raised now, not at the end
@@ -165,9 +172,7 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
     temporary = tempfile.TemporaryDirectory(prefix="devit-demo-")
     with temporary as folder, _cell(bundle_folder, Path(folder), store, progress) as cell, cell.client() as client:
-        before = client.status().wire_bytes
         full = _pass(client, images, labels, progress, "full cell")
-        status = client.status()
         killed = list(cell.devices)[_KILLED_SUBMODEL]
         partial = _pass(client, images, labels, progress, f"without {killed}", kill=lambda: cell.kill(killed))
         progress("restart", 0, 1, killed)
@@ -175,10 +180,7 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
         progress("restart", 1, 1, f"{killed} is back")
         run, report = measure_cell(client, cell.fleet, _PROFILED, itertools.cycle(images), QUICK, out, progress)
         raise_if_cut_short(report)
-    wire_bytes = sum(status.wire_bytes[way] - before[way] for way in ("devices_in", "devices_out"))
     states = [answer.state.name.lower() for answer in (*full.answers, *partial.answers)]
-    latencies_ms = np.array([answer.latency_s for answer in full.answers]) * 1000
-    p50, p95, p99 = (float(value) for value in np.percentile(latencies_ms, (50, 95, 99)))
     return Figures(
         bundle=f"{bundle.manifest.name} {bundle.manifest.serial}",
         images=len(labels),
@@ -192,11 +194,11 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
         answers={state: states.count(state) for state in sorted(set(states))},
         frames_per_s=full.frames_per_s,
         partial_frames_per_s=partial.frames_per_s,
-        latency_p50_ms=p50,
-        latency_p95_ms=p95,
-        latency_p99_ms=p99,
-        slowest_device=_slowest(full.answers, [device.name for device in status.devices]),
-        wire_bytes_per_answer=wire_bytes / len(full.answers),
+        latency_p50_ms=full.latency_ms(50),
+        latency_p95_ms=full.latency_ms(95),
+        latency_p99_ms=full.latency_ms(99),
+        slowest_device=_slowest(full.answers, list(cell.devices)),
+        wire_bytes_per_answer=full.wire_bytes / len(full.answers),
         energy_note="SIMULATED",
         joules_per_answer=_joules(report),
         duration_s=time.monotonic() - start_s,
@@ -292,6 +294,7 @@ def _pass(
 ) -> _Pass:
     """Send every image; call ``kill`` after a twentieth of the answers."""
     answers: list[Answer] = []
+    bytes_before = _wire_bytes(client)
     start_s = time.monotonic()
     killed_after_s = 0.0
     for answer in client.stream(images, in_flight=_IN_FLIGHT):
@@ -301,7 +304,14 @@ def _pass(
             killed_after_s = time.monotonic() - start_s
         if len(answers) % 10 == 0:
             progress(stage, len(answers), len(images))
-    return _Pass(answers, labels, time.monotonic() - start_s, killed_after_s)
+    duration_s = time.monotonic() - start_s
+    return _Pass(answers, labels, duration_s, _wire_bytes(client) - bytes_before, killed_after_s)
+
+
+def _wire_bytes(client: Client) -> int:
+    """Bytes so far between node and devices, both ways."""
+    found = client.status().wire_bytes
+    return found["devices_in"] + found["devices_out"]
 
 
 def _slowest(answers: list[Answer], names: list[str]) -> str:
