@@ -33,9 +33,9 @@ from devit_contract.artefacts.manifest import (
 from devit_contract.choices import RUNGS, Role, Rung
 from devit_contract.errors import ExportError, InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
-from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.models.inference import run
 from devit_decompose.models.weights import load_model
-from devit_decompose.subset_accuracy import run
+from devit_decompose.models_folder.decomposition import Decomposition, ModelRecord, load_decomposition
 from devit_export.graph import ExportedGraph, export_features, export_logits
 from devit_export.parity import measure, measure_half
 from devit_export.ranges import scan_ranges

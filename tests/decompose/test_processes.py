@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from devit_contract.artefacts.files import read_tensors
-from devit_decompose.decomposition import load_decomposition
+from devit_decompose.models_folder.decomposition import load_decomposition
 
 DEADLINE_S = 240
 TRAIN = (sys.executable, "-m", "devit_decompose")

@@ -13,15 +13,24 @@ from typer.testing import CliRunner
 from devit_contract.artefacts.manifest import Bundle, Manifest
 from devit_contract.artefacts.signing import signer_line, verify_bundle
 from devit_contract.errors import InputError
+from devit_contract.service.progress import Progress
 from devit_export.cli import app, sign_app
 
 
-def test_json_is_the_manifest_as_it_was_written(models_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    result = CliRunner().invoke(app, [str(models_folder), "--out", str(out), "--serial", "2", "--json"])
+def test_json_is_the_manifest_as_it_was_written(
+    written: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, Path, int]] = []
+
+    def export_bundle(models: Path, out: Path, *, serial: int, progress: Progress) -> Manifest:
+        asked.append((models, out, serial))
+        return written[1]
+
+    monkeypatch.setattr("devit_export.bundle.export_bundle", export_bundle)
+    result = CliRunner().invoke(app, ["models", "--out", "bundle", "--serial", "2", "--json"])
     assert result.exit_code == 0
-    assert msgspec.json.decode(result.stdout, type=Manifest) == Bundle(out).manifest
-    assert Bundle(out).manifest.serial == 2
+    assert asked == [(Path("models"), Path("bundle"), 2)]
+    assert msgspec.json.decode(result.stdout, type=Manifest) == Bundle(written[0]).manifest
 
 
 @pytest.mark.parametrize("bundle", ["written", "written_assembled"])

@@ -11,8 +11,8 @@ from devit_contract.artefacts.fleet import load_agent_config, load_fleet
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.preprocess import load_image
-from devit_decompose.decomposition import load_decomposition
 from devit_decompose.models.weights import load_model
+from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.reader import load_recipe
 

@@ -86,34 +86,6 @@ def load_model(path: Path, config: ModelConfig) -> Model:
         raise ManifestError(f"{path}: {err}: {_HINT}") from err
 
 
-def initial_weights(source: str, config: ModelConfig, *, fresh_head: bool = False) -> Model:
-    """Build a model with trained weights to start from, ready for inference.
-
-    Positions of another image size are resampled. A ``timm:NAME`` model gives the same answers whatever mean and std
-    the configuration normalises pixels by; a file has to be made with the same.
-
-    Args:
-        source: ``timm:NAME`` for timm's published weights (needs the network), or a file, told by its tensors' names.
-        config: The model to fill.
-        fresh_head: Replace a head that is missing or has another number of classes by a new one; the caller seeds
-            torch. A head with as many classes is kept.
-
-    Raises:
-        InputError: The source cannot be read.
-        ManifestError: Its tensors are not those of the configuration; they are named.
-    """
-    if source.startswith("timm:"):
-        # It builds on this module, and timm is an extra.
-        from devit_decompose.models.timm_models import published_tensors
-
-        return filled_model(config, published_tensors(source.removeprefix("timm:"), config, fresh_head=fresh_head))
-    state = read_state(Path(source))
-    try:
-        return filled_model(config, _translated(state, config, fresh_head))
-    except ManifestError as err:
-        raise ManifestError(f"{source}: {err}: {SAME_SHAPE}") from err
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file, ``.safetensors`` or torch's ``.pth``, ``.pt`` or ``.bin``, as float32.
 
@@ -214,6 +186,21 @@ def from_cct(
     return _fitted(state, layout, config, fresh_head, grid)
 
 
+def translated(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: bool) -> dict[str, Tensor]:
+    """Translate the tensors of this project, of timm or of the public CCT, told apart by their names.
+
+    Raises:
+        ManifestError: They are of none of these, or do not fit; see :func:`from_timm`.
+    """
+    if "patch_embed.proj.weight" in state:
+        return from_timm(state, config, fresh_head=fresh_head)
+    if "classifier.attention_pool.weight" in state:
+        return from_cct(state, config, fresh_head=fresh_head)
+    if "tokenizer.layers.0.weight" in state:
+        return _from_own(state, config, fresh_head=fresh_head)
+    raise ManifestError(f"expected a known model's tensors, found {_listed(state)}: {_SOURCES}")
+
+
 def filled_model(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Model:
     """Build a model from translated tensors, ready for inference; what is not among them stays fresh."""
     model = Model(config)
@@ -239,16 +226,6 @@ def _from_own(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: b
     layout = _Layout({name: (name,) for name in shapes}, shapes, "positions", ("head", "distillation_head"))
     is_same_size = "positions" in state and tuple(state["positions"].shape) == shapes["positions"]
     return _fitted(state, layout, config, fresh_head, config.token_grid if is_same_size else None)
-
-
-def _translated(state: Mapping[str, Tensor], config: ModelConfig, fresh_head: bool) -> dict[str, Tensor]:
-    if "patch_embed.proj.weight" in state:
-        return from_timm(state, config, fresh_head=fresh_head)
-    if "classifier.attention_pool.weight" in state:
-        return from_cct(state, config, fresh_head=fresh_head)
-    if "tokenizer.layers.0.weight" in state:
-        return _from_own(state, config, fresh_head=fresh_head)
-    raise ManifestError(f"expected a known model's tensors, found {_listed(state)}: {_SOURCES}")
 
 
 def _fitted(

@@ -14,8 +14,11 @@ from devit_contract.artefacts.files import Tensors, new_folder, write_json, writ
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.choices import Role
 from devit_contract.service.progress import Progress
-from devit_decompose.data.splits import Dataset, balanced_indices
-from devit_decompose.decomposition import (
+from devit_decompose.data.dataset import Dataset, balanced_indices
+from devit_decompose.models.inference import accuracy, run
+from devit_decompose.models.model import Model
+from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.decomposition import (
     FILE_NAME,
     SCHEMA,
     DataRecord,
@@ -23,12 +26,10 @@ from devit_decompose.decomposition import (
     ModelRecord,
     StageRecord,
 )
-from devit_decompose.models.model import Model
-from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.subset_accuracy import joined_features, statistics_of, subset_records
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.search import SearchRecord
 from devit_decompose.recipe.schema import Recipe
-from devit_decompose.subset_accuracy import accuracy, joined_features, run, statistics_of, subset_records
 
 
 @dataclass(frozen=True)
