@@ -1,4 +1,9 @@
-"""Runs this machine's engine in a process of its own, and takes from it what each inference took."""
+"""Runs this machine's engine in a process of its own, and takes from it what each inference took.
+
+The process (:mod:`devit_engines.bench.worker`) prints a :class:`Ready` line. For every line with a number of seconds on
+its standard input, it runs the engine back to back for that long and prints a :class:`TimedRun` line. After a failure
+it prints a :class:`Failed` line and ends. It also ends when its input is closed, as it is when its parent dies.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,52 @@ from types import TracebackType
 import msgspec
 
 from devit_contract.errors import EngineError
-from devit_engines.bench.messages import Failed, Line, Ready, Stint
+
+_STEP_S = 0.05
+_LATE_S = 60.0
+_END_DEADLINE_S = 5.0
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine is loaded and warm."""
+
+    engine: str
+    board_model: str
+    l4t: str
+    bundle: str
+    image_shape: tuple[int, int, int]
+    inference_threads: int
+
+
+class TimedRun(msgspec.Struct, frozen=True, tag=True):
+    """One image after the other, for as long as was requested."""
+
+    start_ns: int
+    """Monotonic clock, which all processes of a machine share."""
+    end_ns: int
+    taken_us: list[int]
+    """Of each inference."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Why there is no engine, or no more."""
+
+    why: str
+    """One line, written for the user."""
+
+
+Line = Ready | TimedRun | Failed
 
 
 def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
-    """Give the command that runs a submodel's engine, as :mod:`devit_engines.bench.messages` says.
+    """Give the command that runs a submodel's engine.
 
     Args:
         bundle: Its folder.
         submodel: Index.
         store: Engine store, by default the user's.
         threads: CPU threads of ONNX Runtime.
-        engine: ``built``, or ``busy:MS``.
+        engine: As of :func:`devit_engines.choice.open_engine`.
     """
     command = [sys.executable, "-m", "devit_engines.bench.worker", "--bundle", str(bundle), "--submodel", str(submodel)]
     command += ["--threads", str(threads), "--engine", engine]
@@ -33,9 +72,9 @@ def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int
 
 
 class EngineChild:
-    """An engine that waits to be asked: a context manager.
+    """An engine in a process of its own: a context manager.
 
-    The child is no part of the terminal's group, and ends when its input is closed: after what it does just then.
+    The process is not in the terminal's group. It ends when its input is closed, after its current run.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -56,8 +95,7 @@ class EngineChild:
             )
         except OSError as err:
             raise EngineError(
-                f"{self._command[0]}: expected a program that runs the engine, cannot be started ({err.strerror}): "
-                "install the package anew"
+                f"{self._command[0]}: cannot be started to run the engine ({err.strerror}): install the package again"
             ) from err
         self._text = b""
         return self
@@ -87,15 +125,15 @@ class EngineChild:
         """
         line = self._line(meanwhile, deadline_s)
         if not isinstance(line, Ready):
-            raise EngineError("expected an engine that says when it is ready, found another program: install it anew")
+            raise EngineError("expected an engine that says when it is ready, found another program: reinstall devit")
         return line
 
-    def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> Stint:
-        """Have it run back to back.
+    def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> TimedRun:
+        """Run it back to back.
 
         Args:
-            duration_s: For so long.
-            meanwhile: Passes at most so many seconds, usefully.
+            duration_s: For this long.
+            meanwhile: Called with a number of seconds, of which it uses at most that many.
 
         Raises:
             EngineError: The engine fails, or does not come back.
@@ -107,24 +145,24 @@ class EngineChild:
         except OSError as err:
             raise EngineError(f"the engine's process ended early ({err.strerror}): run it again") from err
         line = self._line(meanwhile, duration_s + _LATE_S)
-        if not isinstance(line, Stint):
-            raise EngineError("expected the engine's times, found another line: install the package anew")
+        if not isinstance(line, TimedRun):
+            raise EngineError("expected the engine's times, found another line: reinstall devit")
         return line
 
     def _line(self, meanwhile: Callable[[float], None], limit_s: float) -> Line:
-        """Wait for a line of the child."""
+        """Wait for a line of the process."""
         stdout = self._running().stdout
         assert stdout is not None
         end_s = time.monotonic() + limit_s
         while b"\n" not in self._text:
             if time.monotonic() > end_s:
-                raise EngineError(f"expected a word of the engine within {limit_s:.0f} s, found none: run it by itself")
+                raise EngineError(f"the engine did not answer within {limit_s:.0f} s: run its command by hand")
             meanwhile(_STEP_S)
             if not select.select([stdout], [], [], 0)[0]:
                 continue
             chunk = os.read(stdout.fileno(), 1 << 20)
             if not chunk:
-                raise EngineError("expected a word of the engine, found that its process has ended: see its message")
+                raise EngineError("the engine's process has ended early: see its message")
             self._text += chunk
         text, self._text = self._text.split(b"\n", 1)
         line: Line = msgspec.json.decode(text, type=Line)
@@ -136,8 +174,3 @@ class EngineChild:
         if self._child is None:
             raise RuntimeError("the engine is used outside of its `with` block")
         return self._child
-
-
-_STEP_S = 0.05
-_LATE_S = 60.0
-_END_DEADLINE_S = 5.0

@@ -86,7 +86,6 @@ class CtypesDriver:
         self._error_text = _find(library, "cuGetErrorString", texts)
 
     def call(self, function: str, *arguments: int) -> tuple[int, ...]:
-        """Perform a function; returns its CUresult and what it returns through pointers."""
         given = iter(arguments)
         values: list[object] = []
         outputs: list[ctypes._SimpleCData[int] | c_void_p] = []
@@ -101,7 +100,6 @@ class CtypesDriver:
         return code, *(output.value or 0 for output in outputs)
 
     def error_name(self, code: int) -> str:
-        """What ``cuda.h`` calls a CUresult."""
         return _told(self._error_name, code)
 
     def error_text(self, code: int) -> str:

@@ -77,18 +77,15 @@ class PycudaCuda(DriverCuda):
         self.name = "pycuda"
 
     def driver_version(self) -> int:
-        """Newest CUDA that the driver supports, 12060 for 12.6."""
         with self._checked("cuDriverGetVersion"):
             return int(self._pycuda.get_driver_version())
 
     def memory_info(self) -> tuple[int, int]:
-        """Free and total memory in bytes."""
         with self._checked("cuMemGetInfo"):
             free, total = self._pycuda.mem_get_info()
         return int(free), int(total)
 
     def allocate(self, size_bytes: int) -> int:
-        """Device memory, content undefined; returns its address."""
         with self._pushed("cuMemAlloc"):
             memory = self._pycuda.mem_alloc(size_bytes)
         address = int(memory)
@@ -96,12 +93,10 @@ class PycudaCuda(DriverCuda):
         return address
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
         with self._checked("cuMemFree"):
             self._taken(self._memory, address, "device memory").free()
 
     def allocate_host(self, size_bytes: int, *, mapped: bool = False) -> HostBuffer:
-        """Pinned CPU memory, content undefined; ``mapped`` gives it a device address too."""
         flags = MAPPED_HOST_MEMORY if mapped else 0
         with self._pushed("cuMemHostAlloc"):
             array: npt.NDArray[np.uint8] = self._pycuda.pagelocked_empty((size_bytes,), np.uint8, mem_flags=flags)
@@ -112,38 +107,32 @@ class PycudaCuda(DriverCuda):
         return buffer
 
     def free_host(self, buffer: HostBuffer) -> None:
-        """Give pinned memory back."""
         with self._checked("cuMemFreeHost"):
             self._host_address(buffer, 0)
             del self._host_addresses[buffer]
             self._pinned.pop(buffer).free()
 
     def create_stream(self) -> int:
-        """Make a queue of work that does not wait for the default stream."""
         with self._pushed("cuStreamCreate"):
             stream: _Stream = self._pycuda.Stream(NON_BLOCKING_STREAM)
         self._streams[stream.handle] = stream
         return stream.handle
 
     def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
         with self._checked("cuStreamDestroy"):
             self._taken(self._streams, stream, "a stream")
 
     def copy_to_device(self, address: int, source: HostBuffer, size_bytes: int, stream: int) -> None:
-        """Queue a copy of the buffer's first bytes."""
         with self._checked("cuMemcpyHtoDAsync"):
             self._host_address(source, size_bytes)
             self._pycuda.memcpy_htod_async(address, source.array[:size_bytes], self._stream(stream))
 
     def copy_to_host(self, target: HostBuffer, address: int, size_bytes: int, stream: int) -> None:
-        """Queue a copy into the buffer's first bytes."""
         with self._checked("cuMemcpyDtoHAsync"):
             self._host_address(target, size_bytes)
             self._pycuda.memcpy_dtoh_async(target.array[:size_bytes], address, self._stream(stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait until all work of a stream has happened."""
         with self._checked("cuStreamSynchronize"):
             self._stream(stream).synchronize()
 

@@ -12,18 +12,14 @@ import numpy as np
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.api import Cuda, HostBuffer
 from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.names import HostMemory
 from devit_engines.trt.builder import LoadedPlan
-
-HOST_MEMORY = ("pinned", "mapped")
-"""``pinned``: images and features are copied; ``mapped``: the GPU reads and writes the CPU's memory, which saves the
-copies where both share it, as on a Jetson."""
 
 
 class TrtEngine(CheckedEngine):
     """A plan of batch 1; images of a larger batch go through one by one.
 
-    Everything happens in the thread that made it. The buffers are its own: what :meth:`features` returns belongs to
-    the caller.
+    Use it in the thread that made it. What :meth:`features` returns belongs to the caller.
     """
 
     def __init__(
@@ -32,11 +28,11 @@ class TrtEngine(CheckedEngine):
         spec: EngineSpec,
         open_cuda: Callable[[], Cuda],
         *,
-        host_memory: str = "pinned",
+        host_memory: HostMemory = "pinned",
         use_graph: bool = True,
         trt: ModuleType | None = None,
     ) -> None:
-        """Load a plan whose header was looked at.
+        """Load a plan whose header has been checked.
 
         Args:
             content: The plan.
@@ -77,11 +73,6 @@ class TrtEngine(CheckedEngine):
         self._features = self._output.host.array.view(np.float32).reshape(1, spec.output_dim)
 
     @property
-    def is_replayed(self) -> bool:
-        """Whether runs are replays of a CUDA graph."""
-        return self._graph is not None
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """Why runs are not replayed, where that was tried."""
         return () if self._graph_failure is None else (f"no CUDA graph: {self._graph_failure}",)
@@ -104,7 +95,7 @@ class TrtEngine(CheckedEngine):
         while self._release:
             try:
                 self._release.pop()()
-            except DeviceLostError:  # nothing is left to be freed then, and whoever met the loss has told
+            except DeviceLostError:  # nothing is left to be freed then, and the call that met the loss has reported it
                 continue
             except EngineError as err:
                 failure = failure or err
@@ -143,7 +134,7 @@ class TrtEngine(CheckedEngine):
         return self._stream
 
     def _capture(self, stream: int) -> None:
-        """Record what :meth:`_enqueue` queues; after one run without, in which TensorRT does what it does once."""
+        """Record what :meth:`_enqueue` queues, after a run without capture, in which TensorRT initialises itself."""
         self._wants_graph = False
         try:
             self._cuda.begin_capture(stream)
@@ -162,7 +153,7 @@ class TrtEngine(CheckedEngine):
         except EngineError as err:
             self._graph_failure = str(err)
 
-    def _buffer(self, size_bytes: int, host_memory: str) -> _Buffer:
+    def _buffer(self, size_bytes: int, host_memory: HostMemory) -> _Buffer:
         cuda = self._cuda
         is_mapped = host_memory == "mapped"
         host = cuda.allocate_host(size_bytes, mapped=is_mapped)
@@ -175,7 +166,7 @@ class TrtEngine(CheckedEngine):
 
     def _loaded(self) -> LoadedPlan:
         if self._plan is None:
-            raise AssertionError("asked before the plan is loaded")
+            raise AssertionError("used before the plan is loaded")
         return self._plan
 
     def _check_signature(self, plan: LoadedPlan) -> None:

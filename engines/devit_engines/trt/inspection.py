@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from devit_contract.errors import EngineError
+from devit_engines.engine import CheckedEngine
+from devit_engines.trt.engine import TrtEngine
 
 _FUSED_ATTENTION = re.compile(r"_mha|fused_mha|_gemm_mha_v2|flash_?attention", re.IGNORECASE)
 """Kernel or layer names of fused attention (NVIDIA/TensorRT issues 3243 and 3643)."""
@@ -26,6 +28,15 @@ class Inspection:
     """Layers that only change type or layout."""
     by_precision: dict[str, int]
     """Layers by the type of their first output: ``FP16``, ``FP32``, ``other``."""
+
+
+def inspect_engine(engine: CheckedEngine) -> Inspection | None:
+    """Inspect a loaded engine; None where TensorRT did not make it.
+
+    Raises:
+        EngineError: TensorRT lists no layers.
+    """
+    return inspect_plan(engine.information(), engine.spec.name) if isinstance(engine, TrtEngine) else None
 
 
 def inspect_plan(text: str, name: str) -> Inspection:

@@ -17,8 +17,7 @@ from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import EnergyError, InputError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.messages import Description
-from devit_engines.bench.child import EngineChild
-from devit_engines.bench.messages import Ready
+from devit_engines.bench.child import EngineChild, Ready
 from devit_profiling.load.local_run import LocalMeasurement, Measured, local_run, planned_s
 from devit_profiling.load.watch import Watch
 from devit_profiling.record.calibration import Calibration, find_calibration
@@ -38,7 +37,7 @@ class Bench:
     """Of the device, as the fleet calls it: calibrations are found by it."""
     submodel: int
     engine_command: Sequence[str]
-    """Runs the engine, as :mod:`devit_engines.bench.messages` says."""
+    """Runs the engine, as :mod:`devit_engines.bench.child` says."""
     nvpmodel: NvpModel
     state: Path
     """Folder that remembers the mode that was found."""

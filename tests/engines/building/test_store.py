@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_contract.errors import EngineError, InputError, NotBuiltError
-from devit_engines.accuracy import GateResult
+from devit_engines.accuracy import AccuracyResult
 from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Latency, Store, default_folder
 
 CONTENT = bytes(range(200))
 KEY = EngineKey("ab" * 32, "ort", "1.23.2", "NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "fp32", ())
-GATE = GateResult(64, 0, 0.9999, 1.0, 1e-6, 1e-5, 0, 0, 0.2, 3 / 64)
+ACCURACY = AccuracyResult(64, 0, 0.9999, 1.0, 1e-6, 1e-5, 0, 0, 0.2, 3 / 64)
 RECORD = EngineRecord(
     schema=SCHEMA,
-    model="submodel 0 of tiny",
+    title="submodel 0 of tiny",
     key=KEY,
     file=EngineFile("model.onnx", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT)),
     build_s=0.5,
-    gate=GATE,
-    judged_by="cd" * 32,
+    accuracy=ACCURACY,
+    validated_against="cd" * 32,
     created="2026-01-31T12:00:00Z",
     latency=Latency(1.5, 2.25, 200),
 )
