@@ -23,7 +23,7 @@ from devit_engines.names import ModelRef
 BATCH = 16
 """Golden images per call."""
 ENOUGH_IMAGES = 256
-"""None of so many flipped means that at most 1.2 % flip (rule of three, 95 %); fewer are noted in ``engine.json``."""
+"""If none of these flips, at most 1.2 % do (rule of three, 95 %); fewer are noted in ``engine.json``."""
 _COSINE_MIN = 0.995
 _COSINE_MEDIAN = 0.999
 _RELATIVE_L2 = 0.03

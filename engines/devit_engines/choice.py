@@ -1,4 +1,4 @@
-"""The engine that a word chooses: ``built``, or ``null``, ``paced:MS`` and ``busy:MS`` as stand-ins for one."""
+"""Opens the engine that ``--engine`` names: ``built``, or a stand-in ``null``, ``paced:MS`` or ``busy:MS``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_engine(
     """Load the engine of a model, or open a stand-in.
 
     Args:
-        choice: ``built``; ``null`` answers zeros at once; ``paced:MS`` sleeps so many milliseconds before each answer;
+        choice: ``built``; ``null`` answers zeros at once; ``paced:MS`` takes that many milliseconds for each answer;
             ``busy:MS`` keeps a core busy for that long.
         bundle: The bundle that the model belongs to.
         store: Where its engine was built to.

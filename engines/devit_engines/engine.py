@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ class CannotCompileError(EngineError):
     """A back end makes no engine of a graph; another rung of it may do."""
 
 
-class Engine(Protocol):
+class Engine(AbstractContextManager["Engine"], Protocol):
     """One loaded submodel, or the baseline; a context manager that frees it."""
 
     @property
@@ -55,12 +55,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the model; calling it twice is allowed, ``features`` afterwards is an error."""
         ...
-
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -134,9 +128,7 @@ class CheckedEngine(ABC):
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     @abstractmethod

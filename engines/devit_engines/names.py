@@ -1,4 +1,4 @@
-"""The closed sets of words that commands and files choose from, and how one model of a bundle is referred to."""
+"""The closed sets that options and files choose from, and the reference to one model of a bundle."""
 
 from __future__ import annotations
 

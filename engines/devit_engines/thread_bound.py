@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import TypeVar
 
 from devit_contract.errors import EngineError
@@ -59,9 +58,7 @@ class ThreadBoundEngine:
     def __enter__(self) -> ThreadBoundEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _wait_for(self, work: Callable[[Engine], _Result]) -> _Result:

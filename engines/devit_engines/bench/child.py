@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -54,6 +54,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Line = Ready | TimedRun | Failed
+_Line = TypeVar("_Line", Ready, TimedRun)
 
 
 def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
@@ -78,13 +79,13 @@ class EngineChild:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Keep what to run; nothing is started yet."""
+        """Keep the command; nothing is started yet."""
         self._command = list(command)
         self._child: subprocess.Popen[bytes] | None = None
         self._text = b""
 
     def __enter__(self) -> EngineChild:
-        """Start it; :meth:`ready` waits until its engine is loaded.
+        """Start the process; :meth:`ready` waits until its engine is loaded.
 
         Raises:
             EngineError: It cannot be started.
@@ -100,15 +101,11 @@ class EngineChild:
         self._text = b""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it."""
-        child, self._child = self._running(), None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.close()
-        child.stdout.close()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        """End the process, without waiting for its current run after an error."""
+        (child, stdin, stdout), self._child = self._running(), None
+        stdin.close()
+        stdout.close()
         if kind is not None:
             child.terminate()
         try:
@@ -123,36 +120,28 @@ class EngineChild:
         Raises:
             EngineError: It does not load, or not in time.
         """
-        line = self._line(meanwhile, deadline_s)
-        if not isinstance(line, Ready):
-            raise EngineError("expected an engine that says when it is ready, found another program: reinstall devit")
-        return line
+        return self._line(Ready, meanwhile, deadline_s)
 
     def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> TimedRun:
         """Run it back to back.
 
         Args:
             duration_s: For this long.
-            meanwhile: Called with a number of seconds, of which it uses at most that many.
+            meanwhile: Called with a number of seconds, and uses at most that many.
 
         Raises:
-            EngineError: The engine fails, or does not come back.
+            EngineError: The engine fails, or does not answer.
         """
-        stdin = self._running().stdin
-        assert stdin is not None
+        _, stdin, _ = self._running()
         try:
             stdin.write(f"{duration_s}\n".encode())
         except OSError as err:
             raise EngineError(f"the engine's process ended early ({err.strerror}): run it again") from err
-        line = self._line(meanwhile, duration_s + _LATE_S)
-        if not isinstance(line, TimedRun):
-            raise EngineError("expected the engine's times, found another line: reinstall devit")
-        return line
+        return self._line(TimedRun, meanwhile, duration_s + _LATE_S)
 
-    def _line(self, meanwhile: Callable[[float], None], limit_s: float) -> Line:
+    def _line(self, kind: type[_Line], meanwhile: Callable[[float], None], limit_s: float) -> _Line:
         """Wait for a line of the process."""
-        stdout = self._running().stdout
-        assert stdout is not None
+        _, _, stdout = self._running()
         end_s = time.monotonic() + limit_s
         while b"\n" not in self._text:
             if time.monotonic() > end_s:
@@ -162,15 +151,19 @@ class EngineChild:
                 continue
             chunk = os.read(stdout.fileno(), 1 << 20)
             if not chunk:
-                raise EngineError("the engine's process has ended early: see its message")
+                raise EngineError("the engine's process ended early: see its message")
             self._text += chunk
         text, self._text = self._text.split(b"\n", 1)
         line: Line = msgspec.json.decode(text, type=Line)
         if isinstance(line, Failed):
             raise EngineError(line.why)
+        if not isinstance(line, kind):
+            raise EngineError(f"expected {kind.__name__} from the engine's process, found {line}: reinstall devit")
         return line
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is None:
+    def _running(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
+        """Give the process, its input and its output."""
+        child = self._child
+        if child is None or child.stdin is None or child.stdout is None:
             raise RuntimeError("the engine is used outside of its `with` block")
-        return self._child
+        return child, child.stdin, child.stdout

@@ -46,7 +46,7 @@ _CURES = {
 
 @dataclass(frozen=True, eq=False)
 class HostBuffer:
-    """Memory of the CPU that the GPU can copy from and to while the CPU goes on."""
+    """Memory of the CPU that the GPU can copy from and to while the CPU continues."""
 
     array: npt.NDArray[np.uint8]
     """Shape ``(size_bytes,)``; must not be touched after ``free_host``."""
@@ -134,7 +134,7 @@ class Cuda(Protocol):
 
 
 class Driver(Protocol):
-    """Who performs one function of the driver API."""
+    """A way to call one function of the driver API."""
 
     name: str
 

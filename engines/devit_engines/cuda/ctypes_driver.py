@@ -100,11 +100,11 @@ class CtypesDriver:
         return code, *(output.value or 0 for output in outputs)
 
     def error_name(self, code: int) -> str:
-        return _told(self._error_name, code)
+        return _text_of(self._error_name, code)
 
     def error_text(self, code: int) -> str:
-        """What CUDA says of a CUresult, in words."""
-        return _told(self._error_text, code)
+        """CUDA's description of a CUresult."""
+        return _text_of(self._error_text, code)
 
 
 def load_library() -> ctypes.CDLL:
@@ -134,7 +134,7 @@ def _find(library: ctypes.CDLL, symbol: str, types: Sequence[type[ctypes._CDataT
     return function  # type: ignore[no-any-return]
 
 
-def _told(function: Callable[..., int], code: int) -> str:
+def _text_of(function: Callable[..., int], code: int) -> str:
     text = c_char_p()
     function(code, byref(text))
     return text.value.decode() if text.value is not None else "an error that this driver does not know"

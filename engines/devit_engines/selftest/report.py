@@ -26,7 +26,6 @@ BUNDLE = Path(__file__).with_name("bundle")
 class Tested:
     """One model that passed the accuracy check here."""
 
-    name: str
     engine: BuiltEngine
     inspection: Inspection | None
     """Of a TensorRT engine."""
@@ -80,7 +79,7 @@ def run_selftest(
                     progress=progress,
                 )
                 with load_engine(bundle, store, engine.model, backend=row.name, settings=settings) as loaded:
-                    tested.append(Tested(name_of(engine.model), engine, inspect_engine(loaded)))
+                    tested.append(Tested(engine, inspect_engine(loaded)))
         except DevitError as err:
             error = err
     failure = None if error is None else str(error)
@@ -97,11 +96,12 @@ def as_markdown(found: SelfTest) -> str:
         "| model | rung | route | cosine min | rel. L2 | flips | p50 ms | p99 ms | fused | casts |",
         "|" + "---|" * 10,
     ]
+    remarks = []
     for each in found.tested:
-        record, seen = each.engine.record, each.inspection
+        name, record, seen = name_of(each.engine.model), each.engine.record, each.inspection
         accuracy, latency = record.accuracy, record.latency
         cells = [
-            each.name,
+            name,
             record.key.rung,
             record.route or found.backend,
             f"{accuracy.cosine_min:.5f}",
@@ -113,12 +113,12 @@ def as_markdown(found: SelfTest) -> str:
             "" if seen is None else str(seen.casts),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    for each in found.tested:
-        lines += [f"- {each.name}: {warning}" for warning in each.engine.record.warnings]
-        for failed in each.engine.record.failed_rungs:
+        remarks += [f"- {name}: {warning}" for warning in record.warnings]
+        for failed in record.failed_rungs:
             why = ", ".join(failed.failures)
             cost = "" if failed.latency is None else f", p50 {failed.latency.p50_ms:.3f} ms"
-            lines.append(f"- {each.name}: rung {failed.rung} failed ({why}){cost}")
+            remarks.append(f"- {name}: rung {failed.rung} failed ({why}){cost}")
+    lines += remarks
     lines += ["", "| what | found | state |", "|---|---|---|"]
     lines += [f"| {finding.name} | {finding.found} | {finding.state} |" for finding in found.findings]
     return "\n".join(lines) + "\n"

@@ -119,7 +119,7 @@ class LoadedPlan:
     """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed."""
 
     def __init__(self, trt: ModuleType, content: bytes, name: str) -> None:
-        """Deserialise a plan whose header has been looked at (:func:`devit_engines.trt.plan.check_plan`).
+        """Deserialise a plan whose header has been checked (:func:`devit_engines.trt.plan.check_plan`).
 
         Raises:
             EngineError: TensorRT refuses it, or it has not one input and one output.
@@ -272,7 +272,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
     """Without strong typing: FP16 wherever TensorRT likes, but the rung's FP32 nodes as they are.
 
     Returns:
-        Nodes that no layer stands for, as warnings.
+        A warning about nodes without a layer, if there are any.
     """
     if request.graph == request.fp32_graph:
         return ()

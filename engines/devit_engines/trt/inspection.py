@@ -49,11 +49,10 @@ def inspect_plan(text: str, name: str) -> Inspection:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as err:
         raise EngineError(f"{name}: expected the inspector's layers as JSON, found {text[:60]!r}") from err
-    words = [json.dumps(layer) for layer in layers]
     precisions = Counter(_precision(layer) for layer in layers)
     return Inspection(
         layers=len(layers),
-        fused_attentions=sum(1 for each in words if _FUSED_ATTENTION.search(each)),
+        fused_attentions=sum(1 for layer in layers if _FUSED_ATTENTION.search(json.dumps(layer))),
         casts=sum(1 for layer in layers if _CASTS.search(_kind(layer))),
         by_precision=dict(sorted(precisions.items())),
     )

@@ -125,7 +125,7 @@ def test_a_run_that_tensorrt_refuses_while_it_is_captured_leaves_nothing_behind(
     driver: FakeDriver, bundle: Bundle, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(make_module("10.3.0"), plan_of(make_module("10.3.0"), bundle), spec)
-    plan, runs = engine._loaded(), []
+    plan, runs = engine._plan, []
 
     def second_fails(stream: int) -> None:
         runs.append(stream)
