@@ -58,7 +58,8 @@ def open_engine(
     """
     if choice == "built":
         stored = find_engine(bundle, store, model, backend=backend, precision=precision)
-        check_size(stored.size_bytes)
+        if stored.record is not None:
+            check_size(stored.record.file.size_bytes)
         return OpenedEngine(stored.title, stored.key.model_sha256, stored.load(settings))
     role, index = role_of(model)
     output_dim = bundle.manifest.graph(role, index).output_dim

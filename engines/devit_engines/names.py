@@ -19,7 +19,6 @@ ModelRef = int | Literal["baseline"]
 BACKEND_CHOICES: tuple[BackendChoice, ...] = get_args(BackendChoice)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CUDA_BINDINGS: tuple[CudaBinding, ...] = get_args(CudaBinding)
-HOST_MEMORIES: tuple[HostMemory, ...] = get_args(HostMemory)
 
 
 def role_of(model: ModelRef) -> tuple[Literal["baseline", "submodel"], int | None]:

@@ -12,7 +12,7 @@ from devit_engines.accuracy import reference_digest
 from devit_engines.board import Board, detect_board
 from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings, backend_of
 from devit_engines.building.build_one import BuiltEngine, build_one
-from devit_engines.building.store import EngineKey, Store
+from devit_engines.building.store import EngineKey, EngineRecord, Store
 from devit_engines.building.target import Target
 from devit_engines.engine import CheckedEngine
 from devit_engines.names import BackendChoice, ModelRef, Precision
@@ -24,17 +24,13 @@ class StoredEngine:
 
     target: Target
     key: EngineKey
+    record: EngineRecord | None
+    """Absent if it is damaged, which :meth:`load` reports."""
 
     @property
     def title(self) -> str:
         """For people: ``TensorRT 10.3.0, fp16``."""
         return f"{self.target.backend.title} {self.key.backend_version}, {self.key.rung}"
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its file; 0 if its record is damaged, which :meth:`load` reports."""
-        record = self.target.store.record(self.key.digest)
-        return 0 if record is None else record.file.size_bytes
 
     def load(self, settings: RunSettings = DEFAULT_SETTINGS) -> CheckedEngine:
         """Load the engine.
@@ -134,14 +130,13 @@ def find_engine(
         rows.append(backend_of("ort"))
     targets = [Target(bundle, store, model, row, board or detect_board(), precision) for row in rows]
     found = [
-        StoredEngine(target, key)
+        StoredEngine(target, key, store.record(key.digest))
         for target in targets
         for key in target.engine_keys()
         if (store.folder / key.digest).is_dir()
     ]
     for stored in found:
-        record = store.record(stored.key.digest)
-        if record is not None and record.validated_against == reference_digest(bundle):
+        if stored.record is not None and stored.record.validated_against == reference_digest(bundle):
             return stored
     if found:
         return found[0]

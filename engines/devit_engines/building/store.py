@@ -23,7 +23,7 @@ from typing import IO
 import msgspec
 
 from devit_contract.artefacts.files import new_folder, open_lock, read_json, write_bytes, write_json
-from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
+from devit_contract.errors import InputError, ManifestError, NotBuiltError
 from devit_engines.accuracy import AccuracyResult
 
 SCHEMA = 3
@@ -214,7 +214,7 @@ class Store:
             on_wait: Called once before waiting for another builder.
 
         Raises:
-            EngineError: The store cannot be written.
+            InputError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
         has_waited = False
@@ -242,7 +242,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             return open_lock(path)
         except OSError as err:
-            raise EngineError(
+            raise InputError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
             ) from err
 

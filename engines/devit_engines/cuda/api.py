@@ -64,14 +64,6 @@ class Cuda(Protocol):
     name: str
     """``ctypes``, ``cuda-bindings`` or ``pycuda``."""
 
-    def driver_version(self) -> int:
-        """Newest CUDA that the driver supports, 12060 for 12.6."""
-        ...
-
-    def memory_info(self) -> tuple[int, int]:
-        """Free and total memory in bytes; on a Jetson the CPU's."""
-        ...
-
     def allocate(self, size_bytes: int) -> int:
         """Device memory, content undefined; returns its address."""
         ...
@@ -171,13 +163,6 @@ class DriverCuda:
         except EngineError:
             self._release()
             raise
-
-    def driver_version(self) -> int:
-        return self._call("cuDriverGetVersion")[0]
-
-    def memory_info(self) -> tuple[int, int]:
-        free, total = self._call("cuMemGetInfo")
-        return free, total
 
     def allocate(self, size_bytes: int) -> int:
         return self._call("cuMemAlloc", size_bytes)[0]

@@ -41,14 +41,12 @@ class Prototype:
 # cuda.h of CUDA 12.6 and 13.0; CUdevice is int, CUdeviceptr unsigned long long, enumerations are unsigned int.
 PROTOTYPES = {
     "cuInit": Prototype("cuInit", (c_uint,)),
-    "cuDriverGetVersion": Prototype("cuDriverGetVersion", (Out(c_int),)),
     "cuDeviceGet": Prototype("cuDeviceGet", (Out(c_int), c_int)),
     "cuDevicePrimaryCtxRetain": Prototype("cuDevicePrimaryCtxRetain", (Out(c_void_p), c_int)),
     "cuDevicePrimaryCtxRelease": Prototype("cuDevicePrimaryCtxRelease_v2", (c_int,)),
     "cuDevicePrimaryCtxGetState": Prototype("cuDevicePrimaryCtxGetState", (c_int, Out(c_uint), Out(c_int))),
     "cuCtxSetCurrent": Prototype("cuCtxSetCurrent", (c_void_p,)),
     "cuCtxPopCurrent": Prototype("cuCtxPopCurrent_v2", (Out(c_void_p),)),
-    "cuMemGetInfo": Prototype("cuMemGetInfo_v2", (Out(c_size_t), Out(c_size_t))),
     "cuMemAlloc": Prototype("cuMemAlloc_v2", (Out(c_uint64), c_size_t)),
     "cuMemFree": Prototype("cuMemFree_v2", (c_uint64,)),
     "cuMemHostAlloc": Prototype("cuMemHostAlloc", (Out(c_void_p), c_size_t, c_uint)),

@@ -77,15 +77,6 @@ class PycudaCuda(DriverCuda):
         super().__init__(self._ctypes, device)
         self.name = "pycuda"
 
-    def driver_version(self) -> int:
-        with self._checked("cuDriverGetVersion"):
-            return int(self._pycuda.get_driver_version())
-
-    def memory_info(self) -> tuple[int, int]:
-        with self._checked("cuMemGetInfo"):
-            free, total = self._pycuda.mem_get_info()
-        return int(free), int(total)
-
     def allocate(self, size_bytes: int) -> int:
         with self._pushed("cuMemAlloc"):
             memory = self._pycuda.mem_alloc(size_bytes)

@@ -174,7 +174,7 @@ def test_a_lock_waits_for_nobody_where_nobody_builds(store: Store) -> None:
 def test_a_store_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     place = tmp_path / "store"
     place.write_text("")
-    with pytest.raises(EngineError, match="choose another with --store"), Store(place).lock(KEY.digest):
+    with pytest.raises(InputError, match="choose another with --store"), Store(place).lock(KEY.digest):
         pass
 
 

@@ -317,7 +317,6 @@ def test_a_context_that_pycuda_itself_would_end_is_noted(driver: FakeDriver) -> 
 
 
 FUNCTIONS: dict[str, Callable[[Things], object]] = {
-    "cuMemGetInfo": lambda things: things.cuda.memory_info(),
     "cuMemAlloc": lambda things: things.cuda.allocate(8),
     "cuMemFree": lambda things: things.cuda.free(things.address),
     "cuMemHostAlloc": lambda things: things.cuda.allocate_host(8),
@@ -396,7 +395,7 @@ def test_a_lost_context_is_lost_for_every_call_after(driver: FakeDriver, cuda: C
     with pytest.raises(DeviceLostError, match=rf"cuStreamSynchronize: .*\({code}\).* start it again"):
         cuda.synchronize(things.stream)
     calls = driver.calls.total()
-    for call in (things.give_back, things.round_trip, cuda.memory_info, cuda.create_stream, cuda.close):
+    for call in (things.give_back, things.round_trip, cuda.create_stream, cuda.close):
         with pytest.raises(DeviceLostError, match="cuStreamSynchronize"):
             call()
     assert driver.calls.total() == calls
@@ -515,10 +514,8 @@ def test_auto_needs_no_package(driver: FakeDriver, monkeypatch: pytest.MonkeyPat
     assert open_cuda().name == "ctypes"
 
 
-def test_every_choice_tells_its_name_and_the_drivers_version(driver: FakeDriver, choice: str) -> None:
-    cuda = opened(choice)
-    assert (cuda.name, cuda.driver_version()) == (choice, 12060)
-    assert cuda.memory_info() == (8 << 30, 8 << 30)
+def test_every_choice_tells_its_name(driver: FakeDriver, choice: str) -> None:
+    assert opened(choice).name == choice
 
 
 def test_an_unknown_choice_is_refused() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.open import open_cuda
 from devit_engines.engine import EngineSpec
-from devit_engines.names import CUDA_BINDINGS, HOST_MEMORIES, CudaBinding, HostMemory
+from devit_engines.names import CUDA_BINDINGS, CudaBinding, HostMemory
 from devit_engines.trt.builder import build_plan
 from devit_engines.trt.engine import TrtEngine
 
@@ -61,7 +62,7 @@ def engine_of(
 @pytest.mark.parametrize(
     ("version", "cuda", "host_memory", "use_graph"),
     [
-        (version, cuda, HOST_MEMORIES[(i + j) % 2], bool((i // 2 + j) % 2))
+        (version, cuda, get_args(HostMemory)[(i + j) % 2], bool((i // 2 + j) % 2))
         for i, version in enumerate(VERSIONS)
         for j, cuda in enumerate(CUDA_BINDINGS[1:])
     ],
