@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 
@@ -65,16 +64,6 @@ class OrtEngine(CheckedEngine):
                 f"({_first_line(err)}): build the engine again with devit build"
             ) from err
         self._input_name = self._check_signature()
-
-    @classmethod
-    def from_file(cls, path: Path, spec: EngineSpec, *, threads: int = 1) -> OrtEngine:
-        """Load a graph from a file, without a store and without a digest."""
-        try:
-            return cls(path.read_bytes(), spec, threads=threads)
-        except OSError as err:
-            raise EngineError(
-                f"{path}: expected an ONNX file, it cannot be read ({err.strerror}): check the path"
-            ) from err
 
     def close(self) -> None:
         """Free the session."""

@@ -32,7 +32,6 @@ class BindingsDriver:
             raise EngineError(f"expected the package cuda-bindings, found none ({err}): {_INSTALL}") from err
 
     def call(self, function: str, *arguments: int) -> tuple[int, ...]:
-        """Perform a function; returns its CUresult and what it returns through pointers."""
         module = self._module
         perform = getattr(module, function, None) or getattr(module, _OLD_NAMES.get(function, function), None)
         if perform is None:
@@ -55,7 +54,7 @@ class BindingsDriver:
         return int(code), *(int(output) for output in outputs if output is not None)
 
     def error_name(self, code: int) -> str:
-        """What ``cuda.h`` calls a CUresult; the enumeration's own name, as cuGetErrorName takes only its members."""
+        """As the enumeration names it: cuGetErrorName takes only its members."""
         try:
             return str(self._module.CUresult(code).name)
         except ValueError:

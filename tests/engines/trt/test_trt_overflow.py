@@ -119,17 +119,17 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle(folder)
 
 
-def test_the_gate_closes_at_the_first_rung_and_opens_at_the_one_that_repairs_it(
+def test_the_check_fails_the_first_rung_and_passes_the_one_that_repairs_it(
     version: str, bundle: Bundle, store: Store
 ) -> None:
     (built,) = build_engines(bundle, store, board=ORIN)
-    assert built.rung == "fp16-attn32"
-    record, _ = store.read(built.key)
+    assert built.record.key.rung == "fp16-attn32"
+    record, _ = store.read(built.digest)
     (failed,) = record.failed_rungs
     assert failed.rung == "fp16"
     assert any("smallest cosine" in words for words in failed.failures)
     assert failed.latency.runs >= 10
-    assert [entry.digest for entry in store.entries()] == [built.key]  # what failed was never kept
+    assert [entry.digest for entry in store.entries()] == [built.digest]  # what failed was never kept
 
 
 def test_onnx_runtime_would_have_hidden_it(bundle: Bundle) -> None:
