@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pytest
+from tests.profiling.simulation.reference_board import ReferenceBoard, recursive_average
 from typer.testing import CliRunner
 
 from devit_contract.errors import DevitError, EnergyError, InputError, ManifestError
@@ -25,7 +26,6 @@ from devit_profiling.record.record import IDLE, WINDOW, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.report import OUTPUTS, write_report
 from devit_profiling.sensor.board_table import BOARDS
-from devit_profiling.simulator.board import SimulatedBoard
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -42,7 +42,7 @@ class Bench:
     """A board with a meter on it, and the run that was recorded meanwhile."""
 
     run: Path
-    board: SimulatedBoard
+    board: ReferenceBoard
     folder: Path
 
     def true_w(self, start_s: float, end_s: float) -> float:
@@ -79,7 +79,7 @@ def load_of(time_s: float) -> float:
 def make_bench(
     recording: Recording, folder: Path, key: str, seed: int, load: Callable[[float], float] = load_of
 ) -> Bench:
-    board = SimulatedBoard(BOARDS[key], seed=seed, sensor="average", keeps_history=True)
+    board = ReferenceBoard(BOARDS[key], seed=seed, sensor=recursive_average(BOARDS[key], seed))
     lines = []
     for step in range(round(LENGTH_S / STEP_S) + 1):
         time_s = step * STEP_S
