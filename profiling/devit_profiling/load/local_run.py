@@ -28,6 +28,7 @@ from devit_profiling.record.record import (
     DeviceRecord,
     NodeRecord,
     Phase,
+    PhaseKind,
     Plan,
     Run,
     Scenario,
@@ -124,7 +125,7 @@ class LocalMeasurement:
         return stints
 
     def _rest(
-        self, scenario: Scenario, kind: str, duration_s: float, found: Measured, watch: Callable[[str], None]
+        self, scenario: Scenario, kind: PhaseKind, duration_s: float, found: Measured, watch: Callable[[str], None]
     ) -> None:
         if duration_s == 0:
             return
@@ -133,7 +134,7 @@ class LocalMeasurement:
         self.wait(duration_s)
         found.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._boundary(time.monotonic_ns())))
 
-    def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint], found: Measured) -> None:
+    def _work(self, scenario: Scenario, kind: PhaseKind, number: int, stints: Sequence[Stint], found: Measured) -> None:
         start = self._boundary(stints[0].start_ns)
         for stint in stints:
             sent_ns = stint.start_ns

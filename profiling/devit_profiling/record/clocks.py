@@ -35,8 +35,8 @@ class ClockFit(msgspec.Struct, frozen=True):
     """Of the snapshots, from the line."""
     residual_max_us: float
     half_round_trip_us: float | None
-    """Of the quickest snapshot: closer than this no offset is known. Absent in runs that did not note it; there the
-    offset is also late by the time that the questions to all devices took."""
+    """Of the quickest snapshot: the offset is known no better than this. Absent for the node's machine, which is the
+    host."""
 
     def host_ns(self, device_ns: int) -> int:
         """Map a moment of the device's clock to the host's."""
@@ -60,7 +60,7 @@ class TimeAxis:
         clocks = {device.name: fit_clock(boundaries, device.name) for device in recording.run.machines}
         moments = [boundary.host_ns for boundary in boundaries]
         moments += [at for boundary in boundaries for at, _ in boundary.asked_ns.values()]
-        moments += [row.sent_ns for row in recording.answers if row.sent_ns is not None]
+        moments += [row.sent_ns for row in recording.answers]
         for name, clock in clocks.items():
             own = [line.monotonic_ns for line in recording.lines[name]]
             own += [boundary.snapshots[name].monotonic_ns for boundary in boundaries]
