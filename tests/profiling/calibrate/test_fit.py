@@ -20,7 +20,7 @@ from devit_contract.wire.messages import PowerLine
 from devit_profiling.calibrate.fit import calibrate
 from devit_profiling.calibrate.meter_log import read_meter_log
 from devit_profiling.cli import app
-from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.analysis import analyse_recording
 from devit_profiling.record.calibration import Calibration, find_calibration, write_calibration
 from devit_profiling.record.record import IDLE, WINDOW, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
@@ -116,7 +116,7 @@ def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: Fak
         bench = make_bench(fake_run.recording(), folder, key, seed)
         found = calibrate(bench.run, "jetson1", bench.meter(), "WT310, DC input")
         assert found.is_simulated
-        report = analyse(calibrated_run(bench, found))
+        report = analyse_recording(read_recording(calibrated_run(bench, found)))
         (energy,) = report.scenarios[0].energies
         phases = [phase for phase in read_recording(bench.run).run.phases if phase.kind in (IDLE, WINDOW)]
         boundaries_s = [
@@ -274,9 +274,9 @@ def test_report_says_of_every_joule_whether_it_is_calibrated_and_again_bit_by_bi
 def test_window_outside_of_what_was_calibrated_is_flagged(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     narrow = msgspec.structs.replace(found, high_w=(found.low_w + found.high_w) / 2)
-    (energy,) = analyse(calibrated_run(bench, narrow)).scenarios[0].energies
+    (energy,) = analyse_recording(read_recording(calibrated_run(bench, narrow))).scenarios[0].energies
     assert any("where this device was calibrated: calibrate again at this load" in flag for flag in energy.flags)
-    (energy,) = analyse(calibrated_run(bench, found)).scenarios[0].energies
+    (energy,) = analyse_recording(read_recording(calibrated_run(bench, found))).scenarios[0].energies
     assert not any("calibrated" in flag for flag in energy.flags)
 
 
