@@ -82,7 +82,7 @@ def measure_window(
 ) -> WindowEnergy:
     """Measure a window of a series of readings, which may have faults, and say what the result is worth.
 
-    Readings whose stamps do not rise are dropped and counted. A stretch between two readings further apart than
+    Readings whose stamps do not rise are dropped and counted. An interval between two readings further apart than
     three median periods, or outside of all readings, is not covered: it lowers ``coverage`` and raises a flag.
 
     Args:

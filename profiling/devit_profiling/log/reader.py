@@ -17,6 +17,8 @@ from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
 STANDARD_INPUT = "-"
+# Longer than any line of tegrastats; a file without line ends is read in pieces.
+_MAX_LINE_BYTES = 1 << 16
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -98,7 +100,3 @@ def _lines(name: str, file: BinaryIO) -> Iterator[str]:
 
 def _unreadable(name: str, err: OSError) -> InputError:
     return InputError(f"{name}: expected a log of tegrastats, cannot be read ({err.strerror}): correct the path")
-
-
-# Longer than any line of tegrastats; a file without line ends is read in pieces.
-_MAX_LINE_BYTES = 1 << 16

@@ -16,6 +16,12 @@ from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.sensor.sensor_lines import time_ns_of
 
+_CHUNK_BYTES = 1 << 16
+_SHOWN_CHARS = 300
+_TERMINATE_DEADLINE_S = 2.0
+_GONE_DEADLINE_S = 0.2
+_CPUCLOCK_SCHED = 2
+
 
 class PowerSampler:
     """A running sensor program: a context manager to be watched by a poller, without threads.
@@ -194,10 +200,3 @@ def _tree(pid: int) -> Iterator[int]:
 def _pipe(child: subprocess.Popen[bytes]) -> IO[bytes]:
     assert child.stdout is not None  # opened with stdout=PIPE
     return child.stdout
-
-
-_CHUNK_BYTES = 1 << 16
-_SHOWN_CHARS = 300
-_TERMINATE_DEADLINE_S = 2.0
-_GONE_DEADLINE_S = 0.2
-_CPUCLOCK_SCHED = 2

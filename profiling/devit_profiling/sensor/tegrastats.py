@@ -35,6 +35,53 @@ from devit_profiling.sensor.sample import CoreLoad, EngineLoad, Sample
 
 SIMULATED = "SIMULATED"
 """The token that marks a line as made by the simulator."""
+_UNCONNECTED = "NC"
+_NO_POWER_C = "-256"
+# The PMIC has two alarms and no thermometer: Linux' max77620_thermal.c reports 100 C while neither is raised, 120 and
+# 140 C when one is. Every recorded line, of six kinds of boards at rest and under load, shows 100 or 50.
+_DUMMY_ZONE = "PMIC"
+_DUMMY_C = ("100", "50")
+_KB = {"k": 1, "M": 1024}
+
+_CLOCKS = r"@(?: \d{1,5} (?=\s) | \[ \d{1,5} (?:,\d{1,5})* \] )"
+_LOAD = rf"(?: \d{{1,3}} % (?:{_CLOCKS})? | {_CLOCKS} | \d{{1,5}} (?=\s) | off (?!\S) )"
+_DEGREES = r"-?\d{1,4} (?:\.\d{1,6})?"
+_MW = r"-?\d{1,9}"
+_MB = r"\d{1,9}"
+
+_HEAD = re.compile(
+    rf"""\s* (?:(\d\d-\d\d-\d{{4}}[ ]\d\d:\d\d:\d\d)\s+)? (?:({SIMULATED})\s+)?
+    RAM\s+({_MB})/({_MB})MB (?: \s* \(lfb\s+ (\d{{1,9}}) x (\d{{1,9}}) ([kM]) B )?""",
+    re.ASCII | re.VERBOSE,
+)
+
+# What hardly changes from line to line. The groups' names are those of the fields.
+_OTHER_TOKEN = rf"""(?:
+    SWAP\s+ (?P<swap_used_mb>{_MB}) / (?P<swap_total_mb>{_MB}) MB (?: \s* \(cached\s+ (?P<swap_cached_mb>{_MB}) MB\) )?
+  | IRAM\s+ (?P<iram_used_kb>{_MB}) / (?P<iram_total_kb>{_MB}) kB
+        (?: \s* \(lfb\s+ (?P<iram_largest_free_block_kb>{_MB}) kB\) )?
+  | (?P<engine> (?:NV|MSENC|VIC|OFA|PVA) \w*? ) (?:_FREQ|_LOAD)? \s+ (?P<load> {_LOAD} )
+  | APE\s+ (?P<ape_mhz>\d{{1,5}}) (?=\s)
+  | MTS\s+ fg\s+ (?P<mts_foreground_percent>\d{{1,3}})% (?: \s+ bg\s+ (?P<mts_background_percent>\d{{1,3}})% )?
+  | {SIMULATED} (?!\S)
+)"""
+_OTHER = re.compile(rf"(?<!\S) {_OTHER_TOKEN}", re.ASCII | re.VERBOSE)
+_OTHER_TEXT = re.sub(r"\?P<\w+>", "?:", _OTHER_TOKEN)
+
+# One pass over the line; which group is set tells the kind of token. RAM, IRAM and SWAP look like rails of L4T 32.
+_TOKEN = re.compile(
+    rf"""\s(?:
+        ([A-Za-z][\w.-]*) @ ({_DEGREES}) C (?: / ({_DEGREES}) C )?
+      | (?!I?RAM\s|SWAP\s) ([A-Za-z]\w*) \s+
+            ({_MW}) (?: mW | (?=/-?\d) ) (?: / ({_MW}) (?: mW | (?=[\s/]) ) (?: / ({_MW}) (?: mW | (?=\s) ) )? )?
+      | (GR3D2?|EMC) (?:_FREQ)? \s+ ({_LOAD})
+      | ({_OTHER_TEXT} (?: \s+ {_OTHER_TEXT} )*)
+      | (?:CPU|cpu) \s+ \[ ([^\]]{{1,1000}}) \] (?: @ (\d{{1,5}}) (?=\s) )?
+    )""",
+    re.ASCII | re.VERBOSE,
+)
+
+_CORE = re.compile(r"off|(\d{1,3})%(?:@(\d{1,5}))?", re.ASCII)
 
 
 def parse_line(line: str) -> Sample | None:
@@ -178,52 +225,3 @@ def _others(text: str) -> tuple[Mapping[str, EngineLoad], dict[str, int]]:
             )
         numbers.update((name, int(number)) for name, number in groups.items() if number is not None)
     return engines, numbers
-
-
-_UNCONNECTED = "NC"
-_NO_POWER_C = "-256"
-# The PMIC has two alarms and no thermometer: Linux' max77620_thermal.c reports 100 C while neither is raised, 120 and
-# 140 C when one is. Every recorded line, of six kinds of boards at rest and under load, shows 100 or 50.
-_DUMMY_ZONE = "PMIC"
-_DUMMY_C = ("100", "50")
-_KB = {"k": 1, "M": 1024}
-
-_CLOCKS = r"@(?: \d{1,5} (?=\s) | \[ \d{1,5} (?:,\d{1,5})* \] )"
-_LOAD = rf"(?: \d{{1,3}} % (?:{_CLOCKS})? | {_CLOCKS} | \d{{1,5}} (?=\s) | off (?!\S) )"
-_DEGREES = r"-?\d{1,4} (?:\.\d{1,6})?"
-_MW = r"-?\d{1,9}"
-_MB = r"\d{1,9}"
-
-_HEAD = re.compile(
-    rf"""\s* (?:(\d\d-\d\d-\d{{4}}[ ]\d\d:\d\d:\d\d)\s+)? (?:({SIMULATED})\s+)?
-    RAM\s+({_MB})/({_MB})MB (?: \s* \(lfb\s+ (\d{{1,9}}) x (\d{{1,9}}) ([kM]) B )?""",
-    re.ASCII | re.VERBOSE,
-)
-
-# What hardly changes from line to line. The groups' names are those of the fields.
-_OTHER_TOKEN = rf"""(?:
-    SWAP\s+ (?P<swap_used_mb>{_MB}) / (?P<swap_total_mb>{_MB}) MB (?: \s* \(cached\s+ (?P<swap_cached_mb>{_MB}) MB\) )?
-  | IRAM\s+ (?P<iram_used_kb>{_MB}) / (?P<iram_total_kb>{_MB}) kB
-        (?: \s* \(lfb\s+ (?P<iram_largest_free_block_kb>{_MB}) kB\) )?
-  | (?P<engine> (?:NV|MSENC|VIC|OFA|PVA) \w*? ) (?:_FREQ|_LOAD)? \s+ (?P<load> {_LOAD} )
-  | APE\s+ (?P<ape_mhz>\d{{1,5}}) (?=\s)
-  | MTS\s+ fg\s+ (?P<mts_foreground_percent>\d{{1,3}})% (?: \s+ bg\s+ (?P<mts_background_percent>\d{{1,3}})% )?
-  | {SIMULATED} (?!\S)
-)"""
-_OTHER = re.compile(rf"(?<!\S) {_OTHER_TOKEN}", re.ASCII | re.VERBOSE)
-_OTHER_TEXT = re.sub(r"\?P<\w+>", "?:", _OTHER_TOKEN)
-
-# One pass over the line; which group is set tells the kind of token. RAM, IRAM and SWAP look like rails of L4T 32.
-_TOKEN = re.compile(
-    rf"""\s(?:
-        ([A-Za-z][\w.-]*) @ ({_DEGREES}) C (?: / ({_DEGREES}) C )?
-      | (?!I?RAM\s|SWAP\s) ([A-Za-z]\w*) \s+
-            ({_MW}) (?: mW | (?=/-?\d) ) (?: / ({_MW}) (?: mW | (?=[\s/]) ) (?: / ({_MW}) (?: mW | (?=\s) ) )? )?
-      | (GR3D2?|EMC) (?:_FREQ)? \s+ ({_LOAD})
-      | ({_OTHER_TEXT} (?: \s+ {_OTHER_TEXT} )*)
-      | (?:CPU|cpu) \s+ \[ ([^\]]{{1,1000}}) \] (?: @ (\d{{1,5}}) (?=\s) )?
-    )""",
-    re.ASCII | re.VERBOSE,
-)
-
-_CORE = re.compile(r"off|(\d{1,3})%(?:@(\d{1,5}))?", re.ASCII)
