@@ -32,10 +32,10 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class LogReader:
-    """Gives the readings of a log in one pass; what it tells beside them is of the lines read so far."""
+    """Gives the readings of a log in one pass; its attributes are of the lines read so far."""
 
     def __init__(self, name: str, lines: Iterable[str], board: Board | None = None) -> None:
-        """Keep what to read.
+        """Keep the lines; nothing is read yet.
 
         Args:
             name: Of the log, for messages.

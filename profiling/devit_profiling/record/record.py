@@ -167,7 +167,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_shape: tuple[int, int, int]
     k_min: int
     deadline_ms: float | None
-    """Absent where a machine was measured by itself, without one."""
+    """Absent without a node."""
     frames: dict[str, int]
     """Frames ended since the node's start, by state."""
     devices: tuple[CellDevice, ...]

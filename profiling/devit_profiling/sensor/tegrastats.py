@@ -1,4 +1,4 @@
-"""Lines of NVIDIA's ``tegrastats`` as values: loads, clocks, temperatures and rails of a Jetson at one instant.
+"""Parses lines of NVIDIA's ``tegrastats``: loads, clocks, temperatures and rails of a Jetson at one instant.
 
 The grammar is the union over L4T 28 to 39 (JetPack 3 to 7)::
 
@@ -17,10 +17,10 @@ The grammar is the union over L4T 28 to 39 (JetPack 3 to 7)::
     rail    := name instant"mW" ["/"average"mW" ["/"max"mW"]]    L4T 34 and newer
              | name instant"/"average                            L4T 32 and older
 
-Between tokens stand one or more blanks, and the tokens come in any order. A line that was cut off loses its last
+Tokens are separated by one or more blanks and come in any order. A line that was cut off loses its last
 value instead of showing its first digits: a number counts only with what ends it, be it its unit (``mW``, ``%``,
-``C``, ``]``) or, behind a number without one, a blank or the line end. So give lines with their line ends, where
-they have them; without one, an L4T 32 line lacks the average of its last rail.
+``C``, ``]``) or, after a number without one, a blank or the line end. So keep the line ends; without one, an L4T 32
+line lacks the average of its last rail.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _OTHER_TOKEN = rf"""(?:
 _OTHER = re.compile(rf"(?<!\S) {_OTHER_TOKEN}", re.ASCII | re.VERBOSE)
 _OTHER_TEXT = re.sub(r"\?P<\w+>", "?:", _OTHER_TOKEN)
 
-# One pass over the line; which group is set tells the kind of token. RAM, IRAM and SWAP look like rails of L4T 32.
+# One pass over the line; the group that is set gives the kind of token. RAM, IRAM and SWAP look like rails of L4T 32.
 _TOKEN = re.compile(
     rf"""\s(?:
         ([A-Za-z][\w.-]*) @ ({_DEGREES}) C (?: / ({_DEGREES}) C )?
@@ -96,12 +96,12 @@ def parse_line(line: str) -> Sample | None:
     head = _HEAD.match(line)
     if head is None:
         return None
-    stamp, mark, ram_used, ram_total, blocks, block_size, block_unit = head.groups()
+    stamp, simulated, ram_used, ram_total, blocks, block_size, block_unit = head.groups()
     fields = _fields(line, head.end())
     engines, numbers = _others(fields.others)
     return Sample(
         stamp=stamp,
-        is_simulated=mark is not None or SIMULATED in fields.others,
+        is_simulated=simulated is not None or SIMULATED in fields.others,
         ram_used_mb=int(ram_used),
         ram_total_mb=int(ram_total),
         ram_largest_free_blocks=int(blocks) if blocks is not None else None,
@@ -124,7 +124,7 @@ def parse_line(line: str) -> Sample | None:
 
 
 class _Load(msgspec.Struct, frozen=True):
-    """What stands behind the name of an engine, the GPU or the memory controller."""
+    """The text after the name of an engine, the GPU or the memory controller."""
 
     is_on: bool = True
     percent: int | None = None
@@ -148,7 +148,7 @@ class _Fields(msgspec.Struct):
 
 
 def _fields(line: str, start: int) -> _Fields:
-    """Sort the tokens: a loop over plain tuples without a call for most, since here is where the time goes."""
+    """Sort the tokens in a loop over plain tuples, for most without a call: here the parser spends its time."""
     fields = _Fields()
     temperatures_c, rails_mw, rails_average_mw = fields.temperatures_c, fields.rails_mw, fields.rails_average_mw
     for zone, degrees, max_degrees, rail, instant, average, maximum, unit, load, other, cores, clock in _TOKEN.findall(
@@ -200,10 +200,10 @@ def _core(core: str, shared_mhz: int | None) -> CoreLoad | None:
 
 @lru_cache(maxsize=4096)  # as above
 def _load(text: str) -> _Load:
-    percent, mark, clocks = text.rpartition("%")
+    percent, sign, clocks = text.rpartition("%")
     return _Load(
         is_on=text != "off",
-        percent=int(percent) if mark else None,
+        percent=int(percent) if sign else None,
         mhz=tuple(int(clock) for clock in clocks.strip("@[]").split(",") if clock.isdigit()),
     )
 

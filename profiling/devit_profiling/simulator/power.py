@@ -34,7 +34,7 @@ POWER: Mapping[str, PowerRange] = MappingProxyType(
         # At rest with rails: a line of a Prometheus exporter's test. At 86 % of the GPU, detectnet at 921 MHz:
         # dusty-nv/jetson-inference issue 1206.
         NANO.key: _range(POM_5V_IN=(1388, 4531), POM_5V_GPU=(122, 1113), POM_5V_CPU=(163, 539)),
-        # bjgeiser/tegra_burn, GPU at 99 %. At rest totals of 2763 to 3500 mW are told, without rails: the two are
+        # bjgeiser/tegra_burn, GPU at 99 %. At rest totals of 2763 to 3500 mW are reported, without rails: the two are
         # estimates.
         XAVIER_NX.key: _range(VDD_IN=(3160, 13711), VDD_CPU_GPU_CV=(440, 7499), VDD_SOC=(1040, 2063)),
         # Median line of the recording orin_nano_l4t36_01_idle_log; steady matrix products of
