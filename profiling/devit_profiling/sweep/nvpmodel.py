@@ -23,7 +23,6 @@ from devit_contract.errors import DevitError, EnergyError
 from devit_profiling.sensor.state_folder import exclusive_lock, remove
 
 STATE_FILE = "power-mode.json"
-STATE_FOLDER = Path("/var/lib/devit")
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that end a sweep, after the mode is restored."""
 _BUSY = "another program sweeps power modes: wait for its end"
