@@ -27,6 +27,7 @@ from devit_profiling.record.record import (
     DeviceRecord,
     NodeRecord,
     Phase,
+    PhaseKind,
     Plan,
     Run,
     Scenario,
@@ -123,7 +124,7 @@ class LocalMeasurement:
         return runs
 
     def _rest(
-        self, scenario: Scenario, kind: str, duration_s: float, found: Measured, watch: Callable[[str], None]
+        self, scenario: Scenario, kind: PhaseKind, duration_s: float, found: Measured, watch: Callable[[str], None]
     ) -> None:
         if duration_s == 0:
             return
@@ -132,7 +133,9 @@ class LocalMeasurement:
         self.wait(duration_s)
         found.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._boundary(time.monotonic_ns())))
 
-    def _work(self, scenario: Scenario, kind: str, number: int, runs: Sequence[TimedRun], found: Measured) -> None:
+    def _work(
+        self, scenario: Scenario, kind: PhaseKind, number: int, runs: Sequence[TimedRun], found: Measured
+    ) -> None:
         start = self._boundary(runs[0].start_ns)
         for run in runs:
             sent_ns = run.start_ns
