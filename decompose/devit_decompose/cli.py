@@ -1,4 +1,4 @@
-"""``devit decompose``, ``devit assemble`` and ``devit evaluate``: what they take and what they print."""
+"""``devit decompose``, ``devit assemble`` and ``devit evaluate``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ evaluate_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _MANY_DEVICES = 4
 """From more devices on, only the best and the worst subset of each size are printed."""
 _MANY_CLASSES = 20
-"""Of more classes, only so many are printed, the worst."""
+"""If there are more classes, only this many are printed, the worst."""
 
 
 @app.command()
@@ -49,10 +49,10 @@ def decompose(
 
     loaded = load_recipe(recipe, tuple(changes or ()))
     if dry_run:
-        from devit_decompose.dry_run import rehearse
+        from devit_decompose.dry_run import dry_run as run_dry
 
         with progress_bar() as progress:
-            table = rehearse(loaded, progress)
+            table = run_dry(loaded, progress)
         print_table(f"{loaded.name}: nothing trained (--dry-run)", *table, numbers=(1, 2, 3, 4))
         return
     from devit_decompose.stages import decompose as run_stages
@@ -145,7 +145,7 @@ def evaluate(
         found = evaluate(models, data=data, against=against, progress=progress)
     if not found.is_stored_test_set:
         typer.echo(
-            "warning: these are not the test images of decomposition.json: the figures are of other data", err=True
+            "warning: these are not the test images of decomposition.json: the accuracies are of other data", err=True
         )
     if as_json:
         _echo_json(found)
@@ -205,7 +205,7 @@ def _show_evaluation(found: Evaluation) -> None:
         ways = (found.subsets, found.subsets_with_zeros, found.subsets_with_mean)
         rows = [[key, *(_percent(way[key]) for way in ways)] for key in found.subsets]
         header = ["devices present", "missing predicted", "zeros", "mean"]
-        print_table("what stands for missing features", header, rows, numbers=(1, 2, 3))
+        print_table("filling of missing features", header, rows, numbers=(1, 2, 3))
     rows = [
         [
             str(one.device),
