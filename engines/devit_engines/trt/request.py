@@ -32,9 +32,10 @@ class GraphFile(msgspec.Struct, frozen=True):
             content = Path(self.path).read_bytes()
         except OSError as err:
             raise InputError(f"{self.path}: cannot be read ({err.strerror}): copy the bundle again") from err
-        if hashlib.sha256(content).hexdigest() != self.sha256:
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
             raise ManifestError(
-                f"{self.path}: expected sha256 {self.sha256[:12]}, found another: copy the bundle again"
+                f"{self.path}: expected sha256 {self.sha256[:12]}, found {found[:12]}: copy the bundle again"
             )
         return content
 
