@@ -90,10 +90,10 @@ def reference_of(bundle: Bundle, model: ModelRef) -> Reference:
     """
     golden = bundle.golden()
     if not len(golden["images"]):
-        raise ManifestError(f"{bundle.path('golden')}: expected images, found none: {_HINT}")
+        raise ManifestError(f"{bundle.path('golden')}: there are no images: {_HINT}")
     if model == "baseline":
         if "baseline.logits" not in golden:
-            raise ManifestError(f"{bundle.path('golden')}: expected baseline.logits, found none: {_HINT}")
+            raise ManifestError(f"{bundle.path('golden')}: there is no baseline.logits: {_HINT}")
         logits = golden["baseline.logits"]
         return Reference(golden["images"], logits, logits, lambda outputs: outputs)
     outputs = golden[f"features.{model}"]

@@ -134,7 +134,7 @@ class CheckedEngine(ABC):
 
     def _check_images(self, images: UInt8Array) -> None:
         if self._is_closed:
-            raise EngineError(f"{self.spec.name}: expected an open engine, found it closed: load it again")
+            raise EngineError(f"{self.spec.name}: the engine is closed: load it again")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
             height, width, channels = self.image_shape
             raise EngineError(

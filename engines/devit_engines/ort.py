@@ -45,7 +45,7 @@ class OrtEngine(CheckedEngine):
             from onnxruntime.capi import onnxruntime_pybind11_state as native
         except ImportError as err:
             raise EngineError(
-                f"{spec.name}: expected ONNX Runtime, found none ({err}): run pip install onnxruntime"
+                f"{spec.name}: ONNX Runtime is not installed ({err}): run pip install onnxruntime"
             ) from err
         self._errors = (ValueError, RuntimeError, *(getattr(native, name) for name in _ERROR_NAMES))
         options = onnxruntime.SessionOptions()
@@ -108,7 +108,7 @@ def installed_version() -> str:
             return version(package)
         except PackageNotFoundError:
             continue
-    raise EngineError("expected ONNX Runtime, found none: run pip install onnxruntime")
+    raise EngineError("ONNX Runtime is not installed: run pip install onnxruntime")
 
 
 def _may_be(found: list[int | str | None], expected: tuple[int | None, ...]) -> bool:

@@ -64,7 +64,7 @@ class ThreadBoundEngine:
 
     def _wait_for(self, work: Callable[[Engine], _Result]) -> _Result:
         if self._is_closed:
-            raise EngineError("expected an open engine, found it closed: load it again")
+            raise EngineError("the engine is closed: load it again")
         return self._executor.submit(lambda: work(self.opened.result())).result()
 
     def _close(self) -> None:

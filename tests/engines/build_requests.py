@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
+from tests.engines.fakes.fake_tensorrt import VERSIONS
 
 from devit_engines.trt.request import BuildRequest, GraphFile
 
+ENDS = [VERSIONS[0], *(pytest.param(each, marks=pytest.mark.system) for each in VERSIONS[1:-1]), VERSIONS[-1]]
+"""All TensorRTs; those between the oldest and the newest only in system tests, as each build takes seconds."""
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 
 

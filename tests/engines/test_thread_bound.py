@@ -57,7 +57,7 @@ def test_closing_frees_the_engine_in_its_thread_and_ends_that(spec: EngineSpec) 
     engine.close()
     assert inner.closings == 1
     assert not inner.owner.is_alive()
-    with pytest.raises(EngineError, match="found it closed"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.features(IMAGES)
 
 

@@ -163,7 +163,7 @@ def load_engine(
 
 def _require_baseline(bundle: Bundle) -> None:
     if bundle.manifest.baseline is None:
-        raise EngineError(f"{bundle.folder}: expected a baseline, found none: leave --baseline out")
+        raise EngineError(f"{bundle.folder}: the bundle has no baseline: leave --baseline out")
 
 
 def _nearest(target: Target) -> str:

@@ -27,6 +27,7 @@ from devit_engines.accuracy import AccuracyResult
 
 SCHEMA = 3
 RECORD_NAME = "engine.json"
+_DIGEST = "([0-9a-f]{64})"
 _HINT = "build it again with devit build"
 
 
@@ -155,7 +156,7 @@ class Store:
         Raises:
             InputError: The store is no folder.
         """
-        found = (self.find(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        found = (self.find(digest) for digest in self._digests())
         return [entry for entry in found if entry is not None]
 
     def record(self, digest: str) -> EngineRecord | None:
@@ -167,7 +168,7 @@ class Store:
 
     def records(self) -> list[EngineRecord]:
         """Read what is known of every key, without the engines."""
-        found = (self.record(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        found = (self.record(digest) for digest in self._digests())
         return [record for record in found if record is not None]
 
     def read(self, digest: str, hint: str = _HINT) -> tuple[EngineRecord, bytes]:
@@ -202,7 +203,7 @@ class Store:
 
     def leftovers(self) -> list[str]:
         """Keys with drafts in the store: of a build that was killed, or of one that is running."""
-        return self._names(r"\.(?P<digest>[0-9a-f]{64})\..+")
+        return self._digests(rf"\.{_DIGEST}\..+")
 
     @contextmanager
     def lock(self, digest: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -237,13 +238,13 @@ class Store:
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
             ) from err
 
-    def _names(self, pattern: str) -> list[str]:
+    def _digests(self, pattern: str = _DIGEST) -> list[str]:
         if not self.folder.exists():
             return []
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: expected a folder of engines, found a file: choose another with --store")
         matches = (re.fullmatch(pattern, path.name) for path in self.folder.iterdir())
-        return sorted({match["digest"] for match in matches if match is not None})
+        return sorted({match[1] for match in matches if match is not None})
 
     def _sweep(self, digest: str) -> None:
         """Delete drafts of killed builds; under the lock there can be no others."""

@@ -256,7 +256,7 @@ class DriverCuda:
                 f"found thread {found.name} ({found.ident}): load an engine in the thread that runs it"
             )
         if self._is_closed:
-            raise EngineError(f"{function}: expected CUDA to be open, found it closed: load the engine again")
+            raise EngineError(f"{function}: CUDA is closed: load the engine again")
         if self._loss is not None:
             raise DeviceLostError(self._loss)
 

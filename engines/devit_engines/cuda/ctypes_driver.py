@@ -115,7 +115,7 @@ def load_library() -> ctypes.CDLL:
         return ctypes.CDLL(LIBRARY)
     except OSError as err:
         raise EngineError(
-            f"expected NVIDIA's driver library {LIBRARY}, found none ({err}): "
+            f"NVIDIA's driver library {LIBRARY} is missing ({err}): "
             "run on a Jetson, in a container with --runtime nvidia"
         ) from err
 
@@ -124,9 +124,7 @@ def _find(library: ctypes.CDLL, symbol: str, types: Sequence[type[ctypes._CDataT
     try:
         function = getattr(library, symbol)
     except AttributeError as err:
-        raise EngineError(
-            f"{LIBRARY}: expected the function {symbol}, found none: update to JetPack 6.0 or newer"
-        ) from err
+        raise EngineError(f"{LIBRARY} has no function {symbol}: update to JetPack 6.0 or newer") from err
     function.argtypes = types
     function.restype = c_int
     return function  # type: ignore[no-any-return]

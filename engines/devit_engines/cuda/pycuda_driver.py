@@ -65,7 +65,7 @@ class PycudaCuda(DriverCuda):
             self._pycuda = importlib.import_module("pycuda.driver")
         except ImportError as err:
             raise EngineError(
-                f"expected the package pycuda, found none ({err}): "
+                f"the package pycuda is not installed ({err}): "
                 "run PATH=/usr/local/cuda/bin:$PATH pip install pycuda, or choose ctypes"
             ) from err
         self._ctypes = CtypesDriver()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -167,22 +168,22 @@ class TrtEngine(CheckedEngine):
             )
 
 
+@dataclass(frozen=True)
 class _Buffer:
-    """One end of the engine: memory of the CPU, and of the GPU where they are two."""
+    """One end of the engine: memory of the CPU, and of the GPU if they are two."""
 
-    def __init__(self, host: HostBuffer, address: int, size_bytes: int, *, is_copied: bool) -> None:
-        self.host = host
-        self.address = address
-        self._size_bytes = size_bytes
-        self._is_copied = is_copied
+    host: HostBuffer
+    address: int
+    size_bytes: int
+    is_copied: bool
 
     def to_device(self, cuda: Cuda, stream: int) -> None:
-        if self._is_copied:
-            cuda.copy_to_device(self.address, self.host, self._size_bytes, stream)
+        if self.is_copied:
+            cuda.copy_to_device(self.address, self.host, self.size_bytes, stream)
 
     def to_host(self, cuda: Cuda, stream: int) -> None:
-        if self._is_copied:
-            cuda.copy_to_host(self.host, self.address, self._size_bytes, stream)
+        if self.is_copied:
+            cuda.copy_to_host(self.host, self.address, self.size_bytes, stream)
 
 
 def _tensorrt(name: str) -> ModuleType:

@@ -31,7 +31,7 @@ def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) 
         except OSError:
             continue
         return _spelled_out(int(library.getInferLibVersion()))
-    raise EngineError("expected TensorRT, found neither its Python package nor libnvinfer: run devit doctor")
+    raise EngineError("TensorRT is not installed, neither its Python package nor libnvinfer: run devit doctor")
 
 
 def plan_version(content: bytes) -> str | None:

@@ -19,13 +19,11 @@ def timing_cache_path(store: Path, version: str, device: str, capability: str) -
 
 
 def read_cache(path: Path) -> bytes:
-    """Content of the file; empty where there is none. A damaged one only costs time, so it is left to TensorRT."""
+    """Content of the file; empty if it cannot be read, which only costs time. TensorRT refuses a damaged one."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return b""
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): remove it") from err
 
 
 def merge_into(path: Path, new: bytes, merge: Merge) -> None:

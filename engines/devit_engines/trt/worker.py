@@ -56,7 +56,7 @@ def main(folder: Path, workspace_bytes: int) -> int:
 
     cache = Path(request.timing_cache)
     try:
-        built = build_plan(trt, request, workspace_bytes, _known_timings(cache), watch)
+        built = build_plan(trt, request, workspace_bytes, read_cache(cache), watch)
     except DevitError as err:
         is_about_graph = isinstance(err, CannotCompileError)
         return CANCELLED if cancelled.is_set() else _leave(folder, BuildFailed(str(err), is_about_graph))
@@ -66,13 +66,6 @@ def main(folder: Path, workspace_bytes: int) -> int:
     except DevitError as err:  # costs the next build time, and this one nothing
         warnings = (*warnings, str(err))
     return _leave(folder, msgspec.structs.replace(built, warnings=warnings, timing_cache=b""))
-
-
-def _known_timings(cache: Path) -> bytes:
-    try:
-        return read_cache(cache)
-    except DevitError:  # merge_into reports it
-        return b""
 
 
 def _leave(folder: Path, result: Built | BuildFailed) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.engines.build_requests import tiny_request
-from tests.engines.fakes.fake_tensorrt import VERSIONS
+from tests.engines.build_requests import ENDS, tiny_request
 
 from devit_contract.errors import EngineError, InputError
 from devit_engines.trt.child import build_in_child, workspace_bytes
@@ -38,7 +37,7 @@ except KeyboardInterrupt:
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=ENDS)
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     found: str = request.param
     monkeypatch.setenv("PYTHONPATH", str(FAKES / "site"))

@@ -105,7 +105,7 @@ def test_what_is_freed_is_freed_in_order(trt: ModuleType, driver: FakeDriver, bu
     assert fake_tensorrt.FREED == ["IExecutionContext", "ICudaEngine", "Runtime"]
     assert driver.alive() == []
     engine.close()
-    with pytest.raises(EngineError, match="expected an open engine"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.features(np.zeros((1, *spec.image_shape), np.uint8))
 
 

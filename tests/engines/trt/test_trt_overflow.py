@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tests.engines.build_requests import ENDS
 from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
-from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
+from tests.engines.fakes.fake_tensorrt import make_module
 
 from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import write_bytes, write_tensors
@@ -46,7 +47,7 @@ ORIN = Board("NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "36.4.3")
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=ENDS)
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A device with that TensorRT."""
     monkeypatch.setenv("PYTHONPATH", str(FAKES / "site"))
