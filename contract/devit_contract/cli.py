@@ -51,7 +51,7 @@ def classify(
     Ends with exit code 1 where an image got no answer, after showing all that did.
     """
     from devit_contract.artefacts.preprocess import load_image
-    from devit_contract.errors import InputError, LinkError
+    from devit_contract.errors import FrameFailedError, InputError
 
     if bool(images) == bool(own):
         raise InputError("expected pictures or --own COUNT, found both or none: give one of them")
@@ -74,7 +74,7 @@ def classify(
     failed = [result for result in results if result["label"] is None]
     if failed:
         why = ", ".join(f"device {device}: {text}" for device, text in sorted(failed[0]["missing"].items()))  # type: ignore[attr-defined]
-        raise LinkError(
+        raise FrameFailedError(
             f"expected an answer to every image, found {len(failed)} of {len(results)} without one ({why}): "
             "see devit status"
         )

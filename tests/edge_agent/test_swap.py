@@ -17,7 +17,7 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
-from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Hello, Question, Refused, body, read_body
 from devit_edge_agent import swap
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, rehearse
 from devit_edge_agent.swap import Swap
@@ -190,7 +190,7 @@ def test_what_agent_toml_says_of_the_engine_is_read_again(node: HandMadeNode, tm
     shutil.copy(TINY / "fusion.safetensors", moved)
     child.send_signal(signal.SIGHUP)
     assert read_body(node.welcome(), Hello) == read_body(first, Hello)
-    assert node.ask(Control("ping")) == ControlReply()
+    assert node.ask(Control(Question.PING)) == ControlReply()
 
 
 def test_what_belongs_to_the_process_cannot_change_while_it_runs(node: HandMadeNode) -> None:
