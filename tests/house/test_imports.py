@@ -27,7 +27,7 @@ TERMINAL_MODULES = {"cli", "terminal"}
 
 
 def modules(place: str) -> list[Path]:
-    return sorted((ROOT / place / f"devit_{place}").rglob("*.py"))
+    return sorted((ROOT / place).glob("devit*/**/*.py"))
 
 
 def imported_names(path: Path) -> Iterator[str]:

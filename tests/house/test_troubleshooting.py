@@ -23,7 +23,7 @@ def texts() -> list[str]:
     """Every text in the code but docstrings; what is put in at run time is one character for anything."""
     return [
         text
-        for path in sorted(ROOT.glob("*/devit_*/**/*.py"))
+        for path in sorted(ROOT.glob("*/devit*/**/*.py"))
         for text in _texts(ast.parse(path.read_text(encoding="utf-8")))
     ]
 
