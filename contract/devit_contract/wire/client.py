@@ -251,14 +251,7 @@ class Client:
         is_question, data = message.kind is Kind.CONTROL, pack(message)
         request = Request(data, is_question, time.perf_counter(), time.monotonic() + self.timeout_s)
         self._requests.add(message.frame_id, request)
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send what waits, as far as the link takes it; without one it takes nothing."""
-        requests = self._requests
-        while (request := requests.next_unsent()) is not None and self._link.send(request.data):
-            requests.note_sent()
-        self._link.wait_for_room(requests.has_unsent)
+        self._link.wait_for_room(self._requests.flush(self._link.send))
 
     def _pump(self, timeout_s: float, wake: int | None = None) -> bool:
         """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
@@ -268,8 +261,8 @@ class Client:
             self._links = link.links
             if self._links > 1:
                 requests.send_again()
-        if requests.has_unsent:
-            self._flush()
+        if requests.unsent:
+            link.wait_for_room(requests.flush(link.send))
         try:
             for message in link.receive():
                 self._take(message)

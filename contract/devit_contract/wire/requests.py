@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,34 +61,25 @@ class Requests:
         self.open: dict[int, Request] = {}  # by rising number, so also by rising end
         self.answers: dict[int, Answer | DevitError] = {}
         self.replies: dict[int, ControlReply | DevitError] = {}
-        self._unsent: deque[int] = deque()
+        self.unsent: deque[int] = deque()
 
     def add(self, number: int, request: Request) -> None:
         """Take a request in, to be sent; ``number`` is higher than any before."""
         self.open[number] = request
-        self._unsent.append(number)
+        self.unsent.append(number)
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether :meth:`next_unsent` may have something to send."""
-        return bool(self._unsent)
-
-    def next_unsent(self) -> Request | None:
-        """Show the next request to send; call :meth:`note_sent` once it is sent."""
-        while self._unsent:
-            request = self.open.get(self._unsent[0])
-            if request is not None:
-                return request
-            self._unsent.popleft()  # it was given up meanwhile
-        return None
-
-    def note_sent(self) -> None:
-        """Remove the request of :meth:`next_unsent` from those to send."""
-        self._unsent.popleft()
+    def flush(self, send: Callable[[bytes], bool]) -> bool:
+        """Send what waits, until ``send`` takes no more; tell whether some is left."""
+        while self.unsent:
+            request = self.open.get(self.unsent[0])  # None: it was given up meanwhile
+            if request is not None and not send(request.data):
+                return True
+            self.unsent.popleft()
+        return False
 
     def send_again(self) -> None:
         """Send every open request on a new link: whatever was on its way on the old one, either way, is lost."""
-        self._unsent = deque(self.open)
+        self.unsent = deque(self.open)
 
     def end(self, number: int, result: Answer | DevitError) -> None:
         """End an open request by its answer or an error."""

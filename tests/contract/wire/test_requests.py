@@ -20,10 +20,8 @@ def request(end_s: float = 10.0, *, is_question: bool = False) -> Request:
 
 
 def sent(table: Requests) -> list[bytes]:
-    found = []
-    while (unsent := table.next_unsent()) is not None:
-        found.append(unsent.data)
-        table.note_sent()
+    found: list[bytes] = []
+    assert not table.flush(lambda data: found.append(data) is None)
     return found
 
 
@@ -32,7 +30,6 @@ def test_requests_are_sent_once_in_order_and_all_open_ones_again_on_a_new_link()
     for number in (1, 2, 3):
         table.add(number, request(float(number)))
     assert sent(table) == [b"1", b"2", b"3"]
-    assert not table.has_unsent
     table.end(2, LATE)
     table.send_again()
     assert sent(table) == [b"1", b"3"]
@@ -56,6 +53,14 @@ def test_what_is_overdue_ends_with_the_error_and_the_rest_stays_open() -> None:
     table.expire(2.5, LATE)
     assert (list(table.open), table.next_end_s()) == ([3], 3.0)
     assert (table.take_answers(), table.replies) == ([(1, LATE)], {2: LATE})
+
+
+def test_what_the_link_does_not_take_is_kept_for_later() -> None:
+    table = Requests()
+    for number in (1, 2, 3):
+        table.add(number, request(float(number)))
+    assert table.flush(lambda data: data == b"1")
+    assert sent(table) == [b"2", b"3"]
 
 
 def test_an_answer_is_handed_out_once_and_a_reply_is_no_answer() -> None:
