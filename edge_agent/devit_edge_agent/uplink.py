@@ -86,7 +86,7 @@ class Uplink:
         self._opened.__exit__(None, None, None)
 
     def watch(self, *, has_events: bool) -> bool:
-        """Watch the link; tell whether it ended, so that nobody waits for the queued frames any more."""
+        """Watch the link; tell whether it ended, so that the queued frames are obsolete."""
         had_run = self.run_id is not None
         for event, _ in self.monitor.read() if has_events else ():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

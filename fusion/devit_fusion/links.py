@@ -102,7 +102,7 @@ class Link:
         self._forget()
 
     def change_engine(self, hello: Hello, engine_revision: int) -> None:
-        """Go on with another engine in the same process, or greet again; frames in flight are still to come."""
+        """Take another engine of the same process, or a repeated HELLO; frames in flight are still to come."""
         self.hello = hello
         self.engine_revision = engine_revision
 

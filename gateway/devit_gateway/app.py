@@ -201,8 +201,7 @@ def _why(result: Answer | DevitError) -> str:
         return _line(result)
     if result.state is not State.FAILED:
         return ""
-    missing = ", ".join(f"device {device} {why}" for device, why in sorted(result.missing.items()))
-    return f"too few devices ({missing})"
+    return f"too few devices ({result.why})"
 
 
 def _infer_response(body: bytes, json_bytes: int | None, accept_encoding: str) -> Response:

@@ -1,4 +1,4 @@
-"""``devit gateway``: what it takes and what it prints."""
+"""The command ``devit gateway``."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ def gateway(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM), with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="A proxy in front ends TLS: plain HTTP off loopback is right.")
+        bool, typer.Option("--behind-proxy", help="A proxy in front ends TLS: allow plain HTTP off loopback.")
     ] = False,
     timeout_s: Annotated[
         float | None,
-        typer.Option(min=0.1, help="How long the node may take for an answer (default: 5, and twice the deadline)."),
+        typer.Option(min=0.1, help="How long the node may take for an answer (default: 5 s + 2 x deadline)."),
     ] = None,
     sample_power: Annotated[
-        int, typer.Option(metavar="MS", min=0, max=60_000, help="Have agents sample power that often; 0: not.")
+        int,
+        typer.Option(metavar="MS", min=0, max=60_000, help="Period of power sampling on agents; 0 disables it."),
     ] = 0,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Write a line per request on stderr.")] = False,
     stop_with_stdin: Annotated[
-        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+        bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
 ) -> None:
     """Answer HTTP for a fusion node: Open Inference Protocol (KServe V2), health, Prometheus metrics.
 
-    Prints one JSON line with its URL when it listens; the node may come and go. Until SIGTERM or Ctrl-C.
+    Prints one JSON line with its URL when it listens; the node may come and go. Runs until SIGTERM or Ctrl-C.
     """
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import load_keys
@@ -62,10 +63,10 @@ def gateway(
         logs_requests=log_requests,
     )
 
-    def tell(url: str) -> None:
+    def announce(url: str) -> None:
         terminal.print_json({"ready": True, "pid": os.getpid(), "http": url}, indent=0)
 
-    run_gateway(settings, should_stop, tell)
+    run_gateway(settings, should_stop, announce)
 
 
 def main() -> NoReturn:

@@ -41,6 +41,11 @@ class Answer:
         return max(0, round(self.latency_s * 1e6) - self.wait_us - self.collect_us - self.fuse_us)
 
     @property
+    def why(self) -> str:
+        """Why devices are missing, in one line; empty if none is."""
+        return ", ".join(f"device {device}: {reason}" for device, reason in sorted(self.missing.items()))
+
+    @property
     def label(self) -> str:
         """Name of the class with the largest logit.
 
@@ -57,8 +62,7 @@ class Answer:
             FrameFailedError: The frame failed, so there are none.
         """
         if self.logits is None:
-            reasons = ", ".join(f"device {device}: {why}" for device, why in sorted(self.missing.items()))
-            raise FrameFailedError(f"too few devices answered, so this frame failed ({reasons}): see devit status")
+            raise FrameFailedError(f"too few devices answered, so this frame failed ({self.why}): see devit status")
         shifted = np.exp(self.logits - self.logits.max())
         return np.asarray(shifted / shifted.sum(), np.float32)
 

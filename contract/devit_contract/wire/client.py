@@ -160,7 +160,7 @@ class Client:
         return number
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
-        """Take what has been answered to :meth:`submit`, waiting for at least one where there is none.
+        """Take what has been answered to :meth:`submit`, waiting for at least one if there is none.
 
         Every number comes back once: with its answer, or with the error that ended it (refused, or its time is over).
 

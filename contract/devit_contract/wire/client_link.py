@@ -16,7 +16,7 @@ from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_r
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
 _FAILURES_TO_REFUSE = 3
-"""Failed handshakes before the first good one that count as a refusal: a node that stops during one refuses nobody."""
+"""Failed handshakes before the first good one that count as a refusal; one may fail because the node is stopping."""
 _RETRY_S = 2.0
 """Pause before a new connection after an outright refusal."""
 

@@ -126,7 +126,7 @@ class Welcome(msgspec.Struct, frozen=True):
     """WELCOME: the node accepts an agent."""
 
     credit: int
-    """Frames in flight at once."""
+    """Frames in flight at the same time."""
     feature_dtype: str
 
 
@@ -151,15 +151,15 @@ class Description(msgspec.Struct, frozen=True):
     """What an agent reports of its device."""
 
     board_model: str
-    """Device-tree model, or the machine's CPU where there is none."""
+    """Device-tree model, or the machine's CPU if there is none."""
     l4t: str
-    """L4T release, empty where there is none."""
+    """L4T release; empty if there is none."""
     engine: str
     sensor: str
     """The command that samples power; empty where none is set."""
     inference_threads: int
     power_mode: str = ""
-    """Current name and number of ``nvpmodel``; empty where there is none, or a container hides it."""
+    """Current name and number of ``nvpmodel``; empty if there is none or a container hides it."""
     clocks: tuple[str, ...] = ()
     """Current ranges of GPU and CPU clocks, a single figure is a fixed clock, as after ``jetson_clocks``."""
     is_root: bool | None = None
