@@ -63,38 +63,30 @@ class DeviceHandler(Protocol):
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature, shape ``(dim,)``, a view into the message."""
-        ...
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
         """Do without a feature that will not come, or came unusable; then ``is_counted`` among the rejected ones."""
-        ...
 
     def connected(self, link: Link, *, is_restarted: bool) -> None:
         """Expect nothing of the former link: the device has introduced itself, and is accepted.
 
         ``is_restarted`` if another process did so than the last time, rather than the same one on another connection.
         """
-        ...
 
     def engine_changed(self, link: Link) -> None:
         """Note that a linked device runs another engine now; its frames in flight are still to come."""
-        ...
 
     def leaving(self, link: Link) -> None:
         """Note that a device shuts down; its frames in flight are still to come."""
-        ...
 
     def route_taken(self, link: Link) -> None:
         """Note that another peer has taken a device's routing id, so that its own link is gone."""
-        ...
 
     def replied(self, number: int, reply: ControlReply) -> None:
         """Take an agent's reply to the question of that number."""
-        ...
 
     def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
         """Take power samples, as they came."""
-        ...
 
 
 class DevicePort:

@@ -59,9 +59,8 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
         watch = None
         if settings.power_interval_ms:
             watch = stack.enter_context(PowerWatch(connect, settings.power_interval_ms))
-        node = stack.enter_context(
-            AsyncNodeClient(connect, in_flight=images_in_flight(settings.fleet), timeout_s=timeout_s)
-        )
+        in_flight = settings.fleet.serving.credit  # as many as the devices hold: more would only age at the node
+        node = stack.enter_context(AsyncNodeClient(connect, in_flight=in_flight, timeout_s=timeout_s))
 
         def energies() -> tuple[MeteredEnergy, ...]:
             return watch.readings if watch is not None else ()
@@ -81,8 +80,3 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
             on_ready=lambda: on_ready(url),
             logs_requests=settings.logs_requests,
         )
-
-
-def images_in_flight(fleet: Fleet) -> int:
-    """Images that the node has at the same time: as many as its devices hold; more would only age there."""
-    return fleet.serving.credit

@@ -10,7 +10,6 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
         """Report that ``done`` of ``total`` units of the stage are finished; ``note`` is a short remark."""
-        ...
 
 
 def no_progress(stage: str, done: float, total: float, note: str = "") -> None:
