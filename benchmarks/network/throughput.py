@@ -41,7 +41,7 @@ ABOUT = "simulated devices on one core keep the node busy on another: features j
 class Silent(Log):
     """Keeps the coming of every device off the terminal."""
 
-    def say(self, priority: Priority, text: str, **fields: str) -> None:
+    def log(self, priority: Priority, text: str, **fields: str) -> None:
         """Say nothing."""
 
 

@@ -1,4 +1,4 @@
-"""``edge-agent`` and ``devit agent``: what they take and what they print."""
+"""The command ``edge-agent``, which is ``devit agent`` too."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def agent(
         ),
     ] = "built",
     stop_with_stdin: Annotated[
-        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+        bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
 ) -> None:
     """Run one submodel and send its features to the fusion node, until SIGTERM or Ctrl-C.
 
     Prints one JSON line when the node has accepted this device; events go to the journal, or to stderr. SIGHUP loads
-    the engine anew, without a lost frame, and keeps the old one where the new one is not good.
+    the engine again, without a lost frame, and keeps the old one if the new one is not good.
     """
     from devit_contract.service.journal import Log
     from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured

@@ -73,7 +73,7 @@ def read_settings(path: Path, engine_choice: str) -> Settings:
 
 
 def read_again(settings: Settings) -> Settings:
-    """Read ``agent.toml`` anew, for another engine in the same process.
+    """Read ``agent.toml`` again, for another engine in the same process.
 
     Raises:
         InputError: As :func:`read_settings`, or something changed that belongs to the process and not to the engine.
@@ -86,8 +86,8 @@ def read_again(settings: Settings) -> Settings:
         changed.append("the content of secret_key")
     if changed:
         raise InputError(
-            f"{settings.path}: expected changes of {', '.join(_OF_THE_ENGINE)} alone while the agent runs, "
-            f"found {', '.join(changed)}: start the agent anew, or take that back"
+            f"{settings.path}: only {', '.join(_OF_THE_ENGINE)} may change while the agent runs, "
+            f"not {', '.join(changed)}: restart the agent, or undo that"
         )
     return fresh
 
@@ -97,7 +97,7 @@ def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -
 
     Args:
         settings: What holds for the whole process.
-        tell: Told of each step as it begins.
+        tell: Called with each step as it begins.
 
     Raises:
         InputError: A file is not usable, or the bundle is older than one that this device has run.

@@ -1,4 +1,4 @@
-"""``fusion-node`` and ``devit fuse``: what they take and what they print."""
+"""The command ``fusion-node``, which is ``devit fuse`` too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fuse(
     fleet: Annotated[Path, typer.Option(help="Fleet file: devices, clients, addresses, deadline.")],
     key: Annotated[Path | None, typer.Option(help="The node's secret key file; none without encryption.")] = None,
     stop_with_stdin: Annotated[
-        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+        bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
 ) -> None:
     """Join the features of all devices into answers, until SIGTERM or Ctrl-C.

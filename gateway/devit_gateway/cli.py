@@ -64,10 +64,10 @@ def gateway(
         logs_requests=log_requests,
     )
 
-    def tell(url: str) -> None:
+    def announce(url: str) -> None:
         terminal.print_json({"ready": True, "pid": os.getpid(), "http": url}, indent=0)
 
-    run_gateway(settings, should_stop, tell)
+    run_gateway(settings, should_stop, announce)
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""Power samples of devices as joules that only rise, for counters."""
+"""Energy of devices from their power samples, for counters: it only rises."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sensor_lines import parse_sensor_line
 
 MAX_GAP_INTERVALS = 5
-"""A longer pause between two samples is not bridged: nobody knows what the device drew in it."""
+"""A longer pause between two samples adds nothing: what the device drew in it is unknown."""
 _LEAST_INTERVAL_MS = 120
-"""tegrastats gives no more than about nine lines a second, whatever it is asked for."""
+"""tegrastats prints no more than about nine lines a second, whatever interval is set."""
 
 
 @dataclass(frozen=True)
-class DeviceEnergy:
-    """What one device has used while it was sampled."""
+class MeteredEnergy:
+    """What one device used while it was sampled."""
 
     device: str
     energy_j: float
@@ -29,7 +29,7 @@ class EnergyMeter:
     """Adds up one device's energy by the trapezoid rule, sample by sample; ``figures/energy.py`` integrates windows."""
 
     def __init__(self, device: str, interval_ms: int) -> None:
-        """Begin at zero, on a board that is not known yet."""
+        """Start at zero, on an unknown board."""
         self.device = device
         self._max_gap_ns = MAX_GAP_INTERVALS * max(interval_ms, _LEAST_INTERVAL_MS) * 1_000_000
         self._total = BoardTotal()
@@ -44,7 +44,7 @@ class EnergyMeter:
         self._total.is_simulated |= was_simulated
 
     def take(self, telemetry: Telemetry) -> None:
-        """Add samples; lines that are none, or of a board whose total is not known, are left out."""
+        """Add samples; skip other lines, and those of a board without a known total."""
         for line in telemetry.lines:
             sample = parse_sensor_line(line.text)
             if sample is None:
@@ -53,13 +53,13 @@ class EnergyMeter:
             if power_mw is not None:
                 self._add(line.monotonic_ns, power_mw)
 
-    def reading(self) -> DeviceEnergy | None:
+    def reading(self) -> MeteredEnergy | None:
         """Tell the energy so far; ``None`` where nothing could be measured."""
         board = self._total.board
         if board is None or not self._has_total:
             return None
         scope = board.scope + (", board guessed" if self._total.is_guessed else "")
-        return DeviceEnergy(self.device, self._energy_j, scope, self._total.is_simulated)
+        return MeteredEnergy(self.device, self._energy_j, scope, self._total.is_simulated)
 
     def _add(self, time_ns: int, power_mw: int) -> None:
         self._has_total = True
@@ -70,4 +70,4 @@ class EnergyMeter:
             if 0 < time_ns - last_ns <= self._max_gap_ns:
                 # At the sensor's zero a reading may be one step below it; a counter never falls.
                 self._energy_j += max(0, last_mw + power_mw) / 2e3 * (time_ns - last_ns) / 1e9
-        self._last = (time_ns, power_mw)  # also where the clock went back: the device has started anew
+        self._last = (time_ns, power_mw)  # also if the clock went back: the device was rebooted

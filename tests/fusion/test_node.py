@@ -23,10 +23,17 @@ import devit_contract.wire.client as client_module
 from devit_contract.artefacts.keys import load_keys, new_keys
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import restore, revoke, revoked_path
-from devit_contract.errors import InputError, LinkError
+from devit_contract.errors import (
+    FrameFailedError,
+    InputError,
+    LinkError,
+    NoAnswerError,
+    QuestionFailedError,
+    RefusedError,
+)
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Dtype, Kind, Message, State, array_payload, pack, unpack
-from devit_contract.wire.messages import Control, ControlReply, Hello, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Hello, Question, body, read_body
 from devit_contract.wire.sockets import connect_dealer, open_context
 from devit_pipeline.local_cell import LocalCell
 
@@ -154,7 +161,7 @@ def test_fewer_features_than_k_min_are_a_failed_frame_without_logits(make_cell: 
         cell.kill("jetson1")
         answer = ask_until(client, picture, lambda answer: answer.mask == 0b10)
     assert (answer.state, answer.logits) == (State.FAILED, None)
-    with pytest.raises(LinkError, match="device 0: absent"):
+    with pytest.raises(FrameFailedError, match="device 0: absent"):
         answer.probabilities()
 
 
@@ -214,7 +221,7 @@ def test_a_picture_file_that_no_agent_can_decode_is_a_failed_frame_that_says_so(
 def test_an_unknown_device_is_named_with_those_that_are_known(cell: LocalCell) -> None:
     with (
         cell.client() as client,
-        pytest.raises(LinkError, match="expected one of jetson1, jetson2"),
+        pytest.raises(QuestionFailedError, match="expected one of jetson1, jetson2"),
     ):
         client.describe("jetson9")
 
@@ -227,7 +234,7 @@ def test_a_client_whose_key_is_not_listed_is_refused(
     stranger = new_keys(tmp_path / "stranger", "stranger")
     with (
         Client.of_fleet(cell.fleet, stranger, timeout_s=10) as client,
-        pytest.raises(LinkError, match="the handshake failed"),
+        pytest.raises(RefusedError, match="the handshake failed"),
     ):
         client.status()
 
@@ -356,17 +363,17 @@ def test_rubbish_from_a_device_or_a_client_stops_nothing(make_cell: MakeCell, bu
         liar.socket.send_multipart([b"two", b"parts"])
         with cell.client() as client:
             client.status()
-            client._socket.send(b"rubbish")
+            client._link.socket.send(b"rubbish")
             assert client.classify(np.zeros((6, 8, 1), np.uint8)).mask & 0b01
     finally:
         liar.close()
 
 
 def test_a_flood_of_questions_costs_one_description_of_the_node_a_turn(cell: LocalCell) -> None:
-    question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control("status")))
+    question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.STATUS)))
     with cell.client() as client:
         client.status()
-        socket = client._socket
+        socket = client._link.socket
         os.kill(cell.pid("node"), signal.SIGSTOP)
         try:
             for number in range(64):
@@ -443,7 +450,7 @@ def test_a_node_does_not_start_on_a_damaged_list_of_revoked_keys(make_cell: Make
     cell = make_cell(engine="null")
     cell.kill("node")
     revoked_path(cell.fleet_path).write_text("nonsense\n")
-    with pytest.raises(LinkError, match="revoked_keys"):
+    with pytest.raises(NoAnswerError, match="revoked_keys"):
         cell.start_node()
 
 

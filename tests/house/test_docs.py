@@ -129,7 +129,7 @@ def test_every_program_of_the_package_is_on_the_page(site: Site) -> None:
 
 def structs_read_from_files() -> Iterator[type[msgspec.Struct]]:
     """Find what the code passes to ``read_json``, ``read_toml`` and ``convert`` as the struct to read."""
-    for path in sorted(ROOT.glob("*/devit_*/**/*.py")):
+    for path in sorted(ROOT.glob("*/devit*/**/*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
         for node in ast.walk(ast.parse(path.read_text())):
             is_reader = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

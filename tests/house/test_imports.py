@@ -32,7 +32,7 @@ MOST_FLOORS, MOST_NAMES, MOST_LINES = 7, {"profiling": 14}, 60
 
 
 def modules(place: str) -> list[Path]:
-    return sorted((ROOT / place / f"devit_{place}").rglob("*.py"))
+    return sorted((ROOT / place).glob("devit*/**/*.py"))
 
 
 @cache

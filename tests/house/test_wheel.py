@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -20,7 +21,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
         text=True,
         timeout=30,
     ).stdout.splitlines()
-    expected = {name.partition("/")[2] for name in tracked if f"/devit_{name.partition('/')[0]}/" in f"/{name}"}
+    expected = {name.partition("/")[2] for name in tracked if re.match(r"(\w+)/devit(_\1)?/", name)}
     assert found == expected
     assert "devit_pipeline/fashion_mnist/bundle/manifest.json" in found
     assert "devit_pipeline/fashion_mnist/NOTICE" in found

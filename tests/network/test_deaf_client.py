@@ -13,7 +13,7 @@ from tests.network.hostile import MIB, Liar, bounded_memory, device_status, key_
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
-from devit_contract.wire.messages import Control, PowerLine, Telemetry, body
+from devit_contract.wire.messages import Control, PowerLine, Question, Telemetry, body
 from devit_contract.wire.sockets import connect_dealer, open_context
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
@@ -61,7 +61,7 @@ def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bun
         deaf.connect(node.client_endpoint)
         with Liar(cell, "jetson2", bundle.manifest) as device:
             device.greet()
-            wish = Control("sample-start", "jetson2", 100)
+            wish = Control(Question.SAMPLE_START, "jetson2", 100)
             deaf.send(pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(wish), run_id=1, frame_id=1)))
             device.receive(Kind.CONTROL)  # a ping, or that
             samples = Telemetry("jetson2", tuple(PowerLine(number, "x" * 1000) for number in range(50)))

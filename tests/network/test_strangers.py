@@ -124,7 +124,7 @@ def test_a_thousand_connections_without_a_right_key_get_nowhere_and_are_counted(
     print(f"{come.__name__}: {COUNT} in {took_s:.1f} s; {record.summary()}")
     assert record.states == {"FULL": 750}
     assert [(device.links, device.rejected) for device in after.devices] == [(1, {}), (1, {})]
-    assert after.strangers == before.strangers
+    assert after.unknown_peers == before.unknown_peers
     assert after.refused_handshakes == expected
     assert len(record.later_than(0.100)) <= 75, record.summary()
 

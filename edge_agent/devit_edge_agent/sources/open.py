@@ -2,17 +2,17 @@
 
 ============================================== ======================================================================
 ``folder:DIR``                                 the pictures of a folder in the order of their names, round and round
-``gst:csi?sensor=0&size=1280x720&fps=30``      a Jetson's camera behind nvarguscamerasrc
+``gst:csi?sensor=0&size=1280x720&fps=30``      a Jetson's camera, by nvarguscamerasrc
 ``gst:v4l2?device=/dev/video0&size=640x480``   a USB camera; ``fps=`` may be given
 ``gst:rtsp?url=rtsp://HOST/PATH&latency=200``  a network camera; latency in milliseconds; write ``&`` of the URL as %26
 ``gst:file?path=clip.mp4``                     a video file at its own speed, from the start again at its end
 ``gst:videotestsrc is-live=true ?size=64x48``  any other pipeline of gst-launch-1.0, without its sink
 ============================================== ======================================================================
 
-``size`` is that of the captured frame, 640x480 where it is left out (1280x720 for csi); to the graph's input it is
-scaled by :mod:`devit_contract.artefacts.preprocess`, as pictures of clients and of training are. GStreamer stretches
-what has another shape, so give a file's or a network camera's own.
-A password in a URL is seen in the list of processes.
+``size`` is that of the captured frame, 640x480 by default (1280x720 for csi);
+:mod:`devit_contract.artefacts.preprocess` scales it to the graph's input, as it does pictures of clients and training.
+GStreamer stretches frames of another shape, so give a file's or a network camera's own. The list of processes shows a
+password in a URL.
 """
 
 from __future__ import annotations

@@ -26,24 +26,18 @@ class Source(Protocol):
     @property
     def problem(self) -> str:
         """Why there are no images at present, one line; empty while there are."""
-        ...
 
     def fileno(self) -> int:
-        """Give a descriptor to poll for reading, the same for the source's whole life; -1 where nothing can come."""
-        ...
+        """Give a descriptor to poll for reading, the same for the source's whole life; -1 if nothing can come."""
 
     def pump(self) -> None:
-        """Take in what has come, and start anew what has ended; when readable, and before each image is taken."""
-        ...
+        """Take in what has come, and restart what has ended; call it when readable, and before each image."""
 
     def newest(self) -> Captured | None:
-        """Hand out the newest image, again if there is no newer one; ``None`` where there is none, or none of late."""
-        ...
+        """Hand out the newest image, again if there is no newer one; ``None`` if there is none, or no recent one."""
 
     def take_new(self) -> Captured | None:
         """Hand out the newest image, unless it has been handed out before."""
-        ...
 
     def close(self) -> None:
-        """End it; a second time does nothing."""
-        ...
+        """End it; a second call does nothing."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.messages import DeviceTiming, MissingReason
 from devit_profiling.record.record import AnswerRow
 
 
@@ -134,7 +134,7 @@ def slowest_us(row: AnswerRow) -> int:
     Where a device missed the deadline, it was waited for from the last feature until then.
     """
     arrivals_us = sorted(timing.arrival_us for timing in row.devices)
-    if _DEADLINE in row.missing.values():
+    if MissingReason.DEADLINE in row.missing.values():
         return max(0, row.collect_us - arrivals_us[-1]) if arrivals_us else row.collect_us
     return arrivals_us[-1] - arrivals_us[-2] if len(arrivals_us) > 1 else 0
 
@@ -213,13 +213,9 @@ def _missing(rows: Sequence[AnswerRow], names: Mapping[int, str]) -> dict[str, d
     reasons: dict[str, Counter[str]] = {}
     for row in rows:
         for index, why in row.missing.items():
-            if why != _NOT_ASKED:
+            if why != MissingReason.NOT_ASKED:
                 reasons.setdefault(names.get(index, f"device {index}"), Counter())[why] += 1
     return {name: dict(sorted(counts.items())) for name, counts in sorted(reasons.items())}
-
-
-# As the node calls them.
-_NOT_ASKED, _DEADLINE = "not asked", "deadline"
 
 
 def _percentile(values: Sequence[float], percent: float) -> float | None:

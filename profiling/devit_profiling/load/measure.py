@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from devit_contract.artefacts.fleet import Fleet
-from devit_contract.errors import InputError, LinkError
+from devit_contract.errors import InputError, LostLinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Client, Picture
 from devit_profiling.figures.analysis import Report
@@ -58,7 +58,7 @@ def raise_if_cut_short(report: Report) -> None:
 
     Raises:
         KeyboardInterrupt: It was Ctrl-C or SIGTERM.
-        LinkError: The link to the node or to a device was lost.
+        LostLinkError: The link to the node or to a device was lost.
     """
     if report.cut_short is not None:
-        raise KeyboardInterrupt if report.cut_short.is_interrupt else LinkError(report.cut_short.cause)
+        raise KeyboardInterrupt if report.cut_short.is_interrupt else LostLinkError(report.cut_short.cause)

@@ -20,7 +20,7 @@ status = os.fstat(2)
 if sys.argv[2] == "journal":
     os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 log = Log("fusion-node", sys.argv[1])
-log.say(Priority.WARNING, "jetson1: two\\nlines", device="jetson1\\nFAKE=1")
+log.log(Priority.WARNING, "jetson1: two\\nlines", device="jetson1\\nFAKE=1")
 """
 
 
