@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.files import Tensors, new_folder, write_bytes, write_tensors
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, FusionStatistics
+from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
 from devit_contract.artefacts.manifest import (
     SCHEMA,
     BundleFile,

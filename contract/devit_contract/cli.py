@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_contract.wire.client import Answer, Client, Picture
@@ -50,8 +50,6 @@ def classify(
 
     Ends with exit code 1 where an image got no answer, after showing all that did.
     """
-    import msgspec
-
     from devit_contract.artefacts.preprocess import load_image
     from devit_contract.errors import InputError, LinkError
 
@@ -69,7 +67,7 @@ def classify(
             results.append(_result(name, answer))
             progress("classify", len(results), len(names))
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
+        print_json(results)
     else:
         header = ["image", "class", "probability", "state", "ms"]
         print_table("", header, [_answer_row(result) for result in results], numbers=(2, 4))
@@ -95,12 +93,10 @@ def status(
     sent: frames in flight, of its credit; seen: seconds since its last message; missed: share of the frames it was
     wished for in that ended without it; p50: from dispatch to its feature.
     """
-    import msgspec
-
     with open_client(to, fleet, key, node_key) as client:
         found = client.status()
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found)
         return
     frames = ", ".join(f"{count} {state}" for state, count in sorted(found.frames.items())) or "none"
     title = f"{found.bundle}: deadline {found.deadline_ms:g} ms, k_min {found.k_min}, frames ended: {frames}"

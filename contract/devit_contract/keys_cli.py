@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_table
+from devit_contract.service.terminal import print_json, print_table
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.fleet import Fleet
@@ -56,8 +56,6 @@ def list_keys(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the keys of a folder, and of a fleet: whose they are, and which of them are revoked."""
-    import json
-
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import stored_keys
     from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
@@ -71,7 +69,7 @@ def list_keys(
         stored = stored_keys(folder) if folder.exists() else []
         rows = _rows(stored, _owners(load_fleet(fleet)), RevokedKeys(revoked_path(fleet)).keys)
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json(rows)
     else:
         cells = [
             [row.name, row.public_key, row.secret_mode or "-", row.fleet or "-", "revoked" if row.revoked else "-"]

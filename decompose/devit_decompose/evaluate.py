@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, devices_of
+from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.head import Fusion, FusionHead, devices_of
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_decompose.assembly import record as assembly
 from devit_decompose.assembly.record import load_as, load_assembly
-from devit_decompose.data.splits import Dataset, Int64Array
+from devit_decompose.data.splits import Dataset
 from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
 from devit_decompose.models.model import Model
 from devit_decompose.models.weights import load_model

@@ -8,8 +8,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from devit_contract.arrays import Float32Array, Float64Array
 from devit_contract.artefacts.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
-from devit_contract.artefacts.head import Float32Array, Float64Array, FusionHead
+from devit_contract.artefacts.head import FusionHead
 from devit_contract.service.progress import Progress
 from devit_decompose.data.splits import Dataset, balanced_indices
 from devit_decompose.decomposition import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,15 +30,14 @@ def agent(
     the engine anew, without a lost frame, and keeps the old one where the new one is not good.
     """
     from devit_contract.service.journal import Log
-    from devit_contract.service.lifecycle import ReloadSignal, StopSignal
-    from devit_contract.service.starting import as_configured
+    from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
     from devit_edge_agent.start import open_agent
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
     should_reload = ReloadSignal()
 
     def announce() -> None:
-        typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "config": str(config)}))
+        terminal.print_json({"ready": True, "pid": os.getpid(), "config": config}, indent=0)
 
     with ExitStack() as stack:
         with as_configured():

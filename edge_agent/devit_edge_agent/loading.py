@@ -16,14 +16,14 @@ from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.errors import EngineError, InputError
+from devit_contract.machine import available_bytes, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import Thresholds, reference_of, run_gate
-from devit_engines.board import clocks, detect_board, power_mode
+from devit_engines.board import detect_board
 from devit_engines.building.backends import BACKENDS, RunSettings
 from devit_engines.building.build_all import load_engine, stored_key
 from devit_engines.building.store import Store
 from devit_engines.engine import Engine, EngineSpec
-from devit_engines.memory import available_bytes
 from devit_engines.null import NullEngine, PacedEngine
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from devit_contract.errors import EngineError
-from devit_contract.service.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_json, print_table, progress_bar
 from devit_engines.building.backends import BACKENDS, CHOICES, RunSettings, backend_of
 from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
 from devit_engines.building.store import Entry, Store
@@ -125,7 +124,7 @@ def build(
             progress=progress,
         )
     if as_json:
-        _print_json(built)
+        print_json(built)
         return
     header = ["model", "rung", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
@@ -139,7 +138,7 @@ def list_engines(store: StoreOption = None, as_json: JsonOption = False) -> None
     opened = Store(store)
     entries = opened.entries()
     if as_json:
-        _print_json(entries)
+        print_json(entries)
         return
     rows = [_entry_row(entry) for entry in entries]
     print_table(
@@ -153,7 +152,7 @@ def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
     opened = Store(store)
     entries = opened.entries()
     if as_json:
-        _print_json(entries)
+        print_json(entries)
     else:
         rows = [[entry.digest[:12], _model_of(entry), "damaged" if entry.damage else "whole"] for entry in entries]
         print_table(f"{opened.folder}: {len(rows)} engines", ["key", "model", "state"], rows)
@@ -199,7 +198,7 @@ def inspect(
             found[name] = (inspect_plan(engine.information(), name), blocks)
     if as_json:
         plain = {name: seen for name, (seen, _) in found.items()}
-        typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+        print_json(plain)
         return
     rows = []
     for name, (seen, blocks) in found.items():
@@ -282,7 +281,3 @@ def _entry_row(entry: Entry) -> list[str]:
 
 def _model_of(entry: Entry) -> str:
     return "unknown" if entry.record is None else entry.record.model
-
-
-def _print_json(values: list[BuiltEngine] | list[Entry]) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(values, enc_hook=str), indent=2).decode())

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import (
     Tensors,
     check_replaceable,
@@ -37,7 +38,7 @@ from devit_decompose.decomposition import Decomposition, ModelRecord, load_decom
 from devit_decompose.models.weights import load_model
 from devit_decompose.subset_accuracy import run
 from devit_export.graph import ExportedGraph, export_features, export_logits
-from devit_export.parity import Float32Array, UInt8Array, measure, measure_half
+from devit_export.parity import measure, measure_half
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
 from devit_export.variants import RungGraph, make_rung

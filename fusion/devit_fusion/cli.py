@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,8 +31,7 @@ def fuse(
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.artefacts.manifest import Bundle
     from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
-    from devit_contract.service.lifecycle import StopSignal
-    from devit_contract.service.starting import as_configured
+    from devit_contract.service.lifecycle import StopSignal, as_configured
     from devit_fusion.node import FusionNode
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
@@ -43,7 +41,7 @@ def fuse(
             revoked = RevokedKeys(revoked_path(fleet))
             node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
-        typer.echo(json.dumps(ready))
+        terminal.print_json(ready, indent=0)
         node.serve(should_stop)
 
 

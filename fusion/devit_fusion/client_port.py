@@ -17,12 +17,13 @@ from devit_contract.wire.messages import Control, ControlReply, Refused, body, r
 from devit_contract.wire.sockets import (
     Connection,
     Context,
+    Sent,
     client_router,
     receive_routed,
+    send_routed,
     user_id,
 )
 from devit_fusion.flood import FloodGuard
-from devit_fusion.sending import Sent, send
 
 _BURST = 8
 """Messages taken before the other port gets its turn."""
@@ -106,7 +107,7 @@ class ClientPort:
         """Send an answer; nobody waits where the client has gone."""
         data = pack(answer)
         self.bytes_out += len(data)
-        send(self.socket, request.client, data)
+        send_routed(self.socket, request.client, data)
 
     def reply(self, reply: ControlReply, *questions: Question) -> None:
         """Answer questions alike."""
@@ -116,7 +117,7 @@ class ClientPort:
 
     def relay(self, client: bytes, payload: bytes | memoryview) -> Sent:
         """Pass power samples on."""
-        return send(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
+        return send_routed(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
 
     def watch(self, now_ns: int) -> None:
         """Read what the monitor tells: whom to watch, and who said nothing."""
@@ -173,4 +174,4 @@ class ClientPort:
         message = Message(
             kind, Dtype.BODY, payload=payload, reason=reason, run_id=asked.run_id, frame_id=asked.frame_id
         )
-        send(self.socket, client, pack(message))
+        send_routed(self.socket, client, pack(message))

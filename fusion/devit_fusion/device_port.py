@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from devit_contract.artefacts.head import Float32Array
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.errors import WireError
@@ -30,13 +30,14 @@ from devit_contract.wire.messages import (
 from devit_contract.wire.sockets import (
     Connection,
     Context,
+    Sent,
     device_router,
     receive_routed,
+    send_routed,
     user_id,
 )
 from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
-from devit_fusion.sending import Sent, send
 
 _BURST = 32
 """Messages taken before the other port gets its turn."""
@@ -190,12 +191,12 @@ class DevicePort:
         """Send an image, without waiting."""
         data = copies.to(link.index)
         self.bytes_out += len(data)
-        return send(self.socket, link.route, data)
+        return send_routed(self.socket, link.route, data)
 
     def ask(self, link: Link, control: Control, number: int = 0) -> Sent:
         """Send a question, without waiting; the reply comes as :class:`Replied` with the same number."""
         message = Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number)
-        return send(self.socket, link.route, pack(message))
+        return send_routed(self.socket, link.route, pack(message))
 
     def suspect(self) -> None:
         """Have the next :meth:`lost` try all links."""
@@ -272,7 +273,7 @@ class DevicePort:
             return Skipped(link, message.frame_id, message.reason.name.lower())
         if message.kind is Kind.LEAVE:
             link.is_leaving = True
-            send(self.socket, link.route, pack(Message(Kind.LEAVE, run_id=self._run_id)))
+            send_routed(self.socket, link.route, pack(Message(Kind.LEAVE, run_id=self._run_id)))
             return Leaving(link)
         raise WireError("kind", f"{link.name}: expected a device's message, found {message.kind.name}")
 
@@ -298,7 +299,7 @@ class DevicePort:
         welcome = body(Welcome(credit=link.credit, feature_dtype=self._feature_dtype))
         revision = message.engine_revision  # by which the agent knows which of its introductions this answers
         data = Message(Kind.WELCOME, Dtype.BODY, payload=welcome, engine_revision=revision, run_id=self._run_id)
-        send(self.socket, link.route, pack(data))
+        send_routed(self.socket, link.route, pack(data))
         return Changed(link) if is_same else Connected(link, is_restarted)
 
     def _feature(self, link: Link, message: Message, now_ns: int) -> Came | Skipped:
@@ -329,7 +330,7 @@ class DevicePort:
             reason=reason,
             run_id=self._run_id,
         )
-        send(self.socket, route, pack(refusal))
+        send_routed(self.socket, route, pack(refusal))
 
 
 def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str) -> tuple[Reason, str] | None:

@@ -19,7 +19,7 @@ from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.errors import InputError, LinkError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.messages import Control, ControlReply, NodeStatus, Telemetry, body
-from devit_contract.wire.sockets import CLIENTS, DEVICES, Gatekeeper, open_context
+from devit_contract.wire.sockets import CLIENTS, DEVICES, Gatekeeper, Sent, open_context
 from devit_fusion.client_port import ClientPort, Question, Request
 from devit_fusion.device_port import (
     Came,
@@ -35,7 +35,6 @@ from devit_fusion.device_port import (
 from devit_fusion.events import Events
 from devit_fusion.links import Link
 from devit_fusion.scheduler import Cell
-from devit_fusion.sending import Sent
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it shall stop."""

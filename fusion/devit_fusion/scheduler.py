@@ -11,13 +11,13 @@ from devit_contract.artefacts.head import Fusion
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message, State
 from devit_contract.wire.messages import AnswerBody, DeviceStatus, body
+from devit_contract.wire.sockets import Sent
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import Came, DevicePort, Skipped
 from devit_fusion.events import Events
 from devit_fusion.histogram import Meter
 from devit_fusion.join import Frame, Join
 from devit_fusion.links import MISSES_TO_SUSPEND, Link
-from devit_fusion.sending import Sent
 
 
 class Cell:

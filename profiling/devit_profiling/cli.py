@@ -256,8 +256,6 @@ def _announce(duration_s: float) -> None:
 def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     import textwrap
 
-    import msgspec
-
     from devit_profiling.report.report import HTML_FILE
     from devit_profiling.report.text import (
         PAPER,
@@ -272,7 +270,7 @@ def _show(folder: Path, report: Report, *, as_json: bool) -> None:
     from devit_profiling.report.thermal_text import HEAT_HEADER, heat_rows, heat_text, heat_title
 
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        terminal.print_json(report)
         return
     kind = "Quick look" if report.is_quick else "Profile"
     title = f"{kind}: SIMULATED power, no measurement of a board" if report.is_simulated else kind

@@ -19,13 +19,11 @@ def compare(
 
     Ends with exit code 1 where joules are not comparable: of different scopes, or simulated beside measured.
     """
-    import msgspec
-
     from devit_profiling.figures import compare as runs
 
     found = runs.compare(run_a, run_b)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.print_json(found)
     else:
         title = f"{found.first}, then {found.second}" + (" (SIMULATED power)" if found.is_simulated else "")
         terminal.print_table(title, runs.COMPARE_HEADER, runs.compare_rows(found), numbers=(2, 3, 4, 5))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, Int64Array, UInt8Array
 from devit_contract.artefacts.files import write_bytes, write_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
 from devit_contract.artefacts.manifest import (
@@ -39,10 +40,6 @@ HEIGHT, WIDTH = 6, 8
 DIMS = (6, 4)
 GOLDEN = 64
 OPSET = 17
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.edge_agent.hand_made_node import RUN_ID, TINY, HandMadeNode
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError
@@ -21,7 +22,6 @@ from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, 
 from devit_edge_agent import swap
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, rehearse
 from devit_edge_agent.swap import Swap
-from devit_engines.engine import Float32Array, UInt8Array
 from devit_engines.null import NullEngine
 
 DEADLINE_S = 20

@@ -1,4 +1,4 @@
-"""The links of the README lead somewhere; its blocks are run by test_console_blocks."""
+"""Links of the README lead somewhere, and it stays short; its blocks are run by test_console_blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_fits_a_few_screens() -> None:
+    assert len(README.splitlines()) <= 120
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -112,16 +113,59 @@ def _is_own(marker: Path) -> bool:
     return isinstance(content, dict) and {"schema", "code_version", "files"} <= content.keys()
 
 
-def open_lock(path: Path) -> IO[bytes]:
-    """Open a file to lock it, made where it is absent; the next in a shared folder may be another user's.
+@contextmanager
+def exclusive_lock(
+    path: Path, *, busy: DevitError | None = None, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[int]:
+    """Keep other processes of this project out while the block runs; the kernel frees the lock of a killed one.
+
+    Args:
+        path: A folder that exists, or a file, which is made if it is absent.
+        busy: Raised if another process has the lock; without it, wait for the lock.
+        on_wait: Called before waiting.
+
+    Yields:
+        The locked file's descriptor.
 
     Raises:
-        OSError: It cannot be made, nor read.
+        InputError: It cannot be opened.
+    """
+    flags = os.O_CLOEXEC | (os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            handle = os.open(path, flags, 0o644)
+        except PermissionError:
+            handle = os.open(path, os.O_CLOEXEC | os.O_RDONLY)  # another user's in a shared folder; enough for flock(2)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be opened: {err.strerror}") from err
+    try:
+        _lock(handle, busy, on_wait)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that has to be there.
+
+    Raises:
+        InputError: It cannot be removed.
     """
     try:
-        return path.open("ab")
-    except PermissionError:
-        return path.open("rb")  # enough for flock(2)
+        path.unlink()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
+
+
+def _lock(handle: int, busy: DevitError | None, on_wait: Callable[[], None]) -> None:
+    with suppress(OSError):  # some file systems have no locks, e.g. NFS for folders: they are for one writer at a time
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            if busy is not None:
+                raise busy from err
+            on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -20,11 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, Float64Array
 from devit_contract.artefacts.files import Tensors, read_tensors, write_tensors
 from devit_contract.errors import ManifestError
-
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 RIDGE = 1e-4
 """r above, as a share of the mean feature variance: keeps the inverse defined where features are collinear."""

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import read_json, write_bytes, write_json
-from devit_contract.artefacts.keys import one_writer
+from devit_contract.artefacts.files import exclusive_lock, read_json, write_bytes, write_json
 from devit_contract.artefacts.manifest import FILE_NAME, Bundle, Manifest
 from devit_contract.errors import InputError, ManifestError
 
@@ -133,7 +132,7 @@ def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = F
         memory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{memory}: cannot be written: {err.strerror}") from err
-    with one_writer(memory.parent):
+    with exclusive_lock(memory.parent):
         serials = _read_memory(memory)
         if serials.get(name) == serial:
             return

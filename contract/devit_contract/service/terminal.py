@@ -88,6 +88,13 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         yield report
 
 
+def print_json(value: object, *, indent: int = 2) -> None:
+    """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=os.fspath), indent=indent))
+
+
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
 ) -> None:

@@ -18,6 +18,7 @@ Traps behind the options, each tried (libzmq 4.3.5):
 
 from __future__ import annotations
 
+import enum
 import os
 import socket as tcp
 import struct
@@ -51,7 +52,7 @@ _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
 _HANDSHAKE_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 1000
 _CURVE_OVERHEAD_BYTES = 64
-_NOW, _READABLE = int(zmq.NOBLOCK), int(zmq.POLLIN)
+_NOW, _MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
 """As plain numbers: the enum classes cost a microsecond at each use."""
 _TCP_ESTABLISHED = 1
 """First byte of the kernel's ``struct tcp_info``."""
@@ -329,6 +330,31 @@ def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
         last = socket.recv(_NOW, copy=False)
         surplus += 1
     return route, frame, surplus
+
+
+class Sent(enum.Enum):
+    """What became of a message of :func:`send_routed`."""
+
+    YES = enum.auto()
+    GONE = enum.auto()
+    """The peer has no link."""
+    FULL = enum.auto()
+    """The peer's queue is full."""
+
+
+def send_routed(socket: Socket, route: bytes, data: bytes) -> Sent:
+    """Send one message of a ROUTER to the peer with a routing id, without waiting."""
+    try:
+        # Not send_multipart: it takes as long again to look at the parts.
+        socket.send(route, _MORE)
+        socket.send(data, _NOW)
+    except zmq.Again:
+        return Sent.FULL
+    except zmq.ZMQError as err:
+        if err.errno == zmq.EHOSTUNREACH:
+            return Sent.GONE
+        raise
+    return Sent.YES
 
 
 def user_id(frame: zmq.Frame) -> str | None:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -18,11 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
-from devit_contract.artefacts.files import new_folder, open_lock, read_json, write_bytes, write_json
+from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_engines.accuracy import GateResult
 
@@ -206,22 +204,15 @@ class Store:
 
         Args:
             digest: The key's.
-            on_wait: Called once before waiting for another builder.
+            on_wait: Called before waiting for another builder.
 
         Raises:
             EngineError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
-        has_waited = False
+        self._make_folder(path.parent)
         while True:
-            with self._lock_file(path) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if not has_waited:
-                        on_wait()
-                    has_waited = True
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with exclusive_lock(path, on_wait=on_wait) as file:
                 if not _is_at(path, file):
                     continue  # whoever held it has removed it; the next one may lock another file by now
                 try:
@@ -232,10 +223,9 @@ class Store:
                         path.unlink()
                 return
 
-    def _lock_file(self, path: Path) -> IO[bytes]:
+    def _make_folder(self, folder: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return open_lock(path)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise EngineError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
@@ -276,10 +266,10 @@ class Store:
         return content
 
 
-def _is_at(path: Path, file: IO[bytes]) -> bool:
+def _is_at(path: Path, file: int) -> bool:
     """Whether an open file is still the one of that name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
         return False
 

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from devit_contract.errors import InputError
-from devit_contract.service.terminal import print_table
+from devit_contract.service.terminal import print_json, print_table
 from devit_engines.building.store import default_folder
 from devit_engines.doctor.examine import examine, refuse
 from devit_engines.doctor.finding import Finding
@@ -39,7 +38,7 @@ def doctor(
     folder = default_folder() if store is None else store
     findings = examine(root, Interpreter.running(), folder, _free_bytes(folder))
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        print_json(findings)
     else:
         _show(findings)
     refuse(findings)

@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from devit_contract.service.terminal import progress_bar
+from devit_contract.service.terminal import print_json, progress_bar
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import default_folder
 from devit_engines.cli import BackendOption, CudaOption, HostMemoryOption, PrecisionOption
@@ -42,10 +41,9 @@ def selftest(
             progress=progress,
         )
     found = outcome.test
-    typer.echo(
-        msgspec.json.format(msgspec.json.encode(found, enc_hook=str), indent=2).decode()
-        if as_json
-        else as_markdown(found)
-    )
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(as_markdown(found))
     if outcome.error is not None:
         raise outcome.error

@@ -33,8 +33,6 @@ def calibrate(
 
     The clocks need not agree: the steps of the load in both logs are laid on each other.
     """
-    import msgspec
-
     from devit_profiling.calibrate import fit as fitting
     from devit_profiling.record.calibration import calibration_path, default_folder, write_calibration
 
@@ -42,7 +40,7 @@ def calibrate(
     path = out if out is not None else calibration_path(default_folder(), device)
     write_calibration(path, found)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.print_json(found)
         return
     mark = ", SIMULATED power" if found.is_simulated else ""
     rows = [

@@ -6,17 +6,15 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.properties import examples
 
+from devit_contract.arrays import Float64Array
 from devit_contract.artefacts.files import read_tensors, write_tensors
 from devit_contract.artefacts.head import RIDGE, Fusion, FusionHead, FusionStatistics, columns_of, devices_of, mask_of
 from devit_contract.errors import ManifestError
-
-Float64Array = npt.NDArray[np.float64]
 
 
 def training_features(dims: tuple[int, ...], rng: np.random.Generator, count: int = 400) -> Float64Array:

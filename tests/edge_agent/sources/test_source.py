@@ -24,8 +24,9 @@ from devit_contract.errors import InputError
 from devit_edge_agent.sources import gstreamer as source_gst
 from devit_edge_agent.sources.folder import FolderSource
 from devit_edge_agent.sources.gstreamer import next_pause_ns
+from devit_edge_agent.sources.open import open_source
 from devit_edge_agent.sources.pipeline import Pipeline, parse_pipeline
-from devit_edge_agent.sources.source import Captured, Source, open_source
+from devit_edge_agent.sources.source import Captured, Source
 
 RGB = Preprocess(height=3, width=5, colour="rgb")
 GRAY = Preprocess(height=3, width=5, colour="gray")
@@ -517,7 +518,7 @@ READER = """
 import sys
 from pathlib import Path
 from devit_contract.artefacts.manifest import Preprocess
-from devit_edge_agent.sources.source import open_source
+from devit_edge_agent.sources.open import open_source
 source = open_source(sys.argv[1], Preprocess(height=3, width=5, colour="rgb"), base=Path())
 import select
 while source.take_new() is None:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import read_tensors, write_tensors
 from devit_contract.artefacts.manifest import Bundle, BundleFile, describe_file, write_manifest
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
@@ -18,7 +19,7 @@ from devit_engines.board import Board
 from devit_engines.building import backends
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 
 
 class Perturbed(ort.OrtEngine):
