@@ -86,7 +86,6 @@ def sweep(
 def _measure(
     target: SweepTarget, modes: Sequence[int], deadline_ms: float, plan: Plan, out: Path, *, as_json: bool
 ) -> None:
-    import msgspec
 
     from devit_profiling.load.local_run import planned_s
     from devit_profiling.sweep.sweep import sweep as run_sweep
