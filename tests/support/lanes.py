@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
 MACHINE = (
     "tests/edge_agent/",
+    "tests/export/test_latency.py",
     "tests/fusion/",
+    "tests/house/test_network_benchmarks.py",
+    "tests/house/test_services.py",
     "tests/network/",
+    "tests/profiling/figures/test_full_model.py",
+    "tests/profiling/figures/test_thermal.py",
     "tests/profiling/load/",
     "tests/profiling/sensor/test_sampler.py",
     "tests/profiling/simulator/test_program.py",
@@ -33,6 +38,7 @@ APART = (
     "tests/engines/trt/test_real_wheels.py",
     "tests/house/test_console_blocks.py",
     "tests/house/test_light_install.py",
+    "tests/network/test_fuzz.py",
 )
 """Files of long tests that share nothing."""
 LONG = (
@@ -54,10 +60,10 @@ LONG = (
 def lane(nodeid: str) -> str:
     """Name the lane of a test."""
     path = nodeid.partition("::")[0]
-    if path.startswith(MACHINE):
-        return "machine"
     if path in APART:
         return nodeid
+    if path.startswith(MACHINE):
+        return "machine"
     return next((folder for folder in TOGETHER if path.startswith(folder)), path)
 
 
