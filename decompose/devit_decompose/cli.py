@@ -10,9 +10,9 @@ import typer
 from devit_contract.service.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from devit_decompose.assembly.record import Assembly
-    from devit_decompose.decomposition import Decomposition
     from devit_decompose.evaluate import Evaluation
+    from devit_decompose.models_folder.assembly import Assembly
+    from devit_decompose.models_folder.decomposition import Decomposition
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 assemble_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)

@@ -11,22 +11,19 @@ import msgspec
 import numpy as np
 import torch
 
-from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.files import check_replaceable, exclusive_lock, write_bytes
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
-from devit_decompose.data.splits import Dataset, Split, load_dataset
-from devit_decompose.decomposition import FILE_NAME, Decomposition, StageRecord
+from devit_decompose.data.dataset import Dataset, Split, load_dataset
+from devit_decompose.models.initial_weights import initial_weights
 from devit_decompose.models.model import Model
-from devit_decompose.models.weights import initial_weights
-from devit_decompose.partition import balanced_partition, confusion_of, confusion_partition, random_partition
-from devit_decompose.pruning.cost import macs, parameters
-from devit_decompose.pruning.importance import importance
-from devit_decompose.pruning.search import ReadoutAccuracy, Score, SearchRecord, search
+from devit_decompose.models_folder.decomposition import FILE_NAME, Decomposition, StageRecord
+from devit_decompose.models_folder.write import Made, write_models
+from devit_decompose.partition import partition_of
+from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.schema import Recipe, Schedule, ShrinkRecipe
-from devit_decompose.subset_accuracy import run, score_of
 from devit_decompose.training.accelerator import Machine
 from devit_decompose.training.objectives import (
     DistilObjective,
@@ -36,8 +33,7 @@ from devit_decompose.training.objectives import (
     relation_blocks,
 )
 from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
-from devit_decompose.training.train import Run, Stage, fit, load_checkpoint, save_checkpoint
-from devit_decompose.write import Made, write_models
+from devit_decompose.training.train import Run, Stage, fit, load_checkpoint, save_checkpoint, score_of
 
 Classes = tuple[int, ...]
 
@@ -85,20 +81,6 @@ def decompose(
     return result
 
 
-def partition(recipe: Recipe, training: Split, teacher: Model, validation: Split) -> tuple[Classes, ...]:
-    """Give every submodel its classes, as ``recipe.partition`` says."""
-    settings, count = recipe.partition, recipe.data.class_count
-    if settings.method == "none":
-        return (tuple(range(count)),) * recipe.submodels
-    if settings.method == "balanced":
-        counts = np.bincount(training.labels, minlength=count)
-        return balanced_partition(counts, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
-    if settings.method == "confusion":
-        confusion = confusion_of(run(teacher, validation.images), validation.labels, count)
-        return confusion_partition(confusion, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
-    return random_partition(count, recipe.submodels, recipe.seed, sizes=settings.sizes)
-
-
 @dataclass
 class Stages:
     """Runs the stages one by one, each with its own seed, and keeps a record of each."""
@@ -113,7 +95,7 @@ class Stages:
     def run_all(self) -> Made:
         """Run every stage, one after the other."""
         teacher = self.teacher()
-        subsets = self.partition(teacher)
+        subsets = partition_of(self.recipe, self.data.training, teacher, self.data.validation)
         submodels = [self.submodel(teacher, classes, device) for device, classes in enumerate(subsets)]
         ensemble = self.ensemble(teacher, submodels)
         return Made(
@@ -143,10 +125,6 @@ class Stages:
         if recipe.train is not None:
             self._learn_labels("teacher", teacher, recipe.train, self.data.training, self.data.validation)
         return teacher
-
-    def partition(self, teacher: Model) -> tuple[Classes, ...]:
-        """Give every submodel its classes."""
-        return partition(self.recipe, self.data.training, teacher, self.data.validation)
 
     def submodel(self, teacher: Model, classes: Classes, device: int) -> Model:
         """Make a small model and teach it its own classes."""
@@ -252,44 +230,6 @@ class Stages:
 
     def _seed_torch(self) -> None:
         torch.manual_seed(self._seed())
-
-
-def search_submodel(
-    recipe: Recipe,
-    source: Model,
-    shrink: ShrinkRecipe,
-    device: int,
-    images: UInt8Array,
-    score: Score,
-    progress: Progress,
-) -> tuple[Model, SearchRecord]:
-    """Find the submodel of one device by pruning ``source`` to its share of the teacher's cost.
-
-    Args:
-        recipe: Tells the teacher's cost.
-        source: What is pruned.
-        shrink: How.
-        device: Whose submodel it is.
-        images: Training images ``(n, H, W, C)`` for the importance.
-        score: Judges a candidate, in 0 to 1.
-        progress: Told of every candidate.
-    """
-    whole = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
-    share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
-    cost = macs(whole, with_head=False) if shrink.budget_of == "macs" else parameters(whole)
-    return search(
-        source,
-        importance(source, images, shrink.importance),
-        score,
-        depth=shrink.depth,
-        budget=round(share * cost),
-        budget_of=shrink.budget_of,
-        dimensions=shrink.dimensions,
-        candidates=shrink.candidates,
-        tolerance=shrink.tolerance,
-        seed=recipe.seed * 1000 + device,
-        progress=progress,
-    )
 
 
 def _some(split: Split, count: int, seed: tuple[int, ...]) -> Split:

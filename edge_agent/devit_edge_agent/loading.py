@@ -15,6 +15,7 @@ from devit_contract.artefacts.fleet import AgentConfig, load_agent_config
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
+from devit_contract.choices import Role
 from devit_contract.errors import EngineError, InputError
 from devit_contract.machine import available_bytes, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
@@ -191,7 +192,7 @@ def _open_engine(
     config: AgentConfig, bundle: Bundle, store: Store, choice: str, device: int | None
 ) -> tuple[str, str, Engine]:
     """Digest of the graph, what the engine is called, and the engine: of a submodel, or the baseline without one."""
-    role = "baseline" if device is None else "submodel"
+    role: Role = "baseline" if device is None else "submodel"
     if choice == "built":
         key = stored_key(bundle, store, device, backend=config.backend, precision=config.precision)
         record = store.record(key.digest)

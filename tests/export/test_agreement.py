@@ -31,7 +31,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def images() -> UInt8Array:
-    found: UInt8Array = read_tensors(SHIPPED / "test-images.safetensors", "")[0]["images"]
+    found: UInt8Array = read_tensors(SHIPPED / "test-images.safetensors", "")["images"]
     return found
 
 

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import ExportError
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
-from devit_decompose.subset_accuracy import run
 from devit_export.graph import ExportedGraph
 from devit_export.parity import measure, measure_half, run_graph
 

@@ -19,7 +19,7 @@ from tests.support.properties import examples
 from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model, StemLayer, uniform_config
-from devit_export.graph import export_features
+from devit_export.graph import ExportedGraph, export_features
 from devit_export.precision import count_casts, full_nodes, lower_precision
 from devit_export.rules import Graph
 from devit_export.variants import kept_nodes
@@ -402,19 +402,19 @@ def test_the_residual_stream_costs_as_many_casts_in_either_type(deep: Deep) -> N
 
 @pytest.mark.parametrize(("kind", "fp16", "attn32"), [("vit", 10, 18), ("deit", 10, 18), ("cct", 12, 16)])
 def test_the_least_numbers_of_casts_of_small_models(
-    kind: str, fp16: int, attn32: int, sample_model: Callable[[str], Model]
+    kind: str, fp16: int, attn32: int, sample_graph: Callable[[str], ExportedGraph]
 ) -> None:
     """A CCT's query, key and value come from one product without bias and are cast as one; its pooling is in FP16."""
-    small = Deep(onnx.load_from_string(export_features(sample_model(kind), "x.onnx").content))
+    small = Deep(onnx.load_from_string(sample_graph(kind).content))
     assert (small.casts(small.kept("fp16")), small.casts(small.kept("fp16-attn32"))) == (fp16, attn32)
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "cct"])
 def test_small_models_compute_in_real_fp16_what_they_compute_in_fp32(
-    kind: str, sample_model: Callable[[str], Model]
+    kind: str, sample_graph: Callable[[str], ExportedGraph]
 ) -> None:
     """ONNX Runtime's CPU provider would compute in FP32."""
-    model = onnx.load_from_string(export_features(sample_model(kind), "x.onnx").content)
+    model = onnx.load_from_string(sample_graph(kind).content)
     images = np.random.default_rng(2).integers(0, 256, (4, 10, 14, 3), np.uint8)
     expected = by_reference(model, images)
     for rung in ("fp16", "fp16-attn32"):

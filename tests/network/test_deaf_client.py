@@ -46,7 +46,7 @@ def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bun
     devices = tiny_devices("null")
     with LocalCell(TINY, tmp_path / "cell", devices) as cell, open_context() as context, cell.client() as client:
         cell.kill("jetson2")
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         deaf, _ = connect_dealer(
             context,
             node.client_endpoint,

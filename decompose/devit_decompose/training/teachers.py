@@ -20,7 +20,7 @@ from devit_contract.artefacts.files import exclusive_lock, make_folder, write_by
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_decompose.data.batches import Batch, apply_variant, variant_count
-from devit_decompose.data.splits import Split
+from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
 from devit_decompose.recipe.schema import AugmentRecipe
 from devit_decompose.training.accelerator import Machine

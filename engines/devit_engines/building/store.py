@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
+from devit_contract.choices import Rung
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_engines.accuracy import GateResult
 
@@ -38,7 +39,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backend_version: str
     device_name: str
     compute_capability: str
-    rung: str
+    rung: Rung
     options: tuple[str, ...]
     """Build options, ``name=value``."""
 
@@ -77,7 +78,7 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A faster rung that did not pass the gate on this device."""
 
-    rung: str
+    rung: Rung
     failures: tuple[str, ...]
     latency: Latency | None = None
     """What the rung that was taken costs is the difference to this; absent where none could be built."""

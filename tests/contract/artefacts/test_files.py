@@ -253,15 +253,14 @@ def test_a_struct_written_as_json_is_read_back_and_gives_the_same_bytes_again(tm
     assert read_json(tmp_path / "b", Thing, schema=1, hint="") == thing
 
 
-def test_tensors_and_metadata_are_read_back_whatever_their_memory_order(tmp_path: Path) -> None:
+def test_tensors_are_read_back_whatever_their_memory_order(tmp_path: Path) -> None:
     tensors: Tensors = {
         "fortran": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
         "strided": np.arange(10, dtype=np.int64)[::3],
         "number": np.array(7.0),
     }
-    write_tensors(tmp_path / "t", tensors, {"who": "test"})
-    found, metadata = read_tensors(tmp_path / "t", "")
-    assert metadata == {"who": "test"}
+    write_tensors(tmp_path / "t", tensors)
+    found = read_tensors(tmp_path / "t", "")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)

@@ -155,7 +155,7 @@ def test_a_file_without_one_of_its_tensors_or_with_another_shape_is_refused(tmp_
     rng = np.random.default_rng(6)
     path = tmp_path / "fusion.safetensors"
     head_of(training_features((3, 2), rng), (3, 2), rng).save(path)
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {other: tensor for other, tensor in tensors.items() if other != name})
     with pytest.raises(ManifestError, match=rf"fusion\.safetensors: expected a tensor '{name}'"):
         FusionHead.load(path)

@@ -374,7 +374,7 @@ def test_torchs_own_resize_agrees_within_one_level(interpolation: str) -> None:
 
 def test_training_sees_the_bytes_that_a_device_sees(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs it; devices run without")
-    from devit_decompose.data.splits import load_dataset
+    from devit_decompose.data.dataset import load_dataset
     from devit_decompose.recipe.schema import DataRecipe
 
     for part in ("train", "test"):

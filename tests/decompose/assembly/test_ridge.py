@@ -17,7 +17,7 @@ from devit_decompose.assembly import logistic
 from devit_decompose.assembly import ridge as ridge_module
 from devit_decompose.assembly.logistic import fit_logistic
 from devit_decompose.assembly.ridge import STRENGTHS, LinearHead, Parts, Ridge, columns_of_parts, moments_of
-from devit_decompose.subset_accuracy import statistics_of
+from devit_decompose.models_folder.subset_accuracy import statistics_of
 
 
 def made_up(
