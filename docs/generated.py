@@ -22,7 +22,7 @@ import msgspec
 import typer.main
 
 from devit_pipeline.cli import COMMANDS
-from devit_profiling.schema import field_docs, structs_within
+from schema import field_docs, structs_within
 
 ROOT = Path(__file__).parents[1]
 _MARK = re.compile(r"^<!-- generated: (\S+) ?(.*?) -->$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The commands ``devit decompose``, ``devit assemble`` and ``devit evaluate``."""
+"""``devit decompose``, ``devit assemble`` and ``devit evaluate``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ evaluate_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _MANY_DEVICES = 4
 """With more devices, only the best and the worst subset of each size are printed."""
 _MANY_CLASSES = 20
-"""Of more classes, only this many are printed: the worst."""
+"""If there are more classes, only this many are printed, the worst."""
 
 
 @app.command()
@@ -48,10 +48,10 @@ def decompose(
 
     loaded = load_recipe(recipe, tuple(changes or ()))
     if dry_run:
-        from devit_decompose.dry_run import rehearse
+        from devit_decompose.dry_run import dry_run as run_dry
 
         with progress_bar() as progress:
-            table = rehearse(loaded, progress)
+            table = run_dry(loaded, progress)
         print_table(f"{loaded.name}: nothing trained (--dry-run)", *table, numbers=(1, 2, 3, 4))
         return
     from devit_decompose.stages import decompose as run_stages
@@ -147,7 +147,7 @@ def evaluate(
         found = evaluate(models, data=data, against=against, progress=progress)
     if not found.is_stored_test_set:
         typer.echo(
-            "warning: these are not the test images of decomposition.json: the figures are for other data", err=True
+            "warning: these are not the test images of decomposition.json: the accuracies are of other data", err=True
         )
     if as_json:
         print_json(found)
@@ -203,7 +203,7 @@ def _show_evaluation(found: Evaluation) -> None:
         ways = (found.subsets, found.subsets_with_zeros, found.subsets_with_mean)
         rows = [[key, *(_percent(way[key]) for way in ways)] for key in found.subsets]
         header = ["devices present", "missing predicted", "zeros", "mean"]
-        print_table("what stands for missing features", header, rows, numbers=(1, 2, 3))
+        print_table("filling of missing features", header, rows, numbers=(1, 2, 3))
     rows = [
         [
             str(one.device),

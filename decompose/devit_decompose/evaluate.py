@@ -1,4 +1,4 @@
-"""``devit evaluate``: how good a finished models folder is, measured anew on its test images."""
+"""Measures a finished models folder again on its test images."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class ClassFigures(msgspec.Struct, frozen=True):
     name: str
     images: int
     fused_accuracy: float | None
-    """None where there is no test image; so is the next."""
+    """None if there is no test image; so is the next."""
     teacher_accuracy: float | None
 
 
 class ClassSubsetFigures(msgspec.Struct, frozen=True):
-    """The test images of the classes that one device was first trained on; percent."""
+    """The test images of one device's first classes; percent."""
 
     device: int
     classes: tuple[int, ...]
@@ -72,7 +72,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     data: str
     test_images: int
     is_stored_test_set: bool
-    """Whether these are the images behind the figures in decomposition.json."""
+    """Whether decomposition.json was measured on these images."""
     teacher_accuracy: float | None
     fused_accuracy: float
     teacher_macs: int | None
@@ -101,9 +101,9 @@ def evaluate(models: Path, *, data: Path | None, against: Path | None, progress:
 
     Args:
         models: The folder.
-        data: Folder of the data set, where it is not where it was in training.
+        data: Folder of the data set; by default that of the training.
         against: Another models folder, to be compared on the same images.
-        progress: Told after each model.
+        progress: Called after each model.
 
     Raises:
         InputError: A file cannot be read, or the other cell has other test images.
@@ -127,7 +127,7 @@ def evaluate(models: Path, *, data: Path | None, against: Path | None, progress:
 
 
 def load_cell(models: Path) -> LoadedCell:
-    """Read all models of a folder, and put them on the GPU where there is one.
+    """Read all models of a folder, to the GPU if there is one.
 
     Raises:
         InputError: A file cannot be read.
@@ -148,7 +148,7 @@ def load_cell(models: Path) -> LoadedCell:
 
 
 def data_of(models: Path, folder: Path | None) -> Dataset:
-    """Read the data set that a models folder was made with, from another folder where one is given.
+    """Read the data set that a models folder was made with, by default from the same folder.
 
     Raises:
         InputError: A file is missing or damaged, or nothing says what data set it was.

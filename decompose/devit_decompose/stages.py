@@ -43,14 +43,14 @@ def decompose(
 ) -> Decomposition | None:
     """Run every stage and write the models folder.
 
-    Checkpoints lie in ``<out>.work`` until the folder is whole; with ``resume`` they are continued. Losses and
+    Checkpoints are kept in ``<out>.work`` until the folder is whole; with ``resume`` they are continued. Losses and
     validation accuracies of every epoch go to ``<out>.log.csv``.
 
     Args:
         recipe: What is made.
         out: The models folder; absent, empty or an older one.
         resume: Continue an unfinished run of the same recipe.
-        progress: Told within every epoch.
+        progress: Called within every epoch.
         teacher_cache: Folder that keeps the teacher's answers to all variants of the training images.
 
     Returns:
@@ -110,7 +110,7 @@ class Stages:
         )
 
     def teacher(self) -> Model:
-        """Train the large model on all classes, with labels alone, or take it as it is."""
+        """Train the large model on all classes, with labels alone, or use its weights as they are."""
         recipe = self.recipe
         everything = tuple(range(recipe.data.class_count))
         self._seed_torch()
@@ -140,7 +140,7 @@ class Stages:
         student = self._student(source, classes, device, training, validation)
         relation = recipe.distil.used_relation
         block = None if relation is None else relation_blocks(relation, student, source)[1]
-        ask = self._asker(source, training, recipe.distil.schedule, block) if recipe.distil.asks_teacher else None
+        ask = self._teacher_for(source, training, recipe.distil.schedule, block) if recipe.distil.asks_teacher else None
         self._fit(
             Stage(
                 f"submodel-{device}",
@@ -155,7 +155,7 @@ class Stages:
         return student
 
     def ensemble(self, teacher: Model, submodels: list[Model]) -> Ensemble:
-        """Train all submodels and the fusion together on all classes, now and then without some of the devices."""
+        """Train all submodels and the fusion together on all classes, with failout."""
         recipe, machine, training = self.recipe, self.run.machine, self.data.training
         self._seed_torch()
         ensemble = Ensemble(submodels, recipe.data.class_count)
@@ -163,15 +163,15 @@ class Stages:
             model.set_drop_path(recipe.ensemble.schedule.drop_path)
         objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, self._seed())
         schedule = recipe.ensemble.schedule
-        ask = self._asker(teacher, training, schedule, None) if recipe.ensemble.asks_teacher else None
+        ask = self._teacher_for(teacher, training, schedule, None) if recipe.ensemble.asks_teacher else None
         score = score_of(ensemble, self.data.validation, machine)
         self._fit(Stage("ensemble", objective, training, schedule, score, ask, recipe.data.class_count))
         return ensemble
 
-    def _asker(
+    def _teacher_for(
         self, teacher: Model, split: Split, schedule: Schedule, block: int | None
     ) -> LiveTeacher | StoredTeacher:
-        """Look answers up where they are kept: those to all training images, without what goes on inside."""
+        """Use stored answers where they can be: to all training images, without query, key and value."""
         machine, is_whole = self.run.machine, len(split) == len(self.data.training)
         if self.teacher_cache is None or block is not None or not is_whole:
             return LiveTeacher(teacher, machine, block=block)
@@ -197,8 +197,8 @@ class Stages:
         self.run.machine.wait()  # no process may find what another one is just about to write
         if found is None:
             seed = (self.recipe.seed, device)
-            judged = _some(validation, shrink.images, seed)
-            score = ReadoutAccuracy(judged.images[:], judged.labels)
+            scored = _some(validation, shrink.images, seed)
+            score = ReadoutAccuracy(scored.images[:], scored.labels)
             images = _some(training, shrink.images, seed).images[:]
             pruned, record = search_submodel(self.recipe, source, shrink, device, images, score, self.run.progress)
             content = {
@@ -245,6 +245,6 @@ def _claim(work: Path, log: Path, recipe: Recipe, *, resume: bool) -> None:
         log.unlink(missing_ok=True)
         return
     if not resume:
-        raise TrainError(f"{work}: expected no unfinished run, found one: add --resume to continue it, or remove it")
+        raise TrainError(f"{work}: an unfinished run is there: add --resume to continue it, or remove it")
     if note.read_bytes() != content:
         raise TrainError(f"{note}: the unfinished run has another recipe: remove {work} to start over")

@@ -18,7 +18,10 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 def agent(
     config: Annotated[Path, typer.Option(help="agent.toml: the node, own name and key, bundle, sensor.")],
     engine: Annotated[
-        str, typer.Option(help="built: what devit build made; null: answers at once; paced:MS: takes MS milliseconds.")
+        str,
+        typer.Option(
+            help="built: what devit build made; null: answers at once; paced:MS, busy:MS: waits, or keeps a core busy."
+        ),
     ] = "built",
     stop_with_stdin: Annotated[
         bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")

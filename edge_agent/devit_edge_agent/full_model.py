@@ -123,7 +123,7 @@ class Undivided:
             self._log.say(Priority.ERROR, f"the undivided model: {self._problem}")
 
     def _serve(self, engine: Engine, loaded: Loaded) -> None:
-        images = cycle(reference_of(loaded.bundle, None).images[:, np.newaxis])  # each (1, H, W, C)
+        images = cycle(reference_of(loaded.bundle, "baseline").images[:, np.newaxis])  # each (1, H, W, C)
         while not self._end.is_set():
             self._state = RUNNING if self._go.is_set() else RESTING
             self._go.wait()

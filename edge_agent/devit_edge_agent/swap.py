@@ -6,7 +6,7 @@
                                 └── bad: logged, the old one goes on    └── REFUSED: the old one goes on
 
 An agent's first engine lives in the loop's thread. Each one after it goes on in the thread that loaded it, as CUDA
-wants, and every inference then costs some 20 us more, see :class:`~devit_engines.thread_bound.OwnThreadEngine`.
+wants, and every inference then costs some 20 us more, see :class:`~devit_engines.thread_bound.ThreadBoundEngine`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
-from devit_edge_agent.loading import Loaded, Settings, load, read_again, rehearse
+from devit_edge_agent.loading import Loaded, Settings, load, read_again, self_check
 from devit_engines.engine import Engine
-from devit_engines.thread_bound import OwnThreadEngine
+from devit_engines.thread_bound import ThreadBoundEngine
 
 
 class Swap:
@@ -31,7 +31,7 @@ class Swap:
         """Start with none."""
         self._settings = settings
         self._log = log
-        self._loading: OwnThreadEngine | None = None
+        self._loading: ThreadBoundEngine | None = None
         self._loaded: Loaded | None = None  # by the thread, before its future is done
         self._offered: Loaded | None = None
         self._reader, self._writer = os.pipe()
@@ -52,7 +52,7 @@ class Swap:
             self._log.say(Priority.WARNING, f"nothing is loaded: another engine {where} already; try again after it")
             return
         self._log.say(Priority.INFO, "loading the engine anew")
-        self._loading = OwnThreadEngine(self._load)
+        self._loading = ThreadBoundEngine(self._load)
         self._loading.opened.add_done_callback(self._wake)
 
     def take_loaded(self) -> Loaded | None:
@@ -95,7 +95,7 @@ class Swap:
     def _load(self) -> Engine:
         settings = read_again(self._settings)
         loaded = load(settings)
-        rehearse(settings, loaded)
+        self_check(settings, loaded)
         self._loaded = loaded
         return loaded.engine
 

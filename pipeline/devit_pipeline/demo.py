@@ -23,7 +23,8 @@ from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import State
 from devit_engines.building.backends import RunSettings
-from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.build_one import BuiltEngine
 from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.figures.analysis import Report
@@ -229,7 +230,7 @@ def _teacher_accuracy(
     if bundle.manifest.baseline is None:
         return None
     correct = 0
-    with load_engine(bundle, store, None, backend="ort", settings=RunSettings(threads=2)) as engine:
+    with load_engine(bundle, store, "baseline", backend="ort", settings=RunSettings(threads=2)) as engine:
         for start in range(0, len(images), _TEACHER_BATCH):
             logits = engine.features(images[start : start + _TEACHER_BATCH])
             correct += int((logits.argmax(axis=1) == labels[start : start + _TEACHER_BATCH]).sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from devit_contract.service.progress import no_progress
-from devit_decompose.dry_run import rehearse
+from devit_decompose.dry_run import dry_run
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.reader import load_recipe
 from devit_decompose.stages import decompose
@@ -34,7 +34,7 @@ def test_each_of_the_papers_recipes_fits_together(model: str, data: str) -> None
 @pytest.mark.parametrize(("model", "data"), [*((model, "cifar-100") for model in MODELS), *OTHER_DATA])
 def test_each_of_the_papers_recipes_is_built_and_runs_one_step_of_every_stage(model: str, data: str) -> None:
     """Each model and each data set once: of a data set, only the number of classes counts here."""
-    _, rows = rehearse(load_recipe(EXAMPLES / "paper" / f"{model}-{data}.toml"), no_progress)
+    _, rows = dry_run(load_recipe(EXAMPLES / "paper" / f"{model}-{data}.toml"), no_progress)
     cost, share = MODELS[model]
     assert float(rows[0][1]) == pytest.approx(cost, rel=0.02)
     for row in rows[1:]:

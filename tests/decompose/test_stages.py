@@ -15,7 +15,7 @@ from devit_contract.errors import InputError, ManifestError, TrainError
 from devit_contract.service.progress import no_progress
 from devit_decompose.data.batches import Batch, BatchSpec, batches
 from devit_decompose.data.dataset import load_dataset
-from devit_decompose.dry_run import rehearse
+from devit_decompose.dry_run import dry_run
 from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_decompose.models.weights import load_model
@@ -135,7 +135,7 @@ def test_a_class_count_that_is_not_the_datas_is_refused(tmp_path: Path, small_pa
 def test_a_budget_below_the_smallest_model_is_refused_with_its_key(small_path: Path) -> None:
     wrong = load_recipe(small_path, ("students=[]", "shrink={depth=1, budgets=[0.0001]}"))
     with pytest.raises(InputError, match=r"shrink\.budget"):
-        rehearse(wrong, no_progress)
+        dry_run(wrong, no_progress)
 
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path, small: Recipe) -> None:
@@ -278,7 +278,7 @@ def test_the_fusion_of_deits_is_one_matrix_over_both_tokens() -> None:
 
 
 def test_a_dry_run_needs_no_data_and_counts_every_model(small_path: Path) -> None:
-    header, rows = rehearse(load_recipe(small_path, ('data.folder="nowhere"',)), no_progress)
+    header, rows = dry_run(load_recipe(small_path, ('data.folder="nowhere"',)), no_progress)
     assert header == ["model", "MMACs", "share", "parameters", "classes"]
     assert [row[0] for row in rows] == ["teacher", "submodel 0", "submodel 1", "submodel 2", "submodel 3"]
 

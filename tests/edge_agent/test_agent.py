@@ -143,7 +143,7 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
         ('sensor = "x"', "sensor"),
         ('node = "tcp://10.0.0.2:7711"', "expected keys"),
         ('bundle = "nowhere"', "nowhere/manifest.json"),
-        ('backend = "abacus"', "back end abacus"),
+        ('backend = "abacus"', "expected auto, ort or tensorrt, found 'abacus'"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_exit_code_78(tmp_path: Path, change: str, complaint: str) -> None:

@@ -21,7 +21,7 @@ from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, body, read_body
 from devit_edge_agent import swap
-from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, rehearse
+from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, self_check
 from devit_edge_agent.swap import Swap
 from devit_engines.null import NullEngine
 
@@ -235,7 +235,7 @@ def test_loading_reads_no_graph_of_any_submodel(tmp_path: Path, bundle: Bundle, 
     with opened_files(folder) as opened:
         loaded = load(settings)
         assert opened == ["manifest.json"]
-        rehearse(settings, loaded)
+        self_check(settings, loaded)
         assert sorted(set(opened)) == ["fusion.safetensors", "golden.safetensors", "manifest.json"]
     loaded.engine.close()
 
@@ -291,6 +291,6 @@ def test_an_engine_that_fails_before_it_serves_is_closed(
     assert caught.value is error
     assert len(closed) == 1
     with pytest.raises(type(error)) as caught:
-        rehearse(replace(settings, engine_choice="built"), loaded)
+        self_check(replace(settings, engine_choice="built"), loaded)
     assert caught.value is error
     assert closed[1:] == [loaded.engine]

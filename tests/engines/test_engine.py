@@ -86,7 +86,7 @@ def test_a_closed_engine_says_so_and_may_be_closed_twice() -> None:
     with NullEngine(SPEC) as engine:
         assert engine.features(IMAGES).shape == (2, 5)
     engine.close()
-    with pytest.raises(EngineError, match="found it closed"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.features(IMAGES)
 
 

@@ -228,9 +228,9 @@ def test_a_cell_without_an_undivided_teacher_has_a_bundle_without_a_baseline(wri
 def test_a_device_builds_engines_of_a_bundle_without_a_baseline(written_assembled: Written, tmp_path: Path) -> None:
     bundle, store = Bundle(written_assembled[0]), Store(tmp_path)
     built = build_engines(bundle, store)
-    assert [(engine.gate.images, engine.gate.flips) for engine in built] == [(12, 0)] * 2
-    with pytest.raises(EngineError, match="expected a baseline, found none"):
-        load_engine(bundle, store, None)
+    assert [(engine.record.accuracy.images, engine.record.accuracy.flips) for engine in built] == [(12, 0)] * 2
+    with pytest.raises(EngineError, match="has no baseline"):
+        load_engine(bundle, store, "baseline")
 
 
 def test_the_fusion_head_travels_unchanged(written: Written, models_folder: Path) -> None:

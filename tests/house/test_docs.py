@@ -21,7 +21,7 @@ from tests.house.pages import DOCS, GENERATED, PAGES, ROOT, blocks
 
 from devit_contract.artefacts.fleet import AgentConfig, Fleet
 from devit_pipeline.cli import COMMANDS, app
-from devit_profiling.schema import structs_within
+from schema import structs_within
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -103,8 +103,6 @@ class FakeRun:
     alone: bool = False
     state: State = State.FULL
     in_flight: int = 1
-    is_old: bool = False
-    """Recorded before requests and snapshots were stamped on the host's clock."""
 
     def changed(self, **changes: object) -> FakeRun:
         """The same run with another first device."""
@@ -152,7 +150,7 @@ class FakeRun:
                     device.name: _snapshot(device, time_s, max(0, min(place - 2, len(device.windows_mw))))
                     for device in self.devices
                 },
-                asked_ns={} if self.is_old else {device.name: _asked_ns(time_s) for device in self.devices},
+                asked_ns={device.name: _asked_ns(time_s) for device in self.devices},
             )
             for place, time_s in enumerate(_boundaries_s(self.devices[0]))
         ]
@@ -177,7 +175,7 @@ class FakeRun:
                 latency_ms = round(5.0 + number / 100, 3)
                 parts = () if is_failed else (timing, *slower)
                 missing = {0: "deadline"} if is_failed else {}
-                sent_ns = None if self.is_old else self._sent_ns(window, number)
+                sent_ns = self._sent_ns(window, number)
                 rows.append(
                     AnswerRow(scenario, window, self.state, 1, latency_ms, 30, 4600, 40, missing, parts, sent_ns)
                 )

@@ -1,4 +1,4 @@
-"""A cell from trained backbones: frozen features, a linear fusion trained on them, the models folder written."""
+"""Makes a cell from trained backbones: trains a linear fusion on their frozen features."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Order:
     """What is to be assembled."""
 
     models: tuple[str, ...]
-    """timm's names, one for each device; the same may stand more than once."""
+    """timm's names, one for each device; a name may be repeated."""
     data: Path
     """Folder of the data set."""
     source: str = "folder"
@@ -64,7 +64,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         order: What is to be assembled.
         out: The models folder; absent, empty or an older one.
         cache: Folder that keeps the features, so that another run with the same backbones is quick.
-        progress: Told after every batch.
+        progress: Called after every batch.
 
     Raises:
         InputError: A backbone is not known, they do not fit together, or the data cannot be read.
@@ -119,7 +119,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
 
 
 def check_backbones(order: Order) -> list[ModelConfig]:
-    """Look all names up, without reading or downloading any weights, and hold the sizes against each other.
+    """Look all names up, without reading or downloading any weights, and check that the sizes fit together.
 
     Raises:
         InputError: A name is unknown or not a plain ViT or DeiT, there are too many, or sizes or files do not fit.
@@ -225,7 +225,7 @@ def _features(
     cache: FeatureCache,
     progress: Progress,
 ) -> _Features:
-    """Compute what is not stored yet, backbone by backbone; one that stands twice is computed once."""
+    """Compute what is not stored yet, backbone by backbone; a repeated one is computed once."""
     splits = (data.training, data.validation, data.test)
     split_digests = [split.digest() for split in splits]
     total = sum(len(split) for split in splits)
@@ -234,10 +234,10 @@ def _features(
         done = 0
         for parts, split, split_digest in zip(found, splits, split_digests, strict=True):
 
-            def tell(images: int, done: int = done, name: str = name, number: int = number) -> None:
+            def report(images: int, done: int = done, name: str = name, number: int = number) -> None:
                 progress(f"features {number}", done + images, total, f"{name}, {done + images:,} of {total:,} images")
 
-            parts.append(cache.features(model, digest, split.images, split_digest, tell))
+            parts.append(cache.features(model, digest, split.images, split_digest, report))
             done += len(split)
     return _Features(*found)
 

@@ -1,4 +1,4 @@
-"""How a data set is read for ``devit assemble``, by what is in its folder."""
+"""Makes the recipe of a data set from what is in its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from devit_decompose.data.sources import PAIRS, read_idx, read_source
 from devit_decompose.recipe.schema import DataRecipe
 
 _SAMPLES = 256
-"""About so many images in the golden set, and at least one of each class."""
+"""About this many images in the golden set, and at least one of each class."""
 _CLASS_COUNTS = {"pairs": PAIRS, "cifar100": 100, "flowers102": 102, "stanford_cars": 196}
 
 
@@ -27,7 +27,7 @@ def data_recipe(
     validation_images: int | None = None,
     workers: int = 0,
 ) -> DataRecipe:
-    """Say how a data set is read, by what is in its folder.
+    """Make the recipe for the data set in a folder.
 
     Args:
         source: As in a recipe.

@@ -51,37 +51,37 @@ class FeatureCache:
         self.workers = workers
 
     def features(
-        self, model: Model, weights: str, images: Images, digest: str, tell: Callable[[int], None]
+        self, model: Model, weights: str, images: Images, digest: str, report: Callable[[int], None]
     ) -> Float32Array:
         """Find features, or compute them; mapped from the file, so that they need not fit in memory.
 
         Args:
-            model: The backbone, where it is to compute.
+            model: The backbone, on the device that computes.
             weights: Its :func:`weights_digest`.
             images: Shape ``(n, H, W, C)``.
             digest: Of the images.
-            tell: Told how many images are done.
+            report: Called with the number of images done.
 
         Raises:
-            InputError: The file cannot be written, or one that was there is damaged; or a picture is.
+            InputError: The file cannot be written, or an existing one or a picture is damaged.
         """
         spec = msgspec.json.encode(self.preprocess)
         key = hashlib.sha256(b"\0".join((weights.encode(), digest.encode(), spec))).hexdigest()[:32]
         path = self.folder / f"{key}.npy"
         if not path.exists():
-            self._compute(path, model, images, tell)
-        tell(len(images))
+            self._compute(path, model, images, report)
+        report(len(images))
         return _mapped(path, (len(images), model.config.feature_dim))
 
-    def _compute(self, path: Path, model: Model, images: Images, tell: Callable[[int], None]) -> None:
+    def _compute(self, path: Path, model: Model, images: Images, report: Callable[[int], None]) -> None:
         device = next(model.parameters()).device
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), model.config.feature_dim)}
         batches = _Batches(images)
         workers = self.workers if isinstance(images, LazyImages) else 0
-        draft = None
+        temporary = None
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{path.stem}.", delete=False) as file:
-                draft = Path(file.name)
+                temporary = Path(file.name)
                 np.lib.format.write_array_header_1_0(file, header)
                 done = 0
                 # Not a mapped file: that ends the process where the disk is full.
@@ -90,13 +90,13 @@ class FeatureCache:
                         made = model.features(torch.from_numpy(batch).to(device)).float().cpu().numpy()
                         file.write(made.astype("<f4", order="C").tobytes())
                         done += len(batch)
-                        tell(done)
+                        report(done)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(path)
+            temporary.replace(path)
         except BaseException as err:
-            if draft is not None:
-                draft.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
             if isinstance(err, OSError):
                 raise InputError(f"{path}: cannot be written: {err.strerror}: choose another --cache") from err
             raise

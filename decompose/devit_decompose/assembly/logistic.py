@@ -1,4 +1,4 @@
-"""A linear head by multinomial logistic regression on features that are already there, begun where ridge ended.
+"""A linear head by multinomial logistic regression on stored features, starting from ridge regression.
 
 The loss is the mean cross-entropy plus ``strength / 2`` times the squared weights of standardised features. It is
 convex, but L-BFGS needs hundreds of steps where features are as correlated as those of several backbones; in the axes
@@ -34,7 +34,7 @@ def fit_logistic(
     device: torch.device,
     progress: Progress,
 ) -> Fitted:
-    """Train from a ridge head for falling strengths; keep the one that is best on validation.
+    """Train from a ridge head for falling strengths; keep the head that is best on validation.
 
     Args:
         ridge: Solved on the same training features.
@@ -42,7 +42,7 @@ def fit_logistic(
         training: Features of each backbone and labels ``(n,)``.
         validation: The same, for the choice.
         device: Where it computes.
-        progress: Told after each strength.
+        progress: Called after each strength.
     """
     state = _scaled(begin, training)
     best: Fitted | None = None

@@ -1,4 +1,4 @@
-"""Batches of training images: shuffled, varied, and the same for a seed and an epoch whoever makes them."""
+"""Batches of training images: shuffled, augmented, and reproducible from seed and epoch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from devit_decompose.data.lazy_images import LazyImages
 from devit_decompose.data.workers import made_by_workers
 from devit_decompose.recipe.schema import AugmentRecipe, Schedule
 
-# What a generator is for stands in its seed behind seed and epoch; the order has (seed, epoch) alone.
+# Third number of a generator's seed, after seed and epoch; the order has (seed, epoch) alone.
 _VARIANTS, _TIMM = 1, 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what they show."""
+    """Images and their labels."""
 
     images: Tensor
     """Shape ``(B, H, W, C)``: uint8, or float32 in 0 to 255 where images were mixed or erased."""
@@ -39,7 +39,7 @@ class Batch:
     indices: Tensor
     """int64 ``(B,)``: positions in the split."""
     variants: Tensor | None
-    """int64 ``(B,)``: which variant of each image this is, where flips and shifts alone vary them."""
+    """int64 ``(B,)``: which variant of each image this is, if they are only flipped and shifted."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def batches(split: Split, schedule: Schedule, spec: BatchSpec, *, workers: int =
     """Go through a split once, in random order; images that fill no whole batch are left out.
 
     Everything is drawn from seed, epoch and an image's position in the order alone: a resumed run, other workers and
-    another number of processes see the same images, varied in the same way. Each process takes its slice of every
+    another number of processes see the same images and augmentations. Each process takes its slice of every
     batch of ``schedule.batch * world`` images; mixup and cutmix mix within that slice. The global random generators
-    are left as they were.
+    are not changed.
 
     Args:
         split: What is trained on.
@@ -94,7 +94,7 @@ def batches(split: Split, schedule: Schedule, spec: BatchSpec, *, workers: int =
 
 
 def variant_count(augment: AugmentRecipe) -> int | None:
-    """How many variants of an image there are; none where more than flips and shifts varies it."""
+    """How many variants of an image there are; None if more than flips and shifts varies it."""
     is_endless = augment.crop or augment.policy or augment.erase > 0 or augment.mixup > 0 or augment.cutmix > 0
     return None if is_endless else _plain_count(augment)
 
@@ -133,7 +133,7 @@ class _Epoch:
     def __init__(self, split: Split, schedule: Schedule, spec: BatchSpec) -> None:
         count, augment = len(split), schedule.augment
         self.split, self.schedule, self.spec = split, schedule, spec
-        # One draw for each position in the order, whatever the batches are.
+        # One draw for each position in the order, independent of the batches.
         first = spec.seed, spec.epoch
         self.order: Int64Array = np.random.default_rng(first).permutation(count)
         self.variants: Int64Array = np.random.default_rng((*first, _VARIANTS)).integers(
@@ -149,7 +149,7 @@ class _Epoch:
 
     @property
     def timm(self) -> _TimmParts:
-        """Made once, and not pickled with an epoch."""
+        """Timm's augmentations, made once for each recipe and not pickled with an epoch."""
         image_size = tuple(self.split.images.shape[1:])
         return _timm_parts(self.schedule.augment, image_size, self.spec.classes, self.spec.mean, self.spec.std)
 
@@ -228,7 +228,7 @@ class _TimmParts(NamedTuple):
 def _timm_parts(
     augment: AugmentRecipe, image_size: tuple[int, ...], classes: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> _TimmParts:
-    """Make them once, before workers start, so that these need not load timm."""
+    """Make them once, before workers start, so that workers need not load timm."""
     if variant_count(augment) is not None:
         return _TimmParts()
     from devit_decompose.models.timm_models import import_timm
@@ -250,7 +250,8 @@ def _timm_parts(
             policy = data.auto_augment.rand_augment_transform(augment.policy, settings)
         except (AssertionError, ValueError, LookupError) as err:
             raise InputError(
-                f"augment.policy: expected timm's words, e.g. rand-m9-mstd0.5-inc1, found {augment.policy!r}"
+                f"augment.policy: expected a policy in timm's notation, e.g. rand-m9-mstd0.5-inc1, "
+                f"found {augment.policy!r}"
             ) from err
     if augment.erase > 0:
         pixelwise = data.random_erasing.RandomErasing(augment.erase, mode="pixel", device="cpu")
@@ -261,14 +262,14 @@ def _timm_parts(
 
 
 class _Eraser:
-    """timm's random erasing, which fills in normal numbers for normalised pixels, on pixels from 0 to 255."""
+    """timm's random erasing, made for normalised pixels, on pixels from 0 to 255."""
 
     def __init__(self, erase: Callable[[Tensor], Tensor], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self._erase = erase
         self._mean, self._std = torch.tensor(mean), torch.tensor(std)
 
     def __call__(self, image: Tensor) -> None:
-        """Erase in one image ``(H, W, C)``; what is not erased keeps its exact value."""
+        """Erase in one image ``(H, W, C)``; all other pixels keep their exact value."""
         height, width, colours = image.shape
         noise = self._erase(torch.full((colours, height, width), math.nan)).permute(1, 2, 0)  # (H, W, C)
         filled = ((noise * self._std + self._mean) * 255).clamp(0, 255)
@@ -286,7 +287,7 @@ def _plain_count(augment: AugmentRecipe) -> int:
 
 @contextmanager
 def _lent_generators() -> Iterator[None]:
-    """Put the global generators, from which timm draws, back as they were."""
+    """Restore the global generators, from which timm draws."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""A data set in three parts that never meet: training, validation and test."""
+"""A data set in three parts without a common image: training, validation and test."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Dataset:
 def load_dataset(recipe: DataRecipe, preprocess: Preprocess | None = None) -> Dataset:
     """Read a data set; its validation part is drawn from the training part, the same number of each class.
 
-    Of ``pairs``, the single images are split first, and each part is paired for itself: no picture is in two parts.
+    Of ``pairs``, the single images are split first, and each part is paired on its own: no picture is in two parts.
 
     Args:
         recipe: What to read.

@@ -1,4 +1,4 @@
-"""Images that need not fit in memory: picture files and small arrays, decoded or enlarged when they are taken."""
+"""Images that need not fit in memory: files and small arrays, decoded or resized when they are taken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Self = TypeVar("Self", bound="LazyImages")
 
 
 class LazyImages(ABC):
-    """Images that are made when they are taken, by the one preprocessing that client and agent have."""
+    """Images that are decoded when they are taken, by the preprocessing of clients and agents."""
 
     preprocess: Preprocess
 
@@ -41,11 +41,11 @@ class LazyImages(ABC):
 
     @abstractmethod
     def pieces(self) -> Iterator[bytes]:
-        """Hand out what tells these images from others, for a digest; nothing is decoded."""
+        """Yield bytes that identify these images, for a digest; nothing is decoded."""
 
     @abstractmethod
     def content(self, index: int) -> tuple[bytes, str]:
-        """Hand out the picture file's bytes at one position, and what names it in errors.
+        """Return the bytes of the image file at one position, and its name for errors.
 
         Raises:
             InputError: It cannot be read.
@@ -85,7 +85,7 @@ class LazyImages(ABC):
 
 @dataclass(frozen=True)
 class ImageFiles(LazyImages):
-    """Picture files below one folder."""
+    """Image files below one folder."""
 
     root: Path
     names: tuple[str, ...]
@@ -100,7 +100,7 @@ class ImageFiles(LazyImages):
         return replace(self, names=tuple(self.names[index] for index in indices))
 
     def pieces(self) -> Iterator[bytes]:
-        """Hand out name and digest of every file; reads them all, which takes minutes for ImageNet.
+        """Yield name and digest of every file; this reads them all, which takes minutes for ImageNet.
 
         Raises:
             InputError: A file cannot be read.
@@ -119,7 +119,7 @@ class ImageFiles(LazyImages):
 
 @dataclass(frozen=True)
 class ResizedImages(LazyImages):
-    """Images of one size in memory, brought to another size when they are taken."""
+    """Images of one size in memory, resized when they are taken."""
 
     pixels: UInt8Array
     """Shape ``(n, h, w, 3)``."""
@@ -133,11 +133,11 @@ class ResizedImages(LazyImages):
         return replace(self, pixels=self.pixels[indices])
 
     def pieces(self) -> Iterator[bytes]:
-        """Hand out the pixels as they lie in memory, without the change of size."""
+        """Yield the pixels in memory, before the change of size."""
         yield np.ascontiguousarray(self.pixels).tobytes()
 
     def content(self, index: int) -> tuple[bytes, str]:
-        """Pack one image as a BMP file, so that its change of size is that of a picture file."""
+        """Pack one image as a BMP file, so that it is resized as an image file would be."""
         packed = io.BytesIO()
         Image.fromarray(self.pixels[index]).save(packed, "BMP")
         return packed.getvalue(), f"image {index}"

@@ -13,11 +13,12 @@ from devit_decompose.models.weights import SAME_SHAPE, filled_model, read_state,
 def initial_weights(source: str, config: ModelConfig, *, fresh_head: bool = False) -> Model:
     """Build a model with trained weights to start from, ready for inference.
 
-    Positions of another image size are resampled. A ``timm:NAME`` model gives the same answers whatever mean and std
-    the configuration normalises pixels by; a file has to be made with the same.
+    Positions of another image size are resampled. A ``timm:NAME`` model is adapted to the mean and std of the
+    configuration; a file must have been trained with them.
 
     Args:
-        source: ``timm:NAME`` for timm's published weights (needs the network), or a file, told by its tensors' names.
+        source: ``timm:NAME`` for timm's published weights (needs the network), or a file; its tensors' names show
+            whose it is.
         config: The model to fill.
         fresh_head: Replace a head that is missing or has another number of classes by a new one; the caller seeds
             torch. A head with as many classes is kept.

@@ -27,13 +27,13 @@ _HINT = "make the models again with devit decompose"
 _SOURCES = "give a file of this project, of timm or of the public CCT"
 SAME_SHAPE = "give weights of the shape that the recipe names"
 
-# What masked pre-training leaves behind; no classifier reads it.
+# Left from masked pre-training; no classifier reads it.
 _IGNORABLE = frozenset({"mask_token"})
 
 # How training scripts wrap a model's tensors, the averaged ones first, as timm prefers them.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
-# Whatever a damaged pickle makes torch raise.
+# Raised by torch for damaged pickles.
 _UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -187,7 +187,7 @@ def from_cct(
 
 
 def translated(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: bool) -> dict[str, Tensor]:
-    """Translate the tensors of this project, of timm or of the public CCT, told apart by their names.
+    """Translate the tensors of this project, of timm or of the public CCT; their names show which.
 
     Raises:
         ManifestError: They are of none of these, or do not fit; see :func:`from_timm`.

@@ -15,7 +15,7 @@ _HINT = "make the models again with devit assemble"
 
 
 class BackboneRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One trained model of the cell, by itself."""
+    """One trained model of the cell on its own."""
 
     name: str
     """As timm calls it."""
@@ -43,7 +43,7 @@ class Assembly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataRecipe
     backbones: tuple[BackboneRecord, ...]
     heads: tuple[HeadRecord, ...]
-    """All that were tried, the one that was kept first."""
+    """All that were tried; the first is the one in use."""
 
 
 def load_assembly(folder: Path) -> Assembly:

@@ -1,4 +1,4 @@
-"""``decomposition.json``: what a finished models folder holds, how it was made, and how good it is."""
+"""``decomposition.json``: the content of a finished models folder, its making and its accuracy."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class SubsetRecord(SubsetAccuracy, frozen=True, forbid_unknown_fields=True):
     """How good the answer of one subset of devices is, also with the missing features filled in two simpler ways."""
 
     test_accuracy_with_zeros: float
-    """With zeros in the place of missing features; the node does not do this, it is here to be beaten."""
+    """With zeros for missing features, for comparison; the node does not do this."""
     test_accuracy_with_mean: float
-    """With their mean over the training split; likewise."""
+    """With their mean over the training part, for comparison."""
 
 
 class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -34,7 +34,7 @@ def subset_records(
 ) -> tuple[SubsetRecord, ...]:
     """Measure each of the 2^N - 1 subsets of devices, by rising mask, features ``(n, sum of dims)``.
 
-    Beside the conditional mean, which the node uses, stand the two simple ways to fill a missing place.
+    With the conditional mean for missing features, which the node uses, and with two simpler fillings.
     """
     fusion = Fusion(head)
     return tuple(

@@ -1,4 +1,4 @@
-"""From finished models to the models folder: measure them on every split, then write everything or nothing."""
+"""Writes the models folder: measures finished models on every part, then writes everything or nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from devit_decompose.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Made:
-    """A cell of models, and how it came about."""
+    """Finished models of a cell, with the record of their making."""
 
     name: str
     submodels: tuple[Model, ...]
@@ -46,8 +46,8 @@ class Made:
     stages: tuple[StageRecord, ...] = ()
     searches: tuple[SearchRecord, ...] = ()
     features: tuple[Float32Array, Float32Array, Float32Array] | None = None
-    """Of all submodels side by side, ``(n, sum of dims)``, over training, validation and test part, where they are
-    known already."""
+    """Of all submodels side by side, ``(n, sum of dims)``, over training, validation and test part, if they
+    are known already."""
 
     def __post_init__(self) -> None:
         """Refuse a submodel without its classes."""
@@ -65,7 +65,7 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
         made: What is written.
         data: All three parts.
         sample_images: Validation images kept for the export's golden set, the same number of each class.
-        progress: Told after each part.
+        progress: Called after each part.
     """
     progress("measuring", 0, 3, "submodels")
     training, validation, test = made.features or tuple(
@@ -84,7 +84,7 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
         None if made.teacher is None else accuracy(run(made.teacher, split.images), split.labels)
         for split in (data.validation, data.test)
     ]
-    with new_folder(out) as draft:
+    with new_folder(out) as folder:
         decomposition = Decomposition(
             schema=SCHEMA,
             name=made.name,
@@ -101,9 +101,9 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
             teacher_validation_accuracy=teacher_scores[0],
             teacher_test_accuracy=teacher_scores[1],
             subsets=subsets,
-            files=_write_files(draft, made, head, _samples(data, sample_images)),
+            files=_write_files(folder, made, head, _samples(data, sample_images)),
         )
-        write_json(draft / FILE_NAME, decomposition)
+        write_json(folder / FILE_NAME, decomposition)
     progress("measuring", 3, 3)
     return decomposition
 

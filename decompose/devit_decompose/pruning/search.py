@@ -1,8 +1,8 @@
-"""Finds the shape that a model is pruned to: random shapes of one cost, of which the best is kept.
+"""Finds the shape that a model is pruned to: the best of many random shapes of one cost.
 
-Plain random search, as DeViT's, but pruned for real and judged on validation images. A draw fixes the proportions of
-all dimensions; their common scale is then found by bisection, and single steps on the grid bring the cost into the
-tolerance, so that small budgets need no more draws than large ones.
+Random search, as in DeViT, but each shape is really pruned and scored on validation images. A draw fixes the
+proportions of all dimensions. Bisection then finds their common scale, and single steps on the grid bring the cost
+into the tolerance, so small budgets need no more draws than large ones.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class SearchRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a shape was found."""
 
     drawn: int
-    """Random shapes, those that missed the budget or came twice included."""
+    """Random shapes, including those that missed the budget or were drawn before."""
     tried: int
     """Shapes that were pruned and scored."""
     accuracy: float
     """Score of the kept shape before any training, in 0 to 1."""
     budget_of: BudgetOf
     budget: int
-    """Multiply-accumulates of one image without the model's own head, or parameters: wanted."""
+    """Wanted multiply-accumulates of one image without the model's own head, or wanted parameters."""
     cost: int
-    """The same: of the kept shape."""
+    """Those of the kept shape."""
     shape: Shape
 
 
@@ -62,46 +62,31 @@ def search_submodel(
     score: Score,
     progress: Progress,
 ) -> tuple[Model, SearchRecord]:
-    """Find the submodel of one device by pruning ``source`` to its share of the teacher's cost.
+    """Prune ``source`` to the submodel of one device, with its share of the teacher's cost.
 
     Args:
-        recipe: Tells the teacher's cost.
-        source: What is pruned.
-        shrink: How.
-        device: Whose submodel it is.
+        recipe: Holds the teacher's shape, from which the budget follows.
+        source: The trained model.
+        shrink: How it is pruned.
+        device: Number of the submodel.
         images: Training images ``(n, H, W, C)`` for the importance.
-        score: Judges a candidate, in 0 to 1.
-        progress: Told of every candidate.
+        score: Scores a candidate, in 0 to 1.
+        progress: Called after every candidate.
     """
-    whole = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
+    teacher = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
     share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
-    cost = macs(whole, with_head=False) if shrink.budget_of == "macs" else parameters(whole)
-    return search(
-        source,
-        importance(source, images, shrink.importance),
-        score,
-        depth=shrink.depth,
-        budget=round(share * cost),
-        budget_of=shrink.budget_of,
-        dimensions=shrink.dimensions,
-        candidates=shrink.candidates,
-        tolerance=shrink.tolerance,
-        seed=recipe.seed * 1000 + device,
-        progress=progress,
-    )
+    budget = round(share * _cost(teacher, shrink.budget_of))
+    scores = importance(source, images, shrink.importance)
+    return search(source, scores, score, shrink, budget, seed=recipe.seed * 1000 + device, progress=progress)
 
 
 def search(
     source: Model,
     importance: Importance,
     score: Score,
-    *,
-    depth: int,
+    shrink: ShrinkRecipe,
     budget: int,
-    budget_of: BudgetOf = "macs",
-    dimensions: Collection[Dimension] = ("heads", "head_width", "width", "neurons", "stem"),
-    candidates: int = 100,
-    tolerance: float = 0.02,
+    *,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[Model, SearchRecord]:
@@ -109,29 +94,25 @@ def search(
 
     Args:
         source: The trained model.
-        importance: Its scores, which decide what goes when a size is given.
-        score: Judges a pruned model, in 0 to 1; see :class:`ReadoutAccuracy`.
-        depth: Blocks that are kept.
+        importance: Its scores, which decide what is removed when a size is given.
+        score: Scores a pruned model, in 0 to 1; see :class:`ReadoutAccuracy`.
+        shrink: Depth, dimensions, number of candidates and tolerance; its budgets are not read.
         budget: Multiply-accumulates of one image without the model's own head, or parameters.
-        budget_of: Which of them.
-        dimensions: What is pruned beside the depth.
-        candidates: Shapes that are tried; fewer where the grid has fewer.
-        tolerance: Share of the budget by which a shape may miss it, either way.
         seed: Draws the shapes.
-        progress: Is told of every candidate.
+        progress: Called after every candidate.
 
     Raises:
         InputError: The depth does not divide that of the model, or no shape on the grid meets the budget.
     """
-    space = _Space(source.config, depth, dimensions, budget_of)
-    space.check(budget, tolerance)
+    space = _Space(source.config, shrink.depth, shrink.dimensions, shrink.budget_of)
+    space.check(budget, shrink.tolerance)
     generator = np.random.default_rng(seed)
     seen: set[Shape] = set()
     best: tuple[float, Shape, Model] | None = None
     drawn = 0
-    while len(seen) < candidates and drawn < candidates * _DRAWS_PER_CANDIDATE:
+    while len(seen) < shrink.candidates and drawn < shrink.candidates * _DRAWS_PER_CANDIDATE:
         drawn += 1
-        choice = space.draw(budget, tolerance, generator)
+        choice = space.draw(budget, shrink.tolerance, generator)
         shape = None if choice is None else space.shape(choice)
         if shape is None or shape in seen:
             continue
@@ -140,23 +121,23 @@ def search(
         accuracy = score(model)
         if best is None or accuracy > best[0]:
             best = accuracy, shape, model
-        progress("shrink", len(seen), candidates, f"best before training {best[0]:.1%}")
+        progress("shrink", len(seen), shrink.candidates, f"best before training {best[0]:.1%}")
     if best is None:
         raise InputError(
-            f"shrink.tolerance: expected a shape on the grid within {tolerance:.1%} of {budget:,} {budget_of}, "
-            f"found none in {drawn} draws: raise it, or add to shrink.dimensions"
+            f"shrink.tolerance: expected a shape on the grid within {shrink.tolerance:.1%} of {budget:,} "
+            f"{shrink.budget_of}, found none in {drawn} draws: raise it, or add to shrink.dimensions"
         )
     accuracy, shape, model = best
-    cost = _cost(shape.config(source.config), budget_of)
-    return model, SearchRecord(drawn, len(seen), accuracy, budget_of, budget, cost, shape)
+    cost = _cost(shape.config(source.config), shrink.budget_of)
+    return model, SearchRecord(drawn, len(seen), accuracy, shrink.budget_of, budget, cost, shape)
 
 
 @dataclass(frozen=True, eq=False)
 class ReadoutAccuracy:
-    """Scores a model by what its feature still tells: the accuracy of a linear readout that is fitted afresh.
+    """Scores a model by the accuracy of a new linear head on its features.
 
-    Heavy pruning shifts features away from what the old head reads, though little is lost that training would not
-    bring back. Ridge regression on either half of the images, scored on the other.
+    Heavy pruning shifts features, so that the old head fails although training would soon repair it. The head is a
+    ridge regression on each half of the images, scored on the other half.
     """
 
     images: npt.NDArray[np.uint8]
@@ -179,16 +160,16 @@ class ReadoutAccuracy:
 
 
 def _ridge(
-    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], asked: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """Fit labels linearly to features ``(n, d)`` and answer for others ``(m, d)``."""
+    """Fit labels linearly to features ``(n, d)`` and predict those of others, ``(m, d)``."""
     targets = np.eye(int(labels.max()) + 1)[labels]
     centre, mean = features.mean(axis=0), targets.mean(axis=0)
     centred = features - centre
     gram = centred.T @ centred
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-12)
     weight = np.linalg.solve(gram, centred.T @ (targets - mean))
-    answers: npt.NDArray[np.int64] = ((asked - centre) @ weight + mean).argmax(axis=1)
+    answers: npt.NDArray[np.int64] = ((others - centre) @ weight + mean).argmax(axis=1)
     return answers
 
 
@@ -244,7 +225,7 @@ class _Space:
         return _cost(self.shape(choice).config(self._config), self._budget_of)
 
     def check(self, budget: int, tolerance: float) -> None:
-        """Refuse a budget outside of what the grid has.
+        """Refuse a budget that no shape on the grid can have.
 
         Raises:
             InputError: It is too small or too large.
@@ -264,7 +245,7 @@ class _Space:
             )
 
     def draw(self, budget: int, tolerance: float, generator: np.random.Generator) -> list[int] | None:
-        """Draw a choice within the tolerance, or nothing where the grid is too coarse around the draw."""
+        """Draw a choice within the tolerance, or None if the grid is too coarse around the draw."""
         of_dimension = {axis.dimension: generator.normal() for axis in self._axes}
         noise = [of_dimension[axis.dimension] + generator.normal() for axis in self._axes]
         proportions = np.exp(_SPREAD * np.array(noise))

@@ -1,6 +1,6 @@
 """A teacher that answers: live, or from answers stored once for all variants of all training images.
 
-Where images are varied by flips and shifts alone there are only so many variants (18 for a flip and one pixel each
+If images are varied by flips and shifts alone, there are few variants (18 for a flip and one pixel each
 way), and a teacher's answer to each can be kept: students of a small teacher then train several times faster, and
 further runs with the same teacher find the answers made.
 """
@@ -32,10 +32,10 @@ _BATCH = 250
 
 
 class LiveTeacher:
-    """Computes every answer when it is asked."""
+    """Computes every answer on demand."""
 
     def __init__(self, model: Model, machine: Machine, *, block: int | None = None) -> None:
-        """Ask ``model``; with ``block``, hand out that block's query, key and value too."""
+        """Answer by ``model``; with ``block``, with the query, key and value of that block too."""
         machine.place(model)
         model.eval()
         self._model = model
@@ -55,7 +55,7 @@ class LiveTeacher:
 
 
 class StoredTeacher:
-    """Looks every answer up; makes those that are missing first."""
+    """Looks every answer up; computes missing ones first."""
 
     def __init__(
         self, folder: Path, model: Model, split: Split, augment: AugmentRecipe, machine: Machine, progress: Progress
@@ -103,7 +103,7 @@ def _key(model: Model, split: Split, augment: AugmentRecipe, precision: str) -> 
 
 
 def _open(path: Path, shape: tuple[int, int, int], mode: Literal["r", "r+", "w+"]) -> Answers:
-    """Map a file of answers; one that is new gets its whole place on the disk at once.
+    """Map a file of answers; a new one reserves its whole space on the disk.
 
     Raises:
         InputError: It is damaged, or there is no room.
@@ -136,12 +136,12 @@ def _fill(
     logits, features = (
         _open(place / f"{name}.npy", (count, len(split), dim), "r+" if done else "w+") for name, dim in dims.items()
     )
-    ask = LiveTeacher(model, machine)
+    teacher = LiveTeacher(model, machine)
     for variant in range(done, count):
         for start in range(0, len(split), _BATCH):
             chosen = slice(start, min(start + _BATCH, len(split)))
             images = apply_variant(torch.from_numpy(split.images[chosen].copy()), variant, augment)
-            answer = ask(Batch(images, torch.empty(0), torch.empty(0), None))
+            answer = teacher(Batch(images, torch.empty(0), torch.empty(0), None))
             logits[variant, chosen] = answer.logits.cpu().numpy()
             features[variant, chosen] = answer.features.cpu().numpy()
             progress("teacher", variant + start / len(split), count, "storing its answers")

@@ -29,7 +29,7 @@ from devit_decompose.training.objectives import Objective, TeacherAnswer
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains, from what, and how it is judged."""
+    """What one stage trains, on which images, and how it is scored."""
 
     name: str
     objective: Objective
@@ -39,7 +39,7 @@ class Stage:
     score: Callable[[], float]
     """Validation accuracy in 0 to 1, of the modules as they are; the same in every process."""
     ask: Callable[[Batch], TeacherAnswer] | None = None
-    """The teacher, where there is one."""
+    """The teacher, if there is one."""
     classes: int = 0
     """K of the split's labels."""
 
@@ -71,7 +71,7 @@ class Run:
 def fit(stage: Stage, run: Run, *, seed: int) -> StageResult:
     """Train until validation has not risen for ``patience`` epochs after the decay, and leave the best epoch's weights.
 
-    After every epoch the state goes to a checkpoint in ``run.work``; one that is already there is continued, and a
+    After every epoch the state is saved to a checkpoint in ``run.work``. An existing checkpoint is continued; a
     finished one is only loaded. Batches and every random draw depend on seed and epoch alone, so a resumed run sees
     the same ones.
 
@@ -210,16 +210,16 @@ def save_checkpoint(checkpoint: Path, content: dict[str, Any]) -> None:
     Raises:
         TrainError: It cannot be written.
     """
-    draft = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
+    temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
     try:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, draft)
-        draft.replace(checkpoint)
+        torch.save(content, temporary)
+        temporary.replace(checkpoint)
     except (OSError, RuntimeError) as err:
         reason = next(iter(str(err).splitlines()), type(err).__name__)
-        raise TrainError(f"{checkpoint}: cannot be written ({reason}): make room, then go on with --resume") from err
+        raise TrainError(f"{checkpoint}: cannot be written ({reason}): make room, then continue with --resume") from err
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
@@ -265,4 +265,4 @@ def _log(path: Path, stage: str, state: dict[str, Any], means: dict[str, float],
                 rows.writerow(["stage", "epoch", "measure", "value"])
             rows.writerows([stage, state["epoch"], name, f"{value:.6g}"] for name, value in measures.items())
     except OSError as err:
-        raise TrainError(f"{path}: cannot be written ({err.strerror}): make room, then go on with --resume") from err
+        raise TrainError(f"{path}: cannot be written ({err.strerror}): make room, then continue with --resume") from err

@@ -2,9 +2,9 @@
 
 ::
 
-    <store>/<key digest>/engine.json    all of the key, and how the engine was built and judged
+    <store>/<key digest>/engine.json    all of the key, and how the engine was built and checked
     <store>/<key digest>/model.onnx     the engine itself, under the name that its back end gives it
-    <store>/locks/<key digest>          there while somebody builds that key
+    <store>/locks/<key digest>          there while a process builds that key
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import msgspec
 
 from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
 from devit_contract.choices import Rung
-from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
-from devit_engines.accuracy import GateResult
+from devit_contract.errors import InputError, ManifestError, NotBuiltError
+from devit_engines.accuracy import AccuracyResult
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD_NAME = "engine.json"
+_DIGEST = "([0-9a-f]{64})"
 _HINT = "build it again with devit build"
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that makes one engine another one; the order of the fields is part of the digest."""
+    """Everything that an engine depends on; the order of the fields is part of the digest."""
 
     model_sha256: str
     """Of the bundle's ONNX file."""
@@ -76,7 +77,7 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A faster rung that did not pass the gate on this device."""
+    """A faster rung that did not pass the accuracy check on this device."""
 
     rung: Rung
     failures: tuple[str, ...]
@@ -88,15 +89,15 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """``engine.json``."""
 
     schema: int
-    model: str
+    title: str
     """For people: ``submodel 0 of fashion-mnist``. Other bundles may hold the same graph under another name."""
     key: EngineKey
     file: EngineFile
     build_s: float
-    """Seconds from the ONNX file to the engine, without the gate."""
-    gate: GateResult
-    judged_by: str
-    """Digest of the golden set and fusion head behind ``gate``."""
+    """Seconds from the ONNX file to the engine, without the accuracy check."""
+    accuracy: AccuracyResult
+    validated_against: str
+    """Digest of the golden set and fusion head that gave ``accuracy``."""
     created: str
     """UTC, ``2026-01-31T12:00:00Z``."""
     latency: Latency
@@ -114,7 +115,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the store, looked at."""
+    """One folder of the store and its state."""
 
     digest: str
     folder: Path
@@ -122,6 +123,11 @@ class Entry:
     """Absent where the record itself is damaged."""
     damage: str | None
     """Why the engine cannot be loaded; absent where it can."""
+
+    @property
+    def title(self) -> str:
+        """For people: ``submodel 0 of fashion-mnist``."""
+        return "unknown" if self.record is None else self.record.title
 
 
 class Store:
@@ -150,7 +156,7 @@ class Store:
         Raises:
             InputError: The store is no folder.
         """
-        found = (self.find(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        found = (self.find(digest) for digest in self._digests())
         return [entry for entry in found if entry is not None]
 
     def record(self, digest: str) -> EngineRecord | None:
@@ -162,7 +168,7 @@ class Store:
 
     def records(self) -> list[EngineRecord]:
         """Read what is known of every key, without the engines."""
-        found = (self.record(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        found = (self.record(digest) for digest in self._digests())
         return [record for record in found if record is not None]
 
     def read(self, digest: str, hint: str = _HINT) -> tuple[EngineRecord, bytes]:
@@ -195,9 +201,9 @@ class Store:
         """Delete an engine; call it under the key's :meth:`lock`."""
         shutil.rmtree(self.folder / digest, ignore_errors=True)
 
-    def left_behind(self) -> list[str]:
-        """Keys with drafts in the store: of a build that was killed, or of one that runs now."""
-        return self._names(r"\.(?P<digest>[0-9a-f]{64})\..+")
+    def leftovers(self) -> list[str]:
+        """Keys with drafts in the store: of a build that was killed, or of one that is running."""
+        return self._digests(rf"\.{_DIGEST}\..+")
 
     @contextmanager
     def lock(self, digest: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -208,14 +214,14 @@ class Store:
             on_wait: Called before waiting for another builder.
 
         Raises:
-            EngineError: The store cannot be written.
+            InputError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
         self._make_folder(path.parent)
         while True:
             with exclusive_lock(path, on_wait=on_wait) as file:
                 if not _is_at(path, file):
-                    continue  # whoever held it has removed it; the next one may lock another file by now
+                    continue  # its holder has removed it; the next process may lock another file by now
                 try:
                     self._sweep(digest)
                     yield
@@ -228,17 +234,17 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
-            raise EngineError(
+            raise InputError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
             ) from err
 
-    def _names(self, pattern: str) -> list[str]:
+    def _digests(self, pattern: str = _DIGEST) -> list[str]:
         if not self.folder.exists():
             return []
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: expected a folder of engines, found a file: choose another with --store")
         matches = (re.fullmatch(pattern, path.name) for path in self.folder.iterdir())
-        return sorted({match["digest"] for match in matches if match is not None})
+        return sorted({match[1] for match in matches if match is not None})
 
     def _sweep(self, digest: str) -> None:
         """Delete drafts of killed builds; under the lock there can be no others."""
@@ -276,9 +282,9 @@ def _is_at(path: Path, file: int) -> bool:
 
 
 def default_folder() -> Path:
-    """Find the store of whoever runs this.
+    """Find the store of the user or service that runs this.
 
-    A service's lies in its state directory, as systemd names it (``StateDirectory=`` in systemd.exec(5)); a user's is
+    A service's is in its state directory, as systemd names it (``StateDirectory=`` in systemd.exec(5)); a user's is
     ``$XDG_CACHE_HOME/devit/engines``, else ``~/.cache/devit/engines``.
     """
     state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]

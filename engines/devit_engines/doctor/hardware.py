@@ -27,7 +27,7 @@ def board(machine: Machine) -> Finding:
         cure = (
             "start the container with --security-opt systempaths=unconfined, so that it sees the device tree"
             if machine.in_container
-            else "go on: its engines are kept under the name of its CPU, and its GPU is what TensorRT says"
+            else "none needed: its engines are stored under the name of its CPU, and TensorRT knows its GPU"
         )
         return Finding("board", f"{known.name}, a Jetson with an unknown GPU", "warning", cure)
     return Finding("board", f"{known.name}, {known.compute_capability}")
@@ -39,7 +39,7 @@ def release(machine: Machine) -> Finding | None:
     if l4t is None:
         return None
     if jetpack is None:
-        cure = "go on: engines are judged on golden images, whatever TensorRT builds them"
+        cure = "none needed: every engine is checked with golden images, whatever TensorRT builds it"
         return Finding("JetPack", f"unknown to this version of devit (L4T {l4t})", "warning", cure)
     label = f"{jetpack.version} (L4T {l4t})"
     if not jetpack.is_supported:
@@ -86,7 +86,7 @@ def clock(machine: Machine) -> Finding | None:
 
 
 def memory(machine: Machine) -> Finding | None:
-    """Say what memory is left; None where the kernel does not tell."""
+    """Say what memory is left; None if the kernel does not report it."""
     found = memory_bytes(machine.root)
     if not {"MemTotal", "MemAvailable"} <= found.keys():
         return None

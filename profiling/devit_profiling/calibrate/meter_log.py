@@ -21,7 +21,7 @@ TIME_COLUMN, POWER_COLUMN = "time_s", "power_w"
 
 @dataclass(frozen=True)
 class MeterLog:
-    """What a meter has shown."""
+    """Power samples of an external meter."""
 
     time_s: Float64Array
     """On the meter's clock, shape ``(n,)``, strictly rising."""

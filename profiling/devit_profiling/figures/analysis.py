@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -23,7 +22,7 @@ from devit_profiling.figures.power import Power, power_of, rail_names
 from devit_profiling.figures.thermal import Part, Sustained, cold_and_hot, is_sustained, sustained
 from devit_profiling.record.calibration import Calibration
 from devit_profiling.record.record import WINDOW, CutShort, Phase, Plan, Recording, Run, Scenario
-from devit_profiling.record.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
+from devit_profiling.record.run_folder import LATENCY_FILE, RUN_FILE, log_name, stamps_name
 
 SCHEMA = 2
 GAIN_ERROR_PERCENT = 5.0
@@ -125,18 +124,8 @@ class Report(msgspec.Struct, frozen=True):
     """Whether a machine was measured by itself, without node and network."""
 
 
-def analyse(folder: Path) -> Report:
-    """Make the report of a run from its raw files, and from nothing else.
-
-    Raises:
-        InputError: A raw file is missing.
-        ManifestError: A raw file breaks its format.
-    """
-    return analyse_recording(read_recording(folder))
-
-
 def analyse_recording(recording: Recording) -> Report:
-    """Make the report of a run that has been read already."""
+    """Make the report of a run from its raw data, and from nothing else."""
     run = recording.run
     powers = [power_of(recording, device) for device in run.devices]
     node = power_of(recording, run.node) if run.node is not None and run.node in run.machines else None

@@ -15,8 +15,7 @@ from devit_contract.errors import EnergyError, EngineError
 from devit_contract.machine import board_model
 from devit_contract.service.progress import Progress
 from devit_contract.wire.messages import Description
-from devit_engines.bench.child import EngineChild, engine_command
-from devit_engines.bench.messages import Ready
+from devit_engines.bench.child import EngineChild, Ready, engine_command
 from devit_profiling.figures.analysis import Report
 from devit_profiling.load.local_run import NO_ENGINE, LocalMeasurement, Measured, local_run
 from devit_profiling.load.local_run import planned_s as engine_s

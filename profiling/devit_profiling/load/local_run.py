@@ -11,8 +11,7 @@ from importlib.metadata import version
 from devit_contract.errors import EnergyError
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, Mark
-from devit_engines.bench.child import EngineChild
-from devit_engines.bench.messages import Ready, Stint
+from devit_engines.bench.child import EngineChild, Ready, TimedRun
 from devit_profiling.record.record import (
     IDLE,
     IDLE_AFTER,
@@ -28,6 +27,7 @@ from devit_profiling.record.record import (
     DeviceRecord,
     NodeRecord,
     Phase,
+    PhaseKind,
     Plan,
     Run,
     Scenario,
@@ -116,15 +116,15 @@ class LocalMeasurement:
             self._sampler.collect(duration_s)
         time.sleep(max(0.0, end_s - time.monotonic()))  # there is no sampler, or it has ended early
 
-    def _warm_up(self, engine: EngineChild) -> Sequence[Stint]:
+    def _warm_up(self, engine: EngineChild) -> Sequence[TimedRun]:
         plan = self._plan
-        stints = [engine.run(plan.warm_up_s, self.wait)]
-        while sum(len(stint.taken_us) for stint in stints) < plan.warm_up_answers:
-            stints.append(engine.run(_MORE_S, self.wait))
-        return stints
+        runs = [engine.run(plan.warm_up_s, self.wait)]
+        while sum(len(run.taken_us) for run in runs) < plan.warm_up_answers:
+            runs.append(engine.run(_MORE_S, self.wait))
+        return runs
 
     def _rest(
-        self, scenario: Scenario, kind: str, duration_s: float, found: Measured, watch: Callable[[str], None]
+        self, scenario: Scenario, kind: PhaseKind, duration_s: float, found: Measured, watch: Callable[[str], None]
     ) -> None:
         if duration_s == 0:
             return
@@ -133,16 +133,18 @@ class LocalMeasurement:
         self.wait(duration_s)
         found.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._boundary(time.monotonic_ns())))
 
-    def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint], found: Measured) -> None:
-        start = self._boundary(stints[0].start_ns)
-        for stint in stints:
-            sent_ns = stint.start_ns
-            for taken_us in stint.taken_us:
+    def _work(
+        self, scenario: Scenario, kind: PhaseKind, number: int, runs: Sequence[TimedRun], found: Measured
+    ) -> None:
+        start = self._boundary(runs[0].start_ns)
+        for run in runs:
+            sent_ns = run.start_ns
+            for taken_us in run.taken_us:
                 found.answers.append(self._row(scenario, number, taken_us, sent_ns))
                 sent_ns += taken_us * 1000
-            self._inferences += len(stint.taken_us)
-            self._busy_ns += stint.end_ns - stint.start_ns
-        found.phases.append(Phase(scenario.name, kind, number, start, self._boundary(stints[-1].end_ns)))
+            self._inferences += len(run.taken_us)
+            self._busy_ns += run.end_ns - run.start_ns
+        found.phases.append(Phase(scenario.name, kind, number, start, self._boundary(runs[-1].end_ns)))
 
     def _boundary(self, at_ns: int) -> Boundary:
         """Mark a moment: engine, sampler and this process share a clock."""

@@ -32,6 +32,7 @@ from devit_profiling.record.record import (
     CutShort,
     DeviceRecord,
     Phase,
+    PhaseKind,
     Plan,
     Scenario,
     UndividedRecord,
@@ -179,7 +180,7 @@ class Measurement:
                 self.undivided = structs.replace(self.undivided, windows=(*self.undivided.windows, times))
             self.done, start = window, end
 
-    def _rest(self, scenario: Scenario, kind: str, duration_s: float, watch: Watch) -> None:
+    def _rest(self, scenario: Scenario, kind: PhaseKind, duration_s: float, watch: Watch) -> None:
         """Let the cell idle."""
         if duration_s == 0:
             return

@@ -89,7 +89,7 @@ def _part(rail: str, board: Board | None) -> str:
 
 def _period(period: SamplingPeriod | None) -> str:
     if period is None:
-        return "unknown, as no stamps tell it"
+        return "unknown without stamps"
     pauses = f", {period.pauses} pauses left out" if period.pauses else ""
     error = f"give or take {period.error_s * 1000:.0f} ms"
     return f"{period.period_s * 1000:.0f} ms by stamps of whole seconds, {error}{pauses}"

@@ -17,6 +17,8 @@ from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
 STANDARD_INPUT = "-"
+# Longer than any line of tegrastats; a file without line ends is read in pieces.
+_MAX_LINE_BYTES = 1 << 16
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -30,10 +32,10 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class LogReader:
-    """Gives the readings of a log in one pass; what it tells beside them is of the lines read so far."""
+    """Gives the readings of a log in one pass; its attributes are of the lines read so far."""
 
     def __init__(self, name: str, lines: Iterable[str], board: Board | None = None) -> None:
-        """Keep what to read.
+        """Keep the lines; nothing is read yet.
 
         Args:
             name: Of the log, for messages.
@@ -98,7 +100,3 @@ def _lines(name: str, file: BinaryIO) -> Iterator[str]:
 
 def _unreadable(name: str, err: OSError) -> InputError:
     return InputError(f"{name}: expected a log of tegrastats, cannot be read ({err.strerror}): correct the path")
-
-
-# Longer than any line of tegrastats; a file without line ends is read in pieces.
-_MAX_LINE_BYTES = 1 << 16

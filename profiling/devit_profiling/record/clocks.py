@@ -21,10 +21,10 @@ MAX_DRIFT = 500e-6
 
 
 class ClockFit(msgspec.Struct, frozen=True):
-    """How a device's monotonic clock maps to the host's, and how well it is known."""
+    """The map from a device's monotonic clock to the host's, and its uncertainty."""
 
     snapshots: int
-    """Boundaries that it was fitted to."""
+    """Number of snapshots that it was fitted to."""
     reference_ns: int
     """Moment on the device's clock."""
     offset_ns: int
@@ -32,11 +32,11 @@ class ClockFit(msgspec.Struct, frozen=True):
     drift: float
     """Change of the offset, in seconds per second."""
     residual_rms_us: float
-    """Of the snapshots, from the line."""
+    """Distance of the snapshots from the line."""
     residual_max_us: float
     half_round_trip_us: float | None
-    """Of the quickest snapshot: closer than this no offset is known. Absent in runs that did not note it; there the
-    offset is also late by the time that the questions to all devices took."""
+    """Of the quickest snapshot: the offset is known no better than this. Absent for the node's machine, which is the
+    host."""
 
     def host_ns(self, device_ns: int) -> int:
         """Map a moment of the device's clock to the host's."""
@@ -48,19 +48,19 @@ class TimeAxis:
     """Moments of a run as time since its first recorded moment."""
 
     origin_ns: int
-    """That moment, on the host's clock."""
+    """The first recorded moment, on the host's clock."""
     clocks: Mapping[str, ClockFit]
-    """By device."""
+    """Each device's clock."""
 
     @classmethod
     def of(cls, recording: Recording) -> TimeAxis:
-        """Map all clocks of a run."""
+        """Fit the clocks of all machines of a run."""
         phases = recording.run.phases
         boundaries = [boundary for phase in phases for boundary in (phase.start, phase.end)]
         clocks = {device.name: fit_clock(boundaries, device.name) for device in recording.run.machines}
         moments = [boundary.host_ns for boundary in boundaries]
         moments += [at for boundary in boundaries for at, _ in boundary.asked_ns.values()]
-        moments += [row.sent_ns for row in recording.answers if row.sent_ns is not None]
+        moments += [row.sent_ns for row in recording.answers]
         for name, clock in clocks.items():
             own = [line.monotonic_ns for line in recording.lines[name]]
             own += [boundary.snapshots[name].monotonic_ns for boundary in boundaries]
@@ -119,5 +119,5 @@ def _bracket(boundary: Boundary, device: str) -> tuple[int, float | None]:
     """Give the middle of a question on the host's clock in ns, and half of the time it took in us."""
     if device not in boundary.asked_ns:
         return boundary.host_ns, None
-    before_ns, behind_ns = boundary.asked_ns[device]
-    return (before_ns + behind_ns) // 2, (behind_ns - before_ns) / 2e3
+    before_ns, after_ns = boundary.asked_ns[device]
+    return (before_ns + after_ns) // 2, (after_ns - before_ns) / 2e3

@@ -84,7 +84,7 @@ def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
         other_data=About(
             run=recording.run.name,
             power=f"{SIMULATED}, no measurement of a board: {', '.join(simulated)}" if simulated else "measured",
-            answers=_told(len(answers), left_out, recording),
+            answers=_told(len(answers), left_out),
             clocks=dict(axis.clocks),
         ),
     )
@@ -107,20 +107,16 @@ def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
     chosen, left_out = [], 0
     counts: dict[tuple[str, int], int] = {}
     for row in rows:
-        if row.sent_ns is None:
-            continue
         place = (row.scenario, row.window)
         counts[place] = counts.get(place, 0) + 1
         if counts[place] <= MAX_ANSWERS:
             chosen.append(row)
         else:
             left_out += 1
-    return sorted(chosen, key=lambda row: row.sent_ns or 0), left_out
+    return sorted(chosen, key=lambda row: row.sent_ns), left_out
 
 
-def _told(drawn: int, left_out: int, recording: Recording) -> str:
-    if not drawn and recording.answers:
-        return "none: this run was recorded without the times of its requests; measure again"
+def _told(drawn: int, left_out: int) -> str:
     rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
     return f"{drawn}: the first {MAX_ANSWERS} of each window and outside of windows{rest}"
 
@@ -169,7 +165,6 @@ def _answer_slices(
     """Draw each answer at the host, at the node, and at each device whose feature is in it."""
     lanes: dict[int, list[int]] = {}
     for number, row in enumerate(rows, 1):
-        assert row.sent_ns is not None  # chosen so
         start_us = axis.host_us(row.sent_ns)
         latency_us = round(row.latency_ms * 1000)
         node_us = row.wait_us + row.collect_us + row.fuse_us

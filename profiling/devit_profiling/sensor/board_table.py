@@ -62,7 +62,7 @@ def _lsb(**lsb_mw: int) -> Mapping[str, int]:
 
 
 # An LSB is the distance between neighbouring readings in recorded lines, where nothing else is said. Model strings
-# are those of the device trees; Adafruit-PlatformDetect lists the early ones. "energymon" stands for its page
+# are those of the device trees; Adafruit-PlatformDetect lists the early ones. "energymon" is its page
 # jetson/JetsonPowerRails.md, which follows NVIDIA's developer guide and the device trees of L4T 32.6.1.
 
 _MODULE_INPUT = "module input (VDD_IN)"
@@ -155,7 +155,7 @@ AGX_XAVIER = Board(
     # energymon, from the product design guide: no rail contains another.
     total_rails=("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
     scope="sum of 6 module rails",
-    # Of an early image of the 16 GB module the recorded readings lie 72 mW apart.
+    # Of an early image of the 16 GB module the recorded readings are 72 mW apart.
     lsb_mw=_lsb(GPU=155, CPU=155, SOC=155, CV=155, VDDRQ=155, SYS5V=155),
     fingerprints=(
         Fingerprint(frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}), frozenset({8}), (7000, 65536)),
@@ -220,7 +220,7 @@ AGX_THOR = Board(
     total_rails=("VIN",),
     scope="whole board (VIN)",
     nested_rails=_THOR_PARTS,
-    # Readings lie 380 to 395 mW apart. The LSB of the INA238 is not known, and taken to be no finer.
+    # Readings are 380 to 395 mW apart. The LSB of the INA238 is not known, and taken to be no finer.
     lsb_mw=_lsb(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
     fingerprints=(Fingerprint(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
 )

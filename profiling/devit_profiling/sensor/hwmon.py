@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_lines(root: Path, period_ms: int, state: Path, *, is_fast: bool) -> int:
     found = find_rails(root)
     if not found.rails:
-        raise EnergyError(f"expected a power monitor chip below {root / 'sys/bus/i2c/drivers'}, {_why_none(found)}")
+        why = "; ".join(found.notes) or "found none: this is no Jetson, or its sensor is not on I2C"
+        raise EnergyError(f"expected a power monitor chip below {root / 'sys/bus/i2c/drivers'}, {why}")
     with ExitStack() as stack:
         for note in (*found.notes, *_set_averaging(found, period_ms, state, stack, is_fast=is_fast)):
             _print(note_line(note))
@@ -81,7 +82,9 @@ def _sample(reader: RailReader, period_ms: int, *, is_simulated: bool) -> int:
             noted.add(rail)
             _print(note_line(f"{rail} is missing from some samples: {reader.problems[rail]}"))
         if not rails_mw:
-            raise EnergyError(f"expected power of {', '.join(reader.problems)}, found none: {_first(reader)}")
+            raise EnergyError(
+                f"expected power of {', '.join(reader.problems)}, found none: {next(iter(reader.problems.values()))}"
+            )
         _print(sample_line(time_ns, rails_mw, is_simulated=is_simulated))
         due_ns = max(due_ns + period_ns, time.monotonic_ns())  # samples that are missed are not made up for
     return 130
@@ -98,14 +101,6 @@ def _print(line: str) -> None:
     # poll(2): a pipe counts as writable when a whole page is free, and a line is shorter.
     if select.select((), (_STDOUT,), (), 0)[1]:
         os.write(_STDOUT, line.encode()[:_MAX_LINE_BYTES] + b"\n")
-
-
-def _first(reader: RailReader) -> str:
-    return next(iter(reader.problems.values()))
-
-
-def _why_none(found: PowerChips) -> str:
-    return "; ".join(found.notes) if found.notes else "found none: this is no Jetson, or its sensor is not on I2C"
 
 
 def _parser() -> argparse.ArgumentParser:

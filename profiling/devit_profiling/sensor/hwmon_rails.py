@@ -85,12 +85,12 @@ class RailReader:
     """Reads rails again and again without opening anything: a context manager."""
 
     def __init__(self, rails: Sequence[Rail]) -> None:
-        """Keep what to read."""
+        """Keep the rails; nothing is opened yet."""
         self._rails = rails
         self._descriptors: list[int] = []
         self._readings: list[tuple[str, tuple[int, ...], int]] = []
         self.problems: dict[str, str] = {}
-        """Rail to why the last reading lacks it."""
+        """Rail to the reason why the last reading lacks it."""
 
     def __enter__(self) -> RailReader:
         """Open the files.
@@ -174,7 +174,7 @@ def _is_rail(label: str) -> bool:
 
 
 def _problem_of(rail: Rail) -> str:
-    """Try a rail: a channel that is switched off, or a chip that does not answer, gives an error on reading."""
+    """Read a rail once: a channel that is switched off, or a chip that does not answer, gives an error."""
     try:
         with RailReader([rail]) as reader:
             reader.read()

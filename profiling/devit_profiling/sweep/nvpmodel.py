@@ -4,7 +4,7 @@ The mode is written to a file before it is changed, in a folder that outlives a 
 removed when the mode is restored; after a kill, the next start finds the file.
 
 ``nvpmodel`` asks before modes that only a reboot can bring, "DO YOU WANT TO REBOOT NOW? enter YES/yes to confirm".
-It is always told no.
+The answer is always no.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from devit_contract.errors import DevitError, EnergyError
 from devit_contract.machine import PowerMode
 
 STATE_FILE = "power-mode.json"
-STATE_FOLDER = Path("/var/lib/devit")
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that end a sweep, after the mode is restored."""
 _BUSY = "another program sweeps power modes: wait for its end"
-# Of L4T 32 to 38: "NV Power Mode: MAXN", then the number on a line of its own; warnings and the fan's mode may stand
-# around them.
+# Of L4T 32 to 38: "NV Power Mode: MAXN", then the number on a line of its own; warnings and the fan's mode may surround
+# them.
 _MODE = re.compile(r"NV Power Mode\s*:\s*(?P<name>\S+)\s*\n\s*(?P<number>\d+)\s*$", re.MULTILINE)
 _REBOOT = re.compile(r"reboot required|want to reboot", re.IGNORECASE)
 _TIMEOUT_S = 60.0
@@ -47,17 +46,17 @@ class ModeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NvpModel:
-    """The program; a stand-in is found on the PATH like the real one."""
+    """The program ``nvpmodel``."""
 
     def __init__(self, command: Sequence[str] = ("nvpmodel",)) -> None:
-        """Keep what to run."""
+        """Keep the command; tests give a stand-in on the PATH."""
         self._command = tuple(command)
 
     def query(self) -> PowerMode:
         """Ask for the present mode.
 
         Raises:
-            EnergyError: The program is missing, or tells none.
+            EnergyError: The program is missing, or prints no mode.
         """
         text = self._run("-q")
         match = _MODE.search(text)
@@ -117,7 +116,7 @@ def mode_kept(nvpmodel: NvpModel, folder: Path) -> Iterator[PowerMode]:
         The mode before the block.
 
     Raises:
-        EnergyError: The mode is not told, cannot be restored, or another sweep is running.
+        EnergyError: The mode is not known, cannot be restored, or another sweep is running.
         InputError: The state cannot be written.
     """
     make_folder(folder)

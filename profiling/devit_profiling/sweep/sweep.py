@@ -18,8 +18,7 @@ from devit_contract.errors import EnergyError, InputError
 from devit_contract.machine import PowerMode
 from devit_contract.service.progress import Progress
 from devit_contract.wire.messages import Description
-from devit_engines.bench.child import EngineChild
-from devit_engines.bench.messages import Ready
+from devit_engines.bench.child import EngineChild, Ready
 from devit_profiling.load.local_run import LocalMeasurement, Measured, local_run, planned_s
 from devit_profiling.load.watch import Watch
 from devit_profiling.record.calibration import Calibration, find_calibration
@@ -39,7 +38,7 @@ class SweepTarget:
     """Name of the device in the fleet: calibrations are found by it."""
     submodel: int
     engine_command: Sequence[str]
-    """Command that runs the engine, see :mod:`devit_engines.bench.messages`."""
+    """Runs the engine, as :mod:`devit_engines.bench.child` says."""
     nvpmodel: NvpModel
     state: Path
     """Folder that keeps the mode before the sweep."""

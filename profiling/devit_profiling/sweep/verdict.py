@@ -43,7 +43,7 @@ class Sweep(msgspec.Struct, frozen=True):
     is_simulated: bool
     is_calibrated: bool
     is_whole: bool
-    """Whether every mode that was asked for was measured or refused."""
+    """Whether every requested mode was measured or refused."""
     scope: str
     deadline_ms: float
     found: PowerMode
@@ -54,7 +54,7 @@ class Sweep(msgspec.Struct, frozen=True):
     cheapest: int | None
     """Number of the mode with the least joules per inference among those that keep the deadline."""
     verdict: str
-    """The same in a sentence."""
+    """The choice in a sentence, for people."""
 
 
 def judge(
@@ -145,7 +145,7 @@ def _figures(mode: PowerMode, scenario: ScenarioReport, deadline_ms: float) -> M
 
 
 def _overlap(first: ModeFigures, other: ModeFigures) -> bool:
-    """Tell whether the intervals touch; a single window has none, so it tells nothing apart."""
+    """Whether the intervals touch; a single window has none, so it counts as touching."""
     one, two = first.total_j_per_inference, other.total_j_per_inference
     if one is None or two is None or one.high_95 is None or two.low_95 is None:
         return True

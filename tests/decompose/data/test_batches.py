@@ -346,7 +346,11 @@ def test_cutmix_pastes_a_rectangle_and_weighs_the_labels_by_its_area() -> None:
     ("augment", "batch", "complaint"),
     [
         (AugmentRecipe(mixup=0.8), 3, "batch: expected an even number for mixup and cutmix, found 3"),
-        (AugmentRecipe(policy="augmix-m3"), 4, "augment.policy: expected timm's words.*found 'augmix-m3'"),
+        (
+            AugmentRecipe(policy="augmix-m3"),
+            4,
+            "augment.policy: expected a policy in timm's notation.*found 'augmix-m3'",
+        ),
         (AugmentRecipe(policy="rand-m9-x1"), 4, "augment.policy: .*found 'rand-m9-x1'"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pytest
+from tests.profiling.simulation.reference_board import ReferenceBoard, recursive_average
 from typer.testing import CliRunner
 
 from devit_contract.errors import DevitError, EnergyError, InputError, ManifestError
@@ -19,13 +20,12 @@ from devit_contract.wire.messages import PowerLine
 from devit_profiling.calibrate.fit import calibrate
 from devit_profiling.calibrate.meter_log import read_meter_log
 from devit_profiling.cli import app
-from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.analysis import analyse_recording
 from devit_profiling.record.calibration import Calibration, find_calibration, write_calibration
 from devit_profiling.record.record import IDLE, WINDOW, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.report import OUTPUTS, write_report
 from devit_profiling.sensor.board_table import BOARDS
-from devit_profiling.simulator.board import SimulatedBoard
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -42,7 +42,7 @@ class Bench:
     """A board with a meter on it, and the run that was recorded meanwhile."""
 
     run: Path
-    board: SimulatedBoard
+    board: ReferenceBoard
     folder: Path
 
     def true_w(self, start_s: float, end_s: float) -> float:
@@ -79,7 +79,7 @@ def load_of(time_s: float) -> float:
 def make_bench(
     recording: Recording, folder: Path, key: str, seed: int, load: Callable[[float], float] = load_of
 ) -> Bench:
-    board = SimulatedBoard(BOARDS[key], seed=seed, sensor="average", keeps_history=True)
+    board = ReferenceBoard(BOARDS[key], seed=seed, sensor=recursive_average(BOARDS[key], seed))
     lines = []
     for step in range(round(LENGTH_S / STEP_S) + 1):
         time_s = step * STEP_S
@@ -116,7 +116,7 @@ def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: Fak
         bench = make_bench(fake_run.recording(), folder, key, seed)
         found = calibrate(bench.run, "jetson1", bench.meter(), "WT310, DC input")
         assert found.is_simulated
-        report = analyse(calibrated_run(bench, found))
+        report = analyse_recording(read_recording(calibrated_run(bench, found)))
         (energy,) = report.scenarios[0].energies
         phases = [phase for phase in read_recording(bench.run).run.phases if phase.kind in (IDLE, WINDOW)]
         boundaries_s = [
@@ -242,7 +242,7 @@ def test_calibration_of_another_board_is_refused(bench: Bench) -> None:
 def test_damaged_calibration_is_refused_with_its_field(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     path = bench.folder / "jetson1.json"
-    for field, value in (("gain", -1.0), ("gain", "x"), ("schema", 2), ("residual_w", None)):
+    for field, value in (("gain", -1.0), ("gain", "x"), ("schema", 3), ("residual_w", None)):
         write_calibration(path, found)
         path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
         with pytest.raises(DevitError, match=field) as caught:
@@ -274,9 +274,9 @@ def test_report_says_of_every_joule_whether_it_is_calibrated_and_again_bit_by_bi
 def test_window_outside_of_what_was_calibrated_is_flagged(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     narrow = msgspec.structs.replace(found, high_w=(found.low_w + found.high_w) / 2)
-    (energy,) = analyse(calibrated_run(bench, narrow)).scenarios[0].energies
-    assert any("where this device was calibrated: calibrate again at this load" in flag for flag in energy.flags)
-    (energy,) = analyse(calibrated_run(bench, found)).scenarios[0].energies
+    (energy,) = analyse_recording(read_recording(calibrated_run(bench, narrow))).scenarios[0].energies
+    assert any("outside the calibrated range of this device" in flag for flag in energy.flags)
+    (energy,) = analyse_recording(read_recording(calibrated_run(bench, found))).scenarios[0].energies
     assert not any("calibrated" in flag for flag in energy.flags)
 
 

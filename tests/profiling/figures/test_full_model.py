@@ -15,11 +15,12 @@ from devit_contract.service.progress import no_progress
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
 from devit_pipeline.local_cell import LocalCell, LocalDevice
-from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.analysis import analyse_recording
 from devit_profiling.load.cell_run import run_profile
 from devit_profiling.load.images import random_pictures
 from devit_profiling.load.measure import measure_cell
 from devit_profiling.record.record import Plan
+from devit_profiling.record.run_folder import read_recording
 from devit_profiling.report.text import against_undivided_text
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def test_ctrl_c_frees_the_undivided_model_and_keeps_its_windows(live_cell: LiveC
     with live_cell.client() as client:
         folder = run_profile(client, live_cell.fleet.device[:1], PICTURES, PLAN, tmp_path, interrupt)
         assert client.undivided("jetson1", "state").state == "nothing"
-    report = analyse(folder)
+    report = analyse_recording(read_recording(folder))
     assert report.cut_short is not None
     (scenario,) = report.scenarios
     assert scenario.undivided is not None

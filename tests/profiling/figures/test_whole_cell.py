@@ -13,7 +13,7 @@ import pytest
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.service.progress import no_progress
 from devit_contract.wire.messages import Description, Mark, PowerLine
-from devit_profiling.figures.analysis import Report, analyse, analyse_recording
+from devit_profiling.figures.analysis import Report, analyse_recording
 from devit_profiling.load.cell_run import run_profile
 from devit_profiling.load.images import random_pictures
 from devit_profiling.load.node_power import ELSEWHERE, is_here
@@ -125,7 +125,7 @@ def test_different_scopes_are_added_with_a_word_about_it(two_devices: FakeRun) -
     assert recording.run.node is not None
     about = msgspec.structs.replace(recording.run.node.description, board_model="NVIDIA Jetson AGX Thor Developer Kit")
     node = msgspec.structs.replace(recording.run.node, description=about)
-    lines = {**recording.lines, NODE: tuple(replace(line, text=thor) for line in recording.lines[NODE])}
+    lines = {**recording.lines, NODE: tuple(msgspec.structs.replace(line, text=thor) for line in recording.lines[NODE])}
     report = analyse_recording(replace(recording, lines=lines, run=msgspec.structs.replace(recording.run, node=node)))
     assert any("the cell's joules add different scopes, jetson1: module" in doubt for doubt in doubts(report))
 
@@ -160,7 +160,7 @@ def test_node_of_this_machine_is_sampled_with_its_own_sensor(
     with live_cell.client() as client:
         devices, pictures = live_cell.fleet.device[:1], random_pictures((6, 8, 1))
         folder = run_profile(client, devices, pictures, plan, tmp_path / "runs", no_progress, extras=(SWITCH,))
-    report = analyse(folder)
+    report = analyse_recording(read_recording(folder))
     cell = report.scenarios[0].cell
     assert cell is not None
     assert [(part.name, part.is_simulated, part.left_out) for part in cell.parts] == [

@@ -15,7 +15,7 @@ import pytest
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
 from devit_contract.wire.codec import State
-from devit_profiling.figures.analysis import analyse
+from devit_profiling.figures.analysis import analyse_recording
 from devit_profiling.load.cell_run import run_profile
 from devit_profiling.load.images import random_pictures
 from devit_profiling.load.measure import measure_cell, raise_if_cut_short
@@ -135,7 +135,7 @@ def test_what_sampling_has_cost_a_device_is_recorded(recording: Recording) -> No
 
 
 def test_report_of_the_run_is_simulated_and_measures_what_it_can(folder: Path) -> None:
-    report = analyse(folder)
+    report = analyse_recording(read_recording(folder))
     first, second = report.scenarios[2].energies
     assert report.is_simulated
     assert first.total_j_per_inference is not None
@@ -198,7 +198,7 @@ def test_ctrl_c_stops_the_sampler_and_keeps_the_windows_that_had_ended(live_cell
     assert recording.run.cut_short == CutShort("Ctrl-C or SIGTERM", True, "jetson1 alone", windows=1)
     assert [phase.kind for phase in recording.run.phases] == ["settle", "idle", "warm-up", "window"]
     assert {row.window for row in recording.answers} == {0, 1}  # the second window had begun, and is none
-    report = analyse(folder)
+    report = analyse_recording(read_recording(folder))
     assert [scenario.name for scenario in report.scenarios] == ["jetson1 alone"]
     energy = report.scenarios[0].energies[0]
     assert energy.total_j_per_inference is not None
@@ -223,7 +223,7 @@ def test_cell_is_profiled_by_names_with_an_endless_iterator(live_cell: LiveCell,
     with live_cell.client() as client:
         folder, report = measure_cell(client, live_cell.fleet, ["jetson1"], images, plan, tmp_path, no_progress)
     assert (folder / "report.html").is_file()
-    assert report == analyse(folder)
+    assert report == analyse_recording(read_recording(folder))
     assert report.scenarios[0].cell is not None
     assert report.scenarios[0].cell.scope.startswith("1 of 2 devices")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 else:
     FakeRun = object
 
+ROOT = Path(__file__).parents[3]
 NAME = "jetson1"
 START_S, IDLE_S, WARM_UP_S, WINDOW_S = 3.0, 4.0, 3.5, 10.05
 RATE_HZ = 100
@@ -45,8 +46,9 @@ def boundary(moment_ns: int) -> Boundary:
 
 
 def sampled(key: str, truth: Path, worker: int, until_ns: int) -> tuple[PowerLine, ...]:
-    simulator = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", key, "--truth", str(truth))
-    with LocalSampler(100, command=(*simulator, "--watch-pid", str(worker))) as sampler:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.profiling.simulation import truthful_program"
+    command = (sys.executable, "-c", f"{code}; truthful_program.main()", key, str(truth), str(worker))
+    with LocalSampler(100, command=command) as sampler:
         sampler.collect((until_ns - time.monotonic_ns()) / 1e9 + 0.5)
     assert sampler.problem == ""
     return tuple(sampler.lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,13 +100,6 @@ def test_slow_question_weighs_less_than_quick_ones() -> None:
     clock = fit_clock(boundaries, "d")
     assert abs(clock.host_ns(4 * SECOND + 42) - 4 * SECOND) < 5_000
     assert clock.residual_max_us > 40_000
-
-
-def test_older_runs_are_mapped_by_the_edge_alone(two_devices: FakeRun) -> None:
-    axis = TimeAxis.of(replace(two_devices, is_old=True).recording())
-    assert axis.clocks["jetson2"].half_round_trip_us is None
-    assert axis.device_s("jetson1", round(1001e9)) == pytest.approx(1.0, abs=1e-5)
-    assert axis.device_s("jetson2", round(1000001e9)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_axis_begins_with_the_first_recorded_moment(two_devices: FakeRun) -> None:

@@ -154,14 +154,6 @@ def test_answers_beyond_the_limit_are_counted(fake_run: FakeRun, monkeypatch: py
     assert read["otherData"]["answers"].endswith("270 later ones are in latency.csv alone")
 
 
-def test_older_run_has_power_and_phases_and_says_why_no_answers(fake_run: FakeRun) -> None:
-    read = trace(replace(fake_run, is_old=True).recording())
-    assert named(read, "window 2")
-    assert named(read, "total")
-    assert not named(read, "answer 1")
-    assert read["otherData"]["answers"].startswith("none: this run was recorded without")
-
-
 def test_failed_frames_have_no_devices(fake_run: FakeRun) -> None:
     read = trace(replace(fake_run, state=State.FAILED).recording())
     assert named(read, "answer 1")[0]["args"]["without jetson1"] == "deadline"

@@ -28,7 +28,7 @@ from devit_profiling.sensor.board_table import (
 from devit_profiling.sensor.boards import board_of_key, board_of_model, guess_board, total_mw, why_no_total
 from devit_profiling.sensor.sample import CoreLoad, Sample
 from devit_profiling.sensor.tegrastats import parse_line
-from devit_profiling.simulator.boards import POWER
+from devit_profiling.simulator.power import POWER
 
 DATA = Path(__file__).parents[2] / "data" / "tegrastats"
 

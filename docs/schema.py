@@ -1,6 +1,6 @@
 """JSON Schema of ``report.json`` and of what ``compare`` prints, made from the structs that write them.
 
-The descriptions are the docstrings of structs and fields. ``python -m devit_profiling.schema docs`` writes both.
+The descriptions are the docstrings of structs and fields. ``python docs/schema.py docs`` writes both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
     "report.schema.json": Report,
     "comparison.schema.json": Comparison,
 }
-"""File name to what it describes."""
+"""File name to the struct that it describes."""
 
 
 def schema_bytes(kind: type[msgspec.Struct]) -> bytes:
@@ -39,7 +39,7 @@ def schema_bytes(kind: type[msgspec.Struct]) -> bytes:
 
 
 def main() -> None:
-    """Write both files into the folder that is given."""
+    """Write both files into the given folder."""
     folder = Path(sys.argv[1])
     for name, kind in SCHEMAS.items():
         write_bytes(folder / name, schema_bytes(kind))
@@ -56,7 +56,7 @@ def structs_within(kind: object) -> Iterator[type[msgspec.Struct]]:
 
 
 def field_docs(struct: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
-    """Read the strings below the fields, which Python itself forgets."""
+    """Read the strings below the fields, which Python itself does not keep."""
     (definition,) = ast.parse(inspect.getsource(struct)).body
     assert isinstance(definition, ast.ClassDef)
     for field, below in zip(definition.body, definition.body[1:], strict=False):
