@@ -36,9 +36,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put long lanes first."""
-    lanes.sort(items)
+    lanes.sort(config, items)
 
 
 @pytest.fixture(scope="session")
@@ -47,20 +47,20 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+def store(request: pytest.FixtureRequest, bundle: Bundle) -> Path:
     """A store with the tiny bundle's engines; only read by tests."""
-    return made_once(tmp_path_factory, "store", lambda folder: build_engines(bundle, Store(folder)))
+    return made_once(request, "store", lambda folder: build_engines(bundle, Store(folder)))
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(request: pytest.FixtureRequest) -> Path:
     """This repository's wheel; only read by tests."""
 
     def build(folder: Path) -> None:
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
         subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, timeout=100)
 
-    (built,) = made_once(tmp_path_factory, "wheel", build).glob("devit-*.whl")
+    (built,) = made_once(request, "wheel", build).glob("devit-*.whl")
     return built
 
 

@@ -1,14 +1,15 @@
 """Which tests run one after another, and in which order workers take them.
 
-Workers take whole lanes. A lane is a file, so that what a module sets up is set up once, but for two kinds: tests that
-hold processes against a clock take turns in one lane, as they would disturb one another, and folders whose tests share
-a dear session fixture are one lane.
+Workers take whole lanes. A lane is a file, so that what a module sets up is set up once, with three exceptions: tests
+that hold processes against a clock take turns in one lane, as they would disturb one another; folders whose tests share
+a dear session fixture are one lane; long tests that share nothing have a lane each.
 """
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from tests.support.once import is_worker
 
 if TYPE_CHECKING:
     import pytest
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 
 MACHINE = (
     "tests/edge_agent/",
+    "tests/export/test_latency.py",
     "tests/fusion/",
+    "tests/house/test_network_benchmarks.py",
+    "tests/house/test_services.py",
     "tests/network/",
+    "tests/profiling/figures/test_full_model.py",
+    "tests/profiling/figures/test_thermal.py",
     "tests/profiling/load/",
     "tests/profiling/sensor/test_sampler.py",
     "tests/profiling/simulator/test_program.py",
@@ -27,6 +33,14 @@ MACHINE = (
 """Folders and files whose tests hold processes against a clock."""
 TOGETHER = ("tests/export/",)
 """Folders whose tests share a dear session fixture."""
+APART = (
+    "tests/decompose/test_examples.py",
+    "tests/engines/trt/test_real_wheels.py",
+    "tests/house/test_console_blocks.py",
+    "tests/house/test_light_install.py",
+    "tests/network/test_fuzz.py",
+)
+"""Files of long tests that share nothing."""
 LONG = (
     "machine",
     "tests/export/",
@@ -46,14 +60,16 @@ LONG = (
 def lane(nodeid: str) -> str:
     """Name the lane of a test."""
     path = nodeid.partition("::")[0]
+    if path in APART:
+        return nodeid
     if path.startswith(MACHINE):
         return "machine"
     return next((folder for folder in TOGETHER if path.startswith(folder)), path)
 
 
-def sort(items: list[pytest.Item]) -> None:
+def sort(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put long lanes first where there are workers; alone, tests keep their order."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if is_worker(config):
         ranks = {name: rank for rank, name in enumerate(LONG)}
         items.sort(key=lambda item: ranks.get(lane(item.nodeid), len(LONG)))
 
