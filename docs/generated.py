@@ -6,6 +6,8 @@ Markdown, put in its place before the page is parsed. So the reference cannot go
 
 from __future__ import annotations
 
+import ast
+import enum
 import importlib
 import inspect
 import os
@@ -22,7 +24,7 @@ import msgspec
 import typer.main
 
 from devit_pipeline.cli import COMMANDS
-from devit_profiling.schema import field_docs, structs_within
+from schema import field_docs, structs_within
 
 ROOT = Path(__file__).parents[1]
 _MARK = re.compile(r"^<!-- generated: (\S+) ?(.*?) -->$", re.MULTILINE)
@@ -44,6 +46,7 @@ def fill(text: str) -> str:
         "programs": lambda _: "\n".join(_programs()),
         "struct": lambda name: "\n".join(_structs(name, told)),
         "docstring": _docstring,
+        "members": lambda name: "\n".join(_members(name)),
         "readme": _paragraph,
     }
     return _MARK.sub(lambda match: makers[match[1]](match[2]), text)
@@ -149,6 +152,8 @@ def words(hint: Any) -> str:  # noqa: ANN401 - any annotation
         return f"list of {words(arguments[0])}" if is_list else f"list: {', '.join(map(words, arguments))}"
     if origin in (list, dict) or getattr(origin, "__name__", "") in ("Mapping", "Sequence"):
         return f"{'list' if len(arguments) == 1 else 'table'} of {words(arguments[-1])}"
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return ", ".join(f"`{member.value}`" for member in hint)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return f"[{hint.__name__.strip('_')}](#{anchor(hint)})"
     return _WORDS[hint]
@@ -168,6 +173,23 @@ def _literal(value: object) -> str:
     if isinstance(value, msgspec.Struct):
         return "its defaults"
     return f"`{msgspec.json.encode(value).decode()}`"
+
+
+def _members(name: str) -> Iterator[str]:
+    """Make a table of an enum: the first sentence below a member is its meaning, the rest says what to do."""
+    module, _, attribute = name.partition(":")
+    kind: type[enum.Enum] = getattr(importlib.import_module(module), attribute)
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    rows = []
+    for member, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Name):
+            value = kind[member.targets[0].id].value
+            if not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
+                raise ValueError(f"{name}: {value}: expected a docstring")
+            meaning, _, rest = " ".join(str(below.value.value).split()).partition(". ")
+            rows.append((f"`{value}`", meaning.rstrip("."), rest.rstrip(".")))
+    yield from _table(("word", "meaning", "what to do"), rows)
 
 
 def _docstring(name: str) -> str:

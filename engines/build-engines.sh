@@ -52,7 +52,7 @@ install_devit() {
     [ -f "$bundle/manifest.json" ] ||
         fail "$bundle: expected a bundle from devit export, found no manifest.json in it: name another folder"
     [ -f "$clone/pyproject.toml" ] ||
-        fail "$clone: expected devit's repository, found no pyproject.toml: run this script where it lies in a clone"
+        fail "$clone: expected devit's repository, found no pyproject.toml: run this script from its place in a clone"
     release=$(jetson_release)
     case $release in
     '') extras=agent ;;
@@ -102,7 +102,7 @@ while [ "$left" -gt 0 ]; do
         if [ "$name" != "$word" ]; then
             value=${word#*=}
         else
-            [ "$left" -gt 0 ] || wrong_usage "$name: expected a value behind it, found none"
+            [ "$left" -gt 0 ] || wrong_usage "$name: a value is missing"
             value=$1
             shift
             left=$((left - 1))

@@ -1,4 +1,4 @@
-"""``devit classify`` and ``devit status``: what they take and what they print."""
+"""The commands ``devit classify`` and ``devit status``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_table, progress_bar
+from devit_contract.service.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_contract.wire.client import Answer, Client, Picture
@@ -37,48 +37,45 @@ def classify(
         typer.Argument(help="Picture files, folders of them, patterns such as 'day/*.jpg', or - for names on stdin."),
     ] = None,
     own: Annotated[
-        int, typer.Option("--own", min=0, help="Have the devices look through their own cameras, so many times.")
+        int, typer.Option("--own", min=0, help="Have the devices use their own cameras that many times.")
     ] = 0,
     to: To = None,
     fleet: FleetFile = None,
     key: Key = None,
     node_key: NodeKey = "",
-    in_flight: Annotated[int, typer.Option(min=1, help="Images asked for at once.")] = 4,
+    in_flight: Annotated[int, typer.Option(min=1, help="Images in flight.")] = 4,
     as_json: Json = False,
 ) -> None:
-    """Ask a running cell what is in pictures, or in front of its devices.
+    """Ask a running cell to classify pictures, or what its devices see.
 
-    Ends with exit code 1 where an image got no answer, after showing all that did.
+    Ends with exit code 1 if an image got no answer, after showing the others.
     """
-    import msgspec
-
     from devit_contract.artefacts.preprocess import load_image
-    from devit_contract.errors import InputError, LinkError
+    from devit_contract.errors import FrameFailedError, InputError
 
     if bool(images) == bool(own):
-        raise InputError("expected pictures or --own COUNT, found both or none: give one of them")
+        raise InputError("give either pictures or --own COUNT")
     paths = list(_picture_paths(images or []))
     names = [str(path) for path in paths] or [f"own {number}" for number in range(1, own + 1)]
     with open_client(to, fleet, key, node_key) as client, progress_bar(quiet=as_json) as progress:
         status = client.status()
-        # Every picture is read before the first is sent: a damaged one is named, and nothing is half done.
+        # Every picture is read before the first is sent: with a damaged one, nothing is half done.
         pictures: list[Picture] = [load_image(path, status.preprocess) for path in paths]
         pictures += [None] * own
-        results = []
-        for name, answer in zip(names, client.stream(pictures, in_flight=in_flight), strict=True):
-            results.append(_result(name, answer))
-            progress("classify", len(results), len(names))
+        answers: list[Answer] = []
+        for answer in client.stream(pictures, in_flight=in_flight):
+            answers.append(answer)
+            progress("classify", len(answers), len(names))
+    results = [_result(name, answer) for name, answer in zip(names, answers, strict=True)]
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
+        print_json(results)
     else:
         header = ["image", "class", "probability", "state", "ms"]
         print_table("", header, [_answer_row(result) for result in results], numbers=(2, 4))
-    failed = [result for result in results if result["label"] is None]
+    failed = [answer for answer in answers if answer.logits is None]
     if failed:
-        why = ", ".join(f"device {device}: {text}" for device, text in sorted(failed[0]["missing"].items()))  # type: ignore[attr-defined]
-        raise LinkError(
-            f"expected an answer to every image, found {len(failed)} of {len(results)} without one ({why}): "
-            "see devit status"
+        raise FrameFailedError(
+            f"{len(failed)} of {len(answers)} images have no answer ({failed[0].why}): see devit status"
         )
 
 
@@ -92,15 +89,13 @@ def status(
 ) -> None:
     """Show what a fusion node knows of its devices.
 
-    sent: frames in flight, of its credit; seen: seconds since its last message; missed: share of the frames it was
-    wished for in that ended without it; p50: from dispatch to its feature.
+    sent: frames in flight, of its credit; seen: seconds since its last message; missed: share of the requested frames
+    that it did not answer in time; p50: from dispatch to its feature.
     """
-    import msgspec
-
     with open_client(to, fleet, key, node_key) as client:
         found = client.status()
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found)
         return
     frames = ", ".join(f"{count} {state}" for state, count in sorted(found.frames.items())) or "none"
     title = f"{found.bundle}: deadline {found.deadline_ms:g} ms, k_min {found.k_min}, frames ended: {frames}"
@@ -112,7 +107,7 @@ def status(
 
 def _device_row(device: DeviceStatus) -> list[str]:
     missed = sum(device.missing.values())
-    wished = missed + device.answered
+    requested = missed + device.answered
     middle_s = device.round_trip.quantile_s(0.5) if device.round_trip is not None else None
     return [
         device.name,
@@ -120,7 +115,7 @@ def _device_row(device: DeviceStatus) -> list[str]:
         device.state,
         f"{device.in_flight} of {device.credit}",
         "never" if device.last_seen_s is None else f"{device.last_seen_s:.1f}",
-        f"{missed / wished:.1%}" if wished else "-",
+        f"{missed / requested:.1%}" if requested else "-",
         "-" if middle_s is None else f"{middle_s * 1000:.1f}",
         device.engine or "-",
     ]
@@ -141,13 +136,13 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
     if to is not None:
         parse_endpoint(to, "--to")
         if (keys is None) != (not node_key) and fleet is None:
-            raise InputError("expected --key and --node-key together, found one of them")
+            raise InputError("give --key and --node-key together")
         if fleet is not None and not node_key:
-            node_key = load_fleet(fleet).node[0].public_key
+            node_key = load_fleet(fleet).node.public_key
         return Client(to, keys=keys, node_key=check_key(node_key, "--node-key") if node_key else None)
     chosen = fleet or Path("fleet.toml")
     if fleet is None and not chosen.exists():
-        raise InputError("expected a node to ask, found neither --to, --fleet nor ./fleet.toml: give one of them")
+        raise InputError("no node is given: give --to or --fleet, or run this where fleet.toml is")
     return Client.of_fleet(load_fleet(chosen), keys)
 
 
@@ -160,20 +155,18 @@ def _picture_paths(names: list[str]) -> Iterator[Path]:
         if name == "-":
             listed = [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
             if not listed:
-                raise InputError("-: expected names of pictures on standard input, one a line, found none")
+                raise InputError("-: no names of pictures on standard input: write one a line")
             yield from listed
         elif path.is_dir():
             found = sorted(child for child in path.iterdir() if child.suffix.lower() in PICTURE_SUFFIXES)
             if not found:
-                raise InputError(
-                    f"{path}: expected pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder, found none"
-                )
+                raise InputError(f"{path}: no pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder")
             yield from found
         elif not path.exists() and any(character in name for character in "*?["):
-            # Path.glob takes no absolute pattern.
+            # Path.glob accepts no absolute pattern.
             matching = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207
             if not matching:
-                raise InputError(f"{name}: expected pictures of that pattern, found none")
+                raise InputError(f"{name}: no pictures match this pattern")
             yield from matching
         else:
             yield path

@@ -6,17 +6,24 @@
     ├── InputError        a file, image or option that the user gave is not usable
     ├── ManifestError     a file of the project's own formats breaks its format or its digest
     ├── WireError         bytes from the network break the message format
-    ├── LinkError         a peer cannot be reached, refused us, or an address cannot be bound
+    ├── LinkError         something failed between client, node and agent
+    │   ├── AddressError         an address cannot be bound or connected to, e.g. as it is in use
+    │   ├── RefusedError         the node refuses this client or device, whatever it sends
+    │   ├── NoAnswerError        the peer did not answer in time: it may if you try again
+    │   ├── LostLinkError        the link ended before the answer came
+    │   ├── QuestionFailedError  the node or an agent could not do what it was asked to
+    │   ├── FrameFailedError     too few devices answered, so that an image has no answer
+    │   └── PeerProtocolError    the peer speaks another version of the protocol, or none
     ├── ExportError       a model cannot be turned into a graph that keeps its meaning
     ├── EngineError       an engine cannot be built, found, loaded or run
-    │   ├── NotBuiltError     the store holds none that this bundle and this machine can take
-    │   └── DeviceLostError   the GPU's context is lost; only a new process helps, exit code 70
+    │   ├── NotBuiltError        the store holds none that this bundle and this machine can take
+    │   └── DeviceLostError      the GPU's context is lost; only a new process helps, exit code 70
     ├── EnergyError       power samples do not carry the figure that was asked for
-    ├── TrainError        training cannot start, resume or go on
-    └── ConfigurationError    a service cannot start with its files as they are; no new start helps, exit code 78
+    ├── TrainError        training cannot start, resume or continue
+    └── ConfigurationError    a service cannot start with its files as they are; a restart does not help, exit code 78
 
-A message says what was expected, what was found, and what to run next. Commands catch
-:class:`DevitError` in one place and print it; every other exception is a bug and keeps its traceback.
+A message says what is wrong, and what to run next. Commands catch :class:`DevitError` in one place and print it; every
+other exception is a bug and keeps its traceback.
 """
 
 
@@ -42,7 +49,35 @@ class WireError(DevitError):
 
 
 class LinkError(DevitError):
-    """A peer cannot be reached, refused us, or an address cannot be bound."""
+    """Something failed between client, node and agent; always one of the classes below."""
+
+
+class AddressError(LinkError):
+    """An address cannot be bound or connected to, e.g. as it is in use."""
+
+
+class RefusedError(LinkError):
+    """The node refuses this client or device, whatever it sends."""
+
+
+class NoAnswerError(LinkError):
+    """The peer did not answer in time: it may if you try again."""
+
+
+class LostLinkError(LinkError):
+    """The link ended before the answer came."""
+
+
+class QuestionFailedError(LinkError):
+    """The node or an agent could not do what it was asked to."""
+
+
+class FrameFailedError(LinkError):
+    """Too few devices answered, so that an image has no answer."""
+
+
+class PeerProtocolError(LinkError):
+    """The peer speaks another version of the protocol, or none."""
 
 
 class ExportError(DevitError):
@@ -66,8 +101,8 @@ class EnergyError(DevitError):
 
 
 class TrainError(DevitError):
-    """Training cannot start, resume or go on."""
+    """Training cannot start, resume or continue."""
 
 
 class ConfigurationError(DevitError):
-    """A service cannot start with its files as they are; no new start helps."""
+    """A service cannot start with its files as they are; a restart does not help."""

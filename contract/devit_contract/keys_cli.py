@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_table
+from devit_contract.service.terminal import print_json, print_table
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.fleet import Fleet
@@ -56,8 +56,6 @@ def list_keys(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the keys of a folder, and of a fleet: whose they are, and which of them are revoked."""
-    import json
-
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import stored_keys
     from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
@@ -71,7 +69,7 @@ def list_keys(
         stored = stored_keys(folder) if folder.exists() else []
         rows = _rows(stored, _owners(load_fleet(fleet)), RevokedKeys(revoked_path(fleet)).keys)
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json(rows)
     else:
         cells = [
             [row.name, row.public_key, row.secret_mode or "-", row.fleet or "-", "revoked" if row.revoked else "-"]
@@ -114,7 +112,7 @@ def _owners(fleet: Fleet) -> dict[str, tuple[str, str]]:
     """Public key to what its owner is, and its name; the node has none."""
     owners = {client.public_key: ("client", client.name) for client in fleet.client}
     owners |= {device.public_key: ("device", device.name) for device in fleet.device}
-    owners |= {node.public_key: ("node", "") for node in fleet.node}
+    owners[fleet.node.public_key] = ("node", "")
     owners.pop("", None)
     return owners
 
@@ -151,7 +149,7 @@ def _key_to_revoke(name: str, fleet: Fleet) -> bytes:
     if not fleet.has_keys:
         raise InputError(f"{name}: expected a fleet with keys, found one without: nothing can be revoked")
     key = keys.get(name, "")
-    if key in ("", *(node.public_key for node in fleet.node)):
+    if key in ("", fleet.node.public_key):
         raise InputError(
             f"{name}: expected the key of a device or client, found the node's own: to replace that one, "
             "make another with devit keys new, and write it into fleet.toml and every agent.toml"

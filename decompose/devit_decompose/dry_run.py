@@ -1,4 +1,4 @@
-"""``--dry-run``: every model of a recipe built, every stage run for one step on random data, nothing kept."""
+"""The dry run: builds every model of a recipe and runs one step of each stage on random data."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from devit_contract.service.progress import Progress, no_progress
-from devit_decompose.data.splits import Split
+from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
+from devit_decompose.partition import partition_of
 from devit_decompose.pruning.cost import macs, parameters
+from devit_decompose.pruning.search import search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.schema import Recipe, Schedule
-from devit_decompose.stages import partition, search_submodel
 from devit_decompose.training.losses import total
 from devit_decompose.training.objectives import (
     DistilObjective,
@@ -30,10 +31,10 @@ from devit_decompose.training.objectives import (
 _IMAGES = 2
 
 
-def rehearse(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[str]]]:
+def dry_run(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[str]]]:
     """Run one step of each stage, and count what each model costs: a table's header and rows.
 
-    Weights that the recipe would load are random here, so neither network nor data are needed.
+    Weights that the recipe would load are random here, so it needs neither network nor data.
 
     Raises:
         InputError: The recipe does not fit together.
@@ -44,27 +45,27 @@ def rehearse(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[s
     count = recipe.data.class_count
     split = _noise(recipe, count)
     steps = recipe.submodels + 2
-    progress("rehearsing", 0, steps, "teacher")
+    progress("dry run", 0, steps, "teacher")
     teacher = Model(recipe.teacher.config(recipe.data, tuple(range(count))))
     rows = [_row("teacher", teacher, with_head=True)]
     if recipe.train is not None:
         _step(LabelObjective(teacher, recipe.train.label_smoothing), split, recipe.train, None)
-    subsets = partition(recipe, split, teacher, split)
+    subsets = partition_of(recipe, split, teacher, split)
     submodels = []
     for device, classes in enumerate(subsets):
-        progress("rehearsing", device + 1, steps, f"submodel {device}")
-        student = _rehearse_submodel(recipe, teacher, classes, device)
+        progress("dry run", device + 1, steps, f"submodel {device}")
+        student = _dry_run_submodel(recipe, teacher, classes, device)
         rows.append(_row(f"submodel {device}", student, with_head=False))
         submodels.append(student)
-    progress("rehearsing", steps - 1, steps, "ensemble")
+    progress("dry run", steps - 1, steps, "ensemble")
     ensemble = Ensemble(submodels, count)
     objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, seed=0)
     _step(objective, split, recipe.ensemble.schedule, _answer(teacher, split, None))
-    progress("rehearsing", steps, steps)
+    progress("dry run", steps, steps)
     return ["model", "MMACs", "share", "parameters", "classes"], _with_share(rows)
 
 
-def _rehearse_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...], device: int) -> Model:
+def _dry_run_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...], device: int) -> Model:
     source = of_classes(teacher, classes)
     split = _noise(recipe, len(classes))
     if recipe.sub_teacher is not None and len(classes) < recipe.data.class_count:
@@ -81,7 +82,7 @@ def _rehearse_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...],
 
 
 def _step(objective: Objective, split: Split, schedule: Schedule, answer: TeacherAnswer | None) -> None:
-    """Do one optimiser step; the optimiser's memory is given back at once."""
+    """Do one optimiser step; the optimiser's memory is freed."""
     objective.train()
     optimizer = torch.optim.AdamW(
         [parameter for parameter in objective.parameters() if parameter.requires_grad], lr=schedule.learning_rate * 1e-6

@@ -1,4 +1,4 @@
-"""Which classes each submodel is first trained on.
+"""Chooses the classes that each submodel is first trained on.
 
 Every partition is a tuple of sorted tuples of class numbers, one for each submodel; each class is in one of them. The
 same arguments give the same partition.
@@ -9,13 +9,30 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float64Array, Int64Array
 from devit_contract.errors import InputError
+from devit_decompose.data.dataset import Split
+from devit_decompose.models.inference import run
+from devit_decompose.models.model import Model
+from devit_decompose.recipe.schema import Recipe
 
 Partition = tuple[tuple[int, ...], ...]
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-12
+
+
+def partition_of(recipe: Recipe, training: Split, teacher: Model, validation: Split) -> Partition:
+    """Give every submodel its classes, as ``recipe.partition`` says."""
+    settings, count = recipe.partition, recipe.data.class_count
+    if settings.method == "none":
+        return (tuple(range(count)),) * recipe.submodels
+    if settings.method == "balanced":
+        counts = np.bincount(training.labels, minlength=count)
+        return balanced_partition(counts, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+    if settings.method == "confusion":
+        confusion = confusion_of(run(teacher, validation.images), validation.labels, count)
+        return confusion_partition(confusion, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+    return random_partition(count, recipe.submodels, recipe.seed, sizes=settings.sizes)
 
 
 def random_partition(classes: int, parts: int, seed: int, sizes: tuple[int, ...] = ()) -> Partition:
@@ -78,11 +95,11 @@ def balanced_partition(
 def confusion_partition(
     confusion: npt.NDArray[np.number], parts: int, seed: int, sizes: tuple[int, ...] = ()
 ) -> Partition:
-    """Keep classes together that the teacher takes for one another.
+    """Keep classes together that the teacher confuses.
 
-    Two classes attract each other by the share of either's images that is taken for the other. Parts are filled one by
-    one, each with the class that its members attract most; then pairs of classes change places, the best pair first,
-    until no exchange raises the attraction inside the parts.
+    Two classes attract each other by the share of images of one that the teacher takes for the other. Parts are filled
+    one by one, each with the class that its members attract most; then pairs of classes change places, the best pair
+    first, until no exchange raises the attraction inside the parts.
 
     Args:
         confusion: Shape ``(K, K)``, one row for each true class: images counted by answer, or probabilities.
@@ -143,7 +160,7 @@ def _sizes(classes: int, parts: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _limits(found: list[int], room: list[int]) -> list[int]:
-    """Say how many classes each part may hold when the sizes ``room``, falling, may go to any part."""
+    """Limit the classes of each part, where the sizes ``room``, falling, may go to any part."""
     larger_left = room.count(room[0]) > sum(size == room[0] for size in found)
     return [room[0] if larger_left else max(size, room[-1]) for size in found]
 

@@ -8,34 +8,33 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import zmq
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.preprocess import check_image, decode_image
-from devit_contract.errors import DeviceLostError, EngineError, InputError, LinkError, WireError
+from devit_contract.errors import DeviceLostError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Mark, Question, UndividedStep, body, read_body
 from devit_edge_agent.full_model import Undivided
 from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources.source import Source
 from devit_edge_agent.swap import Swap, retire
 from devit_edge_agent.uplink import Uplink
-from devit_engines.engine import Float32Array, UInt8Array
 
 _IDLE_POLL_MS = 200
-"""Longest wait of the loop: how soon it sees that it shall stop."""
+"""Longest wait of the loop: how soon it sees that it should stop."""
 _FOLDER_PERIOD_MS = 33
-"""Pace of a folder that runs free, about a camera's."""
-_DRAIN_NS = 2_000_000_000
-"""How long a stopping agent works off what it has, and waits for the node to know."""
+"""Pace of a free-running folder, about a camera's."""
+_SHUTDOWN_NS = 2_000_000_000
+"""How long a stopping agent may finish its queued frames, and wait for the node to know."""
 
 
 @dataclass(frozen=True)
-class Work:
+class Task:
     """A frame, or a trigger, that waits for the engine."""
 
     message: Message
@@ -43,16 +42,16 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Worked:
-    """A feature and what it cost whoever waits for it."""
+class Inference:
+    """A feature, and the time that its frame waited for it."""
 
     feature: Float32Array
     """Shape ``(dim,)``."""
     decode_us: int
     inference_us: int
-    """Both 0 where the feature was there before it was asked for."""
+    """Both 0 if the feature was there before the trigger."""
     captured_ns: int = 0
-    """With an own source: when its image was captured."""
+    """From an own source: when its image was captured."""
 
 
 class EdgeAgent:
@@ -71,7 +70,7 @@ class EdgeAgent:
 
         Args:
             settings: What holds for the whole process.
-            loaded: Engine, warm, and what goes with it; it is closed with the agent.
+            loaded: The warm engine and its facts; closed with the agent.
             source: The device's own images; closed with the agent.
             log: Where events go.
             on_ready: Called once, when the node has accepted this device.
@@ -81,13 +80,13 @@ class EdgeAgent:
         self._source = source
         self._log = log
         self._on_ready = on_ready
-        self._queue: deque[Work] = deque()
-        self._newest: Worked | None = None
+        self._queue: deque[Task] = deque()
+        self._newest: Inference | None = None
         self._inferences = 0
         self._busy_ns = 0
         self._is_left = False
         self._next_free_ns = 0
-        self._next_complaint_ns = 0
+        self._next_throttled_ns = 0
         is_paced = self._config.free_running and source is not None and source.fileno() < 0
         self._idle_poll_ms = _FOLDER_PERIOD_MS if is_paced else _IDLE_POLL_MS
         self._problem = ""
@@ -107,9 +106,7 @@ class EdgeAgent:
         """Use the agent in a ``with`` block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Stop sampling, close link, source and engine."""
         self.close()
 
@@ -124,27 +121,27 @@ class EdgeAgent:
         self._loaded.engine.close()
 
     def serve(self, should_stop: Callable[[], bool], should_reload: Callable[[], bool] = lambda: False) -> None:
-        """Run until ``should_stop``, then take leave of the node and work off what is here.
+        """Run until ``should_stop``, then disconnect from the node and finish the queued frames.
 
         Args:
-            should_stop: Asked at least five times a second.
-            should_reload: Likewise; after it, the engine is loaded anew and takes over if it is good.
+            should_stop: Called at least five times a second.
+            should_reload: Likewise; if true, the engine is loaded again and takes over if it is good.
 
         Raises:
-            LinkError: The node refuses this device or its bundle; nothing would change by trying again.
+            RefusedError: The node refuses this device or its bundle; trying again would not help.
         """
-        gc.freeze()  # what lives from here on as long as the agent is not looked at again
+        gc.freeze()  # the collector need not look again at what lives as long as the agent
         while not should_stop():
             if should_reload():
                 self._swap.start()
             self._turn()
         self._supervisor.stopping()
         self._send(Kind.LEAVE)
-        end_ns = time.monotonic_ns() + _DRAIN_NS
+        end_ns = time.monotonic_ns() + _SHUTDOWN_NS
         while self._uplink.run_id is not None and (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
             self._turn()
-        for work in self._queue:
-            self._skip(work.message, Reason.STOPPING)
+        for task in self._queue:
+            self._skip(task.message, Reason.STOPPING)
 
     def _turn(self) -> None:
         is_busy = (self._queue and not self._uplink.is_introducing) or self._power.has_more
@@ -165,7 +162,7 @@ class EdgeAgent:
         if self._config.free_running and self._source is not None:
             self._run_free(self._source)
         if self._queue and not self._uplink.is_introducing:
-            self._work(self._queue.popleft())
+            self._run(self._queue.popleft())
 
     def _receive(self) -> None:
         try:
@@ -173,19 +170,19 @@ class EdgeAgent:
                 try:
                     self._take(message)
                 except WireError as err:
-                    self._complain(f"a message of the node was not used: {err}")
-        except LinkError as err:
+                    self._log_throttled(f"a message of the node was not used: {err}")
+        except RefusedError as err:
             if not self._swap.is_offered:
                 raise
             self._take_back(str(err))
 
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
-            self._queue.append(Work(message, time.monotonic_ns()))
+            self._queue.append(Task(message, time.monotonic_ns()))
         elif message.kind is Kind.WELCOME:
             self._welcomed()
         elif message.kind is Kind.CONTROL:
-            self._control(message, read_body(message, Control))
+            self._control(message)
         elif message.kind is Kind.LEAVE:
             self._is_left = True
         else:
@@ -196,7 +193,7 @@ class EdgeAgent:
             before, self._loaded, self._newest = self._loaded, self._swap.take_over(), None
             retire(before.engine, self._log)
         text = f"ready, {self._loaded.hello.engine}"
-        self._log.say(Priority.INFO, text)
+        self._log.log(Priority.INFO, text)
         self._supervisor.ready(text)
         self._on_ready()
         self._on_ready = lambda: None
@@ -210,14 +207,14 @@ class EdgeAgent:
         self._swap.refuse(why)
         self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
 
-    def _work(self, work: Work) -> None:
-        message = work.message
+    def _run(self, task: Task) -> None:
+        message = task.message
         start_ns = time.monotonic_ns()
-        if message.deadline_us and start_ns - work.read_ns >= message.deadline_us * 1000:
+        if message.deadline_us and start_ns - task.read_ns >= message.deadline_us * 1000:
             self._skip(message, Reason.EXPIRED)
             return
         try:
-            worked = self._triggered(start_ns) if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
+            inference = self._triggered(start_ns) if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
@@ -225,15 +222,17 @@ class EdgeAgent:
             self._skip(message, Reason.ENGINE)
             raise  # nothing in this process can bring the GPU back
         except EngineError as err:
-            self._complain(f"the engine failed on a frame: {err}")
+            self._log_throttled(f"the engine failed on a frame: {err}")
             self._skip(message, Reason.ENGINE)
             return
-        if worked is None:
+        if inference is None:
             self._skip(message, Reason.NO_SOURCE)
             return
-        feature = worked.feature.astype(np.float16) if self._uplink.feature_dtype == "float16" else worked.feature
+        feature = inference.feature
+        if self._uplink.feature_dtype == "float16":
+            feature = feature.astype(np.float16)
         dtype, dims, payload = array_payload(feature)
-        age_us = (time.monotonic_ns() - worked.captured_ns) // 1000 if worked.captured_ns else 0
+        age_us = (time.monotonic_ns() - inference.captured_ns) // 1000 if inference.captured_ns else 0
         self._uplink.send(
             Message(
                 Kind.FEATURE,
@@ -246,15 +245,15 @@ class EdgeAgent:
                 frame_id=message.frame_id,
                 boot_id=self._uplink.boot_id,
                 dispatch_ns=message.dispatch_ns,
-                queue_us=(start_ns - work.read_ns) // 1000,
-                decode_us=worked.decode_us,
-                inference_us=worked.inference_us,
+                queue_us=(start_ns - task.read_ns) // 1000,
+                decode_us=inference.decode_us,
+                inference_us=inference.inference_us,
                 capture_age_us=min(age_us, 0xFFFFFFFF),
             )
         )
 
-    def _framed(self, message: Message, start_ns: int) -> Worked:
-        """Work on an image that the node sent."""
+    def _framed(self, message: Message, start_ns: int) -> Inference:
+        """Run the engine on an image that the node sent."""
         if message.dtype is Dtype.ENCODED:
             image = decode_image(message.payload, self._loaded.preprocess, "frame")
         else:
@@ -262,15 +261,15 @@ class EdgeAgent:
             check_image(image, self._loaded.preprocess)
         return self._infer(image, start_ns)
 
-    def _triggered(self, start_ns: int) -> Worked | None:
-        """Work on the newest image of the own source, or give the newest feature where it runs free."""
+    def _triggered(self, start_ns: int) -> Inference | None:
+        """Run the engine on the newest image of the own source; a free-running one has its newest feature ready."""
         if self._source is None:
             return None
         if self._config.free_running:
-            # A feature of the last image before the source died would be a lie.
+            # A feature of the last image before the source failed would be out of date.
             if self._source.problem or self._newest is None:
                 return None
-            # It was there before the trigger, which it cost nothing.
+            # It was there before the trigger, so it cost the frame no time.
             return replace(self._newest, decode_us=0, inference_us=0)
         captured = self._source.newest()
         return None if captured is None else self._infer(captured.image, start_ns, captured.captured_ns)
@@ -279,7 +278,7 @@ class EdgeAgent:
         source.pump()
         if source.problem != self._problem:
             self._problem = source.problem
-            self._log.say(Priority.WARNING, f"source: {self._problem or 'images come again'}")
+            self._log.log(Priority.WARNING, f"source: {self._problem or 'images come again'}")
 
     def _run_free(self, source: Source) -> None:
         start_ns = time.monotonic_ns()
@@ -295,45 +294,51 @@ class EdgeAgent:
             raise  # nothing in this process can bring the GPU back
         except EngineError as err:
             self._newest = None
-            self._complain(f"the engine failed on an image of the own source: {err}")
+            self._log_throttled(f"the engine failed on an image of the own source: {err}")
 
-    def _complain(self, text: str) -> None:
-        """Log a failure that every frame may repeat, at most once a second."""
+    def _log_throttled(self, text: str) -> None:
+        """Log an error that every frame may repeat, at most once a second."""
         now_ns = time.monotonic_ns()
-        if now_ns >= self._next_complaint_ns:
-            self._next_complaint_ns = now_ns + 1_000_000_000
-            self._log.say(Priority.ERROR, text)
+        if now_ns >= self._next_throttled_ns:
+            self._next_throttled_ns = now_ns + 1_000_000_000
+            self._log.log(Priority.ERROR, text)
 
-    def _infer(self, image: UInt8Array, start_ns: int, captured_ns: int = 0) -> Worked:
+    def _infer(self, image: UInt8Array, start_ns: int, captured_ns: int = 0) -> Inference:
         decoded_ns = time.monotonic_ns()
         feature = self._loaded.engine.features(image[np.newaxis])[0]  # (1, H, W, C) -> (1, dim) -> (dim,)
         done_ns = time.monotonic_ns()
         self._inferences += 1
         self._busy_ns += done_ns - decoded_ns
-        return Worked(feature, (decoded_ns - start_ns) // 1000, (done_ns - decoded_ns) // 1000, captured_ns)
+        return Inference(feature, (decoded_ns - start_ns) // 1000, (done_ns - decoded_ns) // 1000, captured_ns)
 
-    def _control(self, message: Message, control: Control) -> None:
-        reply = ControlReply()
-        if control.ask == "describe":
+    def _control(self, message: Message) -> None:
+        try:
+            control = read_body(message, Control)
+        except WireError as err:  # e.g. a question of a newer version
+            self._send(Kind.CONTROL, body(ControlReply(error=f"{self._config.name}: {err}")), frame_id=message.frame_id)
+            return
+        reply, question = ControlReply(), control.question
+        if question is Question.DESCRIBE:
             reply = ControlReply(description=describe(self._loaded, Path(self._config.root)))
-        elif control.ask == "mark":
-            whole = self._undivided
-            whole.keep()
-            mark = Mark(time.monotonic_ns(), self._inferences, self._busy_ns, whole.inferences, whole.busy_ns)
+        elif question is Question.MARK:
+            undivided = self._undivided
+            undivided.keep()
+            counted = self._inferences, self._busy_ns, undivided.inferences, undivided.busy_ns
+            mark = Mark(time.monotonic_ns(), *counted)
             reply = ControlReply(mark=mark)
-        elif control.ask == "undivided":
+        elif question is Question.UNDIVIDED:
             reply = self._ask_undivided(control.step)
-        elif control.ask == "sample-start":
+        elif question is Question.SAMPLE_START:
             error = self._power.start(control.interval_ms, self._poller)
             reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
-        elif control.ask == "sample-stop":
+        elif question is Question.SAMPLE_STOP:
             self._power.stop()
             reply = ControlReply(sampling=self._power.cost)
-        elif control.ask != "ping":  # the answer to a ping is that there is one
-            reply = ControlReply(error=f"{self._config.name}: unknown question {control.ask!r}")
+        elif question is Question.STATUS:  # PING wants any reply
+            reply = ControlReply(error=f"{self._config.name}: only the node answers {str(question)!r}")
         self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
 
-    def _ask_undivided(self, step: str) -> ControlReply:
+    def _ask_undivided(self, step: UndividedStep) -> ControlReply:
         try:
             return ControlReply(undivided=self._undivided.ask(step, self._loaded))
         except EngineError as err:

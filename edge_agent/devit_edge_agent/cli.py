@@ -1,8 +1,7 @@
-"""``edge-agent`` and ``devit agent``: what they take and what they print."""
+"""The command ``edge-agent``, which is ``devit agent`` too."""
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,27 +18,29 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 def agent(
     config: Annotated[Path, typer.Option(help="agent.toml: the node, own name and key, bundle, sensor.")],
     engine: Annotated[
-        str, typer.Option(help="built: what devit build made; null: answers at once; paced:MS: takes MS milliseconds.")
+        str,
+        typer.Option(
+            help="built: what devit build made; null: answers at once; paced:MS, busy:MS: waits, or keeps a core busy."
+        ),
     ] = "built",
     stop_with_stdin: Annotated[
-        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+        bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
 ) -> None:
     """Run one submodel and send its features to the fusion node, until SIGTERM or Ctrl-C.
 
     Prints one JSON line when the node has accepted this device; events go to the journal, or to stderr. SIGHUP loads
-    the engine anew, without a lost frame, and keeps the old one where the new one is not good.
+    the engine again, without a lost frame, and keeps the old one if the new one is not good.
     """
     from devit_contract.service.journal import Log
-    from devit_contract.service.lifecycle import ReloadSignal, StopSignal
-    from devit_contract.service.starting import as_configured
+    from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
     from devit_edge_agent.start import open_agent
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
     should_reload = ReloadSignal()
 
     def announce() -> None:
-        typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "config": str(config)}))
+        terminal.print_json({"ready": True, "pid": os.getpid(), "config": config}, indent=0)
 
     with ExitStack() as stack:
         with as_configured():

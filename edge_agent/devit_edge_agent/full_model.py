@@ -1,13 +1,12 @@
-"""The undivided model beside the submodel: loaded, run back to back on golden images and freed, at the profiler's word.
+"""The undivided model beside the submodel: loaded, run back to back on golden images and freed, for the profiler.
 
 ::
 
     nothing ── load ──> loading (its own thread) ── good ──> resting <── run, rest ──> running
        ^                        └── bad: failed, with the reason            │
-       └──────────── free, a lost link, or nobody asks any more ────────────┘
+       └──────── free, a lost link, or no question for 30 seconds ──────────┘
 
-All of it happens in a thread of its own, as CUDA wants, so the loop answers as before, and the engine that serves
-is not touched. Nothing is left of it afterwards.
+All of it happens in a thread of its own, as CUDA requires, so the loop and the serving engine are not disturbed.
 """
 
 from __future__ import annotations
@@ -20,23 +19,13 @@ import numpy as np
 
 from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
-from devit_contract.wire.messages import UndividedState
+from devit_contract.wire.messages import UndividedPhase, UndividedState, UndividedStep
 from devit_edge_agent.loading import Loaded, Settings, open_undivided
 from devit_engines.accuracy import reference_of
 from devit_engines.engine import Engine
 
-LOADING, RESTING, RUNNING, FREEING, FAILED, NOTHING = (
-    "loading",
-    "resting",
-    "running",
-    "freeing",
-    "failed",
-    "nothing",
-)
-"""What :attr:`~devit_contract.wire.messages.UndividedState.state` says."""
-STEPS = ("load", "run", "rest", "state", "free")
-_PATIENCE_S = 30.0
-"""Without a question for so long, whoever asked for it has gone."""
+_IDLE_TIMEOUT_S = 30.0
+"""Without a question for that long, the client that asked for it has gone."""
 
 
 class Undivided:
@@ -49,7 +38,8 @@ class Undivided:
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._go = threading.Event()
-        self._state, self._engine, self._problem = NOTHING, "", ""
+        self._state: UndividedPhase = "nothing"
+        self._engine, self._problem = "", ""
         self._taken_ns: list[int] = []
         self._asked_s = 0.0
         self.inferences = 0
@@ -57,12 +47,12 @@ class Undivided:
         self.busy_ns = 0
         """Time in its engine since the agent's start."""
 
-    def ask(self, step: str, loaded: Loaded) -> UndividedState:
-        """Take a step, and tell the state after it.
+    def ask(self, step: UndividedStep, loaded: Loaded) -> UndividedState:
+        """Take a step, and report the state after it.
 
         Args:
-            step: One of :data:`STEPS`; ``state`` and unknown ones only tell.
-            loaded: What serves now, whose bundle the undivided model is taken from.
+            step: What to do; ``state`` only reports.
+            loaded: The serving engine, whose bundle holds the undivided model.
 
         Raises:
             EngineError: It is to be loaded, and another one is there.
@@ -77,35 +67,35 @@ class Undivided:
             self._go.clear()
         elif step == "free":
             self.free()
-        return self._told()
+        return self._report()
 
     def keep(self) -> None:
-        """Note that somebody still waits for it."""
+        """Note that it is still wanted."""
         self._asked_s = time.monotonic()
 
     def tend(self) -> None:
-        """Free it where nobody has asked for a while."""
-        if self._thread is not None and not self._end.is_set() and time.monotonic() - self._asked_s > _PATIENCE_S:
-            self._log.say(Priority.WARNING, "the undivided model is freed: nobody asks for it any more")
+        """Free it if no question came for a while."""
+        if self._thread is not None and not self._end.is_set() and time.monotonic() - self._asked_s > _IDLE_TIMEOUT_S:
+            self._log.log(Priority.WARNING, "the undivided model is freed: no question came for a while")
             self.free()
 
     def free(self) -> None:
-        """Have it end and give its memory back, without waiting for that; twice is allowed."""
+        """End it and free its memory, without waiting for that; twice is allowed."""
         self._end.set()
         self._go.set()
 
     def close(self) -> None:
-        """End it and wait until its memory is given back."""
+        """End it and wait until its memory is free."""
         self.free()
         if self._thread is not None:
             self._thread.join()
 
     def _load(self, loaded: Loaded) -> None:
         if self._thread is not None and self._thread.is_alive():
-            raise EngineError("expected no undivided model here, found one at work: another profile runs; try again")
+            raise EngineError("an undivided model is loaded here already: another profile runs; try again after it")
         self._end.clear()
         self._go.clear()
-        self._state, self._engine, self._problem = LOADING, "", ""
+        self._state, self._engine, self._problem = "loading", "", ""
         self._thread = threading.Thread(target=self._live, args=(loaded,), name="undivided", daemon=True)
         self._thread.start()
 
@@ -113,19 +103,19 @@ class Undivided:
         try:
             name, engine = open_undivided(self._settings, loaded.bundle)
             with engine:
-                self._engine, self._state = name, RESTING
+                self._engine, self._state = name, "resting"
                 self._serve(engine, loaded)
         except DevitError as err:
-            self._problem, self._state = " ".join(str(err).split()), FAILED
-            self._log.say(Priority.ERROR, f"the undivided model: {self._problem}")
-        except Exception as err:  # nobody would see the traceback of this thread, and the submodel serves on
-            self._problem, self._state = f"{type(err).__name__}: {err}: this is a bug, report it", FAILED
-            self._log.say(Priority.ERROR, f"the undivided model: {self._problem}")
+            self._problem, self._state = " ".join(str(err).split()), "failed"
+            self._log.log(Priority.ERROR, f"the undivided model: {self._problem}")
+        except Exception as err:  # this thread's traceback would be lost, and the submodel must keep serving
+            self._problem, self._state = f"{type(err).__name__}: {err}: this is a bug, report it", "failed"
+            self._log.log(Priority.ERROR, f"the undivided model: {self._problem}")
 
     def _serve(self, engine: Engine, loaded: Loaded) -> None:
-        images = cycle(reference_of(loaded.bundle, None).images[:, np.newaxis])  # each (1, H, W, C)
+        images = cycle(reference_of(loaded.bundle, "baseline").images[:, np.newaxis])  # each (1, H, W, C)
         while not self._end.is_set():
-            self._state = RUNNING if self._go.is_set() else RESTING
+            self._state = "running" if self._go.is_set() else "resting"
             self._go.wait()
             if self._end.is_set():
                 return
@@ -136,12 +126,12 @@ class Undivided:
             self.busy_ns += taken_ns
             self._taken_ns.append(taken_ns)
 
-    def _told(self) -> UndividedState:
-        """Tell of the inferences since the last time too, while it runs."""
+    def _report(self) -> UndividedState:
+        """Report the state, and the inferences since the last report."""
         taken, self._taken_ns = self._taken_ns, []
         times_ms = np.percentile(np.array(taken) / 1e6, (50, 95, 99)).tolist() if taken else (None, None, None)
         is_alive = self._thread is not None and self._thread.is_alive()
         state = self._state
-        if state != FAILED and self._end.is_set():
-            state = FREEING if is_alive else NOTHING
+        if state != "failed" and self._end.is_set():
+            state = "freeing" if is_alive else "nothing"
         return UndividedState(state, self._engine, self._problem, len(taken), *times_ms)

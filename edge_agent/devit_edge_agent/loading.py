@@ -16,15 +16,15 @@ from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.errors import EngineError, InputError
+from devit_contract.machine import available_bytes, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
-from devit_engines.accuracy import Thresholds, reference_of, run_gate
-from devit_engines.board import clocks, detect_board, power_mode
-from devit_engines.building.backends import BACKENDS, RunSettings
-from devit_engines.building.build_all import load_engine, stored_key
+from devit_engines.accuracy import require_accuracy
+from devit_engines.board import detect_board
+from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
-from devit_engines.engine import Engine, EngineSpec
-from devit_engines.memory import available_bytes
-from devit_engines.null import NullEngine, PacedEngine
+from devit_engines.choice import OpenedEngine, open_engine
+from devit_engines.engine import Engine
+from devit_engines.names import ModelRef
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
 """What another engine in the same process may change."""
@@ -41,7 +41,7 @@ class Settings:
     """``agent.toml``."""
     config: AgentConfig
     engine_choice: str
-    """``built``, ``null`` or ``paced:MS``."""
+    """As of :func:`devit_engines.choice.open_engine`."""
     keys: KeyPair | None
 
 
@@ -73,7 +73,7 @@ def read_settings(path: Path, engine_choice: str) -> Settings:
 
 
 def read_again(settings: Settings) -> Settings:
-    """Read ``agent.toml`` anew, for another engine in the same process.
+    """Read ``agent.toml`` again, for another engine in the same process.
 
     Raises:
         InputError: As :func:`read_settings`, or something changed that belongs to the process and not to the engine.
@@ -86,8 +86,8 @@ def read_again(settings: Settings) -> Settings:
         changed.append("the content of secret_key")
     if changed:
         raise InputError(
-            f"{settings.path}: expected changes of {', '.join(_OF_THE_ENGINE)} alone while the agent runs, "
-            f"found {', '.join(changed)}: start the agent anew, or take that back"
+            f"{settings.path}: only {', '.join(_OF_THE_ENGINE)} may change while the agent runs, "
+            f"not {', '.join(changed)}: restart the agent, or undo that"
         )
     return fresh
 
@@ -97,7 +97,7 @@ def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -
 
     Args:
         settings: What holds for the whole process.
-        tell: Told of each step as it begins.
+        tell: Called with each step as it begins.
 
     Raises:
         InputError: A file is not usable, or the bundle is older than one that this device has run.
@@ -112,14 +112,14 @@ def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -
     else:
         bundle = Bundle(Path(config.bundle))
     tell("loading the engine")
-    digest, name, engine = _open_engine(config, bundle, store, settings.engine_choice, config.submodel)
+    opened = _open(settings, bundle, store, config.submodel)
     tell("warming the engine up")
-    with _closed_on_failure(engine):
-        engine.warm_up(_WARM_UP_RUNS)
-        return _described(config, bundle, digest, name, engine)
+    with _closed_on_failure(opened.engine):
+        opened.engine.warm_up(_WARM_UP_RUNS)
+        return _described(config, bundle, opened)
 
 
-def rehearse(settings: Settings, loaded: Loaded) -> None:
+def self_check(settings: Settings, loaded: Loaded) -> None:
     """Send the golden images through a loaded engine, as the build did: it may not be what it was then.
 
     Raises:
@@ -131,7 +131,7 @@ def rehearse(settings: Settings, loaded: Loaded) -> None:
     if settings.engine_choice != "built":
         return
     with _closed_on_failure(loaded.engine):
-        _judge(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
+        require_accuracy(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
 
 
 def open_undivided(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
@@ -152,12 +152,12 @@ def open_undivided(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
             f"{bundle.folder}: expected the undivided model (baseline), found none: take a bundle that was exported "
             "from a decomposition"
         )
-    _, name, engine = _open_engine(config, bundle, store, settings.engine_choice, None)
-    with _closed_on_failure(engine):
+    opened = _open(settings, bundle, store, "baseline")
+    with _closed_on_failure(opened.engine):
         if settings.engine_choice == "built":
-            _judge(engine, bundle, None, name)
-        engine.warm_up(_WARM_UP_RUNS)
-        return name, engine
+            require_accuracy(opened.engine, bundle, "baseline", opened.title)
+        opened.engine.warm_up(_WARM_UP_RUNS)
+        return opened.title, opened.engine
 
 
 def describe(loaded: Loaded, root: Path) -> Description:
@@ -181,48 +181,37 @@ def _closed_on_failure(engine: Engine) -> Iterator[None]:
         raise
 
 
-def _judge(engine: Engine, bundle: Bundle, device: int | None, name: str) -> None:
-    failures = run_gate(engine.features, reference_of(bundle, device), lambda _: None).failures(Thresholds())
-    if failures:
-        raise EngineError(f"{name}: expected what was trained, found {'; '.join(failures)}")
+def _open(settings: Settings, bundle: Bundle, store: Store, model: ModelRef) -> OpenedEngine:
+    config = settings.config
+    return open_engine(
+        settings.engine_choice,
+        bundle,
+        store,
+        model,
+        backend=config.backend,
+        precision=config.precision,
+        settings=RunSettings(
+            threads=config.threads,
+            cuda=config.cuda,
+            host_memory=config.host_memory,
+        ),
+        check_size=lambda size_bytes: _check_memory(2 * size_bytes, Path(config.root)),
+    )
 
 
-def _open_engine(
-    config: AgentConfig, bundle: Bundle, store: Store, choice: str, device: int | None
-) -> tuple[str, str, Engine]:
-    """Digest of the graph, what the engine is called, and the engine: of a submodel, or the baseline without one."""
-    role = "baseline" if device is None else "submodel"
-    if choice == "built":
-        key = stored_key(bundle, store, device, backend=config.backend, precision=config.precision)
-        record = store.record(key.digest)
-        _check_memory(2 * record.file.size_bytes if record is not None else 0, Path(config.root))
-        settings = RunSettings(threads=config.threads, cuda=config.cuda, host_memory=config.host_memory)
-        engine = load_engine(bundle, store, device, backend=key.backend, precision=config.precision, settings=settings)
-        return key.model_sha256, f"{BACKENDS[key.backend].title} {key.backend_version}, {key.rung}", engine
-    digest = bundle.manifest.file(role, device=device, rung="fp32").sha256
-    record_of_graph = bundle.manifest.graph(role, device)
-    spec = EngineSpec(choice, bundle.manifest.preprocess.shape, record_of_graph.output_dim, revision=0)
-    kind, _, number = choice.partition(":")
-    if choice == "null":
-        return digest, "null engine", NullEngine(spec)
-    if kind == "paced" and number.replace(".", "", 1).isdigit():
-        return digest, f"{choice} engine", PacedEngine(NullEngine(spec), float(number))
-    raise InputError(f"--engine {choice}: expected built, null or paced:MS, e.g. paced:5")
-
-
-def _described(config: AgentConfig, bundle: Bundle, digest: str, name: str, engine: Engine) -> Loaded:
+def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loaded:
     hello = Hello(
         name=config.name,
         submodel=config.submodel,
-        feature_dim=engine.output_dim,
-        model_sha256=digest,
-        engine=name,
+        feature_dim=opened.engine.output_dim,
+        model_sha256=opened.model_sha256,
+        engine=opened.title,
         feature_dtypes=("float32", "float16"),
         software=version("devit"),
     )
     board = detect_board(Path(config.root))
-    description = Description(board.name, board.l4t or "", name, " ".join(config.tegrastats), config.threads)
-    return Loaded(engine, bundle, hello, description)
+    description = Description(board.name, board.l4t or "", opened.title, " ".join(config.tegrastats), config.threads)
+    return Loaded(opened.engine, bundle, hello, description)
 
 
 def _check_memory(engine_bytes: int, root: Path) -> None:

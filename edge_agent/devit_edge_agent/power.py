@@ -1,21 +1,16 @@
-"""Power samples on request: the sampler's lines become telemetry, its failures become words."""
+"""Power samples on request: the sampler's lines become telemetry, its failures become text."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import zmq
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost, Telemetry
 from devit_profiling.sensor.sampler import PowerSampler
-
-if TYPE_CHECKING:
-    from devit_profiling.sensor.tegrastats import StampedLine
-
 
 _MAX_LINE_CHARS = 4096
 _MAX_LINES = 8
@@ -24,15 +19,15 @@ _MAX_WAITING = 4096
 
 
 class PowerFeed:
-    """At most one running sampler, watched by the agent's own poller."""
+    """At most one running sampler, watched by the agent's poller."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Keep the command; empty means that this device has no sensor."""
         self.cost: SamplingCost | None = None
-        """Of the last sampling, once it has ended; ``None`` where no sample came."""
+        """Of the last sampling, once it has ended; ``None`` if no sample came."""
         self._command = command
         self._sampler: PowerSampler | None = None
-        self._waiting: deque[StampedLine] = deque()
+        self._waiting: deque[PowerLine] = deque()
         self._ended = ""
         self._reader_cpu_ns = 0
         self._descriptor = -1
@@ -40,11 +35,11 @@ class PowerFeed:
 
     @property
     def has_more(self) -> bool:
-        """Whether something waits to be sent that no event will tell of."""
+        """Whether something waits to be sent, for which no event will come."""
         return bool(self._waiting or self._ended)
 
     def start(self, interval_ms: int, poller: zmq.Poller) -> str:
-        """Start sampling; a run that is under way ends first.
+        """Start sampling; a running sampling ends first.
 
         Returns:
             Why it could not be started, empty if it was.
@@ -66,13 +61,13 @@ class PowerFeed:
         return ""
 
     def stop(self) -> None:
-        """Stop sampling, if it is under way; what has not been sent is dropped."""
+        """Stop sampling, if it runs; unsent lines are dropped."""
         self._end()
         self._waiting.clear()
         self._ended = ""
 
     def feed(self, device: str, send: Callable[[Telemetry], None]) -> None:
-        """Send what has come since the last call, some lines at a time; the reason of an early end comes last."""
+        """Send the lines since the last call, some at a time; the reason of an early end comes last."""
         if self._sampler is None and not self.has_more:
             return
         start_ns = time.thread_time_ns()
@@ -82,7 +77,7 @@ class PowerFeed:
         if not self._waiting:
             ended, self._ended = self._ended, ""
         if batch or ended:
-            send(Telemetry(device, tuple(PowerLine(line.monotonic_ns, line.text) for line in batch), ended))
+            send(Telemetry(device, tuple(batch), ended))
         self._reader_cpu_ns += time.thread_time_ns() - start_ns
 
     def _read(self) -> None:

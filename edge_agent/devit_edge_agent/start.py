@@ -9,7 +9,7 @@ from pathlib import Path
 from devit_contract.service.journal import Log, Supervisor
 from devit_edge_agent.agent import EdgeAgent
 from devit_edge_agent.loading import load, read_settings
-from devit_edge_agent.sources.source import open_source
+from devit_edge_agent.sources.open import open_source
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""Another engine without a lost frame: it is loaded and checked beside the one that serves, then offered to the node.
+"""Another engine without a lost frame: it is loaded and checked beside the serving one, then offered to the node.
 
 ::
 
     idle ── start ──> loading (its own thread) ── good ──> offered (HELLO) ── WELCOME ──> serves
-                                └── bad: logged, the old one goes on    └── REFUSED: the old one goes on
+                                └── bad: logged, the old one stays      └── REFUSED: the old one stays
 
-An agent's first engine lives in the loop's thread. Each one after it goes on in the thread that loaded it, as CUDA
-wants, and every inference then costs some 20 us more, see :class:`~devit_engines.thread_bound.OwnThreadEngine`.
+An agent's first engine runs in the loop's thread. Each later one stays in the thread that loaded it, as CUDA requires,
+and every inference then costs some 20 us more, see :class:`~devit_engines.thread_bound.ThreadBoundEngine`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
-from devit_edge_agent.loading import Loaded, Settings, load, read_again, rehearse
+from devit_edge_agent.loading import Loaded, Settings, load, read_again, self_check
 from devit_engines.engine import Engine
-from devit_engines.thread_bound import OwnThreadEngine
+from devit_engines.thread_bound import ThreadBoundEngine
 
 
 class Swap:
@@ -31,14 +31,14 @@ class Swap:
         """Start with none."""
         self._settings = settings
         self._log = log
-        self._loading: OwnThreadEngine | None = None
+        self._loading: ThreadBoundEngine | None = None
         self._loaded: Loaded | None = None  # by the thread, before its future is done
         self._offered: Loaded | None = None
         self._reader, self._writer = os.pipe()
 
     @property
     def is_offered(self) -> bool:
-        """Whether an engine waits for the node's word."""
+        """Whether an engine waits for the node's answer."""
         return self._offered is not None
 
     def fileno(self) -> int:
@@ -46,17 +46,17 @@ class Swap:
         return self._reader
 
     def start(self) -> None:
-        """Load what ``agent.toml`` and the store say now, unless an engine is on its way already."""
+        """Load the engine that ``agent.toml`` and the store name now, unless another one is loading or offered."""
         if self._loading is not None or self._offered is not None:
-            where = "is being loaded" if self._offered is None else "waits for the node's word"
-            self._log.say(Priority.WARNING, f"nothing is loaded: another engine {where} already; try again after it")
+            where = "is being loaded" if self._offered is None else "waits for the node's answer"
+            self._log.log(Priority.WARNING, f"no engine is loaded: another one {where} already; try again after it")
             return
-        self._log.say(Priority.INFO, "loading the engine anew")
-        self._loading = OwnThreadEngine(self._load)
+        self._log.log(Priority.INFO, "loading the engine again")
+        self._loading = ThreadBoundEngine(self._load)
         self._loading.opened.add_done_callback(self._wake)
 
     def take_loaded(self) -> Loaded | None:
-        """Hand out the engine that has just been loaded and found good, to be offered."""
+        """Hand out the engine that has just been loaded and found good, to offer it."""
         if self._loading is None or not self._loading.opened.done():
             return None
         os.read(self._reader, 1)
@@ -65,7 +65,7 @@ class Swap:
         error = engine.opened.exception()
         if error is not None:
             engine.close()
-            self._log.say(Priority.ERROR, f"the engine that serves goes on: {_told(error)}")
+            self._log.log(Priority.ERROR, f"the old engine keeps serving: {_line(error)}")
             return None
         assert loaded is not None
         self._offered = replace(loaded, engine=engine)
@@ -80,11 +80,11 @@ class Swap:
     def refuse(self, why: str) -> None:
         """Give the engine on offer up."""
         refused = self.take_over()
-        self._log.say(Priority.ERROR, f"the engine that serves goes on: {why}")
+        self._log.log(Priority.ERROR, f"the old engine keeps serving: {why}")
         retire(refused.engine, self._log)
 
     def close(self) -> None:
-        """Close what was loaded and never served; one that is still loading is waited for."""
+        """Close an engine that never served; wait for one that is still loading."""
         if self._offered is not None:
             retire(self.take_over().engine, self._log)
         if self._loading is not None:
@@ -95,7 +95,7 @@ class Swap:
     def _load(self) -> Engine:
         settings = read_again(self._settings)
         loaded = load(settings)
-        rehearse(settings, loaded)
+        self_check(settings, loaded)
         self._loaded = loaded
         return loaded.engine
 
@@ -104,15 +104,15 @@ class Swap:
 
 
 def retire(engine: Engine, log: Log) -> None:
-    """Close an engine that another one has replaced, or that never served; what fails at that is told, and no more."""
+    """Close an engine that was replaced or never served; a failure is logged only."""
     try:
         engine.close()
     except EngineError as err:
-        log.say(Priority.ERROR, f"an engine that serves no more was not freed: {err}")
+        log.log(Priority.ERROR, f"an engine that serves no more was not freed: {err}")
 
 
-def _told(error: BaseException) -> str:
-    """Put an error into one line; a bug is told with its place, as nobody sees its traceback."""
+def _line(error: BaseException) -> str:
+    """Put an error into one line; a bug has its place in it, as its traceback is not shown."""
     if isinstance(error, DevitError):
         return str(error)
     places = traceback.extract_tb(error.__traceback__)

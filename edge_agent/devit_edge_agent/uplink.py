@@ -3,10 +3,10 @@
 What ends a link, and what brings it back:
 
 ==================================  ==============================================================================
-the node or the network goes        libzmq connects again by itself, and this device introduces itself again
-a refused handshake                 libzmq may never try again: the link is made anew after two seconds
-no word from the node for 5 s       it pings every second, so the route is gone or somebody else's: made anew
-the node says REFUSED               an error: only the operator can help (another bundle, another name, a twin)
+the node or the network goes        libzmq reconnects automatically, and this device introduces itself again
+a refused handshake                 libzmq may never try again: the agent reconnects after two seconds
+no message from the node for 5 s    it pings every second, so the route is gone or another peer's: reconnect
+the node sends REFUSED              an error: only the operator can help (other bundle, other or duplicate name)
 ==================================  ==============================================================================
 """
 
@@ -21,16 +21,16 @@ import zmq
 
 from devit_contract.artefacts.fleet import AgentConfig
 from devit_contract.artefacts.keys import KeyPair
-from devit_contract.errors import LinkError, WireError
+from devit_contract.errors import RefusedError, WireError
 from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
 from devit_contract.wire.messages import Hello, Refused, Welcome, body, read_body
 from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
 
 _HELLO_NS = 1_000_000_000
-"""Until an introduction that was not answered is made again."""
+"""Until an unanswered introduction is repeated."""
 _RETRY_NS = 2_000_000_000
-"""Pause before a link whose handshake failed is made anew."""
+"""Pause before a reconnection after a failed handshake."""
 _SILENCE_NS = 5_000_000_000
 _LINGER_MS = 200
 _NOW = int(zmq.NOBLOCK)
@@ -47,8 +47,8 @@ class Uplink:
         Args:
             config: ``agent.toml``.
             keys: Own keys, or ``None`` without encryption.
-            log: Told when the link changes.
-            hello: What the node is told of this device.
+            log: Where changes of the link go.
+            hello: How this device introduces itself.
             revision: The engine's.
         """
         self._config = config
@@ -62,7 +62,7 @@ class Uplink:
         self._hello_ns: int | None = None
         self._retry_ns: int | None = None
         self._heard_ns = 0
-        self._has_told_refusal = False
+        self._has_logged_refusal = False
         self._opened = open_context()
         self.socket, self.monitor = connect_dealer(
             self._opened.__enter__(),
@@ -76,52 +76,52 @@ class Uplink:
 
     @property
     def is_introducing(self) -> bool:
-        """Whether an introduction is on its way: no feature may be sent before the node knows its engine."""
+        """Whether an introduction is unanswered: no feature may be sent before the node knows its engine."""
         return self._hello_ns is not None
 
     def close(self) -> None:
-        """Close the link; what was sent last still goes out."""
+        """Close the link; the last messages still go out."""
         self.socket.disable_monitor()
         self.socket.close(linger=_LINGER_MS)
         self._opened.__exit__(None, None, None)
 
     def watch(self, *, has_events: bool) -> bool:
-        """Look after the link; tell whether it ended, so that what was under way is nobody's any more."""
+        """Watch the link; tell whether it ended, so that the queued frames are obsolete."""
         had_run = self.run_id is not None
         for event, _ in self.monitor.read() if has_events else ():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._retry_ns = None
-                self._has_told_refusal = False
+                self._has_logged_refusal = False
                 self._hello_ns = time.monotonic_ns()
             elif event == zmq.EVENT_DISCONNECTED:
                 self._end("the link to the node is gone, waiting for it")
             else:
                 self._end("")
-                if not self._has_told_refusal:
-                    self._log.say(Priority.WARNING, "the node refuses the handshake: check both keys; trying again")
-                self._has_told_refusal = True
+                if not self._has_logged_refusal:
+                    self._log.log(Priority.WARNING, "the node refuses the handshake: check both keys; trying again")
+                self._has_logged_refusal = True
                 self._retry_ns = time.monotonic_ns() + _RETRY_NS
         now_ns = time.monotonic_ns()
         if self.run_id is not None and now_ns - self._heard_ns > _SILENCE_NS:
             self._end(f"nothing came from the node for {_SILENCE_NS // 1_000_000_000} s, connecting again")
             self._retry_ns = now_ns
         if self._hello_ns is not None and now_ns >= self._hello_ns:
-            self._say_hello()
+            self._send_hello()
         if self._retry_ns is not None and now_ns >= self._retry_ns:
             self._retry_ns = None
             reconnect(self.socket, self._config.node)
         return had_run and self.run_id is None
 
     def introduce(self, hello: Hello, revision: int) -> None:
-        """Tell the node of another engine; :attr:`is_introducing` holds until it has answered."""
+        """Introduce another engine to the node; :attr:`is_introducing` holds until it has answered."""
         self._hello, self._revision = body(hello), revision
-        self._say_hello()  # at once: until the answer, no frame is worked on
+        self._send_hello()  # now: no frame is worked on until the answer
 
     def receive(self) -> Iterator[Message]:
-        """Take what has come, without waiting; what is for the link itself is not handed on but for WELCOME.
+        """Take what has come, without waiting; messages for the link itself are kept here, except WELCOME.
 
         Raises:
-            LinkError: The node refuses this device.
+            RefusedError: The node refuses this device.
         """
         while is_readable(self.socket):
             frame = self.socket.recv(_NOW, copy=False)
@@ -137,17 +137,17 @@ class Uplink:
                     if message.engine_revision:  # else the device is refused, whatever it runs
                         self._check_revision(message)
                     self._hello_ns = None
-                    raise LinkError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
+                    raise RefusedError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
                 elif message.run_id != self.run_id:
                     raise WireError("run", f"{message.kind.name} of run {message.run_id}, not of the present one")
                 yield message
             except WireError as err:
-                self._log.say(Priority.WARNING, f"a message of the node was not used: {err}")
+                self._log.log(Priority.WARNING, f"a message of the node was not used: {err}")
 
     def send(self, message: Message) -> None:
         """Send without waiting.
 
-        Where the link went this moment, or takes no more, nothing is sent: the node counts the frame as missing.
+        If the link has just gone or is full, nothing is sent: the node counts the frame as missing.
         """
         with suppress(zmq.Again):
             self.socket.send(pack(message), _NOW)
@@ -157,8 +157,8 @@ class Uplink:
             found = f"{message.kind.name} of engine {message.engine_revision:08x}"
             raise WireError("engine", f"{found}, expected {self._revision:08x}")
 
-    def _say_hello(self) -> None:
-        self._hello_ns = time.monotonic_ns() + _HELLO_NS  # said again by then: either message may be lost
+    def _send_hello(self) -> None:
+        self._hello_ns = time.monotonic_ns() + _HELLO_NS  # repeated by then: either message may be lost
         hello = Message(
             Kind.HELLO, Dtype.BODY, payload=self._hello, engine_revision=self._revision, boot_id=self.boot_id
         )
@@ -166,6 +166,6 @@ class Uplink:
 
     def _end(self, text: str) -> None:
         if text and (self.run_id is not None or self._retry_ns is None):
-            self._log.say(Priority.NOTICE, text)
+            self._log.log(Priority.NOTICE, text)
         self._hello_ns = None
         self.run_id = None

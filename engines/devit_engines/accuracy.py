@@ -1,4 +1,4 @@
-"""The parity gate: does the engine on this very device still compute what was trained?
+"""The accuracy check: does the engine on this very device still compute what was trained?
 
 The golden images of the bundle go through the engine; its outputs are compared with the reference features, and the
 answers after fusion with the reference answers. An engine that fails is never stored.
@@ -14,28 +14,24 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import Tensors
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import ManifestError
-from devit_engines.engine import Float32Array, UInt8Array
+from devit_contract.errors import EngineError, ManifestError
+from devit_engines.engine import Engine
+from devit_engines.names import ModelRef
 
 BATCH = 16
 """Golden images per call."""
 ENOUGH_IMAGES = 256
-"""None of so many flipped means that at most 1.2 % flip (rule of three, 95 %); fewer are noted in ``engine.json``."""
+"""If none of these flips, at most 1.2 % do (rule of three, 95 %); fewer are noted in ``engine.json``."""
+_COSINE_MIN = 0.995
+_COSINE_MEDIAN = 0.999
+_RELATIVE_L2 = 0.03
 _HINT = "make the bundle again with devit export"
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """What an engine has to reach."""
-
-    cosine_min: float = 0.995
-    cosine_median: float = 0.999
-    relative_l2: float = 0.03
-
-
-class GateResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class AccuracyResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Figures of one engine over the golden images; kept in ``engine.json``."""
 
     images: int
@@ -56,17 +52,17 @@ class GateResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     flip_rate_bound: float | None = None
     """Upper bound of the flip rate at 95 % confidence (3/n, the rule of three); absent where an answer flipped."""
 
-    def failures(self, thresholds: Thresholds) -> list[str]:
-        """Name every figure that missed its threshold; a NaN misses it."""
+    def failures(self) -> list[str]:
+        """Name every figure that misses its threshold; a NaN misses it."""
         if self.non_finite:
             return [f"{self.non_finite} output numbers are NaN or infinite, expected none"]
         found = []
-        if not self.cosine_min >= thresholds.cosine_min:
-            found.append(f"smallest cosine {self.cosine_min:.4f}, expected at least {thresholds.cosine_min}")
-        if not self.cosine_median >= thresholds.cosine_median:
-            found.append(f"median cosine {self.cosine_median:.4f}, expected at least {thresholds.cosine_median}")
-        if not self.relative_l2 <= thresholds.relative_l2:
-            found.append(f"relative L2 error {self.relative_l2:.2%}, expected at most {thresholds.relative_l2:.0%}")
+        if not self.cosine_min >= _COSINE_MIN:
+            found.append(f"smallest cosine {self.cosine_min:.4f}, expected at least {_COSINE_MIN}")
+        if not self.cosine_median >= _COSINE_MEDIAN:
+            found.append(f"median cosine {self.cosine_median:.4f}, expected at least {_COSINE_MEDIAN}")
+        if not self.relative_l2 <= _RELATIVE_L2:
+            found.append(f"relative L2 error {self.relative_l2:.2%}, expected at most {_RELATIVE_L2:.0%}")
         if self.flips_above_margin:
             found.append(f"{self.flips_above_margin} of {self.images} answers flipped, expected none")
         return found
@@ -86,48 +82,69 @@ class Reference:
     """Maps outputs ``(n, dim)`` to logits ``(n, K)``: the fusion with all other features at their reference."""
 
 
-def reference_of(bundle: Bundle, device: int | None) -> Reference:
-    """Read what submodel ``device``, or the baseline where it is None, has to compute.
+def reference_of(bundle: Bundle, model: ModelRef) -> Reference:
+    """Read what a model of the bundle has to compute.
 
     Raises:
         ManifestError: The golden set lacks the baseline's logits, or does not fit the fusion head.
     """
     golden = bundle.golden()
     if not len(golden["images"]):
-        raise ManifestError(f"{bundle.path('golden')}: expected images, found none: {_HINT}")
-    if device is None:
+        raise ManifestError(f"{bundle.path('golden')}: there are no images: {_HINT}")
+    if model == "baseline":
         if "baseline.logits" not in golden:
-            raise ManifestError(f"{bundle.path('golden')}: expected baseline.logits, found none: {_HINT}")
+            raise ManifestError(f"{bundle.path('golden')}: there is no baseline.logits: {_HINT}")
         logits = golden["baseline.logits"]
         return Reference(golden["images"], logits, logits, lambda outputs: outputs)
-    outputs = golden[f"features.{device}"]
-    return Reference(golden["images"], outputs, golden["logits"], _fused_with(bundle, golden, device))
+    outputs = golden[f"features.{model}"]
+    return Reference(golden["images"], outputs, golden["logits"], _fused_with(bundle, golden, model))
 
 
-def digest_of_reference(bundle: Bundle) -> str:
-    """Name the golden set and the fusion head that an engine was judged by, as 64 hex digits."""
+def reference_digest(bundle: Bundle) -> str:
+    """Name the golden set and the fusion head that engines are checked with, as 64 hex digits."""
     parts = (bundle.manifest.file("golden").sha256, bundle.manifest.file("fusion").sha256)
     return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
 
 
-def run_gate(
-    run: Callable[[UInt8Array], Float32Array], reference: Reference, progress: Callable[[int], None]
-) -> GateResult:
-    """Send the golden images through an engine and judge its outputs.
+def check_accuracy(
+    run: Callable[[UInt8Array], Float32Array],
+    reference: Reference,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> AccuracyResult:
+    """Send the golden images through an engine and compare its outputs.
 
     Args:
         run: Images ``(batch, H, W, C)`` to outputs ``(batch, dim)``, which need not be finite.
         reference: What to compare with.
-        progress: Told how many images are done.
+        progress: Called with the number of images that are done.
     """
     parts = []
     for start in range(0, len(reference.images), BATCH):
         parts.append(run(reference.images[start : start + BATCH]))
         progress(min(start + BATCH, len(reference.images)))
-    return judge(np.concatenate(parts), reference)
+    return compare(np.concatenate(parts), reference)
 
 
-def judge(outputs: Float32Array, reference: Reference) -> GateResult:
+def require_accuracy(engine: Engine, bundle: Bundle, model: ModelRef, name: str) -> AccuracyResult:
+    """Check a loaded engine, which may not be what it was when it was built.
+
+    Args:
+        engine: Loaded.
+        bundle: With the golden images.
+        model: What the engine has to compute.
+        name: For messages.
+
+    Raises:
+        EngineError: The engine fails, or does not compute what was trained.
+        ManifestError: The golden images are not usable.
+    """
+    result = check_accuracy(engine.features, reference_of(bundle, model))
+    if failures := result.failures():
+        raise EngineError(f"{name}: expected what was trained, found {'; '.join(failures)}")
+    return result
+
+
+def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
     """Compare outputs ``(n, dim)`` with the reference."""
     count = len(outputs)
     margins = _margins(reference.logits)
@@ -135,12 +152,12 @@ def judge(outputs: Float32Array, reference: Reference) -> GateResult:
     non_finite = outputs.size - int(np.count_nonzero(np.isfinite(outputs)))
     if non_finite:
         nan = float("nan")
-        return GateResult(count, non_finite, nan, nan, nan, nan, 0, 0, margin)
+        return AccuracyResult(count, non_finite, nan, nan, nan, nan, 0, 0, margin)
     cosines = _cosines(outputs, reference.outputs)
     difference = outputs.astype(np.float64) - reference.outputs
     flipped = reference.answer(outputs).argmax(axis=1) != reference.logits.argmax(axis=1)  # (n,)
     flips = int(np.count_nonzero(flipped))
-    return GateResult(
+    return AccuracyResult(
         images=count,
         non_finite=0,
         cosine_min=float(cosines.min()),

@@ -1,87 +1,58 @@
-"""``devit build`` and ``devit engines``: what they take and what they print."""
+"""``devit build`` and ``devit engines``: build a bundle's engines on this device, list, check and remove them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
+from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision
 from devit_contract.errors import EngineError
-from devit_contract.service.terminal import print_table, progress_bar
-from devit_engines.building.backends import BACKENDS, CHOICES, RunSettings, backend_of
-from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
+from devit_contract.service.terminal import print_json, print_table, progress_bar
+from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
+from devit_engines.building.build_all import build_engines, load_engine
+from devit_engines.building.build_one import BuiltEngine
 from devit_engines.building.store import Entry, Store
-from devit_engines.cuda.api import CHOICES as CUDA_CHOICES
-from devit_engines.trt.engine import HOST_MEMORY
+from devit_engines.names import ModelRef, name_of, role_of
+from devit_engines.trt.inspection import Inspection, inspect_engine
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 engines_app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Look after the engines stored on this device."
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the engines stored on this device."
 )
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """Refuse other words than these as wrong usage."""
-
-    def check(value: str) -> str:
-        if value not in choices:
-            raise typer.BadParameter(f"expected one of {', '.join(choices)}, found {value!r}")
-        return value
-
-    return check
-
 
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")
 ]
+SubmodelsOption = Annotated[
+    str | None, typer.Option(metavar="N,...", help="Submodels to take, comma separated (default: all).")
+]
+BaselineOption = Annotated[bool, typer.Option(help="Take the undivided teacher too.")]
 BackendOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", callback=_one_of(CHOICES), help="tensorrt, ort, or auto: TensorRT where it is installed."
-    ),
+    BackendChoice, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT if it is installed.")
 ]
 PrecisionOption = Annotated[
-    str,
-    typer.Option(
-        metavar="fp16|fp32",
-        callback=_one_of(("fp16", "fp32")),
-        help="fp16 tries the fastest rung first, fp32 takes that one alone.",
-    ),
+    Precision,
+    typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone."),
 ]
 CudaOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", callback=_one_of(CUDA_CHOICES), help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto."
-    ),
+    CudaChoice, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
 ]
 HostMemoryOption = Annotated[
-    str,
-    typer.Option(
-        metavar="pinned|mapped",
-        callback=_one_of(HOST_MEMORY),
-        help="How images reach the GPU: copied, or read where they lie.",
-    ),
+    HostMemory,
+    typer.Option(metavar="pinned|mapped", help="How images reach the GPU: copied, or read from the CPU's memory."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-
-
-def _indices(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as err:
-        raise typer.BadParameter(f"expected device numbers such as 0,2, found {text!r}") from err
 
 
 @app.command()
 def build(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder from devit export.")],
-    submodels: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Submodels to build, comma separated (default: all).")
-    ] = None,
-    baseline: Annotated[bool, typer.Option(help="Build the undivided teacher too.")] = False,
+    submodels: SubmodelsOption = None,
+    baseline: BaselineOption = False,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "fp16",
     cuda: CudaOption = "auto",
@@ -99,20 +70,12 @@ def build(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the engines of a bundle on this device, and check each against the golden images."""
-    from devit_contract.artefacts.manifest import Bundle
-    from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
-
+    """Build the engines of a bundle on this device, and check each with the golden images."""
     if allow_older and allowed_signers is None:
-        raise typer.BadParameter("give --allow-older with --allowed-signers: nothing else looks at a bundle's age")
+        raise typer.BadParameter("give --allow-older with --allowed-signers: only then the bundle's age is checked")
     chosen = None if submodels is None else _indices(submodels)
-    opened = Store(store)
-    row = backend_of(backend)
-    if allowed_signers is None:
-        source = Bundle(bundle)
-    else:
-        source, signer = open_admitted(bundle, allowed_signers, opened.folder / MEMORY_NAME, allow_older=allow_older)
-        typer.echo(f"{bundle}: signed by {signer}", err=True)
+    opened, row = Store(store), backend_of(backend)
+    source = _admitted(bundle, allowed_signers, opened, allow_older=allow_older)
     with progress_bar(quiet=as_json) as progress:
         built = build_engines(
             source,
@@ -125,7 +88,7 @@ def build(
             progress=progress,
         )
     if as_json:
-        _print_json(built)
+        print_json([_for_programs(engine, opened) for engine in built])
         return
     header = ["model", "rung", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
@@ -139,12 +102,10 @@ def list_engines(store: StoreOption = None, as_json: JsonOption = False) -> None
     opened = Store(store)
     entries = opened.entries()
     if as_json:
-        _print_json(entries)
+        print_json(entries)
         return
-    rows = [_entry_row(entry) for entry in entries]
-    print_table(
-        f"{opened.folder}: {len(rows)} engines", ["key", "model", "rung", "built by", "for", "created (UTC)"], rows
-    )
+    header = ["key", "model", "rung", "built by", "for", "created (UTC)"]
+    print_table(f"{opened.folder}: {len(entries)} engines", header, [_entry_row(entry) for entry in entries])
 
 
 @engines_app.command()
@@ -153,9 +114,9 @@ def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
     opened = Store(store)
     entries = opened.entries()
     if as_json:
-        _print_json(entries)
+        print_json(entries)
     else:
-        rows = [[entry.digest[:12], _model_of(entry), "damaged" if entry.damage else "whole"] for entry in entries]
+        rows = [[entry.digest[:12], entry.title, "damaged" if entry.damage else "whole"] for entry in entries]
         print_table(f"{opened.folder}: {len(rows)} engines", ["key", "model", "state"], rows)
         for entry in entries:
             if entry.damage is not None:
@@ -163,48 +124,43 @@ def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
     damaged = [entry.digest[:12] for entry in entries if entry.damage is not None]
     if damaged:
         raise EngineError(
-            f"{opened.folder}: expected {len(entries)} whole engines, found {', '.join(damaged)} damaged: "
+            f"{opened.folder}: {len(damaged)} of {len(entries)} engines are damaged ({', '.join(damaged)}): "
             "run devit build again, or devit engines prune"
         )
 
 
 @engines_app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder whose engines are looked at.")],
-    submodels: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Submodels to look at, comma separated (default: all).")
-    ] = None,
-    baseline: Annotated[bool, typer.Option(help="Look at the undivided teacher too.")] = False,
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder whose engines are inspected.")],
+    submodels: SubmodelsOption = None,
+    baseline: BaselineOption = False,
     store: StoreOption = None,
     cuda: CudaOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Show what TensorRT made of each graph: fused attention, Casts, layers of each precision."""
-    from devit_contract.artefacts.manifest import Bundle
-    from devit_engines.trt.engine import TrtEngine
-    from devit_engines.trt.inspection import inspect_plan
-
     opened, source = Store(store), Bundle(bundle)
-    devices: list[int | None] = [*(range(len(source.manifest.submodels)) if submodels is None else _indices(submodels))]
-    found = {}
-    for device in [*devices, None] if baseline else devices:
-        name = "baseline" if device is None else f"submodel {device}"
-        with load_engine(source, opened, device, settings=RunSettings(cuda=cuda, use_graph=False)) as engine:
-            if not isinstance(engine, TrtEngine):
-                raise EngineError(
-                    f"{name}: expected a TensorRT engine, found one of ONNX Runtime, which has no layers to look at: "
-                    "run devit build on a device with TensorRT"
-                )
-            blocks = source.manifest.graph("baseline" if device is None else "submodel", device).attentions
-            found[name] = (inspect_plan(engine.information(), name), blocks)
+    models: list[ModelRef] = [*(range(len(source.manifest.submodels)) if submodels is None else _indices(submodels))]
+    found: dict[ModelRef, Inspection] = {}
+    for model in [*models, "baseline"] if baseline else models:
+        with load_engine(source, opened, model, settings=RunSettings(cuda=cuda, use_graph=False)) as engine:
+            inspection = inspect_engine(engine)
+        if inspection is None:
+            raise EngineError(
+                f"{name_of(model)}: an engine of ONNX Runtime has no layers to inspect: "
+                "run devit build on a device with TensorRT"
+            )
+        found[model] = inspection
     if as_json:
-        plain = {name: seen for name, (seen, _) in found.items()}
-        typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+        print_json({name_of(model): inspection for model, inspection in found.items()})
         return
     rows = []
-    for name, (seen, blocks) in found.items():
+    for model, seen in found.items():
+        blocks = source.manifest.graph(*role_of(model)).attentions
         precisions = ", ".join(f"{kind} {count}" for kind, count in seen.by_precision.items())
-        rows.append([name, str(seen.layers), f"{seen.fused_attentions} of {blocks}", str(seen.casts), precisions])
+        rows.append(
+            [name_of(model), str(seen.layers), f"{seen.fused_attentions} of {blocks}", str(seen.casts), precisions]
+        )
     print_table(f"{bundle}: TensorRT engines", ["model", "layers", "fused attention", "casts", "layers by type"], rows)
 
 
@@ -217,8 +173,6 @@ def prune(
     store: StoreOption = None,
 ) -> None:
     """Remove engines that are damaged, of a version no longer installed, or of no kept bundle; and leftovers."""
-    from devit_contract.artefacts.manifest import Bundle
-
     opened = Store(store)
     kept = None if keep is None else {file.sha256 for folder in keep for file in Bundle(folder).manifest.files}
     removed = 0
@@ -226,63 +180,64 @@ def prune(
         reason = _reason_to_remove(entry, kept)
         if reason is not None:
             opened.remove(entry.digest)
-            typer.echo(f"removed {entry.digest[:12]} ({_model_of(entry)}): {reason}")
+            typer.echo(f"removed {entry.digest[:12]} ({entry.title}): {reason}")
             removed += 1
-    for digest in opened.left_behind():
+    for digest in opened.leftovers():
         with opened.lock(digest):  # which deletes the drafts of killed builds
             typer.echo(f"removed what a killed build of {digest[:12]} left behind")
     typer.echo(f"{removed} engines removed from {opened.folder}")
 
 
+def _indices(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as err:
+        raise typer.BadParameter(f"expected submodel numbers such as 0,2, found {text!r}") from err
+
+
+def _admitted(folder: Path, allowed_signers: Path | None, store: Store, *, allow_older: bool) -> Bundle:
+    if allowed_signers is None:
+        return Bundle(folder)
+    bundle, signer = open_admitted(folder, allowed_signers, store.folder / MEMORY_NAME, allow_older=allow_older)
+    typer.echo(f"{folder}: signed by {signer}", err=True)
+    return bundle
+
+
 def _reason_to_remove(entry: Entry, kept: set[str] | None) -> str | None:
     if entry.damage is not None or entry.record is None:
         return "damaged"
-    installed = _installed_version(entry.record.key.backend)
-    if installed is not None and installed != entry.record.key.backend_version:
-        return f"built by {entry.record.key.backend} {entry.record.key.backend_version}, {installed} is installed"
-    if kept is not None and entry.record.key.model_sha256 not in kept:
+    key = entry.record.key
+    row = BACKENDS.get(key.backend)
+    if row is not None and row.is_installed and row.version() != key.backend_version:
+        return f"built by {key.backend} {key.backend_version}, {row.version()} is installed"
+    if kept is not None and key.model_sha256 not in kept:
         return "its graph is in no kept bundle"
     return None
 
 
-def _installed_version(backend: str) -> str | None:
-    row = BACKENDS.get(backend)
-    return row.version() if row is not None and row.is_installed else None
+def _for_programs(engine: BuiltEngine, store: Store) -> dict[str, object]:
+    where = {"model": engine.model, "digest": engine.digest, "path": store.folder / engine.digest}
+    return where | {"was_cached": engine.was_cached, "duration_s": engine.duration_s, "record": engine.record}
 
 
 def _row(engine: BuiltEngine) -> list[str]:
-    gate = engine.gate
-    flips = f"{gate.flips} of {gate.images}" if gate.flip_rate_bound is None else f"<= {gate.flip_rate_bound:.1%}"
+    record, accuracy = engine.record, engine.record.accuracy
+    bound = accuracy.flip_rate_bound
     return [
-        "baseline" if engine.device is None else f"submodel {engine.device}",
-        engine.rung,
-        f"{engine.size_bytes / 1e6:.2f} MB",
-        "kept" if engine.was_cached else f"{engine.build_s:.1f} s",
-        f"{gate.cosine_min:.5f}",
-        flips,
-        f"{engine.latency.p50_ms:.2f}",
-        f"{engine.latency.p99_ms:.2f}",
+        name_of(engine.model),
+        record.key.rung,
+        f"{record.file.size_bytes / 1e6:.2f} MB",
+        "kept" if engine.was_cached else f"{record.build_s:.1f} s",
+        f"{accuracy.cosine_min:.5f}",
+        f"{accuracy.flips} of {accuracy.images}" if bound is None else f"<= {bound:.1%}",
+        f"{record.latency.p50_ms:.2f}",
+        f"{record.latency.p99_ms:.2f}",
     ]
 
 
 def _entry_row(entry: Entry) -> list[str]:
     if entry.record is None:
         return [entry.digest[:12], "damaged", "", "", "", ""]
-    key = entry.record.key
+    key, created = entry.record.key, entry.record.created[:16].replace("T", " ")
     built_by, built_for = f"{key.backend} {key.backend_version}", f"{key.device_name}, {key.compute_capability}"
-    return [
-        entry.digest[:12],
-        _model_of(entry),
-        key.rung,
-        built_by,
-        built_for,
-        entry.record.created[:16].replace("T", " "),
-    ]
-
-
-def _model_of(entry: Entry) -> str:
-    return "unknown" if entry.record is None else entry.record.model
-
-
-def _print_json(values: list[BuiltEngine] | list[Entry]) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(values, enc_hook=str), indent=2).decode())
+    return [entry.digest[:12], entry.title, key.rung, built_by, built_for, created]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 _Self = TypeVar("_Self", bound="CheckedEngine")
 
@@ -22,7 +19,7 @@ class CannotCompileError(EngineError):
     """A back end makes no engine of a graph; another rung of it may do."""
 
 
-class Engine(Protocol):
+class Engine(AbstractContextManager["Engine"], Protocol):
     """One loaded submodel, or the baseline; a context manager that frees it."""
 
     @property
@@ -56,12 +53,6 @@ class Engine(Protocol):
         """Free the model; calling it twice is allowed, ``features`` afterwards is an error."""
         ...
 
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -91,25 +82,17 @@ class CheckedEngine(ABC):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels of one image."""
         return self.spec.image_shape
 
     @property
     def output_dim(self) -> int:
-        """Numbers per image."""
         return self.spec.output_dim
 
     @property
     def revision(self) -> int:
-        """Name of this build, an unsigned 32-bit number."""
         return self.spec.revision
 
     def features(self, images: UInt8Array) -> Float32Array:
-        """Map images ``(batch, H, W, C)``, uint8, to features ``(batch, dim)``, float32, owned by the caller.
-
-        Raises:
-            EngineError: The images have another type or shape, the back end failed, or an output is not finite.
-        """
         outputs = self.unchecked_features(images)
         bad = outputs.size - int(np.count_nonzero(np.isfinite(outputs)))
         if bad:
@@ -120,7 +103,7 @@ class CheckedEngine(ABC):
         return outputs
 
     def unchecked_features(self, images: UInt8Array) -> Float32Array:
-        """As :meth:`features`, but numbers that are not finite come back too; for the gate, which counts them."""
+        """As :meth:`features`, but numbers may be NaN or infinite: the accuracy check counts them."""
         self._check_images(images)
         outputs = self._run(np.ascontiguousarray(images))
         expected = (len(images), self.output_dim)
@@ -132,21 +115,17 @@ class CheckedEngine(ABC):
         return outputs
 
     def warm_up(self, runs: int) -> None:
-        """Answer ``runs`` black images, so that the first real one is as fast as the rest."""
         black = np.zeros((1, *self.image_shape), np.uint8)
         for _ in range(runs):
             self.features(black)
 
     def close(self) -> None:
-        """Free the model; calling it twice is allowed."""
         self._is_closed = True
 
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     @abstractmethod
@@ -155,7 +134,7 @@ class CheckedEngine(ABC):
 
     def _check_images(self, images: UInt8Array) -> None:
         if self._is_closed:
-            raise EngineError(f"{self.spec.name}: expected an open engine, found it closed: load it again")
+            raise EngineError(f"{self.spec.name}: the engine is closed: load it again")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
             height, width, channels = self.image_shape
             raise EngineError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 
 _LOG_ERRORS_ONLY = 3
 _ERROR_NAMES = (
@@ -45,7 +45,7 @@ class OrtEngine(CheckedEngine):
             from onnxruntime.capi import onnxruntime_pybind11_state as native
         except ImportError as err:
             raise EngineError(
-                f"{spec.name}: expected ONNX Runtime, found none ({err}): run pip install onnxruntime"
+                f"{spec.name}: ONNX Runtime is not installed ({err}): run pip install onnxruntime"
             ) from err
         self._errors = (ValueError, RuntimeError, *(getattr(native, name) for name in _ERROR_NAMES))
         options = onnxruntime.SessionOptions()
@@ -64,16 +64,6 @@ class OrtEngine(CheckedEngine):
                 f"({_first_line(err)}): build the engine again with devit build"
             ) from err
         self._input_name = self._check_signature()
-
-    @classmethod
-    def from_file(cls, path: Path, spec: EngineSpec, *, threads: int = 1) -> OrtEngine:
-        """Load a graph from a file, without a store and without a digest."""
-        try:
-            return cls(path.read_bytes(), spec, threads=threads)
-        except OSError as err:
-            raise EngineError(
-                f"{path}: expected an ONNX file, it cannot be read ({err.strerror}): check the path"
-            ) from err
 
     def close(self) -> None:
         """Free the session."""
@@ -118,7 +108,7 @@ def installed_version() -> str:
             return version(package)
         except PackageNotFoundError:
             continue
-    raise EngineError("expected ONNX Runtime, found none: run pip install onnxruntime")
+    raise EngineError("ONNX Runtime is not installed: run pip install onnxruntime")
 
 
 def _may_be(found: list[int | str | None], expected: tuple[int | None, ...]) -> bool:

@@ -1,8 +1,7 @@
-"""``fusion-node`` and ``devit fuse``: what they take and what they print."""
+"""The command ``fusion-node``, which is ``devit fuse`` too."""
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ def fuse(
     fleet: Annotated[Path, typer.Option(help="Fleet file: devices, clients, addresses, deadline.")],
     key: Annotated[Path | None, typer.Option(help="The node's secret key file; none without encryption.")] = None,
     stop_with_stdin: Annotated[
-        bool, typer.Option("--stop-with-stdin", help="Stop too when standard input is closed.")
+        bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
 ) -> None:
     """Join the features of all devices into answers, until SIGTERM or Ctrl-C.
@@ -32,8 +31,7 @@ def fuse(
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.artefacts.manifest import Bundle
     from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
-    from devit_contract.service.lifecycle import StopSignal
-    from devit_contract.service.starting import as_configured
+    from devit_contract.service.lifecycle import StopSignal, as_configured
     from devit_fusion.node import FusionNode
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
@@ -43,7 +41,7 @@ def fuse(
             revoked = RevokedKeys(revoked_path(fleet))
             node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
-        typer.echo(json.dumps(ready))
+        terminal.print_json(ready, indent=0)
         node.serve(should_stop)
 
 

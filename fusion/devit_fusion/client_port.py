@@ -17,12 +17,13 @@ from devit_contract.wire.messages import Control, ControlReply, Refused, body, r
 from devit_contract.wire.sockets import (
     Connection,
     Context,
+    Sent,
     client_router,
     receive_routed,
+    send_routed,
     user_id,
 )
 from devit_fusion.flood import FloodGuard
-from devit_fusion.sending import Sent, send
 
 _BURST = 8
 """Messages taken before the other port gets its turn."""
@@ -30,15 +31,15 @@ _FLOOD_BYTES = MAX_IMAGE_MESSAGE_BYTES + (1 << 18)
 """What a connection may receive without delivering a message."""
 _MAX_CONNECTIONS = 1024
 _MAX_QUESTION_BYTES = 4096
-"""Questions wait for agents, and are repeated in replies."""
+"""Questions are kept until agents reply."""
 
 
 @dataclass(eq=False)
 class Request:
-    """A client's wish for an answer."""
+    """A client's request for an answer."""
 
     client: bytes
-    """Its routing id: another one after it has connected anew."""
+    """Its routing id; a new connection has another."""
     picture: Message
     arrival_ns: int
 
@@ -49,8 +50,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A client's question to the node, or through it to an agent."""
+class ClientQuestion:
+    """A client's question to the node, or to an agent through it."""
 
     client: bytes
     asked: Message
@@ -58,30 +59,30 @@ class Question:
 
 
 class ClientPort:
-    """One ROUTER socket with any number of clients behind it."""
+    """One ROUTER socket for any number of clients."""
 
     def __init__(self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest) -> None:
         """Bind the port.
 
         Raises:
-            LinkError: The address cannot be bound.
+            AddressError: The address cannot be bound.
         """
         self.socket, self.endpoint, self.monitor = client_router(context, endpoint, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0
         """Connections that ended without a message."""
         self.revoked: frozenset[str] = frozenset()
-        """Names of clients that are let in no more."""
+        """Names of clients whose keys are not accepted any more."""
         self._has_keys = keys is not None
-        self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route: who speaks by it
+        self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route: its client
         self.bytes_in = 0
         self.bytes_out = 0
         self.refused: Counter[str] = Counter()
-        """Messages that made no sense, by reason."""
+        """Invalid messages, by reason."""
         self._manifest = manifest
 
-    def receive(self) -> Iterator[Request | Question]:
-        """Take what has come, without waiting; what makes no sense is refused at once."""
+    def receive(self) -> Iterator[Request | ClientQuestion]:
+        """Take what has come, without waiting; refuse invalid messages."""
         for _ in range(_BURST):
             try:
                 client, frame, surplus = receive_routed(self.socket)
@@ -89,7 +90,7 @@ class ClientPort:
                 return
             self.bytes_in += len(frame)
             self.guard.delivered(frame)
-            if self._has_keys and not self._is_let_in(client, frame):
+            if self._has_keys and not self._is_allowed(client, frame):
                 continue
             message = Message(Kind.REQUEST)
             try:
@@ -103,23 +104,23 @@ class ClientPort:
                 self._send(client, message, Kind.REFUSED, body(Refused(str(err))), reason=reason)
 
     def answer(self, request: Request, answer: Message) -> None:
-        """Send an answer; nobody waits where the client has gone."""
+        """Send an answer, unless its client has gone."""
         data = pack(answer)
         self.bytes_out += len(data)
-        send(self.socket, request.client, data)
+        send_routed(self.socket, request.client, data)
 
-    def reply(self, reply: ControlReply, *questions: Question) -> None:
-        """Answer questions alike."""
+    def reply(self, reply: ControlReply, *questions: ClientQuestion) -> None:
+        """Send all these questions the same answer."""
         payload = body(reply)
         for question in questions:
             self._send(question.client, question.asked, Kind.CONTROL, payload)
 
     def relay(self, client: bytes, payload: bytes | memoryview) -> Sent:
-        """Pass power samples on."""
-        return send(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
+        """Pass power samples on to a client."""
+        return send_routed(self.socket, client, pack(Message(Kind.TELEMETRY, Dtype.BODY, payload=payload)))
 
     def watch(self, now_ns: int) -> None:
-        """Read what the monitor tells: whom to watch, and who said nothing."""
+        """Read the monitor: connections to watch, and connections that sent nothing."""
         for event, value in self.monitor.read():
             if event == zmq.EVENT_ACCEPTED:
                 self.guard.accepted(value, now_ns)
@@ -127,15 +128,15 @@ class ClientPort:
                 self.failed_handshakes += self.guard.ended(value)
 
     def revoke(self, names: frozenset[str]) -> None:
-        """Let clients in no more, and end the connections that they have."""
+        """Accept these clients no more, and end their connections."""
         self.revoked = names
         for route, (name, connection) in list(self._connections.items()):
             if name in names:
                 connection.cut()
                 del self._connections[route]
 
-    def _is_let_in(self, client: bytes, frame: zmq.Frame) -> bool:
-        """Remember a connection when it first speaks by its route; cut it where its key was revoked meanwhile."""
+    def _is_allowed(self, client: bytes, frame: zmq.Frame) -> bool:
+        """Remember a connection at its first message by a route; cut it if its key was revoked meanwhile."""
         name = user_id(frame)
         known_name, known = self._connections.get(client, (None, None))
         # A route may be taken over, by another connection of the same key or by another key.
@@ -147,16 +148,16 @@ class ClientPort:
                 connection.cut()
             return False
         if len(self._connections) >= _MAX_CONNECTIONS:
-            # Most likely gone already; if not, it is remembered again when it speaks.
+            # Most likely gone already; if not, its next message adds it again.
             del self._connections[next(iter(self._connections))]
         self._connections[client] = name, connection
         return True
 
-    def _read(self, client: bytes, message: Message) -> Request | Question:
+    def _read(self, client: bytes, message: Message) -> Request | ClientQuestion:
         if message.kind is Kind.CONTROL:
             if len(message.payload) > _MAX_QUESTION_BYTES:
                 raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
-            return Question(client, message, read_body(message, Control))
+            return ClientQuestion(client, message, read_body(message, Control))
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape
@@ -173,4 +174,4 @@ class ClientPort:
         message = Message(
             kind, Dtype.BODY, payload=payload, reason=reason, run_id=asked.run_id, frame_id=asked.frame_id
         )
-        send(self.socket, client, pack(message))
+        send_routed(self.socket, client, pack(message))

@@ -1,26 +1,28 @@
-"""The port that devices connect to: what they send is checked here, and becomes events or a counted reason."""
+"""The port that devices connect to: it checks each message, then calls a handler, or counts why it does not."""
 
 from __future__ import annotations
 
 import heapq
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
-import msgspec
 import numpy as np
 import zmq
 
-from devit_contract.artefacts.head import Float32Array
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.errors import WireError
-from devit_contract.wire.codec import Copies, Dtype, Kind, Message, Reason, pack, unpack
+from devit_contract.wire.codec import AGENT_SKIPS, Copies, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import (
     Control,
     ControlReply,
     DeviceTiming,
     Hello,
+    MissingReason,
+    Question,
     Refused,
     Telemetry,
     Welcome,
@@ -30,95 +32,65 @@ from devit_contract.wire.messages import (
 from devit_contract.wire.sockets import (
     Connection,
     Context,
+    Sent,
     device_router,
     receive_routed,
+    send_routed,
     user_id,
 )
 from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
-from devit_fusion.sending import Sent, send
 
 _BURST = 32
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = 1 << 20
 """What a connection may receive without delivering a message; one has 64 KiB at most."""
 _PROBE_NS = (2_000_000, 50_000_000)
-"""When links are tried after a disconnect was reported: libzmq drops the route some microseconds after the report."""
+"""When links are probed after a disconnect was reported: libzmq drops the route some microseconds after the report."""
 _PING_NS = 1_000_000_000
 """How often every link is pinged: an agent that hears nothing for some seconds knows that its route is gone."""
 _SILENCE_NS = 10_000_000_000
-"""A connection on which no message came for so long is shut: its loop hangs, or somebody else holds the route."""
-_TWIN_NS = 2_000_000_000
-"""A device whose last message is no older is alive: whoever greets under its name meanwhile is another process."""
+"""A connection without a message for that long is shut: its loop hangs, or another peer holds the route."""
+_ALIVE_NS = 2_000_000_000
+"""A device whose last message is no older is alive: a HELLO of another process has a duplicate name."""
 _MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
+_SKIP_REASONS = {reason: MissingReason(reason.name.lower()) for reason in AGENT_SKIPS}
 _DTYPES = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
 
 
-class Connected(msgspec.Struct, frozen=True):
-    """A device has introduced itself and is accepted; what it owed before will not come."""
+class DeviceHandler(Protocol):
+    """What is called for each valid message of a device."""
 
-    link: Link
-    is_restarted: bool
-    """Whether another process greets than the last time, rather than the same one on another connection."""
+    def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
+        """Take a feature, shape ``(dim,)``, a view into the message."""
 
+    def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
+        """Do without a feature that will not come, or came unusable; then ``is_counted`` among the rejected ones."""
 
-class Changed(msgspec.Struct, frozen=True):
-    """A device that is linked already runs another engine now; what it has in flight is still to come."""
+    def connected(self, link: Link, *, is_restarted: bool) -> None:
+        """Expect nothing of the former link: the device has introduced itself, and is accepted.
 
-    link: Link
+        ``is_restarted`` if another process did so than the last time, rather than the same one on another connection.
+        """
 
+    def engine_changed(self, link: Link) -> None:
+        """Note that a linked device runs another engine now; its frames in flight are still to come."""
 
-class Leaving(msgspec.Struct, frozen=True):
-    """A device shuts down; what it has in flight is still to come."""
+    def leaving(self, link: Link) -> None:
+        """Note that a device shuts down; its frames in flight are still to come."""
 
-    link: Link
+    def route_taken(self, link: Link) -> None:
+        """Note that another peer has taken a device's routing id, so that its own link is gone."""
 
+    def replied(self, number: int, reply: ControlReply) -> None:
+        """Take an agent's reply to the question of that number."""
 
-class Displaced(msgspec.Struct, frozen=True):
-    """Somebody else has taken a device's routing id: its own link, if it had one, is gone."""
-
-    link: Link
-
-
-class Came(msgspec.Struct, frozen=True):
-    """A feature."""
-
-    link: Link
-    frame_id: int
-    feature: Float32Array
-    """Shape ``(dim,)``; a view into the message."""
-    timing: DeviceTiming
-
-
-class Skipped(msgspec.Struct, frozen=True):
-    """A feature that will not come, or came unusable."""
-
-    link: Link
-    frame_id: int
-    why: str
-    is_counted: bool = False
-    """Whether its message stands among the rejected ones already."""
-
-
-class Replied(msgspec.Struct, frozen=True):
-    """An agent's reply to a question."""
-
-    number: int
-    reply: ControlReply
-
-
-class Sampled(msgspec.Struct, frozen=True):
-    """Power samples, as they came."""
-
-    link: Link
-    payload: bytes | memoryview
-
-
-Event = Connected | Changed | Leaving | Displaced | Came | Skipped | Replied | Sampled
+    def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
+        """Take power samples, as they came."""
 
 
 class DevicePort:
-    """One ROUTER socket and the links of all devices behind it."""
+    """One ROUTER socket for the links of all devices."""
 
     def __init__(
         self,
@@ -134,13 +106,13 @@ class DevicePort:
         """Bind the port.
 
         Raises:
-            LinkError: The address cannot be bound.
+            AddressError: The address cannot be bound.
         """
         self.socket, self.endpoint, self.monitor = device_router(context, endpoint, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0
         self.bytes_out = 0
-        self.strangers = 0
+        self.unknown_peers = 0
         """Messages of peers that are not in the fleet, or not under their own key."""
         self.failed_handshakes = 0
         """Connections that ended without a message."""
@@ -155,7 +127,7 @@ class DevicePort:
         self._next_ping_ns = 0
         self._connections: dict[str, Connection | None] = {}  # by device name
 
-    def receive(self) -> Iterator[Event]:
+    def receive(self, handler: DeviceHandler) -> None:
         """Take what has come, without waiting."""
         for _ in range(_BURST):
             try:
@@ -167,18 +139,17 @@ class DevicePort:
             link = self._by_route.get(route)
             is_impostor = link is not None and self._has_keys and user_id(frame) != link.name
             if link is None or is_impostor or link.is_revoked:
-                yield from self._turn_away(route, link)
+                self._turn_away(route, link, handler)
                 continue
             now_ns = time.monotonic_ns()
             try:
                 if surplus:
                     raise WireError("frames", f"{link.name}: expected a message of one frame, found {surplus + 1}")
-                event = self._event(link, unpack(frame.buffer), frame, now_ns)
+                self._take(link, unpack(frame.buffer), frame, now_ns, handler)
             except WireError as err:
                 link.rejected[err.reason] += 1
                 continue
             link.last_seen_ns = now_ns
-            yield event
 
     def cut(self, link: Link) -> None:
         """End the connection that a device's last HELLO came by; it may connect again."""
@@ -190,23 +161,23 @@ class DevicePort:
         """Send an image, without waiting."""
         data = copies.to(link.index)
         self.bytes_out += len(data)
-        return send(self.socket, link.route, data)
+        return send_routed(self.socket, link.route, data)
 
     def ask(self, link: Link, control: Control, number: int = 0) -> Sent:
-        """Send a question, without waiting; the reply comes as :class:`Replied` with the same number."""
+        """Send a question, without waiting; the reply comes under the same number."""
         message = Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number)
-        return send(self.socket, link.route, pack(message))
+        return send_routed(self.socket, link.route, pack(message))
 
     def suspect(self) -> None:
-        """Have the next :meth:`lost` try all links."""
+        """Have the next :meth:`lost` probe all links."""
         heapq.heappush(self._probes_ns, 0)
 
     def watch(self, now_ns: int) -> None:
-        """Read what the monitor tells: whom to watch, who said nothing, and when :meth:`lost` has to look."""
+        """Read the monitor: connections to watch, connections that sent nothing, and when :meth:`lost` has to probe."""
         for event, value in self.monitor.read():
             if event == zmq.EVENT_ACCEPTED:
                 self.guard.accepted(value, now_ns)
-            elif self.guard.ended(value):  # it never said a word, so that no device can be gone with it
+            elif self.guard.ended(value):  # it never sent a message, so no device is gone with it
                 self.failed_handshakes += 1
             else:
                 for delay_ns in _PROBE_NS:
@@ -215,8 +186,8 @@ class DevicePort:
     def lost(self, now_ns: int) -> list[Link]:
         """Find the links that are gone.
 
-        A disconnect is reported without the peer's name, so every link is tried: a message to one whose route was
-        dropped cannot be sent. Once a second they are tried anyway.
+        A disconnect is reported without the peer's name, so every link is probed: a message to one whose route was
+        dropped cannot be sent. Once a second all links are probed anyway.
         """
         if now_ns < self.next_probe_ns():
             return []
@@ -234,90 +205,100 @@ class DevicePort:
         if link.last_seen_ns is not None and now_ns - link.last_seen_ns > _SILENCE_NS:
             self.cut(link)
             return False
-        return self.ask(link, Control("ping")) is not Sent.GONE
+        return self.ask(link, Control(Question.PING)) is not Sent.GONE
 
     def _is_alive(self, link: Link, now_ns: int) -> bool:
-        """Tell whether the connection that a device greeted by is still up, and it spoke a short while ago."""
+        """Tell whether the connection of a device's HELLO is still up, and a message came a short while ago."""
         connection = self._connections.get(link.name)
-        is_recent = link.last_seen_ns is not None and now_ns - link.last_seen_ns < _TWIN_NS
+        is_recent = link.last_seen_ns is not None and now_ns - link.last_seen_ns < _ALIVE_NS
         return is_recent and connection is not None and connection.is_open
 
-    def _turn_away(self, route: bytes, link: Link | None) -> Iterator[Event]:
+    def _turn_away(self, route: bytes, link: Link | None, handler: DeviceHandler) -> None:
         """Refuse a message under a name that is not in the fleet, not the sender's, or revoked."""
-        self.strangers += 1
+        self.unknown_peers += 1
         if link is not None and link.is_revoked:
             self._refuse(route, Reason.NAME, f"{link.name}: its key is revoked")
             return
         self._refuse(route, Reason.NAME, "expected a device of fleet.toml under its own key")
         if link is not None and link.hello is not None:
             self.cut(link)  # so that the device notices, and comes back
-            yield Displaced(link)
+            handler.route_taken(link)
 
-    def _event(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int) -> Event:
-        if message.kind is Kind.HELLO:
-            return self._greet(link, message, frame, now_ns)
+    def _take(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int, handler: DeviceHandler) -> None:
+        kind = message.kind
+        if kind is Kind.HELLO:
+            self._greet(link, message, frame, now_ns, handler)
+            return
         if link.hello is None or message.boot_id != link.boot_id:
             raise WireError("boot", f"{link.name}: expected HELLO first")
-        if message.kind is Kind.CONTROL:
-            return Replied(message.frame_id, read_body(message, ControlReply))
-        if message.kind is Kind.TELEMETRY:
+        if kind is Kind.CONTROL:
+            handler.replied(message.frame_id, read_body(message, ControlReply))
+            return
+        if kind is Kind.TELEMETRY:
             if read_body(message, Telemetry).device != link.name:
                 raise WireError("body", f"{link.name}: expected its own samples")
-            return Sampled(link, message.payload)
+            handler.samples_received(link, message.payload)
+            return
         if message.run_id != self._run_id:
             raise WireError("run", f"{link.name}: expected run {self._run_id}, found {message.run_id}")
-        if message.kind is Kind.FEATURE:
-            return self._feature(link, message, now_ns)
-        if message.kind is Kind.SKIP:
-            return Skipped(link, message.frame_id, message.reason.name.lower())
-        if message.kind is Kind.LEAVE:
+        if kind is Kind.FEATURE:
+            self._feature(link, message, now_ns, handler)
+        elif kind is Kind.SKIP:
+            why = _SKIP_REASONS.get(message.reason)
+            if why is None:
+                raise WireError("reason", f"{link.name}: expected the reason of a skip, found {message.reason.name}")
+            handler.frame_skipped(link, message.frame_id, why)
+        elif kind is Kind.LEAVE:
             link.is_leaving = True
-            send(self.socket, link.route, pack(Message(Kind.LEAVE, run_id=self._run_id)))
-            return Leaving(link)
-        raise WireError("kind", f"{link.name}: expected a device's message, found {message.kind.name}")
+            send_routed(self.socket, link.route, pack(Message(Kind.LEAVE, run_id=self._run_id)))
+            handler.leaving(link)
+        else:
+            raise WireError("kind", f"{link.name}: expected a device's message, found {kind.name}")
 
-    def _greet(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int) -> Connected | Changed:
+    def _greet(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int, handler: DeviceHandler) -> None:
         hello = read_body(message, Hello)
         refusal = _objection(link, hello, self._manifest, self._feature_dtype)
         connection = Connection.of(frame)
-        is_linked = link.hello is not None
-        if refusal is None and is_linked and message.boot_id != link.boot_id and self._is_alive(link, now_ns):
-            refusal = Reason.NAME, f"{link.name}: expected one agent of that name, found another that is alive"
-            # The newcomer holds the route now; cut, the other one connects again and takes it back.
+        is_linked, is_restarted = link.hello is not None, message.boot_id != link.boot_id
+        if refusal is None and is_linked and is_restarted and self._is_alive(link, now_ns):
+            refusal = Reason.NAME, f"{link.name}: another agent of that name is alive: stop one, or rename it"
+            # The newcomer holds the route now; once cut, the other one connects again and takes it back.
             self.cut(link)
         if refusal is not None:
             self._refuse(link.route, *refusal, message.engine_revision)
             raise WireError("hello", refusal[1])
-        is_same = is_linked and message.boot_id == link.boot_id and connection == self._connections.get(link.name)
-        is_restarted = message.boot_id != link.boot_id
+        is_same = is_linked and not is_restarted and connection == self._connections.get(link.name)
         self._connections[link.name] = connection
         if is_same:
             link.change_engine(hello, message.engine_revision)
         else:
             link.connect(hello, message.boot_id, message.engine_revision)
         welcome = body(Welcome(credit=link.credit, feature_dtype=self._feature_dtype))
-        revision = message.engine_revision  # by which the agent knows which of its introductions this answers
+        revision = message.engine_revision  # tells the agent which of its introductions this answers
         data = Message(Kind.WELCOME, Dtype.BODY, payload=welcome, engine_revision=revision, run_id=self._run_id)
-        send(self.socket, link.route, pack(data))
-        return Changed(link) if is_same else Connected(link, is_restarted)
+        send_routed(self.socket, link.route, pack(data))
+        if is_same:
+            handler.engine_changed(link)
+        else:
+            handler.connected(link, is_restarted=is_restarted)
 
-    def _feature(self, link: Link, message: Message, now_ns: int) -> Came | Skipped:
+    def _feature(self, link: Link, message: Message, now_ns: int, handler: DeviceHandler) -> None:
         expected = (self._manifest.submodels[link.index].output_dim,)
-        why = ""
         fits = message.dtype is self._dtype and message.dims == expected
         feature = message.array().astype(np.float32, copy=False) if fits else None
         if feature is None:
-            why = "shape"
+            why = MissingReason.SHAPE
         elif message.device != link.index:
-            why = "device"
+            why = MissingReason.DEVICE
         elif message.engine_revision != link.engine_revision:
-            why = "engine"
-        elif not _is_finite(feature):
-            why = "nonfinite"
-        if feature is None or why:
-            link.rejected[why] += 1
-            return Skipped(link, message.frame_id, why, is_counted=True)
-        return Came(link, message.frame_id, feature, _timing(link, message, now_ns))
+            why = MissingReason.ENGINE
+        elif _is_finite(feature):
+            handler.feature_received(link, message.frame_id, feature, _timing(link, message, now_ns))
+            return
+        else:
+            why = MissingReason.NONFINITE
+        link.rejected[why] += 1
+        handler.frame_skipped(link, message.frame_id, why, is_counted=True)
 
     def _refuse(self, route: bytes, reason: Reason, text: str, engine_revision: int = 0) -> None:
         """Refuse the engine that was introduced, or with 0 the device whatever it runs."""
@@ -329,7 +310,7 @@ class DevicePort:
             reason=reason,
             run_id=self._run_id,
         )
-        send(self.socket, route, pack(refusal))
+        send_routed(self.socket, route, pack(refusal))
 
 
 def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str) -> tuple[Reason, str] | None:

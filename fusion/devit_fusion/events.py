@@ -1,4 +1,4 @@
-"""What a node notices: the latest for whoever asks, every one in the log."""
+"""What a node notices: the latest events for its status, every one in the log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections import deque
 
 from devit_contract.service.journal import Log, Priority
-from devit_contract.wire.messages import Happening
+from devit_contract.wire.messages import Event
 
 _KEPT = 64
-_SPAN_NS, _MOST = 60_000_000_000, 20
+_SPAN_NS, _MAX_PER_SPAN = 60_000_000_000, 20
 
 
 class Events:
@@ -22,23 +22,23 @@ class Events:
         self._noted: dict[str, tuple[int, int]] = {}  # by device: start of the present span, events in it
 
     def note(self, device: str, text: str, priority: Priority = Priority.INFO) -> None:
-        """Keep an event and log it; ``device`` is empty where it concerns no single one.
+        """Keep an event and log it; ``device`` is empty if it concerns no single one.
 
-        Of one device, so many a minute are kept: a mad one must not push the others' out, nor fill the disk.
+        A device has twenty a minute: a faulty one must not push out the events of others, nor fill the disk.
         """
         now_ns = time.monotonic_ns()
         start_ns, count = self._noted.get(device, (now_ns, 0))
         if now_ns - start_ns > _SPAN_NS:
             start_ns, count = now_ns, 0
         self._noted[device] = start_ns, count + 1
-        if count > _MOST:
+        if count > _MAX_PER_SPAN:
             return
-        if count == _MOST:
+        if count == _MAX_PER_SPAN:
             text = "more events than are kept, for a minute"
         self._latest.appendleft((now_ns, device, text))
-        self._log.say(priority, f"{device}: {text}" if device else text, **({"device": device} if device else {}))
+        self._log.log(priority, f"{device}: {text}" if device else text, **({"device": device} if device else {}))
 
-    def latest(self) -> tuple[Happening, ...]:
+    def latest(self) -> tuple[Event, ...]:
         """Show them, newest first."""
         now_ns = time.monotonic_ns()
-        return tuple(Happening((now_ns - at_ns) / 1e9, device, text) for at_ns, device, text in self._latest)
+        return tuple(Event((now_ns - at_ns) / 1e9, device, text) for at_ns, device, text in self._latest)

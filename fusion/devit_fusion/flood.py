@@ -22,12 +22,12 @@ import zmq
 from devit_contract.wire.sockets import Connection
 
 CHECK_NS = 10_000_000
-"""Between two looks: at a gigabit a second, a megabyte comes meanwhile."""
+"""Between two checks: at a gigabit a second, a megabyte comes meanwhile."""
 
 _LOOK_NS = 100_000
-"""Added for each connection, so that a crowd costs no more than a few per cent of the time: a look takes 2.5 us."""
+"""Added for each connection, so that many cost no more than a few per cent of the time: a check takes 2.5 us."""
 _TOGETHER = 16
-"""All connections may hold as much as so many at their limit."""
+"""All connections together may hold as much as that many at their limit."""
 _SRCFD = int(zmq.SRCFD)
 _BYTES_RECEIVED_OFFSET = 128
 """In the kernel's ``struct tcp_info``, since Linux 4.1."""
@@ -36,7 +36,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 """Python's own sockets ask the kernel for their address first, which takes three times as long as the question."""
 _UNREAD = struct.Struct("i")
 _HEARTBEATS_BYTES_PER_S = 1024
-"""What a connection that has nothing to say may still send."""
+"""What an idle connection may still send."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Watched:
     """A connection that was accepted."""
 
     connection: Connection | None
-    """``None`` where it has gone already, or was shut."""
+    """``None`` if it has gone already, or was shut."""
     base_bytes: int
     """Received when it was last known to have nothing unfinished."""
     base_ns: int
@@ -64,7 +64,7 @@ class FloodGuard:
         self._spoke: set[int] = set()
         self._suspects: set[int] = set()
         self._is_crowded = False
-        """Whether all connections together held too much at the last look."""
+        """Whether all connections together held too much at the last check."""
         self._next_ns = 0
 
     def accepted(self, descriptor: int, now_ns: int) -> None:
@@ -74,7 +74,7 @@ class FloodGuard:
     def ended(self, descriptor: int) -> bool:
         """Forget a connection (``EVENT_DISCONNECTED``); tell whether it never delivered a message.
 
-        Most of those had no key that is let in; of some of them (garbage, HTTP, an old protocol) libzmq reports nothing
+        Most of those had no allowed key; of some of them (garbage, HTTP, an old protocol) libzmq reports nothing
         but their end.
         """
         watched = self._watched.pop(descriptor, None)
@@ -93,8 +93,8 @@ class FloodGuard:
     def check(self, now_ns: int) -> None:
         """Shut the connections that have received too much since their last message.
 
-        None is shut at the first sight of it: where this thread was held up, a whole message may be waiting. The next
-        call comes at once, and after another round of taking messages.
+        None is shut at its first excess: if this thread was held up, a whole message may be waiting. The next
+        check is due immediately, after another round of taking messages.
         """
         if now_ns < self._next_ns:
             return
@@ -118,7 +118,7 @@ class FloodGuard:
             self.cut += 1
 
     def _held_bytes(self, descriptor: int, now_ns: int) -> int:
-        """Tell how much of an unfinished message libzmq may hold."""
+        """Bytes of an unfinished message that libzmq may hold."""
         watched = self._watched[descriptor]
         has_just_spoken = descriptor in self._spoke
         watched.has_spoken |= has_just_spoken

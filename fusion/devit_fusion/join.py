@@ -1,7 +1,7 @@
-"""The join: which features belong to which frame, and how and when a frame ends. No sockets, no clock of its own.
+"""Which features belong to which frame, and how and when a frame ends. No sockets, no clock of its own.
 
-A frame is opened with the devices that were sent it, collects their features, and ends exactly once: when nothing is
-awaited any more, or at its deadline. What comes for a frame that has ended, or twice, is counted and never used.
+A frame is opened with the devices it is sent to, collects their features, and ends exactly once: when no device is
+pending any more, or at its deadline. A feature of a frame that has ended, or a second one, is counted and never used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from devit_contract.artefacts.head import Float32Array, mask_of
+from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.messages import DeviceTiming, MissingReason
 
 
 @dataclass
@@ -20,16 +21,16 @@ class Frame:
     """One open frame."""
 
     frame_id: int
-    wished: int
-    """Mask of the devices that were asked for."""
+    requested: int
+    """Mask of the devices that the client wants."""
     dispatch_ns: int
     deadline_ns: int
-    awaited: set[int]
+    pending: set[int]
     """Devices whose feature may still come."""
-    missing: dict[int, str]
+    missing: dict[int, MissingReason]
     """Devices whose feature will not come, and why."""
-    tried: set[int]
-    """Those among the missing that were sent the frame all the same: their feature counts if it comes in time."""
+    probed: set[int]
+    """Those among the missing that were sent the frame as a probe: their feature counts if it comes in time."""
     features: dict[int, Float32Array] = field(default_factory=dict)
     timings: list[DeviceTiming] = field(default_factory=list)
 
@@ -39,10 +40,10 @@ class Frame:
         return mask_of(list(self.features))
 
     def state(self, everyone: int, k_min: int) -> State:
-        """Judge the frame as it is, for a cell whose devices have the mask ``everyone``."""
+        """Judge the frame by its features, for a cell whose devices have the mask ``everyone``."""
         if self.mask == everyone:
             return State.FULL
-        needed = min(k_min, self.wished.bit_count())
+        needed = min(k_min, self.requested.bit_count())
         return State.PARTIAL if len(self.features) >= needed else State.FAILED
 
 
@@ -62,45 +63,45 @@ class Join:
 
     def open(
         self,
-        wished: int,
+        requested: int,
         now_ns: int,
         deadline_ns: int,
-        awaited: set[int],
-        missing: dict[int, str],
-        tried: Iterable[int] = (),
+        pending: set[int],
+        missing: dict[int, MissingReason],
+        probed: Iterable[int] = (),
     ) -> Frame:
-        """Open a frame; the caller sends it to ``awaited`` and ``tried``. With nobody awaited it has ended already."""
-        frame = Frame(self._next_id, wished, now_ns, deadline_ns, set(awaited), dict(missing), set(tried))
+        """Open a frame; the caller sends it to ``pending`` and ``probed``. If none is pending, it has ended already."""
+        frame = Frame(self._next_id, requested, now_ns, deadline_ns, set(pending), dict(missing), set(probed))
         self._next_id += 1
-        if awaited:
+        if pending:
             self._open[frame.frame_id] = frame
         return frame
 
     def add(
-        self, frame_id: int, device: int, feature: Float32Array, timing: DeviceTiming, *, is_trial: bool = False
+        self, frame_id: int, device: int, feature: Float32Array, timing: DeviceTiming, *, is_probe: bool = False
     ) -> Frame | None:
-        """Take a feature in; the frame comes back if that ended it. A trial's is never late."""
-        frame = self._waiting_for(frame_id, device, is_trial)
+        """Take a feature in; return the frame if that ended it. A probe's feature is never late."""
+        frame = self._waiting_for(frame_id, device, is_probe)
         if frame is None:
             return None
         frame.features[device] = feature
         frame.timings.append(timing)
         return self._end_if_done(frame)
 
-    def skip(self, frame_id: int, device: int, why: str, *, is_trial: bool = False) -> Frame | None:
-        """Note that a device's feature will not come; the frame comes back if that ended it."""
-        frame = self._waiting_for(frame_id, device, is_trial)
+    def skip(self, frame_id: int, device: int, why: MissingReason, *, is_probe: bool = False) -> Frame | None:
+        """Note that a device's feature will not come; return the frame if that ended it."""
+        frame = self._waiting_for(frame_id, device, is_probe)
         if frame is None:
             return None
         frame.missing[device] = why
         return self._end_if_done(frame)
 
-    def lose(self, device: int, why: str) -> list[Frame]:
-        """Wait no longer for a device; the frames that this ended come back."""
+    def lose(self, device: int, why: MissingReason) -> list[Frame]:
+        """Wait no longer for a device; return the frames that this ended."""
         ended = []
         for frame in list(self._open.values()):
-            if device in frame.awaited:
-                frame.awaited.discard(device)
+            if device in frame.pending:
+                frame.pending.discard(device)
                 frame.missing[device] = why
                 if self._end_if_done(frame) is not None:
                     ended.append(frame)
@@ -114,8 +115,8 @@ class Join:
             if frame.deadline_ns > now_ns:
                 break
             del self._open[frame.frame_id]
-            for device in frame.awaited:
-                frame.missing[device] = "deadline"
+            for device in frame.pending:
+                frame.missing[device] = MissingReason.DEADLINE
             ended.append(frame)
         return ended
 
@@ -123,22 +124,22 @@ class Join:
         """Tell when :meth:`expire` has something to do."""
         return next(iter(self._open.values())).deadline_ns if self._open else None
 
-    def _waiting_for(self, frame_id: int, device: int, is_trial: bool) -> Frame | None:
+    def _waiting_for(self, frame_id: int, device: int, is_probe: bool) -> Frame | None:
         frame = self._open.get(frame_id)
-        if frame is not None and device in frame.awaited:
-            frame.awaited.discard(device)
+        if frame is not None and device in frame.pending:
+            frame.pending.discard(device)
             return frame
-        if frame is not None and device in frame.tried:
-            frame.tried.discard(device)
+        if frame is not None and device in frame.probed:
+            frame.probed.discard(device)
             del frame.missing[device]
             return frame
-        if not is_trial:
+        if not is_probe:
             is_double = frame is not None and device in frame.features
             self.unused[device, "duplicate" if is_double else "late"] += 1
         return None
 
     def _end_if_done(self, frame: Frame) -> Frame | None:
-        if frame.awaited:
+        if frame.pending:
             return None
         del self._open[frame.frame_id]
         return frame

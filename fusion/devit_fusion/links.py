@@ -7,12 +7,12 @@ absent     never connected, or the link is gone                     does not wai
 ready      link up, every frame in flight within its deadline       is sent to it, or waits for its credit
 stalled    link up, but at least one frame in flight is overdue     does not wait for it
 suspended  three frames in a row came late or not at all            does not wait for it
-leaving    it shuts down; what it has is still awaited              does not wait for it
+leaving    it shuts down; its frames in flight are still pending    does not wait for it
 =========  =======================================================  ========================================
 
 ``missing`` in an answer names the state. A stalled device is ready again when its overdue answers have come, however
-late; a suspended one when an answer came within its deadline. Both are tried once a second with a frame that does not
-wait for them, so that a slow device costs no answer its time.
+late; a suspended one, whose circuit breaker is open, when an answer came within its deadline. The node probes both once
+a second with a frame that does not wait for them, so a slow device delays no answer.
 """
 
 from __future__ import annotations
@@ -20,13 +20,22 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.wire.messages import DeviceStatus, DeviceTiming, Hello
-from devit_fusion.histogram import Meter
+from devit_contract.wire.messages import (
+    DeviceState,
+    DeviceStatus,
+    DeviceTiming,
+    Hello,
+    Histogram,
+    MissingReason,
+)
 
-MISSES_TO_SUSPEND = 3
-"""Frames in a row."""
-TRIAL_NS = 1_000_000_000
-"""How often a device that nobody waits for is tried."""
+FAILURES_TO_OPEN = 3
+"""Late or missing answers in a row that suspend a device: its circuit breaker opens."""
+PROBE_NS = 1_000_000_000
+"""How often a stalled or suspended device is probed."""
+_ABSENT, _READY, _STALLED = DeviceState.ABSENT, DeviceState.READY, DeviceState.STALLED
+_SUSPENDED, _LEAVING = DeviceState.SUSPENDED, DeviceState.LEAVING
+"""As plain names: the enum class costs a look-up in its metaclass at each use."""
 
 
 @dataclass
@@ -42,42 +51,42 @@ class Link:
     boot_id: int = 0
     engine_revision: int = 0
     in_flight: dict[int, int] = field(default_factory=dict)
-    """Frame id to deadline in ns, of what it has not answered yet."""
+    """Frame id to deadline in ns, of the frames it has not answered yet."""
     overdue: int = 0
-    misses: int = 0
+    failures: int = 0
     """Frames in a row that it answered late or not at all."""
     is_leaving: bool = False
     is_revoked: bool = False
-    """Its key is not let in any more."""
+    """Its key is not accepted any more."""
     last_seen_ns: int | None = None
     """When its last message came."""
     links: int = 0
-    asked: int = 0
+    frames: int = 0
+    """Sent to it."""
     answered: int = 0
-    missing: Counter[str] = field(default_factory=Counter)
+    missing: Counter[MissingReason] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
-    round_trip: Meter = field(default_factory=Meter)
-    inference: Meter = field(default_factory=Meter)
-    queue: Meter = field(default_factory=Meter)
-    trial_id: int = -1
-    """The frame that it was tried with last, until its answer comes; -1 for none."""
-    _tried_ns: int = 0
+    round_trip: Histogram = field(default_factory=Histogram.empty)
+    inference: Histogram = field(default_factory=Histogram.empty)
+    queue: Histogram = field(default_factory=Histogram.empty)
+    probe_id: int = -1
+    """The frame that probes it now; -1 for none."""
+    _probed_ns: int = 0
 
     def __post_init__(self) -> None:
-        """Keep what is needed for every message."""
+        """Keep its routing id, needed for every message."""
         self.route = self.name.encode()
-        """Its routing id."""
 
     @property
-    def state(self) -> str:
-        """``absent``, ``ready``, ``stalled``, ``suspended`` or ``leaving``, as in the table above."""
+    def state(self) -> DeviceState:
+        """The state as in the table above."""
         if self.hello is None:
-            return "absent"
+            return _ABSENT
         if self.is_leaving:
-            return "leaving"
-        if self.misses >= MISSES_TO_SUSPEND:
-            return "suspended"
-        return "stalled" if self.overdue else "ready"
+            return _LEAVING
+        if self.failures >= FAILURES_TO_OPEN:
+            return _SUSPENDED
+        return _STALLED if self.overdue else _READY
 
     @property
     def has_credit(self) -> bool:
@@ -93,7 +102,7 @@ class Link:
         self._forget()
 
     def change_engine(self, hello: Hello, engine_revision: int) -> None:
-        """Go on with another engine in the same process, or greet again; frames in flight are still to come."""
+        """Take another engine of the same process, or a repeated HELLO; frames in flight are still to come."""
         self.hello = hello
         self.engine_revision = engine_revision
 
@@ -103,27 +112,27 @@ class Link:
         self._forget()
 
     def sent(self, frame_id: int, deadline_ns: int) -> None:
-        """Take one credit; a device that is only tried may exceed it, and its oldest debt is written off."""
+        """Take one credit; a probe may exceed it, and the oldest frame in flight is then written off."""
         while len(self.in_flight) >= self.credit:
             del self.in_flight[next(iter(self.in_flight))]
         self.in_flight[frame_id] = deadline_ns
-        self.asked += 1
+        self.frames += 1
 
     def returned(self, frame_id: int, now_ns: int) -> bool:
-        """Give the credit of a frame back, whatever its answer was; tell whether that ended a suspension."""
+        """Give the credit of a frame back, whatever its answer was; tell whether that closed the circuit again."""
         deadline_ns = self.in_flight.get(frame_id)
         if deadline_ns is None:
             return False
-        # An agent works in order: what was sent before this frame and is not answered never will be.
+        # An agent works in order: an earlier frame that is not answered yet never will be.
         for earlier in [number for number in self.in_flight if number <= frame_id]:
             del self.in_flight[earlier]
         if self.overdue:
             self._count_overdue(now_ns)
-        if not self.misses or now_ns >= deadline_ns:
+        if not self.failures or now_ns >= deadline_ns:
             return False
-        was_suspended = self.misses >= MISSES_TO_SUSPEND
-        self.misses = 0
-        return was_suspended
+        was_open = self.failures >= FAILURES_TO_OPEN
+        self.failures = 0
+        return was_open
 
     def measured(self, timing: DeviceTiming) -> None:
         """Count what a feature cost."""
@@ -133,21 +142,21 @@ class Link:
         self.queue.add_us(timing.queue_us)
 
     def missed(self, now_ns: int) -> bool:
-        """Note that a frame ended without waiting longer; tell whether that suspends the device."""
+        """Note a frame that ended at its deadline without the feature; tell whether that suspends the device."""
         self._count_overdue(now_ns)
-        self._tried_ns = now_ns
-        self.misses += 1
-        return self.misses == MISSES_TO_SUSPEND
+        self._probed_ns = now_ns
+        self.failures += 1
+        return self.failures == FAILURES_TO_OPEN
 
-    def take_trial(self, now_ns: int) -> bool:
-        """Tell whether a device that nobody waits for is to be tried with this frame: once a second."""
-        if self.state not in ("stalled", "suspended") or now_ns - self._tried_ns < TRIAL_NS:
+    def take_probe(self, now_ns: int) -> bool:
+        """Tell whether this frame is to probe a stalled or suspended device: one frame a second is."""
+        if self.state not in (_STALLED, _SUSPENDED) or now_ns - self._probed_ns < PROBE_NS:
             return False
-        self._tried_ns = now_ns
+        self._probed_ns = now_ns
         return True
 
     def status(self, now_ns: int, unused: dict[str, int]) -> DeviceStatus:
-        """Describe the link for people; ``unused`` are the features that came ``late`` or twice."""
+        """Describe the link for people; ``unused`` counts the features that came ``late`` or twice."""
         return DeviceStatus(
             name=self.name,
             submodel=self.index,
@@ -158,14 +167,14 @@ class Link:
             in_flight=len(self.in_flight),
             last_seen_s=None if self.last_seen_ns is None else (now_ns - self.last_seen_ns) / 1e9,
             links=self.links,
-            asked=self.asked,
+            sent=self.frames,
             answered=self.answered,
             late=unused["late"],
             missing=dict(self.missing),
             rejected=dict(self.rejected) | {why: count for why, count in unused.items() if count},
-            round_trip=self.round_trip.histogram(),
-            inference=self.inference.histogram(),
-            queue=self.queue.histogram(),
+            round_trip=self.round_trip,
+            inference=self.inference,
+            queue=self.queue,
         )
 
     def _count_overdue(self, now_ns: int) -> None:
@@ -174,5 +183,5 @@ class Link:
     def _forget(self) -> None:
         self.in_flight.clear()
         self.overdue = 0
-        self.misses = 0
+        self.failures = 0
         self.is_leaving = False

@@ -1,4 +1,4 @@
-"""The cell: requests become frames, frames go to devices, features become answers."""
+"""The frame scheduler: requests become frames, frames go to devices, features become answers."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.fleet import Serving
 from devit_contract.artefacts.head import Fusion
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message, State
-from devit_contract.wire.messages import AnswerBody, DeviceStatus, body
+from devit_contract.wire.messages import (
+    AnswerBody,
+    DeviceState,
+    DeviceStatus,
+    DeviceTiming,
+    Histogram,
+    MissingReason,
+    body,
+)
+from devit_contract.wire.sockets import Sent
 from devit_fusion.client_port import ClientPort, Request
-from devit_fusion.device_port import Came, DevicePort, Skipped
+from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
-from devit_fusion.histogram import Meter
 from devit_fusion.join import Frame, Join
-from devit_fusion.links import MISSES_TO_SUSPEND, Link
-from devit_fusion.sending import Sent
+from devit_fusion.links import FAILURES_TO_OPEN, Link
+
+_READY = DeviceState.READY
+"""As a plain name: the enum class costs a look-up in its metaclass at each use."""
+_MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
+"""Why a device in that state has no feature in a new frame."""
 
 
-class Cell:
+class Scheduler:
     """All frames and links of one node."""
 
     def __init__(
@@ -43,16 +56,16 @@ class Cell:
         self._events = events
         self._join = Join()
         self._waiting: deque[Request] = deque()
-        self._under_way: dict[int, Request] = {}
-        self._known: dict[tuple[int, int], Request] = {}  # waiting or under way, by the client's run and number
-        self._gather_end_ns = time.monotonic_ns() + round(serving.gather_ms * 1e6)
-        self._is_gathering = False
-        """Whether the first request in the queue waits for a device that has never connected to this node."""
-        self._gathered_ns = 0
-        """When it last ceased to: deadlines of what waited until then count from there."""
+        self._dispatched: dict[int, Request] = {}
+        self._known: dict[tuple[int, int], Request] = {}  # waiting or dispatched, by the client's run and number
+        self._grace_end_ns = time.monotonic_ns() + round(serving.gather_ms * 1e6)
+        self._is_in_grace = False
+        """Whether the first request in the queue waits for a device that has not connected to this node yet."""
+        self._grace_over_ns = 0
+        """When that last ended: deadlines of requests that waited until then count from there."""
         self.ended: Counter[str] = Counter()
         """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
-        self.frame_time = Meter()
+        self.frame_time = Histogram.empty()
         """From a request's arrival to its answer."""
 
     @property
@@ -66,9 +79,9 @@ class Cell:
         return len(self._waiting)
 
     def request(self, request: Request) -> None:
-        """Take a request in: it is dispatched now, waits for credit, or is refused for want of room.
+        """Take a request in: dispatch it now, queue it for credit, or refuse it if the queue is full.
 
-        One that its client sends again, as its link was lost, is answered once, by the new link.
+        A request that its client sends again after a lost link is answered once, over the new link.
         """
         known = self._known.setdefault(request.key, request)
         if known is not request:
@@ -78,52 +91,52 @@ class Cell:
         self.dispatch_waiting()
         if len(self._waiting) > self._serving.queue:
             now_ns = time.monotonic_ns()
-            wished = request.picture.mask or self._fusion.head.everyone
+            requested = request.picture.mask or self._fusion.head.everyone
             devices = range(len(self._fusion.head.dims))
-            overload = {index: "overload" if wished >> index & 1 else "not asked" for index in devices}
+            missing = {
+                index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
+                for index in devices
+            }
             self.ended["shed"] += 1
-            frame = Frame(0, wished, now_ns, now_ns, set(), overload, set())
+            frame = Frame(0, requested, now_ns, now_ns, set(), missing, set())
             self._count(frame)
             self._send_answer(self._waiting.pop(), frame, now_ns)
 
     def dispatch_waiting(self) -> None:
-        """Send waiting requests out, in order: when every ready device asked has credit, or half their time is over.
+        """Send waiting requests in order: once every requested ready device has credit, or half their time is over.
 
-        Right after the node's start they also wait for devices that have not connected yet: after a restart those come
-        within moments, and a frame that went out before would fail though nobody is at fault.
+        Right after the node's start they also wait for devices that have not connected yet. After a restart of the node
+        those connect soon, and a frame sent before would fail for no good reason.
         """
         now_ns = time.monotonic_ns()
         while self._waiting:
-            wished = self._waiting[0].picture.mask or self._fusion.head.everyone
-            asked = [link for link in self._links.values() if wished >> link.index & 1]
-            if now_ns < self._gather_end_ns and any(not link.links and not link.is_revoked for link in asked):
-                self._is_gathering = True
+            requested = self._waiting[0].picture.mask or self._fusion.head.everyone
+            wanted = [link for link in self._links.values() if requested >> link.index & 1]
+            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+                self._is_in_grace = True
                 return
-            if self._is_gathering:
-                self._is_gathering, self._gathered_ns = False, now_ns
-            may_wait = now_ns < self._patience_ns(self._waiting[0])
-            if may_wait and any(link.state == "ready" and not link.has_credit for link in asked):
+            if self._is_in_grace:
+                self._is_in_grace, self._grace_over_ns = False, now_ns
+            may_wait = now_ns < self._wait_end_ns(self._waiting[0])
+            if may_wait and any(link.state is _READY and not link.has_credit for link in wanted):
                 return
-            self._dispatch(self._waiting.popleft(), wished)
+            self._dispatch(self._waiting.popleft(), requested)
 
-    def came(self, event: Came) -> None:
+    def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
         now_ns = time.monotonic_ns()
-        link, frame_id = event.link, event.frame_id
-        if frame_id in link.in_flight:  # else it comes twice, or much too late, with whatever times it says
-            link.measured(event.timing)
-        is_trial = self._returned(link, frame_id, now_ns)
-        self._finish(self._join.add(frame_id, link.index, event.feature, event.timing, is_trial=is_trial), now_ns)
+        if frame_id in link.in_flight:  # else it comes twice or much too late, and its times mean nothing
+            link.measured(timing)
+        is_probe = self._returned(link, frame_id, now_ns)
+        self._finish(self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe), now_ns)
 
-    def skipped(self, event: Skipped) -> None:
-        """Do without a feature."""
+    def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
+        """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
         now_ns = time.monotonic_ns()
-        link, frame_id = event.link, event.frame_id
-        is_trial = self._returned(link, frame_id, now_ns)
-        is_counted = is_trial or event.is_counted
-        self._finish(self._join.skip(frame_id, link.index, event.why, is_trial=is_counted), now_ns)
+        is_probe = self._returned(link, frame_id, now_ns)
+        self._finish(self._join.skip(frame_id, link.index, why, is_probe=is_probe or is_counted), now_ns)
 
-    def lose(self, link: Link, why: str) -> None:
+    def lose(self, link: Link, why: MissingReason) -> None:
         """Wait no longer for a device, in any frame."""
         now_ns = time.monotonic_ns()
         for frame in self._join.lose(link.index, why):
@@ -132,9 +145,9 @@ class Cell:
     def expire(self, now_ns: int) -> None:
         """End the frames whose deadline has come; the devices that did not answer are stalled."""
         for frame in self._join.expire(now_ns):
-            for device in frame.awaited:
+            for device in frame.pending:
                 if self._links[device].missed(now_ns):
-                    text = f"suspended: {MISSES_TO_SUSPEND} frames in a row without its feature in time"
+                    text = f"suspended: {FAILURES_TO_OPEN} frames in a row without its feature in time"
                     self._events.note(self._links[device].name, text, Priority.WARNING)
             self._finish(frame, now_ns)
 
@@ -142,8 +155,8 @@ class Cell:
         """Tell when :meth:`expire` has something to do."""
         due_ns = self._join.next_deadline_ns()
         if self._waiting:
-            patience_ns = self._patience_ns(self._waiting[0])
-            due_ns = patience_ns if due_ns is None else min(due_ns, patience_ns)
+            wait_end_ns = self._wait_end_ns(self._waiting[0])
+            due_ns = wait_end_ns if due_ns is None else min(due_ns, wait_end_ns)
         return due_ns
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
@@ -155,51 +168,53 @@ class Cell:
             for index, link in sorted(self._links.items())
         )
 
-    def _patience_ns(self, request: Request) -> int:
-        if self._is_gathering:
-            return self._gather_end_ns
-        # The other half is for the devices: sent out later, a frame would only make them miss its deadline.
+    def _wait_end_ns(self, request: Request) -> int:
+        if self._is_in_grace:
+            return self._grace_end_ns
+        # The other half is for the devices: a frame sent later would only make them miss its deadline.
         return self._counted_from_ns(request) + round(self._serving.deadline_ms * 0.5e6)
 
     def _counted_from_ns(self, request: Request) -> int:
-        """Tell from when a request's deadline counts."""
-        return max(request.arrival_ns, self._gathered_ns)
+        """Tell when the time of a request's deadline began."""
+        return max(request.arrival_ns, self._grace_over_ns)
 
     def _returned(self, link: Link, frame_id: int, now_ns: int) -> bool:
-        """Give a credit back; tell whether it was that of a trial."""
+        """Give a credit back; tell whether it was that of a probe."""
         if link.returned(frame_id, now_ns):
             self._events.note(link.name, "recovered: a feature came in time")
-        if frame_id != link.trial_id:
+        if frame_id != link.probe_id:
             return False
-        link.trial_id = -1
+        link.probe_id = -1
         return True
 
-    def _dispatch(self, request: Request, wished: int) -> None:
+    def _dispatch(self, request: Request, requested: int) -> None:
         now_ns = time.monotonic_ns()
         deadline_ns = self._counted_from_ns(request) + round(self._serving.deadline_ms * 1e6)
-        awaited: set[int] = set()
-        tried: list[int] = []
-        missing: dict[int, str] = {}
+        pending: set[int] = set()
+        probed: list[int] = []
+        missing: dict[int, MissingReason] = {}
         for index in range(len(self._fusion.head.dims)):
             link = self._links.get(index)
-            if not wished >> index & 1:
-                missing[index] = "not asked"
-            elif link is None or link.state != "ready":
-                missing[index] = "absent" if link is None else link.state
-                if link is not None and now_ns < deadline_ns and link.take_trial(now_ns):
-                    tried.append(index)
+            if not requested >> index & 1:
+                missing[index] = MissingReason.NOT_ASKED
+            elif link is None:
+                missing[index] = MissingReason.ABSENT
+            elif link.state is not _READY:
+                missing[index] = _MISSING[link.state]
+                if now_ns < deadline_ns and link.take_probe(now_ns):
+                    probed.append(index)
             elif now_ns >= deadline_ns or not link.has_credit:  # it waited too long, for this node or for the devices
-                missing[index] = "overload"
+                missing[index] = MissingReason.OVERLOAD
             else:
-                awaited.add(index)
-        frame = self._join.open(wished, now_ns, deadline_ns, awaited, missing, tried)
-        self._under_way[frame.frame_id] = request
-        if awaited or tried:
-            self._send_frames(request.picture, frame, sorted(awaited), tried)
-        if not awaited:
+                pending.add(index)
+        frame = self._join.open(requested, now_ns, deadline_ns, pending, missing, probed)
+        self._dispatched[frame.frame_id] = request
+        if pending or probed:
+            self._send_frames(request.picture, frame, sorted(pending), probed)
+        if not pending:
             self._finish(frame, now_ns)
 
-    def _send_frames(self, picture: Message, frame: Frame, awaited: Sequence[int], tried: Sequence[int]) -> None:
+    def _send_frames(self, picture: Message, frame: Frame, pending: Sequence[int], probed: Sequence[int]) -> None:
         copies = Copies(
             Message(
                 Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
@@ -212,10 +227,10 @@ class Cell:
                 deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
             )
         )
-        for index in awaited:
+        for index in pending:
             self._send_frame(self._links[index], frame, copies)
-        for index in tried:
-            self._links[index].trial_id = frame.frame_id
+        for index in probed:
+            self._links[index].probe_id = frame.frame_id
             self._send_frame(self._links[index], frame, copies)
 
     def _send_frame(self, link: Link, frame: Frame, copies: Copies) -> None:
@@ -225,20 +240,20 @@ class Cell:
             return
         if sent is Sent.GONE:
             self._devices.suspect()
-        why = "overload" if sent is Sent.FULL else "absent"
-        is_trial = frame.frame_id == link.trial_id
-        self._finish(self._join.skip(frame.frame_id, link.index, why, is_trial=is_trial), time.monotonic_ns())
+        why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
+        is_probe = frame.frame_id == link.probe_id
+        self._finish(self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe), time.monotonic_ns())
 
     def _finish(self, frame: Frame | None, now_ns: int) -> None:
-        """Answer a frame that has ended; ``None`` is one that has not."""
+        """Answer a frame that has ended; ``None`` stands for one that has not."""
         if frame is None:
             return
         self._count(frame)
-        self._send_answer(self._under_way.pop(frame.frame_id), frame, now_ns)
+        self._send_answer(self._dispatched.pop(frame.frame_id), frame, now_ns)
 
     def _count(self, frame: Frame) -> None:
         for device in frame.missing:
-            if device in self._links and frame.wished >> device & 1:
+            if device in self._links and frame.requested >> device & 1:
                 self._links[device].missing[frame.missing[device]] += 1
         for device in frame.features:
             self._links[device].answered += 1

@@ -1,4 +1,4 @@
-"""Who may come in: the address, its token, its TLS."""
+"""Access to the gateway: the address, its token, its TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from devit_contract.artefacts.fleet import is_loopback, parse_endpoint
 from devit_contract.errors import InputError
 
 OPEN_PATH = "/livez"
-"""What needs no token: whether the process lives."""
+"""The page that needs no token: whether the process is alive."""
 _TOKEN = re.compile(rb"[!-~]{16,512}")
 
 
@@ -37,7 +37,7 @@ class Address:
 def check_address(
     text: str, *, has_token: bool, tls_cert: Path | None, tls_key: Path | None, is_behind_proxy: bool
 ) -> Address:
-    """Check that what others can reach is protected.
+    """Check that an address that others can reach is protected.
 
     Args:
         text: ``HOST:PORT``.
@@ -93,10 +93,10 @@ def load_token(path: Path) -> bytes:
 
 
 class TokenGate:
-    """Lets in only requests with the token; everything but :data:`OPEN_PATH` is behind it."""
+    """Accepts only requests with the token, for all paths but :data:`OPEN_PATH`."""
 
     def __init__(self, app: ASGIApp, token: bytes) -> None:
-        """Stand in front of ``app``."""
+        """Wrap ``app``."""
         self._app = app
         self._token = token
 
@@ -112,7 +112,7 @@ class TokenGate:
     def _has_token(self, scope: Scope) -> bool:
         found = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, token = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
-        # Compared always, and in constant time, so that the time tells nothing.
+        # Always compared, and in constant time, so that the time reveals nothing.
         return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
 
 

@@ -26,25 +26,25 @@ from devit_gateway.bodies import BodyReader, compress
 from devit_gateway.exposition import write_metrics
 from devit_gateway.infer_request import InferRequest, Shape, max_body_bytes, parse_request
 from devit_gateway.infer_response import MODEL, VERSION, write_response
-from devit_gateway.joules import DeviceEnergy
-from devit_gateway.node_client import Asker
+from devit_gateway.joules import MeteredEnergy
+from devit_gateway.node_client import AsyncNodeClient
 
 _STATUS_AGE_S = 1.0
-"""How old the node's state may be where an inference follows, which fails by itself where the node has gone."""
+"""How old the node's state may be before an inference, which fails on its own if the node has gone."""
 _LARGE_BYTES = 256 * 1024
-"""From here on a body is parsed beside the event loop, so that other requests do not wait for it."""
+"""Larger bodies are parsed in a thread, so that other requests do not wait."""
 
 
 class Pages:
     """What the routes call."""
 
     def __init__(
-        self, asker: Asker, energies: Callable[[], tuple[DeviceEnergy, ...]], version: str, timeout_s: float
+        self, node: AsyncNodeClient, energies: Callable[[], tuple[MeteredEnergy, ...]], version: str, timeout_s: float
     ) -> None:
-        """Join the parts; ``energies`` tells what has been metered, ``timeout_s`` how long a question may take."""
-        # Twice the longest that one turn takes, which is a question to a node that is down.
+        """Join the parts; ``energies`` gives what has been metered, ``timeout_s`` is how long a question may take."""
+        # Twice the longest turn of the thread, which is a question to a node that is down.
         self._live_s = 2 * timeout_s + 10.0
-        self._asker = asker
+        self._node = node
         self._energies = energies
         self._version = version
         self._bodies = BodyReader()
@@ -64,14 +64,14 @@ class Pages:
         return response
 
     async def _infer(self, request: Request, start_ns: int) -> Response:
-        status = await self._asker.status(_STATUS_AGE_S)
+        status = await self._node.status(_STATUS_AGE_S)
         max_bytes = max_body_bytes(status.image_shape)
         room = self._bodies.reserve(request, max_bytes)
         try:
             content = await self._bodies.read(request, max_bytes)
-            wish = await _parse(content, request.headers.get("inference-header-content-length"), status.image_shape)
+            wanted = await _parse(content, request.headers.get("inference-header-content-length"), status.image_shape)
             parsed_ns = time.monotonic_ns()
-            results = await self._asker.classify(list(wish.images), mask=wish.device_mask)
+            results = await self._node.classify(list(wanted.images), mask=wanted.device_mask)
         finally:
             self._bodies.release(room)
         answers = [result for result in results if isinstance(result, Answer)]
@@ -81,75 +81,75 @@ class Pages:
         if len(answers) != len(results) or any(answer.state is State.FAILED for answer in answers):
             return _failure(results)
         self._statistics.note_success(answers, start_ns=start_ns, parsed_ns=parsed_ns)
-        body, json_bytes = write_response(wish, answers, status.labels, model_pages.device_count(status))
+        body, json_bytes = write_response(wanted, answers, status.labels, model_pages.device_count(status))
         return _infer_response(body, json_bytes, request.headers.get("accept-encoding", ""))
 
     async def live(self, _request: Request) -> Response:
-        """Tell whether the loops of this process turn."""
-        age_s = time.monotonic() - self._asker.turned_s
-        if age_s > self._live_s or self._asker.is_over:
-            raise HTTPException(503, f"expected the asking thread to turn, found it hung for {age_s:.0f} s: restart")
+        """Whether the loops of this process turn."""
+        age_s = time.monotonic() - self._node.turned_s
+        if age_s > self._live_s or self._node.is_over:
+            raise HTTPException(503, f"the thread of the node's client hangs for {age_s:.0f} s: restart the gateway")
         return Response()
 
     async def ready(self, _request: Request) -> Response:
-        """Tell whether the cell gives answers now."""
-        reason = model_pages.why_not_ready(await self._asker.status())
+        """Whether the cell gives answers now."""
+        reason = model_pages.why_not_ready(await self._node.status())
         if reason:
             raise HTTPException(503, reason)
         return Response()
 
     async def model_ready(self, request: Request) -> Response:
-        """Tell the same, of a model by name."""
+        """Whether a model, by name, gives answers now."""
         _check_model(request)
         return await self.ready(request)
 
     async def server(self, _request: Request) -> Response:
-        """Tell of the server."""
+        """Describe the server."""
         return _json(model_pages.server_page(self._version))
 
     async def metadata(self, request: Request) -> Response:
-        """Tell what the model takes and gives, by the node itself: it may be gone, or back with another bundle."""
+        """Describe the model as the node does now: it may be gone, or back with another bundle."""
         _check_model(request)
-        return _json(model_pages.metadata_page(await self._asker.status()))
+        return _json(model_pages.metadata_page(await self._node.status()))
 
     async def config(self, request: Request) -> Response:
-        """Tell the same in another form."""
+        """Describe the model in the form of a Triton server."""
         _check_model(request)
-        return _json(model_pages.config_page(await self._asker.status()))
+        return _json(model_pages.config_page(await self._node.status()))
 
     async def statistics(self, request: Request) -> Response:
-        """Tell what has been served."""
+        """Show what has been served."""
         _check_model(request)
         return _json(model_pages.statistics_page(self._statistics))
 
     async def metrics(self, request: Request) -> Response:
-        """Tell everything in numbers."""
+        """Show all metrics."""
         status: NodeStatus | None = None
-        with suppress(LinkError):  # devit_node_up tells
-            status = await self._asker.status()
+        with suppress(LinkError):  # devit_node_up shows it
+            status = await self._node.status()
         accept = request.headers.get("accept", "")
         text, content_type = write_metrics(status, self._energies(), version=self._version, accept=accept)
         return Response(text, media_type=None, headers={"content-type": content_type})
 
 
 def build_app(
-    asker: Asker,
+    node: AsyncNodeClient,
     *,
     token: bytes | None,
-    energies: Callable[[], tuple[DeviceEnergy, ...]],
+    energies: Callable[[], tuple[MeteredEnergy, ...]],
     version: str,
     timeout_s: float,
 ) -> Starlette:
     """Make the application.
 
     Args:
-        asker: The way to the node.
-        token: What clients must show; ``None`` asks for nothing.
-        energies: Tells the energy of metered devices.
+        node: The client of the node.
+        token: What clients must show; ``None`` for no token.
+        energies: Gives the energy of metered devices.
         version: Of this package.
         timeout_s: How long the node may take for an answer.
     """
-    pages = Pages(asker, energies, version, timeout_s)
+    pages = Pages(node, energies, version, timeout_s)
     routes = [
         Route(OPEN_PATH, pages.live),
         Route("/readyz", pages.ready),
@@ -170,7 +170,7 @@ def build_app(
     return Starlette(
         routes=routes,
         middleware=[Middleware(TokenGate, token=token)] if token is not None else [],
-        exception_handlers={HTTPException: _told, InputError: _refused, DevitError: _unavailable},
+        exception_handlers={HTTPException: _http_error, InputError: _refused, DevitError: _unavailable},
     )
 
 
@@ -187,7 +187,7 @@ async def _parse(content: bytes, header_length: str | None, image_shape: Shape) 
 
 
 def _failure(results: list[Answer | DevitError]) -> Response:
-    """Answer a batch of which some image failed: why, and how each image ended."""
+    """Answer a batch in which an image failed: why, and how each image ended."""
     reasons = dict.fromkeys(_why(result) for result in results)
     reasons.pop("", None)
     states = [result.state.name.lower() if isinstance(result, Answer) else "failed" for result in results]
@@ -201,8 +201,7 @@ def _why(result: Answer | DevitError) -> str:
         return _line(result)
     if result.state is not State.FAILED:
         return ""
-    missing = ", ".join(f"device {device} {why}" for device, why in sorted(result.missing.items()))
-    return f"too few devices ({missing})"
+    return f"too few devices ({result.why})"
 
 
 def _infer_response(body: bytes, json_bytes: int | None, accept_encoding: str) -> Response:
@@ -215,7 +214,7 @@ def _infer_response(body: bytes, json_bytes: int | None, accept_encoding: str) -
     return Response(body, headers=headers)
 
 
-async def _told(_request: Request, err: Exception) -> Response:
+async def _http_error(_request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     return _json({"error": err.detail}, status=err.status_code, headers=err.headers)
 

@@ -14,22 +14,22 @@ from devit_contract.errors import InputError
 READ_TIMEOUT_S = 30.0
 """How long a client may take to send one body."""
 MAX_HELD_BYTES = 256 * 1024 * 1024
-"""Of all bodies that are in memory at once."""
+"""Of all bodies in memory at the same time."""
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """For zlib: the format of gzip, and the zlib format that HTTP calls deflate."""
 
 
 class BodyReader:
-    """Reads bodies; what all of them hold together is bounded. For one event loop."""
+    """Reads bodies within a common bound of memory. For one event loop."""
 
     def __init__(self, max_held_bytes: int = MAX_HELD_BYTES, read_timeout_s: float = READ_TIMEOUT_S) -> None:
-        """Keep the bounds; a single body is read whatever it has of ``max_held_bytes``."""
+        """Keep the bounds; a single body is read even if it exceeds ``max_held_bytes``."""
         self._max_held_bytes = max_held_bytes
         self._read_timeout_s = read_timeout_s
         self._held_bytes = 0
 
     def reserve(self, request: Request, max_bytes: int) -> int:
-        """Take room for a body before any of it is read; give it back by :meth:`release`.
+        """Reserve room for a body before reading it; release it by :meth:`release`.
 
         Returns:
             How many bytes were taken.
@@ -44,13 +44,13 @@ class BodyReader:
         # A compressed body is there twice, and may grow to the bound.
         room = size if _encoding(request) == "identity" else size + max_bytes
         if self._held_bytes and self._held_bytes + room > self._max_held_bytes:
-            text = f"expected fewer requests at once, found {self._held_bytes} bytes of them: ask again"
+            text = f"the bodies of pending requests hold {self._held_bytes} bytes already: try again"
             raise HTTPException(503, text, headers={"Retry-After": "1"})
         self._held_bytes += room
         return room
 
     def release(self, room: int) -> None:
-        """Give room back."""
+        """Release room."""
         self._held_bytes -= room
 
     async def read(self, request: Request, max_bytes: int) -> bytes:
@@ -84,7 +84,7 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
     """Decompress ``gzip`` or ``deflate``; never more than ``max_bytes`` and one byte are made.
 
     Raises:
-        InputError: The content is something else, is cut off, or has something behind it.
+        InputError: The content is something else, is cut off, or has something after it.
         HTTPException: 413, it is longer than ``max_bytes``; 415, the encoding is another.
     """
     if encoding not in _WINDOW_BITS:
@@ -97,16 +97,16 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
     if len(plain) > max_bytes:
         raise _too_large(max_bytes, f"{encoding} of more")
     if not decoder.eof or decoder.unused_data:
-        found = "more behind it" if decoder.eof else "it is cut off"
+        found = "more after it" if decoder.eof else "it is cut off"
         raise InputError(f"body: expected one whole stream of {encoding}, found {found}")
     return plain
 
 
 def compress(content: bytes, accept_encoding: str) -> tuple[bytes, str | None]:
-    """Compress for a client by what it says to accept.
+    """Compress for a client by its ``Accept-Encoding``.
 
     Returns:
-        The content, and what ``Content-Encoding`` has to say; ``None`` where it stays as it is.
+        The content, and the value of ``Content-Encoding``; ``None`` if it is not compressed.
     """
     for part in accept_encoding.lower().split(","):
         name, _, quality = part.partition(";")

@@ -1,4 +1,4 @@
-"""What the node says of itself and its devices as metrics in Prometheus' text format."""
+"""The node's status and its devices' as metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from devit_contract.wire.messages import DeviceStatus, Histogram, NodeStatus
-from devit_gateway.joules import DeviceEnergy
+from devit_contract.wire.messages import DeviceState, DeviceStatus, Histogram, NodeStatus
+from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
 _HISTOGRAMS = {
@@ -28,15 +28,15 @@ _HISTOGRAMS = {
 
 
 def write_metrics(
-    status: NodeStatus | None, energies: Sequence[DeviceEnergy], *, version: str, accept: str = ""
+    status: NodeStatus | None, energies: Sequence[MeteredEnergy], *, version: str, accept: str = ""
 ) -> tuple[bytes, str]:
     """Write all metrics.
 
     Args:
-        status: The node's; ``None`` where it does not answer.
+        status: The node's; ``None`` if it does not answer.
         energies: Of the devices that are metered.
         version: Of the gateway.
-        accept: The header ``Accept``: OpenMetrics where it names that, else the plain format.
+        accept: The header ``Accept``: OpenMetrics if it names that, else the plain format.
 
     Returns:
         The text and its content type.
@@ -50,14 +50,14 @@ def write_metrics(
 class NodeCollector(Collector):
     """The metrics of one scrape."""
 
-    def __init__(self, status: NodeStatus | None, energies: Sequence[DeviceEnergy], version: str) -> None:
-        """Keep what to tell."""
+    def __init__(self, status: NodeStatus | None, energies: Sequence[MeteredEnergy], version: str) -> None:
+        """Keep the values to write."""
         self._status = status
         self._energies = energies
         self._version = version
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics; those of the node only where it answers."""
+        """Yield all metrics; those of the node only if it answers."""
         build = {"version": self._version}
         if self._status is not None:
             build |= {"node_version": self._status.software, "bundle": self._status.bundle}
@@ -87,17 +87,17 @@ def _node(status: NodeStatus) -> Iterator[Metric]:
         ("direction",),
         {(direction,): n for direction, n in status.wire_bytes.items()},
     )
-    refused = CounterMetricFamily("devit_auth_failures", "Connections without a key that is let in, and false names.")
-    refused.add_metric([], status.refused_handshakes + status.strangers)
+    refused = CounterMetricFamily("devit_auth_failures", "Connections without an allowed key, and false names.")
+    refused.add_metric([], status.refused_handshakes + status.unknown_peers)
     yield refused
-    text = "Messages of clients that made no sense."
+    text = "Invalid messages of clients."
     yield _counter(
         "devit_requests_refused", text, ("reason",), {(why,): n for why, n in status.refused_requests.items()}
     )
     floods = CounterMetricFamily("devit_floods", "Connections shut because their message did not end.")
     floods.add_metric([], status.floods)
     yield floods
-    yield GaugeMetricFamily("devit_frames_open", "Frames under way.", value=status.open_frames)
+    yield GaugeMetricFamily("devit_frames_open", "Frames that have not ended.", value=status.open_frames)
     yield GaugeMetricFamily("devit_requests_waiting", "Requests that wait for a device.", value=status.waiting_requests)
     yield GaugeMetricFamily("devit_node_uptime_seconds", "Since the node's start.", value=status.uptime_s)
     yield GaugeMetricFamily("devit_devices_needed", "Fewest ready devices that give answers.", value=status.k_min)
@@ -108,7 +108,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     up = GaugeMetricFamily("devit_device_up", "Whether a device is ready.", labels=by_device)
     credit = GaugeMetricFamily("devit_credit", "Frames that a device may have in flight.", labels=by_device)
     for device in devices:
-        up.add_metric([device.name], float(device.state == "ready"))
+        up.add_metric([device.name], float(device.state is DeviceState.READY))
         credit.add_metric([device.name], device.credit)
     yield up
     yield credit
@@ -120,7 +120,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     )
     yield _counter(
         "devit_missing",
-        "Frames that ended without a device's feature, though it was wished for.",
+        "Frames that ended without a device's feature, though it was requested.",
         ("device", "cause"),
         {(device.name, cause): n for device in devices for cause, n in device.missing.items()},
     )
@@ -148,7 +148,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         yield family
 
 
-def _energy(energies: Sequence[DeviceEnergy]) -> Iterator[Metric]:
+def _energy(energies: Sequence[MeteredEnergy]) -> Iterator[Metric]:
     if not energies:
         return
     yield _counter(

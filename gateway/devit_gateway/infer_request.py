@@ -1,7 +1,7 @@
-"""The body of an inference request as images and wishes.
+"""The body of an inference request: images, devices and wanted outputs.
 
-Open Inference Protocol (KServe V2), REST, with the binary tensor data extension: JSON, and behind it, where
-``Inference-Header-Content-Length`` says how long the JSON is, the bytes of the tensor.
+Open Inference Protocol (KServe V2), REST, with the binary tensor data extension: JSON, then, if
+``Inference-Header-Content-Length`` gives the length of the JSON, the bytes of the tensor.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class OutputWish:
-    """An output that the response shall hold."""
+class WantedOutput:
+    """An output for the response."""
 
     name: str
     is_binary: bool
@@ -47,7 +47,7 @@ class InferRequest:
     """Shape ``(B, H, W, C)``."""
     device_mask: int
     """Devices to ask, bit i for device i; 0 asks all."""
-    outputs: tuple[OutputWish, ...]
+    outputs: tuple[WantedOutput, ...]
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ class _Request(msgspec.Struct, frozen=True):
 
 
 def max_body_bytes(image_shape: Shape) -> int:
-    """Tell how long a body may be: the largest batch, written as JSON."""
+    """Longest allowed body: the largest batch, written as JSON."""
     return MAX_HEADER_BYTES + MAX_BATCH * math.prod(image_shape) * _JSON_BYTES_PER_PIXEL
 
 
@@ -80,7 +80,7 @@ def parse_request(content: bytes, header_length: str | None, image_shape: Shape)
 
     Args:
         content: The body, decompressed.
-        header_length: The header ``Inference-Header-Content-Length``; ``None`` where it is missing: all is JSON.
+        header_length: The header ``Inference-Header-Content-Length``; ``None`` if it is missing: all is JSON.
         image_shape: What the bundle takes, ``(H, W, C)``.
 
     Raises:
@@ -92,12 +92,12 @@ def parse_request(content: bytes, header_length: str | None, image_shape: Shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise InputError(f"body: expected an inference request as JSON, found: {_short(err)}") from err
     is_binary = _flag(request.parameters, "binary_data_output", "parameters")
-    wishes = request.outputs or tuple(_Output(name) for name in OUTPUTS)
+    wanted = request.outputs or tuple(_Output(name) for name in OUTPUTS)
     return InferRequest(
         request_id=request.id,
         images=_images(request.inputs, memoryview(content)[json_bytes:], image_shape),
         device_mask=_count(request.parameters, "devices", "parameters", (1 << 64) - 1),
-        outputs=_outputs(wishes, is_binary_default=is_binary),
+        outputs=_outputs(wanted, is_binary_default=is_binary),
     )
 
 
@@ -129,7 +129,7 @@ def _images(inputs: tuple[_Input, ...], binary: memoryview, image_shape: Shape) 
         raise InputError(f"{INPUT}: expected either data or the parameter binary_data_size, found {found}")
     found_bytes = _count(tensor.parameters, "binary_data_size", INPUT, (1 << 63) - 1)
     if found_bytes != len(binary):
-        raise InputError(f"{INPUT}: expected {found_bytes} bytes of binary data, found {len(binary)} behind the JSON")
+        raise InputError(f"{INPUT}: expected {found_bytes} bytes of binary data, found {len(binary)} after the JSON")
     if isinstance(tensor.data, msgspec.Raw):
         return _json_pixels(tensor.data, tensor.shape)
     if found_bytes != size:
@@ -153,18 +153,18 @@ def _json_pixels(raw: msgspec.Raw, shape: tuple[int, ...]) -> npt.NDArray[np.uin
     return values.astype(np.uint8).reshape(shape)
 
 
-def _outputs(wishes: tuple[_Output, ...], *, is_binary_default: bool) -> tuple[OutputWish, ...]:
-    names = [wish.name for wish in wishes]
+def _outputs(wanted: tuple[_Output, ...], *, is_binary_default: bool) -> tuple[WantedOutput, ...]:
+    names = [output.name for output in wanted]
     if len(set(names)) != len(names) or not set(names) <= set(OUTPUTS):
         known = ", ".join(OUTPUTS)
         raise InputError(f"outputs: expected any of {known}, each once, found {_short(', '.join(names[:4]))}")
     outputs = []
-    for wish in wishes:
-        classes = _count(wish.parameters, "classification", wish.name, 1_000_000)
-        if classes and wish.name != "logits":
-            raise InputError(f"{wish.name}: expected the parameter classification for logits only, found it here")
-        is_binary = _flag(wish.parameters, "binary_data", wish.name, default=is_binary_default)
-        outputs.append(OutputWish(wish.name, is_binary, classes))
+    for output in wanted:
+        classes = _count(output.parameters, "classification", output.name, 1_000_000)
+        if classes and output.name != "logits":
+            raise InputError(f"{output.name}: expected the parameter classification for logits only, found it here")
+        is_binary = _flag(output.parameters, "binary_data", output.name, default=is_binary_default)
+        outputs.append(WantedOutput(output.name, is_binary, classes))
     return tuple(outputs)
 
 
@@ -183,6 +183,6 @@ def _count(parameters: dict[str, Scalar], name: str, where: str, most: int) -> i
 
 
 def _short(value: object) -> str:
-    """Show what a stranger sent, in one line of bounded length."""
+    """Show what a client sent, in one line of bounded length."""
     text = " ".join(str(value).split()).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 120 else text[:117] + "..."

@@ -1,4 +1,4 @@
-"""Answers as the body of an inference response: JSON, with binary data behind it where a client wants some."""
+"""Answers as the body of an inference response: JSON, followed by binary data if the client wants some."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from devit_contract.wire.answer import Answer
-from devit_gateway.infer_request import InferRequest, OutputWish
+from devit_gateway.infer_request import InferRequest, WantedOutput
 
 MODEL = "devit"
 VERSION = "1"
@@ -28,11 +28,11 @@ class Tensor:
     """Numbers of that shape, or as many texts (``BYTES``)."""
 
     def as_json(self) -> list[Any]:
-        """Give the values in one row."""
+        """The values in one row."""
         return list(self.values) if isinstance(self.values, tuple) else self.values.ravel().tolist()
 
     def as_bytes(self) -> bytes:
-        """Give the values little-endian; each text behind its length in four bytes."""
+        """The values little-endian; each text after its length in four bytes."""
         if isinstance(self.values, tuple):
             texts = [text.encode() for text in self.values]
             return b"".join(struct.pack("<I", len(text)) + text for text in texts)
@@ -40,7 +40,7 @@ class Tensor:
 
 
 def mask_datatype(devices: int) -> str:
-    """Name the type of the output ``mask`` for so many devices."""
+    """Type of the output ``mask`` for that many devices."""
     return "UINT32" if devices <= 32 else "UINT64"
 
 
@@ -50,20 +50,20 @@ def write_response(
     """Write a response.
 
     Args:
-        request: What was wanted.
+        request: What the client wants.
         answers: One for each image, none of them failed.
         labels: Names of the classes.
         devices: How many devices the cell has.
 
     Returns:
-        The body, and the length of its JSON where binary data follows.
+        The body, and the length of its JSON if binary data follows.
     """
     outputs: list[dict[str, Any]] = []
     binary = []
-    for wish in request.outputs:
-        tensor = _tensor(wish, answers, labels, devices)
-        output: dict[str, Any] = {"name": wish.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if wish.is_binary:
+    for wanted in request.outputs:
+        tensor = _tensor(wanted, answers, labels, devices)
+        output: dict[str, Any] = {"name": wanted.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if wanted.is_binary:
             binary.append(tensor.as_bytes())
             output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
@@ -76,18 +76,18 @@ def write_response(
     return b"".join([header, *binary]), len(header) if binary else None
 
 
-def _tensor(wish: OutputWish, answers: Sequence[Answer], labels: tuple[str, ...], devices: int) -> Tensor:
+def _tensor(wanted: WantedOutput, answers: Sequence[Answer], labels: tuple[str, ...], devices: int) -> Tensor:
     batch = len(answers)
-    if wish.name == "state":
+    if wanted.name == "state":
         return Tensor("BYTES", (batch,), tuple(answer.state.name.lower() for answer in answers))
-    if wish.name == "mask":
+    if wanted.name == "mask":
         datatype = mask_datatype(devices)
         numpy_type = np.uint32 if datatype == "UINT32" else np.uint64
         return Tensor(datatype, (batch,), np.array([answer.mask for answer in answers], numpy_type))
     logits = np.array([answer.logits for answer in answers], np.float32)  # (B, K)
-    if not wish.classes:
+    if not wanted.classes:
         return Tensor("FP32", logits.shape, logits)
-    count = min(wish.classes, logits.shape[1])
+    count = min(wanted.classes, logits.shape[1])
     best = np.argsort(-logits, axis=1, kind="stable")[:, :count]  # (B, count)
     texts = tuple(f"{logits[row, k]:f}:{k}:{labels[k]}" for row in range(batch) for k in best[row])
     return Tensor("BYTES", (batch, count), texts)

@@ -1,24 +1,22 @@
-"""Power samples of devices as joules that only rise, for counters."""
+"""Energy of devices from their power samples, for counters: it only rises."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from devit_contract.wire.messages import Telemetry
-from devit_profiling.sensor.board_table import Board
-from devit_profiling.sensor.boards import board_of_model, guess_board, total_mw
+from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sensor_lines import parse_sensor_line
-from devit_profiling.sensor.tegrastats import SIMULATED
 
 MAX_GAP_INTERVALS = 5
-"""A longer pause between two samples is not bridged: nobody knows what the device drew in it."""
+"""A longer pause between two samples adds nothing: what the device drew in it is unknown."""
 _LEAST_INTERVAL_MS = 120
-"""tegrastats gives no more than about nine lines a second, whatever it is asked for."""
+"""tegrastats prints no more than about nine lines a second, whatever interval is set."""
 
 
 @dataclass(frozen=True)
-class DeviceEnergy:
-    """What one device has used while it was sampled."""
+class MeteredEnergy:
+    """What one device used while it was sampled."""
 
     device: str
     energy_j: float
@@ -28,45 +26,40 @@ class DeviceEnergy:
 
 
 class EnergyMeter:
-    """Adds up one device's energy by the trapezoid rule."""
+    """Adds up one device's energy by the trapezoid rule, sample by sample; ``figures/energy.py`` integrates windows."""
 
     def __init__(self, device: str, interval_ms: int) -> None:
-        """Begin at zero, on a board that is not known yet."""
+        """Start at zero, on an unknown board."""
         self.device = device
         self._max_gap_ns = MAX_GAP_INTERVALS * max(interval_ms, _LEAST_INTERVAL_MS) * 1_000_000
-        self._board: Board | None = None
-        self._is_guessed = False
-        self._is_simulated = False
+        self._total = BoardTotal()
         self._energy_j = 0.0
         self._has_total = False
         self._last: tuple[int, int] | None = None
 
     def name_board(self, board_model: str) -> None:
         """Take the device's own word for its board; samples of an unknown one count only if their rails fit one."""
-        self._board = board_of_model(board_model)
-        self._is_guessed = False
-        self._is_simulated = self._is_simulated or SIMULATED in board_model.upper()
+        was_simulated = self._total.is_simulated
+        self._total = BoardTotal(board_model)
+        self._total.is_simulated |= was_simulated
 
     def take(self, telemetry: Telemetry) -> None:
-        """Add samples; lines that are none, or of a board whose total is not known, are left out."""
+        """Add samples; skip other lines, and those of a board without a known total."""
         for line in telemetry.lines:
             sample = parse_sensor_line(line.text)
             if sample is None:
                 continue
-            self._is_simulated = self._is_simulated or sample.is_simulated
-            if self._board is None:
-                self._board = guess_board(sample)
-                self._is_guessed = self._board is not None
-            power_mw = total_mw(self._board, sample.rails_mw) if self._board is not None else None
+            power_mw = self._total.add(sample)
             if power_mw is not None:
                 self._add(line.monotonic_ns, power_mw)
 
-    def reading(self) -> DeviceEnergy | None:
+    def reading(self) -> MeteredEnergy | None:
         """Tell the energy so far; ``None`` where nothing could be measured."""
-        if self._board is None or not self._has_total:
+        board = self._total.board
+        if board is None or not self._has_total:
             return None
-        scope = self._board.scope + (", board guessed" if self._is_guessed else "")
-        return DeviceEnergy(self.device, self._energy_j, scope, self._is_simulated)
+        scope = board.scope + (", board guessed" if self._total.is_guessed else "")
+        return MeteredEnergy(self.device, self._energy_j, scope, self._total.is_simulated)
 
     def _add(self, time_ns: int, power_mw: int) -> None:
         self._has_total = True
@@ -77,4 +70,4 @@ class EnergyMeter:
             if 0 < time_ns - last_ns <= self._max_gap_ns:
                 # At the sensor's zero a reading may be one step below it; a counter never falls.
                 self._energy_j += max(0, last_mw + power_mw) / 2e3 * (time_ns - last_ns) / 1e9
-        self._last = (time_ns, power_mw)  # also where the clock went back: the device has started anew
+        self._last = (time_ns, power_mw)  # also if the clock went back: the device was rebooted

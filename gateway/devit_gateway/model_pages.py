@@ -1,4 +1,4 @@
-"""What the protocol tells of server and model: metadata, configuration, statistics."""
+"""The protocol's pages about server and model: metadata, configuration, statistics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devit_contract.wire.answer import Answer
-from devit_contract.wire.messages import NodeStatus
+from devit_contract.wire.messages import DeviceState, NodeStatus
 from devit_gateway.infer_request import INPUT, MAX_BATCH
 from devit_gateway.infer_response import MODEL, VERSION, mask_datatype
 
@@ -35,7 +35,7 @@ class Statistics:
     """Counts what this gateway has served since its start."""
 
     inferences: int = 0
-    """Images of requests that went well."""
+    """Images of successful requests."""
     last_inference_ms: int = 0
     """Since the epoch."""
     success: _Duration = field(default_factory=_Duration)
@@ -46,7 +46,7 @@ class Statistics:
     compute_output: _Duration = field(default_factory=_Duration)
 
     def note_success(self, answers: Sequence[Answer], *, start_ns: int, parsed_ns: int) -> None:
-        """Count a request that went well; times are of ``time.monotonic_ns``."""
+        """Count a successful request; times are of ``time.monotonic_ns``."""
         self.inferences += len(answers)
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.success.add(time.monotonic_ns() - start_ns)
@@ -57,17 +57,17 @@ class Statistics:
             self.compute_output.add(answer.fuse_us * 1000)
 
     def note_failure(self, *, start_ns: int) -> None:
-        """Count a request that did not go well."""
+        """Count a failed request."""
         self.fail.add(time.monotonic_ns() - start_ns)
 
 
 def server_page(version: str) -> Page:
-    """Tell of the server."""
+    """Describe the server."""
     return {"name": "devit-gateway", "version": version, "extensions": EXTENSIONS}
 
 
 def metadata_page(status: NodeStatus) -> Page:
-    """Tell what the model takes and gives."""
+    """Describe the model's input and outputs."""
     return {
         "name": MODEL,
         "versions": [VERSION],
@@ -82,7 +82,7 @@ def metadata_page(status: NodeStatus) -> Page:
 
 
 def config_page(status: NodeStatus) -> Page:
-    """Tell the same as a Triton server's clients want it."""
+    """Describe the same in the form of a Triton server."""
     mask_type = f"TYPE_{mask_datatype(device_count(status))}"
     return {
         "name": MODEL,
@@ -102,7 +102,7 @@ def config_page(status: NodeStatus) -> Page:
 
 
 def statistics_page(statistics: Statistics) -> Page:
-    """Tell what has been served."""
+    """Show what has been served."""
     names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
     return {
         "model_stats": [
@@ -120,13 +120,13 @@ def statistics_page(statistics: Statistics) -> Page:
 
 
 def device_count(status: NodeStatus) -> int:
-    """Tell how many bits of a mask have a meaning."""
+    """Count the bits of a mask that stand for a device."""
     return max(device.submodel for device in status.devices) + 1
 
 
 def why_not_ready(status: NodeStatus) -> str:
-    """Tell why the cell gives no answers now; empty where it does."""
-    ready = sum(device.state == "ready" for device in status.devices)
+    """Why the cell gives no answers now; empty if it does."""
+    ready = sum(device.state is DeviceState.READY for device in status.devices)
     if ready >= status.k_min:
         return ""
     states = ", ".join(f"{device.name} {device.state}" for device in status.devices)

@@ -1,4 +1,4 @@
-"""A thread that owns the connection to the node and asks it on behalf of an event loop, many requests at once."""
+"""A client for an event loop: a thread owns the connection to the node, with many requests in flight."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from types import TracebackType
 from typing import Generic, TypeVar
 
-from devit_contract.errors import DevitError, LinkError
+from devit_contract.errors import DevitError, LostLinkError, NoAnswerError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client, Picture
 from devit_contract.wire.messages import NodeStatus
@@ -27,14 +26,14 @@ _TURN_S = 0.5
 
 
 class _Promise(Generic[T]):
-    """A result that the thread gives and a coroutine waits for."""
+    """A result of the thread that a coroutine waits for."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[T] = self._loop.create_future()
 
     def give(self, result: T | DevitError) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        with suppress(RuntimeError):  # the loop has ended, so nothing waits any more
             self._loop.call_soon_threadsafe(self._settle, result)
 
     async def wait(self) -> T:
@@ -74,44 +73,42 @@ class _Item:
     index: int
     picture: Picture
     end_s: float
-    """On ``time.monotonic``: when it is given up if the node has not had it by then."""
+    """On ``time.monotonic``: when it is given up if it has not been sent by then."""
 
 
-class Asker:
-    """Asks one node; a context manager around its thread. Coroutines of any one event loop may call it."""
+class AsyncNodeClient:
+    """A client of one node; a context manager around its thread. Coroutines of any one event loop may call it."""
 
     def __init__(self, connect: Callable[[], Client], *, in_flight: int, timeout_s: float) -> None:
         """Keep what opens a connection; the node need not be there.
 
         Args:
-            connect: Opens a connection, anew after the node has refused one.
-            in_flight: Images that the node has at once; more wait here.
-            timeout_s: How long an image may wait here; the connection has a time of its own.
+            connect: Opens a connection, and another one after the node has refused one.
+            in_flight: Images that the node has at the same time; more wait here.
+            timeout_s: How long an image may wait here; the connection has its own timeout.
         """
         self._connect = connect
         self._in_flight = in_flight
         self._timeout_s = timeout_s
-        self._wishes: SimpleQueue[_Item | _Promise[NodeStatus]] = SimpleQueue()
+        self._incoming: SimpleQueue[_Item | _Promise[NodeStatus]] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="asking", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="node-client", daemon=True)
         self._is_stopping = False
-        self._door = threading.Lock()
+        self._lock = threading.Lock()
         self._is_over = False
         self._waiting: deque[_Item] = deque()
-        self._under_way: dict[int, _Item] = {}
+        self._in_node: dict[int, _Item] = {}
         self._status: tuple[float, NodeStatus] | None = None
         self.turned_s = time.monotonic()
         """When the thread's loop last turned, on ``time.monotonic``."""
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> AsyncNodeClient:
         """Start the thread."""
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the thread; what is under way ends with an error."""
+    def __exit__(self, *_error: object) -> None:
+        """End the thread; pending requests end with an error."""
         self._is_stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
@@ -123,10 +120,10 @@ class Asker:
         return self._is_over
 
     async def classify(self, pictures: Sequence[Picture], *, mask: int = 0) -> list[Answer | DevitError]:
-        """Ask for images, and wait for all answers; an image that the node refuses has the error in its place.
+        """Classify images, and wait for all answers; a refused image has the error in its place.
 
         Raises:
-            LinkError: The thread has ended.
+            LostLinkError: The thread has ended.
         """
         promise: _Promise[list[Answer | DevitError]] = _Promise()
         batch = _Batch(mask, promise, [None] * len(pictures))
@@ -138,7 +135,7 @@ class Asker:
         """Ask the node for its state, or take an answer that is not older than ``max_age_s``.
 
         Raises:
-            LinkError: It does not answer, or the thread has ended.
+            LinkError: It does not answer, refuses this client, or the thread has ended.
         """
         last = self._status
         if last is not None and time.monotonic() - last[0] <= max_age_s:
@@ -147,12 +144,12 @@ class Asker:
         self._put([promise])
         return await promise.wait()
 
-    def _put(self, wishes: Sequence[_Item | _Promise[NodeStatus]]) -> None:
-        with self._door:  # nothing comes in behind the thread's last look
+    def _put(self, items: Sequence[_Item | _Promise[NodeStatus]]) -> None:
+        with self._lock:  # nothing comes in after the thread's last look
             if self._is_over:
-                raise LinkError("expected the asking thread to run, found it ended: see the log, restart the gateway")
-            for wish in wishes:
-                self._wishes.put(wish)
+                raise LostLinkError("the thread of the node's client has ended: see the log, restart the gateway")
+            for item in items:
+                self._incoming.put(item)
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
@@ -164,43 +161,43 @@ class Asker:
                             self.turned_s = time.monotonic()
                             self._turn(client)
                 except DevitError as err:
-                    # The node refuses this client. Another connection is tried when there is something to ask.
+                    # The node refuses this client. The next request tries another connection.
                     self._fail(err)
                     self._rest()
         finally:
-            with self._door:
+            with self._lock:
                 self._is_over = True
-            self._fail(LinkError("expected to go on, found that the gateway is stopping: ask again later"))
+            self._fail(LostLinkError("the gateway is stopping: try again later"))
 
     def _turn(self, client: Client) -> None:
-        askers: list[_Promise[NodeStatus]] = []
-        for wish in self._take_wishes():
-            if isinstance(wish, _Item):
-                self._waiting.append(wish)
+        waiters: list[_Promise[NodeStatus]] = []
+        for item in self._take_incoming():
+            if isinstance(item, _Item):
+                self._waiting.append(item)
             else:
-                askers.append(wish)
+                waiters.append(item)
         self._submit_waiting(client)
-        if askers:
-            self._ask_status(client, askers)
+        if waiters:
+            self._ask_status(client, waiters)
         for number, result in client.collect(_TURN_S, wake=self._wake):
-            item = self._under_way.pop(number)
+            item = self._in_node.pop(number)
             item.batch.settle(item.index, result)
 
     def _submit_waiting(self, client: Client) -> None:
         now_s = time.monotonic()
-        while self._waiting and len(self._under_way) < self._in_flight:
+        while self._waiting and len(self._in_node) < self._in_flight:
             item = self._waiting.popleft()
             try:
                 if item.end_s < now_s:
-                    raise LinkError(
+                    raise NoAnswerError(
                         f"{client.endpoint}: expected the node to take an image within {self._timeout_s:g} s, found it "
                         "busy or gone: check that fusion-node runs there, see devit status"
                     )
-                self._under_way[client.submit(item.picture, mask=item.batch.mask)] = item
+                self._in_node[client.submit(item.picture, mask=item.batch.mask)] = item
             except DevitError as err:
                 item.batch.settle(item.index, err)
 
-    def _ask_status(self, client: Client, askers: list[_Promise[NodeStatus]]) -> None:
+    def _ask_status(self, client: Client, waiters: list[_Promise[NodeStatus]]) -> None:
         self._status = None
         result: NodeStatus | DevitError
         try:
@@ -208,28 +205,28 @@ class Asker:
             self._status = (time.monotonic(), status)
         except DevitError as err:
             result = err
-        for asker in askers:
-            asker.give(result)
+        for waiter in waiters:
+            waiter.give(result)
         if isinstance(result, DevitError) and client.is_refused:
             raise result  # another question by the same connection would only be refused again
 
-    def _take_wishes(self) -> list[_Item | _Promise[NodeStatus]]:
+    def _take_incoming(self) -> list[_Item | _Promise[NodeStatus]]:
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        wishes = []
+        items = []
         while True:
             try:
-                wishes.append(self._wishes.get_nowait())
+                items.append(self._incoming.get_nowait())
             except Empty:
-                return wishes
+                return items
 
     def _fail(self, err: DevitError) -> None:
-        for wish in [*self._under_way.values(), *self._waiting, *self._take_wishes()]:
-            if isinstance(wish, _Item):
-                wish.batch.settle(wish.index, err)
+        for item in [*self._in_node.values(), *self._waiting, *self._take_incoming()]:
+            if isinstance(item, _Item):
+                item.batch.settle(item.index, err)
             else:
-                wish.give(err)
-        self._under_way.clear()
+                item.give(err)
+        self._in_node.clear()
         self._waiting.clear()
         self._status = None
 

@@ -1,6 +1,6 @@
-"""A thread with its own connection to the node that has every agent sample power, and meters it.
+"""A thread with its own connection to the node that has every agent sample power, and adds it up.
 
-Its own, as an agent that hangs lets its question wait: answers must not wait with it.
+The connection is its own because a question to a hung agent waits: answers must not wait with it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 
 from devit_contract.errors import DevitError
 from devit_contract.wire.client import Client
-from devit_contract.wire.messages import DeviceStatus
-from devit_gateway.joules import DeviceEnergy, EnergyMeter
+from devit_contract.wire.messages import DeviceState, DeviceStatus
+from devit_gateway.joules import EnergyMeter, MeteredEnergy
 
 _LOOK_S = 2.0
-"""How often devices are looked for."""
+"""How often new devices are looked for."""
 _RETRY_S = 30.0
-"""Until a device that could not be sampled is asked again."""
+"""Until a device that could not be sampled is tried again."""
 _SILENCE_S = 600.0
-"""Until a device that sends nothing is asked again: a profiler, which takes the sensor over, is not disturbed."""
+"""Until a device that sends nothing is tried again: a profiler that took the sensor over is not disturbed."""
 
 
 class PowerWatch:
@@ -38,7 +37,7 @@ class PowerWatch:
         self._meters: dict[str, EnergyMeter] = {}
         self._due_s: dict[str, float] = {}
         self._links: dict[str, int] = {}
-        self.readings: tuple[DeviceEnergy, ...] = ()
+        self.readings: tuple[MeteredEnergy, ...] = ()
         """Energy by device so far; replaced as a whole, so that any thread may read it."""
 
     def __enter__(self) -> PowerWatch:
@@ -46,10 +45,8 @@ class PowerWatch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the thread; the node stops the agents' sampling when it finds its listener gone."""
+    def __exit__(self, *_error: object) -> None:
+        """End the thread; the node stops the agents' sampling when it finds the subscriber gone."""
         self._stopping.set()
         os.eventfd_write(self._wake, 1)
         self._thread.join()
@@ -67,7 +64,7 @@ class PowerWatch:
             if time.monotonic() >= look_s:
                 status = client.status()
                 if client.links != links:
-                    self._due_s.clear()  # the node has no listener by this link yet
+                    self._due_s.clear()  # the node has no subscriber on this link yet
                 links = client.links
                 for device in status.devices:
                     self._look(client, device)
@@ -83,8 +80,8 @@ class PowerWatch:
             self.readings = tuple(reading for reading in readings if reading is not None)
 
     def _look(self, client: Client, device: DeviceStatus) -> None:
-        """Start sampling where it is due: at first, after a new link, and where it has ended."""
-        if device.state != "ready" or self._stopping.is_set():
+        """Start sampling if it is due: at first, after a new link, and after it has ended."""
+        if device.state is not DeviceState.READY or self._stopping.is_set():
             return
         is_new = device.links != self._links.get(device.name)
         if not is_new and time.monotonic() < self._due_s.get(device.name, 0.0):
@@ -92,7 +89,7 @@ class PowerWatch:
         self._links[device.name] = device.links
         self._due_s[device.name] = time.monotonic() + _RETRY_S
         meter = self._meters.setdefault(device.name, EnergyMeter(device.name, self._interval_ms))
-        with suppress(DevitError):  # no sensor, or gone again: its metric is absent, and it is asked again
+        with suppress(DevitError):  # no sensor, or gone again: its metric is absent, and it is tried again
             meter.name_board(client.describe(device.name).board_model)
             client.start_sampling(device.name, self._interval_ms)
             self._due_s[device.name] = time.monotonic() + _SILENCE_S

@@ -13,8 +13,8 @@ from devit_contract.service.lifecycle import StopSignal
 from devit_contract.wire.client import Client, require_key
 from devit_gateway.access import Address
 from devit_gateway.app import build_app
-from devit_gateway.joules import DeviceEnergy
-from devit_gateway.node_client import Asker
+from devit_gateway.joules import MeteredEnergy
+from devit_gateway.node_client import AsyncNodeClient
 from devit_gateway.power_watch import PowerWatch
 from devit_gateway.serving import listen, serve
 
@@ -28,7 +28,7 @@ class Settings:
     address: Address
     token: bytes | None = field(repr=False)
     timeout_s: float | None
-    """How long the node may take for an answer; ``None``: some seconds beyond what the fleet's deadline makes of it."""
+    """How long the node may take for an answer; ``None``: five seconds and twice the fleet's deadline."""
     power_interval_ms: int
     """0 leaves the agents' sensors alone."""
     logs_requests: bool
@@ -39,12 +39,12 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
 
     Args:
         settings: How to run.
-        should_stop: Told by signals.
-        on_ready: Called with the URL once it accepts connections, whether the node is there or not.
+        should_stop: Set by signals.
+        on_ready: Called with the URL once it accepts connections, even without a node.
 
     Raises:
         InputError: The fleet uses keys and none was given.
-        LinkError: The address cannot be bound.
+        AddressError: The address cannot be bound.
     """
     # A frame may wait as long as another takes.
     timeout_s = settings.timeout_s or 5.0 + 2 * settings.fleet.serving.deadline_ms / 1000
@@ -52,20 +52,21 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
     def connect() -> Client:
         return Client.of_fleet(settings.fleet, settings.keys, timeout_s=timeout_s)
 
-    require_key(settings.fleet, settings.keys)  # told now, not at the first question
+    require_key(settings.fleet, settings.keys)  # reported now, not at the first question
     with ExitStack() as stack:
         opened, url = listen(settings.address)
         stack.callback(opened.close)
         watch = None
         if settings.power_interval_ms:
             watch = stack.enter_context(PowerWatch(connect, settings.power_interval_ms))
-        asker = stack.enter_context(Asker(connect, in_flight=images_in_flight(settings.fleet), timeout_s=timeout_s))
+        in_flight = settings.fleet.serving.credit  # as many as the devices hold: more would only age at the node
+        node = stack.enter_context(AsyncNodeClient(connect, in_flight=in_flight, timeout_s=timeout_s))
 
-        def energies() -> tuple[DeviceEnergy, ...]:
+        def energies() -> tuple[MeteredEnergy, ...]:
             return watch.readings if watch is not None else ()
 
         app = build_app(
-            asker,
+            node,
             token=settings.token,
             energies=energies,
             version=version("devit"),
@@ -79,8 +80,3 @@ def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[
             on_ready=lambda: on_ready(url),
             logs_requests=settings.logs_requests,
         )
-
-
-def images_in_flight(fleet: Fleet) -> int:
-    """Tell how many images the node has at once: what its devices hold; more would only use up their deadline there."""
-    return fleet.serving.credit

@@ -1,4 +1,4 @@
-"""The server: a socket, the application behind it, and an end when it is asked for."""
+"""The server: a socket, its application, and a stop on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from devit_contract.errors import LinkError
+from devit_contract.errors import AddressError
 from devit_contract.service.lifecycle import StopSignal
 from devit_gateway.access import Address
 
@@ -29,17 +29,17 @@ def listen(address: Address) -> tuple[socket.socket, str]:
         The socket, and its URL with the real port.
 
     Raises:
-        LinkError: The address cannot be bound.
+        AddressError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # The protocol is named, or asyncio leaves Nagle's algorithm on: 40 ms on every answer.
+    # With the protocol named, asyncio turns Nagle's algorithm off, which costs 40 ms on every answer.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((address.host, address.port))
     except OSError as err:
         opened.close()
-        raise LinkError(
+        raise AddressError(
             f"--http {address.host}:{address.port}: expected a free address of this machine, found: {err.strerror}: "
             "stop what listens there or choose another port"
         ) from err
@@ -56,13 +56,13 @@ def serve(
     on_ready: Callable[[], None],
     logs_requests: bool,
 ) -> None:
-    """Serve until ``should_stop``; requests under way get some seconds to end.
+    """Serve until ``should_stop``; pending requests get some seconds to end.
 
     Args:
         app: The application.
         opened: Where it listens, from :func:`listen`.
         address: Its TLS files.
-        should_stop: Told by signals.
+        should_stop: Set by signals.
         on_ready: Called once the port accepts connections.
         logs_requests: Write a line on stderr for each request; headers are never in it.
     """
@@ -86,7 +86,7 @@ def serve(
         ssl_certfile=address.tls_cert,
         ssl_keyfile=address.tls_key,
     )
-    # What strangers send is no event of ours; bugs are.
+    # Invalid input from unknown peers is no event; bugs are.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = _Server(config, on_ready)
     threading.Thread(target=_stop, args=(server, should_stop), daemon=True).start()
@@ -94,7 +94,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to :class:`StopSignal`, and tells when it is there."""
+    """Leaves the signals to :class:`StopSignal`, and reports when it accepts connections."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)

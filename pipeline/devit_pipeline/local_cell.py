@@ -16,7 +16,7 @@ from types import TracebackType
 from devit_contract.artefacts.files import write_bytes
 from devit_contract.artefacts.fleet import Fleet, load_fleet
 from devit_contract.artefacts.keys import KeyPair, load_keys, new_keys
-from devit_contract.errors import LinkError
+from devit_contract.errors import NoAnswerError
 from devit_contract.wire.client import Client
 
 _START_DEADLINE_S = 60.0
@@ -83,7 +83,7 @@ class LocalCell:
         """Make keys and configurations, start everything, wait until every device is ready.
 
         Raises:
-            LinkError: A process ended or was not ready in time; the text holds its last words.
+            NoAnswerError: A process ended or was not ready in time; the text holds its last words.
         """
         try:
             self._keys = {name: new_keys(self.folder / "keys", name) for name in ("node", "client", *self.devices)}
@@ -200,14 +200,14 @@ class LocalCell:
         if not line:
             words = self.log_path(name).read_text("utf-8", "replace").strip().splitlines()
             last = words[-1] if words else "nothing"
-            raise LinkError(f"{name}: expected it to be ready, found it said: {last} (log: {self.log_path(name)})")
+            raise NoAnswerError(f"{name}: expected it to be ready, found it said: {last} (log: {self.log_path(name)})")
         answer: dict[str, object] = json.loads(line)
         return answer
 
     def _write_fleet(self, endpoint: str, client_endpoint: str) -> None:
         lines = [
-            "schema = 1",
-            "[[node]]",
+            "schema = 2",
+            "[node]",
             f'endpoint = "{endpoint}"',
             f'client_endpoint = "{client_endpoint}"',
             f'public_key = "{self._public("node")}"',

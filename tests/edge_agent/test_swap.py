@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.edge_agent.hand_made_node import RUN_ID, TINY, HandMadeNode
+from tests.support.opened import opened_files
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
-from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Hello, Question, Refused, body, read_body
 from devit_edge_agent import swap
-from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, rehearse
+from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, self_check
 from devit_edge_agent.swap import Swap
-from devit_engines.engine import Float32Array, UInt8Array
 from devit_engines.null import NullEngine
 
 DEADLINE_S = 20
@@ -106,7 +107,7 @@ def test_an_engine_that_the_node_refuses_leaves_the_old_one_serving(node: HandMa
     np.testing.assert_allclose(node.receive(Kind.FEATURE).array(), golden["features.0"][3], atol=1e-5)
     child.send_signal(signal.SIGTERM)
     _, said = child.communicate(timeout=10)
-    assert "the engine that serves goes on" in said
+    assert "the old engine keeps serving" in said
     assert "another bundle" in said
 
 
@@ -122,7 +123,7 @@ def test_an_engine_that_cannot_be_loaded_leaves_the_old_one_serving(
     for file in own.glob("*/*.onnx"):
         file.write_bytes(b"damaged")
     child.send_signal(signal.SIGHUP)
-    while "the engine that serves goes on" not in (line := child.stderr.readline()):
+    while "the old engine keeps serving" not in (line := child.stderr.readline()):
         assert line
     node.send(node.frame(bundle.golden()["images"][3], 7))
     assert node.receive(Kind.FEATURE).frame_id == 7
@@ -186,11 +187,11 @@ def test_what_agent_toml_says_of_the_engine_is_read_again(node: HandMadeNode, tm
     node.configure(bundle=moved)
     (moved / "fusion.safetensors").write_bytes(b"damaged")
     child.send_signal(signal.SIGHUP)
-    assert str(moved) in line_with(node, "the engine that serves goes on")
+    assert str(moved) in line_with(node, "the old engine keeps serving")
     shutil.copy(TINY / "fusion.safetensors", moved)
     child.send_signal(signal.SIGHUP)
     assert read_body(node.welcome(), Hello) == read_body(first, Hello)
-    assert node.ask(Control("ping")) == ControlReply()
+    assert node.ask(Control(Question.PING)) == ControlReply()
 
 
 def test_what_belongs_to_the_process_cannot_change_while_it_runs(node: HandMadeNode) -> None:
@@ -198,7 +199,7 @@ def test_what_belongs_to_the_process_cannot_change_while_it_runs(node: HandMadeN
     node.welcome()
     node.configure(name="jetson2")
     child.send_signal(signal.SIGHUP)
-    assert "found name: start the agent anew" in line_with(node, "the engine that serves goes on")
+    assert "not name: restart the agent" in line_with(node, "the old engine keeps serving")
     node.send(node.frame(BLACK))
     assert node.receive(Kind.FEATURE, Kind.SKIP).kind is Kind.FEATURE
 
@@ -206,7 +207,7 @@ def test_what_belongs_to_the_process_cannot_change_while_it_runs(node: HandMadeN
 def test_new_keys_need_a_new_process(node: HandMadeNode) -> None:
     settings = read_settings(node.configure(), "null")
     assert read_again(settings).config == settings.config
-    with pytest.raises(InputError, match="found the content of secret_key: start the agent anew"):
+    with pytest.raises(InputError, match="not the content of secret_key: restart the agent"):
         read_again(replace(settings, keys=KeyPair(b"public", b"secret")))
 
 
@@ -222,6 +223,23 @@ def outcome(made: Swap) -> Loaded | None:
     return made.take_loaded()
 
 
+def test_loading_reads_no_graph_of_any_submodel(tmp_path: Path, bundle: Bundle, store: Path) -> None:
+    """The engine comes from the store, so an agent starts though another submodel's graph is damaged."""
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    (folder / "submodel-1.fp32.onnx").write_bytes(bytes((folder / "submodel-1.fp32.onnx").stat().st_size))
+    (tmp_path / "agent.toml").write_text(
+        'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "tcp://127.0.0.1:1"\nbundle = "bundle"\n'
+        f'store = "{store}"\ntegrastats = []\n'
+    )
+    settings = read_settings(tmp_path / "agent.toml", "built")
+    with opened_files(folder) as opened:
+        loaded = load(settings)
+        assert opened == ["manifest.json"]
+        self_check(settings, loaded)
+        assert sorted(set(opened)) == ["fusion.safetensors", "golden.safetensors", "manifest.json"]
+    loaded.engine.close()
+
+
 def test_a_surprise_while_loading_is_told_and_the_next_try_counts(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,10 +251,10 @@ def test_a_surprise_while_loading_is_told_and_the_next_try_counts(
         patched.setattr(swap, "load", surprise)
         assert outcome(made) is None
     said = capsys.readouterr().err
-    assert "the engine that serves goes on: loading ended with KeyError: 'no such thing' in test_swap.py, line" in said
+    assert "the old engine keeps serving: loading ended with KeyError: 'no such thing' in test_swap.py, line" in said
     assert outcome(made) is not None
     made.start()
-    assert "another engine waits for the node's word already" in capsys.readouterr().err
+    assert "another one waits for the node's answer already" in capsys.readouterr().err
     made.close()
 
 
@@ -273,6 +291,6 @@ def test_an_engine_that_fails_before_it_serves_is_closed(
     assert caught.value is error
     assert len(closed) == 1
     with pytest.raises(type(error)) as caught:
-        rehearse(replace(settings, engine_choice="built"), loaded)
+        self_check(replace(settings, engine_choice="built"), loaded)
     assert caught.value is error
     assert closed[1:] == [loaded.engine]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -11,13 +12,13 @@ from tests.edge_agent.hand_made_node import RUN_ID, HandMadeNode
 
 from devit_contract.artefacts.fleet import load_agent_config
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import LinkError
+from devit_contract.errors import RefusedError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import Hello, Refused, body
 from devit_contract.wire.sockets import open_context, reconnect
 from devit_edge_agent.uplink import Uplink
-from devit_fusion.device_port import Changed, Connected, DevicePort, Event
+from devit_fusion.device_port import DeviceHandler, DevicePort
 from devit_fusion.links import Link
 
 DEADLINE_S = 20
@@ -95,7 +96,7 @@ def test_a_late_refusal_is_not_taken_for_the_engine_introduced_since(
     assert heard(uplink) == []
     assert uplink.is_introducing
     node.send(msgspec.structs.replace(late, engine_revision=2))
-    with pytest.raises(LinkError, match="not that engine"):
+    with pytest.raises(RefusedError, match="not that engine"):
         heard(uplink)
 
 
@@ -107,37 +108,34 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
         address = "tcp://127.0.0.1:0"
         port = DevicePort(context, address, None, links={"jetson1": link}, manifest=bundle.manifest, run_id=RUN_ID)
 
-        def accepted(uplink: Uplink) -> Event:
-            """Turn both sides until the node has taken the device, and the device knows."""
-            events: list[Event] = []
+        def accepted(uplink: Uplink) -> str:
+            """Turn both sides until the node has taken the device, and the device knows; how the node took it."""
+            node_side = Mock(spec=DeviceHandler)
             end_s = time.monotonic() + DEADLINE_S
-            while not events or uplink.is_introducing:
+            while not node_side.mock_calls or uplink.is_introducing:
                 port.socket.poll(20)
-                events += [event for event in port.receive() if isinstance(event, Connected | Changed)]
+                port.receive(node_side)
                 uplink.watch(has_events=uplink.monitor.socket.poll(0) > 0)
                 list(uplink.receive())
                 assert time.monotonic() < end_s
             assert uplink.run_id == RUN_ID
-            return events[0]
+            name, _, options = node_side.mock_calls[0]
+            return "restarted" if options.get("is_restarted") else str(name)
 
         uplink = opened(node, hello, port.endpoint)
         try:
-            assert isinstance(accepted(uplink), Connected)
+            assert accepted(uplink) == "restarted"
             uplink.introduce(hello, 2)
-            assert isinstance(accepted(uplink), Changed)
+            assert accepted(uplink) == "engine_changed"
             assert link.engine_revision == 2
             port.cut(link)
             reconnect(uplink.socket, port.endpoint)
-            again = accepted(uplink)
-            assert isinstance(again, Connected)
-            assert not again.is_restarted
+            assert accepted(uplink) == "connected"
         finally:
             uplink.close()
         link.last_seen_ns = None  # so that the node needs no two seconds to take the old process for dead
         uplink = opened(node, hello, port.endpoint)
         try:
-            event = accepted(uplink)
-            assert isinstance(event, Connected)
-            assert event.is_restarted
+            assert accepted(uplink) == "restarted"
         finally:
             uplink.close()

@@ -15,8 +15,8 @@ from devit_engines.engine import EngineSpec
 
 collect_ignore = ["fakes"]  # doubles of libraries, which are no tests
 if importlib.util.find_spec("onnx") is None:  # as on a device: the double of TensorRT reads graphs with it
-    names = ("trt", "trt_child", "trt_engine", "trt_chain", "trt_overflow", "real_wheels")
-    collect_ignore += [f"test_{name}.py" for name in names]
+    names = ("builder", "child", "engine", "trt_chain", "trt_overflow", "real_wheels")
+    collect_ignore += [f"trt/test_{name}.py" for name in names]
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 
 

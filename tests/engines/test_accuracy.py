@@ -1,4 +1,4 @@
-"""What the parity gate lets pass and what it stops."""
+"""Which outputs pass the accuracy check, and which fail it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_engines.accuracy import Reference, Thresholds, judge, reference_of, run_gate
+from devit_engines.accuracy import Reference, check_accuracy, compare, reference_of
 
 TINY = Bundle(Path(__file__).parents[1] / "data" / "tiny-bundle")
 SUBMODEL = reference_of(TINY, 0)
-BASELINE = reference_of(TINY, None)
+BASELINE = reference_of(TINY, "baseline")
 
 
 def test_the_reference_itself_passes_with_the_rule_of_three_as_its_bound() -> None:
-    result = judge(SUBMODEL.outputs, SUBMODEL)
-    assert result.failures(Thresholds()) == []
+    result = compare(SUBMODEL.outputs, SUBMODEL)
+    assert result.failures() == []
     assert (result.images, result.flips, result.non_finite, result.max_abs_error) == (64, 0, 0, 0.0)
     assert result.cosine_min == pytest.approx(1.0)
     assert result.flip_rate_bound == pytest.approx(3 / 64)
@@ -27,28 +27,28 @@ def test_the_reference_itself_passes_with_the_rule_of_three_as_its_bound() -> No
 
 @settings(deadline=None)
 @given(st.integers(0, 63), st.integers(0, 5), st.sampled_from([np.nan, np.inf, -np.inf]))
-def test_one_number_that_is_not_finite_closes_the_gate(row: int, column: int, value: float) -> None:
+def test_one_number_that_is_not_finite_fails_the_check(row: int, column: int, value: float) -> None:
     outputs = SUBMODEL.outputs.copy()
     outputs[row, column] = value
-    assert judge(outputs, SUBMODEL).failures(Thresholds()) == ["1 output numbers are NaN or infinite, expected none"]
+    assert compare(outputs, SUBMODEL).failures() == ["1 output numbers are NaN or infinite, expected none"]
 
 
 @settings(deadline=None)
 @given(st.floats(0.05, 10.0), st.integers(0, 2**32 - 1))
-def test_noise_above_the_threshold_closes_the_gate(size: float, seed: int) -> None:
+def test_noise_above_the_threshold_fails_the_check(size: float, seed: int) -> None:
     noise = np.random.default_rng(seed).normal(0.0, size * float(SUBMODEL.outputs.std()), SUBMODEL.outputs.shape)
-    found = judge((SUBMODEL.outputs + noise).astype(np.float32), SUBMODEL).failures(Thresholds())
+    found = compare((SUBMODEL.outputs + noise).astype(np.float32), SUBMODEL).failures()
     assert any("expected at least" in text or "expected at most" in text for text in found)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_rounding_to_half_precision_passes(seed: int) -> None:
-    """The gate has to tell FP16's rounding from a fault; order and sign of the images do not matter to it."""
+    """The check has to tell FP16's rounding from a fault; order and sign of the images do not matter to it."""
     order = np.random.default_rng(seed).permutation(64)
     reference = Reference(SUBMODEL.images, SUBMODEL.outputs[order], SUBMODEL.logits, lambda _: SUBMODEL.logits)
     rounded = reference.outputs.astype(np.float16).astype(np.float32)
-    assert judge(rounded, reference).failures(Thresholds()) == []
+    assert compare(rounded, reference).failures() == []
 
 
 def test_a_constant_feature_does_not_hide_a_lost_image() -> None:
@@ -58,16 +58,16 @@ def test_a_constant_feature_does_not_hide_a_lost_image() -> None:
     outputs = (common + rng.normal(0.0, 1.0, (32, 8))).astype(np.float32)
     logits = rng.normal(0.0, 1.0, (32, 3)).astype(np.float32)
     reference = Reference(np.zeros((32, 1, 1, 1), np.uint8), outputs, logits, lambda _: logits)
-    result = judge(np.tile(common, (32, 1)), reference)
+    result = compare(np.tile(common, (32, 1)), reference)
     assert result.relative_l2 < 0.03
-    assert result.failures(Thresholds())[0].startswith("smallest cosine")
+    assert result.failures()[0].startswith("smallest cosine")
 
 
 def test_two_swapped_submodels_are_found_by_their_answers() -> None:
-    result = judge(np.roll(SUBMODEL.outputs, 1, axis=0), SUBMODEL)
+    result = compare(np.roll(SUBMODEL.outputs, 1, axis=0), SUBMODEL)
     assert result.flips > 0
     assert result.flip_rate_bound is None
-    assert any("answers flipped" in text for text in result.failures(Thresholds()))
+    assert any("answers flipped" in text for text in result.failures())
 
 
 def test_a_flip_within_the_smallest_margins_is_counted_and_allowed() -> None:
@@ -76,24 +76,24 @@ def test_a_flip_within_the_smallest_margins_is_counted_and_allowed() -> None:
     changed = logits.copy()
     changed[0] = [0.499, 0.500]
     outputs = np.arange(200, dtype=np.float32).reshape(100, 2)
-    result = judge(outputs, Reference(np.zeros((100, 1, 1, 1), np.uint8), outputs, logits, lambda _: changed))
+    result = compare(outputs, Reference(np.zeros((100, 1, 1, 1), np.uint8), outputs, logits, lambda _: changed))
     assert (result.flips, result.flips_above_margin) == (1, 0)
-    assert result.failures(Thresholds()) == []
+    assert result.failures() == []
 
 
-def test_a_flip_of_a_certain_answer_closes_the_gate() -> None:
+def test_a_flip_of_a_certain_answer_fails_the_check() -> None:
     logits = np.tile(np.array([1.0, 0.0], np.float32), (100, 1))
     logits[:50, 0] = 0.5
     changed = logits.copy()
     changed[99] = [0.0, 1.0]
     outputs = np.arange(200, dtype=np.float32).reshape(100, 2)
-    result = judge(outputs, Reference(np.zeros((100, 1, 1, 1), np.uint8), outputs, logits, lambda _: changed))
-    assert result.failures(Thresholds()) == ["1 of 100 answers flipped, expected none"]
+    result = compare(outputs, Reference(np.zeros((100, 1, 1, 1), np.uint8), outputs, logits, lambda _: changed))
+    assert result.failures() == ["1 of 100 answers flipped, expected none"]
 
 
-def test_the_baseline_is_judged_by_its_own_answers() -> None:
-    assert judge(BASELINE.outputs, BASELINE).failures(Thresholds()) == []
-    assert any("flipped" in text for text in judge(-BASELINE.outputs, BASELINE).failures(Thresholds()))
+def test_the_baseline_is_compared_with_its_own_answers() -> None:
+    assert compare(BASELINE.outputs, BASELINE).failures() == []
+    assert any("flipped" in text for text in compare(-BASELINE.outputs, BASELINE).failures())
 
 
 def test_all_golden_images_go_through_the_engine_and_progress_ends_at_the_last() -> None:
@@ -105,5 +105,5 @@ def test_all_golden_images_go_through_the_engine_and_progress_ends_at_the_last()
         seen.append(len(images))
         return next(outputs)
 
-    assert run_gate(run, SUBMODEL, done.append).failures(Thresholds()) == []
+    assert check_accuracy(run, SUBMODEL, done.append).failures() == []
     assert (seen, done) == ([16] * 4, [16, 32, 48, 64])

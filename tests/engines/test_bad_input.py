@@ -54,8 +54,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bundle": (shutil.rmtree, "manifest.json: cannot be read"),
     "not an ONNX": (lambda folder: replace_graph(folder, b"no graph"), "expected an ONNX graph, found 8 bytes"),
     "digest mismatch": (
-        lambda folder: (folder / "submodel-0.fp32.onnx").write_bytes(b"other"),
+        lambda folder: (folder / "submodel-0.fp32.onnx").write_bytes(bytes(1582)),
         "submodel-0.fp32.onnx: expected sha256",
+    ),
+    "another size": (
+        lambda folder: (folder / "submodel-0.fp32.onnx").write_bytes(b"other"),
+        "submodel-0.fp32.onnx: expected 1582 bytes, found 5",
     ),
     "unknown schema": (lambda folder: rewrite(folder, lambda raw: raw.update(schema=99)), "schema"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
@@ -94,7 +98,7 @@ def test_a_file_that_finds_no_room_is_refused_and_leaves_no_half(tiny: Bundle, s
     """The kernel's limit on the size of files, which every user may set, stands in for the end of the disk."""
     assert_refused(build(tiny.folder, "--store", store.folder, limit_bytes=500), "cannot be written")
     assert store.entries() == []
-    assert store.left_behind() == []
+    assert store.leftovers() == []
 
 
 @pytest.mark.system
@@ -109,7 +113,7 @@ def test_a_full_disk_is_refused_and_leaves_no_half(tiny: Bundle, tmp_path: Path)
         assert_refused(build(tiny.folder, "--store", disk), "cannot be written")
         assert all(entry.damage is None for entry in Store(disk).entries())  # those that found room
         assert len(Store(disk).entries()) < 2
-        assert Store(disk).left_behind() == []
+        assert Store(disk).leftovers() == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -117,9 +121,9 @@ def test_a_full_disk_is_refused_and_leaves_no_half(tiny: Bundle, tmp_path: Path)
 def test_an_engine_of_another_version_is_never_loaded(tiny: Bundle, store: Store) -> None:
     """The store names what it holds, and what this machine would need."""
     (built,) = build_engines(tiny, store, submodels=[0])
-    record = json.loads((built.path / "engine.json").read_text())
+    record = json.loads((store.folder / built.digest / "engine.json").read_text())
     record["key"]["backend_version"] = "0.1"
-    (built.path / "engine.json").write_text(json.dumps(record))
+    (store.folder / built.digest / "engine.json").write_text(json.dumps(record))
     done = subprocess.run(
         [sys.executable, "-c", RUN.replace("app", "engines_app"), "verify", "--store", str(store.folder)],
         capture_output=True,

@@ -42,9 +42,9 @@ def test_build_prints_a_table_of_what_was_built_and_how_well_it_agrees(tiny: Bun
 def test_build_prints_json_for_programs(tiny: Bundle, store: Store) -> None:
     done = devit("build", tiny.folder, "--submodels", "1", "--store", store.folder, "--json")
     (engine,) = json.loads(done.stdout)
-    assert (engine["device"], engine["rung"], engine["was_cached"]) == (1, "fp32", False)
-    assert engine["path"] == str(store.folder / engine["key"])
-    assert engine["gate"]["flips"] == 0
+    assert (engine["model"], engine["record"]["key"]["rung"], engine["was_cached"]) == (1, "fp32", False)
+    assert engine["path"] == str(store.folder / engine["digest"])
+    assert engine["record"]["accuracy"]["flips"] == 0
 
 
 def test_a_named_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -68,38 +68,39 @@ def test_list_names_every_engine_and_verify_finds_them_whole(tiny: Bundle, store
     verified = devit("engines", "verify", "--store", store.folder)
     assert (verified.returncode, verified.stdout.count("whole")) == (0, 2)
     entries = json.loads(devit("engines", "list", "--store", store.folder, "--json").stdout)
-    assert {entry["record"]["model"] for entry in entries} == {"submodel 0 of tiny", "submodel 1 of tiny"}
+    assert {entry["record"]["title"] for entry in entries} == {"submodel 0 of tiny", "submodel 1 of tiny"}
 
 
 def test_verify_names_the_damaged_engine_and_prune_removes_it_alone(tiny: Bundle, store: Store) -> None:
     first, second = build_engines(tiny, store)
-    (first.path / "model.onnx").write_bytes(b"")
+    (store.folder / first.digest / "model.onnx").write_bytes(b"")
     verified = devit("engines", "verify", "--store", store.folder)
     assert verified.returncode == 1
-    assert f"found {first.key[:12]} damaged" in verified.stderr
+    assert f"1 of 2 engines are damaged ({first.digest[:12]})" in verified.stderr
     assert devit("engines", "verify", "--store", store.folder, "--json").returncode == 1
     pruned = devit("engines", "prune", "--store", store.folder)
-    assert f"removed {first.key[:12]} (submodel 0 of tiny): damaged" in pruned.stdout
-    assert [entry.digest for entry in store.entries()] == [second.key]
+    assert f"removed {first.digest[:12]} (submodel 0 of tiny): damaged" in pruned.stdout
+    assert [entry.digest for entry in store.entries()] == [second.digest]
 
 
 def test_prune_keeps_what_a_kept_bundle_needs(tiny: Bundle, store: Store) -> None:
     first, second = build_engines(tiny, store)
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
     assert "0 engines removed" in done.stdout
+    tiny.path("submodel", device=0, rung="fp32").unlink()
     files = tuple(file for file in tiny.manifest.files if (file.device, file.rung) != (0, "fp32"))
     write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
-    assert f"removed {first.key[:12]} (submodel 0 of tiny): its graph is in no kept bundle" in done.stdout
-    assert [entry.digest for entry in store.entries()] == [second.key]
+    assert f"removed {first.digest[:12]} (submodel 0 of tiny): its graph is in no kept bundle" in done.stdout
+    assert [entry.digest for entry in store.entries()] == [second.digest]
 
 
 def test_prune_removes_what_a_killed_build_left_behind(tiny: Bundle, store: Store) -> None:
     (built,) = build_engines(tiny, store, submodels=[0])
     (store.folder / f".{'0' * 64}.abc").mkdir()
     assert "left behind" in devit("engines", "prune", "--store", store.folder).stdout
-    assert store.left_behind() == []
-    assert [entry.digest for entry in store.entries()] == [built.key]
+    assert store.leftovers() == []
+    assert [entry.digest for entry in store.entries()] == [built.digest]
 
 
 def test_an_empty_store_is_listed_and_pruned_without_an_error(tmp_path: Path) -> None:
@@ -110,10 +111,10 @@ def test_an_empty_store_is_listed_and_pruned_without_an_error(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        ("--precision", "int8", "fp16, fp32"),
-        ("--backend", "abacus", "auto, tensorrt, ort"),
-        ("--cuda", "cupy", "auto, pycuda, cuda-bindings, ctypes"),
-        ("--host-memory", "managed", "pinned, mapped"),
+        ("--precision", "int8", "'fp16', 'fp32'"),
+        ("--backend", "abacus", "'auto', 'tensorrt', 'ort'"),
+        ("--cuda", "cupy", "'auto', 'pycuda', 'cuda-bindings', 'ctypes'"),
+        ("--host-memory", "managed", "'pinned', 'mapped'"),
     ],
 )
 def test_a_word_outside_the_list_is_wrong_usage(tiny: Bundle, option: str, value: str, choices: str) -> None:
@@ -126,4 +127,4 @@ def test_inspect_says_that_onnx_runtime_has_no_layers_to_look_at(tiny: Bundle, s
     build_engines(tiny, store)
     done = devit("engines", "inspect", tiny.folder, "--store", store.folder)
     assert done.returncode == 1
-    assert "expected a TensorRT engine, found one of ONNX Runtime" in done.stderr
+    assert "an engine of ONNX Runtime has no layers to inspect" in done.stderr

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-from devit_engines.engine import CheckedEngine, Engine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, Engine, EngineSpec
 from devit_engines.null import NullEngine, PacedEngine, busy
 
 SPEC = EngineSpec("submodel 3", (6, 8, 1), 5, revision=9)
@@ -85,7 +86,7 @@ def test_a_closed_engine_says_so_and_may_be_closed_twice() -> None:
     with NullEngine(SPEC) as engine:
         assert engine.features(IMAGES).shape == (2, 5)
     engine.close()
-    with pytest.raises(EngineError, match="found it closed"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.features(IMAGES)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError
@@ -27,17 +28,17 @@ GOLDEN = Bundle(TINY).golden()
 @pytest.mark.parametrize(("device", "dim"), [(0, 6), (1, 4)])
 def test_every_submodel_gives_the_golden_features(tiny: Bundle, device: int, dim: int) -> None:
     path = tiny.path("submodel", device=device, rung="fp32")
-    with OrtEngine.from_file(path, EngineSpec("submodel", (6, 8, 1), dim)) as engine:
+    with OrtEngine(path.read_bytes(), EngineSpec("submodel", (6, 8, 1), dim)) as engine:
         outputs = engine.features(GOLDEN["images"])
     np.testing.assert_allclose(outputs, GOLDEN[f"features.{device}"], atol=1e-5)
 
 
 def test_the_baseline_gives_the_golden_logits(tiny: Bundle) -> None:
-    with OrtEngine.from_file(tiny.path("baseline", rung="fp32"), EngineSpec("baseline", (6, 8, 1), 4)) as engine:
+    with OrtEngine(tiny.path("baseline", rung="fp32").read_bytes(), EngineSpec("baseline", (6, 8, 1), 4)) as engine:
         np.testing.assert_allclose(engine.features(GOLDEN["images"]), GOLDEN["baseline.logits"], atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(0.25)
 @given(st.lists(st.integers(0, 63), min_size=1, max_size=20), st.booleans())
 def test_an_image_gives_the_same_feature_in_every_batch(chosen: list[int], is_strided: bool) -> None:
     images = GOLDEN["images"][chosen]
@@ -59,13 +60,7 @@ def test_more_threads_give_the_same_features() -> None:
         np.testing.assert_allclose(engine.features(GOLDEN["images"]), GOLDEN["features.0"], atol=1e-5)
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="No such file") as caught:
-        OrtEngine.from_file(tmp_path / "model.onnx", SPEC)
-    assert "\n" not in str(caught.value)
-
-
-@settings(max_examples=60, deadline=None)
+@examples(0.6)
 @given(st.one_of(st.binary(max_size=64), st.integers(0, len(MODEL) - 1).map(lambda length: MODEL[:length])))
 def test_broken_content_is_one_line_and_never_a_crash(content: bytes) -> None:
     with pytest.raises(EngineError) as caught:
@@ -94,7 +89,7 @@ import devit_engines.building.build_all, devit_engines.null
 from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
 assert "onnxruntime" not in sys.modules, "imported before it is needed"
-OrtEngine.from_file(Path({str(TINY / "submodel-0.fp32.onnx")!r}), EngineSpec("x", (6, 8, 1), 6)).warm_up(1)
+OrtEngine(Path({str(TINY / "submodel-0.fp32.onnx")!r}).read_bytes(), EngineSpec("x", (6, 8, 1), 6)).warm_up(1)
 print(sorted({{"torch", "onnx", "onnxsim", "typer", "rich"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
@@ -108,7 +103,7 @@ def test_onnx_runtime_writes_nothing_beside_and_reports_to_nobody(tmp_path: Path
         "from devit_engines.engine import EngineSpec\n"
         "from devit_engines.ort import OrtEngine\n"
         f"path = Path({str(TINY / 'submodel-0.fp32.onnx')!r})\n"
-        "OrtEngine.from_file(path, EngineSpec('submodel 0', (6, 8, 1), 6)).warm_up(1)"
+        "OrtEngine(path.read_bytes(), EngineSpec('submodel 0', (6, 8, 1), 6)).warm_up(1)"
     )
     places = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | places

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import devit_engines
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.service.progress import no_progress
 from devit_engines.building import backends
-from devit_engines.building.backends import AS_USUAL
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.building.backends import DEFAULT_SETTINGS
+from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.ort import OrtEngine
 from devit_engines.selftest.report import BUNDLE, as_markdown, run_selftest
 
@@ -67,7 +68,8 @@ def test_a_device_that_computes_wrongly_fails_with_the_figures_in_the_report(mon
 
     row = backends.BACKENDS["ort"]
     monkeypatch.setitem(backends.BACKENDS, "ort", replace(row, load=load))
-    found = run_selftest([], backend="ort", precision="fp16", settings=AS_USUAL, progress=no_progress).test
+    found, error = run_selftest([], "ort", "fp16", DEFAULT_SETTINGS, no_progress)
+    assert error is not None
     assert found.failure is not None
     text = as_markdown(found)
     assert text.startswith("### devit selftest: FAILED")
@@ -78,7 +80,7 @@ def test_no_tensorrt_is_a_report_too() -> None:
     done = selftest("--backend", "tensorrt")
     assert done.returncode == 1
     assert done.stdout.startswith("### devit selftest: FAILED")
-    assert "expected TensorRT, found neither" in done.stderr
+    assert "TensorRT is not installed" in done.stderr
     assert msgspec.json.decode(selftest("--backend", "tensorrt", "--json").stdout)["tested"] == []
 
 

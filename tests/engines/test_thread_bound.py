@@ -7,10 +7,11 @@ import threading
 import numpy as np
 import pytest
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import DeviceLostError, EngineError
-from devit_engines.engine import Engine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import Engine, EngineSpec
 from devit_engines.null import NullEngine
-from devit_engines.thread_bound import OwnThreadEngine
+from devit_engines.thread_bound import ThreadBoundEngine
 
 IMAGES = np.zeros((2, 6, 8, 1), np.uint8)
 
@@ -42,27 +43,27 @@ class Bound(NullEngine):
 
 def test_an_engine_bound_to_its_thread_serves_another_one(spec: EngineSpec) -> None:
     made: Engine
-    with OwnThreadEngine(lambda: Bound(spec)) as made:
+    with ThreadBoundEngine(lambda: Bound(spec)) as made:
         made.warm_up(3)
         assert made.features(IMAGES).shape == (2, 6)
         assert (made.image_shape, made.output_dim, made.revision) == ((6, 8, 1), 6, 7)
 
 
 def test_closing_frees_the_engine_in_its_thread_and_ends_that(spec: EngineSpec) -> None:
-    engine = OwnThreadEngine(lambda: Bound(spec))
+    engine = ThreadBoundEngine(lambda: Bound(spec))
     inner = engine.opened.result()
     assert isinstance(inner, Bound)
     engine.close()
     engine.close()
     assert inner.closings == 1
     assert not inner.owner.is_alive()
-    with pytest.raises(EngineError, match="found it closed"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.features(IMAGES)
 
 
 def test_a_failure_comes_to_the_caller_as_it_is(spec: EngineSpec) -> None:
     """The agent ends with another exit code when the GPU is lost."""
-    with OwnThreadEngine(lambda: Bound(spec)) as engine:
+    with ThreadBoundEngine(lambda: Bound(spec)) as engine:
         inner = engine.opened.result()
         assert isinstance(inner, Bound)
         inner.failure = DeviceLostError("cuStreamSynchronize")
@@ -77,7 +78,7 @@ def test_an_engine_that_could_not_be_made_says_why_and_leaves_no_thread() -> Non
         owners.append(threading.current_thread())
         raise EngineError("expected a stored engine")
 
-    engine = OwnThreadEngine(fail)
+    engine = ThreadBoundEngine(fail)
     with pytest.raises(EngineError, match="expected a stored engine"):
         engine.features(IMAGES)
     engine.close()

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zmq
+from tests.support.starvation import within
 
 from devit_contract.artefacts.fleet import Fleet, load_fleet
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import LinkError
+from devit_contract.errors import InputError, QuestionFailedError
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
 from devit_contract.wire.messages import (
@@ -27,6 +28,7 @@ from devit_contract.wire.messages import (
     DeviceStatus,
     Hello,
     PowerLine,
+    Question,
     Refused,
     Telemetry,
     Welcome,
@@ -86,7 +88,7 @@ class Device:
     def hear(self, *kinds: Kind) -> Message:
         while True:
             message = unpack(self.socket.recv())
-            is_ping = message.kind is Kind.CONTROL and read_body(message, Control).ask == "ping"
+            is_ping = message.kind is Kind.CONTROL and read_body(message, Control).question is Question.PING
             if message.kind in kinds and not is_ping:
                 return message
 
@@ -172,7 +174,7 @@ class Scene:
         return device
 
     def client(self, keys: KeyPair | None = None) -> Client:
-        node_key = self._fleet.node[0].public_key.encode() or None
+        node_key = self._fleet.node.public_key.encode() or None
         client = Client(self._node.client_endpoint, keys=keys, node_key=node_key, timeout_s=DEADLINE_S)
         return self._stack.enter_context(client)
 
@@ -190,8 +192,8 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
                 return f'public_key = "{keys[name].public.decode()}"' if keys is not None else ""
 
             (tmp_path / "fleet.toml").write_text(
-                f"""schema = 1
-                [[node]]
+                f"""schema = 2
+                [node]
                 endpoint = "tcp://127.0.0.1:0"
                 client_endpoint = "tcp://127.0.0.1:0"
                 {key("node")}
@@ -211,14 +213,6 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
             return Scene(stack, bundle, load_fleet(tmp_path / "fleet.toml"), keys["node"] if keys is not None else None)
 
         yield make
-
-
-@contextmanager
-def within(limit_s: float) -> Iterator[None]:
-    """Assert that a block ends in time; deadlines of frames are far longer here."""
-    start_s = time.monotonic()
-    yield
-    assert time.monotonic() - start_s < limit_s
 
 
 def status_of(client: Client, name: str) -> DeviceStatus:
@@ -358,7 +352,7 @@ def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An agent that was restarted while its old link was silent: what the old one had in hand will not come."""
-    monkeypatch.setattr("devit_fusion.device_port._TWIN_NS", 0)
+    monkeypatch.setattr("devit_fusion.device_port._ALIVE_NS", 0)
     scene = start("deadline_ms = 20000\ncredit = 1")
     old, client = scene.greeted(0), scene.client()
     asked = Asked(client, mask=0b01)
@@ -379,7 +373,7 @@ def test_a_second_agent_under_the_name_of_one_that_is_alive_is_refused_and_the_f
     first.monitor.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
     refusal = scene.device(0).greet()
     assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
-    assert "expected one agent of that name" in read_body(refusal, Refused).text
+    assert "another agent of that name is alive" in read_body(refusal, Refused).text
     first.monitor.socket.recv_multipart()  # its link was cut, so that it notices
     assert first.greet().kind is Kind.WELCOME
     asked = Asked(client, mask=0b01)
@@ -400,13 +394,13 @@ def test_a_device_that_shuts_down_is_asked_nothing_new_and_what_it_has_is_still_
 
 
 def test_a_device_that_misses_three_deadlines_is_suspended_and_tried_until_it_is_in_time(start: Start) -> None:
-    scene = start("deadline_ms = 150\ncredit = 1")
+    scene = start("deadline_ms = 400\ncredit = 1")
     device, client = scene.greeted(0), scene.client()
     for _ in range(3):
         assert client.classify(IMAGE, mask=0b01).missing[0] == "deadline"
         device.socket.send(device.feature(device.hear(Kind.FRAME)))  # late
         wait_for(client, "jetson0", lambda status: status.in_flight == 0)
-    with within(0.12):
+    with within(0.35):
         assert client.classify(IMAGE, mask=0b01).missing[0] == "suspended"
     assert client.status().devices[0].late == 3
     trial = trial_of(device, client)
@@ -483,10 +477,11 @@ def test_a_question_that_no_agent_answers_is_refused_at_once(start: Start) -> No
     scene = start()
     scene.greeted(0)
     client = scene.client()
-    for ask in ("ping", "sing"):
-        for _ in range(300):
-            with pytest.raises(LinkError, match=f"question '{ask}': expected one of status, describe, mark"):
-                client._question(Control(ask, "jetson0"))
+    for _ in range(300):
+        with pytest.raises(QuestionFailedError, match="question 'ping': only the node asks it"):
+            client._ask(Control(Question.PING, "jetson0"))
+        with pytest.raises(InputError, match="Invalid enum value 'sing'"):
+            client._ask(Control("sing", "jetson0"))  # type: ignore[arg-type]
 
 
 def test_a_question_to_a_device_that_leaves_is_answered_with_an_error(start: Start) -> None:
@@ -499,7 +494,7 @@ def test_a_question_to_a_device_that_leaves_is_answered_with_an_error(start: Sta
 
     leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
-    with within(5), pytest.raises(LinkError, match="jetson0: absent"):
+    with within(5), pytest.raises(QuestionFailedError, match="jetson0: absent"):
         client.mark("jetson0")
     leaving.join(DEADLINE_S)
 
@@ -510,7 +505,7 @@ def test_samples_that_nobody_listens_to_are_stopped_at_the_source(start: Start) 
     starter = threading.Thread(target=client.start_sampling, args=("jetson0", 100), daemon=True)
     starter.start()
     question = device.hear(Kind.CONTROL)
-    assert read_body(question, Control) == Control("sample-start", "jetson0", 100)
+    assert read_body(question, Control) == Control(Question.SAMPLE_START, "jetson0", 100)
     device.say(Kind.CONTROL, body(ControlReply()), frame_id=question.frame_id)
     starter.join(DEADLINE_S)
     lines = Telemetry("jetson0", (PowerLine(5, "RAM 1/2MB"),))
@@ -527,7 +522,7 @@ def test_samples_that_nobody_listens_to_are_stopped_at_the_source(start: Start) 
             told = device.hear(Kind.CONTROL)
         except zmq.Again:
             continue
-        assert read_body(told, Control).ask == "sample-stop"
+        assert read_body(told, Control).question is Question.SAMPLE_STOP
         return
     pytest.fail("the device was not told to stop")
 
@@ -584,14 +579,16 @@ def test_clients_that_talk_rubbish_are_refused_and_stop_nothing(start: Start) ->
         b"",
         b"rubbish",
         pack(Message(Kind.HELLO)),
-        pack(Message(Kind.CONTROL, Dtype.BODY, payload=b"\x82\xa3ask\xa6status\xa1x" + b"\x91" * 50_000 + b"\xc0")),
+        pack(
+            Message(Kind.CONTROL, Dtype.BODY, payload=b"\x82\xa8question\xa6status\xa1x" + b"\x91" * 50_000 + b"\xc0")
+        ),
         pack(Message(Kind.REQUEST, Dtype.FLOAT32, (2,), bytes(8))),
         pack(Message(Kind.REQUEST, *array_payload(IMAGE), mask=0b100)),
     ):
-        client._socket.send(data)
-        assert unpack(client._socket.recv()).kind is Kind.REFUSED
-    client._socket.send_multipart([pack(Message(Kind.REQUEST, *array_payload(IMAGE))), b"more"])
-    assert unpack(client._socket.recv()).reason is Reason.REQUEST
+        client._link.socket.send(data)
+        assert unpack(client._link.socket.recv()).kind is Kind.REFUSED
+    client._link.socket.send_multipart([pack(Message(Kind.REQUEST, *array_payload(IMAGE))), b"more"])
+    assert unpack(client._link.socket.recv()).reason is Reason.REQUEST
     assert client.status().frames == {}
 
 

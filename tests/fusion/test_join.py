@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.messages import DeviceTiming, MissingReason
 from devit_fusion.join import Frame, Join
 
 EVERYONE = 0b111
@@ -20,7 +20,7 @@ def timing(device: int) -> DeviceTiming:
 
 
 def opened(join: Join, *, now_ns: int = 0, awaited: tuple[int, ...] = (0, 1, 2)) -> Frame:
-    missing = {device: "absent" for device in range(3) if device not in awaited}
+    missing = {device: MissingReason.ABSENT for device in range(3) if device not in awaited}
     return join.open(EVERYONE, now_ns, now_ns + 100, set(awaited), missing)
 
 
@@ -37,10 +37,10 @@ def test_a_frame_ends_partial_when_the_rest_is_skipped_and_says_why() -> None:
     join = Join()
     frame = opened(join)
     join.add(frame.frame_id, 0, FEATURE, timing(0))
-    join.skip(frame.frame_id, 1, "decode")
-    assert join.lose(2, "absent") == [frame]
+    join.skip(frame.frame_id, 1, MissingReason.DECODE)
+    assert join.lose(2, MissingReason.ABSENT) == [frame]
     assert frame.state(EVERYONE, k_min=1) is State.PARTIAL
-    assert (frame.mask, frame.missing) == (0b001, {1: "decode", 2: "absent"})
+    assert (frame.mask, frame.missing) == (0b001, {1: MissingReason.DECODE, 2: MissingReason.ABSENT})
 
 
 def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
@@ -49,7 +49,7 @@ def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
     assert join.next_deadline_ns() == 150
     assert join.expire(149) == []
     assert join.expire(150) == [frame]
-    assert frame.missing == dict.fromkeys(range(3), "deadline")
+    assert frame.missing == dict.fromkeys(range(3), MissingReason.DEADLINE)
     assert join.next_deadline_ns() is None
 
 
@@ -118,7 +118,7 @@ def test_every_frame_ends_exactly_once_whatever_happens(script: list[tuple[Any, 
             case ("skip", frame_id, device):
                 ended += filter(None, [join.skip(frame_id, device, "engine")])
             case ("lose", device):
-                ended += join.lose(device, "absent")
+                ended += join.lose(device, MissingReason.ABSENT)
             case ("expire", by_ns):
                 now_ns += by_ns
                 ended += join.expire(now_ns)
@@ -132,11 +132,11 @@ def test_every_frame_ends_exactly_once_whatever_happens(script: list[tuple[Any, 
 
 def test_a_device_that_is_only_tried_is_in_the_answer_if_its_feature_comes_in_time_and_never_late() -> None:
     join = Join()
-    frame = join.open(0b11, 0, 100, {0}, {1: "suspended"}, {1})
-    assert join.add(frame.frame_id, 1, FEATURE, timing(1), is_trial=True) is None
+    frame = join.open(0b11, 0, 100, {0}, {1: MissingReason.SUSPENDED}, {1})
+    assert join.add(frame.frame_id, 1, FEATURE, timing(1), is_probe=True) is None
     assert join.add(frame.frame_id, 0, FEATURE, timing(0)) is frame
     assert (frame.mask, frame.missing) == (0b11, {})
-    frame = join.open(0b11, 0, 100, {0}, {1: "suspended"}, {1})
+    frame = join.open(0b11, 0, 100, {0}, {1: MissingReason.SUSPENDED}, {1})
     assert join.add(frame.frame_id, 0, FEATURE, timing(0)) is frame
-    assert join.add(frame.frame_id, 1, FEATURE, timing(1), is_trial=True) is None
-    assert (frame.mask, frame.missing, dict(join.unused)) == (0b01, {1: "suspended"}, {})
+    assert join.add(frame.frame_id, 1, FEATURE, timing(1), is_probe=True) is None
+    assert (frame.mask, frame.missing, dict(join.unused)) == (0b01, {1: MissingReason.SUSPENDED}, {})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from devit_contract.wire.messages import Hello
-from devit_fusion.links import TRIAL_NS, Link
+from devit_contract.wire.messages import DeviceState, Hello
+from devit_fusion.links import PROBE_NS, Link
 
 HELLO = Hello("jetson1", 0, 4, "0" * 64, "null", ("float32",), "0")
 
@@ -13,8 +13,8 @@ def ready_link(credit: int = 2) -> Link:
 
 
 def test_a_device_is_absent_until_it_has_introduced_itself() -> None:
-    assert Link(0, "jetson1", 2).state == "absent"
-    assert ready_link().state == "ready"
+    assert Link(0, "jetson1", 2).state is DeviceState.ABSENT
+    assert ready_link().state is DeviceState.READY
 
 
 def test_credit_is_taken_by_a_frame_and_given_back_by_its_answer() -> None:
@@ -30,12 +30,12 @@ def test_a_device_is_stalled_until_its_overdue_answers_have_come() -> None:
     link.sent(1, deadline_ns=100)
     link.sent(2, deadline_ns=110)
     link.missed(now_ns=105)
-    assert link.state == "stalled"
+    assert link.state is DeviceState.STALLED
     link.missed(now_ns=120)
     link.returned(1, now_ns=130)
-    assert link.state == "stalled"
+    assert link.state is DeviceState.STALLED
     link.returned(2, now_ns=131)
-    assert link.state == "ready"
+    assert link.state is DeviceState.READY
 
 
 def test_an_answer_shows_that_earlier_ones_will_never_come() -> None:
@@ -45,24 +45,24 @@ def test_an_answer_shows_that_earlier_ones_will_never_come() -> None:
     link.missed(now_ns=105)
     link.sent(2, deadline_ns=200)
     link.returned(2, now_ns=150)
-    assert link.state == "ready"
+    assert link.state is DeviceState.READY
     assert not link.in_flight
 
 
 def test_three_frames_in_a_row_without_a_timely_answer_suspend_a_device_until_one_is_in_time() -> None:
     link = ready_link()
     for number in (1, 2, 3):
-        assert link.state == "ready"
+        assert link.state is DeviceState.READY
         link.sent(number, deadline_ns=100 * number)
         assert link.missed(now_ns=100 * number) == (number == 3)
         assert not link.returned(number, now_ns=100 * number + 10)  # late
-    assert link.state == "suspended"
+    assert link.state is DeviceState.SUSPENDED
     link.sent(4, deadline_ns=1000)
     assert not link.returned(4, now_ns=1001)
-    assert link.state == "suspended"
+    assert link.state is DeviceState.SUSPENDED
     link.sent(5, deadline_ns=2000)
     assert link.returned(5, now_ns=1500)
-    assert link.state == "ready"
+    assert link.state is DeviceState.READY
 
 
 def test_an_answer_in_time_ends_a_row_of_misses() -> None:
@@ -74,21 +74,21 @@ def test_an_answer_in_time_ends_a_row_of_misses() -> None:
             link.returned(number, now_ns=100 * number + 1)
         else:
             link.returned(number, now_ns=100 * number - 1)
-        assert link.state == "ready"
+        assert link.state is DeviceState.READY
 
 
-def test_a_stalled_device_is_tried_once_a_second() -> None:
+def test_a_stalled_device_is_probed_once_a_second() -> None:
     link = ready_link()
     link.sent(1, deadline_ns=100)
-    assert not link.take_trial(now_ns=TRIAL_NS)  # ready: it is sent every frame
+    assert not link.take_probe(now_ns=PROBE_NS)  # ready: it is sent every frame
     link.missed(now_ns=105)
-    assert not link.take_trial(now_ns=104 + TRIAL_NS)
-    assert link.take_trial(now_ns=105 + TRIAL_NS)
-    assert not link.take_trial(now_ns=104 + 2 * TRIAL_NS)
-    assert link.take_trial(now_ns=105 + 2 * TRIAL_NS)
+    assert not link.take_probe(now_ns=104 + PROBE_NS)
+    assert link.take_probe(now_ns=105 + PROBE_NS)
+    assert not link.take_probe(now_ns=104 + 2 * PROBE_NS)
+    assert link.take_probe(now_ns=105 + 2 * PROBE_NS)
 
 
-def test_trials_of_a_device_that_never_answers_are_not_remembered_beyond_its_credit() -> None:
+def test_probes_of_a_device_that_never_answers_are_not_remembered_beyond_its_credit() -> None:
     link = ready_link(credit=2)
     for number in range(1, 50):
         link.sent(number, deadline_ns=number)
@@ -101,9 +101,9 @@ def test_a_new_link_owes_nothing_of_the_old_one() -> None:
     link.sent(1, deadline_ns=100)
     link.missed(now_ns=200)
     link.disconnect()
-    assert link.state == "absent"
+    assert link.state is DeviceState.ABSENT
     link.connect(HELLO, boot_id=2, engine_revision=2)
-    assert link.state == "ready"
+    assert link.state is DeviceState.READY
     assert link.has_credit
 
 
@@ -117,9 +117,9 @@ def test_another_engine_in_the_same_process_owes_what_the_old_one_did() -> None:
 def test_a_device_that_shuts_down_is_sent_nothing_new_and_comes_back_with_its_next_link() -> None:
     link = ready_link()
     link.is_leaving = True
-    assert link.state == "leaving"
+    assert link.state is DeviceState.LEAVING
     link.connect(HELLO, boot_id=2, engine_revision=2)
-    assert link.state == "ready"
+    assert link.state is DeviceState.READY
 
 
 def test_an_answer_to_a_frame_that_was_never_sent_gives_no_credit() -> None:

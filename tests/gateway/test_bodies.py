@@ -52,7 +52,7 @@ def test_a_stream_that_is_cut_off_or_goes_on_is_refused(encoding: str) -> None:
     for cut in range(len(whole)):
         with pytest.raises(InputError, match="cut off"):
             decompress(whole[:cut], encoding, 1000)
-    with pytest.raises(InputError, match="more behind it"):
+    with pytest.raises(InputError, match="more after it"):
         decompress(whole + b"x", encoding, 1000)
 
 

@@ -10,11 +10,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.wire.messages import DeviceStatus, Histogram, NodeStatus
+from devit_contract.wire.messages import DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
 from devit_gateway.exposition import write_metrics
-from devit_gateway.joules import DeviceEnergy
+from devit_gateway.joules import MeteredEnergy
 
-HISTOGRAM = Histogram((0.001, 0.01), (3, 2, 1), 0.125)
+HISTOGRAM = Histogram((0.001, 0.01), [3, 2, 1], 0.125)
 STATUS = NodeStatus(
     bundle='odd "name"\n 1',
     labels=("up", "down"),
@@ -25,19 +25,19 @@ STATUS = NodeStatus(
         DeviceStatus(
             "jetson1",
             0,
-            "ready",
+            DeviceState.READY,
             engine="TensorRT 10.3, fp16",
             engine_revision=0xAB,
             credit=2,
             links=3,
             late=4,
-            missing={"absent": 7, "deadline": 1},
+            missing={MissingReason.ABSENT: 7, MissingReason.DEADLINE: 1},
             rejected={"crc": 2},
             round_trip=HISTOGRAM,
             inference=HISTOGRAM,
             queue=HISTOGRAM,
         ),
-        DeviceStatus("jetson2", 1, "absent"),
+        DeviceStatus("jetson2", 1, DeviceState.ABSENT),
     ),
     k_min=1,
     deadline_ms=50.0,
@@ -48,13 +48,13 @@ STATUS = NodeStatus(
     waiting_requests=2,
     frame_time=HISTOGRAM,
     refused_handshakes=3,
-    strangers=1,
+    unknown_peers=1,
     refused_requests={"shape": 5},
     floods=6,
 )
 ENERGIES = (
-    DeviceEnergy("jetson1", 12.25, "module input (VDD_IN)", False),
-    DeviceEnergy("jetson2", 1.5, "sum of 3 module rails", True),
+    MeteredEnergy("jetson1", 12.25, "module input (VDD_IN)", False),
+    MeteredEnergy("jetson2", 1.5, "sum of 3 module rails", True),
 )
 
 

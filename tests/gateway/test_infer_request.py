@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from devit_contract.errors import InputError
-from devit_gateway.infer_request import MAX_BATCH, InferRequest, OutputWish, max_body_bytes, parse_request
+from devit_gateway.infer_request import MAX_BATCH, InferRequest, WantedOutput, max_body_bytes, parse_request
 
 SHAPE = (2, 3, 1)
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, *SHAPE)
@@ -45,7 +45,7 @@ def test_bytes_behind_the_json_are_images() -> None:
 
 def test_without_further_wishes_all_outputs_come_as_json_of_all_devices() -> None:
     found = parse({"inputs": [tensor()]})
-    assert found.outputs == (OutputWish("logits", False), OutputWish("state", False), OutputWish("mask", False))
+    assert found.outputs == (WantedOutput("logits", False), WantedOutput("state", False), WantedOutput("mask", False))
     assert (found.request_id, found.device_mask) == (None, 0)
 
 
@@ -62,7 +62,7 @@ def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
     }
     found = parse(request)
     assert (found.request_id, found.device_mask) == ("frame 7", 0b10)
-    assert found.outputs == (OutputWish("mask", True), OutputWish("logits", False, 3))
+    assert found.outputs == (WantedOutput("mask", True), WantedOutput("logits", False, 3))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
         ({"inputs": [tensor(data=None, parameters={"binary_data_size": -1})]}, None, "binary_data_size"),
         ({"inputs": [tensor(data=None, parameters={"binary_data_size": True})]}, b"x", "whole number"),
         ({"inputs": [tensor(data=None, parameters={"binary_data_size": 12.0})]}, PIXELS.tobytes(), "binary_data_size"),
-        ({"inputs": [tensor()]}, b"left over", "found 9 behind"),
+        ({"inputs": [tensor()]}, b"left over", "found 9 after"),
         ({"inputs": [tensor(data=[0] * 11)]}, None, "12 whole numbers"),
         ({"inputs": [tensor(data=[[0] * 3, [0] * 9])]}, None, "even array"),
         ({"inputs": [tensor(data=[[0] * 6, [0] * 6])]}, None, "12 whole numbers"),

@@ -10,7 +10,7 @@ import pytest
 
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.codec import State
-from devit_gateway.infer_request import InferRequest, OutputWish
+from devit_gateway.infer_request import InferRequest, WantedOutput
 from devit_gateway.infer_response import write_response
 
 LABELS = ("up", "down", "left")
@@ -24,12 +24,12 @@ def answer(row: int, state: State, mask: int) -> Answer:
 ANSWERS = [answer(0, State.FULL, 0b11), answer(1, State.PARTIAL, 0b01)]
 
 
-def request(*outputs: OutputWish, request_id: str | None = None) -> InferRequest:
+def request(*outputs: WantedOutput, request_id: str | None = None) -> InferRequest:
     return InferRequest(request_id, np.zeros((2, 2, 3, 1), np.uint8), 0, outputs)
 
 
 def test_json_holds_every_output_in_the_order_wished_for() -> None:
-    wishes = (OutputWish("mask", False), OutputWish("state", False), OutputWish("logits", False))
+    wishes = (WantedOutput("mask", False), WantedOutput("state", False), WantedOutput("logits", False))
     body, json_bytes = write_response(request(*wishes, request_id="a"), ANSWERS, LABELS, 2)
     assert json_bytes is None
     assert json.loads(body) == {
@@ -45,7 +45,7 @@ def test_json_holds_every_output_in_the_order_wished_for() -> None:
 
 
 def test_binary_data_is_little_endian_and_texts_carry_their_length() -> None:
-    wishes = (OutputWish("logits", True), OutputWish("state", True), OutputWish("mask", True))
+    wishes = (WantedOutput("logits", True), WantedOutput("state", True), WantedOutput("mask", True))
     body, json_bytes = write_response(request(*wishes), ANSWERS, LABELS, 2)
     assert json_bytes is not None
     head = json.loads(body[:json_bytes])
@@ -62,7 +62,7 @@ def test_binary_data_is_little_endian_and_texts_carry_their_length() -> None:
 
 def test_the_stock_client_reads_a_mix_of_json_and_binary() -> None:
     client = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
-    wishes = (OutputWish("logits", True), OutputWish("state", False), OutputWish("mask", True))
+    wishes = (WantedOutput("logits", True), WantedOutput("state", False), WantedOutput("mask", True))
     body, json_bytes = write_response(request(*wishes), ANSWERS, LABELS, 2)
     found = client.InferResult.from_response_body(body, header_length=json_bytes)
     np.testing.assert_array_equal(found.as_numpy("logits"), LOGITS)
@@ -71,18 +71,18 @@ def test_the_stock_client_reads_a_mix_of_json_and_binary() -> None:
 
 
 def test_the_best_classes_come_by_name_the_best_first() -> None:
-    body, _ = write_response(request(OutputWish("logits", False, classes=2)), ANSWERS, LABELS, 2)
+    body, _ = write_response(request(WantedOutput("logits", False, classes=2)), ANSWERS, LABELS, 2)
     (output,) = json.loads(body)["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 2])
     assert output["data"] == ["3.000000:2:left", "0.500000:0:up", "1.000000:0:up", "1.000000:1:down"]
 
 
 def test_more_classes_than_there_are_means_all() -> None:
-    body, _ = write_response(request(OutputWish("logits", False, classes=9)), ANSWERS, LABELS, 2)
+    body, _ = write_response(request(WantedOutput("logits", False, classes=9)), ANSWERS, LABELS, 2)
     assert json.loads(body)["outputs"][0]["shape"] == [2, 3]
 
 
 def test_a_mask_of_many_devices_is_wide_enough() -> None:
-    body, _ = write_response(request(OutputWish("mask", False)), [answer(0, State.PARTIAL, 1 << 63)], LABELS, 64)
+    body, _ = write_response(request(WantedOutput("mask", False)), [answer(0, State.PARTIAL, 1 << 63)], LABELS, 64)
     (output,) = json.loads(body)["outputs"]
     assert (output["datatype"], output["data"]) == ("UINT64", [1 << 63])

@@ -19,7 +19,7 @@ NODE_PLACES = ("fusion", "gateway", "profiling")
 PLACES = {"3.10": (*DEVICE_PLACES, *NODE_PLACES), "3.12": DEVICE_PLACES}
 """Whose tests a Python runs: what looks after a node is tested on the oldest and, by ``make test``, on our own."""
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="installs"), pytest.mark.timeout(900)]
 
 
 def find_python(version: str) -> str:
@@ -66,10 +66,10 @@ def test_an_agents_install_is_light_and_holds_no_training_package(tmp_path: Path
 
 @pytest.mark.parametrize("version", JETPACK_PYTHONS)
 def test_what_runs_on_devices_passes_its_tests_on_jetpacks_python(version: str, tmp_path: Path) -> None:
-    tools = ("pytest", "pytest-timeout", "hypothesis")
+    tools = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
     python = install(find_python(version), tmp_path / "venv", f"{ROOT}[demo]", *tools)
     tests = [f"tests/{place}" for place in PLACES[version]]
-    out = sh(python, "-m", "pytest", "-q", "-m", "not system and not jetson", *tests)
+    out = sh(python, "-m", "pytest", "-q", "-n", "2", "-m", "not system and not nightly and not jetson", *tests)
     passed = re.search(r"(\d+) passed", out)
     print(f"Python {version}: {out.splitlines()[-1]}")
     assert passed is not None

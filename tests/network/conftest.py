@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from tests.network.open_loop import Record
+from tests.support.cell import tiny_devices
 
 from devit_contract.artefacts.head import Fusion
 from devit_contract.artefacts.manifest import Bundle
@@ -59,4 +60,4 @@ def golden(bundle: Bundle) -> Golden:
 
 @pytest.fixture(scope="session")
 def devices() -> list[LocalDevice]:
-    return [LocalDevice(f"jetson{index + 1}", index) for index in range(2)]
+    return tiny_devices()

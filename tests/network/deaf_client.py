@@ -14,15 +14,15 @@ import zmq
 from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.keys import load_keys
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
-from devit_contract.wire.messages import Control, body
+from devit_contract.wire.messages import Control, Question, body
 from devit_contract.wire.sockets import connect_dealer, open_context
 
 
 def main() -> None:
     """Run as a process."""
     folder = Path(sys.argv[1])
-    node = load_fleet(folder / "fleet.toml").node[0]
-    question = pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(Control("status")), run_id=1, frame_id=1))
+    node = load_fleet(folder / "fleet.toml").node
+    question = pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.STATUS)), run_id=1, frame_id=1))
     with open_context() as context:
         socket, monitor = connect_dealer(
             context,

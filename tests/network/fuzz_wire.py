@@ -83,23 +83,26 @@ def seeds() -> Iterator[bytes]:
     for array in (np.zeros(6, np.float32), np.full(6, np.nan, np.float16), np.zeros((6, 8, 1), np.uint8)):
         yield wire.pack(wire.Message(wire.Kind.FEATURE, *wire.array_payload(array)))
     timing = messages.DeviceTiming(0, 1, 2, 3, 4, 5)
-    histogram = messages.Histogram((0.1, 1.0), (1, 2, 3), 0.5)
+    histogram = messages.Histogram((0.1, 1.0), [1, 2, 3], 0.5)
     preprocess = Preprocess(6, 8, "gray", resize_to=8)
-    device = messages.DeviceStatus("a", 0, "ready", missing={"late": 1}, round_trip=histogram, inference=histogram)
+    absent = messages.MissingReason.ABSENT
+    device = messages.DeviceStatus(
+        "a", 0, messages.DeviceState.READY, missing={absent: 1}, round_trip=histogram, inference=histogram
+    )
     status = messages.NodeStatus(
         "b", ("x", "y"), (6, 8, 1), preprocess, {"full": 1}, (device,), 1, 50.0, {"devices_in": 1},
-        frame_time=histogram, events=(messages.Happening(0.5, "a", "text"),),
+        frame_time=histogram, events=(messages.Event(0.5, "a", "text"),),
     )  # fmt: skip
     for value in (
         messages.Hello("a", 0, 6, "0" * 64, "null", ("float32",), "0"),
         messages.Welcome(2, "float32"),
         messages.Refused("no"),
-        messages.Control("sample-start", "a", 10),
+        messages.Control(messages.Question.SAMPLE_START, "a", 10),
         messages.ControlReply(status=status),
         messages.ControlReply(description=messages.Description("b", "", "null", "", 1)),
         messages.ControlReply(mark=messages.Mark(1, 2, 3)),
         messages.Telemetry("a", (messages.PowerLine(1, "RAM 1/2MB"),)),
-        messages.AnswerBody(bytes(8), (timing,), {1: "deadline"}, 1, 2, 3),
+        messages.AnswerBody(bytes(8), (timing,), {1: absent}, 1, 2, 3),
     ):
         yield messages.body(value)
     yield b"\x81\xa1x" + b"\x91" * 4000  # a field that nobody knows, of lists in lists

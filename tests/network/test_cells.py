@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from tests.support.cell import tiny_devices
 
 from devit_contract.artefacts.manifest import Bundle, Preprocess, write_manifest
-from devit_pipeline.local_cell import LocalCell, LocalDevice
+from devit_pipeline.local_cell import LocalCell
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
@@ -55,7 +56,7 @@ def large_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cells(tmp_path: Path, large_bundle: Path) -> Iterator[list[LocalCell]]:
     """Two cells of two agents each, whose engines take 20 ms an image (SIMULATED), and a gateway for each."""
     with ExitStack() as stack:
-        devices = [LocalDevice(f"jetson{index + 1}", index, engine="paced:20") for index in range(2)]
+        devices = tiny_devices("paced:20")
         yield [
             stack.enter_context(LocalCell(large_bundle, tmp_path / name, devices, http="127.0.0.1:0"))
             for name in ("cell1", "cell2")

@@ -10,12 +10,13 @@ import pytest
 import zmq
 from tests.network.conftest import TINY
 from tests.network.hostile import MIB, Liar, bounded_memory, device_status, key_of, status_when
+from tests.support.cell import tiny_devices
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
-from devit_contract.wire.messages import Control, PowerLine, Telemetry, body
+from devit_contract.wire.messages import Control, PowerLine, Question, Telemetry, body
 from devit_contract.wire.sockets import connect_dealer, open_context
-from devit_pipeline.local_cell import LocalCell, LocalDevice
+from devit_pipeline.local_cell import LocalCell
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_client_that_asks_and_never_listens_does_not_end_the_node(tmp_path: Path) -> None:
     """Libzmq 4.3.5 aborts where a heartbeat falls due on a link that broke off while its input was stopped."""
-    devices = [LocalDevice(f"jetson{index + 1}", index, engine="null") for index in range(2)]
+    devices = tiny_devices("null")
     with LocalCell(TINY, tmp_path / "cell", devices) as cell:
         node = cell.pid("node")
         command = [sys.executable, "-m", "tests.network.deaf_client", str(cell.folder), str(DURATION_S)]
@@ -42,10 +43,10 @@ def test_a_client_that_asks_and_never_listens_does_not_end_the_node(tmp_path: Pa
 
 def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bundle: Bundle) -> None:
     """They are lost to it; a figure made of the others would lie in silence."""
-    devices = [LocalDevice(f"jetson{index + 1}", index, engine="null") for index in range(2)]
+    devices = tiny_devices("null")
     with LocalCell(TINY, tmp_path / "cell", devices) as cell, open_context() as context, cell.client() as client:
         cell.kill("jetson2")
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         deaf, _ = connect_dealer(
             context,
             node.client_endpoint,
@@ -61,7 +62,7 @@ def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bun
         deaf.connect(node.client_endpoint)
         with Liar(cell, "jetson2", bundle.manifest) as device:
             device.greet()
-            wish = Control("sample-start", "jetson2", 100)
+            wish = Control(Question.SAMPLE_START, "jetson2", 100)
             deaf.send(pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(wish), run_id=1, frame_id=1)))
             device.receive(Kind.CONTROL)  # a ping, or that
             samples = Telemetry("jetson2", tuple(PowerLine(number, "x" * 1000) for number in range(50)))

@@ -13,6 +13,7 @@ import pytest
 from tests.network.conftest import TINY, Golden
 from tests.network.faults import check_ends, check_reasons, check_times, not_full, stop_softly, undisturbed
 from tests.network.open_loop import OpenLoop, Record
+from tests.support.cell import tiny_devices
 
 from devit_contract.wire.codec import State
 from devit_pipeline.local_cell import LocalCell, LocalDevice
@@ -165,7 +166,7 @@ def test_a_killed_node_comes_back_and_no_frame_of_its_old_run_is_fused(
 
 def test_an_overloaded_cell_ends_every_frame_in_time_and_counts_what_it_sheds(tmp_path: Path, golden: Golden) -> None:
     """Devices that take 20 ms serve 50 frames a second; they are asked 100."""
-    paced = [LocalDevice(f"jetson{index + 1}", index, engine="paced:20") for index in range(2)]
+    paced = tiny_devices("paced:20")
     with (
         LocalCell(TINY, tmp_path / "cell", paced, deadline_ms=1e3 * DEADLINE_S, credit=2, queue=16) as cell,
         OpenLoop(cell, golden.pictures, rate_hz=100.0, frames=500) as traffic,

@@ -28,10 +28,10 @@ from devit_contract.wire.codec import (
     array_payload,
     pack,
 )
-from devit_contract.wire.messages import Control, ControlReply, body
+from devit_contract.wire.messages import Control, ControlReply, Question, body
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(300)]
 
 EACH = 10_000
 RATE_HZ = 50.0
@@ -105,7 +105,7 @@ LIES: dict[str, tuple[str, Callable[[Frame], bytes]]] = {
         kind=Kind.CONTROL, dtype=Dtype.BODY, dims=(), payload=b"\xc1rubbish"
     ))),
     "another struct": ("body", lambda frame: pack(frame.feature(
-        kind=Kind.CONTROL, dtype=Dtype.BODY, dims=(), payload=body(Control("status"))[1:]
+        kind=Kind.CONTROL, dtype=Dtype.BODY, dims=(), payload=body(Control(Question.STATUS))[1:]
     ))),
     "another boot": ("boot", lambda frame: pack(frame.feature(boot_id=frame.liar.boot_id ^ 1))),
     "another run": ("run", lambda frame: pack(frame.feature(run_id=frame.liar.run_id ^ 1))),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from devit_profiling.sensor.board_table import ORIN_NANO
 from devit_profiling.simulator.board import SimulatedBoard
-from devit_profiling.simulator.program import CpuMeter
+from devit_profiling.simulator.program import CpuLoad
 
 SHARES = {0: 1.0, 1: 0.1, 2: 0.05}
 """Of the GPU, by mode."""
@@ -87,17 +87,17 @@ def engine_command(board: ModeBoard, bundle: Path, paces_ms: dict[int, int]) -> 
 
 
 def main() -> None:
-    """Print lines of a simulated Orin Nano until nobody reads them."""
+    """Print lines of a simulated Orin Nano until the reader closes."""
     folder, period_s = Path(sys.argv[1]), int(sys.argv[3]) / 1000
     board, start_s = SimulatedBoard(ORIN_NANO, seed=1), time.monotonic()
-    watched, meter = 0, None
+    watched, cpu = 0, None
     while True:
         time.sleep(period_s)
         pid = _number(folder / "engine.pid")
         if pid != watched:
-            watched, meter = pid, CpuMeter(pid)
+            watched, cpu = pid, CpuLoad(pid)
         now_s = time.monotonic() - start_s
-        used = meter.share(now_s) if meter is not None else None
+        used = cpu.share(now_s) if cpu is not None else None
         print(board.line(now_s, SHARES[_number(folder / "mode")] * (used or 0.0)), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a service says to systemd: log lines with priority and fields, readiness, watchdog. Elsewhere lines on stderr.
+"""A service's log and its messages to systemd: priority and fields, readiness, watchdog. Elsewhere lines on stderr.
 
 Protocols: https://systemd.io/JOURNAL_NATIVE_PROTOCOL and sd_notify(3). Both are one datagram on a Unix socket; no
 library is needed, and none that is maintained has wheels for every Jetson.
@@ -21,7 +21,7 @@ _STEP_US = 180_000_000
 
 
 class Priority(enum.IntEnum):
-    """How much a line matters, as in syslog(3)."""
+    """Priority of a line, as in syslog(3)."""
 
     ERROR = 3
     WARNING = 4
@@ -33,17 +33,17 @@ class Log:
     """One service's log."""
 
     def __init__(self, name: str, journal: str = _JOURNAL) -> None:
-        """Write to the journal where stderr goes there (systemd says so in ``JOURNAL_STREAM``), else to stderr."""
+        """Write to the journal if stderr goes there (``JOURNAL_STREAM`` of systemd), else to stderr."""
         self._name = name
         self._journal = journal if _is_journal(os.environ.get("JOURNAL_STREAM", "")) else ""
 
-    def say(self, priority: Priority, text: str, **fields: str) -> None:
+    def log(self, priority: Priority, text: str, **fields: str) -> None:
         """Write one line; ``fields`` become ``DEVIT_NAME=value`` in the journal."""
         line = " ".join(text.split())
         if self._journal and self._send(priority, line, fields):
             return
         prefix = f"<{int(priority)}>" if self._journal else f"{self._name}: "
-        # Its end may be closed already; a service lives without its log.
+        # stderr may be closed already; a service runs without its log.
         with suppress(OSError, ValueError):
             print(f"{prefix}{line}", file=sys.stderr, flush=True)  # noqa: T201 - this is the log
 
@@ -58,10 +58,10 @@ class Log:
 
 
 class Supervisor:
-    """systemd, as the unit's main process sees it, or a container's health file; does nothing where neither listens."""
+    """systemd, as the unit's main process sees it, or a container's health file; does nothing if there is neither."""
 
     def __init__(self) -> None:
-        """Find out from ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` whether and how often systemd wants to hear."""
+        """Read from ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` whether and how often systemd expects messages."""
         address = os.environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         period_us = os.environ.get("WATCHDOG_USEC", "")
@@ -71,29 +71,29 @@ class Supervisor:
         self._health = HealthFile()
 
     def starting(self, status: str) -> None:
-        """Say which step of the start begins now; it may take three minutes, whatever the others took."""
+        """Report the step of the start that begins now; it may take three minutes, whatever the others took."""
         self._send(f"EXTEND_TIMEOUT_USEC={_STEP_US}\nSTATUS={status}")
 
     def ready(self, status: str) -> None:
-        """Say that the service serves now."""
+        """Report that the service is ready."""
         self._send(f"READY=1\nSTATUS={status}")
         self._health.ready(status)
 
     def status(self, status: str) -> None:
-        """Say what the service is at, in a line for people."""
+        """Report what the service does, in a line for people."""
         self._send(f"STATUS={status}")
 
     def waiting(self, status: str) -> None:
-        """Say what keeps the service from serving for now."""
+        """Report what the service waits for before it can serve."""
         self.status(status)
         self._health.waiting(status)
 
     def stopping(self) -> None:
-        """Say that the service ends on purpose."""
+        """Report that the service ends on purpose."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        """Feed the watchdog, at a third of its period; to be called from the loop that does the work."""
+        """Feed the watchdog, at a third of its period; call it from the loop that does the work."""
         self._health.alive()
         if self._alive_s and (now_s := time.monotonic()) >= self._next_alive_s:
             self._next_alive_s = now_s + self._alive_s
@@ -102,7 +102,7 @@ class Supervisor:
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        with suppress(OSError):  # systemd's side is gone or full: the watchdog will tell
+        with suppress(OSError):  # systemd's side is gone or full: the watchdog will show it
             _send(text.encode(), self._address)
 
 
@@ -112,7 +112,7 @@ def _send(data: bytes, address: str) -> None:
 
 
 def _is_journal(stream: str) -> bool:
-    """Tell whether stderr is the stream of ``JOURNAL_STREAM``: the variable outlives a redirection."""
+    """Whether stderr is the stream of ``JOURNAL_STREAM``: the variable outlives a redirection."""
     try:
         found = os.fstat(2)
     except OSError:

@@ -1,4 +1,4 @@
-"""How every command speaks to a person: one line for an error, a bar for long work, a table for results.
+"""The terminal of every command: one line for an error, a bar for long work, a table or JSON for results.
 
 Beside the ``cli`` modules this is the only one that imports typer or rich.
 """
@@ -20,19 +20,19 @@ from devit_contract.errors import ConfigurationError, DeviceLostError, DevitErro
 from devit_contract.service.progress import Progress, no_progress
 
 _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""What can befall any path that a person names, and any output; all else is told by who opens it, or is a bug."""
+"""Failures that any given path and any output may have; other ones are named by the code that opens it, or are bugs."""
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line to its exit code; ``name`` is what its usage line calls it.
 
     0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU's context is lost (one line too): the same
-    command in a new process may succeed, so a service manager should start it again; 78 a service's configuration is
-    at fault (one line), and a new start would not help; 130 Ctrl-C or SIGTERM. Every other exception is a bug and keeps
+    command in a new process may succeed, so a service manager should restart it; 78 a service's configuration is
+    invalid (one line), and a restart would not help; 130 Ctrl-C or SIGTERM. Every other exception is a bug and keeps
     its traceback, but for what the machine refuses: see :func:`_refusal`.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so far it ended the process, see devit_pipeline.entry
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until now it ended the process, see devit_pipeline.entry
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _fill_standard_streams()
     try:
@@ -41,14 +41,14 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         finally:
             sys.stdout.flush()
     except DevitError as err:
-        _tell(str(err))
-        # EX_SOFTWARE and EX_CONFIG of sysexits.h, told apart from 1 so that a unit file can treat each on its own.
+        _print_error(str(err))
+        # EX_SOFTWARE and EX_CONFIG of sysexits.h, so that a unit file can tell them from 1.
         sys.exit(70 if isinstance(err, DeviceLostError) else 78 if isinstance(err, ConfigurationError) else 1)
     except OSError as err:
         text = _refusal(err)
         if not text:
             raise
-        _tell(text)
+        _print_error(text)
         sys.exit(1)
     sys.exit(0)
 
@@ -88,10 +88,17 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         yield report
 
 
+def print_json(value: object, *, indent: int = 2) -> None:
+    """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=os.fspath), indent=indent))
+
+
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
 ) -> None:
-    """Print a table that fits 80 columns on stdout; the columns in ``numbers`` are set flush right."""
+    """Print a table that fits 80 columns on stdout; the columns in ``numbers`` are right-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -104,22 +111,22 @@ def print_table(
     Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     try:
         typer.echo(f"error: {' '.join(text.split())}", err=True)
-    except OSError:  # nobody can be told
+    except OSError:  # stderr is closed
         _discard(sys.stderr)
 
 
 def _fill_standard_streams() -> None:
-    """Open what the caller has closed, or the next file opened would take its number, and be read or written for it."""
+    """Open the streams that the caller has closed, or the next opened file would take their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open as long as the process
 
 
 def _refusal(error: OSError) -> str:
-    """Say in one line what the machine refused, where it did: output that nothing takes, or a path."""
+    """Describe in one line what the machine refused, if it did: a path, or output that cannot be written."""
     if error.errno not in _REFUSALS:
         return ""
     if error.filename is not None:
@@ -129,16 +136,16 @@ def _refusal(error: OSError) -> str:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what is left in its buffer nowhere: it would fail once more when the interpreter ends."""
+    """Discard the rest of its buffer, which would fail once more when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _line_per_stage() -> Progress:
-    said: set[str] = set()
+    shown: set[str] = set()
 
     def report(stage: str, done: float, total: float, note: str = "") -> None:
-        if done >= total and stage not in said:
-            said.add(stage)
+        if done >= total and stage not in shown:
+            shown.add(stage)
             typer.echo(f"{stage}: done{', ' if note else ''}{note}", err=True)
 
     return report

@@ -1,4 +1,4 @@
-"""An answer as its client sees it: class, state, devices, and where its time went."""
+"""An answer as its client sees it: class, state, devices, and where the time went."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.artefacts.head import Float32Array
-from devit_contract.errors import LinkError
+from devit_contract.arrays import Float32Array
+from devit_contract.errors import FrameFailedError
 from devit_contract.wire.codec import Message, State
-from devit_contract.wire.messages import AnswerBody, DeviceTiming
+from devit_contract.wire.messages import AnswerBody, DeviceTiming, MissingReason
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,35 @@ class Answer:
     mask: int
     """Bit i is set where device i's feature is in the answer."""
     logits: Float32Array | None
-    """Shape ``(K,)``; ``None`` where the frame failed."""
+    """Shape ``(K,)``; ``None`` if the frame failed."""
     latency_s: float
     """From the request to its answer, on the client's clock."""
     devices: tuple[DeviceTiming, ...]
-    missing: dict[int, str]
+    missing: dict[int, MissingReason]
     wait_us: int
     """At the node: from the request's arrival to its dispatch."""
     collect_us: int
     """At the node: from dispatch to the last feature or the deadline."""
     fuse_us: int
     labels: tuple[str, ...] = ()
-    """Names of the classes; empty where the client has not asked the node for them yet."""
+    """Names of the classes; empty if the client has not asked the node for them yet."""
 
     @property
     def client_us(self) -> int:
-        """What the node does not account for: the client, and the way to the node and back."""
+        """Time that the node does not account for: in the client, and on the way to the node and back."""
         return max(0, round(self.latency_s * 1e6) - self.wait_us - self.collect_us - self.fuse_us)
+
+    @property
+    def why(self) -> str:
+        """Why devices are missing, in one line; empty if none is."""
+        return ", ".join(f"device {device}: {reason}" for device, reason in sorted(self.missing.items()))
 
     @property
     def label(self) -> str:
         """Name of the class with the largest logit.
 
         Raises:
-            LinkError: The frame failed, so there is none.
+            FrameFailedError: The frame failed, so there is none.
         """
         best = int(self.probabilities().argmax())
         return self.labels[best] if self.labels else str(best)
@@ -54,11 +59,10 @@ class Answer:
         """Softmax of the logits, shape ``(K,)``.
 
         Raises:
-            LinkError: The frame failed, so there are none.
+            FrameFailedError: The frame failed, so there are none.
         """
         if self.logits is None:
-            reasons = ", ".join(f"device {device}: {why}" for device, why in sorted(self.missing.items()))
-            raise LinkError(f"expected an answer, found a failed frame ({reasons}): see devit status")
+            raise FrameFailedError(f"too few devices answered, so this frame failed ({self.why}): see devit status")
         shifted = np.exp(self.logits - self.logits.max())
         return np.asarray(shifted / shifted.sum(), np.float32)
 

@@ -1,31 +1,31 @@
 """The client: asks the fusion node, one image after the other or several in flight, and drives agents' sensors.
 
-What is under way when the link or the node is lost is sent again, under its own number, as soon as the link is back;
-whichever answer comes first counts, so that every request ends once: with an answer, or with an error when its time is
-over.
+When the link or the node is lost, pending requests are sent again under their own numbers as soon as the link is back.
+The first answer counts, so each request ends once: with an answer, or with an error when its time is over.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import TypeVar
-
-import numpy as np
-import numpy.typing as npt
-import zmq
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
-from devit_contract.errors import DevitError, InputError, LinkError, WireError
+from devit_contract.errors import (
+    DevitError,
+    InputError,
+    NoAnswerError,
+    PeerProtocolError,
+    QuestionFailedError,
+    WireError,
+)
 from devit_contract.wire.answer import Answer
-from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, array_payload, pack, unpack
+from devit_contract.wire.client_link import ClientLink
+from devit_contract.wire.codec import Dtype, Kind, Message, pack
 from devit_contract.wire.messages import (
     AnswerBody,
     Control,
@@ -33,40 +33,20 @@ from devit_contract.wire.messages import (
     Description,
     Mark,
     NodeStatus,
+    Question,
     Refused,
     SamplingCost,
     Telemetry,
     UndividedState,
+    UndividedStep,
     body,
     read_body,
 )
-from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
+from devit_contract.wire.requests import Picture, Request, Requests, image_request
 
 T = TypeVar("T")
 
 __all__ = ["Answer", "Client", "Picture"]
-
-Picture = npt.NDArray[np.uint8] | bytes | None
-"""An image as the graph takes it, uint8 ``(H, W, C)``; the bytes of a picture file for the agents to decode; ``None``:
-every agent takes the image of its own source."""
-
-_NOW = int(zmq.NOBLOCK)
-"""As a plain number: the enum class costs a microsecond at each use."""
-_PATIENCE = 3
-"""Handshakes that may fail before the first that does not: a node that stops in the midst of one is no refusal."""
-_RETRY_S = 2.0
-"""Pause before a link that was refused outright is made anew."""
-
-
-@dataclass
-class _Open:
-    """What has been asked and not been answered."""
-
-    data: bytes
-    sent_s: float
-    """On ``time.perf_counter``, for the latency."""
-    end_s: float
-    """On ``time.monotonic``: when it is given up."""
 
 
 class Client:
@@ -75,46 +55,36 @@ class Client:
     def __init__(
         self, endpoint: str, *, keys: KeyPair | None = None, node_key: bytes | None = None, timeout_s: float = 10.0
     ) -> None:
-        """Connect in the background; the first question finds out whether anybody answers.
+        """Connect in the background; the first question finds out whether the node answers.
 
         Args:
             endpoint: The node's ``client_endpoint``.
             keys: Own keys, if the node wants any.
             node_key: The node's public key, with ``keys``.
             timeout_s: How long any single answer may take.
+
+        Raises:
+            AddressError: The endpoint is not usable.
         """
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        self._opened = open_context()
-        context = self._opened.__enter__()
-        self._socket, self._monitor = connect_dealer(
-            context,
-            endpoint,
-            name=None,
-            keys=keys,
-            node_key=node_key,
-            max_bytes=MAX_IMAGE_MESSAGE_BYTES,
-            events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED,
-        )
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._polls_for_room = False
-        self._poller.register(self._monitor.descriptor, zmq.POLLIN)
+        self._link = ClientLink(endpoint, keys, node_key)
+        self._requests = Requests()
         self._run_id = secrets.randbits(64)
         self._numbers = count(1)
-        self.links = 0
-        """How often the node was reached: a new link after the first is a new listener to it."""
-        self._failed_handshakes = 0
-        self._retry_s = math.inf
-        self.is_refused = False
-        """Whether the node refuses this client, so that nothing will be answered."""
+        self._links = 0  # as known here
         self._labels: tuple[str, ...] = ()
-        self._open: dict[int, _Open] = {}  # by rising number, so also by rising end
-        self._unsent: deque[int] = deque()
-        self._answers: dict[int, Answer | DevitError] = {}
-        self._questions: set[int] = set()
-        self._replies: dict[int, ControlReply | DevitError] = {}
         self._telemetry: list[Telemetry] = []
+
+    @property
+    def links(self) -> int:
+        """How often the node was reached; each time, the node forgets who subscribed to power samples."""
+        return self._link.links
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the node refuses this client, so that it will answer nothing."""
+        return self._link.is_refused
 
     @classmethod
     def of_fleet(cls, fleet: Fleet, keys: KeyPair | None, *, timeout_s: float = 10.0) -> Client:
@@ -124,7 +94,7 @@ class Client:
             InputError: The fleet uses keys and none was given.
         """
         require_key(fleet, keys)
-        node = fleet.node[0]
+        node = fleet.node
         node_key = node.public_key.encode() if fleet.has_keys else None
         return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s)
 
@@ -132,18 +102,13 @@ class Client:
         """Use the connection in a ``with`` block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Close the connection."""
         self.close()
 
     def close(self) -> None:
-        """Close the connection; answers that are under way are lost. Calling it twice is allowed."""
-        if self._socket.closed:
-            return
-        self._socket.disable_monitor()
-        self._opened.__exit__(None, None, None)
+        """Close the connection; pending answers are lost. Calling it twice is allowed."""
+        self._link.close()
 
     def classify(self, picture: Picture, *, mask: int = 0) -> Answer:
         """Ask for one image and wait for its answer.
@@ -153,7 +118,8 @@ class Client:
             mask: Devices to ask, bit i for device i; 0 asks all.
 
         Raises:
-            LinkError: Nobody answers, or the node refuses this client.
+            NoAnswerError: The node does not answer in time.
+            RefusedError: The node refuses this client.
             InputError: The node refuses the image.
         """
         return next(self.stream([picture], in_flight=1, mask=mask))
@@ -164,7 +130,8 @@ class Client:
         The iterable is read as answers come, so it may be endless or end by a clock.
 
         Raises:
-            LinkError: Nobody answers, or the node refuses this client.
+            NoAnswerError: The node does not answer in time.
+            RefusedError: The node refuses this client.
             InputError: The node refuses an image.
         """
         if not self._labels:
@@ -174,33 +141,26 @@ class Client:
             for picture in pictures:
                 waiting.append(self.submit(picture, mask=mask))
                 while len(waiting) >= in_flight:
-                    yield self._wait(waiting.popleft(), self._answers)
+                    yield self._wait(waiting.popleft(), self._requests.answers)
             while waiting:
-                yield self._wait(waiting.popleft(), self._answers)
-        finally:  # whoever takes no more must not find the rest among later answers
+                yield self._wait(waiting.popleft(), self._requests.answers)
+        finally:  # a caller that stops early must not find the rest among later answers
             for number in waiting:
-                self._forget(number)
+                self._requests.forget(number)
 
     def submit(self, picture: Picture, *, mask: int = 0) -> int:
         """Ask for one image without waiting; its answer comes by :meth:`collect`, under the number returned.
 
         Raises:
             InputError: The image is too large for any node.
-            WireError: Its type does not travel.
+            WireError: Its type cannot be sent.
         """
-        dims: tuple[int, ...] = ()
-        dtype, payload = Dtype.NONE, memoryview(b"")
-        if isinstance(picture, bytes):
-            dtype, payload = Dtype.ENCODED, memoryview(picture)
-        elif picture is not None:
-            dtype, dims, payload = array_payload(picture)
-        if len(payload) > MAX_IMAGE_MESSAGE_BYTES - 1024:
-            raise InputError(f"image: expected at most {MAX_IMAGE_MESSAGE_BYTES - 1024} bytes, found {len(payload)}")
         number = next(self._numbers)
-        return self._ask(Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=self._run_id, frame_id=number))
+        self._send(image_request(picture, mask=mask, run_id=self._run_id, number=number))
+        return number
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
-        """Take what has been answered to :meth:`submit`, waiting for at least one where there is none.
+        """Take what has been answered to :meth:`submit`, waiting for at least one if there is none.
 
         Every number comes back once: with its answer, or with the error that ended it (refused, or its time is over).
 
@@ -209,64 +169,46 @@ class Client:
             wake: A file descriptor that ends the wait when it becomes readable.
 
         Raises:
-            LinkError: The node refuses this client.
+            RefusedError: The node refuses this client.
         """
         end_s = time.monotonic() + timeout_s
-        self._pump(0.0)
-        if wake is not None:
-            self._poller.register(wake, zmq.POLLIN)
-        try:
-            is_woken = False
-            while not self._answers and not is_woken and (left_s := end_s - time.monotonic()) > 0:
-                is_woken = self._pump(left_s, wake)
-        finally:
-            if wake is not None:
-                self._poller.unregister(wake)
-        taken, self._answers = self._answers, {}
-        return list(taken.items())
+        is_woken = self._pump(0.0)
+        while not self._requests.answers and not is_woken and (left_s := end_s - time.monotonic()) > 0:
+            is_woken = self._pump(left_s, wake)
+        return self._requests.take_answers()
 
     def status(self) -> NodeStatus:
         """Ask the node for its state and its devices'."""
-        reply = self._question(Control("status"))
-        if reply.status is None:
-            raise LinkError(f"{self.endpoint}: expected a status, found another answer: is the node of this version?")
-        self._labels = reply.status.labels
-        return reply.status
+        status = self._found(self._ask(Control(Question.STATUS)).status, self.endpoint)
+        self._labels = status.labels
+        return status
 
     def describe(self, device: str) -> Description:
         """Ask an agent what it runs on."""
-        reply = self._question(Control("describe", device))
-        if reply.description is None:
-            raise LinkError(f"{device}: expected a description, found another answer: is the agent of this version?")
-        return reply.description
+        return self._found(self._ask(Control(Question.DESCRIBE, device)).description, device)
 
     def mark(self, device: str) -> Mark:
         """Ask an agent for its clock and its counters, at this moment."""
-        reply = self._question(Control("mark", device))
-        if reply.mark is None:
-            raise LinkError(f"{device}: expected a mark, found another answer: is the agent of this version?")
-        return reply.mark
+        return self._found(self._ask(Control(Question.MARK, device)).mark, device)
 
-    def undivided(self, device: str, step: str) -> UndividedState:
+    def undivided(self, device: str, step: UndividedStep) -> UndividedState:
         """Have an agent load, run, rest or free the bundle's undivided model, or ask for its state.
 
         Raises:
-            LinkError: It failed; the text says why, and what to run.
+            QuestionFailedError: It failed; the text says why, and what to run.
         """
-        reply = self._question(Control("undivided", device, step=step))
-        if reply.undivided is None:
-            raise LinkError(f"{device}: expected a state, found another answer: is the agent of this version?")
-        if reply.undivided.problem:
-            raise LinkError(f"{device}: {reply.undivided.problem}")
-        return reply.undivided
+        state = self._found(self._ask(Control(Question.UNDIVIDED, device, step=step)).undivided, device)
+        if state.problem:
+            raise QuestionFailedError(f"{device}: {state.problem}")
+        return state
 
     def start_sampling(self, device: str, interval_ms: int) -> None:
         """Have an agent sample power; lines come by :meth:`take_telemetry`."""
-        self._question(Control("sample-start", device, interval_ms))
+        self._ask(Control(Question.SAMPLE_START, device, interval_ms))
 
     def stop_sampling(self, device: str) -> SamplingCost | None:
-        """Have an agent stop sampling; it tells what that has cost, where it had samples."""
-        return self._question(Control("sample-stop", device)).sampling
+        """Have an agent stop sampling, and report what that cost; ``None`` if it had no sample."""
+        return self._ask(Control(Question.SAMPLE_STOP, device)).sampling
 
     def take_telemetry(self) -> list[Telemetry]:
         """Hand out the power samples that have come so far, oldest first, and forget them."""
@@ -280,14 +222,18 @@ class Client:
         while (left_s := end_s - time.monotonic()) > 0:
             self._pump(left_s)
 
-    def _question(self, control: Control) -> ControlReply:
+    def _ask(self, control: Control) -> ControlReply:
         number = next(self._numbers)
-        self._questions.add(number)
-        self._ask(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number))
-        reply = self._wait(number, self._replies)
+        self._send(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number))
+        reply = self._wait(number, self._requests.replies)
         if reply.error:
-            raise LinkError(reply.error)
+            raise QuestionFailedError(reply.error)
         return reply
+
+    def _found(self, value: T | None, where: str) -> T:
+        if value is None:
+            raise PeerProtocolError(f"{where}: the reply answers another question: install one version everywhere")
+        return value
 
     def _wait(self, number: int, results: dict[int, T | DevitError]) -> T:
         try:
@@ -295,124 +241,61 @@ class Client:
                 self._pump(self.timeout_s)
             result = results[number]
         finally:
-            self._forget(number)
+            self._requests.forget(number)
         if isinstance(result, DevitError):
             raise result
         return result
 
-    def _forget(self, number: int) -> None:
-        """Await a number no more: neither its end nor a new link finds it again."""
-        self._questions.discard(number)
-        self._open.pop(number, None)
-        self._answers.pop(number, None)
-        self._replies.pop(number, None)
-
-    def _ask(self, message: Message) -> int:
-        data = pack(message)
-        number = message.frame_id
-        # Before sending: a client that is preempted behind it would count too little.
-        self._open[number] = _Open(data, time.perf_counter(), time.monotonic() + self.timeout_s)
-        self._unsent.append(number)
-        self._flush()
-        return number
-
-    def _flush(self) -> None:
-        """Send what waits, as far as the link takes it; without one it takes nothing."""
-        while self._unsent:
-            request = self._open.get(self._unsent[0])
-            if request is not None:
-                try:
-                    self._socket.send(request.data, _NOW)
-                except zmq.Again:
-                    break
-            self._unsent.popleft()
-        if self._polls_for_room != bool(self._unsent):
-            self._polls_for_room = bool(self._unsent)
-            self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
+    def _send(self, message: Message) -> None:
+        # The clocks are read before sending: a client that is preempted after it would count too little.
+        is_question, data = message.kind is Kind.CONTROL, pack(message)
+        request = Request(data, is_question, time.perf_counter(), time.monotonic() + self.timeout_s)
+        self._requests.add(message.frame_id, request)
+        self._link.wait_for_room(self._requests.flush(self._link.send))
 
     def _pump(self, timeout_s: float, wake: int | None = None) -> bool:
         """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
-        if self._open:
-            timeout_s = min(timeout_s, next(iter(self._open.values())).end_s - time.monotonic())
-        timeout_s = min(timeout_s, self._retry_s - time.monotonic())
-        ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
-        if self._monitor.descriptor in ready:
-            self._watch_link()
-        if time.monotonic() >= self._retry_s:
-            self._retry_s = math.inf
-            reconnect(self._socket, self.endpoint)
-        if self._unsent:
-            self._flush()
-        while is_readable(self._socket):
-            try:
-                self._take(unpack(self._socket.recv(_NOW)))
-            except WireError as err:
-                raise LinkError(f"{self.endpoint}: expected a message of this protocol: {err}") from err
-        self._expire()
-        return wake in ready
-
-    def _watch_link(self) -> None:
-        for event, _ in self._monitor.read():
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.links += 1
-                self._retry_s, self.is_refused = math.inf, False
-                if self.links > 1:
-                    # Whatever was on its way when the last link ended, either way, is lost.
-                    self._unsent = deque(self._open)
-            else:
-                self._failed_handshakes += 1
-                is_outright = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL  # libzmq never tries again
-                if is_outright:
-                    self._retry_s = time.monotonic() + _RETRY_S
-                self.is_refused |= not self.links and (is_outright or self._failed_handshakes >= _PATIENCE)
-        if self.is_refused:
-            raise LinkError(
-                f"{self.endpoint}: expected the node to accept this client, found that the handshake failed: check the "
-                "client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
-            )
-
-    def _expire(self) -> None:
+        link, requests = self._link, self._requests
+        is_woken = link.wait(min(timeout_s, requests.next_end_s() - time.monotonic()), wake)
+        if link.links != self._links:
+            self._links = link.links
+            if self._links > 1:
+                requests.send_again()
+        if requests.unsent:
+            link.wait_for_room(requests.flush(link.send))
+        try:
+            for message in link.receive():
+                self._take(message)
+        except WireError as err:
+            raise PeerProtocolError(f"{self.endpoint}: expected a message of this protocol: {err}") from err
         now_s = time.monotonic()
-        while self._open:
-            number, request = next(iter(self._open.items()))
-            if request.end_s > now_s:
-                return
-            self._end(
-                number,
-                LinkError(
-                    f"{self.endpoint}: expected an answer within {self.timeout_s:g} s, found none: "
-                    "check that fusion-node runs there"
-                ),
-            )
-
-    def _end(self, number: int, result: Answer | DevitError) -> None:
-        del self._open[number]
-        if number not in self._questions:
-            self._answers[number] = result
-        elif isinstance(result, DevitError):
-            self._replies[number] = result
+        if requests.next_end_s() <= now_s:
+            text = f"{self.endpoint}: no answer within {self.timeout_s:g} s: check that fusion-node runs there"
+            requests.expire(now_s, NoAnswerError(text))
+        return is_woken
 
     def _take(self, message: Message) -> None:
-        number = message.frame_id
+        number, requests = message.frame_id, self._requests
         if message.kind is Kind.TELEMETRY:
             self._telemetry.append(read_body(message, Telemetry))
-        elif message.run_id != self._run_id or number not in self._open:
-            return  # an answer to an earlier client under the same route, or a second one to a request sent twice
-        elif message.kind is Kind.CONTROL and number in self._questions:
-            del self._open[number]
-            self._replies[number] = read_body(message, ControlReply)
-        elif message.kind is Kind.ANSWER:
-            latency_s = time.perf_counter() - self._open[number].sent_s
-            self._end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
+            return
+        request = requests.open.get(number)
+        if message.run_id != self._run_id or request is None:
+            return  # an answer to an earlier client of the same route, or a second one to a request sent twice
+        if message.kind is Kind.ANSWER and not request.is_question:
+            latency_s = time.perf_counter() - request.sent_s
+            requests.end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
+        elif message.kind is Kind.CONTROL and request.is_question:
+            requests.end_question(number, read_body(message, ControlReply))
         elif message.kind is Kind.REFUSED:
-            self._end(number, InputError(read_body(message, Refused).text))
+            requests.end(number, InputError(read_body(message, Refused).text))
 
 
 def require_key(fleet: Fleet, keys: KeyPair | None) -> None:
-    """Tell before connecting that a key is missing.
+    """Check before connecting that there is a key if the fleet needs one.
 
     Raises:
         InputError: The fleet uses keys and none was given.
     """
     if fleet.has_keys and keys is None:
-        raise InputError(f"{fleet.node[0].client_endpoint}: expected a client key, found none: give one with --key")
+        raise InputError(f"{fleet.node.client_endpoint}: expected a client key, found none: give one with --key")

@@ -6,7 +6,7 @@ A message is one ZeroMQ frame: a fixed header, then the payload. All numbers are
 offset type  field             meaning
 ====== ===== ================= ==============================================================================
 0      4s    magic             ``DVT1``; another first version number is another protocol
-4      u8    minor             0; a higher one may add fields behind byte 104, told by ``header_bytes``
+4      u8    minor             1; a higher one may add fields after byte 104, as ``header_bytes`` says
 5      u8    kind              see :class:`Kind`
 6      u16   header_bytes      where the payload starts: 104, or more from a newer sender
 8      u8    dtype             see :class:`Dtype`
@@ -15,7 +15,7 @@ offset type  field             meaning
 12     4u32  dims              shape of the payload, unused ones 0
 28     u32   engine_revision   engine that made a feature (FEATURE) or is introduced (HELLO), the latter
                                echoed in WELCOME and REFUSED; 0 elsewhere
-32     u64   mask              devices: wished for (REQUEST, 0 = all), present (ANSWER)
+32     u64   mask              devices: requested (REQUEST, 0 = all), present (ANSWER)
 40     u16   state             see :class:`State` (ANSWER)
 42     u16   reason            see :class:`Reason` (SKIP, REFUSED)
 44     u64   run_id            random at start of the fusion node (of the client, in REQUEST and ANSWER)
@@ -52,6 +52,7 @@ from devit_contract.errors import WireError
 
 HEADER = struct.Struct("<4sBBHBBH4IIQHHQQQQIIIIIII")
 MAGIC = b"DVT1"
+MINOR = 1
 NO_DEVICE = 0xFFFF
 MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 """What an agent may send in one message."""
@@ -68,7 +69,7 @@ class Kind(enum.IntEnum):
     """What a message is."""
 
     HELLO = 1
-    """Agent to node, first on every connection: who I am, which engine I run."""
+    """Agent to node, first on every connection: its name and its engine."""
     WELCOME = 2
     """Node to agent: accepted, with run id and credit."""
     REFUSED = 3
@@ -82,7 +83,7 @@ class Kind(enum.IntEnum):
     SKIP = 7
     """Agent to node: no feature will come for this frame, with the reason."""
     CONTROL = 8
-    """Either way: a question or its answer, told apart by the body."""
+    """Either way: a question or its answer, as the body says."""
     TELEMETRY = 9
     """Agent to node to client: power samples."""
     REQUEST = 10
@@ -90,7 +91,7 @@ class Kind(enum.IntEnum):
     ANSWER = 11
     """Node to client: the answer."""
     LEAVE = 12
-    """Agent to node: no more frames, I work off what I have; node to agent: there will be none."""
+    """Agent to node: send no more frames, pending ones will be answered; node to agent: there will be none."""
 
 
 class Dtype(enum.IntEnum):
@@ -111,7 +112,7 @@ class State(enum.IntEnum):
     FULL = 1
     """All devices' features."""
     CERTAIN = 2
-    """Fewer were asked or awaited because the answer was already certain."""
+    """Fewer were requested because the answer was already certain."""
     PARTIAL = 3
     """Fewer than all, at least ``k_min``."""
     FAILED = 4
@@ -131,7 +132,7 @@ class Reason(enum.IntEnum):
     ENGINE = 4
     """The engine failed on this frame."""
     NO_SOURCE = 5
-    """A trigger came, but the agent has no source of its own, or no picture of it yet."""
+    """A trigger came, but the agent has no source of its own, or no picture from it yet."""
     STOPPING = 6
     """The agent is shutting down."""
     NAME = 7
@@ -139,11 +140,13 @@ class Reason(enum.IntEnum):
     BUNDLE = 8
     """The peer runs another bundle."""
     SHAPE = 9
-    """The image has not the shape of the bundle's input."""
+    """The image does not have the shape of the bundle's input."""
     REQUEST = 10
-    """The message makes no sense here."""
+    """The message is invalid here."""
 
 
+AGENT_SKIPS = (Reason.EXPIRED, Reason.OVERLOAD, Reason.DECODE, Reason.ENGINE, Reason.NO_SOURCE, Reason.STOPPING)
+"""Why an agent may skip a frame."""
 _NUMPY_TYPES: dict[Dtype, np.dtype[Any]] = {
     Dtype.UINT8: np.dtype("u1"),
     Dtype.FLOAT16: np.dtype("<f2"),
@@ -191,10 +194,10 @@ class Message(msgspec.Struct, frozen=True):
 
 
 def array_payload(array: npt.NDArray[Any]) -> tuple[Dtype, tuple[int, ...], memoryview]:
-    """Describe an array for :class:`Message`: dtype, dims, payload (a copy only where it is not contiguous).
+    """Describe an array for :class:`Message`: dtype, dims, payload (copied only if it is not contiguous).
 
     Raises:
-        WireError: The array's type or number of dimensions does not travel.
+        WireError: The array's type or number of dimensions cannot be sent.
     """
     for dtype, numpy_type in _NUMPY_TYPES.items():
         if array.dtype == numpy_type and 1 <= array.ndim <= 4:
@@ -269,7 +272,7 @@ def _head(message: Message) -> bytes:
     dims = message.dims + (0,) * (4 - len(message.dims))
     return HEADER.pack(
         MAGIC,
-        0,
+        MINOR,
         message.kind,
         HEADER.size,
         message.dtype,

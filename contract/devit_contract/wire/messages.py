@@ -5,7 +5,9 @@ A new kind of question is a new field value or a new optional field here, never 
 
 from __future__ import annotations
 
-from typing import TypeVar
+import enum
+from bisect import bisect_left
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -14,6 +16,94 @@ from devit_contract.errors import WireError
 from devit_contract.wire.codec import Dtype, Message
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Of a new histogram, from half a millisecond to a second: what the parts of a cell take."""
+
+
+class _TextEnum(str, enum.Enum):
+    """A closed set of words; a member is its word wherever text is wanted."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Question(_TextEnum):
+    """What a CONTROL message asks for."""
+
+    STATUS = "status"
+    """The node: its state and its devices', as :class:`NodeStatus`."""
+    DESCRIBE = "describe"
+    """An agent: what it runs on, as :class:`Description`."""
+    MARK = "mark"
+    """An agent: its clock and its counters, as :class:`Mark`."""
+    SAMPLE_START = "sample-start"
+    """An agent: sample power, and send :class:`Telemetry`."""
+    SAMPLE_STOP = "sample-stop"
+    """An agent: stop sampling, and report :class:`SamplingCost`."""
+    UNDIVIDED = "undivided"
+    """An agent: take a step with the bundle's undivided model, as :class:`UndividedState`."""
+    PING = "ping"
+    """An agent, by the node alone: reply."""
+
+
+class DeviceState(_TextEnum):
+    """How the node treats a device."""
+
+    ABSENT = "absent"
+    """No link."""
+    READY = "ready"
+    STALLED = "stalled"
+    """An answer is overdue."""
+    SUSPENDED = "suspended"
+    """It missed deadline after deadline, and is probed once a second."""
+    LEAVING = "leaving"
+    """It shuts down."""
+
+
+class MissingReason(_TextEnum):
+    """Why a device's feature is not in an answer: what happened, then what to do."""
+
+    ABSENT = "absent"
+    """There is no link to it. Start its agent; read its journal."""
+    RESTARTED = "restarted"
+    """Its agent was restarted after it got the frame. Nothing; if you did not restart it, read its journal."""
+    RECONNECTED = "reconnected"
+    """Its link was lost after it got the frame, and is back. Look at the network if it happens again."""
+    LEAVING = "leaving"
+    """Its agent is shutting down. Nothing; start it again when you are done."""
+    DEADLINE = "deadline"
+    """Its feature did not come before the deadline. Raise `deadline_ms`; lock clocks; look at the network."""
+    STALLED = "stalled"
+    """An earlier answer of it is overdue, so the node did not wait. The same as for `deadline`."""
+    SUSPENDED = "suspended"
+    """It missed three deadlines in a row, so the node did not wait. The same as for `deadline`."""
+    OVERLOAD = "overload"
+    """More requests wait than `queue` in `fleet.toml` allows. Send fewer, or use another cell."""
+    EXPIRED = "expired"
+    """The deadline was over before the device started. Raise `deadline_ms`, or lower the load."""
+    DECODE = "decode"
+    """The device could not read the picture. Send another; PNG and JPEG are read."""
+    ENGINE = "engine"
+    """Its engine failed on the image, or was replaced meanwhile. Read its journal."""
+    NO_SOURCE = "no_source"
+    """It was triggered, but has no camera, or no picture yet. Set `source` in `agent.toml`; look at the cable."""
+    STOPPING = "stopping"
+    """Its agent stopped before it came to the frame. Nothing; start it again when you are done."""
+    SHAPE = "shape"
+    """Its feature has another shape or type than the bundle's. Give node and device the same bundle."""
+    DEVICE = "device"
+    """Its feature carries another device's number. Give node and device the same release."""
+    NONFINITE = "nonfinite"
+    """Its feature held NaN or infinity. Run `devit engines verify`, then `devit build` again."""
+    NOT_ASKED = "not asked"
+    """The client asked for other devices. Nothing."""
+
+
+UndividedStep = Literal["load", "run", "rest", "state", "free"]
+"""What an agent may be asked to do with the bundle's undivided model; ``state`` only reports."""
+UndividedPhase = Literal["nothing", "loading", "resting", "running", "freeing", "failed"]
+"""What an agent's undivided model is doing."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -36,12 +126,12 @@ class Welcome(msgspec.Struct, frozen=True):
     """WELCOME: the node accepts an agent."""
 
     credit: int
-    """Frames in flight at once."""
+    """Frames in flight at the same time."""
     feature_dtype: str
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """REFUSED: why, in one line for people; the header's reason is for programs."""
+    """REFUSED: why, in one line for people; the reason in the header is for programs."""
 
     text: str
 
@@ -49,59 +139,69 @@ class Refused(msgspec.Struct, frozen=True):
 class Control(msgspec.Struct, frozen=True):
     """CONTROL, the question: client to node, and node to agent where ``device`` is set."""
 
-    ask: str
-    """``status`` (node); ``describe``, ``mark``, ``sample-start``, ``sample-stop``, ``undivided`` (agent)."""
+    question: Question
     device: str = ""
     interval_ms: int = 0
     """``sample-start``: sampling period."""
-    step: str = ""
-    """``undivided``: ``load``, ``run``, ``rest``, ``free`` the bundle's undivided model, or tell its ``state``."""
+    step: UndividedStep = "state"
+    """``undivided``: what to do."""
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What an agent says of its device."""
+    """What an agent reports of its device."""
 
     board_model: str
-    """Device-tree model, or the machine's CPU where there is none."""
+    """Device-tree model, or the machine's CPU if there is none."""
     l4t: str
-    """L4T release, empty where there is none."""
+    """L4T release; empty if there is none."""
     engine: str
     sensor: str
     """The command that samples power; empty where none is set."""
     inference_threads: int
     power_mode: str = ""
-    """As ``nvpmodel`` has it now: name and number; empty where there is none, or a container hides it."""
+    """Current name and number of ``nvpmodel``; empty if there is none or a container hides it."""
     clocks: tuple[str, ...] = ()
-    """Ranges of GPU and CPU clocks now, for people: a single figure is a fixed clock, as after ``jetson_clocks``."""
+    """Current ranges of GPU and CPU clocks, a single figure is a fixed clock, as after ``jetson_clocks``."""
     is_root: bool | None = None
-    """Whether the sampler may read what root alone may; absent from older agents."""
+    """Whether the sampler may read what only root may; absent from older agents."""
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A moment on an agent's clock, and what it had done by then."""
+    """A moment on an agent's clock, and its counters at that moment."""
 
     monotonic_ns: int
     inferences: int
     busy_ns: int
     """Time spent in the engine since start."""
     undivided_inferences: int = 0
-    """Of the undivided model, at the profiler's word."""
+    """Of the undivided model, run for the profiler."""
     undivided_busy_ns: int = 0
 
 
-class Histogram(msgspec.Struct, frozen=True):
-    """How long something took, counted since start."""
+class Histogram(msgspec.Struct):
+    """How long something took, counted since start: two additions a duration, no list that grows."""
 
     bounds_s: tuple[float, ...]
     """Upper bounds of the buckets, rising; one more bucket takes what is longer."""
-    counts: tuple[int, ...]
+    counts: list[int]
     """How many fell into each bucket, not added up; one more than bounds."""
     sum_s: float
+
+    @classmethod
+    def empty(cls) -> Histogram:
+        """Start with no duration, in buckets from half a millisecond to a second."""
+        return cls(_BOUNDS_S, [0] * (len(_BOUNDS_S) + 1), 0.0)
+
+    def add_us(self, duration_us: int) -> None:
+        """Count one duration."""
+        duration_s = duration_us / 1e6
+        self.counts[bisect_left(self.bounds_s, duration_s)] += 1
+        self.sum_s += duration_s
 
     def quantile_s(self, share: float) -> float | None:
         """Estimate a quantile by a straight line within its bucket; ``None`` where nothing was counted.
 
-        What lies beyond the last bound is taken for twice that bound at most.
+        A duration beyond the last bound counts as twice that bound at most.
         """
         wanted, below, lower_s = share * sum(self.counts), 0, 0.0
         for count, upper_s in zip(self.counts, (*self.bounds_s, 2 * self.bounds_s[-1]), strict=True):
@@ -112,13 +212,13 @@ class Histogram(msgspec.Struct, frozen=True):
         return None
 
 
-class Happening(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True):
     """Something that a node noticed, for people."""
 
     age_s: float
     """Seconds ago."""
     device: str
-    """Empty where it concerns no single device."""
+    """Empty if it concerns no single device."""
     text: str
 
 
@@ -127,24 +227,22 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 
     name: str
     submodel: int
-    state: str
-    """``absent`` (no link), ``ready``, ``stalled`` (an answer is overdue), ``suspended`` (misses deadline after
-    deadline, tried once a second), ``leaving`` (shuts down)."""
+    state: DeviceState
     engine: str = ""
     engine_revision: int = 0
     credit: int = 0
     """Frames it may have in flight."""
     in_flight: int = 0
     last_seen_s: float | None = None
-    """Seconds since its last message; ``None`` where none ever came."""
+    """Seconds since its last message; ``None`` if none ever came."""
     links: int = 0
     """How often it was accepted."""
-    asked: int = 0
+    sent: int = 0
     """Frames sent to it."""
     answered: int = 0
     late: int = 0
-    missing: dict[str, int] = {}
-    """Frames that ended without its feature though it was wished for, by cause."""
+    missing: dict[MissingReason, int] = {}
+    """Frames that ended without its feature though it was requested, by cause."""
     rejected: dict[str, int] = {}
     """Messages of it that were not used, by reason."""
     round_trip: Histogram | None = None
@@ -155,7 +253,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """What the node says of itself and of its devices; counters run since its start."""
+    """What the node reports of itself and of its devices; counters run since its start."""
 
     bundle: str
     labels: tuple[str, ...]
@@ -178,23 +276,23 @@ class NodeStatus(msgspec.Struct, frozen=True):
     frame_time: Histogram | None = None
     """From a request's arrival at the node to its answer."""
     refused_handshakes: int = 0
-    """Connections that ended without a message: no key that is let in, no CURVE, garbage, half a handshake."""
-    strangers: int = 0
+    """Connections that ended without a message: no allowed key, no CURVE, garbage, half a handshake."""
+    unknown_peers: int = 0
     """Messages under a name that is not in the fleet, not the sender's, or revoked."""
     refused_requests: dict[str, int] = {}
-    """Messages of clients that made no sense, by reason."""
+    """Invalid messages of clients, by reason."""
     floods: int = 0
     """Connections shut because their message did not end."""
-    events: tuple[Happening, ...] = ()
+    events: tuple[Event, ...] = ()
     """The latest ones, newest first."""
 
 
 class SamplingCost(msgspec.Struct, frozen=True):
-    """What sampling power has cost a device itself, from the first sample to the end."""
+    """What sampling power cost the device itself, from the first sample to the end."""
 
     duration_s: float
     sampler_cpu_s: float | None
-    """CPU time of the sampler's process; ``None`` where it cannot be told."""
+    """CPU time of the sampler's process; ``None`` if it is unknown."""
     reader_cpu_s: float
     """CPU time of the agent to read the samples and pass them on."""
 
@@ -202,27 +300,26 @@ class SamplingCost(msgspec.Struct, frozen=True):
 class UndividedState(msgspec.Struct, frozen=True):
     """How an agent's undivided model is, and the times of its inferences since the last such message."""
 
-    state: str
-    """``nothing``, ``loading``, ``resting``, ``running``, ``freeing``, ``failed``."""
+    state: UndividedPhase
     engine: str
     problem: str
-    """Why it failed, with what to run; empty where it did not."""
+    """Why it failed, with what to run; empty if it did not."""
     inferences: int = 0
     p50_ms: float | None = None
-    """Absent where there was no inference."""
+    """Absent if there was no inference."""
     p95_ms: float | None = None
     p99_ms: float | None = None
 
 
 class ControlReply(msgspec.Struct, frozen=True):
-    """CONTROL, the answer: one field is set, or ``error``, or none where there is nothing to tell."""
+    """CONTROL, the answer: one field is set, or ``error``, or none if there is nothing to report."""
 
     error: str = ""
     status: NodeStatus | None = None
     description: Description | None = None
     mark: Mark | None = None
     sampling: SamplingCost | None = None
-    """To ``sample-stop``: what the last sampling has cost."""
+    """To ``sample-stop``: what the last sampling cost."""
     undivided: UndividedState | None = None
 
 
@@ -230,7 +327,7 @@ class PowerLine(msgspec.Struct, frozen=True, array_like=True):
     """One line of the sampler as it came."""
 
     monotonic_ns: int
-    """The device's monotonic clock on arrival, or when the sensor was read where the line tells that."""
+    """The device's monotonic clock: when the sensor was read if the line says so, else on arrival."""
     text: str
 
 
@@ -240,7 +337,7 @@ class Telemetry(msgspec.Struct, frozen=True):
     device: str
     lines: tuple[PowerLine, ...]
     ended: str = ""
-    """Why no more will come, empty while sampling goes on."""
+    """Why no more will come; empty while sampling continues."""
 
 
 class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
@@ -259,13 +356,13 @@ class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AnswerBody(msgspec.Struct, frozen=True):
-    """ANSWER: logits and what they cost; state and mask stand in the header."""
+    """ANSWER: logits and what they cost; state and mask are in the header."""
 
     logits: bytes
-    """float32, little-endian, shape ``(K,)``; empty where the frame failed."""
+    """float32, little-endian, shape ``(K,)``; empty if the frame failed."""
     devices: tuple[DeviceTiming, ...]
     """Those whose features are in the answer."""
-    missing: dict[int, str]
+    missing: dict[int, MissingReason]
     """Device index to why its feature is not in the answer."""
     wait_us: int
     """From the request's arrival at the node to its dispatch to the devices."""

@@ -2,12 +2,12 @@
 
 Traps behind the options, each tried (libzmq 4.3.5):
 
-* A CURVE server without an authenticator lets any key in: the ZAP domain is enforced.
+* A CURVE server without an authenticator accepts any key: the ZAP domain is enforced.
 * The ZAP request does not carry the peer's routing id (its field holds the server's own), so a name cannot be bound
   to a key in the handshake: the receiver compares ``User-Id`` with the routing id on every message.
 * A client whose key was answered with 400 never connects again; 300 makes it retry.
-* A peer that takes another's routing id gets its messages, but the other's connection stays open: it has to be cut, or
-  its owner would wait on it for ever.
+* A peer that takes another's routing id gets its messages, but the other's connection stays open: cut it, or its owner
+  waits on it for ever.
 * Message sizes are allocated as announced: ``MAXMSGSIZE`` is always set.
 * A ROUTER that sends heartbeats aborts the process (libzmq 4.3.5, ``!_io_error``) when one is due on a link whose
   peer sends without reading. Devices and clients send them, with the time after which a dead one is dropped.
@@ -18,6 +18,7 @@ Traps behind the options, each tried (libzmq 4.3.5):
 
 from __future__ import annotations
 
+import enum
 import os
 import socket as tcp
 import struct
@@ -31,7 +32,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from devit_contract.artefacts.keys import KeyPair
-from devit_contract.errors import LinkError
+from devit_contract.errors import AddressError
 from devit_contract.wire.codec import MAX_DEVICE_MESSAGE_BYTES, MAX_IMAGE_MESSAGE_BYTES
 
 Socket = zmq.Socket[bytes]
@@ -42,7 +43,7 @@ HANDSHAKE_FAILURES = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
 )
-"""What a monitor tells where a link could not be made; NO_DETAIL is the only one after which libzmq tries again."""
+"""Events of a monitor for a failed link; NO_DETAIL is the only one after which libzmq tries again."""
 
 DEVICES = b"devices"
 CLIENTS = b"clients"
@@ -51,7 +52,7 @@ _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
 _HANDSHAKE_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 1000
 _CURVE_OVERHEAD_BYTES = 64
-_NOW, _READABLE = int(zmq.NOBLOCK), int(zmq.POLLIN)
+_NOW, _MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
 """As plain numbers: the enum classes cost a microsecond at each use."""
 _TCP_ESTABLISHED = 1
 """First byte of the kernel's ``struct tcp_info``."""
@@ -59,7 +60,7 @@ _TCP_ESTABLISHED = 1
 
 @contextmanager
 def open_context() -> Iterator[Context]:
-    """Open a ZeroMQ context; on leaving, every socket of it is closed without waiting for unsent messages."""
+    """Open a ZeroMQ context; on exit, close all its sockets without waiting for unsent messages."""
     context: Context = zmq.Context()
     try:
         yield context
@@ -73,17 +74,17 @@ def bind_router(
     """Open the node's side of a port.
 
     Args:
-        context: The node's context; with keys, a :class:`Gatekeeper` must live in it before.
+        context: The node's context; with keys, a :class:`Authenticator` must live in it before.
         endpoint: ``tcp://HOST:PORT``; port 0 takes a free one.
-        domain: :data:`DEVICES` or :data:`CLIENTS`: whose keys are let in.
+        domain: :data:`DEVICES` or :data:`CLIENTS`: whose keys are accepted.
         keys: The node's keys, or ``None`` without encryption.
-        max_bytes: Largest message accepted; a peer that announces more is cut off.
+        max_bytes: Largest message accepted; a peer that announces more is disconnected.
 
     Returns:
         The socket, the endpoint with its real port, and the monitor of its connections, of the first one too.
 
     Raises:
-        LinkError: The address cannot be bound.
+        AddressError: The address cannot be bound.
     """
     socket = context.socket(zmq.ROUTER)
     _set_common(socket)
@@ -105,7 +106,7 @@ def bind_router(
         socket.disable_monitor()
         monitor.socket.close()
         socket.close()
-        raise LinkError(
+        raise AddressError(
             f"{endpoint}: expected a free address of this machine, found: {zmq.strerror(err.errno or 0)}: "
             "stop what listens there or choose another port"
         ) from err
@@ -132,7 +133,7 @@ def connect_dealer(
         keys: Own keys, or ``None`` without encryption.
         node_key: The node's public key, or ``None``.
         max_bytes: Largest message accepted.
-        events: What the monitor tells of, from the first connection on (``zmq.EVENT_*`` or-ed together).
+        events: What the monitor reports, from the first connection on (``zmq.EVENT_*`` or-ed together).
     """
     socket = context.socket(zmq.DEALER)
     _set_common(socket)
@@ -153,14 +154,14 @@ def connect_dealer(
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as err:
-        raise LinkError(
+        raise AddressError(
             f"{endpoint}: expected an address to connect to, found: {zmq.strerror(err.errno or 0)}: correct it"
         ) from err
     return socket, monitor
 
 
 def reconnect(socket: Socket, endpoint: str) -> None:
-    """Make the link of :func:`connect_dealer` anew: after an outright refusal libzmq never would by itself."""
+    """Connect :func:`connect_dealer`'s socket again: after an outright refusal libzmq never does."""
     with suppress(zmq.ZMQError):  # it has given the endpoint up already
         socket.disconnect(endpoint)
     socket.connect(endpoint)
@@ -177,7 +178,7 @@ def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tupl
 
 
 class SocketEvent(NamedTuple):
-    """What a monitor tells of one connection."""
+    """A monitor's event of one connection."""
 
     kind: int
     """One of ``zmq.EVENT_*``."""
@@ -206,10 +207,10 @@ class Monitor:
             events.append(SocketEvent(int(found["event"]), int(found["value"])))
 
 
-class Gatekeeper:
-    """Lets in the keys it was given, each under its name (ZAP, https://rfc.zeromq.org/spec/27), without a thread.
+class Authenticator:
+    """Accepts the keys it was given, each under its name (ZAP, https://rfc.zeromq.org/spec/27), without a thread.
 
-    Poll :attr:`descriptor` and call :meth:`answer`; with nobody answering, nobody gets in.
+    Poll :attr:`descriptor` and call :meth:`answer`; until it is called, no handshake succeeds.
     """
 
     def __init__(self, context: Context, allowed: Mapping[bytes, Mapping[bytes, str]]) -> None:
@@ -222,7 +223,7 @@ class Gatekeeper:
         self._allowed = allowed
         self.refused = 0
         self.revoked: frozenset[bytes] = frozenset()
-        """Z85 public keys that are let in no more, whatever ``allowed`` says."""
+        """Z85 public keys that are not accepted any more, whatever ``allowed`` says."""
         self.socket: Socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind("inproc://zeromq.zap.01")
@@ -260,12 +261,12 @@ class Connection:
 
     @classmethod
     def of(cls, frame: zmq.Frame) -> Connection | None:
-        """Find the connection of a received frame; ``None`` where it is gone already."""
+        """Find the connection of a received frame; ``None`` if it is gone already."""
         return cls.of_descriptor(int(frame.get(zmq.SRCFD)))
 
     @classmethod
     def of_descriptor(cls, descriptor: int) -> Connection | None:
-        """Find the connection behind a descriptor; ``None`` where it is gone already."""
+        """Find the connection of a descriptor; ``None`` if it is gone already."""
         with suppress(OSError), _copy_of(descriptor) as copy:
             return cls(descriptor, copy.getpeername())
         return None
@@ -282,7 +283,7 @@ class Connection:
         """End this connection alone; its peer notices, and connects again if it wants to."""
         with suppress(OSError), _copy_of(self.descriptor) as copy:
             if copy.getpeername() == self.peer:
-                # Reset when libzmq closes it: a peer that is in the midst of sending would else wait for a minute.
+                # Reset when libzmq closes it: a peer that is sending would else wait for a minute.
                 copy.setsockopt(tcp.SOL_SOCKET, tcp.SO_LINGER, struct.pack("ii", 1, 0))
                 copy.shutdown(tcp.SHUT_RDWR)
 
@@ -300,7 +301,7 @@ def _poll_descriptor(socket: Socket) -> int:
     """Give what to poll in place of a socket on which something comes once in a while.
 
     A poll asks each socket twice what has come, by eight system calls; a descriptor costs next to nothing. It becomes
-    readable once for all that comes until the socket was read in vain, so whoever reads must read everything.
+    readable once for all that comes until the socket was read in vain, so the reader must read everything.
     """
     is_readable(socket)  # as if read in vain: nothing can have come yet
     descriptor = socket.getsockopt(zmq.FD)
@@ -315,7 +316,7 @@ def is_readable(socket: Socket) -> bool:
 
 
 def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
-    """Take one message of a ROUTER without waiting: route, first frame, and how many frames came behind it.
+    """Take one message of a ROUTER without waiting: route, first frame, and how many frames came after it.
 
     A third of the time of ``recv_multipart``.
 
@@ -331,8 +332,33 @@ def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
     return route, frame, surplus
 
 
+class Sent(enum.Enum):
+    """What became of a message of :func:`send_routed`."""
+
+    YES = enum.auto()
+    GONE = enum.auto()
+    """The peer has no link."""
+    FULL = enum.auto()
+    """The peer's queue is full."""
+
+
+def send_routed(socket: Socket, route: bytes, data: bytes) -> Sent:
+    """Send one message of a ROUTER to the peer with a routing id, without waiting."""
+    try:
+        # Not send_multipart: it takes as long again to look at the parts.
+        socket.send(route, _MORE)
+        socket.send(data, _NOW)
+    except zmq.Again:
+        return Sent.FULL
+    except zmq.ZMQError as err:
+        if err.errno == zmq.EHOSTUNREACH:
+            return Sent.GONE
+        raise
+    return Sent.YES
+
+
 def user_id(frame: zmq.Frame) -> str | None:
-    """Name under which a message's sender was let in, or ``None`` without encryption."""
+    """Name under which a message's sender was accepted, or ``None`` without encryption."""
     try:
         found: Any = frame.get("User-Id")
     except zmq.ZMQError:

@@ -1,4 +1,4 @@
-"""A cell from trained backbones: frozen features, a linear fusion trained on them, the models folder written."""
+"""Makes a cell from trained backbones: trains a linear fusion on their frozen features."""
 
 from __future__ import annotations
 
@@ -11,31 +11,24 @@ import msgspec
 import numpy as np
 import torch
 
+from devit_contract.arrays import Float32Array, Int64Array
 from devit_contract.artefacts.files import check_replaceable, write_json
-from devit_contract.artefacts.head import Float32Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
-from devit_decompose import decomposition as written
+from devit_decompose.assembly.data_recipe import data_recipe
 from devit_decompose.assembly.features import FeatureCache, weights_digest
 from devit_decompose.assembly.logistic import fit_logistic
-from devit_decompose.assembly.record import (
-    FILE_NAME,
-    SCHEMA,
-    Assembly,
-    BackboneRecord,
-    HeadRecord,
-    data_recipe,
-    load_as,
-)
 from devit_decompose.assembly.ridge import STRENGTHS, Fitted, LinearHead, Parts, Ridge, columns_of_parts, moments_of
-from devit_decompose.data.splits import Dataset, Int64Array
-from devit_decompose.decomposition import Decomposition, StageRecord
+from devit_decompose.data.dataset import Dataset, load_dataset
+from devit_decompose.models.initial_weights import initial_weights
 from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.models.timm_models import import_timm, timm_config
-from devit_decompose.models.weights import initial_weights
+from devit_decompose.models_folder.assembly import FILE_NAME, SCHEMA, Assembly, BackboneRecord, HeadRecord
+from devit_decompose.models_folder.decomposition import FILE_NAME as DECOMPOSITION_NAME
+from devit_decompose.models_folder.decomposition import Decomposition, StageRecord
+from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.recipe.schema import MAX_TRAINED
-from devit_decompose.write import Made, write_models
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Order:
     """What is to be assembled."""
 
     models: tuple[str, ...]
-    """timm's names, one for each device; the same may stand more than once."""
+    """timm's names, one for each device; a name may be repeated."""
     data: Path
     """Folder of the data set."""
     source: str = "folder"
@@ -71,13 +64,13 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         order: What is to be assembled.
         out: The models folder; absent, empty or an older one.
         cache: Folder that keeps the features, so that another run with the same backbones is quick.
-        progress: Told after every batch.
+        progress: Called after every batch.
 
     Raises:
         InputError: A backbone is not known, they do not fit together, or the data cannot be read.
         ManifestError: A weight file is of another model.
     """
-    check_replaceable(out, written.FILE_NAME)
+    check_replaceable(out, DECOMPOSITION_NAME)
     if order.ridge is not None and not 0 < order.ridge < float("inf"):
         raise InputError(f"--ridge: expected auto or a number above 0, found {order.ridge:g}")
     configs = check_backbones(order)
@@ -91,7 +84,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         validation_images=order.validation_images,
         workers=order.workers,
     )
-    data = load_as(recipe, spec)
+    data = load_dataset(recipe, spec)
     everything = tuple(range(len(data.class_names)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbones = _load_backbones(order, configs, everything, device, progress)
@@ -126,7 +119,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
 
 
 def check_backbones(order: Order) -> list[ModelConfig]:
-    """Look all names up, without reading or downloading any weights, and hold the sizes against each other.
+    """Look all names up, without reading or downloading any weights, and check that the sizes fit together.
 
     Raises:
         InputError: A name is unknown or not a plain ViT or DeiT, there are too many, or sizes or files do not fit.
@@ -232,7 +225,7 @@ def _features(
     cache: FeatureCache,
     progress: Progress,
 ) -> _Features:
-    """Compute what is not stored yet, backbone by backbone; one that stands twice is computed once."""
+    """Compute what is not stored yet, backbone by backbone; a repeated one is computed once."""
     splits = (data.training, data.validation, data.test)
     split_digests = [split.digest() for split in splits]
     total = sum(len(split) for split in splits)
@@ -241,10 +234,10 @@ def _features(
         done = 0
         for parts, split, split_digest in zip(found, splits, split_digests, strict=True):
 
-            def tell(images: int, done: int = done, name: str = name, number: int = number) -> None:
+            def report(images: int, done: int = done, name: str = name, number: int = number) -> None:
                 progress(f"features {number}", done + images, total, f"{name}, {done + images:,} of {total:,} images")
 
-            parts.append(cache.features(model, digest, split.images, split_digest, tell))
+            parts.append(cache.features(model, digest, split.images, split_digest, report))
             done += len(split)
     return _Features(*found)
 

@@ -1,4 +1,4 @@
-"""A linear head by multinomial logistic regression on features that are already there, begun where ridge ended.
+"""A linear head by multinomial logistic regression on stored features, starting from ridge regression.
 
 The loss is the mean cross-entropy plus ``strength / 2`` times the squared weights of standardised features. It is
 convex, but L-BFGS needs hundreds of steps where features are as correlated as those of several backbones; in the axes
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from devit_contract.artefacts.head import Float64Array
+from devit_contract.arrays import Float64Array, Int64Array
 from devit_contract.service.progress import Progress
 from devit_decompose.assembly.ridge import Fitted, LinearHead, Parts, Ridge, chunks
-from devit_decompose.data.images import Int64Array
 
 STRENGTHS = tuple(10.0**power for power in (0, -1, -2, -3, -3.5, -4, -4.5, -5))
 """Tried from strong to weak, each from the one before."""
@@ -35,7 +34,7 @@ def fit_logistic(
     device: torch.device,
     progress: Progress,
 ) -> Fitted:
-    """Train from a ridge head for falling strengths; keep the one that is best on validation.
+    """Train from a ridge head for falling strengths; keep the head that is best on validation.
 
     Args:
         ridge: Solved on the same training features.
@@ -43,7 +42,7 @@ def fit_logistic(
         training: Features of each backbone and labels ``(n,)``.
         validation: The same, for the choice.
         device: Where it computes.
-        progress: Told after each strength.
+        progress: Called after each strength.
     """
     state = _scaled(begin, training)
     best: Fitted | None = None

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.artefacts.head import Float32Array, Float64Array
-from devit_decompose.data.images import Int64Array
+from devit_contract.arrays import Float32Array, Float64Array, Int64Array
 
 STRENGTHS = tuple(10.0**power for power in range(1, -7, -1))
 """Tried where none is given, from strong to weak."""
@@ -67,7 +66,7 @@ class Moments:
     """Share of each class, ``(K,)``."""
 
     def columns(self, chosen: slice) -> Moments:
-        """Forget all features but some that stand side by side, e.g. those of one backbone."""
+        """Keep neighbouring features only, e.g. those of one backbone."""
         return Moments(
             self.mean[chosen],
             self.scale[chosen],
@@ -94,12 +93,12 @@ class Ridge:
         weight = (of_standardised / self.moments.scale[:, np.newaxis]).T
         return LinearHead(weight, self.moments.prior - weight @ self.moments.mean)
 
-    def best(self, strengths: Sequence[float], judge: Callable[[LinearHead], float]) -> Fitted:
-        """Choose the strength whose head is judged best; the first of equals."""
+    def best(self, strengths: Sequence[float], score: Callable[[LinearHead], float]) -> Fitted:
+        """Choose the strength whose head has the highest score; the first of equals."""
         fitted = []
         for strength in strengths:
             head = self.head(strength)
-            fitted.append(Fitted(head, strength, judge(head)))
+            fitted.append(Fitted(head, strength, score(head)))
         return max(fitted, key=lambda one: one.validation_accuracy)
 
 
@@ -146,6 +145,6 @@ def chunks(parts: Parts) -> Iterator[tuple[slice, Float32Array]]:
 
 
 def columns_of_parts(parts: Parts) -> list[slice]:
-    """Say which of the columns side by side are each backbone's."""
+    """Columns of each backbone among those of all, side by side."""
     ends: npt.NDArray[np.int64] = np.cumsum([part.shape[1] for part in parts])
     return [slice(int(end) - part.shape[1], int(end)) for part, end in zip(parts, ends, strict=True)]

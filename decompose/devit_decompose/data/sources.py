@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.images import Images, Int64Array, PictureArrays, PictureFiles, UInt8Array
+from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
+from devit_decompose.models.inference import Images
 from devit_decompose.recipe.schema import DataRecipe
 
 PAIRS = 100
@@ -87,10 +89,10 @@ def preprocess_of(recipe: DataRecipe) -> Preprocess:
 
 
 def paired(images: UInt8Array, labels: Int64Array, classes: int, seed: tuple[int, int]) -> Labelled:
-    """Put images side by side, in random order, as many pairs of each two classes.
+    """Put images side by side, in random order, with the same number of pairs for each two classes.
 
-    There are ``n // classes**2`` pairs of each two classes. Where the n images are as many of each class, each stands
-    once on the left and once on the right; else those of small classes come more often.
+    There are ``n // classes**2`` pairs of each two classes. If all classes have the same number of images, each
+    image is once on the left and once on the right; otherwise images of small classes are repeated.
 
     Args:
         images: Shape ``(n, H, W, C)``.
@@ -122,7 +124,7 @@ def paired(images: UInt8Array, labels: Int64Array, classes: int, seed: tuple[int
 
 
 def read_idx(path: Path) -> UInt8Array:
-    """Read an IDX file of unsigned bytes, plain or with ``.gz`` behind its name.
+    """Read an IDX file of unsigned bytes, plain or gzipped, with ``.gz`` added to its name.
 
     The format: two zero bytes, type 8, number of dimensions, then each dimension as a big-endian u32, then the bytes
     (http://yann.lecun.com/exdb/mnist).
@@ -182,7 +184,7 @@ def _read_folder(recipe: DataRecipe, folder: Path) -> Source:
 
 
 def _read_imagenet(recipe: DataRecipe, folder: Path) -> Source:
-    """ILSVRC2012 as torchvision lays it out: folders by WordNet number; their names stand in ``meta.bin``."""
+    """ILSVRC2012 as torchvision lays it out: folders by WordNet number, with their names in ``meta.bin``."""
     training, wnids = _class_folders(recipe, folder / "train", None)
     test, _ = _class_folders(recipe, folder / "val", wnids)
     names = _imagenet_names(folder / "meta.bin", wnids)
@@ -203,7 +205,7 @@ def _imagenet_names(meta: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
 def _class_folders(
     recipe: DataRecipe, folder: Path, expected: tuple[str, ...] | None
 ) -> tuple[Labelled, tuple[str, ...]]:
-    """List a folder with one folder for each class; the names of those that may be there are ``expected``."""
+    """List a folder with one folder for each class; ``expected`` are the allowed names."""
     try:
         found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as err:
@@ -234,8 +236,8 @@ def _files_below(folder: Path, name: str) -> list[str]:
     return sorted(found)
 
 
-def _files(recipe: DataRecipe, folder: Path, names: list[str]) -> PictureFiles:
-    return PictureFiles(folder, tuple(names), preprocess_of(recipe))
+def _files(recipe: DataRecipe, folder: Path, names: list[str]) -> ImageFiles:
+    return ImageFiles(folder, tuple(names), preprocess_of(recipe))
 
 
 def _read_cifar100(recipe: DataRecipe, folder: Path) -> Source:
@@ -245,7 +247,7 @@ def _read_cifar100(recipe: DataRecipe, folder: Path) -> Source:
     for part in parts:
         pixels: UInt8Array = np.ascontiguousarray(part.data)  # (n, 32, 32, 3)
         is_as_it_is = pixels.shape[1:] == spec.shape and spec.resize_to in (0, pixels.shape[1])
-        images: Images = pixels if is_as_it_is else PictureArrays(pixels, spec)
+        images: Images = pixels if is_as_it_is else ResizedImages(pixels, spec)
         sets.append(Labelled(images, np.array(part.targets, np.int64)))
     names = tuple(parts[0].classes)
     return Source(sets[0], sets[1], _class_names(recipe, folder, names, are_fixed=True))
@@ -304,7 +306,7 @@ def _torchvision(name: str, folder: Path, **part: str | bool) -> Any:  # noqa: A
 
 
 def _class_names(recipe: DataRecipe, folder: Path, found: tuple[str, ...], *, are_fixed: bool) -> tuple[str, ...]:
-    """The recipe's names, or the data set's; ``are_fixed`` where they must be the same."""
+    """Choose the recipe's names, or the data set's; with ``are_fixed`` both must be the same."""
     if recipe.class_count != len(found):
         raise InputError(f"data.classes: expected {len(found)} as {folder} holds, found {recipe.class_count}")
     if isinstance(recipe.classes, int):

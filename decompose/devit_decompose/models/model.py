@@ -1,4 +1,4 @@
-"""The models: ViT, DeiT and CCT, whole and as submodels, told by lists per block.
+"""The models: ViT, DeiT and CCT, whole and as submodels, configured block by block.
 
 DeViT's three backbones differ in four places only, and share the rest:
 
@@ -33,7 +33,7 @@ PREFIX_TOKENS = {"vit": 1, "deit": 2, "cct": 0}
 
 
 class StemLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One convolution of the tokenizer; in a CCT with padding, and ReLU behind it."""
+    """One convolution of the tokenizer; in a CCT with padding, and followed by ReLU."""
 
     width: int
     """Output channels; the last layer's is the width D of the tokens."""
@@ -41,7 +41,7 @@ class StemLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stride: int = 1
     batch_norm: bool = True
     max_pool: bool = False
-    """A 3 x 3 maximum pooling of stride 2 behind the ReLU, as in the CCT of the paper."""
+    """A 3 x 3 maximum pooling of stride 2 after the ReLU, as in the CCT of the paper."""
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,10 +64,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neurons: tuple[int, ...]
     """Hidden neurons of each block's MLP."""
     classes: tuple[int, ...]
-    """Global labels that the model's own head tells apart, in the order of its outputs."""
+    """Global labels of the outputs of the model's own head, in their order."""
 
     def __post_init__(self) -> None:
-        """Refuse lists that do not fit together."""
+        """Refuse lists of different lengths and impossible shapes."""
         lengths = {len(self.heads), len(self.head_widths), len(self.softmax_scales), len(self.neurons)}
         if len(lengths) != 1 or not self.heads:
             raise ValueError(f"heads, head_widths, softmax_scales and neurons differ in length: {sorted(lengths)}")
@@ -135,7 +135,7 @@ def uniform_config(
     classes: tuple[int, ...],
     head_width: int = 0,
 ) -> ModelConfig:
-    """Spell out a model whose blocks are all alike; ``head_width`` is by default the width shared among the heads."""
+    """Configure a model whose blocks are all alike; by default, ``head_width`` is the width divided by the heads."""
     width = stem[-1].width
     head_width = head_width or width // heads
     return ModelConfig(
@@ -186,7 +186,7 @@ PRESETS = {
 
 
 class QueryKeyValue(NamedTuple):
-    """What a block's attention compares, heads side by side, each ``(B, T, h k)``; the query unscaled."""
+    """Input of a block's attention, heads side by side, each ``(B, T, h k)``; the query unscaled."""
 
     query: Tensor
     key: Tensor
@@ -226,7 +226,7 @@ class Model(nn.Module):
         return self._pool(tokens)
 
     def observe(self, images: Tensor, block: int) -> tuple[Tensor, QueryKeyValue]:
-        """Give the features, and beside them what the attention of one block compares."""
+        """Compute the features, and the query, key and value of one block."""
         tokens = self._embed(images)
         seen: QueryKeyValue | None = None
         for index, each in enumerate(self.block_list()):
@@ -250,7 +250,7 @@ class Model(nn.Module):
         return answers[0] if len(answers) == 1 else (answers[0] + answers[1]) / 2
 
     def set_drop_path(self, chance: float) -> None:
-        """Let training skip blocks: linearly rising with depth up to ``chance`` (arXiv 1603.09382)."""
+        """Skip blocks in training, with a chance that rises linearly with depth up to ``chance`` (arXiv 1603.09382)."""
         last = max(1, len(self.blocks) - 1)
         for index, block in enumerate(self.block_list()):
             block.drop_path = chance * index / last
@@ -326,7 +326,7 @@ class Block(nn.Module):
         return self.observe(tokens)[0]
 
     def observe(self, tokens: Tensor) -> tuple[Tensor, QueryKeyValue]:
-        """Map tokens ``(B, T, D)``, and give what the attention compares on the way."""
+        """Map tokens ``(B, T, D)``, and return the attention's query, key and value too."""
         compared = self.attention.compared(self.attention_norm(tokens))
         tokens = tokens + self._dropped(self.attention.mix(compared))
         if self.norm_on_stream:
@@ -367,7 +367,7 @@ class Attention(nn.Module):
         return QueryKeyValue(self.query(tokens), self.key(tokens), self.value(tokens))
 
     def mix(self, compared: QueryKeyValue) -> Tensor:
-        """Let every token look at all others; ``(B, T, D)`` out."""
+        """Mix the tokens by attention; ``(B, T, D)`` out."""
         query, key, value = (self._split(flat) for flat in (compared.query * self.scale, compared.key, compared.value))
         weights = (query @ key.transpose(2, 3)).softmax(dim=-1)  # (B, h, T, T)
         mixed = (weights @ value).transpose(1, 2).flatten(2)  # (B, h, T, k) -> (B, T, h k)

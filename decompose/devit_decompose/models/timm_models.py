@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from devit_contract.errors import InputError, ManifestError
-from devit_decompose.models.model import Model, ModelConfig, StemLayer
-from devit_decompose.models.weights import SAME_SHAPE, filled_model, from_timm, read_state
+from devit_decompose.models.model import ModelConfig, StemLayer
+from devit_decompose.models.weights import SAME_SHAPE, from_timm
 
 _INSTALL = "pip install 'devit[timm]'"
 
-# Every part of a timm ViT or DeiT that ours have too, by its place; what stands elsewhere must be without effect.
+# Every part of a timm ViT or DeiT that our models have too, by its place; other parts must be without effect.
 _PARTS = {
     "": {"VisionTransformer", "VisionTransformerDistilled"},
     "patch_embed": {"PatchEmbed"},
@@ -46,7 +45,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def import_timm() -> ModuleType:
-    """Give timm.
+    """Import timm.
 
     Raises:
         InputError: It or torchvision is not installed, or cannot be loaded.
@@ -56,10 +55,10 @@ def import_timm() -> ModuleType:
 
 
 def import_torchvision() -> ModuleType:
-    """Give torchvision, also beside a torch that its own operators do not load with.
+    """Import torchvision, even if its own operators do not load with this torch.
 
-    The wheel for CUDA comes without them beside a CPU build of torch, and then stumbles over ``nms`` and ``qnms``,
-    which nothing here calls: they are declared, and stay without code.
+    With a CPU build of torch, the wheel for CUDA cannot load them and fails at ``nms`` and ``qnms``. Nothing here calls
+    these, so they are declared without code.
 
     Raises:
         InputError: It is not installed, or cannot be loaded.
@@ -112,32 +111,10 @@ def timm_config(
             neurons=tuple(block.mlp.fc1.out_features for block in built.blocks),
             classes=classes,
         )
-        from_timm(model.state_dict(), config, fresh_head=True)  # its tensors tell the rest, e.g. missing biases
+        from_timm(model.state_dict(), config, fresh_head=True)  # refuses the rest, e.g. missing biases
     except (ValueError, ManifestError) as err:
         raise InputError(f"timm:{name}: expected a plain ViT or DeiT: {err}: choose another model") from err
     return config
-
-
-def timm_model(name: str, *, weights: Path | None = None, classes: tuple[int, ...], fresh_head: bool = False) -> Model:
-    """Build our model with the shape, weights and pixel statistics of a timm model, ready for inference.
-
-    Args:
-        name: A name that timm knows, with or without the tag of its weights.
-        weights: A file with them; without it timm downloads its published ones.
-        classes: Global labels of the head's outputs.
-        fresh_head: Replace a head that is missing or has another number of classes.
-
-    Raises:
-        InputError: timm is not installed, has no such model, or cannot download it; or the file cannot be read.
-        ManifestError: The file holds other tensors.
-    """
-    model = _build(name) if weights is not None else _download(name)
-    config = timm_config(model, **_pixels(model), classes=classes)
-    state = model.state_dict() if weights is None else read_state(weights)
-    try:
-        return filled_model(config, from_timm(state, config, fresh_head=fresh_head))
-    except ManifestError as err:
-        raise ManifestError(f"{weights or f'timm:{name}'}: {err}: {SAME_SHAPE}") from err
 
 
 def published_tensors(name: str, config: ModelConfig, *, fresh_head: bool = False) -> dict[str, Tensor]:
@@ -151,7 +128,7 @@ def published_tensors(name: str, config: ModelConfig, *, fresh_head: bool = Fals
     """
     model = _download(name)
     theirs = timm_config(model, **_pixels(model), classes=config.classes)
-    for field in ("backbone", "heads", "head_widths", "softmax_scales"):  # no tensor's shape tells them
+    for field in ("backbone", "heads", "head_widths", "softmax_scales"):  # no tensor's shape shows them
         expected, found = getattr(config, field), getattr(theirs, field)
         if expected != found:
             raise ManifestError(f"timm:{name}: {field}: expected {expected}, found {found}: {SAME_SHAPE}")
@@ -163,7 +140,7 @@ def published_tensors(name: str, config: ModelConfig, *, fresh_head: bool = Fals
 
 
 def _renormalised(tensors: dict[str, Tensor], found: ModelConfig, wanted: ModelConfig) -> dict[str, Tensor]:
-    """Make patches of pixels normalised one way work on pixels normalised another way.
+    """Adapt patch weights to pixels that are normalised in another way.
 
     ``(p - m) / s`` is ``(s' / s) x + (m' - m) / s`` of ``x = (p - m') / s'``. Exact, since patches have no padding.
     """
@@ -178,7 +155,7 @@ def _renormalised(tensors: dict[str, Tensor], found: ModelConfig, wanted: ModelC
 
 
 def _misfit(model: nn.Module) -> str:
-    """Name the first part that our models have no place for; empty when there is none."""
+    """Name the first part that our models do not have; empty if there is none."""
     if not type(model).__module__.startswith("timm."):
         return f"{type(model).__name__} of another package"
     for path, module in model.named_modules():
@@ -222,7 +199,7 @@ def _download(name: str) -> nn.Module:
         model: nn.Module = import_timm().create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as err:  # from the network, or timm has no weights under the name
         raise InputError(
-            f"timm:{name}: weights cannot be downloaded ({_line(err)}): look to the network, or give a file"
+            f"timm:{name}: weights cannot be downloaded ({_line(err)}): check the network, or give a file"
         ) from err
     return model
 

@@ -23,7 +23,6 @@ stem channel       the same, on the map that the next convolution reads
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,7 +43,7 @@ _WIDTHS = 5
 _REDUNDANCY = 0.1
 _DEPENDENCE = 0.1
 _KERNEL_NUMBERS = 1 << 18
-"""Numbers of the kernels that are held at once: what a core's cache takes."""
+"""Numbers of the kernels that are held at once: what fits into the cache of one core."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def dependence(activations: Tensor, answers: Tensor) -> Tensor:
 
 
 def head_scores(mixed: Tensor, answers: Tensor) -> Tensor:
-    """Score heads by what they tell of the answer, less what other heads tell too.
+    """Score heads by their dependence with the answer, less their redundancy with other heads.
 
     Args:
         mixed: What the heads give to the projection, ``(n, T, h, k)``.
@@ -152,20 +151,20 @@ def query_scores(query: Tensor, key: Tensor, answers: Tensor) -> Tensor:
         answers: Probabilities ``(n, K)``.
     """
     shape = query.shape[2:]
-    told = (dependence(query.flatten(2), answers) + dependence(key.flatten(2), answers)) / 2
+    shared = (dependence(query.flatten(2), answers) + dependence(key.flatten(2), answers)) / 2
     spread = key.double() - key.double().mean(dim=1, keepdim=True)
     products = query.double().abs().sum(dim=1) * spread.abs().sum(dim=1)  # (n, h, k)
-    return _mixed(told.reshape(shape), products.sum(dim=0))
+    return _mixed(shared.reshape(shape), products.sum(dim=0))
 
 
 def value_scores(mixed: Tensor, answers: Tensor) -> Tensor:
     """Score the channels of the value inside their heads, ``(h, k)``, from ``(n, T, h, k)`` and ``(n, K)``."""
-    told = dependence(mixed.flatten(2), answers).reshape(mixed.shape[2:])
-    return _mixed(told, mixed.double().abs().sum(dim=(0, 1)))
+    shared = dependence(mixed.flatten(2), answers).reshape(mixed.shape[2:])
+    return _mixed(shared, mixed.double().abs().sum(dim=(0, 1)))
 
 
-def _mixed(told: Tensor, size: Tensor) -> Tensor:
-    return _DEPENDENCE * _unit(told) + (1 - _DEPENDENCE) * _unit(size)
+def _mixed(shared: Tensor, size: Tensor) -> Tensor:
+    return _DEPENDENCE * _unit(shared) + (1 - _DEPENDENCE) * _unit(size)
 
 
 def _unit(scores: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ def _unit(scores: Tensor) -> Tensor:
     return (scores - low) / torch.where(high > low, high - low, torch.ones_like(high))
 
 
-class _Watch:
+class _Scorer:
     """Scores a model's parts while it answers one batch, so that only one block's activations are held."""
 
     def __init__(self, model: Model, answers: Tensor) -> None:
@@ -191,7 +190,7 @@ class _Watch:
     def run(self, images: Tensor) -> None:
         """Answer the images ``(n, H, W, C)`` and score on the way."""
         with ExitStack() as hooks:
-            for block in _blocks(self.model):
+            for block in self.model.block_list():
                 attention = block.attention
                 for module in (block.attention_norm, attention.query, attention.key, block.mlp_norm, block.expand):
                     hooks.callback(module.register_forward_hook(self._keep_output).remove)
@@ -237,21 +236,21 @@ def _by_dependence(model: Model, images: npt.NDArray[np.uint8]) -> Importance:
     batch = torch.from_numpy(images.copy()).to(model.pixel_mean.device)
     was_training = model.training
     model.eval()
-    watch = _Watch(model, model(batch).softmax(dim=1))
-    watch.run(batch)
+    scorer = _Scorer(model, model(batch).softmax(dim=1))
+    scorer.run(batch)
     model.train(was_training)
     return Importance(
-        heads=_arrays(watch.heads),
-        queries=_arrays(watch.queries),
-        values=_arrays(watch.values),
-        neurons=_arrays(watch.neurons),
-        width=_array(torch.stack(watch.width).mean(dim=0)),
-        stem=_arrays(watch.stem),
+        heads=_arrays(scorer.heads),
+        queries=_arrays(scorer.queries),
+        values=_arrays(scorer.values),
+        neurons=_arrays(scorer.neurons),
+        width=_array(torch.stack(scorer.width).mean(dim=0)),
+        stem=_arrays(scorer.stem),
     )
 
 
 def _by_magnitude(model: Model) -> Importance:
-    blocks = list(_blocks(model))
+    blocks = model.block_list()
     heads, queries, values = [], [], []
     for block in blocks:
         attention = block.attention
@@ -276,12 +275,14 @@ def _width_magnitude(model: Model) -> Tensor:
     """Everything that writes into a channel of the tokens, times everything that reads it."""
     written = [_into_map(model, _convolutions(model)[-1]), model.positions.double().norm(dim=(0, 1))]
     readers = (model.pool, model.head, model.distillation_head)
-    read = [_out_of(layer) * _gain(model.norm) for layer in readers if layer is not None]
-    for block in _blocks(model):
+    read = [_out_of(layer) * model.norm.weight.double().abs() for layer in readers if layer is not None]
+    for block in model.block_list():
         attention = block.attention
         written += [_into(attention.project), _into(block.contract)]
-        read.append(_out_of(attention.query, attention.key, attention.value) * _gain(block.attention_norm))
-        read.append(_out_of(block.expand) * _gain(block.mlp_norm))
+        read.append(
+            _out_of(attention.query, attention.key, attention.value) * block.attention_norm.weight.double().abs()
+        )
+        read.append(_out_of(block.expand) * block.mlp_norm.weight.double().abs())
     magnitude: Tensor = torch.stack(written).norm(dim=0) * torch.stack(read).norm(dim=0)
     return magnitude
 
@@ -301,23 +302,13 @@ def _out_of(*layers: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 def _into_map(model: Model, layer: nn.Conv2d) -> Tensor:
-    """Length of the weights into each channel; behind a BatchNorm only its own gain and shift tell."""
+    """Length of the weights into each channel; after a BatchNorm, of its gain and shift."""
     layers = list(model.tokenizer.layers)
     following = layers[layers.index(layer) + 1] if layers[-1] is not layer else None
     if isinstance(following, nn.BatchNorm2d):
         return torch.hypot(following.weight.double(), following.bias.double())
     bias = torch.zeros_like(layer.weight[:, 0, 0, 0]) if layer.bias is None else layer.bias
     return torch.hypot(layer.weight.double().flatten(1).norm(dim=1), bias.double())
-
-
-def _gain(norm: nn.LayerNorm) -> Tensor:
-    return norm.weight.double().abs()
-
-
-def _blocks(model: Model) -> Iterator[Block]:
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        yield block
 
 
 def _convolutions(model: Model) -> list[nn.Conv2d]:

@@ -1,8 +1,8 @@
-"""Finds the shape that a model is pruned to: random shapes of one cost, of which the best is kept.
+"""Finds the shape that a model is pruned to: the best of many random shapes of one cost.
 
-Plain random search, as DeViT's, but pruned for real and judged on validation images. A draw fixes the proportions of
-all dimensions; their common scale is then found by bisection, and single steps on the grid bring the cost into the
-tolerance, so that small budgets need no more draws than large ones.
+Random search, as in DeViT, but each shape is really pruned and scored on validation images. A draw fixes the
+proportions of all dimensions. Bisection then finds their common scale, and single steps on the grid bring the cost
+into the tolerance, so small budgets need no more draws than large ones.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.pruning.cost import macs, parameters
-from devit_decompose.pruning.importance import Importance
+from devit_decompose.pruning.importance import Importance, importance
 from devit_decompose.pruning.shrink import Dimension, Shape, allowed_sizes, keep_best, kept_blocks, prune
+from devit_decompose.recipe.schema import Recipe, ShrinkRecipe
 
 BudgetOf = Literal["macs", "parameters"]
 Score = Callable[[Model], float]
@@ -39,30 +40,53 @@ class SearchRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a shape was found."""
 
     drawn: int
-    """Random shapes, those that missed the budget or came twice included."""
+    """Random shapes, including those that missed the budget or were drawn before."""
     tried: int
     """Shapes that were pruned and scored."""
     accuracy: float
     """Score of the kept shape before any training, in 0 to 1."""
     budget_of: BudgetOf
     budget: int
-    """Multiply-accumulates of one image without the model's own head, or parameters: wanted."""
+    """Wanted multiply-accumulates of one image without the model's own head, or wanted parameters."""
     cost: int
-    """The same: of the kept shape."""
+    """Those of the kept shape."""
     shape: Shape
+
+
+def search_submodel(
+    recipe: Recipe,
+    source: Model,
+    shrink: ShrinkRecipe,
+    device: int,
+    images: npt.NDArray[np.uint8],
+    score: Score,
+    progress: Progress,
+) -> tuple[Model, SearchRecord]:
+    """Prune ``source`` to the submodel of one device, with its share of the teacher's cost.
+
+    Args:
+        recipe: Holds the teacher's shape, from which the budget follows.
+        source: The trained model.
+        shrink: How it is pruned.
+        device: Number of the submodel.
+        images: Training images ``(n, H, W, C)`` for the importance.
+        score: Scores a candidate, in 0 to 1.
+        progress: Called after every candidate.
+    """
+    teacher = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
+    share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
+    budget = round(share * _cost(teacher, shrink.budget_of))
+    scores = importance(source, images, shrink.importance)
+    return search(source, scores, score, shrink, budget, seed=recipe.seed * 1000 + device, progress=progress)
 
 
 def search(
     source: Model,
     importance: Importance,
     score: Score,
-    *,
-    depth: int,
+    shrink: ShrinkRecipe,
     budget: int,
-    budget_of: BudgetOf = "macs",
-    dimensions: Collection[Dimension] = ("heads", "head_width", "width", "neurons", "stem"),
-    candidates: int = 100,
-    tolerance: float = 0.02,
+    *,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[Model, SearchRecord]:
@@ -70,29 +94,25 @@ def search(
 
     Args:
         source: The trained model.
-        importance: Its scores, which decide what goes when a size is given.
-        score: Judges a pruned model, in 0 to 1; see :class:`ReadoutAccuracy` and :class:`OwnAccuracy`.
-        depth: Blocks that are kept.
+        importance: Its scores, which decide what is removed when a size is given.
+        score: Scores a pruned model, in 0 to 1; see :class:`ReadoutAccuracy`.
+        shrink: Depth, dimensions, number of candidates and tolerance; its budgets are not read.
         budget: Multiply-accumulates of one image without the model's own head, or parameters.
-        budget_of: Which of them.
-        dimensions: What is pruned beside the depth.
-        candidates: Shapes that are tried; fewer where the grid has fewer.
-        tolerance: Share of the budget by which a shape may miss it, either way.
         seed: Draws the shapes.
-        progress: Is told of every candidate.
+        progress: Called after every candidate.
 
     Raises:
         InputError: The depth does not divide that of the model, or no shape on the grid meets the budget.
     """
-    space = _Space(source.config, depth, dimensions, budget_of)
-    space.check(budget, tolerance)
+    space = _Space(source.config, shrink.depth, shrink.dimensions, shrink.budget_of)
+    space.check(budget, shrink.tolerance)
     generator = np.random.default_rng(seed)
     seen: set[Shape] = set()
     best: tuple[float, Shape, Model] | None = None
     drawn = 0
-    while len(seen) < candidates and drawn < candidates * _DRAWS_PER_CANDIDATE:
+    while len(seen) < shrink.candidates and drawn < shrink.candidates * _DRAWS_PER_CANDIDATE:
         drawn += 1
-        choice = space.draw(budget, tolerance, generator)
+        choice = space.draw(budget, shrink.tolerance, generator)
         shape = None if choice is None else space.shape(choice)
         if shape is None or shape in seen:
             continue
@@ -101,38 +121,23 @@ def search(
         accuracy = score(model)
         if best is None or accuracy > best[0]:
             best = accuracy, shape, model
-        progress("shrink", len(seen), candidates, f"best before training {best[0]:.1%}")
+        progress("shrink", len(seen), shrink.candidates, f"best before training {best[0]:.1%}")
     if best is None:
         raise InputError(
-            f"shrink.tolerance: expected a shape on the grid within {tolerance:.1%} of {budget:,} {budget_of}, "
-            f"found none in {drawn} draws: raise it, or add to shrink.dimensions"
+            f"shrink.tolerance: expected a shape on the grid within {shrink.tolerance:.1%} of {budget:,} "
+            f"{shrink.budget_of}, found none in {drawn} draws: raise it, or add to shrink.dimensions"
         )
     accuracy, shape, model = best
-    cost = _cost(shape.config(source.config), budget_of)
-    return model, SearchRecord(drawn, len(seen), accuracy, budget_of, budget, cost, shape)
-
-
-@dataclass(frozen=True, eq=False)
-class OwnAccuracy:
-    """Scores a model by its own head: the share of images that it answers right."""
-
-    images: npt.NDArray[np.uint8]
-    """Shape ``(n, H, W, C)``."""
-    labels: npt.NDArray[np.int64]
-    """Positions among the model's outputs, ``(n,)``."""
-
-    def __call__(self, model: Model) -> float:
-        """Score a model."""
-        answers = _run(model, model.__call__, self.images)
-        return float(np.mean(answers.argmax(axis=1) == self.labels))
+    cost = _cost(shape.config(source.config), shrink.budget_of)
+    return model, SearchRecord(drawn, len(seen), accuracy, shrink.budget_of, budget, cost, shape)
 
 
 @dataclass(frozen=True, eq=False)
 class ReadoutAccuracy:
-    """Scores a model by what its feature still tells: the accuracy of a linear readout that is fitted afresh.
+    """Scores a model by the accuracy of a new linear head on its features.
 
-    Heavy pruning shifts features away from what the old head reads, though little is lost that training would not
-    bring back. Ridge regression on either half of the images, scored on the other.
+    Heavy pruning shifts features, so that the old head fails although training would soon repair it. The head is a
+    ridge regression on each half of the images, scored on the other half.
     """
 
     images: npt.NDArray[np.uint8]
@@ -142,7 +147,8 @@ class ReadoutAccuracy:
 
     def __call__(self, model: Model) -> float:
         """Score a model."""
-        features = _run(model, model.features, self.images).astype(np.float64)
+        model.eval()
+        features = run(model.features, self.images, model.positions.device, batch=_BATCH).astype(np.float64)
         # Every second image in the order of labels: both halves hold all classes.
         order = np.argsort(self.labels, kind="stable")
         halves = order[::2], order[1::2]
@@ -154,30 +160,17 @@ class ReadoutAccuracy:
 
 
 def _ridge(
-    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], asked: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """Fit labels linearly to features ``(n, d)`` and answer for others ``(m, d)``."""
+    """Fit labels linearly to features ``(n, d)`` and predict those of others, ``(m, d)``."""
     targets = np.eye(int(labels.max()) + 1)[labels]
     centre, mean = features.mean(axis=0), targets.mean(axis=0)
     centred = features - centre
     gram = centred.T @ centred
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-12)
     weight = np.linalg.solve(gram, centred.T @ (targets - mean))
-    answers: npt.NDArray[np.int64] = ((asked - centre) @ weight + mean).argmax(axis=1)
+    answers: npt.NDArray[np.int64] = ((others - centre) @ weight + mean).argmax(axis=1)
     return answers
-
-
-def _run(
-    model: Model, function: Callable[[torch.Tensor], torch.Tensor], images: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
-    model.eval()
-    device = model.positions.device
-    with torch.inference_mode():
-        parts = [
-            function(torch.from_numpy(images[start : start + _BATCH].copy()).to(device)).float().cpu().numpy()
-            for start in range(0, len(images), _BATCH)
-        ]
-    return np.concatenate(parts)
 
 
 def _cost(config: ModelConfig, budget_of: BudgetOf) -> int:
@@ -232,7 +225,7 @@ class _Space:
         return _cost(self.shape(choice).config(self._config), self._budget_of)
 
     def check(self, budget: int, tolerance: float) -> None:
-        """Refuse a budget outside of what the grid has.
+        """Refuse a budget that no shape on the grid can have.
 
         Raises:
             InputError: It is too small or too large.
@@ -252,7 +245,7 @@ class _Space:
             )
 
     def draw(self, budget: int, tolerance: float, generator: np.random.Generator) -> list[int] | None:
-        """Draw a choice within the tolerance, or nothing where the grid is too coarse around the draw."""
+        """Draw a choice within the tolerance, or None if the grid is too coarse around the draw."""
         of_dimension = {axis.dimension: generator.normal() for axis in self._axes}
         noise = [of_dimension[axis.dimension] + generator.normal() for axis in self._axes]
         proportions = np.exp(_SPREAD * np.array(noise))

@@ -1,4 +1,4 @@
-"""Cuts a trained model down to a smaller one: heads, channels, neurons and blocks that are gone from the weights.
+"""Prunes a trained model: removes heads, channels, neurons and blocks from its weights.
 
 The smaller model computes what the large one would with the same parts masked, where the mask enters the statistics
 of every LayerNorm and the softmax keeps its scale. Sizes come from a grid that device kernels like: 16 to 256 numbers

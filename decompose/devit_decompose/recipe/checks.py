@@ -1,6 +1,8 @@
-"""What is refused before any training: recipes whose parts do not fit each other."""
+"""Refuses recipes whose parts do not fit together, before any training."""
 
 from __future__ import annotations
+
+import msgspec
 
 from devit_contract.errors import InputError
 from devit_decompose.models.model import ModelConfig
@@ -8,7 +10,7 @@ from devit_decompose.recipe.schema import Recipe, RelationRecipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Hold the shapes of teacher and students against each other.
+    """Check that the shapes of teacher and students fit together.
 
     Raises:
         InputError: A depth does not divide, token counts differ under a relation loss, or a block is not there.
@@ -57,8 +59,6 @@ def _check_divides(key: str, depth: int, owner: str, whole: int) -> None:
 
 
 def _shortened(config: ModelConfig, depth: int) -> ModelConfig:
-    import msgspec
-
     return msgspec.structs.replace(
         config,
         heads=config.heads[:depth],

@@ -1,4 +1,4 @@
-"""The recipe: one TOML file that says how a decomposition is made, and nothing else decides it."""
+"""The recipe: everything that determines a decomposition, in one TOML file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The shape of a model whose blocks are all alike: a published one, or spelled out."""
 
     preset: str = ""
-    """E.g. ``DeiT-Ti`` or ``CCT-14/7x2``; then nothing but ``weights`` stands beside it."""
+    """E.g. ``DeiT-Ti`` or ``CCT-14/7x2``; then only ``weights`` may be set too."""
     backbone: Literal["vit", "deit", "cct"] = "cct"
     stem: tuple[StemLayer, ...] = ()
     depth: int = 0
@@ -157,7 +157,7 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     flip: bool = True
     shift_pixels: int = 1
-    """Up to so many pixels each way; what a shift uncovers is black."""
+    """Largest shift in each direction, in pixels; uncovered pixels are black."""
     crop: bool = False
     """timm's random resized crop, in place of the shift."""
     policy: str = ""
@@ -204,7 +204,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnswerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a student's answer is held against: the labels, and the teacher's answer."""
+    """What a student's answer is compared with: the labels and the teacher's answer."""
 
     label_weight: float
     """Weight of the cross-entropy to the labels."""
@@ -216,7 +216,7 @@ class AnswerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Both answers' logits are divided by it; ``soft`` only."""
 
     def __post_init__(self) -> None:
-        """Refuse an answer that is held against nothing."""
+        """Refuse weights that compare it with nothing."""
         if self.label_weight < 0 or self.teacher_weight < 0 or not (self.label_weight or self.teacher_weight):
             raise ValueError(
                 "answer: expected label_weight and teacher_weight of 0 or more, not both 0, "

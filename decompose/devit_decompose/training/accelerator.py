@@ -21,14 +21,14 @@ class Machine:
     """Places modules and batches, multiplies in the wanted precision, and knows its rank among all processes."""
 
     def __init__(self, precision: str, threads: int) -> None:
-        """Join the other processes, where torchrun has started some.
+        """Join the other processes, if torchrun has started some.
 
         Raises:
             TrainError: The precision needs hardware that is not here.
         """
         try:
             self._accelerator = Accelerator(
-                # Without a GPU, Accelerate joins torchrun's other processes only where it is told that CPUs train.
+                # Without a GPU, Accelerate joins torchrun's other processes only if it is told that CPUs train.
                 cpu=not torch.accelerator.is_available(),
                 mixed_precision=_PRECISIONS[precision],
             )
@@ -52,7 +52,7 @@ class Machine:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and tells the progress."""
+        """Whether this process writes files and reports progress."""
         return bool(self._accelerator.is_main_process)
 
     @property
@@ -61,7 +61,7 @@ class Machine:
         return torch.device(self._accelerator.device)
 
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer, accumulate: int) -> Prepared:
-        """Wrap what is trained together: in DDP where there are several processes."""
+        """Wrap an objective and its optimiser: in DDP if there are several processes."""
         self._accelerator.gradient_accumulation_steps = accumulate
         return Prepared(self._accelerator, objective, optimizer)
 
@@ -88,12 +88,12 @@ class Machine:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the main process through the block first, then all others: it finds or makes files that they read."""
+        """Run the block in the main process first, then in all others, which read files that it makes."""
         with self._accelerator.main_process_first():
             yield
 
     def progress(self, progress: Progress) -> Progress:
-        """Tell progress in the main process alone."""
+        """Report progress in the main process alone."""
         return progress if self.is_main else no_progress
 
 
@@ -120,5 +120,5 @@ class Prepared:
         self.optimizer.zero_grad(set_to_none=True)
 
     def release(self) -> None:
-        """Let go of the wrapped modules, so that the next stage starts clean."""
+        """Release the wrapped modules before the next stage."""
         self._accelerator.free_memory()

@@ -18,11 +18,11 @@ def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 def answer_losses(
     answers: tuple[Tensor, ...], teacher_logits: Tensor | None, labels: Tensor, recipe: AnswerRecipe, smoothing: float
 ) -> dict[str, Tensor]:
-    """Hold a student's answer against the labels and against the teacher's answer, each with its weight.
+    """Compare a student's answer with the labels and with the teacher's answer, each with its weight.
 
     Args:
-        answers: Logits ``(B, K)`` of each head. The first is held against the labels, the last against the teacher:
-            a DeiT's distillation head, or the same head where there is only one.
+        answers: Logits ``(B, K)`` of each head. The first is compared with the labels, the last with the teacher: a
+            DeiT's distillation head, or the same head if there is only one.
         teacher_logits: Shape ``(B, K)``; absent where their weight is 0.
         labels: Shape ``(B,)``, or ``(B, K)`` where images were mixed.
         recipe: The weights.
@@ -62,7 +62,7 @@ def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def relation_losses(
     student: QueryKeyValue, teacher: QueryKeyValue, recipe: RelationRecipe, head_widths: tuple[int, int], depth: int
 ) -> dict[str, Tensor]:
-    """Hold the student's token-to-token relations of query, key and value against the teacher's.
+    """Compare the student's token-to-token relations of query, key and value with the teacher's.
 
     Args:
         student: Each ``(B, T, d_student)``.
@@ -100,7 +100,7 @@ def devit_relation(student: Tensor, teacher: Tensor, head_widths: tuple[int, int
 
 
 def heads_relation(student: Tensor, teacher: Tensor, heads: int, temperature: float) -> Tensor:
-    """Compare relations head by head, at one temperature whatever the widths.
+    """Compare relations head by head, at one temperature for all widths.
 
     X ``(B, T, d)`` is cut into A equal parts as in MiniLMv2 (arXiv 2012.15828); rows are scaled to length 1, so that
     ``X X^T`` holds cosines on both sides. The divergence is averaged over batch, parts and rows.

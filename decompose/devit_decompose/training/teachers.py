@@ -1,17 +1,14 @@
 """A teacher that answers: live, or from answers stored once for all variants of all training images.
 
-Where images are varied by flips and shifts alone there are only so many variants (18 for a flip and one pixel each
+If images are varied by flips and shifts alone, there are few variants (18 for a flip and one pixel each
 way), and a teacher's answer to each can be kept: students of a small teacher then train several times faster, and
 further runs with the same teacher find the answers made.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +16,11 @@ import msgspec
 import numpy as np
 import torch
 
-from devit_contract.artefacts.files import make_folder, write_bytes
+from devit_contract.artefacts.files import exclusive_lock, make_folder, write_bytes
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_decompose.data.batches import Batch, apply_variant, variant_count
-from devit_decompose.data.splits import Split
+from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
 from devit_decompose.recipe.schema import AugmentRecipe
 from devit_decompose.training.accelerator import Machine
@@ -35,10 +32,10 @@ _BATCH = 250
 
 
 class LiveTeacher:
-    """Computes every answer when it is asked."""
+    """Computes every answer on demand."""
 
     def __init__(self, model: Model, machine: Machine, *, block: int | None = None) -> None:
-        """Ask ``model``; with ``block``, hand out that block's query, key and value too."""
+        """Answer by ``model``; with ``block``, with the query, key and value of that block too."""
         machine.place(model)
         model.eval()
         self._model = model
@@ -58,7 +55,7 @@ class LiveTeacher:
 
 
 class StoredTeacher:
-    """Looks every answer up; makes those that are missing first."""
+    """Looks every answer up; computes missing ones first."""
 
     def __init__(
         self, folder: Path, model: Model, split: Split, augment: AugmentRecipe, machine: Machine, progress: Progress
@@ -78,7 +75,7 @@ class StoredTeacher:
         with machine.main_first():
             if machine.is_main:
                 make_folder(place)
-                with _alone(place):
+                with exclusive_lock(place / "lock"):  # another run may make the same answers
                     _fill(place, model, split, augment, count, machine, progress)
         self._machine = machine
         self._logits = _open(place / "logits.npy", (count, len(split), len(model.config.classes)), "r")
@@ -105,16 +102,8 @@ def _key(model: Model, split: Split, augment: AugmentRecipe, precision: str) -> 
     return whole.hexdigest()[:16]
 
 
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Wait until no other run makes the same answers."""
-    with (place / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _open(path: Path, shape: tuple[int, int, int], mode: Literal["r", "r+", "w+"]) -> Answers:
-    """Map a file of answers; one that is new gets its whole place on the disk at once.
+    """Map a file of answers; a new one reserves its whole space on the disk.
 
     Raises:
         InputError: It is damaged, or there is no room.
@@ -147,12 +136,12 @@ def _fill(
     logits, features = (
         _open(place / f"{name}.npy", (count, len(split), dim), "r+" if done else "w+") for name, dim in dims.items()
     )
-    ask = LiveTeacher(model, machine)
+    teacher = LiveTeacher(model, machine)
     for variant in range(done, count):
         for start in range(0, len(split), _BATCH):
             chosen = slice(start, min(start + _BATCH, len(split)))
             images = apply_variant(torch.from_numpy(split.images[chosen].copy()), variant, augment)
-            answer = ask(Batch(images, torch.empty(0), torch.empty(0), None))
+            answer = teacher(Batch(images, torch.empty(0), torch.empty(0), None))
             logits[variant, chosen] = answer.logits.cpu().numpy()
             features[variant, chosen] = answer.features.cpu().numpy()
             progress("teacher", variant + start / len(split), count, "storing its answers")

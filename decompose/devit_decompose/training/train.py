@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
-from devit_decompose.data.batches import Batch, batches
-from devit_decompose.data.splits import Split
+from devit_decompose.data.batches import Batch, BatchSpec, batches
+from devit_decompose.data.dataset import Split
+from devit_decompose.models import inference
 from devit_decompose.recipe.schema import DataRecipe, Schedule
 from devit_decompose.training.accelerator import Machine, Prepared
 from devit_decompose.training.losses import total
@@ -27,7 +29,7 @@ from devit_decompose.training.objectives import Objective, TeacherAnswer
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains, from what, and how it is judged."""
+    """What one stage trains, on which images, and how it is scored."""
 
     name: str
     objective: Objective
@@ -37,7 +39,7 @@ class Stage:
     score: Callable[[], float]
     """Validation accuracy in 0 to 1, of the modules as they are; the same in every process."""
     ask: Callable[[Batch], TeacherAnswer] | None = None
-    """The teacher, where there is one."""
+    """The teacher, if there is one."""
     classes: int = 0
     """K of the split's labels."""
 
@@ -69,7 +71,7 @@ class Run:
 def fit(stage: Stage, run: Run, *, seed: int) -> StageResult:
     """Train until validation has not risen for ``patience`` epochs after the decay, and leave the best epoch's weights.
 
-    After every epoch the state goes to a checkpoint in ``run.work``; one that is already there is continued, and a
+    After every epoch the state is saved to a checkpoint in ``run.work``. An existing checkpoint is continued; a
     finished one is only loaded. Batches and every random draw depend on seed and epoch alone, so a resumed run sees
     the same ones.
 
@@ -97,6 +99,19 @@ def fit(stage: Stage, run: Run, *, seed: int) -> StageResult:
     prepared.release()
     run.progress(stage.name, schedule.max_epochs, schedule.max_epochs, f"best {state['best']:.2%}")
     return StageResult(state["epoch"], state["best_epoch"], state["best"])
+
+
+def score_of(module: nn.Module, split: Split, machine: Machine) -> Callable[[], float]:
+    """Make the score of a stage: accuracy over a split that all processes share among themselves."""
+
+    def score() -> float:
+        mine = np.arange(machine.rank, len(split), machine.world)
+        if not len(mine):
+            return machine.sum(0) / len(split)
+        answers = inference.run(module, split.images[mine])
+        return machine.sum(round(inference.accuracy(answers, split.labels[mine]) * len(mine))) / len(split)
+
+    return score
 
 
 def learning_rate(schedule: Schedule, epoch: float) -> float:
@@ -135,18 +150,8 @@ def _epoch(stage: Stage, run: Run, prepared: Prepared, state: dict[str, Any], se
     means = _Means()
     stage.objective.train()
     torch.manual_seed(seed * 100_003 + epoch * 101 + machine.rank)  # for drop path
-    stream = batches(
-        stage.split,
-        schedule,
-        classes=stage.classes,
-        seed=seed,
-        epoch=epoch,
-        rank=machine.rank,
-        world=machine.world,
-        workers=run.data.workers,
-        mean=run.data.mean,
-        std=run.data.std,
-    )
+    spec = BatchSpec(seed, epoch, stage.classes, run.data.mean, run.data.std, machine.rank, machine.world)
+    stream = batches(stage.split, schedule, spec, workers=run.data.workers)
     for step, batch in zip(range(steps), stream, strict=False):
         for group in prepared.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, epoch + step // schedule.accumulate * schedule.accumulate / steps)
@@ -205,16 +210,16 @@ def save_checkpoint(checkpoint: Path, content: dict[str, Any]) -> None:
     Raises:
         TrainError: It cannot be written.
     """
-    draft = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
+    temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
     try:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, draft)
-        draft.replace(checkpoint)
+        torch.save(content, temporary)
+        temporary.replace(checkpoint)
     except (OSError, RuntimeError) as err:
         reason = next(iter(str(err).splitlines()), type(err).__name__)
-        raise TrainError(f"{checkpoint}: cannot be written ({reason}): make room, then go on with --resume") from err
+        raise TrainError(f"{checkpoint}: cannot be written ({reason}): make room, then continue with --resume") from err
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
@@ -260,4 +265,4 @@ def _log(path: Path, stage: str, state: dict[str, Any], means: dict[str, float],
                 rows.writerow(["stage", "epoch", "measure", "value"])
             rows.writerows([stage, state["epoch"], name, f"{value:.6g}"] for name, value in measures.items())
     except OSError as err:
-        raise TrainError(f"{path}: cannot be written ({err.strerror}): make room, then go on with --resume") from err
+        raise TrainError(f"{path}: cannot be written ({err.strerror}): make room, then continue with --resume") from err

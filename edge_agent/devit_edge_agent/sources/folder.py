@@ -1,4 +1,4 @@
-"""Pictures of a folder in the order of their names, round and round: a camera for the desk."""
+"""Pictures of a folder in the order of their names, again and again: a camera for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from devit_edge_agent.sources.source import Captured
 
 
 class FolderSource:
-    """Hands out the next picture each time; the folder is listed anew at the start of each round."""
+    """Hands out the next picture each time; the folder is listed again at the start of each round."""
 
     def __init__(self, folder: Path, preprocess: Preprocess) -> None:
         """List the folder.
@@ -24,19 +24,19 @@ class FolderSource:
         self._waiting = _pictures(folder)
         self.problem = ""
         self.skipped = 0
-        """How often a picture was passed over since it could not be decoded."""
+        """How often a picture was skipped because it could not be decoded."""
         if not self._waiting:
             raise InputError(f"{folder}: expected pictures ({', '.join(PICTURE_SUFFIXES)}), found none: put some there")
 
     def fileno(self) -> int:
-        """Give -1: pictures need no waiting for."""
+        """Give -1: there is no waiting for pictures."""
         return -1
 
     def pump(self) -> None:
         """Do nothing: pictures are read when they are asked for."""
 
     def newest(self) -> Captured | None:
-        """Decode the next picture that can be; ``None`` where a whole round has none."""
+        """Decode the next picture that can be; ``None`` if a whole round has none."""
         for _ in range(2):  # the rest of this round, then a whole one
             while self._waiting:
                 path = self._waiting.pop(0)

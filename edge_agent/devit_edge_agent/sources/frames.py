@@ -1,4 +1,4 @@
-"""The newest whole frame of a pipe, however slowly it is asked for."""
+"""The newest whole frame of a pipe, however slow its reader is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import suppress
 
 
 class Frames:
-    """The newest whole frame of a pipe, in three buffers whatever comes.
+    """The newest whole frame of a pipe, in three buffers at any rate.
 
-    A thread reads, so that the pipe is empty while the engine runs: else the frame that waited in it all that time
-    would be the next to be looked at, and nobody could tell how old it is.
+    A thread reads, so that the pipe is empty while the engine runs: else the next frame would be one that waited in it
+    all that time, of unknown age.
     """
 
     def __init__(self, size_bytes: int) -> None:

@@ -27,16 +27,16 @@ PACKAGES = ("gstreamer1.0-tools", "gstreamer1.0-plugins-base", "gstreamer1.0-plu
 FIRST_PAUSE_NS = 1_000_000_000
 LONGEST_PAUSE_NS = 30_000_000_000
 SILENCE_NS = 10_000_000_000
-"""Without a frame for so long, the child counts as hung and the newest image as none; also at a child's start."""
-_FAREWELL_S = 2.0
-"""Until a child that was asked to end is killed. One killed outright may leave a Jetson's camera service stuck."""
+"""Without a frame for that long, the child counts as hung and the newest image as none; also at a child's start."""
+_SHUTDOWN_TIMEOUT_S = 2.0
+"""From SIGINT to SIGKILL. A child that is killed outright may leave a Jetson's camera service stuck."""
 _PIPE_BYTES = 1 << 20
-"""As much as a process may ask for without rights: fewer changes between reader and writer for each frame."""
+"""The most that an unprivileged process may have: fewer switches between reader and writer for each frame."""
 _READ_BYTES = 4096
 
 
 class GstSource:
-    """The newest frame of one pipeline; the child is started anew when it ends or hangs, after 1, 2, 4 to 30 s."""
+    """The newest frame of one pipeline; the child is restarted when it ends or hangs, after 1, 2, 4 to 30 s."""
 
     def __init__(self, pipeline: Pipeline, preprocess: Preprocess) -> None:
         """Start the child.
@@ -46,7 +46,7 @@ class GstSource:
         """
         program = shutil.which(PROGRAM)
         if program is None:
-            raise InputError(f"expected {PROGRAM}, found none: apt-get install {' '.join(PACKAGES)}")
+            raise InputError(f"{PROGRAM} is not installed: apt-get install {' '.join(PACKAGES)}")
         self.problem = ""
         self._pipeline, self._preprocess = pipeline, preprocess
         sync = "sync=true" if pipeline.is_paced else "sync=false"
@@ -63,7 +63,7 @@ class GstSource:
         return self._frames.wake
 
     def pump(self) -> None:
-        """Note what has come; end a child that hangs, start the next one when its time has come."""
+        """Note what has come; end a child that hangs, start the next one when it is due."""
         if self._is_closed:
             return
         self._frames.quiet()
@@ -102,7 +102,7 @@ class GstSource:
         if not self._is_closed:
             self._is_closed = True
             if self._run is not None:
-                self._run.end(_FAREWELL_S)
+                self._run.end(_SHUTDOWN_TIMEOUT_S)
             self._frames.close()
 
     def _start(self) -> None:
@@ -118,7 +118,7 @@ class GstSource:
         self._pause(why)
 
     def _pause(self, why: str) -> None:
-        """Reckon the pause from the last start: a file that played to its end starts again at once."""
+        """Count the pause from the last start: a file that played to its end restarts immediately."""
         if self._frames.last_ns > self._start_ns:
             self._pause_ns, self.problem = FIRST_PAUSE_NS, why
         else:
@@ -141,7 +141,7 @@ class _Run:
     def __init__(self, command: list[str], frames: Frames) -> None:
         read_end, write_end = os.pipe()
         try:
-            with suppress(OSError):  # a limit of this machine or user; smaller works as well
+            with suppress(OSError):  # a limit of this machine or user; a smaller pipe works too
                 fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             self._child = subprocess.Popen(
                 [*command, f"fd={write_end}"],
@@ -150,7 +150,7 @@ class _Run:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 pass_fds=(write_end,),
-                start_new_session=True,  # Ctrl-C in a terminal is for the agent, which ends its child in order
+                start_new_session=True,  # Ctrl-C in a terminal is for the agent, which ends its child properly
             )
         except OSError:
             os.close(read_end)
@@ -166,7 +166,7 @@ class _Run:
         self._thread.start()
 
     def has_ended(self) -> bool:
-        """Tell whether the child is gone and all its frames are read."""
+        """Whether the child is gone and all its frames are read."""
         return self._child.poll() is not None and not self._thread.is_alive()
 
     def read_lines(self) -> None:
@@ -182,17 +182,17 @@ class _Run:
                     self._error = self._error or self._last
 
     def why(self) -> str:
-        """Tell in one line why it ended, by its first error or else its last line; empty if it came to its end."""
+        """Why it ended, in one line: its first error or else its last line; empty if it ended normally."""
         code = self._child.returncode
         return "" if code == 0 else self._error or self._last or f"{PROGRAM} ended with exit code {code}"
 
-    def end(self, patience_s: float) -> None:
-        """Ask it to end, then kill it and whatever it started."""
+    def end(self, timeout_s: float) -> None:
+        """Interrupt it, then kill it and all its children."""
         self._is_over.set()
-        if patience_s:
+        if timeout_s:
             self._signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                self._child.wait(patience_s)
+                self._child.wait(timeout_s)
         self._signal(signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver cannot be killed
             self._child.wait(1.0)

@@ -1,4 +1,4 @@
-"""From the text behind ``gst:`` to the words of gst-launch-1.0, a list that no shell ever sees."""
+"""From the text after ``gst:`` to the arguments of gst-launch-1.0, a list that no shell ever sees."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SIZE = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 _TRAILING_SIZE = re.compile(r"\s*\?size=(\S*)\s*$")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _ENDS_A_WORD = re.compile(r"[\s!\"'\\\x00-\x1f\x7f]")
-"""What could end an element, or a value, in the words of gst-launch-1.0."""
+"""What could end an element, or a value, in the arguments of gst-launch-1.0."""
 _NEWEST_ONLY = "queue leaky=downstream max-size-buffers=1 max-size-bytes=0 max-size-time=0"
-"""Between camera and conversion: a frame that was not fetched gives way to the next one."""
+"""Between camera and conversion: the next frame replaces one that was not fetched."""
 _DEFAULTS = {
     "csi": {"sensor": "0", "size": "1280x720", "fps": "30"},
     "v4l2": {"device": "/dev/video0", "size": "640x480", "fps": ""},
@@ -45,7 +45,7 @@ class Pipeline:
 
 
 def parse_pipeline(text: str, *, base: Path) -> Pipeline:
-    """Read a preset with its parameters, or a pipeline with ``?size=WxH`` behind it.
+    """Read a preset with its parameters, or a pipeline followed by ``?size=WxH``.
 
     Frames are RGB for gray graphs too: GStreamer's GRAY8 goes from 16 to 235 or from 0 to 255, as the source pleases,
     and preprocessing makes gray of colours as training does.

@@ -1,4 +1,9 @@
-"""Runs this machine's engine in a process of its own, and takes from it what each inference took."""
+"""Runs this machine's engine in a process of its own, and takes from it what each inference took.
+
+The process (:mod:`devit_engines.bench.worker`) prints a :class:`Ready` line. For every line with a number of seconds on
+its standard input, it runs the engine back to back for that long and prints a :class:`TimedRun` line. After a failure
+it prints a :class:`Failed` line and ends. It also ends when its input is closed, as it is when its parent dies.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +14,58 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import IO, TypeVar
 
 import msgspec
 
 from devit_contract.errors import EngineError
-from devit_engines.bench.messages import Failed, Line, Ready, Stint
+
+_STEP_S = 0.05
+_LATE_S = 60.0
+_END_DEADLINE_S = 5.0
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine is loaded and warm."""
+
+    engine: str
+    board_model: str
+    l4t: str
+    bundle: str
+    image_shape: tuple[int, int, int]
+    inference_threads: int
+
+
+class TimedRun(msgspec.Struct, frozen=True, tag=True):
+    """One image after the other, for as long as was requested."""
+
+    start_ns: int
+    """Monotonic clock, which all processes of a machine share."""
+    end_ns: int
+    taken_us: list[int]
+    """Of each inference."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Why there is no engine, or no more."""
+
+    why: str
+    """One line, written for the user."""
+
+
+Line = Ready | TimedRun | Failed
+_Line = TypeVar("_Line", Ready, TimedRun)
 
 
 def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
-    """Give the command that runs a submodel's engine, as :mod:`devit_engines.bench.messages` says.
+    """Give the command that runs a submodel's engine.
 
     Args:
         bundle: Its folder.
         submodel: Index.
         store: Engine store, by default the user's.
         threads: CPU threads of ONNX Runtime.
-        engine: ``built``, or ``busy:MS``.
+        engine: As of :func:`devit_engines.choice.open_engine`.
     """
     command = [sys.executable, "-m", "devit_engines.bench.worker", "--bundle", str(bundle), "--submodel", str(submodel)]
     command += ["--threads", str(threads), "--engine", engine]
@@ -33,19 +73,19 @@ def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int
 
 
 class EngineChild:
-    """An engine that waits to be asked: a context manager.
+    """An engine in a process of its own: a context manager.
 
-    The child is no part of the terminal's group, and ends when its input is closed: after what it does just then.
+    The process is not in the terminal's group. It ends when its input is closed, after its current run.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Keep what to run; nothing is started yet."""
+        """Keep the command; nothing is started yet."""
         self._command = list(command)
         self._child: subprocess.Popen[bytes] | None = None
         self._text = b""
 
     def __enter__(self) -> EngineChild:
-        """Start it; :meth:`ready` waits until its engine is loaded.
+        """Start the process; :meth:`ready` waits until its engine is loaded.
 
         Raises:
             EngineError: It cannot be started.
@@ -56,21 +96,16 @@ class EngineChild:
             )
         except OSError as err:
             raise EngineError(
-                f"{self._command[0]}: expected a program that runs the engine, cannot be started ({err.strerror}): "
-                "install the package anew"
+                f"{self._command[0]}: cannot be started to run the engine ({err.strerror}): install the package again"
             ) from err
         self._text = b""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it."""
-        child, self._child = self._running(), None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.close()
-        child.stdout.close()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        """End the process, without waiting for its current run after an error."""
+        (child, stdin, stdout), self._child = self._running(), None
+        stdin.close()
+        stdout.close()
         if kind is not None:
             child.terminate()
         try:
@@ -85,59 +120,50 @@ class EngineChild:
         Raises:
             EngineError: It does not load, or not in time.
         """
-        line = self._line(meanwhile, deadline_s)
-        if not isinstance(line, Ready):
-            raise EngineError("expected an engine that says when it is ready, found another program: install it anew")
-        return line
+        return self._line(Ready, meanwhile, deadline_s)
 
-    def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> Stint:
-        """Have it run back to back.
+    def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> TimedRun:
+        """Run it back to back.
 
         Args:
-            duration_s: For so long.
-            meanwhile: Passes at most so many seconds, usefully.
+            duration_s: For this long.
+            meanwhile: Called with a number of seconds, and uses at most that many.
 
         Raises:
-            EngineError: The engine fails, or does not come back.
+            EngineError: The engine fails, or does not answer.
         """
-        stdin = self._running().stdin
-        assert stdin is not None
+        _, stdin, _ = self._running()
         try:
             stdin.write(f"{duration_s}\n".encode())
         except OSError as err:
             raise EngineError(f"the engine's process ended early ({err.strerror}): run it again") from err
-        line = self._line(meanwhile, duration_s + _LATE_S)
-        if not isinstance(line, Stint):
-            raise EngineError("expected the engine's times, found another line: install the package anew")
-        return line
+        return self._line(TimedRun, meanwhile, duration_s + _LATE_S)
 
-    def _line(self, meanwhile: Callable[[float], None], limit_s: float) -> Line:
-        """Wait for a line of the child."""
-        stdout = self._running().stdout
-        assert stdout is not None
+    def _line(self, kind: type[_Line], meanwhile: Callable[[float], None], limit_s: float) -> _Line:
+        """Wait for a line of the process."""
+        _, _, stdout = self._running()
         end_s = time.monotonic() + limit_s
         while b"\n" not in self._text:
             if time.monotonic() > end_s:
-                raise EngineError(f"expected a word of the engine within {limit_s:.0f} s, found none: run it by itself")
+                raise EngineError(f"the engine did not answer within {limit_s:.0f} s: run its command by hand")
             meanwhile(_STEP_S)
             if not select.select([stdout], [], [], 0)[0]:
                 continue
             chunk = os.read(stdout.fileno(), 1 << 20)
             if not chunk:
-                raise EngineError("expected a word of the engine, found that its process has ended: see its message")
+                raise EngineError("the engine's process ended early: see its message")
             self._text += chunk
         text, self._text = self._text.split(b"\n", 1)
         line: Line = msgspec.json.decode(text, type=Line)
         if isinstance(line, Failed):
             raise EngineError(line.why)
+        if not isinstance(line, kind):
+            raise EngineError(f"expected {kind.__name__} from the engine's process, found {line}: reinstall devit")
         return line
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is None:
+    def _running(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
+        """Give the process, its input and its output."""
+        child = self._child
+        if child is None or child.stdin is None or child.stdout is None:
             raise RuntimeError("the engine is used outside of its `with` block")
-        return self._child
-
-
-_STEP_S = 0.05
-_LATE_S = 60.0
-_END_DEADLINE_S = 5.0
+        return child, child.stdin, child.stdout

@@ -1,7 +1,7 @@
-"""Runs one engine back to back, for as long as whoever started it asks, and tells how long each image took.
+"""Runs one engine back to back for as long as its parent requests, and reports how long each image took.
 
-It is a process of its own: the engine's context ends with it, and neither disturbs the other's timing. What the two
-say to each other stands in :mod:`devit_engines.bench.messages`.
+It is a process of its own: the engine's context ends with it, and neither process disturbs the other's timing. Its
+messages are in :mod:`devit_engines.bench.child`.
 """
 
 from __future__ import annotations
@@ -15,49 +15,56 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import DevitError, InputError
-from devit_engines.bench.messages import Failed, Line, Ready, Stint
+from devit_contract.choices import BACKEND_CHOICES, PRECISIONS
+from devit_contract.errors import DevitError
+from devit_engines.bench.child import Failed, Line, Ready, TimedRun
 from devit_engines.board import detect_board
-from devit_engines.building.backends import BACKENDS, RunSettings
-from devit_engines.building.build_all import load_engine, stored_key
+from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
-from devit_engines.engine import Engine, EngineSpec, UInt8Array
-from devit_engines.null import NullEngine, PacedEngine, busy
+from devit_engines.choice import open_engine
+from devit_engines.engine import Engine
+
+_WARM_UP_RUNS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve stints until standard input is closed.
-
-    Returns:
-        0 when it is, 1 after a named failure.
-    """
+    """Serve timed runs; returns 0 when standard input is closed, 1 after a named failure."""
     options = _parser().parse_args(argv)
     try:
         bundle = Bundle(options.bundle)
-        title, engine = _open(bundle, options)
-        with engine:
+        opened = open_engine(
+            options.engine,
+            bundle,
+            Store(options.store),
+            options.submodel,
+            backend=options.backend,
+            precision=options.precision,
+            settings=RunSettings(threads=options.threads),
+        )
+        with opened.engine as engine:
             engine.warm_up(_WARM_UP_RUNS)
             board = detect_board()
-            _print(Ready(title, board.name, board.l4t or "", str(bundle), engine.image_shape, options.threads))
+            _print(Ready(opened.title, board.name, board.l4t or "", str(bundle), engine.image_shape, options.threads))
             image = np.random.default_rng(0).integers(0, 256, (1, *engine.image_shape), np.uint8)
             for line in sys.stdin:
-                _print(stint(engine, image, float(line)))
+                _print(timed_run(engine, image, float(line)))
     except DevitError as err:
         _print(Failed(str(err)))
         return 1
     return 0
 
 
-def stint(
+def timed_run(
     engine: Engine, image: UInt8Array, duration_s: float, clock_ns: Callable[[], int] = time.monotonic_ns
-) -> Stint:
+) -> TimedRun:
     """Run an engine back to back.
 
     Args:
         engine: Warm.
         image: Shape ``(1, H, W, C)``.
-        duration_s: Until the first inference that ends so much later; at least one is made.
+        duration_s: Time after which no further inference begins; at least one is made.
         clock_ns: Monotonic.
     """
     taken_us: list[int] = []
@@ -68,28 +75,7 @@ def stint(
         after_ns = clock_ns()
         taken_us.append(round((after_ns - before_ns) / 1000))
         before_ns = after_ns
-    return Stint(start_ns, before_ns, taken_us)
-
-
-_WARM_UP_RUNS = 3
-
-
-def _open(bundle: Bundle, options: argparse.Namespace) -> tuple[str, Engine]:
-    """Give what the engine is called, and the engine."""
-    submodel: int = options.submodel
-    kind, _, pace = options.engine.partition(":")
-    if options.engine == "built":
-        store, settings = Store(options.store), RunSettings(threads=options.threads)
-        key = stored_key(bundle, store, submodel, backend=options.backend, precision=options.precision)
-        engine = load_engine(
-            bundle, store, submodel, backend=key.backend, precision=options.precision, settings=settings
-        )
-        return f"{BACKENDS[key.backend].title} {key.backend_version}, {key.rung}", engine
-    if kind == "busy" and pace.replace(".", "", 1).isdigit():
-        graph = bundle.manifest.graph("submodel", submodel)
-        spec = EngineSpec(options.engine, bundle.manifest.preprocess.shape, graph.output_dim)
-        return f"{options.engine} engine", PacedEngine(NullEngine(spec), float(pace), wait=busy)
-    raise InputError(f"--engine {options.engine}: expected built, or busy:MS, e.g. busy:5")
+    return TimedRun(start_ns, before_ns, taken_us)
 
 
 def _print(line: Line) -> None:
@@ -98,14 +84,14 @@ def _print(line: Line) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Run an engine back to back for as long as is asked.")
+    parser = argparse.ArgumentParser(description="Run an engine back to back for as long as standard input requests.")
     parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
     parser.add_argument("--submodel", type=int, default=0, help="which one (default: 0)")
     parser.add_argument("--store", type=Path, help="engine store (default: ~/.cache/devit/engines)")
-    parser.add_argument("--backend", default="auto", help="tensorrt, ort or auto (default)")
-    parser.add_argument("--precision", default="fp16", help="fp16 (default) or fp32")
+    parser.add_argument("--backend", choices=BACKEND_CHOICES, default="auto", help="(default: auto)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="(default: fp16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of ONNX Runtime (default: 1)")
-    parser.add_argument("--engine", default="built", help="built (default), or busy:MS: a core is busy so long")
+    parser.add_argument("--engine", default="built", help="built (default), null, paced:MS or busy:MS")
     return parser
 
 

@@ -1,44 +1,54 @@
-"""From a bundle to engines on this device: build, judge, store; and load what was stored."""
+"""The engines of a bundle on this device: build what the store lacks, find and load what it holds."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import BackendChoice, Precision
 from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.service.progress import Progress, no_progress
-from devit_engines.accuracy import GateResult, digest_of_reference
+from devit_engines.accuracy import reference_digest
 from devit_engines.board import Board, detect_board
-from devit_engines.building.backends import AS_USUAL, RunSettings, backend_of
-from devit_engines.building.build_one import make_engine
-from devit_engines.building.store import EngineKey, EngineRecord, FailedRung, Latency, Store
-from devit_engines.building.target import Job
-from devit_engines.engine import Engine
+from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings, backend_of
+from devit_engines.building.build_one import BuiltEngine, build_one
+from devit_engines.building.store import EngineKey, EngineRecord, Store
+from devit_engines.building.target import Target
+from devit_engines.engine import CheckedEngine
+from devit_engines.names import ModelRef
 
 
 @dataclass(frozen=True)
-class BuiltEngine:
-    """An engine in the store that has passed the gate of its bundle."""
+class StoredEngine:
+    """An engine that the store holds for this device; not loaded yet."""
 
-    device: int | None
-    """Index of the submodel; absent for the baseline."""
-    key: str
-    """Digest, 64 hex digits."""
-    path: Path
-    """Folder in the store."""
-    rung: str
-    was_cached: bool
-    """It was in the store already, built by this process or another."""
-    duration_s: float
-    """Time that this call took, waiting for another builder included."""
-    gate: GateResult
-    size_bytes: int
-    build_s: float
-    """Time of the build alone, perhaps an earlier one."""
-    latency: Latency
+    target: Target
+    key: EngineKey
+    record: EngineRecord | None
+    """Absent if it is damaged, which :meth:`load` reports."""
+
+    @property
+    def title(self) -> str:
+        """For people: ``TensorRT 10.3.0, fp16``."""
+        return f"{self.target.backend.title} {self.key.backend_version}, {self.key.rung}"
+
+    def load(self, settings: RunSettings = DEFAULT_SETTINGS) -> CheckedEngine:
+        """Load the engine.
+
+        Raises:
+            NotBuiltError: It is damaged, or other golden images have validated it; the text names the command that
+                builds it.
+            EngineError: The back end cannot load it.
+        """
+        target, digest = self.target, self.key.digest
+        record, content = target.store.read(digest, f"run {target.command}")
+        if record.validated_against != reference_digest(target.bundle):
+            raise NotBuiltError(
+                f"{target.store.folder / digest}: the engine was validated with other golden images than those of "
+                f"{target.bundle.folder}: run {target.command}"
+            )
+        return target.backend.load(content, target.spec(self.key), settings)
 
 
 def build_engines(
@@ -47,13 +57,13 @@ def build_engines(
     *,
     submodels: Sequence[int] | None = None,
     baseline: bool = False,
-    backend: str = "auto",
-    precision: str = "fp16",
-    settings: RunSettings = AS_USUAL,
+    backend: BackendChoice = "auto",
+    precision: Precision = "fp16",
+    settings: RunSettings = DEFAULT_SETTINGS,
     board: Board | None = None,
     progress: Progress = no_progress,
 ) -> list[BuiltEngine]:
-    """Build the engines that the store lacks, each judged by the bundle's golden images on this device.
+    """Build the engines that the store lacks, and check each with the bundle's golden images on this device.
 
     Args:
         bundle: What to build.
@@ -62,122 +72,104 @@ def build_engines(
         baseline: Build the undivided teacher too.
         backend: Name in the table of back ends, or ``auto``.
         precision: ``fp16`` tries the fastest rung first; ``fp32`` takes that one alone.
-        settings: How the engine is run while it is judged.
+        settings: How the engine is run while it is checked.
         board: The device to build for; None is the one that this runs on.
-        progress: Told of every graph as a stage of its own, in golden images.
+        progress: Called with every model as a stage of its own, in golden images.
 
     Returns:
         The submodels in the order given, then the baseline.
 
     Raises:
-        EngineError: A graph is not in the bundle, the back end is missing, or no rung passed the gate.
+        EngineError: A model is not in the bundle, the back end is missing, or no rung passed the accuracy check.
         ManifestError: The bundle is broken.
         InputError: A file cannot be read, or the store not be written.
     """
-    known = range(len(bundle.manifest.submodels))
-    devices: list[int | None] = [*(known if submodels is None else submodels)]
-    for device in devices:
-        if device not in known:
+    count = len(bundle.manifest.submodels)
+    models: list[ModelRef] = [*(range(count) if submodels is None else submodels)]
+    for model in models:
+        if model not in range(count):
             raise EngineError(
-                f"submodel {device}: expected 0 to {len(known) - 1}, which {bundle.folder} holds: choose another"
+                f"submodel {model}: expected 0 to {count - 1}, which {bundle.folder} holds: choose another"
             )
     if baseline:
         _require_baseline(bundle)
-        devices.append(None)
-    row, place = backend_of(backend), board or detect_board()
-    jobs = [Job(bundle, store, device, row, place, precision) for device in devices]
-    return [_build(job, settings, progress) for job in jobs]
+        models.append("baseline")
+    row, here = backend_of(backend), board or detect_board()
+    return [build_one(Target(bundle, store, model, row, here, precision), settings, progress) for model in models]
+
+
+def find_engine(
+    bundle: Bundle,
+    store: Store,
+    model: ModelRef,
+    *,
+    backend: BackendChoice = "auto",
+    precision: Precision = "fp16",
+    board: Board | None = None,
+) -> StoredEngine:
+    """Find what :func:`build_engines` stored for this bundle on this device.
+
+    The first rung that this bundle's golden images have validated wins, else the first that is there at all. With
+    ``auto``, ONNX Runtime's engine will do if TensorRT has none.
+
+    Args:
+        bundle: The bundle that the engine belongs to.
+        store: Where it was built to.
+        model: Which model of the bundle.
+        backend: Name in the table of back ends, or ``auto``.
+        precision: ``fp16`` takes the fastest rung that has passed, ``fp32`` that one alone.
+        board: The device to load for; None is the one that this runs on.
+
+    Raises:
+        NotBuiltError: It was not built here; the text names the command that builds it.
+        EngineError: The bundle has no baseline.
+    """
+    if model == "baseline":
+        _require_baseline(bundle)
+    rows = [backend_of(backend)]
+    if backend == "auto" and rows[0].name != "ort" and backend_of("ort").is_installed:
+        rows.append(backend_of("ort"))
+    targets = [Target(bundle, store, model, row, board or detect_board(), precision) for row in rows]
+    found = [
+        StoredEngine(target, key, store.record(key.digest))
+        for target in targets
+        for key in target.engine_keys()
+        if (store.folder / key.digest).is_dir()
+    ]
+    for stored in found:
+        if stored.record is not None and stored.record.validated_against == reference_digest(bundle):
+            return stored
+    if found:
+        return found[0]
+    raise NotBuiltError(
+        f"{store.folder}: expected an engine for {targets[0].name}, found {_nearest(targets[0])}: "
+        f"run {targets[0].command}"
+    )
 
 
 def load_engine(
     bundle: Bundle,
     store: Store,
-    device: int | None,
+    model: ModelRef,
     *,
-    backend: str = "auto",
-    precision: str = "fp16",
-    settings: RunSettings = AS_USUAL,
+    backend: BackendChoice = "auto",
+    precision: Precision = "fp16",
+    settings: RunSettings = DEFAULT_SETTINGS,
     board: Board | None = None,
-) -> Engine:
-    """Load what :func:`build_engines` stored for this bundle on this device.
-
-    Args:
-        bundle: The bundle that the engine belongs to.
-        store: Where it was built to.
-        device: Index of the submodel; None loads the baseline.
-        backend: Name in the table of back ends, or ``auto``.
-        precision: ``fp16`` takes the fastest rung that has passed, ``fp32`` that one alone.
-        settings: How it is run.
-        board: The device to load for; None is the one that this runs on.
-
-    Raises:
-        NotBuiltError: It was not built here, is damaged, or was judged by other golden images; the text names the
-            command that builds it.
-        EngineError: The back end cannot load it.
-    """
-    job, key = _stored(bundle, store, device, backend, precision, board)
-    record, content = store.read(key.digest, f"run {job.command}")
-    if record.judged_by != digest_of_reference(bundle):
-        raise NotBuiltError(
-            f"{store.folder / key.digest}: expected an engine judged by the golden images of {bundle.folder}, "
-            f"found one judged by others: run {job.command}"
-        )
-    return job.backend.load(content, job.spec(key), settings)
-
-
-def stored_key(
-    bundle: Bundle,
-    store: Store,
-    device: int | None,
-    *,
-    backend: str = "auto",
-    precision: str = "fp16",
-    board: Board | None = None,
-) -> EngineKey:
-    """Find the key of the engine that :func:`load_engine` loads, without loading it.
-
-    Raises:
-        NotBuiltError: It was not built here.
-    """
-    return _stored(bundle, store, device, backend, precision, board)[1]
-
-
-def _stored(
-    bundle: Bundle, store: Store, device: int | None, backend: str, precision: str, board: Board | None
-) -> tuple[Job, EngineKey]:
-    """The first rung that this bundle's golden images have let pass, else the first that is there at all.
-
-    With ``auto``, ONNX Runtime's engine will do where TensorRT has none.
-    """
-    if device is None:
-        _require_baseline(bundle)
-    rows = [backend_of(backend)]
-    if backend == "auto" and rows[0].name != "ort" and backend_of("ort").is_installed:
-        rows.append(backend_of("ort"))
-    jobs = [Job(bundle, store, device, row, board or detect_board(), precision) for row in rows]
-    found = [(job, key) for job in jobs for key in job.engine_keys() if (store.folder / key.digest).is_dir()]
-    reference = digest_of_reference(bundle)
-    for job, key in found:
-        record = store.record(key.digest)
-        if record is not None and record.judged_by == reference:
-            return job, key
-    if found:
-        return found[0]
-    raise NotBuiltError(
-        f"{store.folder}: expected an engine for {jobs[0].name}, found {_nearest(jobs[0], jobs[0].engine_keys())}: "
-        f"run {jobs[0].command}"
-    )
+) -> CheckedEngine:
+    """Find an engine as :func:`find_engine` does, and load it as :meth:`StoredEngine.load` does."""
+    return find_engine(bundle, store, model, backend=backend, precision=precision, board=board).load(settings)
 
 
 def _require_baseline(bundle: Bundle) -> None:
     if bundle.manifest.baseline is None:
-        raise EngineError(f"{bundle.folder}: expected a baseline, found none: leave --baseline out")
+        raise EngineError(f"{bundle.folder}: the bundle has no baseline: leave --baseline out")
 
 
-def _nearest(job: Job, keys: list[EngineKey]) -> str:
+def _nearest(target: Target) -> str:
     """Say what the store holds of the same graph, and in what it differs."""
-    models = {key.model_sha256: key for key in keys}
-    for record in job.store.records():
+    models = {key.model_sha256: key for key in target.engine_keys()}
+    for record in target.store.records():
         if (wanted := models.get(record.key.model_sha256)) is not None:
             other = record.key
             return (
@@ -186,49 +178,3 @@ def _nearest(job: Job, keys: list[EngineKey]) -> str:
                 f"{wanted.device_name} on {wanted.compute_capability}"
             )
     return "none"
-
-
-def _build(job: Job, settings: RunSettings, progress: Progress) -> BuiltEngine:
-    """Take the first rung in the store, else build rung by rung until one passes the gate."""
-    start_s = time.monotonic()
-    failed: list[FailedRung] = []
-    keys = job.engine_keys()
-    for key in keys:
-        if (found := _hit(job, key)) is not None:
-            return _built(job, found, True, start_s)
-    for key in keys:
-        with job.store.lock(key.digest, lambda: progress(job.name, 0, 1, "waiting for another build of it")):
-            if (found := _hit(job, key)) is not None:  # whoever held the lock has built it
-                return _built(job, found, True, start_s)
-            made = make_engine(job, key, settings, tuple(failed), progress)
-        if isinstance(made, EngineRecord):
-            return _built(job, made, False, start_s)
-        failed.append(made)
-    failures = "; ".join(f"{each.rung}: {', '.join(each.failures)}" for each in failed)
-    raise EngineError(
-        f"{job.name}: no rung passes on this device ({failures}), nothing was stored: "
-        "make the bundle again with devit export"
-    )
-
-
-def _hit(job: Job, key: EngineKey) -> EngineRecord | None:
-    """Find an intact engine that was judged by this bundle's golden images."""
-    entry = job.store.find(key.digest)
-    if entry is None or entry.damage is not None or entry.record is None:
-        return None
-    return entry.record if entry.record.judged_by == digest_of_reference(job.bundle) else None
-
-
-def _built(job: Job, record: EngineRecord, was_cached: bool, start_s: float) -> BuiltEngine:
-    return BuiltEngine(
-        device=job.device,
-        key=record.key.digest,
-        path=job.store.folder / record.key.digest,
-        rung=record.key.rung,
-        was_cached=was_cached,
-        duration_s=time.monotonic() - start_s,
-        gate=record.gate,
-        size_bytes=record.file.size_bytes,
-        build_s=record.build_s,
-        latency=record.latency,
-    )

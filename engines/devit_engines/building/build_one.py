@@ -1,116 +1,177 @@
-"""One rung of one graph becomes an engine in the store: built, or taken as it is, then judged on this device."""
+"""One model becomes an engine in the store: rung after rung is built and checked here until one passes."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
+from devit_contract.errors import EngineError
+from devit_contract.machine import power_mode
 from devit_contract.service.progress import Progress
-from devit_engines.accuracy import ENOUGH_IMAGES, GateResult, Thresholds, digest_of_reference, reference_of, run_gate
-from devit_engines.board import power_mode, toolkit_version
-from devit_engines.building.backends import Built, RunSettings
+from devit_engines.accuracy import ENOUGH_IMAGES, AccuracyResult, check_accuracy, reference_digest, reference_of
+from devit_engines.board import toolkit_version
+from devit_engines.building.backends import RunSettings
+from devit_engines.building.latency import measure_latency
 from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency
-from devit_engines.building.target import Job
+from devit_engines.building.target import Target
 from devit_engines.engine import CannotCompileError
-from devit_engines.latency import measure_latency
+from devit_engines.names import ModelRef
+from devit_engines.trt.request import Built, Report
 
 
-def make_engine(
-    job: Job, key: EngineKey, settings: RunSettings, failed: tuple[FailedRung, ...], progress: Progress
-) -> EngineRecord | FailedRung:
-    """Build, judge and store one rung, or say what kept it from passing. Call it under the lock of its key.
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine in the store that has passed the accuracy check of its bundle."""
 
-    Args:
-        job: The graph.
-        key: The rung.
-        settings: How the engine is run while it is judged.
-        failed: Faster rungs that did not pass, for the record.
-        progress: Told while it is built, and of every golden image.
+    model: ModelRef
+    record: EngineRecord
+    was_cached: bool
+    """Whether the store held it already, built by this process or another."""
+    duration_s: float
+    """Time that this call took, waiting for another builder included."""
+
+    @property
+    def digest(self) -> str:
+        """Name of its folder in the store."""
+        return self.record.key.digest
+
+
+def build_one(target: Target, settings: RunSettings, progress: Progress) -> BuiltEngine:
+    """Take the first rung that the store holds, else build rung after rung until one passes the accuracy check.
 
     Raises:
-        EngineError: The back end fails for reasons that every rung shares.
-        InputError: The store cannot be written.
+        EngineError: No rung passes, or the back end fails for reasons that every rung shares.
+        InputError: A graph cannot be read, or the store not be written.
+        ManifestError: The bundle is broken.
     """
-    try:
-        built, build_s = _engine_file(job, key, progress)
-    except CannotCompileError as err:
-        return FailedRung(key.rung, (str(err),))
-    gate, latency, notes = _judged(job, key, built.content, settings, progress)
-    if failures := gate.failures(Thresholds()):
-        job.store.drop(key.digest)  # an older bundle's golden images may have let it pass
+    start_s = time.monotonic()
+    keys = target.engine_keys()
+    for key in keys:
+        if (found := _validated(target, key)) is not None:
+            return BuiltEngine(target.model, found, True, time.monotonic() - start_s)
+    failed: list[FailedRung] = []
+    for key in keys:
+        with target.store.lock(key.digest, lambda: progress(target.name, 0, 1, "waiting for another build of it")):
+            found = _validated(target, key)  # another process may have built it meanwhile
+            made = found or _build_rung(target, key, settings, tuple(failed), progress)
+        if isinstance(made, EngineRecord):
+            return BuiltEngine(target.model, made, found is not None, time.monotonic() - start_s)
+        failed.append(made)
+    failures = "; ".join(f"{each.rung}: {', '.join(each.failures)}" for each in failed)
+    raise EngineError(
+        f"{target.name}: no rung passes on this device ({failures}), nothing was stored: "
+        "make the bundle again with devit export"
+    )
+
+
+def _validated(target: Target, key: EngineKey) -> EngineRecord | None:
+    """Find an intact engine that this bundle's golden images have validated."""
+    entry = target.store.find(key.digest)
+    if entry is None or entry.damage is not None or entry.record is None:
+        return None
+    return entry.record if entry.record.validated_against == reference_digest(target.bundle) else None
+
+
+def _build_rung(
+    target: Target, key: EngineKey, settings: RunSettings, failed: tuple[FailedRung, ...], progress: Progress
+) -> EngineRecord | FailedRung:
+    """Build, check and store one rung under the lock of its key, or say why it does not pass.
+
+    An intact engine that other golden images have validated is not built again, only checked.
+
+    Args:
+        target: The model.
+        key: The rung.
+        settings: How the engine is run while it is checked.
+        failed: Faster rungs that did not pass, for the record.
+        progress: Called while it is built, and for the golden images.
+    """
+    entry = target.store.find(key.digest)
+    if entry is not None and entry.damage is None:
+        record, content = target.store.read(key.digest)
+        built, build_s = Built(content, record.route, record.warnings), record.build_s
+    else:
+        start_s = time.monotonic()
+        try:
+            built = target.backend.build(target.request(key), _build_report(target, key, progress))
+        except CannotCompileError as err:
+            return FailedRung(key.rung, (str(err),))
+        build_s = time.monotonic() - start_s
+    accuracy, latency, notes = _checked(target, key, built.content, settings, progress)
+    if failures := accuracy.failures():
+        target.store.drop(key.digest)  # it may have passed with an older bundle's golden images
         return FailedRung(key.rung, tuple(failures), latency)
-    if gate.images < ENOUGH_IMAGES:
-        notes = (*notes, f"judged by {gate.images} golden images, {ENOUGH_IMAGES} tell what a flip rate of 1 % is")
+    record = _record(target, key, built, build_s, accuracy, latency, notes, failed)
+    target.store.keep(record, built.content)
+    return record
+
+
+def _build_report(target: Target, key: EngineKey, progress: Progress) -> Report:
+    """Turn what a build reports into progress, measured against the last build of the same model and rung here."""
+    wanted = (target.title, key.rung, key.backend)
+    known = [each for each in target.store.records() if (each.title, each.key.rung, each.key.backend) == wanted]
+    expected_s = max(known, key=lambda record: record.created).build_s if known else None
+    about = "" if expected_s is None else f" of about {expected_s:.0f} s"
+
+    def report(elapsed_s: float, phase: str) -> None:
+        done = 0.0 if expected_s is None else min(elapsed_s / max(expected_s, 1e-3), 0.99)
+        progress(target.name, done, 1.0, f"building {key.rung}: {elapsed_s:.0f} s{about}, {phase}")
+
+    report(0.0, "starting")
+    return report
+
+
+def _checked(
+    target: Target, key: EngineKey, content: bytes, settings: RunSettings, progress: Progress
+) -> tuple[AccuracyResult, Latency, tuple[str, ...]]:
+    """Send the golden images through the engine, and again as replays if it runs so; a failure ends it."""
+    reference = reference_of(target.bundle, target.model)
+    notes: list[str] = []
+    for use_graph in (False, True) if target.backend.has_graphs and settings.use_graph else (False,):
+        note = f"checking {key.rung}{', replayed' if use_graph else ''}"
+        with target.backend.load(content, target.spec(key), replace(settings, use_graph=use_graph)) as engine:
+            report = partial(progress, target.name, total=len(reference.images), note=note)
+            accuracy = check_accuracy(engine.unchecked_features, reference, report)
+            latency = measure_latency(engine, reference.images)
+            notes += engine.notes
+        if accuracy.failures():
+            break
+    if accuracy.images < ENOUGH_IMAGES:
+        notes.append(
+            f"validated with {accuracy.images} golden images, {ENOUGH_IMAGES} are needed for a flip rate of 1 %"
+        )
+    return accuracy, latency, tuple(notes)
+
+
+def _record(
+    target: Target,
+    key: EngineKey,
+    built: Built,
+    build_s: float,
+    accuracy: AccuracyResult,
+    latency: Latency,
+    notes: tuple[str, ...],
+    failed: tuple[FailedRung, ...],
+) -> EngineRecord:
     mode = power_mode()
-    record = EngineRecord(
+    return EngineRecord(
         schema=SCHEMA,
-        model=f"{job.name} of {job.bundle.manifest.name}",
+        title=target.title,
         key=key,
-        file=EngineFile(job.backend.file_name, hashlib.sha256(built.content).hexdigest(), len(built.content)),
+        file=EngineFile(target.backend.file_name, hashlib.sha256(built.content).hexdigest(), len(built.content)),
         build_s=build_s,
-        gate=gate,
-        judged_by=digest_of_reference(job.bundle),
+        accuracy=accuracy,
+        validated_against=reference_digest(target.bundle),
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         latency=latency,
-        l4t=job.board.l4t,
+        l4t=target.board.l4t,
         power_mode=None if mode is None else str(mode),
         cuda=toolkit_version(Path("/")),
         route=built.route,
         warnings=(*built.warnings, *notes),
         failed_rungs=failed,
     )
-    job.store.keep(record, built.content)
-    return record
-
-
-def _judged(
-    job: Job, key: EngineKey, content: bytes, settings: RunSettings, progress: Progress
-) -> tuple[GateResult, Latency, tuple[str, ...]]:
-    """Send the golden images through the engine, then once more as replays where it runs so; a failure ends it."""
-    reference = reference_of(job.bundle, job.device)
-    notes: list[str] = []
-    for use_graph in (False, True) if job.backend.has_graphs and settings.use_graph else (False,):
-        words = f"checking {key.rung}{', replayed' if use_graph else ''}"
-        report = partial(_say_checked, progress, job.name, len(reference.images), words)
-        with job.backend.load(content, job.spec(key), replace(settings, use_graph=use_graph)) as engine:
-            gate = run_gate(engine.unchecked_features, reference, report)
-            latency = measure_latency(engine, reference.images)
-            notes += engine.notes
-        if gate.failures(Thresholds()):
-            break
-    return gate, latency, tuple(notes)
-
-
-def _say_checked(progress: Progress, name: str, total: int, words: str, done: int) -> None:
-    progress(name, done, total, words)
-
-
-def _engine_file(job: Job, key: EngineKey, progress: Progress) -> tuple[Built, float]:
-    """Reuse an intact engine that only needs judging anew, else build; with the seconds that its build took."""
-    entry = job.store.find(key.digest)
-    if entry is not None and entry.damage is None:
-        record, content = job.store.read(key.digest)
-        return Built(content, record.route, record.warnings), record.build_s
-    expected_s = _expected_s(job, key)
-    about = "" if expected_s is None else f" of about {expected_s:.0f} s"
-
-    def report(elapsed_s: float, doing: str) -> None:
-        done = 0.0 if expected_s is None else min(elapsed_s / max(expected_s, 1e-3), 0.99)
-        progress(job.name, done, 1.0, f"building {key.rung}: {elapsed_s:.0f} s{about}, {doing}")
-
-    report(0.0, "starting")
-    start_s = time.monotonic()
-    built = job.backend.build(job.request(key), report)
-    return built, time.monotonic() - start_s
-
-
-def _expected_s(job: Job, key: EngineKey) -> float | None:
-    """Seconds that the last build of the same model and rung took here, of any version; None where there was none."""
-    model = f"{job.name} of {job.bundle.manifest.name}"
-    wanted = (model, key.rung, key.backend)
-    known = [record for record in job.store.records() if (record.model, record.key.rung, record.key.backend) == wanted]
-    return max(known, key=lambda record: record.created).build_s if known else None

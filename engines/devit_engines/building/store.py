@@ -2,14 +2,13 @@
 
 ::
 
-    <store>/<key digest>/engine.json    all of the key, and how the engine was built and judged
+    <store>/<key digest>/engine.json    all of the key, and how the engine was built and checked
     <store>/<key digest>/model.onnx     the engine itself, under the name that its back end gives it
-    <store>/locks/<key digest>          there while somebody builds that key
+    <store>/locks/<key digest>          there while a process builds that key
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -18,21 +17,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
-from devit_contract.artefacts.files import new_folder, open_lock, read_json, write_bytes, write_json
-from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
-from devit_engines.accuracy import GateResult
+from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
+from devit_contract.choices import Rung
+from devit_contract.errors import InputError, ManifestError, NotBuiltError
+from devit_engines.accuracy import AccuracyResult
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD_NAME = "engine.json"
+_DIGEST = "([0-9a-f]{64})"
 _HINT = "build it again with devit build"
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that makes one engine another one; the order of the fields is part of the digest."""
+    """Everything that an engine depends on; the order of the fields is part of the digest."""
 
     model_sha256: str
     """Of the bundle's ONNX file."""
@@ -40,7 +40,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backend_version: str
     device_name: str
     compute_capability: str
-    rung: str
+    rung: Rung
     options: tuple[str, ...]
     """Build options, ``name=value``."""
 
@@ -77,9 +77,9 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A faster rung that did not pass the gate on this device."""
+    """A faster rung that did not pass the accuracy check on this device."""
 
-    rung: str
+    rung: Rung
     failures: tuple[str, ...]
     latency: Latency | None = None
     """What the rung that was taken costs is the difference to this; absent where none could be built."""
@@ -89,15 +89,15 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """``engine.json``."""
 
     schema: int
-    model: str
+    title: str
     """For people: ``submodel 0 of fashion-mnist``. Other bundles may hold the same graph under another name."""
     key: EngineKey
     file: EngineFile
     build_s: float
-    """Seconds from the ONNX file to the engine, without the gate."""
-    gate: GateResult
-    judged_by: str
-    """Digest of the golden set and fusion head behind ``gate``."""
+    """Seconds from the ONNX file to the engine, without the accuracy check."""
+    accuracy: AccuracyResult
+    validated_against: str
+    """Digest of the golden set and fusion head that gave ``accuracy``."""
     created: str
     """UTC, ``2026-01-31T12:00:00Z``."""
     latency: Latency
@@ -115,7 +115,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the store, looked at."""
+    """One folder of the store and its state."""
 
     digest: str
     folder: Path
@@ -123,6 +123,11 @@ class Entry:
     """Absent where the record itself is damaged."""
     damage: str | None
     """Why the engine cannot be loaded; absent where it can."""
+
+    @property
+    def title(self) -> str:
+        """For people: ``submodel 0 of fashion-mnist``."""
+        return "unknown" if self.record is None else self.record.title
 
 
 class Store:
@@ -151,7 +156,7 @@ class Store:
         Raises:
             InputError: The store is no folder.
         """
-        found = (self.find(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        found = (self.find(digest) for digest in self._digests())
         return [entry for entry in found if entry is not None]
 
     def record(self, digest: str) -> EngineRecord | None:
@@ -163,7 +168,7 @@ class Store:
 
     def records(self) -> list[EngineRecord]:
         """Read what is known of every key, without the engines."""
-        found = (self.record(digest) for digest in self._names(r"(?P<digest>[0-9a-f]{64})"))
+        found = (self.record(digest) for digest in self._digests())
         return [record for record in found if record is not None]
 
     def read(self, digest: str, hint: str = _HINT) -> tuple[EngineRecord, bytes]:
@@ -196,9 +201,9 @@ class Store:
         """Delete an engine; call it under the key's :meth:`lock`."""
         shutil.rmtree(self.folder / digest, ignore_errors=True)
 
-    def left_behind(self) -> list[str]:
-        """Keys with drafts in the store: of a build that was killed, or of one that runs now."""
-        return self._names(r"\.(?P<digest>[0-9a-f]{64})\..+")
+    def leftovers(self) -> list[str]:
+        """Keys with drafts in the store: of a build that was killed, or of one that is running."""
+        return self._digests(rf"\.{_DIGEST}\..+")
 
     @contextmanager
     def lock(self, digest: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -206,24 +211,17 @@ class Store:
 
         Args:
             digest: The key's.
-            on_wait: Called once before waiting for another builder.
+            on_wait: Called before waiting for another builder.
 
         Raises:
-            EngineError: The store cannot be written.
+            InputError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
-        has_waited = False
+        self._make_folder(path.parent)
         while True:
-            with self._lock_file(path) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if not has_waited:
-                        on_wait()
-                    has_waited = True
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with exclusive_lock(path, on_wait=on_wait) as file:
                 if not _is_at(path, file):
-                    continue  # whoever held it has removed it; the next one may lock another file by now
+                    continue  # its holder has removed it; the next process may lock another file by now
                 try:
                     self._sweep(digest)
                     yield
@@ -232,22 +230,21 @@ class Store:
                         path.unlink()
                 return
 
-    def _lock_file(self, path: Path) -> IO[bytes]:
+    def _make_folder(self, folder: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return open_lock(path)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
-            raise EngineError(
+            raise InputError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
             ) from err
 
-    def _names(self, pattern: str) -> list[str]:
+    def _digests(self, pattern: str = _DIGEST) -> list[str]:
         if not self.folder.exists():
             return []
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: expected a folder of engines, found a file: choose another with --store")
         matches = (re.fullmatch(pattern, path.name) for path in self.folder.iterdir())
-        return sorted({match["digest"] for match in matches if match is not None})
+        return sorted({match[1] for match in matches if match is not None})
 
     def _sweep(self, digest: str) -> None:
         """Delete drafts of killed builds; under the lock there can be no others."""
@@ -276,18 +273,18 @@ class Store:
         return content
 
 
-def _is_at(path: Path, file: IO[bytes]) -> bool:
+def _is_at(path: Path, file: int) -> bool:
     """Whether an open file is still the one of that name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
         return False
 
 
 def default_folder() -> Path:
-    """Find the store of whoever runs this.
+    """Find the store of the user or service that runs this.
 
-    A service's lies in its state directory, as systemd names it (``StateDirectory=`` in systemd.exec(5)); a user's is
+    A service's is in its state directory, as systemd names it (``StateDirectory=`` in systemd.exec(5)); a user's is
     ``$XDG_CACHE_HOME/devit/engines``, else ``~/.cache/devit/engines``.
     """
     state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]

@@ -1,45 +1,46 @@
-"""One graph of a bundle, for one back end on one board: its keys, its file, and the command that builds it."""
+"""One model of a bundle, for one back end on one board: its keys, its files, and the command that builds it."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import InputError, ManifestError
+from devit_contract.choices import Precision, Rung
+from devit_contract.errors import ManifestError
 from devit_engines.board import Board
-from devit_engines.building.backends import Backend, BuildRequest
+from devit_engines.building.backends import Backend
 from devit_engines.building.store import EngineKey, Store, default_folder
 from devit_engines.engine import EngineSpec
+from devit_engines.names import ModelRef, name_of, role_of
+from devit_engines.trt.request import BuildRequest, GraphFile
+from devit_engines.trt.timing_cache import timing_cache_path
 
 
 @dataclass(frozen=True)
-class Job:
-    """One graph of the bundle, for one back end on one board."""
+class Target:
+    """One model of the bundle, for one back end on one board."""
 
     bundle: Bundle
     store: Store
-    device: int | None
-    """Index of the submodel; absent for the baseline."""
+    model: ModelRef
     backend: Backend
     board: Board
-    precision: str = "fp16"
-    """``fp16``: every rung in turn; ``fp32``: that one alone."""
-
-    @property
-    def role(self) -> str:
-        """Of its files in the manifest."""
-        return "baseline" if self.device is None else "submodel"
+    precision: Precision = "fp16"
 
     @property
     def name(self) -> str:
         """For messages: ``submodel 0``, ``baseline``."""
-        return self.role if self.device is None else f"{self.role} {self.device}"
+        return name_of(self.model)
+
+    @property
+    def title(self) -> str:
+        """For people: ``submodel 0 of fashion-mnist``."""
+        return f"{self.name} of {self.bundle.manifest.name}"
 
     @property
     def command(self) -> str:
         """What the user runs to make this engine."""
-        graph = "--baseline" if self.device is None else f"--submodels {self.device}"
+        graph = "--baseline" if self.model == "baseline" else f"--submodels {self.model}"
         store = "" if self.store.folder == default_folder() else f" --store {self.store.folder}"
         return f"devit build {self.bundle.folder} {graph}{store}"
 
@@ -50,7 +51,7 @@ class Job:
             ManifestError: There is no such rung.
             EngineError: The back end is not installed.
         """
-        offered = self.bundle.manifest.graph(self.role, self.device).rungs
+        offered = self.bundle.manifest.graph(*role_of(self.model)).rungs
         rungs = [rung for rung in offered if rung in self.backend.rungs and self.precision in ("fp16", rung)]
         if not rungs:
             raise ManifestError(
@@ -60,7 +61,7 @@ class Job:
         version = self.backend.version()
         return [
             EngineKey(
-                model_sha256=self.bundle.manifest.file(self.role, device=self.device, rung=rung).sha256,
+                model_sha256=self._graph(rung).sha256,
                 backend=self.backend.name,
                 backend_version=version,
                 device_name=self.board.name,
@@ -74,40 +75,29 @@ class Job:
     def spec(self, key: EngineKey) -> EngineSpec:
         """Say what the engine of a key has to be."""
         manifest = self.bundle.manifest
-        output_dim = manifest.graph(self.role, self.device).output_dim
-        return EngineSpec(self.name, manifest.preprocess.shape, output_dim, key.revision)
+        return EngineSpec(
+            self.name, manifest.preprocess.shape, manifest.graph(*role_of(self.model)).output_dim, key.revision
+        )
 
     def request(self, key: EngineKey) -> BuildRequest:
         """Say what the engine of a key is built from.
 
         Raises:
-            InputError: A file cannot be read.
-            ManifestError: A file has changed since the bundle was opened, or the bundle has no rung fp32.
+            ManifestError: The bundle has no rung fp32.
         """
+        store = self.store.folder
+        cache = timing_cache_path(store, key.backend_version, key.device_name, key.compute_capability)
         return BuildRequest(
             name=self.name,
             rung=key.rung,
             graph=self._graph(key.rung),
-            plain_graph=self._graph("fp32"),
-            fp32_nodes=self.bundle.manifest.graph(self.role, self.device).fp32_nodes.get(key.rung, ()),
-            board=self.board,
-            store=self.store.folder,
-            drafts=self.store.folder / f".{key.digest}.",
+            fp32_graph=self._graph("fp32"),
+            fp32_nodes=self.bundle.manifest.graph(*role_of(self.model)).fp32_nodes.get(key.rung, ()),
+            timing_cache=str(cache),
+            temp_prefix=str(store / f".{key.digest}."),
         )
 
-    def _graph(self, rung: str) -> bytes:
-        """Read the ONNX file of a rung.
-
-        Raises:
-            InputError: It cannot be read.
-            ManifestError: It has changed since the bundle was opened.
-        """
-        expected = self.bundle.manifest.file(self.role, device=self.device, rung=rung).sha256
-        path = self.bundle.path(self.role, device=self.device, rung=rung)
-        try:
-            content = path.read_bytes()
-        except OSError as err:
-            raise InputError(f"{path}: cannot be read ({err.strerror}): copy the bundle again") from err
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found another: copy the bundle again")
-        return content
+    def _graph(self, rung: Rung) -> GraphFile:
+        role, index = role_of(self.model)
+        path = self.bundle.path(role, device=index, rung=rung)
+        return GraphFile(str(path), self.bundle.manifest.file(role, device=index, rung=rung).sha256)

@@ -1,11 +1,7 @@
 """CUDA as the engines need it: device memory, streams and graphs by the driver API, in one thread.
 
-Python reaches the driver API in three ways. ``auto`` is ctypes: ``libcuda.so.1`` belongs to the driver, so it is on
-every Jetson and never of another version than the driver; nothing has to be installed or compiled, and all that is
-needed here can be called, graphs included. pycuda has to be compiled on the device and knows no graphs, cuda-bindings
-is a package more; both are there for programs that use them anyway.
-
-All of them work in the device's *primary* context, which TensorRT's runtime API uses too.
+Work is done in the device's *primary* context, which TensorRT's runtime API uses too. :class:`Cuda` documents the
+methods once for all implementations.
 """
 
 from __future__ import annotations
@@ -18,9 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.errors import DeviceLostError, EngineError, InputError
-
-CHOICES = ("auto", "pycuda", "cuda-bindings", "ctypes")
+from devit_contract.errors import DeviceLostError, EngineError
 
 NON_BLOCKING_STREAM = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream."""
@@ -52,7 +46,7 @@ _CURES = {
 
 @dataclass(frozen=True, eq=False)
 class HostBuffer:
-    """Memory of the CPU that the GPU can copy from and to while the CPU goes on."""
+    """Memory of the CPU that the GPU can copy from and to while the CPU continues."""
 
     array: npt.NDArray[np.uint8]
     """Shape ``(size_bytes,)``; must not be touched after ``free_host``."""
@@ -69,14 +63,6 @@ class Cuda(Protocol):
 
     name: str
     """``ctypes``, ``cuda-bindings`` or ``pycuda``."""
-
-    def driver_version(self) -> int:
-        """Newest CUDA that the driver supports, 12060 for 12.6."""
-        ...
-
-    def memory_info(self) -> tuple[int, int]:
-        """Free and total memory in bytes; on a Jetson the CPU's."""
-        ...
 
     def allocate(self, size_bytes: int) -> int:
         """Device memory, content undefined; returns its address."""
@@ -140,7 +126,7 @@ class Cuda(Protocol):
 
 
 class Driver(Protocol):
-    """Who performs one function of the driver API."""
+    """A way to call one function of the driver API."""
 
     name: str
 
@@ -178,25 +164,13 @@ class DriverCuda:
             self._release()
             raise
 
-    def driver_version(self) -> int:
-        """Newest CUDA that the driver supports, 12060 for 12.6."""
-        return self._call("cuDriverGetVersion")[0]
-
-    def memory_info(self) -> tuple[int, int]:
-        """Free and total memory in bytes."""
-        free, total = self._call("cuMemGetInfo")
-        return free, total
-
     def allocate(self, size_bytes: int) -> int:
-        """Device memory, content undefined; returns its address."""
         return self._call("cuMemAlloc", size_bytes)[0]
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
         self._call("cuMemFree", address)
 
     def allocate_host(self, size_bytes: int, *, mapped: bool = False) -> HostBuffer:
-        """Pinned CPU memory, content undefined; ``mapped`` gives it a device address too."""
         (address,) = self._call("cuMemHostAlloc", size_bytes, MAPPED_HOST_MEMORY if mapped else 0)
         device_address = None
         if mapped:
@@ -211,36 +185,28 @@ class DriverCuda:
         return buffer
 
     def free_host(self, buffer: HostBuffer) -> None:
-        """Give pinned memory back."""
         self._call("cuMemFreeHost", self._host_address(buffer, 0))
         del self._host_addresses[buffer]
 
     def create_stream(self) -> int:
-        """Make a queue of work that does not wait for the default stream."""
         return self._call("cuStreamCreate", NON_BLOCKING_STREAM)[0]
 
     def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
         self._call("cuStreamDestroy", stream)
 
     def copy_to_device(self, address: int, source: HostBuffer, size_bytes: int, stream: int) -> None:
-        """Queue a copy of the buffer's first bytes."""
         self._call("cuMemcpyHtoDAsync", address, self._host_address(source, size_bytes), size_bytes, stream)
 
     def copy_to_host(self, target: HostBuffer, address: int, size_bytes: int, stream: int) -> None:
-        """Queue a copy into the buffer's first bytes."""
         self._call("cuMemcpyDtoHAsync", self._host_address(target, size_bytes), address, size_bytes, stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait until all work of a stream has happened."""
         self._call("cuStreamSynchronize", stream)
 
     def begin_capture(self, stream: int) -> None:
-        """From now on, record the stream's work instead of doing it."""
         self._call("cuStreamBeginCapture", stream, _THREAD_LOCAL_CAPTURE)
 
     def end_capture(self, stream: int) -> int:
-        """Make a graph of the recorded work."""
         (graph,) = self._call("cuStreamEndCapture", stream)
         try:
             return self._call("cuGraphInstantiateWithFlags", graph, 0)[0]
@@ -248,11 +214,9 @@ class DriverCuda:
             self._call("cuGraphDestroy", graph)
 
     def launch(self, graph: int, stream: int) -> None:
-        """Queue the work of a graph."""
         self._call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        """Give a graph back."""
         self._call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
@@ -292,7 +256,7 @@ class DriverCuda:
                 f"found thread {found.name} ({found.ident}): load an engine in the thread that runs it"
             )
         if self._is_closed:
-            raise EngineError(f"{function}: expected CUDA to be open, found it closed: load the engine again")
+            raise EngineError(f"{function}: CUDA is closed: load the engine again")
         if self._loss is not None:
             raise DeviceLostError(self._loss)
 
@@ -316,29 +280,3 @@ class DriverCuda:
                 f"expected at most the buffer's {buffer.array.size} bytes, found {size_bytes}: this is a bug, report it"
             )
         return address
-
-
-def open_cuda(choice: str = "auto", device: int = 0) -> Cuda:
-    """Open CUDA for this thread.
-
-    Args:
-        choice: One of :data:`CHOICES`.
-        device: Number of the GPU.
-
-    Raises:
-        InputError: There is no such choice.
-        EngineError: Its package or the driver are missing, or there is no GPU.
-    """
-    if choice not in CHOICES:
-        raise InputError(f"CUDA by {choice}: expected one of {', '.join(CHOICES)}: choose one of these")
-    if choice == "pycuda":
-        from devit_engines.cuda.pycuda_driver import PycudaCuda
-
-        return PycudaCuda(device)
-    if choice == "cuda-bindings":
-        from devit_engines.cuda.bindings_driver import BindingsDriver
-
-        return DriverCuda(BindingsDriver(), device)
-    from devit_engines.cuda.ctypes_driver import CtypesDriver
-
-    return DriverCuda(CtypesDriver(), device)

@@ -29,14 +29,13 @@ class BindingsDriver:
         try:
             self._module = importlib.import_module("cuda.bindings.driver")
         except ImportError as err:
-            raise EngineError(f"expected the package cuda-bindings, found none ({err}): {_INSTALL}") from err
+            raise EngineError(f"the package cuda-bindings is not installed ({err}): {_INSTALL}") from err
 
     def call(self, function: str, *arguments: int) -> tuple[int, ...]:
-        """Perform a function; returns its CUresult and what it returns through pointers."""
         module = self._module
         perform = getattr(module, function, None) or getattr(module, _OLD_NAMES.get(function, function), None)
         if perform is None:
-            raise EngineError(f"cuda-bindings {self._version()}: expected {function}, found none: {_INSTALL}")
+            raise EngineError(f"cuda-bindings {self._version()} has no {function}: {_INSTALL}")
         if function == "cuStreamBeginCapture":
             stream, mode = arguments
             arguments = stream, module.CUstreamCaptureMode(mode)
@@ -50,12 +49,12 @@ class BindingsDriver:
             return (int(number),)
         except RuntimeError as err:
             raise EngineError(
-                f"cuda-bindings {self._version()}: expected {function} in the driver, found none ({err}): {_INSTALL}"
+                f"cuda-bindings {self._version()}: the driver has no {function} ({err}): {_INSTALL}"
             ) from err
         return int(code), *(int(output) for output in outputs if output is not None)
 
     def error_name(self, code: int) -> str:
-        """What ``cuda.h`` calls a CUresult; the enumeration's own name, as cuGetErrorName takes only its members."""
+        """As the enumeration names it: cuGetErrorName takes only its members."""
         try:
             return str(self._module.CUresult(code).name)
         except ValueError:

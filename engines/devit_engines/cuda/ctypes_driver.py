@@ -41,14 +41,12 @@ class Prototype:
 # cuda.h of CUDA 12.6 and 13.0; CUdevice is int, CUdeviceptr unsigned long long, enumerations are unsigned int.
 PROTOTYPES = {
     "cuInit": Prototype("cuInit", (c_uint,)),
-    "cuDriverGetVersion": Prototype("cuDriverGetVersion", (Out(c_int),)),
     "cuDeviceGet": Prototype("cuDeviceGet", (Out(c_int), c_int)),
     "cuDevicePrimaryCtxRetain": Prototype("cuDevicePrimaryCtxRetain", (Out(c_void_p), c_int)),
     "cuDevicePrimaryCtxRelease": Prototype("cuDevicePrimaryCtxRelease_v2", (c_int,)),
     "cuDevicePrimaryCtxGetState": Prototype("cuDevicePrimaryCtxGetState", (c_int, Out(c_uint), Out(c_int))),
     "cuCtxSetCurrent": Prototype("cuCtxSetCurrent", (c_void_p,)),
     "cuCtxPopCurrent": Prototype("cuCtxPopCurrent_v2", (Out(c_void_p),)),
-    "cuMemGetInfo": Prototype("cuMemGetInfo_v2", (Out(c_size_t), Out(c_size_t))),
     "cuMemAlloc": Prototype("cuMemAlloc_v2", (Out(c_uint64), c_size_t)),
     "cuMemFree": Prototype("cuMemFree_v2", (c_uint64,)),
     "cuMemHostAlloc": Prototype("cuMemHostAlloc", (Out(c_void_p), c_size_t, c_uint)),
@@ -86,7 +84,6 @@ class CtypesDriver:
         self._error_text = _find(library, "cuGetErrorString", texts)
 
     def call(self, function: str, *arguments: int) -> tuple[int, ...]:
-        """Perform a function; returns its CUresult and what it returns through pointers."""
         given = iter(arguments)
         values: list[object] = []
         outputs: list[ctypes._SimpleCData[int] | c_void_p] = []
@@ -101,12 +98,11 @@ class CtypesDriver:
         return code, *(output.value or 0 for output in outputs)
 
     def error_name(self, code: int) -> str:
-        """What ``cuda.h`` calls a CUresult."""
-        return _told(self._error_name, code)
+        return _text_of(self._error_name, code)
 
     def error_text(self, code: int) -> str:
-        """What CUDA says of a CUresult, in words."""
-        return _told(self._error_text, code)
+        """CUDA's description of a CUresult."""
+        return _text_of(self._error_text, code)
 
 
 def load_library() -> ctypes.CDLL:
@@ -119,7 +115,7 @@ def load_library() -> ctypes.CDLL:
         return ctypes.CDLL(LIBRARY)
     except OSError as err:
         raise EngineError(
-            f"expected NVIDIA's driver library {LIBRARY}, found none ({err}): "
+            f"NVIDIA's driver library {LIBRARY} is missing ({err}): "
             "run on a Jetson, in a container with --runtime nvidia"
         ) from err
 
@@ -128,15 +124,13 @@ def _find(library: ctypes.CDLL, symbol: str, types: Sequence[type[ctypes._CDataT
     try:
         function = getattr(library, symbol)
     except AttributeError as err:
-        raise EngineError(
-            f"{LIBRARY}: expected the function {symbol}, found none: update to JetPack 6.0 or newer"
-        ) from err
+        raise EngineError(f"{LIBRARY} has no function {symbol}: update to JetPack 6.0 or newer") from err
     function.argtypes = types
     function.restype = c_int
     return function  # type: ignore[no-any-return]
 
 
-def _told(function: Callable[..., int], code: int) -> str:
+def _text_of(function: Callable[..., int], code: int) -> str:
     text = c_char_p()
     function(code, byref(text))
     return text.value.decode() if text.value is not None else "an error that this driver does not know"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -50,9 +50,9 @@ class _Context(Protocol):
 
 
 class PycudaCuda(DriverCuda):
-    """:class:`devit_engines.cuda.api.Cuda` by pycuda, without ``pycuda.autoinit``, whose context nobody shares.
+    """:class:`devit_engines.cuda.api.Cuda` by pycuda, without ``pycuda.autoinit``, whose context nothing else shares.
 
-    pycuda tells failures to *free* something on stderr only.
+    pycuda reports failures to *free* something on stderr only.
     """
 
     def __init__(self, device: int = 0) -> None:
@@ -65,30 +65,19 @@ class PycudaCuda(DriverCuda):
             self._pycuda = importlib.import_module("pycuda.driver")
         except ImportError as err:
             raise EngineError(
-                f"expected the package pycuda, found none ({err}): "
+                f"the package pycuda is not installed ({err}): "
                 "run PATH=/usr/local/cuda/bin:$PATH pip install pycuda, or choose ctypes"
             ) from err
         self._ctypes = CtypesDriver()
-        self._context: _Context | None = None
+        self._contexts: list[_Context] = []
+        """The primary one, once it is retained."""
         self._memory: dict[int, _Freeable] = {}
         self._pinned: dict[HostBuffer, _Freeable] = {}
         self._streams: dict[int, _Stream] = {}
         super().__init__(self._ctypes, device)
         self.name = "pycuda"
 
-    def driver_version(self) -> int:
-        """Newest CUDA that the driver supports, 12060 for 12.6."""
-        with self._checked("cuDriverGetVersion"):
-            return int(self._pycuda.get_driver_version())
-
-    def memory_info(self) -> tuple[int, int]:
-        """Free and total memory in bytes."""
-        with self._checked("cuMemGetInfo"):
-            free, total = self._pycuda.mem_get_info()
-        return int(free), int(total)
-
     def allocate(self, size_bytes: int) -> int:
-        """Device memory, content undefined; returns its address."""
         with self._pushed("cuMemAlloc"):
             memory = self._pycuda.mem_alloc(size_bytes)
         address = int(memory)
@@ -96,12 +85,10 @@ class PycudaCuda(DriverCuda):
         return address
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
         with self._checked("cuMemFree"):
-            self._taken(self._memory, address, "device memory").free()
+            _take(self._memory, address, "device memory").free()
 
     def allocate_host(self, size_bytes: int, *, mapped: bool = False) -> HostBuffer:
-        """Pinned CPU memory, content undefined; ``mapped`` gives it a device address too."""
         flags = MAPPED_HOST_MEMORY if mapped else 0
         with self._pushed("cuMemHostAlloc"):
             array: npt.NDArray[np.uint8] = self._pycuda.pagelocked_empty((size_bytes,), np.uint8, mem_flags=flags)
@@ -112,65 +99,58 @@ class PycudaCuda(DriverCuda):
         return buffer
 
     def free_host(self, buffer: HostBuffer) -> None:
-        """Give pinned memory back."""
         with self._checked("cuMemFreeHost"):
             self._host_address(buffer, 0)
             del self._host_addresses[buffer]
             self._pinned.pop(buffer).free()
 
     def create_stream(self) -> int:
-        """Make a queue of work that does not wait for the default stream."""
         with self._pushed("cuStreamCreate"):
             stream: _Stream = self._pycuda.Stream(NON_BLOCKING_STREAM)
         self._streams[stream.handle] = stream
         return stream.handle
 
     def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
         with self._checked("cuStreamDestroy"):
-            self._taken(self._streams, stream, "a stream")
+            _take(self._streams, stream, "a stream")
 
     def copy_to_device(self, address: int, source: HostBuffer, size_bytes: int, stream: int) -> None:
-        """Queue a copy of the buffer's first bytes."""
         with self._checked("cuMemcpyHtoDAsync"):
             self._host_address(source, size_bytes)
-            self._pycuda.memcpy_htod_async(address, source.array[:size_bytes], self._stream(stream))
+            self._pycuda.memcpy_htod_async(address, source.array[:size_bytes], _find(self._streams, stream, "a stream"))
 
     def copy_to_host(self, target: HostBuffer, address: int, size_bytes: int, stream: int) -> None:
-        """Queue a copy into the buffer's first bytes."""
         with self._checked("cuMemcpyDtoHAsync"):
             self._host_address(target, size_bytes)
-            self._pycuda.memcpy_dtoh_async(target.array[:size_bytes], address, self._stream(stream))
+            self._pycuda.memcpy_dtoh_async(target.array[:size_bytes], address, _find(self._streams, stream, "a stream"))
 
     def synchronize(self, stream: int) -> None:
-        """Wait until all work of a stream has happened."""
         with self._checked("cuStreamSynchronize"):
-            self._stream(stream).synchronize()
+            _find(self._streams, stream, "a stream").synchronize()
 
     def _retain(self, number: int) -> tuple[int, int]:
         with self._checked("cuDevicePrimaryCtxRetain"):
             self._pycuda.init()
             context: _Context = self._pycuda.Device(number).retain_primary_context()
-        self._context = context
+        self._contexts.append(context)
         (device,) = self._call("cuDeviceGet", number)
         return device, context.handle
 
     def _release(self) -> None:
         with self._checked("cuDevicePrimaryCtxRelease"):
-            self._opened().detach()
+            self._contexts[0].detach()
         # detach() pushes the context first and takes releasing it for popping it, which it is not for a primary one.
         self._call("cuCtxPopCurrent")
 
     @contextmanager
     def _pushed(self, function: str) -> Iterator[None]:
         """As :meth:`_checked`, with the context on pycuda's stack, where what is allocated looks for it."""
-        context = self._opened()
         with self._checked(function):
-            context.push()
+            self._contexts[0].push()
             try:
                 yield
             finally:
-                context.pop()
+                self._contexts[0].pop()
 
     @contextmanager
     def _checked(self, function: str) -> Iterator[None]:
@@ -192,31 +172,26 @@ class PycudaCuda(DriverCuda):
 
         The process is to end by an exit code that says why.
         """
-        context = [] if self._context is None else [self._context]
-        for thing in (*self._memory.values(), *self._pinned.values(), *self._streams.values(), *context):
+        for thing in (*self._memory.values(), *self._pinned.values(), *self._streams.values(), *self._contexts):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
     def _failure_of(self, text: str) -> EngineError:
-        """Find the CUresult of an error that pycuda tells in words: ``cuMemAlloc failed: out of memory - remark``."""
-        function, _, words = text.partition(" - ")[0].partition(" failed: ")
+        """Find the CUresult of an error that pycuda describes: ``cuMemAlloc failed: out of memory - remark``."""
+        function, _, description = text.partition(" - ")[0].partition(" failed: ")
         for code in range(1, 1000):
-            if self._ctypes.error_text(code) == words:
+            if self._ctypes.error_text(code) == description:
                 return self._failure(function, code)
         return EngineError(f"expected success, found {text}: run devit doctor")
 
-    def _opened(self) -> _Context:
-        if self._context is None:
-            raise AssertionError("used before the context is there")
-        return self._context
 
-    def _stream(self, handle: int) -> _Stream:
-        return self._known(self._streams.get, handle, "a stream")
+def _find(things: dict[int, _Thing], number: int, what: str) -> _Thing:
+    if number not in things:
+        raise EngineError(f"expected {what} of this CUDA, found {number:#x}: this is a bug, report it")
+    return things[number]
 
-    def _taken(self, things: dict[int, _Thing], number: int, what: str) -> _Thing:
-        return self._known(lambda key: things.pop(key, None), number, what)
 
-    def _known(self, find: Callable[[int], _Thing | None], number: int, what: str) -> _Thing:
-        thing = find(number)
-        if thing is None:
-            raise EngineError(f"expected {what} of this CUDA, found {number:#x}: this is a bug, report it")
-        return thing
+def _take(things: dict[int, _Thing], number: int, what: str) -> _Thing:
+    """Find a thing and forget it, which destroys a stream."""
+    thing = _find(things, number, what)
+    del things[number]
+    return thing

@@ -1,1 +1,1 @@
-"""What this machine can build and run, and what stands in the way: read from files, judged, nothing imported."""
+"""What this machine can build and run, and what stands in the way: read from files, without importing the libraries."""

@@ -1,4 +1,4 @@
-"""``devit doctor``: what it takes and what it prints."""
+"""``devit doctor``: print what was found on this machine, and a cure for each warning."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from devit_contract.errors import InputError
-from devit_contract.service.terminal import print_table
+from devit_contract.service.terminal import print_json, print_table
 from devit_engines.building.store import default_folder
+from devit_engines.cli import JsonOption, StoreOption
 from devit_engines.doctor.examine import examine, refuse
 from devit_engines.doctor.finding import Finding
 from devit_engines.doctor.interpreter import Interpreter
@@ -24,22 +24,20 @@ def doctor(
     root: Annotated[Path, typer.Option(metavar="DIR", help="Read the files of the machine below this folder.")] = Path(
         "/"
     ),
-    store: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what this machine can build and run, and what stands in the way.
 
-    Below the table stands a cure for each warning. Exit code 0: engines can be built and run, by ONNX Runtime at least.
-    The Python that is looked at is the one that runs, whatever --root says.
+    A cure for each warning follows the table. Exit code 0: engines can be built and run, by ONNX Runtime at least.
+    The Python that is examined is the one that runs this command, whatever --root says.
     """
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder with a machine's files, found none: give / or the root of a disk")
     folder = default_folder() if store is None else store
     findings = examine(root, Interpreter.running(), folder, _free_bytes(folder))
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        print_json(findings)
     else:
         _show(findings)
     refuse(findings)

@@ -7,7 +7,7 @@ from pathlib import Path
 from devit_contract.errors import EngineError
 from devit_engines.doctor import hardware
 from devit_engines.doctor.cuda_access import access, toolkit
-from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, look_at
+from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, read_machine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.doctor.libraries import find_libraries, libraries
 from devit_engines.doctor.trt_install import tensorrt
@@ -17,15 +17,15 @@ _EXPECTED = {"JetPack": "6.0 or later", "Python": "3.10 or later", "engines": "T
 
 
 def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> list[Finding]:
-    """Look at a machine.
+    """Examine a machine.
 
     Args:
-        root: Where its files lie, ``/`` for this machine.
+        root: Folder of its files, ``/`` for this machine.
         python: The Python that would build and run engines.
         store: Folder of the engine store, for people.
         free_bytes: Room on the store's disk.
     """
-    machine, files = look_at(root, python), find_libraries(root)
+    machine, files = read_machine(root, python), find_libraries(root)
     runtime, runtime_version = onnx_runtime(python)
     trt, trt_version = tensorrt(machine, files)
     nvidia_files = libraries(machine, files)

@@ -1,4 +1,4 @@
-"""One thing that the doctor looked at, and the machine it was looked at on."""
+"""One finding of the doctor, and the machine that it is about."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = Literal["good", "warning", "refused"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found."""
+    """What was examined, and what was found."""
 
     name: str
     found: str
@@ -36,7 +36,7 @@ class Machine:
     in_container: bool
 
 
-def look_at(root: Path, python: Interpreter) -> Machine:
+def read_machine(root: Path, python: Interpreter) -> Machine:
     """Read what several findings need."""
     board = detect_board(root)
     jetpack = None if board.l4t is None else jetpack_of(board.l4t)

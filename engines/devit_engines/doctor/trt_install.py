@@ -96,7 +96,7 @@ def _hidden(machine: Machine, binding: SystemBinding) -> Finding:
     python = machine.python
     if binding.python not in ("", python.label):
         text = f"{binding.version}, apt, for Python {binding.python}, but this is Python {python.label}"
-        cure = f"make the environment anew: /usr/bin/python{binding.python} -m venv --system-site-packages .venv"
+        cure = f"make the environment again: /usr/bin/python{binding.python} -m venv --system-site-packages .venv"
         if numbers(binding.python) < PYTHON_FLOOR:
             cure = "none before JetPack 6.0: devit needs Python 3.10 or later"
         return Finding(NAME, text, "warning", cure)
@@ -106,7 +106,7 @@ def _hidden(machine: Machine, binding: SystemBinding) -> Finding:
         cure = f"run /usr/bin/python{python.label} -m venv --system-site-packages {shlex.quote(str(python.prefix))}"
         return Finding(NAME, text, "warning", cure)
     text = f"{binding.version}, apt, of the system's Python {python.label}, which this is not"
-    cure = f"make the environment anew: /usr/bin/python{python.label} -m venv --system-site-packages .venv"
+    cure = f"make the environment again: /usr/bin/python{python.label} -m venv --system-site-packages .venv"
     return Finding(NAME, text, "warning", cure)
 
 

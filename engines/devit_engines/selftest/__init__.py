@@ -1,1 +1,1 @@
-"""A small ViT bundle that is shipped with the engines, built and judged on this very device."""
+"""A small ViT bundle that is shipped with the engines, built and checked on this very device."""

@@ -1,18 +1,16 @@
-"""``devit selftest``: what it takes and what it prints."""
+"""``devit selftest``: build the shipped bundle on this device and print a report for an issue."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
 import typer
 
-from devit_contract.service.terminal import progress_bar
+from devit_contract.service.terminal import print_json, progress_bar
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import default_folder
-from devit_engines.cli import BackendOption, CudaOption, HostMemoryOption, PrecisionOption
+from devit_engines.cli import BackendOption, CudaOption, HostMemoryOption, JsonOption, PrecisionOption
 from devit_engines.doctor.examine import examine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.selftest.report import as_markdown, run_selftest
@@ -26,26 +24,19 @@ def selftest(
     precision: PrecisionOption = "fp16",
     cuda: CudaOption = "auto",
     host_memory: HostMemoryOption = "pinned",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Build and judge a small ViT on this device, and print a report to paste into an issue.
+    """Build and check a small ViT on this device, and print a report to paste into an issue.
 
     Takes a minute or two with TensorRT, seconds with ONNX Runtime. Nothing is kept.
     """
     findings = examine(Path("/"), Interpreter.running(), default_folder(), shutil.disk_usage(Path.home()).free)
+    settings = RunSettings(cuda=cuda, host_memory=host_memory)
     with progress_bar(quiet=as_json) as progress:
-        outcome = run_selftest(
-            findings,
-            backend=backend,
-            precision=precision,
-            settings=RunSettings(cuda=cuda, host_memory=host_memory),
-            progress=progress,
-        )
-    found = outcome.test
-    typer.echo(
-        msgspec.json.format(msgspec.json.encode(found, enc_hook=str), indent=2).decode()
-        if as_json
-        else as_markdown(found)
-    )
-    if outcome.error is not None:
-        raise outcome.error
+        found, error = run_selftest(findings, backend, precision, settings, progress)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(as_markdown(found))
+    if error is not None:
+        raise error

@@ -18,51 +18,19 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from devit_contract.errors import EngineError
 from devit_engines.engine import CannotCompileError
+from devit_engines.trt.request import BuildRequest, Built
 
 _KEPT_ERRORS = 4
 
 
-@dataclass(frozen=True)
-class PlanRequest:
-    """What a plan is built from."""
-
-    name: str
-    """For messages: ``submodel 0``."""
-    rung: str
-    graph: bytes
-    """The rung's ONNX graph, whose types are its precision."""
-    plain_graph: bytes
-    """The FP32 graph; what a TensorRT without strong typing builds."""
-    fp32_nodes: tuple[str, ...]
-    """Nodes of the FP32 graph that the rung keeps in FP32."""
-    workspace_bytes: int
-    batch: int = 1
-    timing_cache: bytes = b""
-    targets: tuple[str, ...] = ()
-    """``SM86`` and the like, for a TensorRT that builds for GPUs that are not there (TensorRT-RTX)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A built engine."""
-
-    content: bytes
-    route: str
-    """``strongly typed``, or ``fp16 flag``."""
-    warnings: tuple[str, ...]
-    """What TensorRT's logger said about FP16 and normalisation."""
-    timing_cache: bytes
-
-
 Watch = Callable[[str], bool]
-"""Told the phase that is on; False cancels the build."""
+"""Called with the current phase; False cancels the build."""
 
 
 def can_be_cancelled(trt: ModuleType) -> bool:
@@ -70,17 +38,23 @@ def can_be_cancelled(trt: ModuleType) -> bool:
     return hasattr(trt, "IProgressMonitor")
 
 
-def build_plan(trt: ModuleType, request: PlanRequest, watch: Watch) -> Plan:
+def build_plan(
+    trt: ModuleType, request: BuildRequest, workspace_bytes: int, timing_cache: bytes, watch: Watch
+) -> Built:
     """Compile a graph for the GPU of this machine.
 
     Args:
         trt: The module ``tensorrt``.
         request: What is built.
+        workspace_bytes: Memory that a layer may use for its intermediate results.
+        timing_cache: What former builds have learned, perhaps nothing.
         watch: Called from TensorRT's threads.
 
     Raises:
         CannotCompileError: TensorRT refuses the graph, fails at it, or was cancelled; its own words are in the text.
         EngineError: TensorRT finds no GPU.
+        InputError: A graph cannot be read.
+        ManifestError: A graph has changed since the bundle was opened.
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     with _listening(trt, request.name) as log:
@@ -88,19 +62,19 @@ def build_plan(trt: ModuleType, request: PlanRequest, watch: Watch) -> Plan:
         flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
         network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
         _parse(trt, network, request, is_typed, log)
-        config = _configured(trt, builder, network, request)
-        pinned = () if is_typed else _pin(trt, network, config, request)
-        if not config.set_timing_cache(config.create_timing_cache(request.timing_cache), False):
+        config = _configured(trt, builder, network, request, workspace_bytes)
+        unpinned = () if is_typed else _pin(trt, network, config, request)
+        if not config.set_timing_cache(config.create_timing_cache(timing_cache), False):
             config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
         if can_be_cancelled(trt):
             config.progress_monitor = _monitor(trt, watch)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.told()}")
-        return Plan(
+            raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
+        return Built(
             content=bytes(memoryview(serialized)),
             route="strongly typed" if is_typed else "fp16 flag",
-            warnings=(*pinned, *log.warnings),
+            warnings=(*unpinned, *log.warnings),
             timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
         )
 
@@ -122,11 +96,30 @@ def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
         return bytes(memoryview(whole.serialize()))
 
 
+def node_of_layer(name: str, metadata: str | None, nodes: tuple[str, ...]) -> str | None:
+    """Find which of some ONNX nodes the parser made a layer of.
+
+    The layer's metadata names its node. Without metadata, the layer has the node's name, perhaps with a suffix; such a
+    suffix may also be part of another node's name, and then one layer more than needed stays in FP32.
+
+    Args:
+        name: Of the layer.
+        metadata: Of the layer.
+        nodes: Names to choose from.
+    """
+    if match := re.search(r"\[ONNX Layer: ([^\]|]+)", metadata or ""):
+        node = match[1].strip()
+        return node if node in nodes else None
+    if name in nodes:
+        return name
+    return next((node for node in nodes if re.fullmatch(re.escape(node) + r"(?![0-9A-Za-z]).*", name)), None)
+
+
 class LoadedPlan:
     """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed."""
 
     def __init__(self, trt: ModuleType, content: bytes, name: str) -> None:
-        """Deserialise a plan whose header has been looked at (:func:`devit_engines.trt.plan.check_plan`).
+        """Deserialise a plan whose header has been checked (:func:`devit_engines.trt.plan.check_plan`).
 
         Raises:
             EngineError: TensorRT refuses it, or it has not one input and one output.
@@ -138,12 +131,12 @@ class LoadedPlan:
             self._engine = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
                 raise EngineError(
-                    f"{name}: TensorRT {trt.__version__} refuses the plan{log.told()}: build it again with devit build"
+                    f"{name}: TensorRT {trt.__version__} refuses the plan{log.text()}: build it again with devit build"
                 )
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise EngineError(
-                    f"{name}: TensorRT {trt.__version__} makes no execution context{log.told()}: close other programs"
+                    f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: close other programs"
                 )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(each) for each in names]
@@ -169,7 +162,7 @@ class LoadedPlan:
                 and self._context.set_tensor_address(self.output_name, output_address)
             )
             if not done:
-                raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.told()}")
+                raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.text()}")
 
     def enqueue(self, stream: int) -> None:
         """Queue one run on a stream.
@@ -178,8 +171,8 @@ class LoadedPlan:
             EngineError: TensorRT fails.
         """
         if not self._context.execute_async_v3(stream):
-            told = _log_of(self._trt).told()
-            raise EngineError(f"{self.name}: TensorRT could not run the engine{told}: restart the program")
+            errors = _log_of(self._trt).text()
+            raise EngineError(f"{self.name}: TensorRT could not run the engine{errors}: restart the program")
 
     def information(self) -> str:
         """What TensorRT made of the graph, as its inspector's JSON."""
@@ -198,13 +191,13 @@ class LoadedPlan:
 
 
 class _Log:
-    """What TensorRT said since somebody began to listen."""
+    """TensorRT's messages since :func:`_listening` began."""
 
     errors: deque[str]
     warnings: list[str]
 
-    def told(self) -> str:
-        """The last errors, to be put behind a sentence."""
+    def text(self) -> str:
+        """The last errors in brackets, to end a sentence with; empty where there were none."""
         return f" ({'; '.join(self.errors)})" if self.errors else ""
 
 
@@ -244,13 +237,13 @@ def _made(make: Callable[[], Any], what: str, name: str, log: _Log) -> Any:  # n
         return make()
     except TypeError as err:
         raise EngineError(
-            f"{name}: TensorRT makes {what} only where CUDA finds a GPU{log.told() or f' ({err})'}: run devit doctor"
+            f"{name}: TensorRT makes {what} only where CUDA finds a GPU{log.text() or f' ({err})'}: run devit doctor"
         ) from err
 
 
-def _parse(trt: ModuleType, network: Any, request: PlanRequest, is_typed: bool, log: _Log) -> None:  # noqa: ANN401
+def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool, log: _Log) -> None:  # noqa: ANN401
     parser = trt.OnnxParser(network, log)
-    if parser.parse(request.graph if is_typed else request.plain_graph):
+    if parser.parse((request.graph if is_typed else request.fp32_graph).read()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     found = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or "no reason given"
@@ -260,14 +253,14 @@ def _parse(trt: ModuleType, network: Any, request: PlanRequest, is_typed: bool, 
     )
 
 
-def _configured(trt: ModuleType, builder: Any, network: Any, request: PlanRequest) -> Any:  # noqa: ANN401
+def _configured(trt: ModuleType, builder: Any, network: Any, request: BuildRequest, workspace_bytes: int) -> Any:  # noqa: ANN401
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for devit engines inspect
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: what stays in FP32 would be rounded to 10 bits
     images = network.get_input(0)
     # A batch that is fixed here spares the engine everything that a free one costs.
-    images.shape = (request.batch, *tuple(images.shape)[1:])
+    images.shape = (1, *tuple(images.shape)[1:])
     if request.targets:
         config.num_compute_capabilities = len(request.targets)
         for index, target in enumerate(request.targets):
@@ -275,13 +268,13 @@ def _configured(trt: ModuleType, builder: Any, network: Any, request: PlanReques
     return config
 
 
-def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tuple[str, ...]:  # noqa: ANN401
+def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> tuple[str, ...]:  # noqa: ANN401
     """Without strong typing: FP16 wherever TensorRT likes, but the rung's FP32 nodes as they are.
 
     Returns:
-        Nodes that no layer stands for, as warnings.
+        A warning about nodes without a layer, if there are any.
     """
-    if request.graph == request.plain_graph:
+    if request.graph == request.fp32_graph:
         return ()
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
@@ -290,7 +283,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
     untyped = (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)  # their types are what they are
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        node = _node_of(layer, request.fp32_nodes)
+        node = node_of_layer(layer.name, layer.metadata, request.fp32_nodes)
         is_norm = layer.type == trt.LayerType.NORMALIZATION
         if node is None and not is_norm:
             continue
@@ -310,21 +303,6 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: PlanRequest) -> tu
         f"{len(missed)} of {len(request.fp32_nodes)} nodes that stay in FP32 have no layer of their name, "
         f"{min(missed)} among them",
     )
-
-
-def _node_of(layer: Any, nodes: tuple[str, ...]) -> str | None:  # noqa: ANN401 - the library's layer
-    """Which of some nodes a layer was made of.
-
-    The parser tells in the layer's metadata. Where it does not, it names the layer after the node or puts something
-    behind its name; then what looks like one node's name with a number behind it may be another node of its own, and
-    rather one layer too many stays in FP32.
-    """
-    name: str = layer.name
-    if told := re.search(r"\[ONNX Layer: ([^\]|]+)", layer.metadata or ""):
-        return told[1].strip() if told[1].strip() in nodes else None
-    if name in nodes:
-        return name
-    return next((node for node in nodes if re.fullmatch(re.escape(node) + r"(?![0-9A-Za-z]).*", name)), None)
 
 
 def _monitor(trt: ModuleType, watch: Watch) -> Any:  # noqa: ANN401 - the library's class

@@ -1,4 +1,4 @@
-"""A TensorRT build in a process of its own: watched, cancelled by Ctrl-C, and tried again when the kernel killed it."""
+"""A TensorRT build in a process of its own: watched, cancelled by Ctrl-C, and repeated if the kernel killed it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from devit_contract.artefacts.files import write_bytes
 from devit_contract.errors import EngineError, InputError
+from devit_contract.machine import available_bytes
 from devit_engines.engine import CannotCompileError
-from devit_engines.memory import available_bytes
-from devit_engines.trt.worker import GRAPH, PLAIN_GRAPH, PLAN, REQUEST, RESULT, WorkerRequest, WorkerResult
+from devit_engines.trt.request import BuildRequest, Built, Report
+from devit_engines.trt.worker import REQUEST, RESULT, BuildFailed
 
 _KILLED = -9
 _TICK_S = 0.5
@@ -28,107 +29,87 @@ _SMALLEST_WORKSPACE = 64 << 20
 _LARGEST_WORKSPACE = 4 << 30
 _RETRY_SHARE = 4
 
-Report = Callable[[float, str], None]
-"""Told the seconds since the start and what is on, twice a second."""
 
-
-@dataclass(frozen=True)
-class BuiltPlan:
-    """What a build process left."""
-
-    content: bytes
-    route: str
-    warnings: tuple[str, ...]
-    """TensorRT's about FP16, and ours about a build that had to be repeated."""
-
-
-def build_in_child(request: WorkerRequest, graph: bytes, plain_graph: bytes, drafts: Path, report: Report) -> BuiltPlan:
+def build_in_child(request: BuildRequest, report: Report, first_bytes: int | None = None) -> Built:
     """Build a plan in another process.
 
-    A process that the kernel killed, as it does when memory is short, is followed by one with a quarter of the
+    If the kernel kills that process, as it does when memory is short, a second one tries with a quarter of the
     workspace.
 
     Args:
-        request: What is built, with the workspace of the first try.
-        graph: The rung's ONNX graph.
-        plain_graph: The FP32 graph.
-        drafts: Begin of the name of the folder that both processes share, e.g. ``store/.key.``.
-        report: See :data:`Report`.
+        request: What is built.
+        report: Called twice a second.
+        first_bytes: Workspace of the first try; by default :func:`workspace_bytes`.
 
     Raises:
         CannotCompileError: TensorRT refuses the graph, in its own words.
-        EngineError: There is no TensorRT or GPU, or the process was killed twice.
+        EngineError: There is no TensorRT or GPU, a graph is not as the manifest says, or the process was killed twice.
         InputError: The folder cannot be written.
         KeyboardInterrupt: Ctrl-C; the other process has ended.
     """
-    smaller = msgspec.structs.replace(
-        request, workspace_bytes=max(request.workspace_bytes // _RETRY_SHARE, _SMALLEST_WORKSPACE)
+    first = workspace_bytes() if first_bytes is None else first_bytes
+    second = max(first // _RETRY_SHARE, _SMALLEST_WORKSPACE)
+    notes: tuple[str, ...] = ()
+    with _shared_folder(Path(request.temp_prefix)) as folder:
+        write_bytes(folder / REQUEST, msgspec.json.encode(request))
+        for workspace in (first, second):
+            with tempfile.TemporaryFile(dir=folder) as errors:
+                with _worker(folder, workspace, errors) as process:
+                    _follow(process, report)
+                    code = process.wait()
+                if code != _KILLED:
+                    built = _outcome(folder, request.name, code, errors)
+                    return msgspec.structs.replace(built, warnings=(*notes, *built.warnings))
+            if not notes:
+                notes = (
+                    f"the kernel killed the first build (workspace {first >> 20} MiB), "
+                    f"repeated with {second >> 20} MiB",
+                )
+                report(0.0, notes[0])
+    raise EngineError(
+        f"{request.name}: the kernel killed the build twice, with {first >> 20} and {second >> 20} MiB of workspace: "
+        "close other programs or add swap, and try again"
     )
-    with _shared_folder(drafts) as folder:
-        write_bytes(folder / GRAPH, graph)
-        write_bytes(folder / PLAIN_GRAPH, plain_graph)
-        code, said = _run(folder, request, report)
-        if code != _KILLED:
-            return _outcome(folder, request.name, code, said)
-        note = (
-            f"the kernel killed the first build (workspace {request.workspace_bytes >> 20} MiB), "
-            f"repeated with {smaller.workspace_bytes >> 20} MiB"
-        )
-        report(0.0, note)
-        code, said = _run(folder, smaller, report)
-        if code == _KILLED:
-            raise EngineError(
-                f"{request.name}: the kernel killed the build twice, with {request.workspace_bytes >> 20} and "
-                f"{smaller.workspace_bytes >> 20} MiB of workspace: close other programs or add swap, and try again"
-            )
-        plan = _outcome(folder, request.name, code, said)
-        return BuiltPlan(plan.content, plan.route, (note, *plan.warnings))
 
 
 def workspace_bytes(root: Path = Path("/")) -> int:
     """A quarter of the memory that is free now, within 64 MiB and 4 GiB: CPU and GPU of a Jetson share it.
 
     Raises:
-        EngineError: ``proc/meminfo`` under ``root`` does not say how much there is.
+        InputError: ``proc/meminfo`` under ``root`` does not say how much there is.
     """
     available = available_bytes(root)
     return min(max(available // _SHARE_OF_MEMORY, _SMALLEST_WORKSPACE), _LARGEST_WORKSPACE)
 
 
 @contextmanager
-def _shared_folder(drafts: Path) -> Iterator[Path]:
-    """A folder in the store, where what a killed build leaves is found and swept away."""
+def _shared_folder(prefix: Path) -> Iterator[Path]:
+    """Make a folder in the store, where the leftovers of a killed build are found and swept away."""
     try:
-        drafts.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(prefix=drafts.name, dir=drafts.parent)
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(prefix=prefix.name, dir=prefix.parent)
     except OSError as err:
-        raise InputError(f"{drafts.parent}: cannot be written ({err.strerror}): choose another with --store") from err
+        raise InputError(f"{prefix.parent}: cannot be written ({err.strerror}): choose another with --store") from err
     with place as name:
         yield Path(name)
 
 
-def _run(folder: Path, request: WorkerRequest, report: Report) -> tuple[int, str]:
-    """One process to its end; its exit code and the last line that it left on standard error."""
-    write_bytes(folder / REQUEST, msgspec.json.encode(request))
-    command = [sys.executable, "-m", "devit_engines.trt.worker", str(folder)]
-    with tempfile.TemporaryFile(dir=folder) as said:
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said) as process:
-            try:
-                _follow(process, report)
-                code = process.wait()
-            except KeyboardInterrupt:
-                _cancel(process)
-                raise
-            finally:
-                process.kill()
-        said.seek(0)
-        lines = said.read().decode("utf-8", "replace").split("\n")
-    return code, next((line.strip() for line in reversed(lines) if line.strip()), "")
+@contextmanager
+def _worker(folder: Path, workspace: int, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the build process; it does not outlive the block."""
+    command = [sys.executable, "-m", "devit_engines.trt.worker", str(folder), str(workspace)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process:
+        try:
+            yield process
+        except KeyboardInterrupt:
+            _cancel(process)
+            raise
+        finally:
+            process.kill()
 
 
 def _follow(process: subprocess.Popen[bytes], report: Report) -> None:
-    """Hand on what the process says until it closes its standard output."""
+    """Report the process's phases until it closes its standard output."""
     assert process.stdout is not None
     start_s, phase, rest = time.monotonic(), "starting TensorRT", b""
     while True:
@@ -152,10 +133,14 @@ def _cancel(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def _outcome(folder: Path, name: str, code: int, said: str) -> BuiltPlan:
-    result = WorkerResult(error=f"{name}: the build process ended with code {code}{said and f' ({said})'}")
-    if (folder / RESULT).exists():
-        result = msgspec.json.decode((folder / RESULT).read_bytes(), type=WorkerResult)
-    if result.error:
+def _outcome(folder: Path, name: str, code: int, errors: IO[bytes]) -> Built:
+    """Read what the process left; without a result, its last line on standard error is the reason."""
+    if not (folder / RESULT).exists():
+        errors.seek(0)
+        lines = [line.strip() for line in errors.read().decode("utf-8", "replace").split("\n") if line.strip()]
+        reason = f" ({lines[-1]})" if lines else ""
+        raise EngineError(f"{name}: the build process ended with code {code}{reason}")
+    result = msgspec.msgpack.decode((folder / RESULT).read_bytes(), type=Built | BuildFailed)
+    if isinstance(result, BuildFailed):
         raise CannotCompileError(result.error) if result.is_about_graph else EngineError(result.error)
-    return BuiltPlan((folder / PLAN).read_bytes(), result.route, result.warnings)
+    return result

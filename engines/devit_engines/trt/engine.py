@@ -5,25 +5,23 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.choices import HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.api import Cuda, HostBuffer
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.trt.builder import LoadedPlan
-
-HOST_MEMORY = ("pinned", "mapped")
-"""``pinned``: images and features are copied; ``mapped``: the GPU reads and writes the CPU's memory, which saves the
-copies where both share it, as on a Jetson."""
 
 
 class TrtEngine(CheckedEngine):
     """A plan of batch 1; images of a larger batch go through one by one.
 
-    Everything happens in the thread that made it. The buffers are its own: what :meth:`features` returns belongs to
-    the caller.
+    Use it in the thread that made it. What :meth:`features` returns belongs to the caller.
     """
 
     def __init__(
@@ -32,11 +30,11 @@ class TrtEngine(CheckedEngine):
         spec: EngineSpec,
         open_cuda: Callable[[], Cuda],
         *,
-        host_memory: str = "pinned",
+        host_memory: HostMemory = "pinned",
         use_graph: bool = True,
         trt: ModuleType | None = None,
     ) -> None:
-        """Load a plan whose header was looked at.
+        """Load a plan whose header has been checked.
 
         Args:
             content: The plan.
@@ -55,9 +53,8 @@ class TrtEngine(CheckedEngine):
         self._wants_graph = use_graph
         self._is_capturing = False
         self._graph: int | None = None
-        self._plan: LoadedPlan | None = None
-        self._stream: int | None = None
         self._release: list[Callable[[], None]] = []
+        """What :meth:`close` calls, the last one first."""
         cuda = self._cuda = open_cuda()
         self._release.append(cuda.close)
         try:
@@ -67,19 +64,15 @@ class TrtEngine(CheckedEngine):
             self._output = self._buffer(4 * spec.output_dim, host_memory)
             self._plan = LoadedPlan(trt or _tensorrt(spec.name), content, spec.name)
             self._release.append(self._plan.close)
-            self._check_signature(self._plan)
+            self._check_signature()
             shape = (1, *spec.image_shape)
             self._plan.bind(shape, self._input.address, self._output.address)
         except BaseException:
             self.close()
             raise
+        self._release.append(lambda: cuda.synchronize(stream))  # after an error or a signal, work may still be queued
         self._image = self._input.host.array.reshape(shape)
         self._features = self._output.host.array.view(np.float32).reshape(1, spec.output_dim)
-
-    @property
-    def is_replayed(self) -> bool:
-        """Whether runs are replays of a CUDA graph."""
-        return self._graph is not None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,7 +81,7 @@ class TrtEngine(CheckedEngine):
 
     def information(self) -> str:
         """What TensorRT made of the graph, as its inspector's JSON."""
-        return self._loaded().information()
+        return self._plan.information()
 
     def close(self) -> None:
         """Free graph, context, engine, runtime, buffers, stream, and the GPU's context, in this order.
@@ -98,13 +91,10 @@ class TrtEngine(CheckedEngine):
         """
         super().close()
         failure: EngineError | None = None
-        if self._stream is not None:  # after an error or a signal, work may still be queued
-            stream, self._stream = self._stream, None
-            self._release.append(lambda: self._cuda.synchronize(stream))
         while self._release:
             try:
                 self._release.pop()()
-            except DeviceLostError:  # nothing is left to be freed then, and whoever met the loss has told
+            except DeviceLostError:  # nothing is left to be freed then, and the call that met the loss has reported it
                 continue
             except EngineError as err:
                 failure = failure or err
@@ -112,57 +102,52 @@ class TrtEngine(CheckedEngine):
             raise failure
 
     def _run(self, images: UInt8Array) -> Float32Array:
-        stream = self._open_stream()
         outputs = np.empty((len(images), self.output_dim), np.float32)
         for index in range(len(images)):
             self._image[...] = images[index]
             if self._graph is None:
-                self._enqueue(stream)
+                self._enqueue()
             else:
-                self._cuda.launch(self._graph, stream)
-            self._cuda.synchronize(stream)
+                self._cuda.launch(self._graph, self._stream)
+            self._cuda.synchronize(self._stream)
             outputs[index] = self._features
-            if self._wants_graph and self._graph is None:
-                self._capture(stream)
+            if self._wants_graph:
+                self._capture()
         return outputs
 
-    def _enqueue(self, stream: int) -> None:
+    def _enqueue(self) -> None:
         """Queue copy, run and copy back."""
+        stream = self._stream
         self._input.to_device(self._cuda, stream)
         try:
-            self._loaded().enqueue(stream)
+            self._plan.enqueue(stream)
         except EngineError:
             if not self._is_capturing:
-                self._cuda.synchronize(stream)  # says so if the GPU is lost, which TensorRT does not tell apart
+                self._cuda.synchronize(stream)  # raises DeviceLostError if the GPU is lost; TensorRT does not say
             raise
         self._output.to_host(self._cuda, stream)
 
-    def _open_stream(self) -> int:
-        if self._stream is None:
-            raise AssertionError("a closed engine is refused before")
-        return self._stream
-
-    def _capture(self, stream: int) -> None:
-        """Record what :meth:`_enqueue` queues; after one run without, in which TensorRT does what it does once."""
-        self._wants_graph = False
+    def _capture(self) -> None:
+        """Record what :meth:`_enqueue` queues, after a run without capture, in which TensorRT initialises itself."""
+        self._wants_graph, stream = False, self._stream
         try:
             self._cuda.begin_capture(stream)
             self._is_capturing = True
             try:
-                self._enqueue(stream)
+                self._enqueue()
             except EngineError:
                 self._cuda.destroy_graph(self._cuda.end_capture(stream))
                 raise
             finally:
                 self._is_capturing = False
             graph = self._graph = self._cuda.end_capture(stream)
-            self._release.append(lambda: self._cuda.destroy_graph(graph))
+            self._release.insert(-1, lambda: self._cuda.destroy_graph(graph))  # after the stream has come to rest
         except DeviceLostError:
             raise
         except EngineError as err:
             self._graph_failure = str(err)
 
-    def _buffer(self, size_bytes: int, host_memory: str) -> _Buffer:
+    def _buffer(self, size_bytes: int, host_memory: HostMemory) -> _Buffer:
         cuda = self._cuda
         is_mapped = host_memory == "mapped"
         host = cuda.allocate_host(size_bytes, mapped=is_mapped)
@@ -173,13 +158,8 @@ class TrtEngine(CheckedEngine):
         self._release.append(lambda: cuda.free(address))
         return _Buffer(host, address, size_bytes, is_copied=True)
 
-    def _loaded(self) -> LoadedPlan:
-        if self._plan is None:
-            raise AssertionError("asked before the plan is loaded")
-        return self._plan
-
-    def _check_signature(self, plan: LoadedPlan) -> None:
-        found = plan.signature()
+    def _check_signature(self) -> None:
+        found = self._plan.signature()
         expected = (("UINT8", (1, *self.image_shape)), ("FLOAT", (1, self.output_dim)))
         if found != expected:
             raise EngineError(
@@ -188,22 +168,22 @@ class TrtEngine(CheckedEngine):
             )
 
 
+@dataclass(frozen=True)
 class _Buffer:
-    """One end of the engine: memory of the CPU, and of the GPU where they are two."""
+    """One end of the engine: memory of the CPU, and of the GPU if they are two."""
 
-    def __init__(self, host: HostBuffer, address: int, size_bytes: int, *, is_copied: bool) -> None:
-        self.host = host
-        self.address = address
-        self._size_bytes = size_bytes
-        self._is_copied = is_copied
+    host: HostBuffer
+    address: int
+    size_bytes: int
+    is_copied: bool
 
     def to_device(self, cuda: Cuda, stream: int) -> None:
-        if self._is_copied:
-            cuda.copy_to_device(self.address, self.host, self._size_bytes, stream)
+        if self.is_copied:
+            cuda.copy_to_device(self.address, self.host, self.size_bytes, stream)
 
     def to_host(self, cuda: Cuda, stream: int) -> None:
-        if self._is_copied:
-            cuda.copy_to_host(self.host, self.address, self._size_bytes, stream)
+        if self.is_copied:
+            cuda.copy_to_host(self.host, self.address, self.size_bytes, stream)
 
 
 def _tensorrt(name: str) -> ModuleType:

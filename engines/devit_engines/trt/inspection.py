@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from devit_contract.errors import EngineError
+from devit_engines.engine import CheckedEngine
+from devit_engines.trt.engine import TrtEngine
 
 _FUSED_ATTENTION = re.compile(r"_mha|fused_mha|_gemm_mha_v2|flash_?attention", re.IGNORECASE)
 """Kernel or layer names of fused attention (NVIDIA/TensorRT issues 3243 and 3643)."""
@@ -28,6 +30,15 @@ class Inspection:
     """Layers by the type of their first output: ``FP16``, ``FP32``, ``other``."""
 
 
+def inspect_engine(engine: CheckedEngine) -> Inspection | None:
+    """Inspect a loaded engine; None where TensorRT did not make it.
+
+    Raises:
+        EngineError: TensorRT lists no layers.
+    """
+    return inspect_plan(engine.information(), engine.spec.name) if isinstance(engine, TrtEngine) else None
+
+
 def inspect_plan(text: str, name: str) -> Inspection:
     """Count the layers that ``get_engine_information`` lists; its schema changed with TensorRT 11, both are read.
 
@@ -38,11 +49,10 @@ def inspect_plan(text: str, name: str) -> Inspection:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as err:
         raise EngineError(f"{name}: expected the inspector's layers as JSON, found {text[:60]!r}") from err
-    words = [json.dumps(layer) for layer in layers]
     precisions = Counter(_precision(layer) for layer in layers)
     return Inspection(
         layers=len(layers),
-        fused_attentions=sum(1 for each in words if _FUSED_ATTENTION.search(each)),
+        fused_attentions=sum(1 for layer in layers if _FUSED_ATTENTION.search(json.dumps(layer))),
         casts=sum(1 for layer in layers if _CASTS.search(_kind(layer))),
         by_precision=dict(sorted(precisions.items())),
     )

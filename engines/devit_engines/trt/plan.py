@@ -1,4 +1,4 @@
-"""Plans, looked at without TensorRT: which version is installed, and which one a plan was built by."""
+"""Versions read without importing TensorRT: of the installed library, and of the one that built a plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) 
         except OSError:
             continue
         return _spelled_out(int(library.getInferLibVersion()))
-    raise EngineError("expected TensorRT, found neither its Python package nor libnvinfer: run devit doctor")
+    raise EngineError("TensorRT is not installed, neither its Python package nor libnvinfer: run devit doctor")
 
 
 def plan_version(content: bytes) -> str | None:
@@ -42,7 +42,7 @@ def plan_version(content: bytes) -> str | None:
 
 
 def check_plan(content: bytes, installed: str, name: str) -> None:
-    """Refuse, before TensorRT sees it, what is no plan or another version's.
+    """Refuse what is no plan or another version's, before TensorRT sees it.
 
     Args:
         content: The plan.

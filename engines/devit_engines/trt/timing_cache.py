@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from devit_contract.artefacts.files import open_lock, write_bytes
+from devit_contract.artefacts.files import exclusive_lock, write_bytes
 from devit_contract.errors import InputError
 
 Merge = Callable[[bytes, bytes], bytes]
 
 
 def timing_cache_path(store: Path, version: str, device: str, capability: str) -> Path:
-    """Where the cache for one kind of device lies: ``<store>/timing/10.3.0-nvidia-jetson-agx-orin-sm_87.cache``."""
+    """Path of the cache for one kind of device: ``<store>/timing/10.3.0-nvidia-jetson-agx-orin-sm_87.cache``."""
     name = re.sub(r"[^a-z0-9_.]+", "-", f"{version}-{device}-{capability}".lower())
     return store / "timing" / f"{name}.cache"
 
 
 def read_cache(path: Path) -> bytes:
-    """Content of the file; empty where there is none. A damaged one costs time alone, so TensorRT may judge it."""
+    """Content of the file; empty if it cannot be read, which only costs time. TensorRT refuses a damaged one."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return b""
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): remove it") from err
 
 
 def merge_into(path: Path, new: bytes, merge: Merge) -> None:
@@ -37,8 +34,7 @@ def merge_into(path: Path, new: bytes, merge: Merge) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_lock(path.with_suffix(".lock")) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(path.with_suffix(".lock")):
             write_bytes(path, merge(read_cache(path), new))
     except OSError as err:
         raise InputError(f"{path}: cannot be written ({err.strerror}): choose another store with --store") from err

@@ -1,8 +1,8 @@
-"""The process that one TensorRT build lives in: ``python -m devit_engines.trt.worker FOLDER``.
+"""The process that one TensorRT build lives in: ``python -m devit_engines.trt.worker FOLDER WORKSPACE_BYTES``.
 
-Apart from its caller, since a build takes more than a gigabyte that only a process's end gives back, and since the
-kernel may kill it. It reads ``request.json`` and the two graphs, says on standard output which phase is on, stops when
-its standard input is closed, and leaves ``plan`` and ``result.json``.
+A build takes more than a gigabyte, which only the end of its process gives back, and the kernel may kill it. The
+process reads ``request.json``, prints the current phase on standard output, stops when its standard input is closed,
+and leaves ``result.msgpack``.
 """
 
 from __future__ import annotations
@@ -20,48 +20,34 @@ import msgspec
 from devit_contract.artefacts.files import write_bytes
 from devit_contract.errors import DevitError
 from devit_engines.engine import CannotCompileError
-from devit_engines.trt.builder import Plan, PlanRequest, build_plan, can_be_cancelled, merged_cache
+from devit_engines.trt.builder import build_plan, can_be_cancelled, merged_cache
+from devit_engines.trt.request import BuildRequest, Built
 from devit_engines.trt.timing_cache import merge_into, read_cache
 
-REQUEST, GRAPH, PLAIN_GRAPH, PLAN, RESULT = "request.json", "graph.onnx", "plain.onnx", "plan", "result.json"
+REQUEST, RESULT = "request.json", "result.msgpack"
 CANCELLED = 130
 _GRACE_S = 10.0
 
 
-class WorkerRequest(msgspec.Struct, frozen=True):
-    """``request.json``; the graphs lie beside it."""
+class BuildFailed(msgspec.Struct, frozen=True, tag=True):
+    """Why no engine was built."""
 
-    name: str
-    rung: str
-    fp32_nodes: tuple[str, ...]
-    workspace_bytes: int
-    timing_cache: str
-    """File."""
-    module: str = "tensorrt"
-    targets: tuple[str, ...] = ()
-
-
-class WorkerResult(msgspec.Struct, frozen=True):
-    """``result.json``: a plan was built, or why none was."""
-
-    error: str = ""
+    error: str
     is_about_graph: bool = False
     """Whether another rung may do."""
-    route: str = ""
-    warnings: tuple[str, ...] = ()
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, workspace_bytes: int) -> int:
     """Build one plan; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller too, who closes our standard input
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # native libraries print where they like
     cancelled = threading.Event()
-    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=WorkerRequest)
+    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=BuildRequest)
     try:
         trt = importlib.import_module(request.module)
     except ImportError as err:
-        return _leave(folder, WorkerResult(error=f"{request.name}: cannot import TensorRT ({err}): run devit doctor"))
+        return _leave(folder, BuildFailed(f"{request.name}: cannot import TensorRT ({err}): run devit doctor"))
     threading.Thread(target=_watch_stdin, args=(cancelled, can_be_cancelled(trt)), daemon=True).start()
 
     def watch(phase: str) -> bool:
@@ -70,46 +56,29 @@ def main(folder: Path) -> int:
 
     cache = Path(request.timing_cache)
     try:
-        plan: Plan = build_plan(
-            trt,
-            PlanRequest(
-                name=request.name,
-                rung=request.rung,
-                graph=(folder / GRAPH).read_bytes(),
-                plain_graph=(folder / PLAIN_GRAPH).read_bytes(),
-                fp32_nodes=request.fp32_nodes,
-                workspace_bytes=request.workspace_bytes,
-                timing_cache=_known_timings(cache),
-                targets=request.targets,
-            ),
-            watch,
-        )
-        write_bytes(folder / PLAN, plan.content)
+        built = build_plan(trt, request, workspace_bytes, read_cache(cache), watch)
     except DevitError as err:
         is_about_graph = isinstance(err, CannotCompileError)
-        return CANCELLED if cancelled.is_set() else _leave(folder, WorkerResult(str(err), is_about_graph))
-    warnings = plan.warnings
+        return CANCELLED if cancelled.is_set() else _leave(folder, BuildFailed(str(err), is_about_graph))
+    warnings = built.warnings
     try:
-        merge_into(cache, plan.timing_cache, lambda old, new: merged_cache(trt, old, new))
+        merge_into(cache, built.timing_cache, lambda old, new: merged_cache(trt, old, new))
     except DevitError as err:  # costs the next build time, and this one nothing
         warnings = (*warnings, str(err))
-    return _leave(folder, WorkerResult(route=plan.route, warnings=warnings))
+    return _leave(folder, msgspec.structs.replace(built, warnings=warnings, timing_cache=b""))
 
 
-def _known_timings(cache: Path) -> bytes:
+def _leave(folder: Path, result: Built | BuildFailed) -> int:
     try:
-        return read_cache(cache)
-    except DevitError:  # it is told when it is written
-        return b""
-
-
-def _leave(folder: Path, result: WorkerResult) -> int:
-    write_bytes(folder / RESULT, msgspec.json.encode(result))
-    return 1 if result.error else 0
+        write_bytes(folder / RESULT, msgspec.msgpack.encode(result))
+    except DevitError as err:
+        sys.stderr.write(f"{err}\n")  # the caller quotes the last line
+        return 1
+    return 0 if isinstance(result, Built) else 1
 
 
 def _watch_stdin(cancelled: threading.Event, has_monitor: bool) -> None:
-    """Our caller closes it to cancel, and its death closes it too."""
+    """Wait until the caller closes standard input, by cancelling or by dying."""
     while os.read(0, 4096):
         pass
     cancelled.set()
@@ -119,4 +88,4 @@ def _watch_stdin(cancelled: threading.Event, has_monitor: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

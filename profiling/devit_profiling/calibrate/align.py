@@ -1,4 +1,4 @@
-"""Lays a meter's log on a board's, whose clocks have nothing in common, by the steps of the load in both.
+"""Aligns a meter's log with a board's, whose clocks have nothing in common, by the steps of the load in both.
 
 Every shift of the meter's clock is tried. The best is the one at which a straight line through the meter's power
 explains most of the variance of the board's whole log; what the meter does not cover counts as unexplained.
@@ -10,23 +10,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import EnergyError
 from devit_profiling.calibrate.meter_log import MeterLog
-from devit_profiling.figures.energy import Float64Array
 from devit_profiling.record.calibration import Alignment
 
 GRID_S = 0.1
+_MIN_COVERED = 0.5
+_MIN_EXPLAINED = 0.9
+_MIN_LEAD = 0.02
+_APART_S = 3.0
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Both logs on the device's clock, every :data:`GRID_S`, where both are."""
+    """Both logs on the device's clock, every :data:`GRID_S`, where they overlap."""
 
     time_s: Float64Array
     """Shape ``(n,)``."""
     board_w: Float64Array
     meter_w: Float64Array
-    """As the board's sensor would have averaged it."""
+    """With the lag of the board's sensor."""
     alignment: Alignment
 
 
@@ -36,11 +40,11 @@ def align(board_w: Float64Array, time_s: Float64Array, meter: MeterLog, tau_s: f
     Args:
         board_w: Readings of the board's total, shape ``(n,)``.
         time_s: Their clock, shape ``(n,)``, rising.
-        meter: Its log.
-        tau_s: Time constant of the board's sensor. The meter is averaged alike, so that both show steps alike.
+        meter: Log of the meter.
+        tau_s: Time constant of the board's sensor. The meter gets the same lag, so that both show steps alike.
 
     Raises:
-        EnergyError: The meter's log does not show what the board's does, or shows it twice.
+        EnergyError: The meter's log does not fit the board's, or fits at two shifts.
     """
     board_s, board = _on_grid(time_s, board_w)
     meter_s, plain = _on_grid(meter.time_s, meter.power_w)
@@ -75,12 +79,6 @@ def align(board_w: Float64Array, time_s: Float64Array, meter: MeterLog, tau_s: f
     )
 
 
-_MIN_COVERED = 0.5
-_MIN_EXPLAINED = 0.9
-_MIN_LEAD = 0.02
-_APART_S = 3.0
-
-
 def _on_grid(time_s: Float64Array, power_w: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Interpolate on whole multiples of the grid's width after the first sample."""
     grid_s = time_s[0] + np.arange(int((time_s[-1] - time_s[0]) / GRID_S) + 1) * GRID_S
@@ -102,7 +100,7 @@ def _scores(board: Float64Array, meter: Float64Array) -> tuple[int, Float64Array
     """Try every shift.
 
     Returns:
-        Which place of the meter's log the first shift lays on the board's first; for it and all that follow, the
+        Which place of the meter's log the first shift aligns with the board's first; for it and all that follow, the
         share of the board's variance that is explained, of the whole log and of the overlap. Shapes ``(shifts,)``.
     """
     board = board - board.mean()

@@ -1,4 +1,4 @@
-"""``profile calibrate``: what it takes and what it prints."""
+"""``profile calibrate``: fits a board's total to an external meter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def calibrate(
     run: Annotated[Path, typer.Option(metavar="RUNDIR", help="Run with idle and loaded phases, recorded meanwhile.")],
     device: Annotated[str, typer.Option(metavar="NAME", help="Device of the run that the meter was on.")],
     meter_name: Annotated[
-        str, typer.Option(metavar="TEXT", help='Name of the meter and where it sits, e.g. "WT310, DC input".')
+        str, typer.Option(metavar="TEXT", help='Name of the meter and where it is connected, e.g. "WT310, DC input".')
     ],
     meter_error: Annotated[
         float | None,
@@ -31,10 +31,8 @@ def calibrate(
 ) -> None:
     """Fit gain and offset of a board's total to an external meter; later runs of the device are corrected by them.
 
-    The clocks need not agree: the steps of the load in both logs are laid on each other.
+    The clocks need not agree: both logs are aligned by the steps of the load in them.
     """
-    import msgspec
-
     from devit_profiling.calibrate import fit as fitting
     from devit_profiling.record.calibration import calibration_path, default_folder, write_calibration
 
@@ -42,19 +40,19 @@ def calibrate(
     path = out if out is not None else calibration_path(default_folder(), device)
     write_calibration(path, found)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.print_json(found)
         return
-    mark = ", SIMULATED power" if found.is_simulated else ""
+    simulated = ", SIMULATED power" if found.is_simulated else ""
     rows = [
         ["gain", f"{found.gain:.4f} ±{found.gain_95:.4f}"],
         [f"watts at a reading of {found.centre_w:.2f} W", f"{found.watts(found.centre_w):.3f} ±{found.level_95_w:.3f}"],
         ["offset, W", f"{found.offset_w:+.3f}"],
         ["residual, W rms", f"{found.residual_w:.4f}"],
         ["holds for readings, W", f"{found.low_w:.2f} to {found.high_w:.2f}"],
-        ["stretches of steady power", f"{found.stretches}"],
+        ["steady-state segments", f"{found.segments}"],
         ["meter's clock less the device's, s", f"{found.alignment.offset_s:+.3f}"],
         ["both logs cover, s", f"{found.alignment.overlap_s:.1f}"],
         ["of the board's changes explained", f"{found.alignment.explained:.2%}"],
     ]
-    terminal.print_table(f"{device} against {found.meter}{mark}", ["what", "figure (±: 95 %)"], rows, numbers=(1,))
+    terminal.print_table(f"{device} against {found.meter}{simulated}", ["what", "figure (±: 95 %)"], rows, numbers=(1,))
     typer.echo(f"calibration: {path}")

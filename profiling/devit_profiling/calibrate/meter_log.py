@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import InputError
-from devit_profiling.figures.energy import Float64Array
 
 TIME_COLUMN, POWER_COLUMN = "time_s", "power_w"
 
 
 @dataclass(frozen=True)
 class MeterLog:
-    """What a meter has shown."""
+    """Power samples of an external meter."""
 
     time_s: Float64Array
     """On the meter's clock, shape ``(n,)``, strictly rising."""

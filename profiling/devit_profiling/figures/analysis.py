@@ -68,7 +68,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     not_measured: str
     rails: tuple[str, ...]
     lsb_mw: dict[str, int]
-    """Of the rails of the total: one step of the sensor's converter."""
+    """Of the rails of the total: one LSB of the sensor's converter."""
     interval_ms: int
     """Asked for."""
     period_ms: float | None

@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.messages import DeviceTiming, MissingReason
 from devit_profiling.record.record import WINDOW, AnswerRow, Phase
-
-# As the node calls them.
-_NOT_ASKED, _DEADLINE = "not asked", "deadline"
 
 
 class WindowTimes(msgspec.Struct, frozen=True):
@@ -28,7 +25,7 @@ class WindowAnswers(msgspec.Struct, frozen=True):
 
     number: int
     duration_s: float
-    """On the client machine's clock."""
+    """On the host's clock."""
     answers: int
     """Failed ones left out, as in the figures below."""
     per_second: float
@@ -123,7 +120,7 @@ def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s:
     Args:
         rows: The answers.
         names: Device index to name, of the whole cell.
-        windows_s: Window to its length, on the client machine's clock.
+        windows_s: Window to its length, on the host's clock.
     """
     states = Counter(row.state.name.lower() for row in rows)
     given = [row for row in rows if row.is_answered]
@@ -181,7 +178,7 @@ def slowest_us(row: AnswerRow) -> int:
     Where a device missed the deadline, it was waited for from the last feature until then.
     """
     arrivals_us = sorted(timing.arrival_us for timing in row.devices)
-    if _DEADLINE in row.missing.values():
+    if MissingReason.DEADLINE in row.missing.values():
         return max(0, row.collect_us - arrivals_us[-1]) if arrivals_us else row.collect_us
     return arrivals_us[-1] - arrivals_us[-2] if len(arrivals_us) > 1 else 0
 
@@ -260,7 +257,7 @@ def _missing(rows: Sequence[AnswerRow], names: Mapping[int, str]) -> dict[str, d
     reasons: dict[str, Counter[str]] = {}
     for row in rows:
         for index, why in row.missing.items():
-            if why != _NOT_ASKED:
+            if why != MissingReason.NOT_ASKED:
                 reasons.setdefault(names.get(index, f"device {index}"), Counter())[why] += 1
     return {name: dict(sorted(counts.items())) for name, counts in sorted(reasons.items())}
 

@@ -98,10 +98,14 @@ def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str
 
 
 def _is_here(device: DeviceRecord, run: Run) -> bool:
-    """Check whether a device is the client machine: its clock always reads what that machine's does."""
-    boundaries = [boundary for phase in run.phases for boundary in (phase.start, phase.end) if device.name in boundary.asked_ns]
+    """Check whether a device is the host: its clock always reads what that machine's does."""
+    boundaries = [
+        boundary for phase in run.phases for boundary in (phase.start, phase.end) if device.name in boundary.asked_ns
+    ]
     return bool(boundaries) and all(
-        boundary.asked_ns[device.name][0] <= boundary.snapshots[device.name].monotonic_ns <= boundary.asked_ns[device.name][1]
+        boundary.asked_ns[device.name][0]
+        <= boundary.snapshots[device.name].monotonic_ns
+        <= boundary.asked_ns[device.name][1]
         for boundary in boundaries
     )
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.tegrastats import StampedSample
+from devit_profiling.sensor.sensor_lines import StampedSample
 
 _MAX_CLOCK_DROP = 0.1
 _JUNCTION = "tj"

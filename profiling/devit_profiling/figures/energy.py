@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import EnergyError
 
-Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 _MAX_GAP_PERIODS = 3.0
@@ -75,46 +75,6 @@ class WindowEnergy(msgspec.Struct, frozen=True):
         return self.total_j - idle_mean_w * self.duration_s * self.coverage
 
 
-def energy_j(power_w: Float64Array, time_s: Float64Array, start_s: float, end_s: float, max_gap_s: float) -> float:
-    """Integrate power over a time window (trapezoid rule), all of it or not at all.
-
-    The power at both ends of the window is interpolated, so a window may be shorter than one sampling period.
-
-    Args:
-        power_w: Power in watts, shape ``(n,)``.
-        time_s: Monotonic clock of the same samples in seconds, shape ``(n,)``, strictly rising.
-        start_s: Start of the window, on the same clock.
-        end_s: End of the window, after ``start_s``.
-        max_gap_s: Longest allowed distance between two neighbouring samples.
-
-    Returns:
-        Energy in joules.
-
-    Raises:
-        EnergyError: The samples do not reach both ends or leave a gap inside, or the arguments break the rules above.
-
-    >>> energy_j(np.array([4.0, 6.0]), np.array([0.0, 1.0]), 0.0, 1.0, max_gap_s=1.5)
-    5.0
-    """
-    _check_series(power_w, time_s)
-    _check_window(start_s, end_s)
-    if (np.diff(time_s) <= 0).any():
-        raise EnergyError("power samples must have strictly rising stamps, found one that does not rise: use rising()")
-    if time_s.size == 0 or time_s[0] > start_s or time_s[-1] < end_s:
-        found = f"cover {time_s[0]:.3f} s to {time_s[-1]:.3f} s" if time_s.size else "are none"
-        raise EnergyError(
-            f"power samples {found}, but the window is {start_s:.3f} s to {end_s:.3f} s: "
-            "start the sampler before the first inference and stop it after the last"
-        )
-    gaps_s = np.diff(time_s)[_touches(time_s, start_s, end_s)]
-    if gaps_s.max() > max_gap_s:
-        raise EnergyError(
-            f"power samples leave a gap of {gaps_s.max():.3f} s in the window {start_s:.3f} s to {end_s:.3f} s, "
-            f"expected at most {max_gap_s:.3f} s: measure again with less load beside the sampler"
-        )
-    return _integrate(power_w, time_s, start_s, end_s, max_gap_s)[0]
-
-
 def measure_window(
     power_w: Float64Array,
     time_s: Float64Array,
@@ -165,30 +125,6 @@ def measure_window(
         period_s=period_s,
         warnings=tuple(_warnings(time_s, start_s, end_s, gaps_s, period_s, dropped)),
     )
-
-
-def burst_j(
-    power_w: Float64Array, time_s: Float64Array, start_s: float, end_s: float, idle_w: float, tail_s: float
-) -> float:
-    """Integrate a burst between two idle stretches above idle, tail included, in joules.
-
-    A sensor that averages shows a part of the burst after its end. All of it is there in the end, for a linear
-    filter moves energy and keeps it; a window without the tail would miss a share of about tau / duration.
-
-    Args:
-        power_w: Readings of the board's total in watts, shape ``(n,)``.
-        time_s: Their clock in seconds, shape ``(n,)``, strictly rising.
-        start_s: Start of the burst, on the same clock.
-        end_s: Its end.
-        idle_w: Power before and after.
-        tail_s: How long the readings take to settle: five time constants.
-
-    Raises:
-        EnergyError: As :func:`energy_j` does, for a gap of more than three median periods.
-    """
-    max_gap_s = _MAX_GAP_PERIODS * float(np.median(np.diff(time_s))) if time_s.size > 1 else 0.0
-    until_s = end_s + tail_s
-    return energy_j(power_w, time_s, start_s, until_s, max_gap_s) - idle_w * (until_s - start_s)
 
 
 def slope(time_s: Float64Array, values: Float64Array) -> float:

@@ -10,10 +10,11 @@ from statistics import NormalDist
 import msgspec
 import numpy as np
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 
 NORMAL_95 = 1.960
 """Two-sided 95 % quantile of the normal distribution, in standard errors."""
+
 _NORMAL_FROM = 1e4
 """Degrees of freedom above which the normal distribution replaces Student's t; the error is below 1e-4."""
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)

@@ -215,7 +215,7 @@ def _window_figures(
             f"power is not steady, it changed by {energy.rise_w / energy.mean_w:+.1%} over the window, "
             "expected at most 2 %: warm up longer"
         )
-    if power.calibration is not None and (warning := power.calibration.doubt(energy.mean_w)) is not None:
+    if power.calibration is not None and (warning := power.calibration.warning(energy.mean_w)) is not None:
         warnings.append(warning)
     return WindowFigures(
         number=phase.number,

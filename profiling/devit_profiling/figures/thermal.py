@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import msgspec
 
+from devit_contract.wire.messages import PowerLine
 from devit_profiling.figures.answers import AnswerStats
 from devit_profiling.figures.cell import CellEnergy
 from devit_profiling.figures.conditions import conditions
 from devit_profiling.figures.interval import Estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Phase, Plan, Scenario
-from devit_profiling.sensor.sensor_lines import parse_sensor_log
-from devit_profiling.sensor.tegrastats import PowerLine, StampedSample
+from devit_profiling.sensor.sensor_lines import StampedSample, parse_sensor_log
 
 SETTLED_C_PER_MIN = 0.5
 """Largest slope of a temperature that counts as settled. A board that warms with a time constant of 1.5 min, as the

@@ -22,7 +22,7 @@ _MAX_FILES = 1000
 
 @dataclass(frozen=True)
 class Sent:
-    """When a request was sent, on the client machine's monotonic clock."""
+    """When a request was sent, on the host's monotonic clock."""
 
     due_ns: int
     """When it was meant to be sent; its latency counts from here."""

@@ -9,11 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from devit_contract.errors import EnergyError
+from devit_contract.machine import board_model
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
-from devit_engines.bench.child import EngineChild
-from devit_engines.bench.messages import Ready, Stint
-from devit_profiling.load.node_power import board_model
+from devit_engines.bench.child import EngineChild, Ready, TimedRun
 from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import (
     IDLE,
@@ -24,10 +23,11 @@ from devit_profiling.record.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    Boundary,
     CutShort,
     DeviceRecord,
-    Boundary,
     Phase,
+    PhaseKind,
     Plan,
     Recording,
     Run,
@@ -167,32 +167,32 @@ class LocalMeasurement:
             return Description(board_model(), "", NO_ENGINE, sensor, 0)
         return Description(about.board_model, about.l4t, about.engine, sensor, about.inference_threads)
 
-    def _warm_up(self, engine: EngineChild) -> Sequence[Stint]:
+    def _warm_up(self, engine: EngineChild) -> Sequence[TimedRun]:
         plan = self._plan
-        stints = [engine.run(plan.warm_up_s, self.wait)]
-        while sum(len(stint.taken_us) for stint in stints) < plan.warm_up_answers:
-            stints.append(engine.run(_MORE_S, self.wait))
-        return stints
+        runs = [engine.run(plan.warm_up_s, self.wait)]
+        while sum(len(run.taken_us) for run in runs) < plan.warm_up_answers:
+            runs.append(engine.run(_MORE_S, self.wait))
+        return runs
 
-    def _rest(self, scenario: Scenario, kind: str, duration_s: float, show: Callable[[str], None]) -> None:
+    def _rest(self, scenario: Scenario, kind: PhaseKind, duration_s: float, show: Callable[[str], None]) -> None:
         if duration_s > 0:
             show(kind)
             start = self._boundary(time.monotonic_ns())
             self.wait(duration_s)
             self._end_phase(scenario, kind, OUTSIDE, start, time.monotonic_ns())
 
-    def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint]) -> None:
-        start = self._boundary(stints[0].start_ns)
-        for stint in stints:
-            sent_ns = stint.start_ns
-            for taken_us in stint.taken_us:
+    def _work(self, scenario: Scenario, kind: PhaseKind, number: int, runs: Sequence[TimedRun]) -> None:
+        start = self._boundary(runs[0].start_ns)
+        for run in runs:
+            sent_ns = run.start_ns
+            for taken_us in run.taken_us:
                 self._answers.append(self._row(scenario, number, taken_us, sent_ns))
                 sent_ns += taken_us * 1000
-            self._inferences += len(stint.taken_us)
-            self._busy_ns += stint.end_ns - stint.start_ns
-        self._end_phase(scenario, kind, number, start, stints[-1].end_ns)
+            self._inferences += len(run.taken_us)
+            self._busy_ns += run.end_ns - run.start_ns
+        self._end_phase(scenario, kind, number, start, runs[-1].end_ns)
 
-    def _end_phase(self, scenario: Scenario, kind: str, number: int, start: Boundary, end_ns: int) -> None:
+    def _end_phase(self, scenario: Scenario, kind: PhaseKind, number: int, start: Boundary, end_ns: int) -> None:
         self.phases.append(Phase(scenario.name, kind, number, start, self._boundary(end_ns)))
 
     def _boundary(self, at_ns: int) -> Boundary:

@@ -13,7 +13,7 @@ from devit_contract.artefacts.fleet import Device
 from devit_contract.errors import LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
-from devit_contract.wire.messages import Mark
+from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.load_generator import Sent, send_requests
 from devit_profiling.load.sampling import Sampling
@@ -29,15 +29,15 @@ from devit_profiling.record.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    Boundary,
     CutShort,
     DeviceRecord,
-    Boundary,
     Phase,
+    PhaseKind,
     Plan,
     Scenario,
     UndividedRecord,
 )
-from devit_profiling.sensor.tegrastats import PowerLine
 
 # Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
 _MARGIN_S = 0.02
@@ -143,7 +143,7 @@ class Measurement:
             start = self._end_phase(kind, window, start)
             driver.end_window(window, is_last=window == plan.windows)
 
-    def _rest(self, kind: str, duration_s: float, watch: Watch) -> None:
+    def _rest(self, kind: PhaseKind, duration_s: float, watch: Watch) -> None:
         """Let the cell idle."""
         if duration_s == 0:
             return
@@ -183,7 +183,7 @@ class Measurement:
             return False
         return not is_settled(windows, self.sampling.lines, plan)
 
-    def _end_phase(self, kind: str, number: int, start: Boundary) -> Boundary:
+    def _end_phase(self, kind: PhaseKind, number: int, start: Boundary) -> Boundary:
         """Note the phase that ends now, and give its end."""
         end = self._boundary()
         self.phases.append(Phase(self._scenario.name, kind, number, start, end))

@@ -8,9 +8,8 @@ from contextlib import suppress
 
 from devit_contract.errors import LinkError
 from devit_contract.wire.client import Client
-from devit_contract.wire.messages import SamplingCost
+from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.load.schedule import STEP_S
-from devit_profiling.sensor.tegrastats import PowerLine
 
 _FIRST_LINE_S = 5.0
 # Real periods are up to 9 % longer than the interval.

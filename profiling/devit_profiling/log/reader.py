@@ -12,12 +12,13 @@ import msgspec
 
 from devit_contract.errors import InputError
 from devit_profiling.sensor.board_table import Board
-from devit_profiling.sensor.boards import guess_board, total_mw
-from devit_profiling.sensor.hwmon_lines import note_of
+from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.sensor_lines import parse_sensor_line
+from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
 STANDARD_INPUT = "-"
+# Longer than any line of tegrastats; a file without line ends is read in pieces.
+_MAX_LINE_BYTES = 1 << 16
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -31,19 +32,18 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class LogReader:
-    """Gives the readings of a log in one pass; what it tells beside them is of the lines read so far."""
+    """Gives the readings of a log in one pass; its attributes are of the lines read so far."""
 
     def __init__(self, name: str, lines: Iterable[str], board: Board | None = None) -> None:
-        """Keep what to read.
+        """Keep the lines; nothing is read yet.
 
         Args:
             name: Of the log, for messages.
             lines: With their line ends, so that a last line that was cut off is seen.
-            board: Whose rule makes the total; ``None``: the first one that a sample looks like.
+            board: Whose rule makes the total; ``None``: the first board that a sample fits.
         """
-        self.board = board
-        self.is_board_guessed = False
-        self.foreign_lines = 0
+        self.total = BoardTotal(board=board)
+        self.unparsed_lines = 0
         """Lines with text that are no samples."""
         self._name = name
         self._lines = lines
@@ -59,25 +59,14 @@ class LogReader:
             sample = parse_sensor_line(line)
             if sample is not None:
                 samples += 1
-                yield Reading(number, sample, self._total_mw(sample))
+                yield Reading(number, sample, self.total.add(sample))
             elif line.strip() and note_of(line) is None:
-                self.foreign_lines += 1
+                self.unparsed_lines += 1
         if not samples:
             raise InputError(
-                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found {self.foreign_lines} others: "
-                "record some with tegrastats --logfile FILE"
+                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found "
+                f"{self.unparsed_lines} others: record some with tegrastats --logfile FILE"
             )
-
-    @property
-    def total_rails(self) -> tuple[str, ...]:
-        """The rails that make the total; empty where there is none to make."""
-        return self.board.total_rails if self.board is not None else ()
-
-    def _total_mw(self, sample: Sample) -> int | None:
-        if self.board is None:
-            self.board = guess_board(sample)
-            self.is_board_guessed = self.board is not None
-        return total_mw(self.board, sample.rails_mw) if self.board is not None else None
 
 
 @contextmanager
@@ -111,7 +100,3 @@ def _lines(name: str, file: BinaryIO) -> Iterator[str]:
 
 def _unreadable(name: str, err: OSError) -> InputError:
     return InputError(f"{name}: expected a log of tegrastats, cannot be read ({err.strerror}): correct the path")
-
-
-# Longer than any line of tegrastats; a file without line ends is read in pieces.
-_MAX_LINE_BYTES = 1 << 16

@@ -1,7 +1,7 @@
-"""The line from a board's total to an external meter: what it is worth, where it holds, and where it is kept.
+"""The calibration of a board's total by an external meter: its line, range and uncertainty, and its file.
 
-One file a device, ``NAME.json`` in a folder of the operator's machine. Gain and offset are a specimen's own, so the
-file holds for the device and the board that it was made on, and for nothing else.
+One file per device, ``NAME.json`` in a folder of the operator's machine. Gain and offset differ from unit to unit, so
+a calibration is valid for its own device and board only.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import TypeVar
 
 import msgspec
 
+from devit_contract.arrays import Float64Array
 from devit_contract.artefacts.files import read_json, write_json
 from devit_contract.errors import ManifestError
-from devit_profiling.figures.energy import Float64Array
 
-SCHEMA = 1
+SCHEMA = 2
 _Watts = TypeVar("_Watts", float, Float64Array)
 
 
 class Alignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the meter's clock was laid on the device's."""
+    """How the meter's clock was aligned with the device's."""
 
     offset_s: float
-    """The meter's clock less the device's monotonic clock; the difference in how fast both follow is in it."""
+    """The meter's clock less the device's monotonic clock, including the difference between the lags of both."""
     overlap_s: float
     """Time that both logs cover."""
     explained: float
@@ -39,9 +39,9 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str
     board_model: str
     scope: str
-    """Of the readings: what the board's own total covers."""
+    """What the board's own total covers."""
     meter: str
-    """Name of the meter, and where it sits."""
+    """Name of the meter, and where it is connected."""
     made_utc: str
     run: str
     """Name of the run whose log was used."""
@@ -49,9 +49,9 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gain: float
     offset_w: float
     residual_w: float
-    """Root mean square of what the line leaves."""
+    """Root mean square of the residuals."""
     low_w: float
-    """Readings between this and the next were calibrated."""
+    """Least calibrated reading; ``high_w`` is the greatest."""
     high_w: float
     centre_w: float
     """Reading at which the line is known best."""
@@ -59,23 +59,23 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Half-width of 95 % of the line there."""
     gain_95: float
     """Half-width of 95 % of the gain."""
-    stretches: int
-    """Pieces of steady power that the line was fitted to."""
+    segments: int
+    """Steady-state segments that the line was fitted to."""
     alignment: Alignment
     meter_error_percent: float | None = None
-    """The meter's own, as its owner stated it; absent where none was stated, and then in no figure."""
+    """The meter's own error as its owner stated it; absent where none was stated, and then in no figure."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no line of a power sensor."""
+        """Refuse a line that no power sensor has."""
         if not (self.gain > 0 and math.isfinite(self.gain) and math.isfinite(self.offset_w)):
             raise ValueError(f"expected a gain above 0 and a finite offset, found {self.gain} and {self.offset_w}")
 
     def watts(self, reading_w: _Watts) -> _Watts:
-        """Correct a reading, or many."""
+        """Correct one reading or many."""
         return self.offset_w + self.gain * reading_w
 
     def reading_w(self, watts: float) -> float:
-        """Give the reading that was corrected to this."""
+        """Give the reading that is corrected to these watts."""
         return (watts - self.offset_w) / self.gain
 
     def half_95_w(self, watts: float) -> float:
@@ -83,15 +83,15 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slope_w = self.gain_95 * (self.reading_w(watts) - self.centre_w)
         return math.hypot(self.level_95_w, slope_w, (self.meter_error_percent or 0.0) / 100 * watts)
 
-    def doubt(self, watts: float) -> str | None:
-        """Doubt a corrected mean power outside of what was calibrated; a twentieth of the range is let pass."""
+    def warning(self, watts: float) -> str | None:
+        """Warn of a corrected mean power outside the calibrated range, with a tolerance of a twentieth of it."""
         spare_w = (self.high_w - self.low_w) / 20
         if self.low_w - spare_w <= self.reading_w(watts) <= self.high_w + spare_w:
             return None
         low_w, high_w = self.watts(self.low_w), self.watts(self.high_w)
         return (
-            f"mean power of {watts:.2f} W lies outside of {low_w:.2f} W to {high_w:.2f} W, where this device was "
-            "calibrated: calibrate again at this load"
+            f"mean power of {watts:.2f} W is outside the calibrated range of this device, {low_w:.2f} W to "
+            f"{high_w:.2f} W: calibrate again at this load"
         )
 
 
@@ -102,12 +102,12 @@ def default_folder() -> Path:
 
 
 def calibration_path(folder: Path, device: str) -> Path:
-    """Name a device's file."""
+    """Give the path of a device's file."""
     return folder / f"{device}.json"
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write it.
+    """Write a calibration file.
 
     Raises:
         InputError: The file cannot be written.
@@ -119,13 +119,13 @@ def find_calibration(folder: Path | None, device: str, board_model: str) -> Cali
     """Read a device's calibration; ``None`` where it has none.
 
     Args:
-        folder: Where to look; ``None``: nowhere.
-        device: Its name in the fleet.
-        board_model: What it says of itself.
+        folder: Folder of the calibrations; ``None``: there is none.
+        device: Name of the device in the fleet.
+        board_model: Model of its board.
 
     Raises:
         InputError: The file cannot be read.
-        ManifestError: It breaks its format, or was made on another device or board.
+        ManifestError: The file breaks its format, or was made on another device or board.
     """
     path = calibration_path(folder, device) if folder is not None else None
     if path is None or not path.exists():

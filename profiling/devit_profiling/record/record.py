@@ -1,31 +1,34 @@
-"""What a run is made of: its plan, phases and marks, and the raw data that were gathered in them."""
+"""What a run is made of: its plan, phases and snapshots, and the raw data that were gathered in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
+from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, PowerLine, SamplingCost
 from devit_profiling.record.calibration import Calibration
-from devit_profiling.sensor.tegrastats import StampedLine
 
 SCHEMA = 2
 TOGETHER = "together"
-"""Name of the scenario in which the whole cell is asked."""
-IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "warm-up", "window"
-"""Kinds of phases."""
+"""Name of the scenario in which the whole cell works."""
+PhaseKind: TypeAlias = Literal["idle", "idle after", "settle", "warm-up", "window"]
+IDLE: PhaseKind = "idle"
+IDLE_AFTER: PhaseKind = "idle after"
+SETTLE: PhaseKind = "settle"
+WARM_UP: PhaseKind = "warm-up"
+WINDOW: PhaseKind = "window"
 OUTSIDE = 0
-"""Window number of answers outside all windows: warm-up, and what was under way at the end."""
+"""Window number of answers outside all windows: warm-up, and those in flight at the end."""
 LOCAL = "local"
 """Name of this machine where it is measured without a node."""
 NODE = "fusion node"
 """Name of the node's machine among the devices: none of them can have it."""
-_KINDS = (IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW)
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval_ms: int = 100
     """Sampling period that the sampler is asked for."""
     in_flight: int = 1
-    """Requests under way at once; with 1 the latency has no queueing in it."""
+    """Requests in flight at once; with 1 the latency has no queueing in it."""
     rate_hz: float | None = None
     """Requests a second, sent whatever has been answered; absent: each answer makes the next request due."""
     undivided: str = ""
@@ -84,57 +87,51 @@ QUICK = Plan(is_quick=True, has_alone=False, has_idle_after=False, settle_s=0.0,
 """A first look in about 20 s: the whole cell, one window, no interval of confidence."""
 
 
-class Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The boundary of a phase: the moment on every clock, and what every device had done by then."""
+class Boundary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The boundary of a phase: the moment on every clock, and the work of every device so far."""
 
-    desk_ns: int
-    """Monotonic clock of the machine that asks; for answers per second only."""
-    marks: dict[str, Mark]
-    """By device, each on its own clock; and of the node's machine where it was sampled, which is the one that asks:
-    what it has done are answers."""
+    host_ns: int
+    """Monotonic clock of the host, the machine that runs ``profile``; for answers per second only."""
+    snapshots: dict[str, Mark]
+    """By device, each on its own clock; and of the node's machine where it was sampled, which is the host: its work is
+    answers."""
     asked_ns: dict[str, tuple[int, int]] = {}
-    """By device: the asking machine's clock before and behind the question for its mark; not in older runs."""
+    """By device: the host's clock before and after the question for its snapshot; not of the node's machine."""
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A stretch of the run in which nothing changes on purpose."""
+    """An interval of the run in which nothing changes on purpose."""
 
     scenario: str
-    kind: str
-    """One of :data:`IDLE`, :data:`IDLE_AFTER`, :data:`SETTLE`, :data:`WARM_UP`, :data:`WINDOW`."""
+    kind: PhaseKind
     number: int
     """Of a window, from 1; :data:`OUTSIDE` for other phases."""
-    start: Edge
-    end: Edge
-
-    def __post_init__(self) -> None:
-        """Refuse unknown kinds."""
-        if self.kind not in _KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(_KINDS)}, found {self.kind!r}")
+    start: Boundary
+    end: Boundary
 
     @property
     def duration_s(self) -> float:
-        """Length on the asking machine's clock."""
-        return (self.end.desk_ns - self.start.desk_ns) / 1e9
+        """Length on the host's clock."""
+        return (self.end.host_ns - self.start.host_ns) / 1e9
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who is asked."""
+    """Which devices get requests."""
 
     name: str
     """:data:`TOGETHER`, or the device's name and "alone"."""
     mask: int
     """Of the requests: bit i for device i; 0 asks all."""
     device: str = ""
-    """The device that works alone; empty where all do."""
+    """The device that works alone; empty where all work."""
     is_undivided: bool = False
-    """Whether that device runs the undivided model by itself, and nobody is asked; its marks count that model."""
+    """Whether that device runs the undivided model by itself, without requests; its snapshots count that model."""
     is_idle: bool = False
     """Whether nothing runs: its windows are those of a machine at rest."""
 
 
 class UndividedWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Inferences of the undivided model in one window, as its device timed them."""
+    """Inferences of the undivided model in one window, timed by its device."""
 
     number: int
     inferences: int
@@ -164,7 +161,7 @@ class CellDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a run keeps of the node's status, whatever else later nodes tell."""
+    """What a run keeps of the node's status."""
 
     image_shape: tuple[int, int, int]
     k_min: int
@@ -197,22 +194,22 @@ class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     submodel: int
     description: Description
     sensor_problem: str = ""
-    """Why there are no power samples, or no more from some moment on; empty if there was no trouble."""
+    """Why there are no power samples, or no more from some moment on; empty if sampling worked."""
     sampling: SamplingCost | None = None
-    """What the sampling itself has cost the device; absent where it did not tell."""
+    """Cost of the sampling itself on the device; absent where the device did not report it."""
     calibration: Calibration | None = None
-    """Of its total, as it stood when the run was measured; absent where there was none."""
+    """Calibration of its total at the time of the run; absent where there was none."""
 
 
 class CutShort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a run ended before its plan did."""
 
     cause: str
-    """In words."""
+    """Why, for people."""
     is_interrupt: bool
-    """Whether somebody wanted it to end."""
+    """Whether the user ended it."""
     scenario: str
-    """The one that was under way."""
+    """The scenario that was running."""
     windows: int
     """Of its windows, how many had ended; an unfinished one is in no figure."""
 
@@ -246,9 +243,9 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Absent where the node could no longer be asked."""
     cut_short: CutShort | None = None
     node: DeviceRecord | None = None
-    """The node's machine, without a submodel (-1); absent in older runs, which did not look for its sensor."""
+    """The node's machine, without a submodel (-1); absent in runs without a node."""
     extras: tuple[Extra, ...] = ()
-    """Of the fleet file."""
+    """``[[extra]]`` of the fleet file."""
     undivided: UndividedRecord | None = None
 
     @property
@@ -273,7 +270,7 @@ class AnswerRow:
 
     scenario: str
     window: int
-    """Window in which it came, from 1; :data:`OUTSIDE` outside of them."""
+    """Window in which it arrived, from 1; :data:`OUTSIDE` outside of them."""
     state: State
     mask: int
     latency_ms: float
@@ -283,11 +280,10 @@ class AnswerRow:
     missing: Mapping[int, str]
     """Device index to why its feature is not in the answer."""
     devices: tuple[DeviceTiming, ...]
-    sent_ns: int | None = None
-    """The asking machine's monotonic clock when the request was due, which the latency counts from; absent in older
-    runs."""
+    sent_ns: int
+    """The host's monotonic clock when the request was due, which the latency counts from."""
     late_us: int = 0
-    """How much later than that it was made: only with requests at a fixed rate."""
+    """How much later than that it was sent: only with requests at a fixed rate."""
 
     @property
     def is_answered(self) -> bool:
@@ -300,6 +296,6 @@ class Recording:
     """All raw data of a run."""
 
     run: Run
-    lines: Mapping[str, tuple[StampedLine, ...]]
+    lines: Mapping[str, tuple[PowerLine, ...]]
     """By device name; empty where nothing was sampled."""
     answers: tuple[AnswerRow, ...]

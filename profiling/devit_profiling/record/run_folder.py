@@ -5,8 +5,8 @@ file                         content
 ============================ =================================================================================
 ``run.json``                 what was measured and how: :class:`~devit_profiling.record.record.Run`
 ``DEVICE.tegrastats.log``    a device's sampler lines, verbatim
-``DEVICE.stamps.csv``        number of each of these lines, and its arrival on the device's monotonic clock
-``latency.csv``              one row an answer, with when it was asked for and what each device cost in it
+``DEVICE.stamps.csv``        number and arrival of each of these lines, on the device's monotonic clock
+``latency.csv``              one row per answer: when its request was due, and the time of each device in it
 ============================ =================================================================================
 
 Every figure of a report comes from these files, so a report can be made again at any time.
@@ -23,9 +23,8 @@ from devit_contract.artefacts.files import new_folder, read_json, write_bytes, w
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import InputError, ManifestError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.messages import DeviceTiming, PowerLine
 from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Run
-from devit_profiling.sensor.tegrastats import StampedLine
 
 RUN_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
@@ -33,12 +32,12 @@ _HINT = "measure again with profile --devices"
 
 
 def log_name(device: str) -> str:
-    """Name a device's log file."""
+    """Give the name of a device's log file."""
     return f"{device.replace(' ', '+')}.tegrastats.log"
 
 
 def stamps_name(device: str) -> str:
-    """Name the file with the arrival of a device's lines."""
+    """Give the name of the file with the arrival times of a device's lines."""
     return f"{device.replace(' ', '+')}.stamps.csv"
 
 
@@ -77,7 +76,6 @@ def read_recording(folder: Path) -> Recording:
 _STAMP_HEADER = ("line", "monotonic_ns")
 _ANSWER_HEADER = ("scenario", "window", "state", "mask", "latency_ms", "wait_us", "collect_us", "fuse_us", "missing")
 _SENT = ("sent_ns", "late_us")
-"""Last columns of ``latency.csv``; older runs lack one or both."""
 _TIMES = ("network_us", "queue_us", "decode_us", "inference_us", "arrival_us")
 
 
@@ -91,16 +89,16 @@ def _check_run(path: Path, run: Run) -> None:
     if not devices or not scenarios:
         raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
     for number, phase in enumerate(run.phases):
-        for edge in (phase.start, phase.end):
-            if missing := devices - edge.marks.keys():
+        for boundary in (phase.start, phase.end):
+            if missing := devices - boundary.snapshots.keys():
                 raise ManifestError(
-                    f"{path}: phases[{number}]: expected a mark of {', '.join(sorted(missing))}: {_HINT}"
+                    f"{path}: phases[{number}]: expected a snapshot of {', '.join(sorted(missing))}: {_HINT}"
                 )
         if phase.scenario not in scenarios:
             raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")
 
 
-def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
+def _read_lines(folder: Path, device: str) -> tuple[PowerLine, ...]:
     path = folder / stamps_name(device)
     texts = _read_text(folder / log_name(device)).split("\n")[:-1]
     stamps = []
@@ -112,13 +110,12 @@ def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
             f"{folder / log_name(device)}: expected {len(stamps)} lines, as many as {path.name} has, "
             f"found {len(texts)}: {_HINT}"
         )
-    return tuple(StampedLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
+    return tuple(PowerLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
 
 
 def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:
     answers = []
-    header = _latency_header(names)
-    for number, cells in _rows(path, header, (header[:-1], header[:-2])):
+    for number, cells in _rows(path, _latency_header(names)):
         with _Line(path, number):
             answers.append(_answer_row(cells, names))
     return tuple(answers)
@@ -136,14 +133,12 @@ def _row_cells(row: AnswerRow, names: Mapping[int, str]) -> Iterable[str | int]:
     for index in sorted(names):
         timing = timings.get(index)
         yield from ("",) * len(_TIMES) if timing is None else (getattr(timing, time) for time in _TIMES)
-    yield "" if row.sent_ns is None else row.sent_ns
-    yield row.late_us
+    yield from (row.sent_ns, row.late_us)
 
 
 def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
     pairs = (part.partition("=") for part in cells[8].split(";") if part)
     width = len(_ANSWER_HEADER) + len(names) * len(_TIMES)
-    sent, late = (*cells[width:], "", "")[:2]
     devices = []
     for place, index in enumerate(sorted(names)):
         first = len(_ANSWER_HEADER) + place * len(_TIMES)
@@ -161,8 +156,8 @@ def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
         fuse_us=int(cells[7]),
         missing={int(index): why for index, _, why in pairs},
         devices=tuple(devices),
-        sent_ns=int(sent) if sent else None,
-        late_us=int(late or 0),
+        sent_ns=int(cells[width]),
+        late_us=int(cells[width + 1]),
     )
 
 
@@ -175,13 +170,11 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> byt
     return text.getvalue().encode()
 
 
-def _rows(path: Path, header: Sequence[str], older: Sequence[Sequence[str]] = ()) -> Iterable[tuple[int, list[str]]]:
-    """Give the rows behind the header, or behind an older one, with their line numbers."""
+def _rows(path: Path, header: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
+    """Give the rows after the header, with their line numbers."""
     reader = csv.reader(io.StringIO(_read_text(path)))
     try:
         for number, cells in enumerate(reader, 1):
-            if number == 1 and tuple(cells) in older:
-                header = cells
             if number == 1 and tuple(cells) != tuple(header):
                 raise ManifestError(
                     f"{path}: expected the columns {','.join(header)}, found {','.join(cells)}: {_HINT}"

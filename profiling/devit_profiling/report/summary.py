@@ -45,7 +45,7 @@ def summary_rows(report: Report) -> list[list[str]]:
             what = f"{len(scenario.energies)} of {len(scenario.asked)} devices, node left out"
             figures = [number(cell.mean_w), joules(mean_of(cell.total_j_per_answer), cell.resolution_j_per_answer)]
             mark = "(SIMULATED)" if cell.is_simulated else ""
-            rows.append(["cell", snapshot, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
+            rows.append(["cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
             rows += _whole_row(cell, answers)
     return rows
 
@@ -142,7 +142,7 @@ def _whole_row(cell: CellEnergy, answers: AnswerStats) -> list[list[str]]:
     if any(part.left_out for part in cell.parts):
         what += ", node left out"
     mark = "(SIMULATED)" if cell.whole.is_simulated else ""
-    return [["whole cell", snapshot, what, *figures, number(answers.p50_ms), number(answers.p99_ms)]]
+    return [["whole cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)]]
 
 
 def _board(device: DeviceReport) -> str:

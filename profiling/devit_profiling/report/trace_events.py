@@ -1,6 +1,6 @@
 """``trace.json``: a run in the Trace Event Format, as Perfetto and chrome://tracing open it.
 
-A process each for the client machine, the fusion node and every device; a track each for phases and for concurrent
+A process each for the host, the fusion node and every device; a track each for phases and for concurrent
 answers; counters for rails and totals. All times are microseconds since the run's first recorded moment, on the client
 machine's clock. The record has one duration for the network, both directions in one; half each is assumed.
 """
@@ -20,7 +20,7 @@ from devit_profiling.sensor.tegrastats import SIMULATED
 TRACE_FILE = "trace.json"
 MAX_ANSWERS = 500
 """Of each window that are drawn, from its start: viewers become slow beyond some hundred thousand events."""
-CLIENT_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
+HOST_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
 PHASES_TID, FIRST_ANSWER_TID = 1, 2
 
 Args = dict[str, str | int | float]
@@ -70,7 +70,7 @@ def trace_of(evidence: Evidence) -> Trace:
     answers, left_out = _drawn(recording.answers)
     slices = [*_phase_slices(recording, axis, pids), *_answer_slices(answers, names, pids, axis)]
     counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
-    titles = {CLIENT_PID: "client machine"}
+    titles = {HOST_PID: "host"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
     events = sorted([*slices, *counters], key=_order)
     simulated = [power.device.name for power in powers if power.is_simulated]
@@ -103,15 +103,13 @@ def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
     chosen, left_out = [], 0
     counts: dict[tuple[str, int], int] = {}
     for row in rows:
-        if row.sent_ns is None:
-            continue
         place = (row.scenario, row.window)
         counts[place] = counts.get(place, 0) + 1
         if counts[place] <= MAX_ANSWERS:
             chosen.append(row)
         else:
             left_out += 1
-    return sorted(chosen, key=lambda row: row.sent_ns or 0), left_out
+    return sorted(chosen, key=lambda row: row.sent_ns), left_out
 
 
 def _answers_text(drawn: int, left_out: int, recording: Recording) -> str:
@@ -137,17 +135,17 @@ def _slice(name: str, pid: int, tid: int, start_us: int, end_us: int, cat: str, 
 
 
 def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int]) -> Iterable[Event]:
-    """Draw scenarios and phases on the client machine's clock, and phases by every device's own snapshots."""
+    """Draw scenarios and phases on the host's clock, and phases by every device's own snapshots."""
     phases = recording.run.phases
     for scenario in recording.run.scenarios:
         inside = [phase for phase in phases if phase.scenario == scenario.name]
         if inside:
             start_us, end_us = axis.host_us(inside[0].start.host_ns), axis.host_us(inside[-1].end.host_ns)
-            yield _slice(scenario.name, CLIENT_PID, PHASES_TID, start_us, end_us, "scenario")
+            yield _slice(scenario.name, HOST_PID, PHASES_TID, start_us, end_us, "scenario")
     for phase in phases:
         title, args = _phase_title(phase), {"scenario": phase.scenario}
         start_us, end_us = axis.host_us(phase.start.host_ns), axis.host_us(phase.end.host_ns)
-        yield _slice(title, CLIENT_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
+        yield _slice(title, HOST_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
         for name in axis.clocks:
             start_us = axis.device_us(name, phase.start.snapshots[name].monotonic_ns)
             end_us = axis.device_us(name, phase.end.snapshots[name].monotonic_ns)
@@ -162,7 +160,7 @@ def _phase_title(phase: Phase) -> str:
 def _answer_slices(
     rows: Sequence[AnswerRow], names: Mapping[int, str], pids: Mapping[str, int], axis: TimeAxis
 ) -> Iterable[Event]:
-    """Draw each answer at the client machine, at the node, and at each device whose feature is in it."""
+    """Draw each answer at the host, at the node, and at each device whose feature is in it."""
     lanes: dict[int, list[int]] = {}
     for number, row in enumerate(rows, 1):
         assert row.sent_ns is not None  # chosen so
@@ -173,8 +171,8 @@ def _answer_slices(
         args: Args = {"scenario": row.scenario, "window": row.window, "state": row.state.name.lower()}
         for index, why in sorted(row.missing.items()):
             args[f"without {names.get(index, index)}"] = why
-        tid = _lane(lanes, CLIENT_PID, start_us, latency_us)
-        yield _slice(title, CLIENT_PID, tid, start_us, start_us + latency_us, "answer", args)
+        tid = _lane(lanes, HOST_PID, start_us, latency_us)
+        yield _slice(title, HOST_PID, tid, start_us, start_us + latency_us, "answer", args)
         arrived_us = start_us + max(0, latency_us - node_us) // 2
         at_node = (("wait", row.wait_us), ("collect", row.collect_us), ("fuse", row.fuse_us))
         yield from _nested(title, NODE_PID, lanes, arrived_us, at_node)

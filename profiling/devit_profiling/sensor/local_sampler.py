@@ -1,4 +1,4 @@
-"""Samples the power of the machine that this runs on, without node or agent."""
+"""Samples the power of this machine, without node or agent."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from pathlib import Path
 from types import TracebackType
 
 from devit_contract.errors import EnergyError
-from devit_contract.wire.messages import SamplingCost
+from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.sensor.hwmon_rails import find_rails
 from devit_profiling.sensor.sampler import PowerSampler
-from devit_profiling.sensor.tegrastats import StampedLine
 
 
 def find_sensor(root: Path = Path("/")) -> tuple[str, ...]:
     """Choose the command that samples this machine: ``tegrastats`` where it is installed, else the chips themselves.
 
     Args:
-        root: Where ``sys`` is looked for. Any other folder than ``/`` describes a simulated machine, which has no
-            ``tegrastats``.
+        root: Folder that holds ``sys``. Any other than ``/`` is a simulated machine, which has no ``tegrastats``.
 
     Raises:
-        EnergyError: There is neither.
+        EnergyError: This machine has neither.
     """
     tegrastats = shutil.which("tegrastats") if root == Path("/") else None
     if tegrastats is not None:
@@ -38,9 +36,9 @@ def find_sensor(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 class LocalSampler:
-    """Gathers the lines of this machine's sensor: a context manager; collect in it as often as wanted.
+    """Collects the lines of this machine's sensor, in a context manager.
 
-    Between two calls lines wait in the pipe, which holds 64 KiB: those of tegrastats then come with one stamp.
+    Between two calls lines wait in the pipe, which holds 64 KiB; those of tegrastats then get one stamp.
     """
 
     def __init__(self, interval_ms: int = 100, *, root: Path = Path("/"), command: Sequence[str] = ()) -> None:
@@ -49,16 +47,16 @@ class LocalSampler:
         Args:
             interval_ms: Nominal period in milliseconds.
             root: Of the machine, see :func:`find_sensor`.
-            command: The sensor's command, where it is known better.
+            command: Command of the sensor; empty: chosen by :func:`find_sensor`.
 
         Raises:
             EnergyError: This machine has no sensor.
         """
         self.command = tuple(command) or find_sensor(root)
-        self.lines: list[StampedLine] = []
-        """All that have come."""
+        self.lines: list[PowerLine] = []
+        """All lines so far."""
         self.problem = ""
-        """Why no more will come; empty while sampling goes on."""
+        """Why no more lines will come; empty while sampling continues."""
         self._sampler = PowerSampler(self.command, interval_ms)
         self._cpu_ns = 0
 
@@ -74,16 +72,16 @@ class LocalSampler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """End the sensor's program."""
         self._sampler.__exit__(kind, error, trace)
 
     @property
     def cost(self) -> SamplingCost | None:
-        """What sampling has cost so far, this process' reading included; ``None`` before the second sample."""
+        """Cost of sampling so far, this process' reading included; ``None`` before the second sample."""
         return self._sampler.cost(self._cpu_ns / 1e9)
 
     def collect(self, duration_s: float) -> None:
-        """Take lines for a while; ends early, with :attr:`problem`, where the program does."""
+        """Collect lines for a while; end early, with :attr:`problem`, where the program ends."""
         end_s = time.monotonic() + duration_s
         start_ns = time.thread_time_ns()
         while not self.problem and (left_s := end_s - time.monotonic()) > 0:

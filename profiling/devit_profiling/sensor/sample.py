@@ -1,6 +1,6 @@
-"""What one line of ``tegrastats``, or of the power chips, says, typed, with the unit of every number in its name.
+"""One line of ``tegrastats`` or ``hwmon-power`` as typed values, with the unit of every number in its name.
 
-What a line does not say is absent (``None``, or not in the mapping), never zero.
+A value that a line does not have is absent (``None``, or not in the mapping), never zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class CoreLoad(msgspec.Struct, frozen=True):
     percent: int | None
     """Load; ``None`` for a core that is off."""
     mhz: int | None
-    """Clock; ``None`` for a core that is off or where the line does not tell."""
+    """Clock; ``None`` for a core that is off or where the line does not have it."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
@@ -24,13 +24,13 @@ class EngineLoad(msgspec.Struct, frozen=True):
 
     is_on: bool
     percent: int | None = None
-    """Load; most engines do not tell theirs."""
+    """Load; most engines do not report theirs."""
     mhz: int | None = None
     """Clock; zero on Thor where the engine rests."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What one line says."""
+    """The values of one line."""
 
     stamp: str | None = None
     """``MM-DD-YYYY hh:mm:ss``, local time, whole seconds: too coarse to integrate over."""
@@ -39,11 +39,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """``None`` on lines of the power chips alone."""
     ram_total_mb: int | None = None
     ram_largest_free_blocks: int | None = None
-    """How many free blocks of the largest size there are."""
+    """Number of free blocks of the largest size."""
     ram_largest_free_block_kb: int | None = None
-    """That size."""
+    """Largest size of a free block."""
     swap_used_mb: int | None = None
-    """Swap is told where it is switched on."""
+    """Swap is on the line where it is switched on."""
     swap_total_mb: int | None = None
     swap_cached_mb: int | None = None
     iram_used_kb: int | None = None
@@ -56,11 +56,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Load of the memory controller; mostly root only."""
     emc_mhz: int | None = None
     gpu_percent: int | None = None
-    """Sampled at another instant than the rails: 0 % stands on lines of 10.9 W. ``None`` where only clocks are told."""
+    """Sampled at another instant than the rails: lines of 10.9 W show 0 %. ``None`` where only clocks are shown."""
     gpu_mhz: tuple[int, ...] = ()
-    """Clock of each of its clusters, as many as the line tells."""
+    """Clock of each of its clusters, as many as the line shows."""
     gpu2_percent: int | None = None
-    """The second cluster, where L4T 34 and 35 tell it apart."""
+    """The second cluster, where L4T 34 and 35 show it separately."""
     gpu2_mhz: tuple[int, ...] = ()
     engines: Mapping[str, EngineLoad] = {}
     """By name without ``_FREQ`` and ``_LOAD``."""
@@ -74,7 +74,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     temperatures_max_c: Mapping[str, float] = {}
     """Highest since tegrastats was started; L4T 39."""
     rails_mw: Mapping[str, int] = {}
-    """Instantaneous power in the order of the line; may be negative by one code. Unconnected rails are left out."""
+    """Instantaneous power in the order of the line; may be negative by one LSB. Unconnected rails are left out."""
     rails_average_mw: Mapping[str, int] = {}
     """Mean since tegrastats was started: it belongs to no window of time."""
     rails_max_mw: Mapping[str, int] = {}

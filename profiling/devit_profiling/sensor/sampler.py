@@ -13,9 +13,14 @@ from types import TracebackType
 from typing import IO
 
 from devit_contract.errors import EnergyError
-from devit_contract.wire.messages import SamplingCost
-from devit_profiling.sensor.hwmon_lines import time_ns_of
-from devit_profiling.sensor.tegrastats import StampedLine
+from devit_contract.wire.messages import PowerLine, SamplingCost
+from devit_profiling.sensor.sensor_lines import time_ns_of
+
+_CHUNK_BYTES = 1 << 16
+_SHOWN_CHARS = 300
+_TERMINATE_DEADLINE_S = 2.0
+_GONE_DEADLINE_S = 0.2
+_CPUCLOCK_SCHED = 2
 
 
 class PowerSampler:
@@ -27,7 +32,7 @@ class PowerSampler:
     """
 
     def __init__(self, command: Sequence[str], interval_ms: int) -> None:
-        """Keep what to run; nothing is started yet.
+        """Keep the command; nothing is started yet.
 
         Args:
             command: Program and arguments, e.g. ``["tegrastats"]``; ``--interval`` is appended.
@@ -48,17 +53,13 @@ class PowerSampler:
         Raises:
             EnergyError: The command cannot be started.
         """
-        self._rest = b""
-        self._last_text = ""
-        self._last_own_ns = 0
-        self._first = self._latest = None
         try:
             self._child = subprocess.Popen(
                 self._command,
                 bufsize=0,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,  # what it complains about is told when it ends
+                stderr=subprocess.STDOUT,  # its complaints are in the error when it ends
                 start_new_session=True,  # Ctrl-C reaches this process, which then ends the child
             )
         except OSError as err:
@@ -93,18 +94,18 @@ class PowerSampler:
         return self._running().pid
 
     def fileno(self) -> int:
-        """Give the descriptor to poll. On any event, error and hang-up too, :meth:`read_lines` has something to do."""
+        """Give the descriptor to poll. Call :meth:`read_lines` on any event, error and hang-up too."""
         return _pipe(self._running()).fileno()
 
-    def read_lines(self) -> list[StampedLine]:
+    def read_lines(self) -> list[PowerLine]:
         """Take the lines that have arrived, without waiting; an empty list if there are none.
 
-        A line that tells when it was read at the sensor carries that time. All others of one call carry the time of
-        the call: read on every event, since of lines that waited together an energy window uses the first alone. One
-        call takes at most 64 KiB; the descriptor stays readable for the rest.
+        A line with the time of its reading keeps that time. All others of one call get the time of the call: read on
+        every event, since an energy window uses only the first of lines that waited together. One call takes at most
+        64 KiB; the descriptor stays readable for the rest.
 
         Raises:
-            EnergyError: The child has ended, or what it prints is no text in lines.
+            EnergyError: The child has ended, or does not print lines of text.
         """
         try:
             chunk = os.read(self.fileno(), _CHUNK_BYTES)
@@ -129,10 +130,10 @@ class PowerSampler:
         return lines
 
     def cost(self, reader_cpu_s: float) -> SamplingCost | None:
-        """Tell what the child has used between its first line and its end; ``None`` before that.
+        """Give the cost of the child between its first line and its end; ``None`` before that.
 
         Args:
-            reader_cpu_s: What the caller has used to read and pass on.
+            reader_cpu_s: CPU time of the caller to read the lines and pass them on.
         """
         if self._child is not None and self._first is not None:
             self._meter()
@@ -149,12 +150,12 @@ class PowerSampler:
             return  # its number may be another process's by now
         self._latest = time.monotonic_ns(), cpu_s_of(child.pid)
 
-    def _stamped(self, text: str, now_ns: int) -> StampedLine:
+    def _stamped(self, text: str, now_ns: int) -> PowerLine:
         own_ns = time_ns_of(text)
         if own_ns is None or not self._last_own_ns < own_ns <= now_ns:
-            return StampedLine(now_ns, text)
+            return PowerLine(now_ns, text)
         self._last_own_ns = own_ns
-        return StampedLine(own_ns, text)
+        return PowerLine(own_ns, text)
 
     def _end_text(self) -> str:
         """Say how the child ended, with its last words; its output is closed, so it is about to be gone."""
@@ -173,7 +174,7 @@ class PowerSampler:
 
 
 def cpu_s_of(pid: int) -> float | None:
-    """Tell the CPU time that a process and its running descendants have used; ``None`` where it cannot be told."""
+    """Give the CPU time of a process and its running descendants; ``None`` where it is not known."""
     total_s = 0.0
     for number in _tree(pid):
         try:
@@ -195,10 +196,3 @@ def _tree(pid: int) -> Iterator[int]:
 def _pipe(child: subprocess.Popen[bytes]) -> IO[bytes]:
     assert child.stdout is not None  # opened with stdout=PIPE
     return child.stdout
-
-
-_CHUNK_BYTES = 1 << 16
-_SHOWN_CHARS = 300
-_TERMINATE_DEADLINE_S = 2.0
-_GONE_DEADLINE_S = 0.2
-_CPUCLOCK_SCHED = 2

@@ -1,4 +1,4 @@
-"""Lines of NVIDIA's ``tegrastats`` as values: loads, clocks, temperatures and rails of a Jetson at one instant.
+"""Parses lines of NVIDIA's ``tegrastats``: loads, clocks, temperatures and rails of a Jetson at one instant.
 
 The grammar is the union over L4T 28 to 39 (JetPack 3 to 7)::
 
@@ -17,17 +17,16 @@ The grammar is the union over L4T 28 to 39 (JetPack 3 to 7)::
     rail    := name instant"mW" ["/"average"mW" ["/"max"mW"]]    L4T 34 and newer
              | name instant"/"average                            L4T 32 and older
 
-Between tokens stand one or more blanks, and the tokens come in any order. A line that was cut off loses its last
+Tokens are separated by one or more blanks and come in any order. A line that was cut off loses its last
 value instead of showing its first digits: a number counts only with what ends it, be it its unit (``mW``, ``%``,
-``C``, ``]``) or, behind a number without one, a blank or the line end. So give lines with their line ends, where
-they have them; without one, an L4T 32 line lacks the average of its last rail.
+``C``, ``]``) or, after a number without one, a blank or the line end. So keep the line ends; without one, an L4T 32
+line lacks the average of its last rail.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
@@ -36,32 +35,53 @@ from devit_profiling.sensor.sample import CoreLoad, EngineLoad, Sample
 
 SIMULATED = "SIMULATED"
 """The token that marks a line as made by the simulator."""
+_UNCONNECTED = "NC"
+_NO_POWER_C = "-256"
+# The PMIC has two alarms and no thermometer: Linux' max77620_thermal.c reports 100 C while neither is raised, 120 and
+# 140 C when one is. Every recorded line, of six kinds of boards at rest and under load, shows 100 or 50.
+_DUMMY_ZONE = "PMIC"
+_DUMMY_C = ("100", "50")
+_KB = {"k": 1, "M": 1024}
 
+_CLOCKS = r"@(?: \d{1,5} (?=\s) | \[ \d{1,5} (?:,\d{1,5})* \] )"
+_LOAD = rf"(?: \d{{1,3}} % (?:{_CLOCKS})? | {_CLOCKS} | \d{{1,5}} (?=\s) | off (?!\S) )"
+_DEGREES = r"-?\d{1,4} (?:\.\d{1,6})?"
+_MW = r"-?\d{1,9}"
+_MB = r"\d{1,9}"
 
-@dataclass(frozen=True)
-class StampedLine:
-    """A line of text and when it arrived."""
+_HEAD = re.compile(
+    rf"""\s* (?:(\d\d-\d\d-\d{{4}}[ ]\d\d:\d\d:\d\d)\s+)? (?:({SIMULATED})\s+)?
+    RAM\s+({_MB})/({_MB})MB (?: \s* \(lfb\s+ (\d{{1,9}}) x (\d{{1,9}}) ([kM]) B )?""",
+    re.ASCII | re.VERBOSE,
+)
 
-    monotonic_ns: int
-    """``time.monotonic_ns()`` of the machine that read it."""
-    text: str
+# What hardly changes from line to line. The groups' names are those of the fields.
+_OTHER_TOKEN = rf"""(?:
+    SWAP\s+ (?P<swap_used_mb>{_MB}) / (?P<swap_total_mb>{_MB}) MB (?: \s* \(cached\s+ (?P<swap_cached_mb>{_MB}) MB\) )?
+  | IRAM\s+ (?P<iram_used_kb>{_MB}) / (?P<iram_total_kb>{_MB}) kB
+        (?: \s* \(lfb\s+ (?P<iram_largest_free_block_kb>{_MB}) kB\) )?
+  | (?P<engine> (?:NV|MSENC|VIC|OFA|PVA) \w*? ) (?:_FREQ|_LOAD)? \s+ (?P<load> {_LOAD} )
+  | APE\s+ (?P<ape_mhz>\d{{1,5}}) (?=\s)
+  | MTS\s+ fg\s+ (?P<mts_foreground_percent>\d{{1,3}})% (?: \s+ bg\s+ (?P<mts_background_percent>\d{{1,3}})% )?
+  | {SIMULATED} (?!\S)
+)"""
+_OTHER = re.compile(rf"(?<!\S) {_OTHER_TOKEN}", re.ASCII | re.VERBOSE)
+_OTHER_TEXT = re.sub(r"\?P<\w+>", "?:", _OTHER_TOKEN)
 
+# One pass over the line; the group that is set gives the kind of token. RAM, IRAM and SWAP look like rails of L4T 32.
+_TOKEN = re.compile(
+    rf"""\s(?:
+        ([A-Za-z][\w.-]*) @ ({_DEGREES}) C (?: / ({_DEGREES}) C )?
+      | (?!I?RAM\s|SWAP\s) ([A-Za-z]\w*) \s+
+            ({_MW}) (?: mW | (?=/-?\d) ) (?: / ({_MW}) (?: mW | (?=[\s/]) ) (?: / ({_MW}) (?: mW | (?=\s) ) )? )?
+      | (GR3D2?|EMC) (?:_FREQ)? \s+ ({_LOAD})
+      | ({_OTHER_TEXT} (?: \s+ {_OTHER_TEXT} )*)
+      | (?:CPU|cpu) \s+ \[ ([^\]]{{1,1000}}) \] (?: @ (\d{{1,5}}) (?=\s) )?
+    )""",
+    re.ASCII | re.VERBOSE,
+)
 
-@dataclass(frozen=True)
-class StampedSample:
-    """A sample and when its line arrived."""
-
-    monotonic_ns: int
-    sample: Sample
-
-
-@dataclass(frozen=True)
-class Log:
-    """The samples of a recording."""
-
-    samples: tuple[StampedSample, ...]
-    foreign_lines: int
-    """Lines with text that are no samples: dates, summaries, messages of other programs."""
+_CORE = re.compile(r"off|(\d{1,3})%(?:@(\d{1,5}))?", re.ASCII)
 
 
 def parse_line(line: str) -> Sample | None:
@@ -76,12 +96,12 @@ def parse_line(line: str) -> Sample | None:
     head = _HEAD.match(line)
     if head is None:
         return None
-    stamp, mark, ram_used, ram_total, blocks, block_size, block_unit = head.groups()
+    stamp, simulated, ram_used, ram_total, blocks, block_size, block_unit = head.groups()
     fields = _fields(line, head.end())
     engines, numbers = _others(fields.others)
     return Sample(
         stamp=stamp,
-        is_simulated=mark is not None or SIMULATED in fields.others,
+        is_simulated=simulated is not None or SIMULATED in fields.others,
         ram_used_mb=int(ram_used),
         ram_total_mb=int(ram_total),
         ram_largest_free_blocks=int(blocks) if blocks is not None else None,
@@ -104,7 +124,7 @@ def parse_line(line: str) -> Sample | None:
 
 
 class _Load(msgspec.Struct, frozen=True):
-    """What stands behind the name of an engine, the GPU or the memory controller."""
+    """The text after the name of an engine, the GPU or the memory controller."""
 
     is_on: bool = True
     percent: int | None = None
@@ -128,7 +148,7 @@ class _Fields(msgspec.Struct):
 
 
 def _fields(line: str, start: int) -> _Fields:
-    """Sort the tokens: a loop over plain tuples without a call for most, since here is where the time goes."""
+    """Sort the tokens in a loop over plain tuples, for most without a call: here the parser spends its time."""
     fields = _Fields()
     temperatures_c, rails_mw, rails_average_mw = fields.temperatures_c, fields.rails_mw, fields.rails_average_mw
     for zone, degrees, max_degrees, rail, instant, average, maximum, unit, load, other, cores, clock in _TOKEN.findall(
@@ -180,10 +200,10 @@ def _core(core: str, shared_mhz: int | None) -> CoreLoad | None:
 
 @lru_cache(maxsize=4096)  # as above
 def _load(text: str) -> _Load:
-    percent, mark, clocks = text.rpartition("%")
+    percent, sign, clocks = text.rpartition("%")
     return _Load(
         is_on=text != "off",
-        percent=int(percent) if mark else None,
+        percent=int(percent) if sign else None,
         mhz=tuple(int(clock) for clock in clocks.strip("@[]").split(",") if clock.isdigit()),
     )
 
@@ -205,52 +225,3 @@ def _others(text: str) -> tuple[Mapping[str, EngineLoad], dict[str, int]]:
             )
         numbers.update((name, int(number)) for name, number in groups.items() if number is not None)
     return engines, numbers
-
-
-_UNCONNECTED = "NC"
-_NO_POWER_C = "-256"
-# The PMIC has two alarms and no thermometer: Linux' max77620_thermal.c reports 100 C while neither is raised, 120 and
-# 140 C when one is. Every recorded line, of six kinds of boards at rest and under load, shows 100 or 50.
-_DUMMY_ZONE = "PMIC"
-_DUMMY_C = ("100", "50")
-_KB = {"k": 1, "M": 1024}
-
-_CLOCKS = r"@(?: \d{1,5} (?=\s) | \[ \d{1,5} (?:,\d{1,5})* \] )"
-_LOAD = rf"(?: \d{{1,3}} % (?:{_CLOCKS})? | {_CLOCKS} | \d{{1,5}} (?=\s) | off (?!\S) )"
-_DEGREES = r"-?\d{1,4} (?:\.\d{1,6})?"
-_MW = r"-?\d{1,9}"
-_MB = r"\d{1,9}"
-
-_HEAD = re.compile(
-    rf"""\s* (?:(\d\d-\d\d-\d{{4}}[ ]\d\d:\d\d:\d\d)\s+)? (?:({SIMULATED})\s+)?
-    RAM\s+({_MB})/({_MB})MB (?: \s* \(lfb\s+ (\d{{1,9}}) x (\d{{1,9}}) ([kM]) B )?""",
-    re.ASCII | re.VERBOSE,
-)
-
-# What hardly changes from line to line. The groups' names are those of the fields.
-_OTHER_TOKEN = rf"""(?:
-    SWAP\s+ (?P<swap_used_mb>{_MB}) / (?P<swap_total_mb>{_MB}) MB (?: \s* \(cached\s+ (?P<swap_cached_mb>{_MB}) MB\) )?
-  | IRAM\s+ (?P<iram_used_kb>{_MB}) / (?P<iram_total_kb>{_MB}) kB
-        (?: \s* \(lfb\s+ (?P<iram_largest_free_block_kb>{_MB}) kB\) )?
-  | (?P<engine> (?:NV|MSENC|VIC|OFA|PVA) \w*? ) (?:_FREQ|_LOAD)? \s+ (?P<load> {_LOAD} )
-  | APE\s+ (?P<ape_mhz>\d{{1,5}}) (?=\s)
-  | MTS\s+ fg\s+ (?P<mts_foreground_percent>\d{{1,3}})% (?: \s+ bg\s+ (?P<mts_background_percent>\d{{1,3}})% )?
-  | {SIMULATED} (?!\S)
-)"""
-_OTHER = re.compile(rf"(?<!\S) {_OTHER_TOKEN}", re.ASCII | re.VERBOSE)
-_OTHER_TEXT = re.sub(r"\?P<\w+>", "?:", _OTHER_TOKEN)
-
-# One pass over the line; which group is set tells the kind of token. RAM, IRAM and SWAP look like rails of L4T 32.
-_TOKEN = re.compile(
-    rf"""\s(?:
-        ([A-Za-z][\w.-]*) @ ({_DEGREES}) C (?: / ({_DEGREES}) C )?
-      | (?!I?RAM\s|SWAP\s) ([A-Za-z]\w*) \s+
-            ({_MW}) (?: mW | (?=/-?\d) ) (?: / ({_MW}) (?: mW | (?=[\s/]) ) (?: / ({_MW}) (?: mW | (?=\s) ) )? )?
-      | (GR3D2?|EMC) (?:_FREQ)? \s+ ({_LOAD})
-      | ({_OTHER_TEXT} (?: \s+ {_OTHER_TEXT} )*)
-      | (?:CPU|cpu) \s+ \[ ([^\]]{{1,1000}}) \] (?: @ (\d{{1,5}}) (?=\s) )?
-    )""",
-    re.ASCII | re.VERBOSE,
-)
-
-_CORE = re.compile(r"off|(\d{1,3})%(?:@(\d{1,5}))?", re.ASCII)

@@ -1,21 +1,21 @@
-"""A simulated Jetson: work goes in, lines of ``tegrastats`` come out, each marked SIMULATED.
+"""A simulated Jetson: work goes in, lines of ``tegrastats`` come out, each with the word SIMULATED.
 
 Time is the caller's: a program passes the real one, a test an hour in a moment. The figures are those of measured
-boards (``simulated_boards.py``); they are not a measurement of anything.
+boards (``power.py``); they are not a measurement of anything.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from devit_profiling.sensor.board_table import AGX_ORIN, AGX_THOR, NANO, ORIN_NANO, XAVIER_NX, Board
 from devit_profiling.sensor.tegrastats import SIMULATED
-from devit_profiling.simulator.boards import POWER
-from devit_profiling.simulator.power import Physics, TruePower
-from devit_profiling.simulator.sensor import RIPPLE_STEPS, SENSORS, Readings
+from devit_profiling.simulator.power import POWER, Physics, TruePower
+from devit_profiling.simulator.sensor import Readings, lag_sensor
+
+_IDLE_LOAD = 0.02
 
 
 class SimulatedBoard:
@@ -26,38 +26,33 @@ class SimulatedBoard:
         board: Board,
         *,
         seed: int = 0,
-        sensor: str = "lag",
-        ripple_steps: float = RIPPLE_STEPS,
-        physics: Physics | None = None,
-        keeps_history: bool = False,
+        power: TruePower | None = None,
+        readings: Readings | None = None,
         started: datetime = datetime(2026, 1, 1),
     ) -> None:
         """Let the board idle.
 
         Args:
-            board: Whose rails, steps and lag to use.
-            seed: Of everything that is drawn.
-            sensor: A key of :data:`~.simulated_sensor.SENSORS`.
-            ripple_steps: Root mean square of the readings' ripple, in steps of the converter.
-            physics: How power follows load; by default at once, of a drawn specimen.
-            keeps_history: Whether ``true_j`` and ``seen_j`` can be asked.
+            board: The kind of Jetson.
+            seed: Seed of everything that is drawn.
+            power: What the board draws; by default that of a drawn unit.
+            readings: What its sensor shows; by default the lag of the board's sensor, and ripple.
             started: Local date and time at ``time_s`` 0, for the stamps.
         """
-        self.sensor = SENSORS[sensor](board, seed)
         self._board = board
         self._shape = _SHAPES[board.key]
         self._started = started
-        self._power = TruePower(board, physics or Physics.drawn(seed), keeps_history=keeps_history)
-        self._readings = Readings(board, self.sensor, self._power.rails_mw, ripple_steps, seed)
+        self._power = power or TruePower(board, Physics.drawn(seed))
+        self._readings = readings or Readings(board, lag_sensor(board), self._power.rails_mw, seed)
         self._lines = 0
         self._sum_mw = dict.fromkeys(POWER[board.key].idle_mw, 0)
 
     def work(self, until_s: float, load: float) -> None:
-        """Work on with a constant share of the GPU in use, 0 to 1; more counts as 1.
+        """Work with a constant share of the GPU in use, 0 to 1; more counts as 1.
 
         Args:
             until_s: On the caller's clock, not before that of the last call. The first call sets the clock.
-            load: The share. Power follows it as ``physics`` says.
+            load: The share.
         """
         for piece in self._power.work(until_s, min(max(load, 0.0), 1.0)):
             self._readings.see(piece)
@@ -67,7 +62,7 @@ class SimulatedBoard:
         return dict(zip(POWER[self._board.key].idle_mw, self._readings.read_mw(), strict=True))
 
     def line(self, time_s: float, load: float) -> str:
-        """Work on until ``time_s`` as :meth:`work` does, and give its line, without a line end."""
+        """Work until ``time_s`` as :meth:`work` does, and give its line, without a line end."""
         load = min(max(load, 0.0), 1.0)
         self.work(time_s, load)
         rails_mw = self.rails_mw()
@@ -76,25 +71,11 @@ class SimulatedBoard:
             self._sum_mw[rail] += power_mw
         shape = self._shape
         stamp = f"{self._started + timedelta(seconds=time_s):%m-%d-%Y %H:%M:%S} " if shape.has_stamp else ""
-        # The mark stands in front, so that a line that is cut off keeps it.
+        # In front, so that a line that is cut off keeps it.
         return (
             f"{stamp}{SIMULATED} RAM {shape.ram_mb} SWAP {shape.swap_mb} (cached 0MB) CPU [{self._cores(load)}] "
             f"{shape.loads.format(percent=round(100 * load))}{self._zones()} {self._rails(rails_mw)}"
         )
-
-    def true_j(self, start_s: float, end_s: float) -> float:
-        """Give the exact energy of the board's total between two moments of the past, in joules."""
-        return self._power.energy_j(start_s, end_s)
-
-    def seen_j(self, start_s: float, end_s: float, *, has_offset: bool = True) -> float:
-        """Give the same as the sensor's gain and offset show it, without lag, ripple and steps.
-
-        Repeated measurements can tell no more: what is constant does not scatter.
-        """
-        rails_j = self._power.rails_j(start_s, end_s)
-        offset_s = (end_s - start_s) / 1000 if has_offset else 0.0
-        gain, offset_mw = self.sensor.gain, self.sensor.offset_mw
-        return sum(gain[rail] * rails_j[rail] + offset_mw[rail] * offset_s for rail in self._board.total_rails)
 
     def _cores(self, load: float) -> str:
         shape = self._shape
@@ -113,54 +94,9 @@ class SimulatedBoard:
         )
 
 
-class Cadence:
-    """When lines come: at the interval that was asked for, a little longer, now and then after a pause."""
-
-    def __init__(self, interval_ms: float, *, seed: int = 0, pauses_per_min: float = 0.0) -> None:
-        """Draw the period once, as one process of tegrastats has one.
-
-        Args:
-            interval_ms: Asked for. Recorded periods are 1.00 to 1.09 times as long.
-            seed: Of the period and the pauses.
-            pauses_per_min: How often tegrastats stops for up to 3 s, on average.
-        """
-        self._random = random.Random(f"cadence {seed}")
-        self.period_s = interval_ms / 1000 * self._random.uniform(1.0, 1.09)
-        self._chance = pauses_per_min * self.period_s / 60
-
-    def gap_s(self) -> float:
-        """Draw the time to the next line."""
-        pause_s = self._random.uniform(0.0, _MAX_PAUSE_S) if self._random.random() < self._chance else 0.0
-        return self.period_s + pause_s
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A part of a plan of work: a share of the GPU in use, until a moment."""
-
-    until_s: float
-    load: float
-
-
-def play(board: SimulatedBoard, work: Iterable[Stretch], cadence: Cadence) -> Iterator[tuple[float, float]]:
-    """Have a board work to a plan in virtual time; stop wherever a line is due.
-
-    Yields:
-        The moment on the plan's clock, from 0 s, and the load; the board is there, to be read.
-    """
-    due_s = cadence.period_s
-    board.work(0.0, 0.0)
-    for stretch in work:
-        while due_s <= stretch.until_s:
-            board.work(due_s, stretch.load)
-            yield due_s, stretch.load
-            due_s += cadence.gap_s()
-        board.work(stretch.until_s, stretch.load)
-
-
 @dataclass(frozen=True)
 class _Shape:
-    """What stands in a board's lines beside its rails."""
+    """A board's lines beside its rails."""
 
     ram_mb: str
     swap_mb: str
@@ -225,6 +161,3 @@ _SHAPES = {
 }
 SIMULATED_BOARDS = tuple(_SHAPES)
 """Keys of the boards that can be simulated."""
-
-_MAX_PAUSE_S = 3.0
-_IDLE_LOAD = 0.02

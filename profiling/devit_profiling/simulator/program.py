@@ -1,4 +1,4 @@
-"""A program that prints what ``tegrastats`` would, for machines that are no Jetson; every line says SIMULATED.
+"""``simulated-tegrastats``: prints lines of a simulated ``tegrastats``, each with the word SIMULATED.
 
 Its GPU is as busy as the process that it watches keeps one CPU core, so power follows work.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import select
 import signal
 import sys
@@ -18,12 +19,12 @@ from datetime import datetime
 from pathlib import Path
 
 from devit_profiling.sensor.board_table import BOARDS, ORIN_NANO
-from devit_profiling.simulator.board import SIMULATED_BOARDS, Cadence, SimulatedBoard
-from devit_profiling.simulator.power import Physics
-from devit_profiling.simulator.sensor import RIPPLE_STEPS, SENSORS
+from devit_profiling.simulator.board import SIMULATED_BOARDS, SimulatedBoard
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-class CpuMeter:
+class CpuLoad:
     """How busy a process keeps the CPU, read from ``/proc/PID/stat``."""
 
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
@@ -47,7 +48,7 @@ class CpuMeter:
         return used_ticks / _TICKS_PER_S / elapsed_s if elapsed_s > 0 else 0.0
 
     def _read(self) -> _Ticks | None:
-        """Read the counters; ``None`` for a process that is gone, or dead and not yet buried."""
+        """Read the counters; ``None`` for a process that is gone or a zombie."""
         try:
             content = self._stat.read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
@@ -60,47 +61,35 @@ class CpuMeter:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print lines until the watched process ends or nobody reads them."""
+    """Print lines until the watched process ends or the reader closes."""
     options = _parser().parse_args(argv)
-    # An end by signal or by a closed pipe is this program's ordinary end: no traceback, no message.
+    # A signal or a closed pipe ends this program as usual: no traceback, no message.
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    started_s = time.monotonic()
-    board = _board(options)
-    meter = CpuMeter(os.getppid() if options.watch_pid is None else options.watch_pid)
-    meter.share(0.0)
-    cadence = Cadence(options.interval, seed=options.seed, pauses_per_min=options.pauses)
-    due_s = cadence.period_s
-    truth = _Truth(options.truth, board, started_s) if options.truth is not None else None
-    while not _reader_left(until_s=started_s + due_s):
-        now_s = time.monotonic() - started_s
-        load = meter.share(now_s)
-        if load is None:
-            break
-        sys.stdout.write(board.line(now_s, load) + "\n")
-        sys.stdout.flush()
-        if truth is not None:
-            truth.tell(now_s)
-        due_s = max(due_s + cadence.gap_s(), now_s)  # lines that are missed are not made up for
+    board = SimulatedBoard(BOARDS[options.board], seed=options.seed, started=datetime.now())
+    watch_pid = os.getppid() if options.watch_pid is None else options.watch_pid
+    print_lines(board, period_s(options.interval, options.seed), watch_pid, time.monotonic())
     return 0
 
 
-class _Truth:
-    """Tells the board's true energy, for who measures the measuring: a line for every line."""
+def print_lines(board: SimulatedBoard, interval_s: float, watch_pid: int, started_s: float) -> None:
+    """Print a line every interval, as busy as the watched process is, from ``started_s`` on the monotonic clock."""
+    cpu = CpuLoad(watch_pid)
+    cpu.share(0.0)
+    due_s = interval_s
+    while not _reader_left(until_s=started_s + due_s):
+        now_s = time.monotonic() - started_s
+        load = cpu.share(now_s)
+        if load is None:
+            return
+        sys.stdout.write(board.line(now_s, load) + "\n")
+        sys.stdout.flush()
+        due_s = max(due_s + interval_s, now_s)  # lines that are missed are not made up for
 
-    def __init__(self, path: Path, board: SimulatedBoard, started_s: float) -> None:
-        self._file = path.open("w", encoding="ascii", buffering=1)
-        self._board = board
-        self._started_s = started_s
-        self._energy_j, self._last_s = 0.0, 0.0
-        self._file.write("monotonic_ns,energy_j\n")
 
-    def tell(self, now_s: float) -> None:
-        """Write the moment and the energy since the start; in between the power is constant or a ramp."""
-        if self._last_s > 0:
-            self._energy_j += self._board.true_j(self._last_s, now_s)
-        self._last_s = now_s
-        self._file.write(f"{round((self._started_s + now_s) * 1e9)},{self._energy_j:.9f}\n")
+def period_s(interval_ms: float, seed: int) -> float:
+    """Draw the period of one process of tegrastats: 1.00 to 1.09 times the interval, as recorded."""
+    return interval_ms / 1000 * random.Random(f"cadence {seed}").uniform(1.0, 1.09)
 
 
 @dataclass(frozen=True)
@@ -109,25 +98,10 @@ class _Ticks:
     started_ticks: int
 
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def _board(options: argparse.Namespace) -> SimulatedBoard:
-    return SimulatedBoard(
-        BOARDS[options.board],
-        seed=options.seed,
-        sensor=options.sensor,
-        ripple_steps=options.ripple,
-        physics=Physics.drawn(options.seed, ramp_s=options.ramp),
-        keeps_history=options.truth is not None,
-        started=datetime.now(),
-    )
-
-
 def _reader_left(until_s: float) -> bool:
     """Wait until the monotonic clock shows ``until_s``; true at once if the reader of the output closes it."""
     poller = select.poll()
-    poller.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always told
+    poller.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always reported
     while (left_s := until_s - time.monotonic()) > 0:
         if poller.poll(math.ceil(left_s * 1000)):
             return True
@@ -157,25 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PID",
         help="process whose CPU time is the GPU's load and whose end is the end (default: the parent process)",
     )
-    parser.add_argument(
-        "--truth",
-        type=Path,
-        metavar="FILE",
-        help="CSV file to write the true energy since the first line to",
-    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: 0)")
-    parser.add_argument(
-        "--sensor",
-        choices=sorted(SENSORS),
-        default="lag",
-        help="lag: a first-order lag; average: drawn averaging, gain and offset (default: %(default)s)",
-    )
-    for name, unit, default, text in (
-        ("--ripple", "STEPS", RIPPLE_STEPS, "root mean square of the ripple, in steps of the converter"),
-        ("--ramp", "S", 0.0, "seconds in which clocks rise from idle to full load"),
-        ("--pauses", "N", 0.0, "pauses of up to 3 s, a minute"),
-    ):
-        parser.add_argument(name, type=_amount, default=default, metavar=unit, help=f"{text} (default: %(default)s)")
     return parser
 
 
@@ -183,13 +139,6 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
-    return value
-
-
-def _amount(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
     return value
 
 

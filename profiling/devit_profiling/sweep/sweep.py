@@ -1,8 +1,8 @@
 """Measures a device in several of its power modes, and names the cheapest one that keeps a deadline.
 
 It runs on the device itself, as root: ``nvpmodel`` needs it, and a request from the network shall never have it. The
-engine is loaded anew in every mode, for a mode with a GPU in use may be refused. Modes that need a reboot are left
-out and named. Whatever ends the sweep, the mode that was found is set again (:mod:`~devit_profiling.sweep.nvpmodel`).
+engine is loaded again in every mode, since a mode may be refused while the GPU is in use. Modes that need a reboot are
+left out and named. However the sweep ends, the mode before it is restored (:mod:`~devit_profiling.sweep.nvpmodel`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from devit_contract.artefacts.files import make_folder, write_json
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import EnergyError, InputError
+from devit_contract.machine import PowerMode
 from devit_contract.service.progress import Progress
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
 from devit_profiling.load.schedule import Watch
@@ -22,60 +23,60 @@ from devit_profiling.record.record import Plan, Scenario
 from devit_profiling.record.run_folder import write_recording
 from devit_profiling.report.report import write_report
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sweep.nvpmodel import NvpModel, PowerMode, RebootError, mode_kept
+from devit_profiling.sweep.nvpmodel import NvpModel, RebootError, mode_kept
 from devit_profiling.sweep.verdict import SWEEP_FILE, Sweep, judge
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What is swept, and by what."""
+class SweepTarget:
+    """The device of a sweep, and the programs that run on it."""
 
     name: str
-    """Of the device, as the fleet calls it: calibrations are found by it."""
+    """Name of the device in the fleet: calibrations are found by it."""
     submodel: int
     engine_command: Sequence[str]
-    """Runs the engine, as :mod:`devit_engines.bench.messages` says."""
+    """Runs the engine, as :mod:`devit_engines.bench.child` says."""
     nvpmodel: NvpModel
     state: Path
-    """Folder that remembers the mode that was found."""
+    """Folder that keeps the mode before the sweep."""
     sensor_command: Sequence[str] = ()
-    """By default the one that this machine has."""
+    """Empty: the sensor of this machine."""
     calibrations: Path | None = None
 
 
 def sweep(
-    bench: Bench, modes: Sequence[int], deadline_ms: float, plan: Plan, out: Path, progress: Progress
+    target: SweepTarget, modes: Sequence[int], deadline_ms: float, plan: Plan, out: Path, progress: Progress
 ) -> tuple[Path, Sweep]:
-    """Sweep.
+    """Measure the device in each of these power modes, and judge them by the deadline.
 
     Args:
-        bench: The device.
+        target: The device.
         modes: Numbers of its power modes, each once, in the order in which they are measured.
-        deadline_ms: Which the 99th percentile of the inferences shall keep.
+        deadline_ms: Deadline for the 99th percentile of the inferences.
         plan: Phases and their lengths, in every mode.
         out: Folder in which the run's own folder is made.
-        progress: Told the mode, the seconds that are done and planned, and the phase.
+        progress: Receives the mode, the seconds done and planned, and the phase.
 
     Returns:
-        The run's folder, and the verdict. After Ctrl-C it is of the modes that were measured whole.
+        The run's folder, and the verdict. After Ctrl-C the verdict covers the modes that were measured to their end.
 
     Raises:
-        InputError: A mode stands there twice, or ``out`` or the state cannot be written.
-        EnergyError: There is no sensor or no ``nvpmodel``, a mode is unknown, all need a reboot, or the mode that was
-            found cannot be set again.
+        InputError: A mode is listed twice, or ``out`` or the state cannot be written.
+        EnergyError: There is no sensor or no ``nvpmodel``, a mode is unknown, all need a reboot, or the mode before
+            the sweep cannot be restored.
         EngineError: The engine cannot be loaded or run.
-        KeyboardInterrupt: It was interrupted before the first mode was measured whole.
+        KeyboardInterrupt: The sweep was interrupted before the first mode was measured to its end.
     """
-    check_name(bench.name, "--name")
+    check_name(target.name, "--name")
     if not modes or len(set(modes)) != len(modes):
         raise InputError(f"expected power modes, each once, found {', '.join(map(str, modes)) or 'none'}: list them")
-    make_folder(out)  # told now, not after minutes of measuring
+    make_folder(out)  # fails now, not after minutes of measuring
     started = datetime.now(timezone.utc)
-    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{bench.name}-sweep"
-    with LocalSampler(plan.interval_ms, command=bench.sensor_command) as sampler:
-        measurement = LocalMeasurement(bench.name, bench.submodel, plan, sampler, bench.calibrations)
-        run = _Sweeping(bench, plan, measurement, progress)
-        with mode_kept(bench.nvpmodel, bench.state) as found:
+    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{target.name}-sweep"
+    with LocalSampler(plan.interval_ms, command=target.sensor_command) as sampler:
+        measurement = LocalMeasurement(target.name, target.submodel, plan, sampler, target.calibrations)
+        run = _Sweeping(target, plan, measurement, progress)
+        with mode_kept(target.nvpmodel, target.state) as found:
             wait_for_first_sample(sampler, plan.interval_ms)
             is_whole = run.over(modes)
         recording = measurement.recording(folder.name, started, list(run.scenarios.values()))
@@ -88,13 +89,13 @@ def sweep(
 
 
 class _Sweeping:
-    """What has been gathered."""
+    """A running sweep: what was measured so far."""
 
-    def __init__(self, bench: Bench, plan: Plan, measurement: LocalMeasurement, progress: Progress) -> None:
+    def __init__(self, target: SweepTarget, plan: Plan, measurement: LocalMeasurement, progress: Progress) -> None:
         self.scenarios: dict[PowerMode, Scenario] = {}
         """Of the modes that were measured whole."""
         self.refused: dict[int, str] = {}
-        self._bench = bench
+        self._target = target
         self._plan = plan
         self._measurement = measurement
         self._progress = progress
@@ -104,7 +105,7 @@ class _Sweeping:
         try:
             for number in modes:
                 try:
-                    mode = self._bench.nvpmodel.set(number)
+                    mode = self._target.nvpmodel.set(number)
                 except RebootError as err:
                     self.refused[number] = str(err)
                 else:
@@ -116,9 +117,9 @@ class _Sweeping:
         return True
 
     def _measure(self, mode: PowerMode) -> None:
-        scenario = Scenario(str(mode), 1 << self._bench.submodel, self._bench.name)
+        scenario = Scenario(str(mode), 1 << self._target.submodel, self._target.name)
         watch = Watch(self._progress, self._plan, scenario)
-        self._measurement.measure(scenario, self._bench.engine_command, watch.show)
+        self._measurement.measure(scenario, self._target.engine_command, watch.show)
         self._measurement.wait_for_tail()
         self.scenarios[mode] = scenario
         watch.finish()

@@ -18,12 +18,15 @@ from devit_contract.wire.messages import (
     Control,
     ControlReply,
     Description,
+    DeviceState,
     DeviceStatus,
     DeviceTiming,
     Hello,
     Mark,
+    MissingReason,
     NodeStatus,
     PowerLine,
+    Question,
     Refused,
     SamplingCost,
     Telemetry,
@@ -38,7 +41,7 @@ STATUS = NodeStatus(
     image_shape=(6, 8, 1),
     preprocess=Preprocess(height=6, width=8, colour="gray"),
     frames={"full": 3},
-    devices=(DeviceStatus("jetson1", 0, "ready", rejected={"crc": 1}),),
+    devices=(DeviceStatus("jetson1", 0, DeviceState.READY, rejected={"crc": 1}),),
     k_min=1,
     deadline_ms=50.0,
     wire_bytes={"devices_in": 1},
@@ -47,7 +50,7 @@ VALUES: tuple[msgspec.Struct, ...] = (
     Hello("jetson1", 0, 6, "ab" * 32, "ort 1.2", ("float32",), "0.1.0"),
     Welcome(2, "float32"),
     Refused("no"),
-    Control("sample-start", "jetson1", 100),
+    Control(Question.SAMPLE_START, "jetson1", 100),
     ControlReply(status=STATUS),
     ControlReply(description=Description("board", "36.4.0", "ort", "tegrastats", 1)),
     ControlReply(mark=Mark(1, 2, 3)),
@@ -55,7 +58,7 @@ VALUES: tuple[msgspec.Struct, ...] = (
     ControlReply(sampling=SamplingCost(10.5, 0.25, 0.125)),
     ControlReply(sampling=SamplingCost(10.5, None, 0.125)),
     Telemetry("jetson1", (PowerLine(5, "RAM 1/2MB"),), "ended"),
-    AnswerBody(b"\0\0\0\0", (DeviceTiming(0, 1, 2, 3, 4, 5),), {1: "absent"}, 1, 2, 3),
+    AnswerBody(b"\0\0\0\0", (DeviceTiming(0, 1, 2, 3, 4, 5),), {1: MissingReason.ABSENT}, 1, 2, 3),
 )
 
 
@@ -66,8 +69,8 @@ def test_a_body_comes_back_from_the_wire_as_it_was(value: msgspec.Struct) -> Non
 
 
 def test_a_body_of_a_newer_version_with_one_more_field_is_read() -> None:
-    newer = msgspec.msgpack.encode({"ask": "status", "since": 2})
-    assert read_body(Message(Kind.CONTROL, Dtype.BODY, payload=newer), Control) == Control("status")
+    newer = msgspec.msgpack.encode({"question": "status", "since": 2})
+    assert read_body(Message(Kind.CONTROL, Dtype.BODY, payload=newer), Control) == Control(Question.STATUS)
 
 
 @pytest.mark.parametrize(
@@ -76,15 +79,16 @@ def test_a_body_of_a_newer_version_with_one_more_field_is_read() -> None:
         b"",
         b"\xc1",
         msgspec.msgpack.encode({}),
-        msgspec.msgpack.encode({"ask": 1}),
-        msgspec.msgpack.encode({"ask": "mark", "interval_ms": 1.5}),
+        msgspec.msgpack.encode({"question": 1}),
+        msgspec.msgpack.encode({"question": "sing"}),
+        msgspec.msgpack.encode({"question": "mark", "interval_ms": 1.5}),
         msgspec.msgpack.encode([1, 2, 3]),
-        msgspec.msgpack.encode({"ask": "status"}) + b"\0",
-        b"\x81\xa3ask\xa2\xff\xff",
-        b"\x82\xa3ask\xa6status\xa1x" + b"\x91" * 60_000 + b"\xc0",
+        msgspec.msgpack.encode({"question": "status"}) + b"\0",
+        b"\x81\xa8question\xa2\xff\xff",
+        b"\x82\xa8question\xa6status\xa1x" + b"\x91" * 60_000 + b"\xc0",
         b"\xdf\xff\xff\xff\xff",
     ],
-    ids=["empty", "no-msgpack", "missing", "type", "float", "array", "longer", "no-text", "deep", "huge-map"],
+    ids=["empty", "no-msgpack", "missing", "type", "word", "float", "array", "longer", "no-text", "deep", "huge-map"],
 )
 def test_a_body_that_is_something_else_is_refused(payload: bytes) -> None:
     """``deep`` nests further than Python's recursion limit, in a field that nobody knows."""

@@ -13,14 +13,14 @@ import pytest
 import zmq
 
 from devit_contract.artefacts.keys import KeyPair
-from devit_contract.errors import LinkError
+from devit_contract.errors import AddressError
 from devit_contract.wire.codec import MAX_DEVICE_MESSAGE_BYTES
 from devit_contract.wire.sockets import (
     CLIENTS,
     DEVICES,
+    Authenticator,
     Connection,
     Context,
-    Gatekeeper,
     Monitor,
     Socket,
     bind_router,
@@ -52,7 +52,7 @@ class Port:
     context: Context
     keys: KeyPair
     allowed: dict[bytes, dict[bytes, str]]
-    gate: Gatekeeper | None
+    gate: Authenticator | None
     router: Socket
     endpoint: str
     monitor: Monitor
@@ -132,7 +132,7 @@ def peers() -> Iterator[Peers]:
 @pytest.fixture
 def port(context: Context) -> Port:
     keys, allowed = new_pair(), {DEVICES: dict[bytes, str](), CLIENTS: dict[bytes, str]()}
-    gate = Gatekeeper(context, allowed)
+    gate = Authenticator(context, allowed)
     return Port(context, keys, allowed, gate, *device_router(context, "tcp://127.0.0.1:0", keys))
 
 
@@ -252,11 +252,11 @@ def test_a_ports_monitor_tells_of_every_connection_from_the_first_on(plain: Port
 def test_a_taken_port_is_one_line_with_the_cure(context: Context, host: str) -> None:
     try:
         router, endpoint, _ = bind_router(context, f"tcp://{host}:0", DEVICES, None, max_bytes=1000)
-    except LinkError:
+    except AddressError:
         pytest.skip(f"this machine has no address {host}")
     assert endpoint.startswith(f"tcp://{host}:")
     assert not endpoint.endswith(":0")
-    with pytest.raises(LinkError, match="Address already in use: stop what listens there") as error:
+    with pytest.raises(AddressError, match="Address already in use: stop what listens there") as error:
         bind_router(context, endpoint, DEVICES, None, max_bytes=1000)
     assert str(error.value).startswith(endpoint)
     router.close()
@@ -264,7 +264,7 @@ def test_a_taken_port_is_one_line_with_the_cure(context: Context, host: str) -> 
 
 
 def test_an_address_of_another_machine_cannot_be_bound(context: Context) -> None:
-    with pytest.raises(LinkError, match=r"192\.0\.2\.1:0: expected a free address of this machine"):
+    with pytest.raises(AddressError, match=r"192\.0\.2\.1:0: expected a free address of this machine"):
         bind_router(context, "tcp://192.0.2.1:0", DEVICES, None, max_bytes=1000)
 
 

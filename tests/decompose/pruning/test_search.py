@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.errors import InputError
+from devit_contract.service.progress import Progress, no_progress
+from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import PRESETS, Model, ModelConfig, StemLayer, uniform_config
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.importance import Importance, importance
-from devit_decompose.pruning.search import OwnAccuracy, ReadoutAccuracy, SearchRecord, _Space, search
+from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, _Space, search
 from devit_decompose.pruning.shrink import Dimension, allowed_sizes
+from devit_decompose.recipe.schema import ShrinkRecipe
 
 ALL: tuple[Dimension, ...] = ("heads", "head_width", "width", "neurons", "stem")
 
@@ -49,6 +56,19 @@ def neurons_share(model: Model) -> float:
     return sum(model.config.neurons) / 1000
 
 
+def search_to(
+    source: Model,
+    scores: Importance,
+    judge: Callable[[Model], float] = neurons_share,
+    *,
+    budget: int,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    **shrink: Any,  # noqa: ANN401 - fields of a ShrinkRecipe
+) -> tuple[Model, SearchRecord]:
+    return search(source, scores, judge, ShrinkRecipe(budgets=(1.0,), **shrink), budget, seed=seed, progress=progress)
+
+
 @pytest.mark.parametrize("budget_of", ["macs", "parameters"])
 @pytest.mark.parametrize(("depth", "share"), [(4, 0.8), (2, 0.3), (1, 0.1), (1, 0.07)])
 def test_every_candidate_meets_the_budget_and_lies_on_the_grid(
@@ -61,13 +81,13 @@ def test_every_candidate_meets_the_budget_and_lies_on_the_grid(
         seen.append(model.config)
         return 0.5
 
-    model, record = search(
+    model, record = search_to(
         source,
         scores,
         judge,
         depth=depth,
         budget=round(share * whole),
-        budget_of=budget_of,  # type: ignore[arg-type]
+        budget_of=budget_of,
         candidates=10,
         tolerance=0.03,
         seed=1,
@@ -95,7 +115,7 @@ def test_the_best_candidate_is_kept_and_recorded(source: Model, scores: Importan
         return found[-1]
 
     budget = macs(source.config, with_head=False) // 2
-    model, record = search(source, scores, judge, depth=4, budget=budget, candidates=12, seed=2)
+    model, record = search_to(source, scores, judge, depth=4, budget=budget, candidates=12, seed=2)
     assert record.accuracy == neurons_share(model) == max(found)
     assert record.shape.config(source.config) == model.config
     assert record.cost == macs(model.config, with_head=False)
@@ -104,9 +124,7 @@ def test_the_best_candidate_is_kept_and_recorded(source: Model, scores: Importan
 
 def test_the_same_seed_finds_the_same_and_another_seed_something_else(source: Model, scores: Importance) -> None:
     budget = macs(source.config, with_head=False) // 3
-    found = [
-        search(source, scores, neurons_share, depth=2, budget=budget, candidates=4, seed=seed) for seed in (5, 5, 6)
-    ]
+    found = [search_to(source, scores, depth=2, budget=budget, candidates=4, seed=seed) for seed in (5, 5, 6)]
     assert found[0][1] == found[1][1] != found[2][1]
     images = torch.zeros(1, 16, 16, 1, dtype=torch.uint8)
     assert torch.equal(found[0][0](images), found[1][0](images))
@@ -120,9 +138,7 @@ def test_only_the_chosen_dimensions_are_pruned(
 ) -> None:
     whole = source.config
     budget = round(share * macs(whole, with_head=False))
-    model, _ = search(
-        source, scores, neurons_share, depth=4, budget=budget, dimensions=(dimension,), candidates=3, tolerance=0.05
-    )
+    model, _ = search_to(source, scores, depth=4, budget=budget, dimensions=(dimension,), candidates=3, tolerance=0.05)
     found = {
         "heads": model.config.heads != whole.heads,
         "head_width": model.config.head_widths != whole.head_widths,
@@ -140,7 +156,7 @@ def test_progress_is_told_of_every_candidate(source: Model, scores: Importance) 
         told.append((stage, done, total))
 
     budget = macs(source.config, with_head=False) // 3
-    search(source, scores, neurons_share, depth=4, budget=budget, candidates=3, progress=progress)
+    search_to(source, scores, depth=4, budget=budget, candidates=3, progress=progress)
     assert told == [("shrink", 1, 3), ("shrink", 2, 3), ("shrink", 3, 3)]
 
 
@@ -150,27 +166,26 @@ def test_a_budget_below_the_smallest_model_is_refused_with_both_figures(source: 
     with pytest.raises(
         InputError, match=rf"shrink.budgets: expected at least {smallest:,}, .* found 50,000 macs at depth 1: "
     ):
-        search(source, scores, neurons_share, depth=1, budget=50_000)
+        search_to(source, scores, depth=1, budget=50_000)
 
 
 def test_a_budget_above_the_unpruned_model_is_refused(source: Model, scores: Importance) -> None:
     whole = macs(source.config, with_head=False)
     with pytest.raises(InputError, match=r"shrink.budgets: expected at most [\d,]+, .* or raise shrink.depth"):
-        search(source, scores, neurons_share, depth=2, budget=whole)
+        search_to(source, scores, depth=2, budget=whole)
 
 
 def test_a_depth_that_does_not_divide_is_refused(source: Model, scores: Importance) -> None:
     with pytest.raises(InputError, match=r"shrink.depth: expected a divisor of the model's 4 blocks, found 3"):
-        search(source, scores, neurons_share, depth=3, budget=10**6)
+        search_to(source, scores, depth=3, budget=10**6)
 
 
 def test_a_grid_without_a_shape_near_the_budget_is_refused(source: Model, scores: Importance) -> None:
     whole = macs(source.config, with_head=False)
     with pytest.raises(InputError, match=r"shrink.tolerance: expected a shape on the grid within 0.1% of"):
-        search(
+        search_to(
             source,
             scores,
-            neurons_share,
             depth=4,
             budget=round(0.97 * whole),
             dimensions=("stem",),
@@ -181,14 +196,12 @@ def test_a_grid_without_a_shape_near_the_budget_is_refused(source: Model, scores
 
 def test_a_grid_with_few_shapes_gives_few_candidates(source: Model, scores: Importance) -> None:
     whole = macs(source.config, with_head=False)
-    _, record = search(
-        source, scores, neurons_share, depth=4, budget=whole, dimensions=("stem",), candidates=7, tolerance=0.5
-    )
+    _, record = search_to(source, scores, depth=4, budget=whole, dimensions=("stem",), candidates=7, tolerance=0.5)
     assert record.tried <= 2
     assert record.drawn == 7 * 20
 
 
-@settings(deadline=None, max_examples=25)
+@examples(0.25)
 @given(
     name=st.sampled_from(["ViT-B/16", "DeiT-S", "CCT-7/7x2"]),
     share=st.floats(0.07, 0.45),
@@ -231,7 +244,7 @@ def test_a_readout_finds_what_the_own_head_has_not_learnt(backbone: str) -> None
             model.distillation_head.weight.zero_()
         for parameter in model.blocks.parameters():
             parameter.mul_(5.0)
-    assert OwnAccuracy(images, labels)(model) == pytest.approx(0.25)
+    assert accuracy(run(model.eval(), images), labels) == pytest.approx(0.25)
     assert ReadoutAccuracy(images, labels)(model) > 0.9
 
 
@@ -241,15 +254,3 @@ def test_a_readout_of_noise_is_near_chance() -> None:
     images = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 1), dtype=np.uint8)
     labels = np.random.default_rng(1).integers(0, 4, 400)
     assert 0.15 < ReadoutAccuracy(images, labels)(Model(config())) < 0.35
-
-
-def test_own_accuracy_counts_right_answers() -> None:
-    torch.manual_seed(0)
-    model = Model(config()).eval()
-    images, _ = labelled(300)
-    with torch.no_grad():
-        answers = model(torch.from_numpy(images)).argmax(dim=1).numpy()
-    wrong = answers.copy()
-    wrong[:75] = (wrong[:75] + 1) % 4
-    assert OwnAccuracy(images, answers)(model) == 1.0
-    assert OwnAccuracy(images, wrong)(model) == 0.75

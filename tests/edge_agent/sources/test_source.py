@@ -24,8 +24,9 @@ from devit_contract.errors import InputError
 from devit_edge_agent.sources import gstreamer as source_gst
 from devit_edge_agent.sources.folder import FolderSource
 from devit_edge_agent.sources.gstreamer import next_pause_ns
+from devit_edge_agent.sources.open import open_source
 from devit_edge_agent.sources.pipeline import Pipeline, parse_pipeline
-from devit_edge_agent.sources.source import Captured, Source, open_source
+from devit_edge_agent.sources.source import Captured, Source
 
 RGB = Preprocess(height=3, width=5, colour="rgb")
 GRAY = Preprocess(height=3, width=5, colour="gray")
@@ -239,7 +240,7 @@ def test_without_gstreamer_the_packages_to_install_are_named(tmp_path: Path, mon
     with pytest.raises(InputError) as error:
         open_source("gst:v4l2", RGB, base=tmp_path)
     assert str(error.value) == (
-        "expected gst-launch-1.0, found none: "
+        "gst-launch-1.0 is not installed: "
         "apt-get install gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
     )
 
@@ -471,7 +472,7 @@ def test_a_child_that_hangs_is_killed_and_its_last_image_is_no_answer(
 def test_a_child_that_does_not_want_to_end_is_ended(
     simulated: Simulated, opened: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_gst, "_FAREWELL_S", 0.2)
+    monkeypatch.setattr(source_gst, "_SHUTDOWN_TIMEOUT_S", 0.2)
     simulated.does("signal.signal(signal.SIGINT, signal.SIG_IGN)\nframe(1)\nsignal.pause()")
     source = opened("gst:anything ?size=5x3")
     wait_for(source, source.take_new)
@@ -517,7 +518,7 @@ READER = """
 import sys
 from pathlib import Path
 from devit_contract.artefacts.manifest import Preprocess
-from devit_edge_agent.sources.source import open_source
+from devit_edge_agent.sources.open import open_source
 source = open_source(sys.argv[1], Preprocess(height=3, width=5, colour="rgb"), base=Path())
 import select
 while source.take_new() is None:

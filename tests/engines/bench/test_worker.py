@@ -1,4 +1,4 @@
-"""The engine in a process of its own: what it says to who asks it, and how it ends."""
+"""The engine in a process of its own: its answers, and how it ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_engines.bench.messages import Failed, Line, Ready, Stint
-from devit_engines.bench.worker import stint
+from devit_engines.bench.child import Failed, Line, Ready, TimedRun
+from devit_engines.bench.worker import timed_run
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
 from devit_engines.engine import EngineSpec
@@ -39,13 +39,13 @@ def said(bundle: Path, store: Path, asked: str, *more: str) -> tuple[int, list[L
 
 def test_a_built_engine_runs_back_to_back_as_often_as_it_is_asked(tiny: Bundle, store: Store) -> None:
     build_engines(tiny, store, submodels=[0])
-    code, (ready, *stints) = said(tiny.folder, store.folder, "0.05\n0.1\n")
+    code, (ready, *runs) = said(tiny.folder, store.folder, "0.05\n0.1\n")
     assert code == 0
     assert isinstance(ready, Ready)
     assert ready.engine.startswith("ONNX Runtime CPU ")
     assert ready.image_shape == (6, 8, 1)
-    for found, asked_s in zip(stints, (0.05, 0.1), strict=True):
-        assert isinstance(found, Stint)
+    for found, asked_s in zip(runs, (0.05, 0.1), strict=True):
+        assert isinstance(found, TimedRun)
         duration_s = (found.end_ns - found.start_ns) / 1e9
         assert duration_s >= asked_s
         assert sum(found.taken_us) / 1e6 == pytest.approx(duration_s, rel=0.01, abs=1e-6 * len(found.taken_us))
@@ -59,17 +59,17 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tiny: B
     assert "\n" not in failed.why
 
 
-@pytest.mark.parametrize("choice", ["null", "busy:", "busy:x"])
+@pytest.mark.parametrize("choice", ["fast", "busy:", "paced:x"])
 def test_an_unknown_engine_is_refused_with_the_known_ones(tiny: Bundle, store: Store, choice: str) -> None:
     code, (failed,) = said(tiny.folder, store.folder, "", "--engine", choice)
-    assert (code, failed) == (1, Failed(f"--engine {choice}: expected built, or busy:MS, e.g. busy:5"))
+    assert (code, failed) == (1, Failed(f"--engine {choice}: expected built, null, paced:MS or busy:MS, e.g. paced:5"))
 
 
-def test_every_inference_of_a_stint_is_timed_and_the_last_one_ends_it(spec: EngineSpec) -> None:
+def test_every_inference_of_a_timed_run_is_timed_and_the_last_one_ends_it(spec: EngineSpec) -> None:
     clock_ns = itertools.count(10**9, 3_000_000)
-    found = stint(NullEngine(spec), np.zeros((1, 6, 8, 1), np.uint8), 0.01, lambda: next(clock_ns))
-    assert found == Stint(10**9, 10**9 + 12_000_000, [3000] * 4)
+    found = timed_run(NullEngine(spec), np.zeros((1, 6, 8, 1), np.uint8), 0.01, lambda: next(clock_ns))
+    assert found == TimedRun(10**9, 10**9 + 12_000_000, [3000] * 4)
 
 
-def test_a_stint_of_no_time_is_one_inference(spec: EngineSpec) -> None:
-    assert len(stint(NullEngine(spec), np.zeros((1, 6, 8, 1), np.uint8), 0.0).taken_us) == 1
+def test_a_timed_run_of_no_time_is_one_inference(spec: EngineSpec) -> None:
+    assert len(timed_run(NullEngine(spec), np.zeros((1, 6, 8, 1), np.uint8), 0.0).taken_us) == 1

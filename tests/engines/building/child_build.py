@@ -15,9 +15,10 @@ from pathlib import Path
 from devit_contract.artefacts.manifest import Bundle
 from devit_engines.board import Board
 from devit_engines.building import store as store_module
-from devit_engines.building.backends import BACKENDS, BuildRequest, Built, Report
+from devit_engines.building.backends import BACKENDS
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
+from devit_engines.trt.request import BuildRequest, Built, Report
 
 
 def say(text: str) -> None:
@@ -41,7 +42,7 @@ def pause(request: BuildRequest, report: Report) -> Built:
     """Build only after the parent has written a line."""
     say("building")
     sys.stdin.readline()
-    return Built(request.graph)
+    return Built(request.graph.read())
 
 
 def die_at(moment: str) -> None:
@@ -69,7 +70,7 @@ def main(bundle: str, store: str, moment: str) -> None:
     die_at(moment)
     board = Board("test machine", "cpu", None)
     (engine,) = build_engines(Bundle(Path(bundle)), Store(Path(store)), submodels=[0], board=board, progress=tell)
-    say(f"{'cached' if engine.was_cached else 'built'} {engine.key}")
+    say(f"{'cached' if engine.was_cached else 'built'} {engine.digest}")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,20 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from tests.support.opened import opened_files
 
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, BundleFile, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_engines import ort
 from devit_engines.board import Board
 from devit_engines.building import backends
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
+from devit_engines.trt.request import BuildRequest, Built, Report
 
 
 class Perturbed(ort.OrtEngine):
@@ -48,7 +52,7 @@ def rewrite(bundle: Bundle, **changes: object) -> Bundle:
     return Bundle(bundle.folder)
 
 
-def with_file(bundle: Bundle, role: str, name: str) -> tuple[BundleFile, ...]:
+def with_file(bundle: Bundle, role: str, name: str) -> tuple[FileEntry, ...]:
     """The manifest's files, one of them digested again."""
     return tuple(
         describe_file(bundle.folder, name, role) if file.role == role else file for file in bundle.manifest.files
@@ -57,17 +61,17 @@ def with_file(bundle: Bundle, role: str, name: str) -> tuple[BundleFile, ...]:
 
 def test_every_submodel_and_the_baseline_are_built_then_found(tiny: Bundle, store: Store, board: Board) -> None:
     first = build_engines(tiny, store, baseline=True, board=board)
-    assert [(engine.device, engine.was_cached) for engine in first] == [(0, False), (1, False), (None, False)]
+    assert [(engine.model, engine.was_cached) for engine in first] == [(0, False), (1, False), ("baseline", False)]
     second = build_engines(tiny, store, baseline=True, board=board)
-    assert [(engine.device, engine.was_cached) for engine in second] == [(0, True), (1, True), (None, True)]
-    assert [engine.key for engine in first] == [engine.key for engine in second]
-    assert len({engine.key for engine in first}) == 3
+    assert [(engine.model, engine.was_cached) for engine in second] == [(0, True), (1, True), ("baseline", True)]
+    assert [engine.digest for engine in first] == [engine.digest for engine in second]
+    assert len({engine.digest for engine in first}) == 3
 
 
 def test_a_loaded_engine_gives_the_golden_features(tiny: Bundle, store: Store, board: Board) -> None:
     build_engines(tiny, store, baseline=True, board=board)
     golden = tiny.golden()
-    for device, name in ((0, "features.0"), (1, "features.1"), (None, "baseline.logits")):
+    for device, name in ((0, "features.0"), (1, "features.1"), ("baseline", "baseline.logits")):
         with load_engine(tiny, store, device, board=board) as engine:
             np.testing.assert_allclose(engine.features(golden["images"]), golden[name], atol=1e-5)
             assert engine.output_dim == golden[name].shape[1]
@@ -77,20 +81,22 @@ def test_a_loaded_engine_gives_the_golden_features(tiny: Bundle, store: Store, b
 def test_the_revision_is_the_head_of_the_key(tiny: Bundle, store: Store, board: Board) -> None:
     (built,) = build_engines(tiny, store, submodels=[1], board=board)
     with load_engine(tiny, store, 1, board=board) as engine:
-        assert engine.revision == int(built.key[:8], 16)
+        assert engine.revision == int(built.digest[:8], 16)
         assert 0 <= engine.revision < 1 << 32
 
 
 def test_only_what_was_asked_for_is_built(tiny: Bundle, store: Store, board: Board) -> None:
-    assert [engine.device for engine in build_engines(tiny, store, submodels=[1], board=board)] == [1]
-    assert [engine.device for engine in build_engines(tiny, store, submodels=[], baseline=True, board=board)] == [None]
+    assert [engine.model for engine in build_engines(tiny, store, submodels=[1], board=board)] == [1]
+    (baseline,) = build_engines(tiny, store, submodels=[], baseline=True, board=board)
+    assert baseline.model == "baseline"
 
 
 def test_onnx_runtime_takes_the_fp32_rung_though_fp16_stands_first(tiny: Bundle, store: Store, board: Board) -> None:
     assert tiny.manifest.submodels[0].rungs[0] == "fp16"
     (built,) = build_engines(tiny, store, submodels=[0], board=board)
-    assert built.rung == "fp32"
-    assert (built.path / "model.onnx").read_bytes() == tiny.path("submodel", device=0, rung="fp32").read_bytes()
+    assert built.record.key.rung == "fp32"
+    graph = tiny.path("submodel", device=0, rung="fp32")
+    assert (store.folder / built.digest / "model.onnx").read_bytes() == graph.read_bytes()
 
 
 def test_a_bundle_without_a_rung_for_the_back_end_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
@@ -112,12 +118,12 @@ def test_a_baseline_that_is_not_there_is_refused(tiny: Bundle, store: Store, boa
     without = rewrite(tiny, baseline=None, baseline_accuracy=None)
     with pytest.raises(EngineError, match="leave --baseline out"):
         build_engines(without, store, baseline=True, board=board)
-    with pytest.raises(EngineError, match="expected a baseline"):
-        load_engine(without, store, None, board=board)
+    with pytest.raises(EngineError, match="has no baseline"):
+        load_engine(without, store, "baseline", board=board)
 
 
 def test_an_unknown_back_end_is_refused_with_those_there_are(tiny: Bundle, store: Store, board: Board) -> None:
-    with pytest.raises(InputError, match="back end abacus: expected one of auto, tensorrt, ort"):
+    with pytest.raises(InputError, match="unknown back end abacus: choose one of auto, tensorrt, ort"):
         build_engines(tiny, store, backend="abacus", board=board)
 
 
@@ -156,7 +162,7 @@ def test_an_engine_that_computes_wrongly_is_never_stored(
     ):
         build_engines(tiny, store, board=board)
     assert store.entries() == []
-    assert store.left_behind() == []
+    assert store.leftovers() == []
 
 
 def test_an_engine_that_turns_bad_after_its_build_does_not_answer_silently(
@@ -173,7 +179,7 @@ def test_an_engine_that_was_not_built_is_an_error_with_the_command(tiny: Bundle,
     with pytest.raises(EngineError, match=command):
         load_engine(tiny, store, 1, board=board)
     with pytest.raises(EngineError, match=f"run devit build {tiny.folder} --baseline"):
-        load_engine(tiny, store, None, board=board)
+        load_engine(tiny, store, "baseline", board=board)
 
 
 def test_an_engine_of_another_device_is_named_and_not_loaded(tiny: Bundle, store: Store, board: Board) -> None:
@@ -199,7 +205,7 @@ def test_an_engine_of_another_version_of_the_back_end_is_built_again(
 
 def test_a_flipped_bit_is_refused_by_load_and_built_again_by_build(tiny: Bundle, store: Store, board: Board) -> None:
     (built,) = build_engines(tiny, store, submodels=[0], board=board)
-    path = built.path / "model.onnx"
+    path = store.folder / built.digest / "model.onnx"
     whole = path.read_bytes()
     path.write_bytes(whole[:700] + bytes([whole[700] ^ 0x10]) + whole[701:])
     with pytest.raises(
@@ -208,7 +214,7 @@ def test_a_flipped_bit_is_refused_by_load_and_built_again_by_build(tiny: Bundle,
         load_engine(tiny, store, 0, board=board)
     assert "\n" not in str(caught.value)
     (again,) = build_engines(tiny, store, submodels=[0], board=board)
-    assert (again.key, again.was_cached) == (built.key, False)
+    assert (again.digest, again.was_cached) == (built.digest, False)
     assert path.read_bytes() == whole
 
 
@@ -218,24 +224,24 @@ def test_new_golden_images_judge_the_stored_engine_again(
     """The same graph in a new bundle need not be built again, but what it passed were other images."""
     build_engines(tiny, store, submodels=[0], board=board)
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
     newer = rewrite(tiny, files=with_file(tiny, "golden", path.name))
-    with pytest.raises(EngineError, match="judged by others: run devit build"):
+    with pytest.raises(EngineError, match=r"validated with other golden images .*: run devit build"):
         load_engine(newer, store, 0, board=board)
 
-    def never(request: backends.BuildRequest, report: backends.Report) -> backends.Built:
+    def never(request: BuildRequest, report: Report) -> Built:
         raise AssertionError("built again")
 
     monkeypatch.setitem(backends.BACKENDS, "ort", replace(backends.BACKENDS["ort"], build=never))
     (judged,) = build_engines(newer, store, submodels=[0], board=board)
-    assert (judged.was_cached, judged.gate.images) == (False, 48)
+    assert (judged.was_cached, judged.record.accuracy.images) == (False, 48)
     load_engine(newer, store, 0, board=board).close()
 
 
 def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundle, store: Store, board: Board) -> None:
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {**tensors, "features.1": tensors["features.1"][:, :3]})
     broken = rewrite(tiny, files=with_file(tiny, "golden", path.name))
     with pytest.raises(ManifestError, match=r"expected feature dims \(6, 4\), found \(6, 3\)"):
@@ -244,15 +250,31 @@ def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundl
 
 def test_a_golden_set_without_images_or_baseline_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "baseline.logits"})
     bare = rewrite(tiny, files=with_file(tiny, "golden", path.name))
-    with pytest.raises(ManifestError, match=r"expected baseline\.logits"):
+    with pytest.raises(ManifestError, match=r"there is no baseline\.logits"):
         build_engines(bare, store, submodels=[], baseline=True, board=board)
     write_tensors(path, {name: tensor[:0] for name, tensor in tensors.items()})
     empty = rewrite(tiny, files=with_file(tiny, "golden", path.name))
-    with pytest.raises(ManifestError, match="expected images"):
+    with pytest.raises(ManifestError, match="there are no images"):
         build_engines(empty, store, board=board)
+
+
+def test_a_build_reads_its_own_graph_alone_and_loading_reads_none(tiny: Bundle, store: Store, board: Board) -> None:
+    """A damaged graph of another submodel stops neither."""
+    for rung in ("fp16", "fp32"):
+        path = tiny.path("submodel", device=1, rung=rung)
+        path.write_bytes(bytes(path.stat().st_size))
+    with opened_files(tiny.folder) as opened:
+        build_engines(Bundle(tiny.folder), store, submodels=[0], board=board)
+        graphs = {name for name in opened if name.endswith(".onnx")}
+        assert graphs == {"submodel-0.fp32.onnx"}
+        opened.clear()
+        load_engine(Bundle(tiny.folder), store, 0, board=board).close()
+        assert opened == ["manifest.json"]
+    with pytest.raises(ManifestError, match=r"submodel-1\.fp32\.onnx: expected sha256"):
+        build_engines(Bundle(tiny.folder), store, submodels=[1], board=board)
 
 
 def test_a_model_that_changed_behind_the_open_bundle_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
@@ -276,11 +298,11 @@ def test_progress_names_the_graph_and_ends_at_the_last_image(tiny: Bundle, store
 
 def test_the_record_says_how_the_engine_came_about(tiny: Bundle, store: Store) -> None:
     (built,) = build_engines(tiny, store, submodels=[0], board=Board("Jetson A", "sm_87", "36.4.3"))
-    record, _ = store.read(built.key)
-    assert record.model == "submodel 0 of tiny"
+    record, _ = store.read(built.digest)
+    assert record.title == "submodel 0 of tiny"
     assert (record.key.backend, record.key.backend_version) == ("ort", ort.installed_version())
     assert record.l4t == "36.4.3"
-    assert record.gate == built.gate
+    assert record == built.record
     assert 0 < record.latency.p50_ms <= record.latency.p99_ms
     assert record.created.endswith("Z")
 

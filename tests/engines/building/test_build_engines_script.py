@@ -143,7 +143,7 @@ def test_it_stops_where_the_doctor_refuses(device: Device) -> None:
     ("wrong", "reason"),
     [
         (["--sumbodels", "1"], "unknown option --sumbodels"),
-        (["--store"], "--store: expected a value behind it, found none"),
+        (["--store"], "--store: a value is missing"),
         (["one", "two"], "expected one bundle, found one and two"),
         ([], "expected a bundle, found none"),
     ],
@@ -266,14 +266,14 @@ def test_nothing_is_installed_for_what_is_no_bundle_or_outside_a_clone(device: D
     assert (done.returncode, "nowhere: expected a bundle" in error_line(done)) == (1, True)
     (device.clone / "pyproject.toml").unlink()
     done = device.run(device.bundle)
-    assert (done.returncode, "run this script where it lies in a clone" in error_line(done)) == (1, True)
+    assert (done.returncode, "run this script from its place in a clone" in error_line(done)) == (1, True)
     assert not device.record.exists()
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="installs")
 @pytest.mark.timeout(600)
 def test_the_whole_of_it_builds_the_shipped_bundle_in_an_environment_of_its_own(tmp_path: Path) -> None:
-    """Really: venv, pip install with the packages it downloads, doctor, two engines judged on golden images."""
+    """Really: venv, pip install with the packages it downloads, doctor, two engines checked with golden images."""
     commands = tmp_path / "commands"
     commands.mkdir()
     (commands / "python3").symlink_to(sys.executable)

@@ -74,7 +74,7 @@ def test_kill_9_in_a_build_leaves_nothing_that_loads_and_the_next_build_works(
         load_engine(tiny, store, 0, board=board)
     (built,) = build_engines(tiny, store, submodels=[0], board=board)
     assert not built.was_cached
-    assert store.left_behind() == []
+    assert store.leftovers() == []
     with load_engine(tiny, store, 0, board=board) as engine:
         engine.warm_up(1)
 

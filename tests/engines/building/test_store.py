@@ -13,22 +13,23 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.errors import EngineError, InputError, NotBuiltError
-from devit_engines.accuracy import GateResult
+from devit_engines.accuracy import AccuracyResult
 from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Latency, Store, default_folder
 
 CONTENT = bytes(range(200))
 KEY = EngineKey("ab" * 32, "ort", "1.23.2", "NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "fp32", ())
-GATE = GateResult(64, 0, 0.9999, 1.0, 1e-6, 1e-5, 0, 0, 0.2, 3 / 64)
+ACCURACY = AccuracyResult(64, 0, 0.9999, 1.0, 1e-6, 1e-5, 0, 0, 0.2, 3 / 64)
 RECORD = EngineRecord(
     schema=SCHEMA,
-    model="submodel 0 of tiny",
+    title="submodel 0 of tiny",
     key=KEY,
     file=EngineFile("model.onnx", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT)),
     build_s=0.5,
-    gate=GATE,
-    judged_by="cd" * 32,
+    accuracy=ACCURACY,
+    validated_against="cd" * 32,
     created="2026-01-31T12:00:00Z",
     latency=Latency(1.5, 2.25, 200),
 )
@@ -123,7 +124,7 @@ def test_any_flipped_bit_of_the_engine_is_found(kept: Store, place: int) -> None
             kept.read(KEY.digest)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(4)
 @given(st.integers(0, 1 << 14))
 def test_a_flipped_bit_of_the_record_is_an_error_or_the_same_engine(kept: Store, place: int) -> None:
     """The record names the engine's digest: damaged, it may lie about a figure, but not load other bytes."""
@@ -174,7 +175,7 @@ def test_a_lock_waits_for_nobody_where_nobody_builds(store: Store) -> None:
 def test_a_store_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     place = tmp_path / "store"
     place.write_text("")
-    with pytest.raises(EngineError, match="choose another with --store"), Store(place).lock(KEY.digest):
+    with pytest.raises(InputError, match="choose another with --store"), Store(place).lock(KEY.digest):
         pass
 
 

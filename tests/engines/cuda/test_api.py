@@ -26,16 +26,20 @@ from tests.engines.fakes import driver_bindings
 from tests.engines.fakes.driver import CudaFault, FakeDriver
 from tests.engines.fakes.driver_library import SYMBOLS
 
+from devit_contract.choices import CUDA_BINDINGS
 from devit_contract.errors import DeviceLostError, EngineError, InputError
 from devit_engines.cuda import ctypes_driver as cuda_ctypes
-from devit_engines.cuda.api import CHOICES, Cuda, HostBuffer, open_cuda
+from devit_engines.cuda.api import Cuda, HostBuffer
 from devit_engines.cuda.bindings_driver import BindingsDriver
 from devit_engines.cuda.ctypes_driver import PROTOTYPES, CtypesDriver, Out
+from devit_engines.cuda.open import open_cuda
 
 ROOT = Path(__file__).parents[3]
-BACK_ENDS = CHOICES[1:]
+BACK_ENDS = CUDA_BINDINGS[1:]
 SIZE = 3072
 KEPT: list[Cuda] = []
+ONE_EACH = ("cuda-bindings", "pycuda")
+"""What the bindings share is tested with all values by ctypes, and with one value by each other binding."""
 LOST = (226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 999)
 
 
@@ -117,7 +121,10 @@ def noise(size: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.uint8]
 # Bytes
 
 
-@pytest.mark.parametrize("size", [1, 511, SIZE, 3 * 224 * 224])
+@pytest.mark.parametrize(
+    ("choice", "size"),
+    [("ctypes", size) for size in (1, 511, SIZE, 3 * 224 * 224)] + [(choice, SIZE) for choice in ONE_EACH],
+)
 def test_bytes_go_to_the_gpu_and_back(cuda: Cuda, size: int) -> None:
     things = Things.of(cuda, size)
     things.source.array[:] = noise(size)
@@ -254,11 +261,15 @@ def test_what_is_not_given_back_is_noted(driver: FakeDriver, cuda: Cuda, things:
     del things
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize(
+    ("choice", "order"),
+    [("pycuda", order) for order in itertools.permutations(range(3))]
+    + [("ctypes", (1, 0, 2)), ("cuda-bindings", (1, 0, 2))],
+)
 def test_engines_of_one_thread_may_be_closed_in_any_order(
     driver: FakeDriver, choice: str, order: tuple[int, ...]
 ) -> None:
-    """A new engine is loaded and checked before the old one is closed."""
+    """A new engine is loaded and checked before the old one is closed; pycuda alone keeps a stack."""
     engines = [Things.of(opened(choice)) for _ in range(3)]
     for index in order:
         engines[index].give_back()
@@ -280,7 +291,7 @@ def test_a_context_that_tensorrt_still_holds_stays_current(driver: FakeDriver, c
 
 def test_a_closed_cuda_says_so(cuda: Cuda) -> None:
     cuda.close()
-    with pytest.raises(EngineError, match="found it closed"):
+    with pytest.raises(EngineError, match="CUDA is closed"):
         cuda.create_stream()
 
 
@@ -306,7 +317,6 @@ def test_a_context_that_pycuda_itself_would_end_is_noted(driver: FakeDriver) -> 
 
 
 FUNCTIONS: dict[str, Callable[[Things], object]] = {
-    "cuMemGetInfo": lambda things: things.cuda.memory_info(),
     "cuMemAlloc": lambda things: things.cuda.allocate(8),
     "cuMemFree": lambda things: things.cuda.free(things.address),
     "cuMemHostAlloc": lambda things: things.cuda.allocate_host(8),
@@ -354,7 +364,11 @@ def test_a_failed_opening_holds_no_context(driver: FakeDriver, choice: str, func
     assert (driver.holders, driver.stack()) == (0, [])
 
 
-@pytest.mark.parametrize("function", ["cuInit", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"])
+@pytest.mark.parametrize(
+    ("choice", "function"),
+    [("ctypes", function) for function in ("cuInit", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent")]
+    + [(choice, "cuDevicePrimaryCtxRetain") for choice in ONE_EACH],
+)
 def test_a_gpu_that_is_lost_when_it_is_opened_is_lost(driver: FakeDriver, choice: str, function: str) -> None:
     driver.fail(function, 999)
     with pytest.raises(DeviceLostError, match=rf"{function}: .*\(999\)"):
@@ -372,14 +386,16 @@ def test_memory_that_ran_out_is_no_lost_gpu(cuda: Cuda) -> None:
     assert cuda.allocate(8)
 
 
-@pytest.mark.parametrize("code", LOST)
+@pytest.mark.parametrize(
+    ("choice", "code"), [("ctypes", code) for code in LOST] + [(choice, 719) for choice in ONE_EACH]
+)
 def test_a_lost_context_is_lost_for_every_call_after(driver: FakeDriver, cuda: Cuda, things: Things, code: int) -> None:
     """As cuda.h has it: only a new process helps. No call may reach the driver any more, and none hides the reason."""
     driver.fail("cuStreamSynchronize", code)
     with pytest.raises(DeviceLostError, match=rf"cuStreamSynchronize: .*\({code}\).* start it again"):
         cuda.synchronize(things.stream)
     calls = driver.calls.total()
-    for call in (things.give_back, things.round_trip, cuda.memory_info, cuda.create_stream, cuda.close):
+    for call in (things.give_back, things.round_trip, cuda.create_stream, cuda.close):
         with pytest.raises(DeviceLostError, match="cuStreamSynchronize"):
             call()
     assert driver.calls.total() == calls
@@ -389,7 +405,10 @@ def test_a_lost_context_is_lost_for_every_call_after(driver: FakeDriver, cuda: C
     assert driver.calls.total() == calls, "pycuda frees what it holds, which ends the process when the context is lost"
 
 
-@pytest.mark.parametrize("code", [2, 201, 400, 709, 901])
+@pytest.mark.parametrize(
+    ("choice", "code"),
+    [("ctypes", code) for code in (2, 201, 400, 709, 901)] + [(choice, 201) for choice in ONE_EACH],
+)
 def test_any_other_error_can_be_outlived(driver: FakeDriver, cuda: Cuda, things: Things, code: int) -> None:
     driver.fail("cuStreamSynchronize", code)
     with pytest.raises(EngineError) as caught:
@@ -495,14 +514,12 @@ def test_auto_needs_no_package(driver: FakeDriver, monkeypatch: pytest.MonkeyPat
     assert open_cuda().name == "ctypes"
 
 
-def test_every_choice_tells_its_name_and_the_drivers_version(driver: FakeDriver, choice: str) -> None:
-    cuda = opened(choice)
-    assert (cuda.name, cuda.driver_version()) == (choice, 12060)
-    assert cuda.memory_info() == (8 << 30, 8 << 30)
+def test_every_choice_tells_its_name(driver: FakeDriver, choice: str) -> None:
+    assert opened(choice).name == choice
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(InputError, match="CUDA by torch: expected one of auto, pycuda, cuda-bindings, ctypes"):
+    with pytest.raises(InputError, match="torch: choose one of auto, pycuda, cuda-bindings, ctypes"):
         open_cuda("torch")
 
 
@@ -517,14 +534,14 @@ def test_a_missing_package_says_how_to_install_it(
     driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, choice: str, module: str, cure: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EngineError, match=f"expected the package {choice}, found none .*{cure}"):
+    with pytest.raises(EngineError, match=f"the package {choice} is not installed .*{cure}"):
         open_cuda(choice)
 
 
 def test_a_machine_without_a_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, as long as no library has this name."""
     monkeypatch.setattr(cuda_ctypes, "LIBRARY", "libcuda-of-nobody.so.1")
-    with pytest.raises(EngineError, match=r"libcuda-of-nobody\.so\.1, found none .*: run on a Jetson") as caught:
+    with pytest.raises(EngineError, match=r"libcuda-of-nobody\.so\.1 is missing .*: run on a Jetson") as caught:
         open_cuda()
     assert "\n" not in str(caught.value)
 
@@ -532,11 +549,15 @@ def test_a_machine_without_a_driver_is_one_line(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("choice", ["ctypes", "pycuda"])
 def test_a_driver_that_is_too_old_is_refused_when_it_is_opened(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
     FakeDriver(version=11030).install(monkeypatch)
-    with pytest.raises(EngineError, match="expected the function cuGraphInstantiateWithFlags, found none"):
+    with pytest.raises(EngineError, match="has no function cuGraphInstantiateWithFlags"):
         open_cuda(choice)
 
 
-@pytest.mark.parametrize("version", [12020, 12060, 12090, 13000, 13020])
+@pytest.mark.parametrize(
+    ("choice", "version"),
+    [("cuda-bindings", version) for version in (12020, 12060, 12090, 13000, 13020)]
+    + [(choice, version) for choice in ("ctypes", "pycuda") for version in (12020, 13020)],
+)
 def test_all_supported_versions_work_alike(monkeypatch: pytest.MonkeyPatch, choice: str, version: int) -> None:
     driver = FakeDriver(version=version).install(monkeypatch)
     things = Things.of(opened(choice))
@@ -560,42 +581,36 @@ def sizes(parameters: tuple[type, ...]) -> list[tuple[bool, int]]:
     ]
 
 
-@pytest.mark.parametrize("function", PROTOTYPES)
-def test_the_prototypes_are_those_of_the_simulated_library(function: str) -> None:
-    prototype = PROTOTYPES[function]
-    name, parameters, _ = SYMBOLS[prototype.symbol]
-    ours = tuple(ctypes.POINTER(p.type) if isinstance(p, Out) else p for p in prototype.parameters)
-    assert name == function
-    assert sizes(ours) == sizes(parameters)
+def test_the_prototypes_are_those_of_the_simulated_library() -> None:
+    for function, prototype in PROTOTYPES.items():
+        name, parameters, _ = SYMBOLS[prototype.symbol]
+        ours = tuple(ctypes.POINTER(p.type) if isinstance(p, Out) else p for p in prototype.parameters)
+        assert name == function
+        assert sizes(ours) == sizes(parameters), function
 
 
 C_SIZES = {"int": 4, "unsigned int": 4, "size_t": 8, "unsigned long long": 8, "CUdevice": 4, "CUdeviceptr": 8}
 C_SIZES |= dict.fromkeys(("CUcontext", "CUstream", "CUgraph", "CUgraphExec", "void *"), 8) | {"CUstreamCaptureMode": 4}
 
 
-@pytest.mark.parametrize("function", PROTOTYPES)
-def test_the_prototypes_are_those_of_cuda_h(function: str) -> None:
+def test_the_prototypes_are_those_of_cuda_h() -> None:
     headers = sorted(Path("/usr/local").glob("cuda*/include/cuda.h"))
     if not headers:
         pytest.skip("no CUDA toolkit on this machine, so no cuda.h")
     header = headers[-1].read_text()
-    prototype = PROTOTYPES[function]
     # The short name may stand for a versioned one, and the versioned one be declared under the short one alone.
     names = dict(re.findall(r"#define +(cu\w+) +(?:__CUDA_API_\w+\()?(cu\w+)", header))
     declared = {name: name for name in PROTOTYPES} | {symbol: name for name, symbol in names.items()}
-    found = re.search(rf"^CUresult CUDAAPI {declared[prototype.symbol]}\((.*?)\);", header, re.MULTILINE)
-    assert found is not None
-    expected = []
-    for text in filter(None, found[1].split(",")):
-        kind = text.replace("const ", "").strip().rpartition(" ")
-        stars = kind[2].count("*")
-        if kind[0] == "void":
-            expected.append((stars == 2, 8))
-        else:
-            expected.append((stars == 1, C_SIZES[kind[0]]))
-    assert [
-        (isinstance(p, Out), ctypes.sizeof(p.type if isinstance(p, Out) else p)) for p in prototype.parameters
-    ] == expected
+    for function, prototype in PROTOTYPES.items():
+        found = re.search(rf"^CUresult CUDAAPI {declared[prototype.symbol]}\((.*?)\);", header, re.MULTILINE)
+        assert found is not None, function
+        expected = []
+        for text in filter(None, found[1].split(",")):
+            kind = text.replace("const ", "").strip().rpartition(" ")
+            stars = kind[2].count("*")
+            expected.append((stars == 2, 8) if kind[0] == "void" else (stars == 1, C_SIZES[kind[0]]))
+        ours = [(isinstance(p, Out), ctypes.sizeof(p.type if isinstance(p, Out) else p)) for p in prototype.parameters]
+        assert ours == expected, function
 
 
 # The simulated driver itself: what is wrong is found, also where a real one would say nothing
@@ -768,7 +783,7 @@ print("CUDA", driver.CUDA_VERSION)
 """
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="installs")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("wheel", WHEELS)
 def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path, wheel: str) -> None:
@@ -790,7 +805,7 @@ def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path,
     }
     for command in (
         ["-c", COMPARE],
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not system", "-k", "bindings", __file__],
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not nightly", "-k", "bindings", __file__],
     ):
         done = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

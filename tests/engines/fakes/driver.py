@@ -307,10 +307,6 @@ class FakeDriver:
             raise self._wrong(INVALID_CONTEXT, "a context popped from an empty stack")
         return (self.stack().pop(),)
 
-    def _cuMemGetInfo(self) -> tuple[int, ...]:
-        self._check_context("cuMemGetInfo")
-        return self._free_bytes(), self.memory_bytes
-
     def _cuMemAlloc(self, size: int) -> tuple[int, ...]:
         self._check_unsafe("cuMemAlloc")
         memory = self._new_memory("device", size)

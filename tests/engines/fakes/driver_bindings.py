@@ -32,7 +32,6 @@ FUNCTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cuCtxSetCurrent": (("CUcontext",), ()),
     "cuCtxPushCurrent": (("CUcontext",), ()),
     "cuCtxPopCurrent": ((), ("CUcontext",)),
-    "cuMemGetInfo": ((), ("int", "int")),
     "cuMemAlloc": (("int",), ("CUdeviceptr",)),
     "cuMemFree": (("CUdeviceptr",), ()),
     "cuMemHostAlloc": (("int", "int"), ("int",)),

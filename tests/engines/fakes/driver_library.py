@@ -22,7 +22,6 @@ SYMBOLS: dict[str, tuple[str, tuple[type, ...], int]] = {
     "cuCtxSetCurrent": ("cuCtxSetCurrent", (c_void_p,), 4000),
     "cuCtxPushCurrent_v2": ("cuCtxPushCurrent", (c_void_p,), 4000),
     "cuCtxPopCurrent_v2": ("cuCtxPopCurrent", (POINTER(c_void_p),), 4000),
-    "cuMemGetInfo_v2": ("cuMemGetInfo", (POINTER(c_size_t), POINTER(c_size_t)), 3020),
     "cuMemAlloc_v2": ("cuMemAlloc", (POINTER(c_uint64), c_size_t), 3020),
     "cuMemFree_v2": ("cuMemFree", (c_uint64,), 3020),
     "cuMemHostAlloc": ("cuMemHostAlloc", (POINTER(c_void_p), c_size_t, c_uint), 2020),

@@ -232,12 +232,6 @@ def _names(api: Api) -> dict[str, Any]:
     def init(flags: int = 0) -> None:
         api.guarded("cuInit", flags)
 
-    def get_driver_version() -> int:
-        return api.guarded("cuDriverGetVersion")[0]
-
-    def mem_get_info() -> tuple[int, ...]:
-        return api.guarded("cuMemGetInfo")
-
     def mem_alloc(size: int) -> Allocation:
         try:
             (address,) = api.guarded("cuMemAlloc", size)
@@ -271,8 +265,6 @@ def _names(api: Api) -> dict[str, Any]:
         "Device": lambda number: Device(api, number),
         "Stream": lambda flags=0: Stream(api, flags),
         "init": init,
-        "get_driver_version": get_driver_version,
-        "mem_get_info": mem_get_info,
         "mem_alloc": mem_alloc,
         "pagelocked_empty": pagelocked_empty,
         "memcpy_htod_async": memcpy_htod_async,

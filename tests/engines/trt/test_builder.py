@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
+from tests.engines.build_requests import graph_file, graph_of, tiny_request
 from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError
 from devit_engines.selftest import report
-from devit_engines.trt.builder import LoadedPlan, PlanRequest, _node_of, build_plan, can_be_cancelled, merged_cache
+from devit_engines.trt.builder import LoadedPlan, Watch, build_plan, can_be_cancelled, merged_cache, node_of_layer
+from devit_engines.trt.request import Built
 
 SELFTEST = Path(report.__file__).with_name("bundle")
-TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
-PLAIN, TYPED = ((TINY / f"submodel-0.{rung}.onnx").read_bytes() for rung in ("fp32", "fp16"))
 
 
 @pytest.fixture(params=VERSIONS)
@@ -25,20 +25,13 @@ def trt(request: pytest.FixtureRequest) -> ModuleType:
     return make_module(request.param)
 
 
-def request(**changes: object) -> PlanRequest:
-    settings: dict[str, object] = {
-        "name": "submodel 0",
-        "rung": "fp16",
-        "graph": TYPED,
-        "plain_graph": PLAIN,
-        "fp32_nodes": (),
-        "workspace_bytes": 1 << 26,
-    }
-    return PlanRequest(**(settings | changes))  # type: ignore[arg-type]
-
-
 def go_on(phase: str) -> bool:
     return True
+
+
+def built(trt: ModuleType, watch: Watch = go_on, timing_cache: bytes = b"", **changes: object) -> Built:
+    """Build submodel 0 of the tiny bundle."""
+    return build_plan(trt, tiny_request(Path("not written"), **changes), 1 << 26, timing_cache, watch)
 
 
 def test_the_double_has_no_name_that_the_table_lacks(trt: ModuleType) -> None:
@@ -69,7 +62,7 @@ def test_a_name_that_a_version_lacks_is_an_attribute_error(version: str, kind: s
 
 
 def test_every_version_builds_a_plan_of_batch_one_that_can_be_loaded(trt: ModuleType) -> None:
-    plan = build_plan(trt, request(), go_on)
+    plan = built(trt)
     assert plan.route == ("fp16 flag" if trt.__version__.startswith("8.") else "strongly typed")
     assert plan.warnings == ()
     loaded = LoadedPlan(trt, plan.content, "submodel 0")
@@ -79,7 +72,7 @@ def test_every_version_builds_a_plan_of_batch_one_that_can_be_loaded(trt: Module
 
 
 def test_fp32_is_not_rounded_to_tf32_and_layers_can_be_looked_at(trt: ModuleType) -> None:
-    content = build_plan(trt, request(rung="fp32", graph=PLAIN), go_on).content
+    content = built(trt, rung="fp32", graph=graph_of("fp32")).content
     assert b'"tf32": false' in content
     assert b'"fp16_flag": false' in content
     assert f'"verbosity": {int(trt.ProfilingVerbosity.DETAILED)}'.encode() in content
@@ -88,8 +81,8 @@ def test_fp32_is_not_rounded_to_tf32_and_layers_can_be_looked_at(trt: ModuleType
 def test_without_strong_typing_the_rungs_nodes_are_pinned_one_by_one() -> None:
     """TensorRT 8.6: the FP32 graph, the flag, and FP32 for what the rung keeps."""
     trt = make_module("8.6.1")
-    names = [node for node in _node_names(PLAIN)]
-    plan = build_plan(trt, request(fp32_nodes=(names[3], "not there")), go_on)
+    names = [node for node in _node_names(Path(graph_of("fp32").path).read_bytes())]
+    plan = built(trt, fp32_nodes=(names[3], "not there"))
     assert f'"pinned": ["{names[3]}"]'.encode() in plan.content
     assert b'"fp16_flag": true' in plan.content
     assert plan.warnings == ("1 of 2 nodes that stay in FP32 have no layer of their name, not there among them",)
@@ -101,9 +94,9 @@ def test_every_node_that_a_shipped_rung_keeps_has_its_layer(tells: bool, monkeyp
         monkeypatch.setenv("FAKE_TRT_NO_METADATA", "1")
     manifest = Bundle(SELFTEST).manifest
     for rung in ("fp16", "fp16-attn32"):
-        graph, plain = ((SELFTEST / f"submodel-0.{each}.onnx").read_bytes() for each in (rung, "fp32"))
+        graph, plain = (graph_file(SELFTEST / f"submodel-0.{each}.onnx") for each in (rung, "fp32"))
         nodes = manifest.submodels[0].fp32_nodes[rung]
-        plan = build_plan(make_module("8.6.1"), request(graph=graph, plain_graph=plain, fp32_nodes=nodes), go_on)
+        plan = built(make_module("8.6.1"), graph=graph, fp32_graph=plain, fp32_nodes=nodes)
         assert plan.warnings == ()
         pinned = json.loads(plan.content[32:].partition(b"}")[0] + b"}")["pinned"]
         assert set(pinned) >= set(nodes)
@@ -112,7 +105,7 @@ def test_every_node_that_a_shipped_rung_keeps_has_its_layer(tells: bool, monkeyp
 
 
 def test_a_timing_cache_that_does_not_fit_is_started_anew(trt: ModuleType) -> None:
-    plan = build_plan(trt, request(timing_cache=b'{"version": "7.0", "entries": [1, 2]}'), go_on)
+    plan = built(trt, timing_cache=b'{"version": "7.0", "entries": [1, 2]}')
     assert json.loads(plan.timing_cache) == {
         "version": trt.__version__,
         "entries": json.loads(plan.timing_cache)["entries"],
@@ -125,7 +118,7 @@ def test_a_layer_belongs_to_the_node_that_its_metadata_names_else_to_one_of_its_
     nodes = ("node_matmul", "Gemm_3")
 
     def node_of(name: str, metadata: str = "") -> str | None:
-        return _node_of(SimpleNamespace(name=name, metadata=metadata), nodes)
+        return node_of_layer(name, metadata, nodes)
 
     assert node_of("node_matmul_1", "[ONNX Layer: node_matmul_1]") is None
     assert node_of("node_matmul", "[ONNX Layer: node_matmul]") == "node_matmul"
@@ -139,20 +132,22 @@ def test_a_layer_belongs_to_the_node_that_its_metadata_names_else_to_one_of_its_
 def test_the_loggers_last_errors_stand_in_the_exception(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRT_FAIL", "no kernel image\nfor this device")
     with pytest.raises(EngineError, match=r"built no engine \(no kernel image for this device\)"):
-        build_plan(trt, request(), go_on)
+        built(trt)
 
 
 def test_warnings_about_fp16_are_kept(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "Detected layernorm nodes in FP16"
     monkeypatch.setenv("FAKE_TRT_WARN", words)
-    assert build_plan(trt, request(), go_on).warnings == (words,)
+    assert built(trt).warnings == (words,)
     monkeypatch.setenv("FAKE_TRT_WARN", "something about the weather")
-    assert build_plan(trt, request(), go_on).warnings == ()
+    assert built(trt).warnings == ()
 
 
-def test_a_graph_that_is_none_is_refused_in_the_parsers_words(trt: ModuleType) -> None:
+def test_a_graph_that_is_none_is_refused_in_the_parsers_words(trt: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "none.onnx").write_bytes(b"no graph")
+    none = graph_file(tmp_path / "none.onnx")
     with pytest.raises(EngineError, match=r"cannot read the graph of rung fp16 \(node 0: failed to parse"):
-        build_plan(trt, request(graph=b"no graph", plain_graph=b"no graph"), go_on)
+        built(trt, graph=none, fp32_graph=none)
 
 
 def test_a_build_is_cancelled_where_there_is_a_monitor(trt: ModuleType) -> None:
@@ -164,15 +159,15 @@ def test_a_build_is_cancelled_where_there_is_a_monitor(trt: ModuleType) -> None:
 
     if not can_be_cancelled(trt):
         assert trt.__version__ == "8.6.1"
-        build_plan(trt, request(), stop)
+        built(trt, stop)
         return
     with pytest.raises(EngineError, match="cancelled"):
-        build_plan(trt, request(), stop)
+        built(trt, stop)
     assert set(phases) == {"Tactic Selection"}
 
 
 def test_timing_caches_of_one_version_are_merged_and_of_two_the_newer_is_taken(trt: ModuleType) -> None:
-    first, second = (build_plan(trt, request(), go_on).timing_cache for _ in range(2))
+    first, second = (built(trt).timing_cache for _ in range(2))
     assert merged_cache(trt, b"", first) == first
     assert merged_cache(trt, first, second).count(b",") == first.count(b",") + 1
     assert merged_cache(trt, b'{"version": "7.0", "entries": [1]}', second) == second
@@ -181,14 +176,14 @@ def test_timing_caches_of_one_version_are_merged_and_of_two_the_newer_is_taken(t
 
 def test_a_plan_of_another_version_is_refused_in_tensorrts_words(trt: ModuleType) -> None:
     other = make_module(next(version for version in VERSIONS if version != trt.__version__))
-    content = build_plan(other, request(), go_on).content
+    content = built(other).content
     with pytest.raises(EngineError, match=r"refuses the plan.*Version tag does not match"):
         LoadedPlan(trt, content, "submodel 0")
 
 
 def test_a_module_that_is_not_tensorrt_is_named() -> None:
     with pytest.raises(EngineError, match="expected TensorRT's Python module, found elsewhere"):
-        build_plan(_hollow(), request(), go_on)
+        built(_hollow())
 
 
 def _hollow() -> ModuleType:

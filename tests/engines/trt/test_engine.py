@@ -7,19 +7,22 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
+from tests.engines.build_requests import graph_of, tiny_request
 from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import CUDA_BINDINGS, CudaChoice, HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
-from devit_engines.cuda.api import open_cuda
+from devit_engines.cuda.open import open_cuda
 from devit_engines.engine import EngineSpec
-from devit_engines.trt.builder import PlanRequest, build_plan
-from devit_engines.trt.engine import HOST_MEMORY, TrtEngine
+from devit_engines.trt.builder import build_plan
+from devit_engines.trt.engine import TrtEngine
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
 
@@ -45,27 +48,41 @@ def bundle() -> Bundle:
 
 
 def plan_of(trt: ModuleType, bundle: Bundle, rung: str = "fp32") -> bytes:
-    graph, plain = (bundle.path("submodel", device=0, rung=each).read_bytes() for each in (rung, "fp32"))
     nodes = bundle.manifest.submodels[0].fp32_nodes.get(rung, ())
-    return build_plan(trt, PlanRequest("submodel 0", rung, graph, plain, nodes, 1 << 26), lambda phase: True).content
+    request = tiny_request(Path("not written"), rung=rung, graph=graph_of(rung), fp32_nodes=nodes)
+    return build_plan(trt, request, 1 << 26, b"", lambda phase: True).content
 
 
-def engine_of(trt: ModuleType, content: bytes, spec: EngineSpec, cuda: str = "ctypes", **settings: object) -> TrtEngine:
+def engine_of(
+    trt: ModuleType, content: bytes, spec: EngineSpec, cuda: CudaChoice = "ctypes", **settings: object
+) -> TrtEngine:
     return TrtEngine(content, spec, lambda: open_cuda(cuda), trt=trt, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cuda", ["ctypes", "cuda-bindings", "pycuda"])
-@pytest.mark.parametrize("host_memory", HOST_MEMORY)
-@pytest.mark.parametrize("use_graph", [False, True])
+@pytest.mark.parametrize(
+    ("version", "cuda", "host_memory", "use_graph"),
+    [
+        (version, cuda, get_args(HostMemory)[(i + j) % 2], bool((i // 2 + j) % 2))
+        for i, version in enumerate(VERSIONS)
+        for j, cuda in enumerate(CUDA_BINDINGS[1:])
+    ],
+)
 def test_features_are_the_golden_ones_however_it_is_run(
-    trt: ModuleType, driver: FakeDriver, bundle: Bundle, spec: EngineSpec, cuda: str, host_memory: str, use_graph: bool
+    driver: FakeDriver,
+    bundle: Bundle,
+    spec: EngineSpec,
+    version: str,
+    cuda: CudaChoice,
+    host_memory: HostMemory,
+    use_graph: bool,
 ) -> None:
-    golden = bundle.golden()
+    """Every pair of two settings once."""
+    trt, golden = make_module(version), bundle.golden()
     content = plan_of(trt, bundle)
     with engine_of(trt, content, spec, cuda, host_memory=host_memory, use_graph=use_graph) as engine:
         for _ in range(2):  # the second time replayed from the first image on
             np.testing.assert_allclose(engine.features(golden["images"][:9]), golden["features.0"][:9], atol=1e-5)
-        assert engine.is_replayed == use_graph
+        assert (driver.calls["cuGraphLaunch"] > 0) == use_graph
         assert engine.notes == ()
 
 
@@ -88,7 +105,7 @@ def test_what_is_freed_is_freed_in_order(trt: ModuleType, driver: FakeDriver, bu
     assert fake_tensorrt.FREED == ["IExecutionContext", "ICudaEngine", "Runtime"]
     assert driver.alive() == []
     engine.close()
-    with pytest.raises(EngineError, match="expected an open engine"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.features(np.zeros((1, *spec.image_shape), np.uint8))
 
 
@@ -100,7 +117,7 @@ def test_a_capture_that_fails_leaves_the_engine_running_and_is_noted(
     with engine_of(trt, plan_of(trt, bundle), spec) as engine:
         for _ in range(2):
             np.testing.assert_allclose(engine.features(golden["images"][:3]), golden["features.0"][:3], atol=1e-5)
-        assert not engine.is_replayed
+        assert driver.calls["cuGraphLaunch"] == 0
         (note,) = engine.notes
         assert note.startswith("no CUDA graph: ")
 
@@ -109,7 +126,7 @@ def test_a_run_that_tensorrt_refuses_while_it_is_captured_leaves_nothing_behind(
     driver: FakeDriver, bundle: Bundle, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(make_module("10.3.0"), plan_of(make_module("10.3.0"), bundle), spec)
-    plan, runs = engine._loaded(), []
+    plan, runs = engine._plan, []
 
     def second_fails(stream: int) -> None:
         runs.append(stream)

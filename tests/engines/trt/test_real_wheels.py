@@ -16,7 +16,8 @@ import pytest
 import torch
 from tests.engines.fakes.fake_tensorrt import VERSIONS
 
-from devit_contract.artefacts.manifest import RUNGS, Bundle
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import RUNGS
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_export.graph import export_features
 from devit_export.variants import make_rung
@@ -24,7 +25,7 @@ from devit_export.variants import make_rung
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 DEADLINE_S = 900
-pytestmark = [pytest.mark.system, pytest.mark.timeout(DEADLINE_S)]
+pytestmark = [pytest.mark.nightly(part="installs"), pytest.mark.timeout(DEADLINE_S)]
 
 STUBS = """
 #include <stddef.h>
@@ -127,11 +128,11 @@ RTX = (
     "safetensors",
 )
 COMPILE = """
-import json, sys, time
+import hashlib, json, sys, time
 from pathlib import Path
-from devit_engines.trt.builder import _node_of
+from devit_engines.trt.builder import node_of_layer
 from devit_engines.trt.child import build_in_child
-from devit_engines.trt.worker import WorkerRequest
+from devit_engines.trt.request import BuildRequest, GraphFile
 import tensorrt_rtx as trt
 folder = Path(sys.argv[1])
 log = trt.Logger()
@@ -147,13 +148,15 @@ network = builder.create_network(0)
 assert trt.OnnxParser(network, log).parse((folder / "selftest.fp32.onnx").read_bytes())
 layers = [network.get_layer(index) for index in range(network.num_layers)]
 nodes = tuple(json.loads((folder / "nodes.json").read_text()))
-assert {_node_of(layer, nodes) for layer in layers} == {*nodes, None}
+assert {node_of_layer(layer.name, layer.metadata, nodes) for layer in layers} == {*nodes, None}
 assert builder.create_builder_config().get_timing_cache() is None  # as the double has it
 for path in sorted(folder.glob("*.onnx")):
-    graph, start_s = path.read_bytes(), time.monotonic()
-    order = WorkerRequest(path.stem, "", (), 1 << 28, str(folder / "timing.cache"), "tensorrt_rtx", ("SM86",))
+    start_s = time.monotonic()
+    graph = GraphFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    places = str(folder / "timing.cache"), str(folder / ".draft.")
+    order = BuildRequest(path.stem, "", graph, graph, (), *places, module="tensorrt_rtx", targets=("SM86",))
     phases = set()
-    plan = build_in_child(order, graph, graph, folder / ".draft.", lambda elapsed_s, doing: phases.add(doing))
+    plan = build_in_child(order, lambda elapsed_s, phase: phases.add(phase), 1 << 28)
     assert plan.content[:4] == b"vtrt", plan.content[:4]  # ftrt in the product for Jetsons
     assert list(plan.content[24:28]) == [1, 7, 1, 116], list(plan.content[24:28])
     assert "Building engine" in phases, phases

@@ -1,4 +1,4 @@
-"""From a bundle to a served engine on doubles of TensorRT and CUDA: build, judge, store, find, load, refuse."""
+"""From a bundle to a served engine on doubles of TensorRT and CUDA: build, check, store, find, load, refuse."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.engines.build_requests import ENDS
 from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_contract.service.progress import no_progress
-from devit_engines.accuracy import GateResult, run_gate
+from devit_engines.accuracy import AccuracyResult, check_accuracy
 from devit_engines.board import Board
-from devit_engines.building import build_one as making
+from devit_engines.building import build_one
 from devit_engines.building.backends import RunSettings
-from devit_engines.building.build_all import build_engines, load_engine, stored_key
+from devit_engines.building.build_all import build_engines, find_engine, load_engine
 from devit_engines.building.store import Store
 from devit_engines.cli import prune
 from devit_engines.selftest.report import as_markdown, run_selftest
@@ -61,10 +63,7 @@ class Device:
         self.monkeypatch.setenv("FAKE_TRT_VERSION", version)
 
 
-_BETWEEN = (pytest.param(version, marks=pytest.mark.system) for version in VERSIONS[1:-1])
-
-
-@pytest.fixture(params=[VERSIONS[0], *_BETWEEN, VERSIONS[-1]])  # all four take a minute
+@pytest.fixture(params=ENDS)
 def device(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     yield from _device(request.param, tmp_path, monkeypatch)
 
@@ -92,19 +91,20 @@ def _device(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.mark.parametrize("cuda", ["ctypes", "cuda-bindings", "pycuda"])
 def test_a_bundle_becomes_engines_that_give_its_features(device: Device, tiny: Bundle, store: Store, cuda: str) -> None:
     settings = RunSettings(cuda=cuda)
-    built = build_engines(tiny, store, submodels=[0], board=ORIN, settings=settings)
-    assert [(engine.rung, engine.was_cached) for engine in built] == [("fp16", False)]
+    (built,) = build_engines(tiny, store, submodels=[0], board=ORIN, settings=settings)
+    assert (built.record.key.rung, built.was_cached) == ("fp16", False)
     golden = tiny.golden()
     with load_engine(tiny, store, 0, board=ORIN, settings=settings) as engine:
         assert isinstance(engine, TrtEngine)
         np.testing.assert_allclose(
             engine.features(golden["images"][:5]), golden["features.0"][:5], rtol=0.02, atol=0.02
         )
-        assert engine.is_replayed
+        assert engine.notes == ()
+        assert device.driver.calls["cuGraphLaunch"] > 0
         found = inspect_plan(engine.information(), "submodel 0")
         assert found.layers > 0
         assert found.by_precision.keys() <= {"FP16", "FP32", "other"}
-    record, _ = store.read(built[0].key)
+    record, _ = store.read(built.digest)
     assert record.key.backend_version == device.version
     assert record.route == ("fp16 flag" if device.version == "8.6.1" else "strongly typed")
     assert (record.key.compute_capability, record.l4t) == ("sm_87", "36.4.3")
@@ -117,45 +117,45 @@ def test_the_second_build_is_a_hit_that_imports_no_tensorrt(
     first = build_engines(tiny, store, submodels=[], baseline=True, board=ORIN)
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # an import would raise
     second = build_engines(tiny, store, submodels=[], baseline=True, board=ORIN)
-    assert [engine.key for engine in second] == [engine.key for engine in first]
+    assert [engine.digest for engine in second] == [engine.digest for engine in first]
     assert all(engine.was_cached for engine in second)
 
 
 def test_another_tensorrt_builds_its_own_engine_and_never_loads_the_old_one(
-    device: Device, tiny: Bundle, store: Store
+    jetpack62: Device, tiny: Bundle, store: Store
 ) -> None:
     """An update of JetPack leaves the store behind."""
-    old = device.version
+    old = jetpack62.version
     (before,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    device.install(next(version for version in VERSIONS if version != old))
-    with pytest.raises(EngineError, match=rf"found one of tensorrt {old} for .*, this is tensorrt {device.version} .*"):
+    jetpack62.install(next(version for version in VERSIONS if version != old))
+    with pytest.raises(EngineError, match=rf"one of tensorrt {old} for .*, this is tensorrt {jetpack62.version} "):
         load_engine(tiny, store, 0, board=ORIN, backend="tensorrt")
     (after,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    assert after.key != before.key
+    assert after.digest != before.digest
 
 
 def test_a_plan_of_another_tensorrt_under_this_ones_key_gets_a_sentence(
-    device: Device, tiny: Bundle, store: Store
+    jetpack62: Device, tiny: Bundle, store: Store
 ) -> None:
     """Somebody copied the file and mended the digest; TensorRT never sees it."""
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    record, content = store.read(built.key)
+    record, content = store.read(built.digest)
     foreign = content[:24] + bytes((10, 7, 0, 23)) + content[28:]
-    with store.lock(built.key):
+    with store.lock(built.digest):
         file = msgspec.structs.replace(record.file, sha256=hashlib.sha256(foreign).hexdigest())
         store.keep(msgspec.structs.replace(record, file=file), foreign)
     with pytest.raises(
-        EngineError, match=rf"built by TensorRT 10\.7\.0\.23, this device has TensorRT {device.version}"
+        EngineError, match=rf"built by TensorRT 10\.7\.0\.23, this device has TensorRT {jetpack62.version}"
     ):
         load_engine(tiny, store, 0, board=ORIN)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "half"])
 def test_a_damaged_plan_is_found_by_its_digest_and_built_again(
-    device: Device, tiny: Bundle, store: Store, damage: str
+    jetpack62: Device, tiny: Bundle, store: Store, damage: str
 ) -> None:
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    path = built.path / "engine.plan"
+    path = store.folder / built.digest / "engine.plan"
     whole = path.read_bytes()
     path.write_bytes(whole[:-5] if damage == "half" else whole[:90] + bytes([whole[90] ^ 1]) + whole[91:])
     with pytest.raises(EngineError, match=r"expected sha256 .* run devit build"):
@@ -167,13 +167,13 @@ def test_a_damaged_plan_is_found_by_its_digest_and_built_again(
 
 def test_precision_fp32_takes_that_rung_alone(device: Device, tiny: Bundle, store: Store) -> None:
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN, precision="fp32")
-    assert built.rung == "fp32"
-    assert built.gate.max_abs_error < 1e-4
-    assert stored_key(tiny, store, 0, board=ORIN).rung == "fp32"
+    assert built.record.key.rung == "fp32"
+    assert built.record.accuracy.max_abs_error < 1e-4
+    assert find_engine(tiny, store, 0, board=ORIN).key.rung == "fp32"
 
 
 def test_a_build_that_had_to_be_repeated_says_so_in_its_record(
-    device: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+    jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRT_KILL_ABOVE", str(workspace_bytes() // 2))
     monkeypatch.setenv("FAKE_TRT_WARN", "Detected layernorm nodes in FP16")
@@ -185,21 +185,21 @@ def test_a_build_that_had_to_be_repeated_says_so_in_its_record(
         board=ORIN,
         progress=lambda stage, done, total, note="": notes.append(note),
     )
-    record, _ = store.read(built.key)
+    record, _ = store.read(built.digest)
     assert "the kernel killed the first build" in record.warnings[0]
     assert record.warnings[1] == "Detected layernorm nodes in FP16"
-    assert record.warnings[2].startswith("judged by 64 golden images")
+    assert record.warnings[2].startswith("validated with 64 golden images")
     assert any("the kernel killed the first build" in note for note in notes)
 
 
 def test_a_failed_build_of_every_rung_stores_nothing(
-    device: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+    jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRT_FAIL", "no tactic")
     with pytest.raises(EngineError, match=r"no rung passes .*fp16: .*no tactic.*; fp32: .*no tactic"):
         build_engines(tiny, store, board=ORIN)
     assert store.entries() == []
-    assert store.left_behind() == []
+    assert store.leftovers() == []
 
 
 def test_a_rung_that_cannot_be_compiled_leaves_the_next_one(
@@ -207,8 +207,8 @@ def test_a_rung_that_cannot_be_compiled_leaves_the_next_one(
 ) -> None:
     monkeypatch.setenv("FAKE_TRT_REFUSE", "fp16")
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    assert built.rung == "fp32"
-    failed = store.read(built.key)[0].failed_rungs
+    assert built.record.key.rung == "fp32"
+    failed = built.record.failed_rungs
     assert [(each.rung, each.latency) for each in failed] == [("fp16", None), ("fp16-attn32", None)]
 
 
@@ -218,7 +218,7 @@ def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_pass
     """The old one must neither be loaded nor stand in the way."""
     build_engines(tiny, store, submodels=[0], board=ORIN)
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
     files = tuple(
         describe_file(tiny.folder, path.name, "golden") if file.role == "golden" else file
@@ -227,47 +227,47 @@ def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_pass
     write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
     newer, calls = Bundle(tiny.folder), []
 
-    def first_fails(*words: Any) -> GateResult:  # noqa: ANN401 - what the gate takes
+    def first_fails(*words: Any) -> AccuracyResult:  # noqa: ANN401 - what the check takes
         calls.append(words)
-        found = run_gate(*words)
+        found = check_accuracy(*words)
         return msgspec.structs.replace(found, cosine_min=0.5) if len(calls) == 1 else found
 
-    monkeypatch.setattr(making, "run_gate", first_fails)
+    monkeypatch.setattr(build_one, "check_accuracy", first_fails)
     (built,) = build_engines(newer, store, submodels=[0], board=ORIN)
-    assert built.rung == "fp16-attn32"
-    assert stored_key(newer, store, 0, board=ORIN).digest == built.key
-    assert [entry.digest for entry in store.entries()] == [built.key]
+    assert built.record.key.rung == "fp16-attn32"
+    assert find_engine(newer, store, 0, board=ORIN).key.digest == built.digest
+    assert [entry.digest for entry in store.entries()] == [built.digest]
     load_engine(newer, store, 0, board=ORIN).close()
 
 
 def test_precision_chooses_between_stored_rungs(jetpack62: Device, tiny: Bundle, store: Store) -> None:
     for precision in ("fp16", "fp32"):
         build_engines(tiny, store, submodels=[0], board=ORIN, precision=precision)
-    assert stored_key(tiny, store, 0, board=ORIN).rung == "fp16"
-    assert stored_key(tiny, store, 0, board=ORIN, precision="fp32").rung == "fp32"
+    assert find_engine(tiny, store, 0, board=ORIN).key.rung == "fp16"
+    assert find_engine(tiny, store, 0, board=ORIN, precision="fp32").key.rung == "fp32"
 
 
 def test_timings_that_cannot_be_kept_cost_no_engine(jetpack62: Device, tiny: Bundle, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "timing").write_text("a file in the way")
     (built,) = build_engines(tiny, Store(tmp_path / "store"), submodels=[0], board=ORIN)
-    record, _ = Store(tmp_path / "store").read(built.key)
+    record, _ = Store(tmp_path / "store").read(built.digest)
     assert any("timing" in words for words in record.warnings)
 
 
 @pytest.mark.system
 def test_the_self_test_reports_a_device(jetpack62: Device) -> None:
-    outcome = run_selftest([], backend="auto", precision="fp16", settings=RunSettings(), progress=no_progress)
-    assert outcome.error is None
-    assert [each.engine.rung for each in outcome.test.tested] == ["fp16"] * 3
-    assert "| submodel 0 | fp16 | strongly typed |" in as_markdown(outcome.test)
+    found, error = run_selftest([], "auto", "fp16", RunSettings(), no_progress)
+    assert error is None
+    assert [each.engine.record.key.rung for each in found.tested] == ["fp16"] * 3
+    assert "| submodel 0 | fp16 | strongly typed |" in as_markdown(found)
 
 
 def test_a_gpu_lost_in_the_self_test_is_reported_and_told_apart(jetpack62: Device) -> None:
     jetpack62.driver.fail("cuStreamSynchronize", 700)
-    outcome = run_selftest([], backend="auto", precision="fp16", settings=RunSettings(), progress=no_progress)
-    assert isinstance(outcome.error, DeviceLostError)
-    assert as_markdown(outcome.test).startswith("### devit selftest: FAILED")
+    found, error = run_selftest([], "auto", "fp16", RunSettings(), no_progress)
+    assert isinstance(error, DeviceLostError)
+    assert as_markdown(found).startswith("### devit selftest: FAILED")
     jetpack62.is_lost = True
 
 
@@ -276,14 +276,14 @@ def test_prune_removes_engines_of_a_tensorrt_that_is_gone(jetpack62: Device, tin
     jetpack62.install("10.13.3.9")
     (new,) = build_engines(tiny, store, submodels=[0], board=ORIN)
     prune(keep=[tiny.folder], store=store.folder)
-    assert [entry.digest for entry in store.entries()] == [new.key]
-    assert old.key != new.key
+    assert [entry.digest for entry in store.entries()] == [new.digest]
+    assert old.digest != new.digest
 
 
 def test_a_run_that_cannot_be_replayed_is_noted(device: Device, tiny: Bundle, store: Store) -> None:
     device.driver.refuse_capture = True
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    assert any(words.startswith("no CUDA graph: ") for words in store.read(built.key)[0].warnings)
+    assert any(words.startswith("no CUDA graph: ") for words in built.record.warnings)
 
 
 def test_onnx_runtime_stays_an_answer_where_tensorrt_has_no_engine(

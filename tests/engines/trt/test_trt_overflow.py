@@ -14,14 +14,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tests.engines.build_requests import ENDS
 from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
-from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
+from tests.engines.fakes.fake_tensorrt import make_module
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import write_bytes, write_tensors
 from devit_contract.artefacts.head import FusionHead, FusionStatistics
 from devit_contract.artefacts.manifest import (
-    RUNGS,
     SCHEMA,
     Bundle,
     GraphRecord,
@@ -29,9 +30,9 @@ from devit_contract.artefacts.manifest import (
     Parity,
     Preprocess,
     SubsetAccuracy,
-    describe_file,
     write_manifest,
 )
+from devit_contract.choices import RUNGS
 from devit_engines.board import Board
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
@@ -46,7 +47,7 @@ ORIN = Board("NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "36.4.3")
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=ENDS)
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A device with that TensorRT."""
     monkeypatch.setenv("PYTHONPATH", str(FAKES / "site"))
@@ -119,17 +120,17 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle(folder)
 
 
-def test_the_gate_closes_at_the_first_rung_and_opens_at_the_one_that_repairs_it(
+def test_the_check_fails_the_first_rung_and_passes_the_one_that_repairs_it(
     version: str, bundle: Bundle, store: Store
 ) -> None:
     (built,) = build_engines(bundle, store, board=ORIN)
-    assert built.rung == "fp16-attn32"
-    record, _ = store.read(built.key)
+    assert built.record.key.rung == "fp16-attn32"
+    record, _ = store.read(built.digest)
     (failed,) = record.failed_rungs
     assert failed.rung == "fp16"
     assert any("smallest cosine" in words for words in failed.failures)
     assert failed.latency.runs >= 10
-    assert [entry.digest for entry in store.entries()] == [built.key]  # what failed was never kept
+    assert [entry.digest for entry in store.entries()] == [built.digest]  # what failed was never kept
 
 
 def test_onnx_runtime_would_have_hidden_it(bundle: Bundle) -> None:

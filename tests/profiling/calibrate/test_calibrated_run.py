@@ -44,7 +44,7 @@ SHORT = Plan(
 def doubling(board_model: str) -> Calibration:
     """A line that makes two watts and a half of one."""
     return Calibration(
-        schema=1,
+        schema=2,
         device="jetson1",
         board_model=board_model,
         scope="module input (VDD_IN)",
@@ -60,7 +60,7 @@ def doubling(board_model: str) -> Calibration:
         centre_w=10.0,
         level_95_w=0.01,
         gain_95=0.001,
-        stretches=10,
+        segments=10,
         alignment=Alignment(0.0, 60.0, 0.99),
     )
 

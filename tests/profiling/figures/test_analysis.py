@@ -214,7 +214,7 @@ def test_simulated_lines_make_the_report_simulated(fake_run: FakeRun) -> None:
     assert report.scenarios[0].cell.is_simulated
     mean_w = report.scenarios[0].energies[0].mean_w
     assert mean_w is not None
-    assert mean_w == pytest.approx((4.287 + 15.479) / 2, rel=0.08)  # half of the GPU, of a specimen that is drawn
+    assert mean_w == pytest.approx((4.287 + 15.479) / 2, rel=0.08)  # half of the GPU, of a drawn unit
 
 
 def test_board_that_calls_itself_simulated_makes_the_report_simulated(fake_run: FakeRun) -> None:

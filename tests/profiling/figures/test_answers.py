@@ -20,7 +20,7 @@ def row(
     """An answer whose features came after these times; the node collected as long as the last took."""
     timings = tuple(DeviceTiming(index, at, 0, 0, 0, at) for index, at in enumerate(arrivals_us))
     collect_us = collect_us or max(arrivals_us, default=0)
-    return AnswerRow("together", window, State.FULL, 7, ms, 100, collect_us, 50, missing or {}, timings)
+    return AnswerRow("together", window, State.FULL, 7, ms, 100, collect_us, 50, missing or {}, timings, 0)
 
 
 def test_slowest_device_is_waited_for_from_the_second_last_feature_on() -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from devit_contract.wire.messages import Mark
+from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.analysis import analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.joules import DeviceEnergy
-from devit_profiling.sensor.tegrastats import PowerLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun

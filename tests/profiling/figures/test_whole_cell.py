@@ -12,18 +12,17 @@ import pytest
 
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.service.progress import no_progress
-from devit_contract.wire.messages import Description, Mark
+from devit_contract.wire.messages import Description, Mark, PowerLine
 from devit_profiling.figures.analysis import Report, analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.load.cell_run import measure_cell
 from devit_profiling.load.load_generator import random_images
 from devit_profiling.load.node_power import ELSEWHERE, is_here
-from devit_profiling.record.record import NODE, DeviceRecord, Boundary, Phase, Plan, Recording
+from devit_profiling.record.record import NODE, Boundary, DeviceRecord, Phase, Plan, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.page import render_html
 from devit_profiling.report.summary import summary_rows
 from devit_profiling.report.warning_list import warnings
-from devit_profiling.sensor.tegrastats import PowerLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun, LiveCell
@@ -114,9 +113,7 @@ def test_node_on_the_machine_of_a_device_is_not_added_twice(fake_run: FakeRun) -
     recording = with_node(fake_run.recording(), same_clock=True)
     stamps = [line.monotonic_ns for line in recording.lines[NODE]]
     lines = {**recording.lines}
-    lines["jetson1"] = tuple(
-        PowerLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False)
-    )
+    lines["jetson1"] = tuple(PowerLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False))
     report = analyse(Evidence.of(replace(recording, lines=lines)))
     cell = report.scenarios[0].cell
     assert cell is not None

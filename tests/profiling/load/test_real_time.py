@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from devit_contract.wire.messages import Mark
+from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.joules import device_energy
 from devit_profiling.figures.power import power_of
 from devit_profiling.record.record import IDLE, OUTSIDE, WARM_UP, WINDOW, Boundary, Phase, Plan, Recording
 from devit_profiling.sensor.board_table import BOARDS
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sensor.tegrastats import PowerLine
 from devit_profiling.simulator.board import SIMULATED_BOARDS
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 else:
     FakeRun = object
 
+ROOT = Path(__file__).parents[3]
 NAME = "jetson1"
 START_S, IDLE_S, WARM_UP_S, WINDOW_S = 3.0, 4.0, 3.5, 10.05
 RATE_HZ = 100
@@ -61,7 +61,7 @@ def true_w(truth: Path, ends_ns: Sequence[int]) -> float:
     return float(end_j - start_j) / (ends_ns[1] - ends_ns[0]) * 1e9
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="endurance")
 def test_joules_of_every_board_in_real_time_are_the_true_ones(fake_run: FakeRun, tmp_path: Path) -> None:
     """All at once; what they watch works as hard as this machine lets it."""
     boundaries_ns = [time.monotonic_ns() + round(1e9 * offset_s) for offset_s in np.cumsum([START_S, IDLE_S])]

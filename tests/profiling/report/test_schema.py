@@ -12,14 +12,14 @@ import pytest
 from devit_profiling.figures.analysis import Report
 from devit_profiling.figures.compare import Comparison, compare
 from devit_profiling.report.report import write_report
-from devit_profiling.schema import SCHEMAS, schema_bytes
+from schema import SCHEMAS, schema_bytes
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema_in_the_docs_is_that_of_the_code(name: str) -> None:
-    """After a change of the structs, ``python -m devit_profiling.schema docs`` writes it anew."""
+    """After a change of the structs, ``python docs/schema.py docs`` writes it again."""
     assert (DOCS / name).read_bytes() == schema_bytes(SCHEMAS[name])
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from devit_contract.wire.messages import SamplingCost
+from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.figures.analysis import DeviceReport, analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.page import render_html
-from devit_profiling.sensor.tegrastats import PowerLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun

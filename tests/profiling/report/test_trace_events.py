@@ -88,7 +88,7 @@ def test_every_answer_is_drawn_where_its_time_went(two_devices: FakeRun) -> None
     read = trace(replace(two_devices, answers=3).recording())
     slices = named(read, "answer 1")
     by_pid = {event["pid"]: event for event in slices}
-    client = by_pid[pid_of(read, "client machine")]
+    client = by_pid[pid_of(read, "host")]
     assert (client["ts"], client["dur"]) == (11_000_000, 5000)
     assert client["args"] == {"scenario": "together", "window": 0, "state": "full"}
     first, second = by_pid[pid_of(read, "jetson1")], by_pid[pid_of(read, "jetson2")]
@@ -109,9 +109,7 @@ def test_phases_stand_on_every_machine_at_the_same_time(two_devices: FakeRun) ->
     """Clocks a million seconds apart, brought together."""
     read = trace(two_devices.recording())
     windows = named(read, "window 1")
-    assert {event["pid"] for event in windows} == {
-        pid_of(read, name) for name in ("client machine", "jetson1", "jetson2")
-    }
+    assert {event["pid"] for event in windows} == {pid_of(read, name) for name in ("host", "jetson1", "jetson2")}
     assert {(event["ts"], event["dur"]) for event in windows} == {(14_000_000, 10_000_000)}
     (scenario,) = named(read, "together")
     assert scenario["dur"] == 46_000_000
@@ -153,14 +151,6 @@ def test_answers_beyond_the_limit_are_counted(fake_run: FakeRun, monkeypatch: py
     read = trace(fake_run.recording())
     assert len(named(read, "collect")) == 30
     assert read["otherData"]["answers"].endswith("270 later ones are in latency.csv alone")
-
-
-def test_older_run_has_power_and_phases_and_says_why_no_answers(fake_run: FakeRun) -> None:
-    read = trace(replace(fake_run, is_old=True).recording())
-    assert named(read, "window 2")
-    assert named(read, "total")
-    assert not named(read, "answer 1")
-    assert read["otherData"]["answers"].startswith("none: this run was recorded without")
 
 
 def test_failed_frames_have_no_devices(fake_run: FakeRun) -> None:

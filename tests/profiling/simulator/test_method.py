@@ -17,6 +17,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from tests.profiling.simulation.reference_board import LoadStep, PausingClock, ReferenceBoard, play, recursive_average
 
 from devit_contract.wire.messages import Description, Mark
 from devit_profiling.figures.interval import Estimate
@@ -29,16 +30,16 @@ from devit_profiling.record.record import (
     SETTLE,
     WARM_UP,
     WINDOW,
+    Boundary,
     DeviceRecord,
-    Edge,
     Phase,
     Plan,
 )
 from devit_profiling.sensor.board_table import AGX_ORIN, BOARDS, NANO, ORIN_NANO, Board
-from devit_profiling.sensor.tegrastats import Log
-from devit_profiling.simulator.board import SIMULATED_BOARDS, Cadence, SimulatedBoard, Stretch, play
+from devit_profiling.sensor.sensor_lines import SensorLog
+from devit_profiling.simulator.board import SIMULATED_BOARDS
 from devit_profiling.simulator.power import Physics
-from devit_profiling.simulator.sensor import RIPPLE_STEPS, recursive_average
+from devit_profiling.simulator.sensor import RIPPLE_LSB
 
 PLAN = Plan(idle_s=30.0, duration_s=30.0)
 NAME = "jetson1"
@@ -48,21 +49,21 @@ every_board = pytest.mark.parametrize(
     "board", [BOARDS[key] for key in SIMULATED_BOARDS], ids=lambda board: str(board.key)
 )
 every_sensor = pytest.mark.parametrize("sensor", ["lag", "average"])
-every_ripple = pytest.mark.parametrize("ripple_steps", [0.0, RIPPLE_STEPS], ids=["still", "ripple"])
+every_ripple = pytest.mark.parametrize("ripple_lsb", [0.0, RIPPLE_LSB], ids=["still", "ripple"])
 
 
 @dataclass(frozen=True)
 class Timetable:
     """Phases of a run, and the inferences that are made in it."""
 
-    edges_s: tuple[float, ...]
+    boundaries_s: tuple[float, ...]
     kinds: tuple[str, ...]
     rate_hz: float
 
     @property
     def load_s(self) -> tuple[float, float]:
         """Start and end of the load."""
-        return self.edges_s[self.kinds.index(WARM_UP)], self.edges_s[self.kinds.index(WINDOW) + PLAN.windows]
+        return self.boundaries_s[self.kinds.index(WARM_UP)], self.boundaries_s[self.kinds.index(WINDOW) + PLAN.windows]
 
     def inferences(self, time_s: float) -> int:
         """Count the inferences that are done by a moment."""
@@ -70,12 +71,12 @@ class Timetable:
         return int(self.rate_hz * min(max(time_s - start_s, 0.0), end_s - start_s))
 
     def phases(self) -> list[Phase]:
-        """Mark the edges as a device does."""
-        marks = [Mark(round(time_s * 1e9), self.inferences(time_s), 0) for time_s in self.edges_s]
-        edges = [Edge(mark.monotonic_ns, {NAME: mark}) for mark in marks]
+        """Take snapshots at the boundaries as a device does."""
+        snapshots = [Mark(round(time_s * 1e9), self.inferences(time_s), 0) for time_s in self.boundaries_s]
+        boundaries = [Boundary(snapshot.monotonic_ns, {NAME: snapshot}) for snapshot in snapshots]
         first = self.kinds.index(WINDOW)
         return [
-            Phase("", kind, place - first + 1 if kind == WINDOW else OUTSIDE, edges[place], edges[place + 1])
+            Phase("", kind, place - first + 1 if kind == WINDOW else OUTSIDE, boundaries[place], boundaries[place + 1])
             for place, kind in enumerate(self.kinds)
         ]
 
@@ -89,8 +90,8 @@ def timetable(rate_hz: float) -> Timetable:
         WINDOW: PLAN.duration_s,
         IDLE_AFTER: PLAN.idle_s,
     }
-    edges_s = np.cumsum([1.0, *(lengths_s[kind] for kind in kinds)]).tolist()
-    return Timetable(tuple(edges_s), kinds, rate_hz)
+    boundaries_s = np.cumsum([1.0, *(lengths_s[kind] for kind in kinds)]).tolist()
+    return Timetable(tuple(boundaries_s), kinds, rate_hz)
 
 
 @dataclass(frozen=True)
@@ -114,30 +115,30 @@ class Outcome:
     """The truth with its gain alone."""
 
 
-def run_virtually(board: Board, seed: int, sensor: str, ripple_steps: float, *, drifts: bool = True) -> Outcome:
-    """Profile a simulated board in virtual time; load, rate, specimen, cadence, pauses and ramp of clocks are drawn."""
+def run_virtually(board: Board, seed: int, sensor: str, ripple_lsb: float, *, drifts: bool = True) -> Outcome:
+    """Profile a simulated board in virtual time; load, rate, unit, period, pauses and ramp of clocks are drawn."""
     draw = random.Random(f"run {seed}")
     load, ramp_s = draw.uniform(0.5, 1.0), draw.uniform(0.0, 2.0)
-    physics = Physics.drawn(seed, ramp_s=ramp_s)
+    physics = Physics.drawn(seed)
     table = timetable(rate_hz=draw.uniform(20.0, 300.0))
-    simulated = SimulatedBoard(
+    simulated = ReferenceBoard(
         board,
         seed=seed,
-        sensor=sensor,
-        ripple_steps=ripple_steps,
+        sensor=recursive_average(board, seed) if sensor == "average" else None,
+        ripple_lsb=ripple_lsb,
         physics=physics if drifts else replace(physics, leakage_per_c=0.0),
-        keeps_history=True,
+        ramp_s=ramp_s,
     )
-    load_s, end_s = table.load_s, table.edges_s[-1] + 1.0
-    work = [Stretch(load_s[0], 0.0), Stretch(load_s[1], load), Stretch(end_s, 0.0)]
+    load_s, end_s = table.load_s, table.boundaries_s[-1] + 1.0
+    work = [LoadStep(load_s[0], 0.0), LoadStep(load_s[1], load), LoadStep(end_s, 0.0)]
     times_s, readings_mw = [], []
-    for time_s, _ in play(simulated, work, Cadence(PLAN.interval_ms, seed=seed, pauses_per_min=0.5)):
+    for time_s, _ in play(simulated, work, PausingClock(PLAN.interval_ms, seed=seed, pauses_per_min=0.5)):
         rails_mw = simulated.rails_mw()
         times_s.append(time_s)
         readings_mw.append([rails_mw[rail] for rail in board.total_rails])
     power = Power(
         device=RECORD,
-        log=Log((), 0),
+        log=SensorLog((), 0, ()),
         board=board,
         is_board_guessed=False,
         is_simulated=True,
@@ -153,16 +154,16 @@ def run_virtually(board: Board, seed: int, sensor: str, ripple_steps: float, *, 
     )
 
 
-def run_hundred(board: Board, sensor: str, ripple_steps: float, *, drifts: bool = True) -> list[Outcome]:
+def run_hundred(board: Board, sensor: str, ripple_lsb: float, *, drifts: bool = True) -> list[Outcome]:
     """Do runs that know nothing of each other, on all cores."""
-    one = partial(run_by_key, board.key, sensor, ripple_steps, drifts)
+    one = partial(run_by_key, board.key, sensor, ripple_lsb, drifts)
     with multiprocessing.get_context("fork").Pool() as pool:
         return pool.map(one, range(100, 200), chunksize=5)
 
 
-def run_by_key(key: str, sensor: str, ripple_steps: float, drifts: bool, seed: int) -> Outcome:
+def run_by_key(key: str, sensor: str, ripple_lsb: float, drifts: bool, seed: int) -> Outcome:
     """Name the board: its table row does not travel between processes."""
-    return run_virtually(BOARDS[key], seed, sensor, ripple_steps, drifts=drifts)
+    return run_virtually(BOARDS[key], seed, sensor, ripple_lsb, drifts=drifts)
 
 
 def truth(table: Timetable, energy_j: Callable[[float, float], float]) -> Truth:
@@ -171,13 +172,13 @@ def truth(table: Timetable, energy_j: Callable[[float, float], float]) -> Truth:
     def joules(kind: str) -> float:
         return sum(
             energy_j(start_s, end_s)
-            for found, start_s, end_s in zip(table.kinds, table.edges_s, table.edges_s[1:], strict=False)
+            for found, start_s, end_s in zip(table.kinds, table.boundaries_s, table.boundaries_s[1:], strict=False)
             if found == kind
         )
 
     idle_w = (joules(IDLE) + joules(IDLE_AFTER)) / (2 * PLAN.idle_s)
     first = table.kinds.index(WINDOW)
-    start_s, end_s = table.edges_s[first], table.edges_s[first + PLAN.windows]
+    start_s, end_s = table.boundaries_s[first], table.boundaries_s[first + PLAN.windows]
     count = table.inferences(end_s) - table.inferences(start_s)
     total_j, length_s = joules(WINDOW), end_s - start_s
     return Truth(total_j / count, (total_j - idle_w * length_s) / count, total_j / length_s)
@@ -237,53 +238,53 @@ def tally(outcomes: Sequence[Outcome]) -> Tally:
     )
 
 
-def check(found: Tally, board: Board, ripple_steps: float, least: float) -> None:
+def check(found: Tally, board: Board, ripple_lsb: float, least: float) -> None:
     """Hold a tally against what is promised."""
     assert min(found.total_inside, found.dynamic_inside, found.offset_inside) >= least, found
     assert found.total_half <= 0.03, found
-    # Two of AGX Orin's rails step by 400 mW. At a still load the difference of load and idle is known to 0.46 W, which
-    # is more than 3 % of it up to 15 W.
-    is_coarse = board.key == "agx-orin" and ripple_steps == 0
+    # Two of AGX Orin's rails have an LSB of 400 mW. At a still load the difference of load and idle is known to
+    # 0.46 W, which is more than 3 % of it up to 15 W.
+    is_coarse = board.key == "agx-orin" and ripple_lsb == 0
     assert found.dynamic_half <= (0.04 if is_coarse else 0.03), found
-    if ripple_steps > 0:
+    if ripple_lsb > 0:
         assert found.worst <= 0.015, found
 
 
 @pytest.mark.parametrize("board", [ORIN_NANO, AGX_ORIN], ids=lambda board: str(board.key))
 @every_sensor
 @every_ripple
-def test_truth_lies_in_the_interval_of_most_runs(board: Board, sensor: str, ripple_steps: float) -> None:
+def test_truth_lies_in_the_interval_of_most_runs(board: Board, sensor: str, ripple_lsb: float) -> None:
     """Of twenty, three may miss: more would miss one time in sixty where 95 % is true."""
-    found = tally([run_virtually(board, seed, sensor, ripple_steps) for seed in range(20)])
-    check(found, board, ripple_steps, least=17 / 20)
+    found = tally([run_virtually(board, seed, sensor, ripple_lsb) for seed in range(20)])
+    check(found, board, ripple_lsb, least=17 / 20)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @every_board
 @every_sensor
 @every_ripple
-def test_truth_lies_in_the_interval_of_ninety_in_a_hundred_runs(board: Board, sensor: str, ripple_steps: float) -> None:
-    found = tally(run_hundred(board, sensor, ripple_steps))
-    print(f"{board.key}, {sensor}, ripple of {ripple_steps} steps: {found}")
-    check(found, board, ripple_steps, least=0.90)
+def test_truth_lies_in_the_interval_of_ninety_in_a_hundred_runs(board: Board, sensor: str, ripple_lsb: float) -> None:
+    found = tally(run_hundred(board, sensor, ripple_lsb))
+    print(f"{board.key}, {sensor}, ripple of {ripple_lsb} LSB: {found}")
+    check(found, board, ripple_lsb, least=0.90)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @pytest.mark.parametrize("board", [AGX_ORIN, NANO], ids=lambda board: str(board.key))
 @every_sensor
 @every_ripple
-def test_interval_holds_without_the_drift_that_widens_it(board: Board, sensor: str, ripple_steps: float) -> None:
+def test_interval_holds_without_the_drift_that_widens_it(board: Board, sensor: str, ripple_lsb: float) -> None:
     """Warming spreads the windows; without it nothing covers for a sensor term that is too small."""
-    found = tally(run_hundred(board, sensor, ripple_steps, drifts=False))
-    print(f"{board.key}, {sensor}, ripple of {ripple_steps} steps, no drift: {found}")
-    check(found, board, ripple_steps, least=0.90)
+    found = tally(run_hundred(board, sensor, ripple_lsb, drifts=False))
+    print(f"{board.key}, {sensor}, ripple of {ripple_lsb} LSB, no drift: {found}")
+    check(found, board, ripple_lsb, least=0.90)
 
 
 @every_board
 def test_stated_errors_together_hold_the_truth_itself(board: Board) -> None:
     """Interval, offset and the 5 % of gain, against the board's true joules."""
     for seed in range(5):
-        outcome = run_virtually(board, seed, "average", RIPPLE_STEPS)
+        outcome = run_virtually(board, seed, "average", RIPPLE_LSB)
         total, dynamic = estimates(outcome)
         apart_j = outcome.energy.offset_j_per_inference
         assert apart_j is not None
@@ -293,7 +294,7 @@ def test_stated_errors_together_hold_the_truth_itself(board: Board) -> None:
 
 def test_time_constant_is_measured_where_the_load_ends() -> None:
     """Clocks that rise for seconds spoil the step at the start; the table's value is 0.43 s."""
-    energy = run_virtually(BOARDS["orin-nano"], 3, "lag", RIPPLE_STEPS).energy
+    energy = run_virtually(BOARDS["orin-nano"], 3, "lag", RIPPLE_LSB).energy
     assert energy.tau_source == "load step of this run"
     assert energy.tau_s == pytest.approx(0.43, rel=0.1)
 
@@ -304,7 +305,7 @@ def test_sensor_other_than_the_tables_is_found_out() -> None:
     found = 0
     for seed in range(12):
         tau_s = recursive_average(board, seed).tau_s
-        energy = run_virtually(board, seed, "average", RIPPLE_STEPS).energy
+        energy = run_virtually(board, seed, "average", RIPPLE_LSB).energy
         if energy.tau_source == "load step of this run":
             found += 1
             assert energy.tau_s == pytest.approx(tau_s, rel=0.1, abs=0.03)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiling.simulation.reference_board import RecordedPower
 
 from devit_profiling.sensor.board_table import AGX_ORIN, AGX_THOR, ORIN_NANO
 from devit_profiling.simulator.power import Physics, TruePower
@@ -14,8 +15,8 @@ COLD = Physics(leakage_per_c=0.0)
 IDLE_W, LOAD_W = 4.287, 15.479
 
 
-def true_power(physics: Physics = COLD) -> TruePower:
-    power = TruePower(ORIN_NANO, physics, keeps_history=True)
+def true_power(physics: Physics = COLD, ramp_s: float = 0.0) -> RecordedPower:
+    power = RecordedPower(ORIN_NANO, physics, ramp_s)
     power.work(0.0, 0.0)
     return power
 
@@ -31,7 +32,7 @@ def test_constant_loads_give_power_times_time() -> None:
 
 
 def test_rising_clocks_cost_half_of_the_rise_and_falling_ones_nothing() -> None:
-    power = true_power(Physics(leakage_per_c=0.0, ramp_s=2.0))
+    power = true_power(ramp_s=2.0)
     power.work(5.0, 1.0)
     power.work(6.0, 0.0)
     rise_w = LOAD_W - IDLE_W
@@ -51,7 +52,7 @@ def test_warm_board_draws_more_at_the_same_load() -> None:
 
 
 def test_total_adds_the_rails_of_the_boards_rule_alone() -> None:
-    power = TruePower(AGX_ORIN, COLD, keeps_history=True)
+    power = RecordedPower(AGX_ORIN, COLD)
     power.work(0.0, 0.0)
     power.work(2.0, 0.0)
     assert power.energy_j(0.0, 2.0) == pytest.approx(2 * (2.801 + 0.400 + 4.536), rel=1e-12)
@@ -59,7 +60,7 @@ def test_total_adds_the_rails_of_the_boards_rule_alone() -> None:
 
 def test_no_rail_gives_power_back() -> None:
     """Thor's GPU rail reads below zero; it does not draw less than nothing."""
-    power = TruePower(AGX_THOR, COLD, keeps_history=True)
+    power = RecordedPower(AGX_THOR, COLD)
     power.work(0.0, 0.0)
     power.work(1.0, 0.0)
     assert power.rails_j(0.0, 1.0)["VDD_GPU"] == 0.0
@@ -69,7 +70,7 @@ def test_no_rail_gives_power_back() -> None:
 def test_energy_of_time_that_was_not_lived_through_is_an_error(interval_s: tuple[float, float]) -> None:
     power = true_power()
     power.work(10.0, 0.0)
-    with pytest.raises(ValueError, match="simulated and kept"):
+    with pytest.raises(ValueError, match="an interval that was simulated"):
         power.energy_j(*interval_s)
 
 
@@ -79,12 +80,12 @@ schedules = st.lists(st.tuples(st.floats(0.01, 20.0), st.floats(0.0, 1.0)), min_
 @settings(deadline=None)
 @given(schedules, st.floats(0.0, 3.0), st.integers(0, 99))
 def test_energy_is_the_integral_of_the_power_that_is_shown(
-    stretches: list[tuple[float, float]], ramp_s: float, seed: int
+    steps: list[tuple[float, float]], ramp_s: float, seed: int
 ) -> None:
     """The reference samples every line at its ends, which is all that a straight line needs."""
-    power = true_power(Physics.drawn(seed, ramp_s=ramp_s))
+    power = true_power(Physics.drawn(seed), ramp_s)
     time_s, expected_j = 0.0, 0.0
-    for duration_s, load in stretches:
+    for duration_s, load in steps:
         time_s += duration_s
         for piece in power.work(time_s, load):
             expected_j += float(np.mean([piece.from_mw[0], piece.to_mw[0]])) / 1000 * piece.duration_s
@@ -92,3 +93,16 @@ def test_energy_is_the_integral_of_the_power_that_is_shown(
     middle_s = time_s / 3
     parts_j = power.energy_j(0.0, middle_s) + power.energy_j(middle_s, time_s)
     assert parts_j == pytest.approx(expected_j, rel=1e-9)
+
+
+@settings(deadline=None)
+@given(schedules, st.integers(0, 99))
+def test_without_a_ramp_the_reference_draws_what_the_shipped_board_draws(
+    steps: list[tuple[float, float]], seed: int
+) -> None:
+    recorded, shipped = true_power(Physics.drawn(seed)), TruePower(ORIN_NANO, Physics.drawn(seed))
+    shipped.work(0.0, 0.0)
+    time_s = 0.0
+    for duration_s, load in steps:
+        time_s += duration_s
+        assert recorded.work(time_s, load) == shipped.work(time_s, load)

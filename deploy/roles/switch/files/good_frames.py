@@ -19,7 +19,7 @@ from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.head import Fusion
 from devit_contract.artefacts.keys import load_keys
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import DevitError, LinkError
+from devit_contract.errors import DevitError, FrameFailedError, NoAnswerError
 from devit_contract.wire.client import Client
 
 _WRONG_SHARE = 0.05
@@ -30,7 +30,7 @@ def wait_ready(client: Client, names: set[str], end_s: float) -> None:
     """Wait until the node calls every device ready.
 
     Raises:
-        LinkError: One is not in time.
+        NoAnswerError: One is not in time.
     """
     while True:
         states = {device.name: device.state for device in client.status().devices if device.name in names}
@@ -38,7 +38,7 @@ def wait_ready(client: Client, names: set[str], end_s: float) -> None:
             return
         if time.monotonic() > end_s:
             late = ", ".join(f"{name} {state}" for name, state in sorted(states.items()) if state != "ready")
-            raise LinkError(f"expected {', '.join(sorted(names))} ready, found {late}: see its journal")
+            raise NoAnswerError(f"expected {', '.join(sorted(names))} ready, found {late}: see its journal")
         client.wait(0.1)
 
 
@@ -46,7 +46,7 @@ def ask(client: Client, bundle: Bundle, name: str, submodel: int, frames: int, e
     """Ask one device for golden images until so many answers were good.
 
     Raises:
-        LinkError: Too many are wrong or missing, or they take too long.
+        FrameFailedError: Too many are wrong or missing, or they take too long.
     """
     golden, head, mask = bundle.golden(), bundle.fusion_head(), 1 << submodel
     features = np.concatenate([golden[f"features.{device}"] for device in range(len(head.dims))], axis=1)
@@ -60,7 +60,9 @@ def ask(client: Client, bundle: Bundle, name: str, submodel: int, frames: int, e
             return
         if bad > _WRONG_SHARE * frames or time.monotonic() > end_s:
             why = ", ".join(answer.missing.values()) or "its answers are others than the bundle's"
-            raise LinkError(f"{name}: expected {frames} good frames, found {good} and {bad} that are not ({why})")
+            raise FrameFailedError(
+                f"{name}: expected {frames} good frames, found {good} and {bad} that are not ({why})"
+            )
 
 
 def main(etc: Path, bundle: Path, frames: int, deadline_s: float, names: list[str]) -> str:

@@ -1,0 +1,116 @@
+"""The link of one client to the node: handshakes, refusals and new connections after a loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import zmq
+
+from devit_contract.artefacts.keys import KeyPair
+from devit_contract.errors import RefusedError
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Message, unpack
+from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
+
+_NOW = int(zmq.NOBLOCK)
+"""As a plain number: the enum class costs a microsecond at each use."""
+_FAILURES_TO_REFUSE = 3
+"""Failed handshakes before the first good one that count as a refusal; one may fail because the node is stopping."""
+_RETRY_S = 2.0
+"""Pause before a new connection after an outright refusal."""
+
+
+class ClientLink:
+    """One DEALER and its monitor, for one thread."""
+
+    def __init__(self, endpoint: str, keys: KeyPair | None, node_key: bytes | None) -> None:
+        """Connect in the background."""
+        self.links = 0
+        """How often the node was reached."""
+        self.is_refused = False
+        """Whether the node refuses this client, so that it will answer nothing."""
+        self._endpoint = endpoint
+        self._opened = open_context()
+        self.socket, self._monitor = connect_dealer(
+            self._opened.__enter__(),
+            endpoint,
+            name=None,
+            keys=keys,
+            node_key=node_key,
+            max_bytes=MAX_IMAGE_MESSAGE_BYTES,
+            events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED,
+        )
+        self._poller = zmq.Poller()
+        self._poller.register(self.socket, zmq.POLLIN)
+        self._poller.register(self._monitor.descriptor, zmq.POLLIN)
+        self._waits_for_room = False
+        self._failed_handshakes = 0
+        self._retry_s = math.inf
+
+    def close(self) -> None:
+        """Close the link without waiting for unsent messages; a second call does nothing."""
+        if not self.socket.closed:
+            self.socket.disable_monitor()
+            self._opened.__exit__(None, None, None)
+
+    def wait(self, timeout_s: float, wake: int | None) -> bool:
+        """Wait for anything to happen; tell whether the descriptor ``wake`` became readable.
+
+        Raises:
+            RefusedError: The node refuses this client.
+        """
+        if wake is not None:
+            self._poller.register(wake, zmq.POLLIN)
+        try:
+            timeout_s = min(timeout_s, self._retry_s - time.monotonic())
+            ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
+        finally:
+            if wake is not None:
+                self._poller.unregister(wake)
+        if self._monitor.descriptor in ready:
+            self._read_monitor()
+        if time.monotonic() >= self._retry_s:
+            self._retry_s = math.inf
+            reconnect(self.socket, self._endpoint)
+        return wake in ready
+
+    def send(self, data: bytes) -> bool:
+        """Send a message, unless there is no link or it is full."""
+        try:
+            self.socket.send(data, _NOW)
+        except zmq.Again:
+            return False
+        return True
+
+    def wait_for_room(self, wanted: bool) -> None:
+        """Have :meth:`wait` end as soon as something can be sent, or not."""
+        if self._waits_for_room != wanted:
+            self._waits_for_room = wanted
+            self._poller.modify(self.socket, zmq.POLLIN | (zmq.POLLOUT if wanted else 0))
+
+    def receive(self) -> Iterator[Message]:
+        """Take what has come, without waiting.
+
+        Raises:
+            WireError: The bytes are no message.
+        """
+        while is_readable(self.socket):
+            yield unpack(self.socket.recv(_NOW))
+
+    def _read_monitor(self) -> None:
+        for event, _ in self._monitor.read():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.links += 1
+                self._retry_s, self.is_refused = math.inf, False
+                continue
+            self._failed_handshakes += 1
+            is_outright = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL  # libzmq never tries again
+            if is_outright:
+                self._retry_s = time.monotonic() + _RETRY_S
+            self.is_refused |= not self.links and (is_outright or self._failed_handshakes >= _FAILURES_TO_REFUSE)
+        if self.is_refused:
+            raise RefusedError(
+                f"{self._endpoint}: the node does not accept this client, the handshake failed: check the "
+                "client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
+            )

@@ -1,0 +1,118 @@
+"""What one client has asked: sent or not yet, answered or not, given up in time. No socket, no clock of its own."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.errors import DevitError, InputError
+from devit_contract.wire.answer import Answer
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, array_payload
+from devit_contract.wire.messages import ControlReply
+
+Picture = npt.NDArray[np.uint8] | bytes | None
+"""An image as the graph takes it, uint8 ``(H, W, C)``; the bytes of a picture file for the agents to decode; ``None``:
+every agent takes the image of its own source."""
+
+_MAX_IMAGE_BYTES = MAX_IMAGE_MESSAGE_BYTES - 1024
+
+
+def image_request(picture: Picture, *, mask: int, run_id: int, number: int) -> Message:
+    """Ask for the class of one image.
+
+    Raises:
+        InputError: The image is too large for any node.
+        WireError: Its type cannot be sent.
+    """
+    dims: tuple[int, ...] = ()
+    dtype, payload = Dtype.NONE, memoryview(b"")
+    if isinstance(picture, bytes):
+        dtype, payload = Dtype.ENCODED, memoryview(picture)
+    elif picture is not None:
+        dtype, dims, payload = array_payload(picture)
+    if len(payload) > _MAX_IMAGE_BYTES:
+        raise InputError(f"image: expected at most {_MAX_IMAGE_BYTES} bytes, found {len(payload)}")
+    return Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=run_id, frame_id=number)
+
+
+@dataclass
+class Request:
+    """A request without an answer."""
+
+    data: bytes
+    is_question: bool
+    """Whether it asks for a reply rather than for the class of an image."""
+    sent_s: float
+    """On ``time.perf_counter``, for the latency."""
+    end_s: float
+    """On ``time.monotonic``: when it is given up."""
+
+
+class Requests:
+    """The requests of one client by number; each ends once: with an answer, with an error, or forgotten."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.open: dict[int, Request] = {}  # by rising number, so also by rising end
+        self.answers: dict[int, Answer | DevitError] = {}
+        self.replies: dict[int, ControlReply | DevitError] = {}
+        self.unsent: deque[int] = deque()
+
+    def add(self, number: int, request: Request) -> None:
+        """Take a request in, to be sent; ``number`` is higher than any before."""
+        self.open[number] = request
+        self.unsent.append(number)
+
+    def flush(self, send: Callable[[bytes], bool]) -> bool:
+        """Send what waits, until ``send`` takes no more; tell whether some is left."""
+        while self.unsent:
+            request = self.open.get(self.unsent[0])  # None: it was given up meanwhile
+            if request is not None and not send(request.data):
+                return True
+            self.unsent.popleft()
+        return False
+
+    def send_again(self) -> None:
+        """Send every open request on a new link: whatever was on its way on the old one, either way, is lost."""
+        self.unsent = deque(self.open)
+
+    def end(self, number: int, result: Answer | DevitError) -> None:
+        """End an open request by its answer or an error."""
+        request = self.open.pop(number)
+        if not request.is_question:
+            self.answers[number] = result
+        elif isinstance(result, DevitError):
+            self.replies[number] = result
+
+    def end_question(self, number: int, reply: ControlReply) -> None:
+        """End an open question by its reply."""
+        del self.open[number]
+        self.replies[number] = reply
+
+    def expire(self, now_s: float, error: DevitError) -> None:
+        """End the requests whose time is over by an error."""
+        while self.open:
+            number, request = next(iter(self.open.items()))
+            if request.end_s > now_s:
+                return
+            self.end(number, error)
+
+    def next_end_s(self) -> float:
+        """Tell when :meth:`expire` has something to do."""
+        return next(iter(self.open.values())).end_s if self.open else math.inf
+
+    def take_answers(self) -> list[tuple[int, Answer | DevitError]]:
+        """Hand out what has been answered, and forget it."""
+        taken, self.answers = self.answers, {}
+        return list(taken.items())
+
+    def forget(self, number: int) -> None:
+        """Drop a request, and its result if there is one."""
+        self.open.pop(number, None)
+        self.answers.pop(number, None)
+        self.replies.pop(number, None)

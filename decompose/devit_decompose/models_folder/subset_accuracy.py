@@ -1,0 +1,68 @@
+"""The accuracy of every subset of devices, from the features of all submodels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics, columns_of
+from devit_decompose.models.inference import Images, accuracy, run
+from devit_decompose.models.model import Model
+from devit_decompose.models_folder.decomposition import SubsetRecord
+
+
+def joined_features(submodels: Sequence[Model], images: Images) -> Float32Array:
+    """Features of all submodels side by side, ``(n, sum of dims)``."""
+    return np.concatenate([run(model.features, images, next(model.parameters()).device) for model in submodels], axis=1)
+
+
+def statistics_of(features: Float32Array) -> FusionStatistics:
+    """Mean and covariance of concatenated features ``(n, sum of dims)``."""
+    exact = features.astype(np.float64)
+    return FusionStatistics(exact.mean(axis=0), np.cov(exact, rowvar=False))
+
+
+def subset_records(
+    head: FusionHead,
+    validation_features: Float32Array,
+    validation_labels: Int64Array,
+    test_features: Float32Array,
+    test_labels: Int64Array,
+) -> tuple[SubsetRecord, ...]:
+    """Measure each of the 2^N - 1 subsets of devices, by rising mask, features ``(n, sum of dims)``.
+
+    With the conditional mean for missing features, which the node uses, and with two simpler fillings.
+    """
+    fusion = Fusion(head)
+    return tuple(
+        SubsetRecord(
+            mask=mask,
+            validation_accuracy=accuracy(fusion.batch_logits(validation_features, mask), validation_labels),
+            test_accuracy=accuracy(fusion.batch_logits(test_features, mask), test_labels),
+            test_accuracy_with_zeros=accuracy(filled_logits(head, test_features, mask, 0.0), test_labels),
+            test_accuracy_with_mean=accuracy(
+                filled_logits(head, test_features, mask, head.statistics.mean), test_labels
+            ),
+        )
+        for mask in range(1, head.everyone + 1)
+    )
+
+
+def filled_logits(
+    head: FusionHead, features: Float32Array, mask: int, filling: float | npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Fuse features ``(n, sum of dims)`` after putting a constant into the places of the missing devices.
+
+    Args:
+        head: The fusion.
+        features: Of all devices.
+        mask: The devices present.
+        filling: One number, or one for each column, shape ``(sum of dims,)``.
+    """
+    _, missing = columns_of(head.dims, mask)
+    filled = features.astype(np.float64)
+    filled[:, missing] = np.broadcast_to(filling, filled.shape[1:])[missing]
+    return filled @ head.weight.T + head.bias

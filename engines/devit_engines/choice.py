@@ -1,0 +1,76 @@
+"""Opens the engine that ``--engine`` names: ``built``, or a stand-in ``null``, ``paced:MS`` or ``busy:MS``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import BackendChoice, Precision
+from devit_contract.errors import InputError
+from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings
+from devit_engines.building.build_all import find_engine
+from devit_engines.building.store import Store
+from devit_engines.engine import Engine, EngineSpec
+from devit_engines.names import ModelRef, role_of
+from devit_engines.null import NullEngine, PacedEngine, busy
+
+
+@dataclass(frozen=True)
+class OpenedEngine:
+    """A loaded engine, and what it is called."""
+
+    title: str
+    """For people: ``TensorRT 10.3.0, fp16``, ``null engine``."""
+    model_sha256: str
+    """Of the graph that it computes; a stand-in gives that of rung fp32."""
+    engine: Engine
+
+
+def open_engine(
+    choice: str,
+    bundle: Bundle,
+    store: Store,
+    model: ModelRef,
+    *,
+    backend: BackendChoice = "auto",
+    precision: Precision = "fp16",
+    settings: RunSettings = DEFAULT_SETTINGS,
+    check_size: Callable[[int], None] = lambda _size_bytes: None,
+) -> OpenedEngine:
+    """Load the engine of a model, or open a stand-in.
+
+    Args:
+        choice: ``built``; ``null`` answers zeros at once; ``paced:MS`` takes that many milliseconds for each answer;
+            ``busy:MS`` keeps a core busy for that long.
+        bundle: The bundle that the model belongs to.
+        store: Where its engine was built to.
+        model: Which model of the bundle.
+        backend: As of :func:`~devit_engines.building.build_all.find_engine`.
+        precision: As of :func:`~devit_engines.building.build_all.find_engine`.
+        settings: How the engine is run.
+        check_size: Called with the size of a built engine's file in bytes before it is loaded.
+
+    Raises:
+        InputError: There is no such choice.
+        NotBuiltError: The engine was not built here.
+        EngineError: The back end cannot load it.
+    """
+    if choice == "built":
+        stored = find_engine(bundle, store, model, backend=backend, precision=precision)
+        if stored.record is not None:
+            check_size(stored.record.file.size_bytes)
+        return OpenedEngine(stored.title, stored.key.model_sha256, stored.load(settings))
+    role, index = role_of(model)
+    output_dim = bundle.manifest.graph(role, index).output_dim
+    null = NullEngine(EngineSpec(choice, bundle.manifest.preprocess.shape, output_dim))
+    kind, _, pace = choice.partition(":")
+    engine: Engine
+    if choice == "null":
+        engine = null
+    elif kind in ("paced", "busy") and pace.replace(".", "", 1).isdigit():
+        engine = PacedEngine(null, float(pace), wait=busy if kind == "busy" else time.sleep)
+    else:
+        raise InputError(f"--engine {choice}: expected built, null, paced:MS or busy:MS, e.g. paced:5")
+    return OpenedEngine(f"{choice} engine", bundle.manifest.file(role, device=index, rung="fp32").sha256, engine)

@@ -1,0 +1,64 @@
+"""What one build is asked for and what it gives back: the caller and the build process share these structs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from devit_contract.artefacts.files import read_bytes
+
+Report = Callable[[float, str], None]
+"""Called with the seconds since a build began and its current phase."""
+
+
+class GraphFile(msgspec.Struct, frozen=True):
+    """An ONNX file of the bundle."""
+
+    path: str
+    sha256: str
+    """As the manifest has it."""
+
+    def read(self) -> bytes:
+        """Read the file and check its digest.
+
+        Raises:
+            InputError: It cannot be read.
+            ManifestError: It has changed since the bundle was opened.
+        """
+        return read_bytes(Path(self.path), "copy the bundle again", sha256=self.sha256)
+
+
+class BuildRequest(msgspec.Struct, frozen=True):
+    """What an engine is built from."""
+
+    name: str
+    """For messages: ``submodel 0``."""
+    rung: str
+    graph: GraphFile
+    """The rung's ONNX graph, whose types are its precision."""
+    fp32_graph: GraphFile
+    """The FP32 graph; what a TensorRT without strong typing builds."""
+    fp32_nodes: tuple[str, ...]
+    """Nodes of the FP32 graph that the rung keeps in FP32."""
+    timing_cache: str
+    """File that makes the next build faster."""
+    temp_prefix: str
+    """Path that temporary folders begin with, e.g. ``store/.key.``; the store sweeps away those of killed builds."""
+    module: str = "tensorrt"
+    """Python's name of the library."""
+    targets: tuple[str, ...] = ()
+    """``SM86`` and the like, for a TensorRT that builds for GPUs that are not there (TensorRT-RTX)."""
+
+
+class Built(msgspec.Struct, frozen=True, tag=True):
+    """An engine's file, and how it was built."""
+
+    content: bytes
+    route: str = ""
+    """``strongly typed`` or ``fp16 flag``; empty where there is one way alone."""
+    warnings: tuple[str, ...] = ()
+    """The library's about FP16 and normalisation, and ours about a build that had to be repeated."""
+    timing_cache: bytes = b""
+    """What the build has learned."""

@@ -1,0 +1,51 @@
+"""What follows from each message of a device, and from the end of its link."""
+
+from __future__ import annotations
+
+from devit_contract.service.journal import Priority
+from devit_contract.wire.messages import MissingReason
+from devit_fusion.events import Events
+from devit_fusion.links import Link
+from devit_fusion.questions import Questions
+from devit_fusion.scheduler import Scheduler
+
+
+class Handler:
+    """Hands features to the scheduler and replies to the questions, and notes what happened to links."""
+
+    def __init__(self, scheduler: Scheduler, questions: Questions, events: Events) -> None:
+        """Join the parts."""
+        self._scheduler = scheduler
+        self._questions = questions
+        self._events = events
+        self.feature_received = scheduler.feature_received
+        self.frame_skipped = scheduler.frame_skipped
+        self.replied = questions.replied
+        self.samples_received = questions.samples_received
+
+    def connected(self, link: Link, *, is_restarted: bool) -> None:
+        """Expect nothing of the former link, and note the new one."""
+        self._abandon(link, MissingReason.RESTARTED if is_restarted else MissingReason.RECONNECTED)
+        self._events.note(link.name, f"ready, {link.hello.engine if link.hello is not None else ''}")
+
+    def engine_changed(self, link: Link) -> None:
+        """Note the new engine."""
+        self._events.note(link.name, f"runs engine {link.engine_revision:08x} now")
+
+    def leaving(self, link: Link) -> None:
+        """Note that a device shuts down."""
+        self._events.note(link.name, "shuts down")
+
+    def route_taken(self, link: Link) -> None:
+        """Lose a link to a peer that took its name."""
+        self.lose(link, "its name was taken by another key")
+
+    def lose(self, link: Link, why: str = "the link is gone") -> None:
+        """Note that a link has ended, and expect nothing of it."""
+        self._events.note(link.name, why, Priority.INFO if link.is_leaving else Priority.WARNING)
+        link.disconnect()
+        self._abandon(link, MissingReason.ABSENT)
+
+    def _abandon(self, link: Link, why: MissingReason) -> None:
+        self._scheduler.lose(link, why)
+        self._questions.abandon(link, why)

@@ -1,0 +1,64 @@
+"""Revoked keys: the node rereads their file while it serves, and ends the links of those listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.revoked import RevokedKeys
+from devit_contract.service.journal import Priority
+from devit_contract.wire.sockets import Authenticator
+from devit_fusion.client_port import ClientPort
+from devit_fusion.device_port import DevicePort
+from devit_fusion.events import Events
+from devit_fusion.links import Link
+
+_PERIOD_NS = 200_000_000
+"""Between two looks at the file."""
+
+
+class Revocation:
+    """The file of revoked keys of one fleet, and what follows from it."""
+
+    def __init__(
+        self,
+        revoked: RevokedKeys,
+        fleet: Fleet,
+        authenticator: Authenticator,
+        links: Mapping[str, Link],
+        devices: DevicePort,
+        clients: ClientPort,
+        events: Events,
+    ) -> None:
+        """Join the parts; ``links`` is by device name."""
+        self._revoked = revoked
+        self._fleet = fleet
+        self._authenticator = authenticator
+        self._links = links
+        self._devices = devices
+        self._clients = clients
+        self._events = events
+        self._next_ns = 0
+
+    def refresh(self, now_ns: int) -> list[Link]:
+        """Reread the file if it is time; return the links that it ended."""
+        if now_ns < self._next_ns:
+            return []
+        self._next_ns = now_ns + _PERIOD_NS
+        self._revoked.refresh()
+        if self._revoked.problem:
+            self._events.note("", self._revoked.problem, Priority.ERROR)
+        keys = self._revoked.keys
+        if keys == self._authenticator.revoked:
+            return []
+        self._authenticator.revoked = keys
+        ended = []
+        for device in self._fleet.device:
+            link = self._links[device.name]
+            link.is_revoked = device.public_key.encode() in keys
+            if link.is_revoked and link.hello is not None:
+                self._devices.cut(link)
+                ended.append(link)
+        names = (client.name for client in self._fleet.client if client.public_key.encode() in keys)
+        self._clients.revoke(frozenset(names))
+        return ended
