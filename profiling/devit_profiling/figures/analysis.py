@@ -30,7 +30,7 @@ GAIN_ERROR_PERCENT = 5.0
 
 
 class ScenarioReport(msgspec.Struct, frozen=True):
-    """One scenario."""
+    """The figures of one scenario."""
 
     name: str
     asked: tuple[str, ...]
@@ -92,7 +92,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """``report.json``."""
+    """The figures of a run, as ``report.json`` holds them."""
 
     schema: int
     name: str

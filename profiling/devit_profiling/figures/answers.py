@@ -48,7 +48,7 @@ class TimeParts(msgspec.Struct, frozen=True):
 
     @property
     def latency_ms(self) -> float:
-        """The sum."""
+        """Mean latency: the sum of the parts."""
         return self.client_ms + self.queue_ms + self.devices_ms + self.slowest_ms + self.fuse_ms
 
 

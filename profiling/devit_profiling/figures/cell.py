@@ -35,7 +35,7 @@ class CellPart(msgspec.Struct, frozen=True):
 
 
 class WholeCell(msgspec.Struct, frozen=True):
-    """All parts that are known, added."""
+    """The joules of all parts that are known, added."""
 
     scope: str
     """Every part by name."""
@@ -169,7 +169,7 @@ class _Spans:
 
     @property
     def each_s(self) -> float:
-        """Time of an answer."""
+        """Mean time per answer, in seconds."""
         return self.total_s / sum(self.answers[number] for number in self.seconds)
 
 

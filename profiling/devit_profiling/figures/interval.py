@@ -77,7 +77,7 @@ class StepError:
 
     @property
     def whole_w(self) -> float:
-        """Both together."""
+        """Standard error of both kinds of rails together."""
         return math.hypot(self.constant_w, self.scattered_w)
 
 

@@ -22,7 +22,7 @@ _MAX_RISE_STEPS = 1.5
 
 
 class WindowFigures(msgspec.Struct, frozen=True):
-    """One device in one window."""
+    """The figures of one device in one window."""
 
     number: int
     duration_s: float
@@ -38,7 +38,7 @@ class WindowFigures(msgspec.Struct, frozen=True):
 
 
 class DeviceEnergy(msgspec.Struct, frozen=True):
-    """One device in one scenario."""
+    """The figures of one device in one scenario."""
 
     device: str
     is_simulated: bool

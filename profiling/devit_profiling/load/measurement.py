@@ -44,7 +44,7 @@ _MARGIN_S = 0.02
 
 
 class Measurement:
-    """What a run has gathered so far."""
+    """Takes the devices of a cell through scenarios, and keeps what they leave."""
 
     def __init__(
         self, client: Client, devices: Sequence[Device], plan: Plan, progress: Progress, calibrations: Path | None

@@ -17,7 +17,7 @@ class Watch:
     """Reports how much of a scenario has passed, at most four times a second."""
 
     def __init__(self, progress: Progress, plan: Plan, scenario: Scenario) -> None:
-        """Begin to count now."""
+        """Start the clock of a scenario."""
         self._progress = progress
         self._stage = scenario.name
         self._planned_s = planned_s(plan, [scenario])

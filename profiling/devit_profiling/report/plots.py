@@ -170,7 +170,7 @@ class Canvas:
     """
 
     def __init__(self, name: str, height_in: float, rows: int = 1) -> None:
-        """Open it.
+        """Open a figure.
 
         Args:
             name: Unique in the page; identifiers begin with it.

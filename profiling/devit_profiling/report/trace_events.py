@@ -52,7 +52,7 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Trace(msgspec.Struct, frozen=True, rename="camel"):
-    """The file."""
+    """The content of ``trace.json``."""
 
     trace_events: tuple[Event, ...]
     display_time_unit: str
@@ -60,7 +60,7 @@ class Trace(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def trace_of(evidence: Evidence) -> Trace:
-    """Draw a run."""
+    """Draw a run as a trace."""
     recording, powers, axis = evidence.recording, evidence.machines, evidence.axis
     names = recording.run.names_by_submodel()
     mark = {power.device.name: f" ({SIMULATED})" if power.is_simulated else "" for power in powers}
@@ -87,7 +87,7 @@ def trace_of(evidence: Evidence) -> Trace:
 
 
 def trace_bytes(trace: Trace) -> bytes:
-    """Encode it, an event a line."""
+    """Encode a trace, one event a line."""
     whole = msgspec.json.encode(msgspec.structs.replace(trace, trace_events=()))
     events = b",\n".join(msgspec.json.encode(event) for event in trace.trace_events)
     return whole.replace(b'"traceEvents":[]', b'"traceEvents":[\n' + events + b"\n]", 1) + b"\n"

@@ -83,7 +83,7 @@ def test_unknown_board_is_refused_with_the_known_ones() -> None:
     ("arguments", "text"),
     [
         (["parse", "-", "--json", "--csv"], "--json or --csv"),
-        (["--devices", "jetson1", "parse", "-"], "--devices"),
+        (["--devices", "jetson1", "parse", "-"], "unexpected extra argument"),
         (["parse"], "LOG"),
     ],
 )
