@@ -39,7 +39,7 @@ METER_CLOCK_S = 12345.678
 
 
 @dataclass(frozen=True)
-class SweepTarget:
+class Bench:
     """A board with a meter on it, and the run that was recorded meanwhile."""
 
     run: Path
@@ -79,7 +79,7 @@ def load_of(time_s: float) -> float:
 
 def make_bench(
     recording: Recording, folder: Path, key: str, seed: int, load: Callable[[float], float] = load_of
-) -> SweepTarget:
+) -> Bench:
     board = ReferenceBoard(BOARDS[key], seed=seed, sensor=recursive_average(BOARDS[key], seed))
     lines = []
     for step in range(round(LENGTH_S / STEP_S) + 1):
@@ -91,16 +91,16 @@ def make_bench(
         recording.run, devices=(msgspec.structs.replace(device, description=about), *recording.run.devices[1:])
     )
     write_recording(folder / "run", Recording(run, {**recording.lines, device.name: tuple(lines)}, recording.answers))
-    return SweepTarget(folder / "run", board, folder)
+    return Bench(folder / "run", board, folder)
 
 
 @pytest.fixture
-def bench(fake_run: FakeRun, tmp_path: Path) -> SweepTarget:
+def bench(fake_run: FakeRun, tmp_path: Path) -> Bench:
     """An Orin Nano whose sensor is off by up to 3 % and two steps."""
     return make_bench(fake_run.recording(), tmp_path, "orin-nano", 3)
 
 
-def calibrated_run(bench: SweepTarget, calibration: Calibration) -> Path:
+def calibrated_run(bench: Bench, calibration: Calibration) -> Path:
     """The same raw data as if the calibration had stood when the run was measured."""
     recording = read_recording(bench.run)
     device = msgspec.structs.replace(recording.run.devices[0], calibration=calibration)
@@ -135,14 +135,14 @@ def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: Fak
         assert energy.idle_w == pytest.approx(idle_w, rel=0.06)
 
 
-def test_clocks_are_laid_on_each_other_by_the_steps_of_the_load(bench: SweepTarget) -> None:
+def test_clocks_are_laid_on_each_other_by_the_steps_of_the_load(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     assert found.alignment.offset_s == pytest.approx(METER_CLOCK_S, abs=0.3)
     assert found.alignment.explained > 0.97
     assert found.alignment.overlap_s == pytest.approx(LENGTH_S, abs=2.0)
 
 
-def test_meter_that_covers_hours_around_the_run_is_found_in(bench: SweepTarget) -> None:
+def test_meter_that_covers_hours_around_the_run_is_found_in(bench: Bench) -> None:
     path = bench.meter()
     header, names, *rows = path.read_text().splitlines()
     times_s = [float(row.split(",")[0]) for row in rows]
@@ -151,7 +151,7 @@ def test_meter_that_covers_hours_around_the_run_is_found_in(bench: SweepTarget) 
     assert calibrate(bench.run, "jetson1", path, "a meter").alignment.offset_s == pytest.approx(METER_CLOCK_S, abs=0.3)
 
 
-def test_meter_of_another_scope_gives_its_own_line(bench: SweepTarget) -> None:
+def test_meter_of_another_scope_gives_its_own_line(bench: Bench) -> None:
     """A meter at the supply sees losses and the carrier board: 1.12 W a watt, and 3 W besides."""
     plain = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     supply = calibrate(bench.run, "jetson1", bench.meter(seen=lambda power_w: 3.0 + 1.12 * power_w), "supply")
@@ -159,7 +159,7 @@ def test_meter_of_another_scope_gives_its_own_line(bench: SweepTarget) -> None:
     assert supply.offset_w == pytest.approx(3.0 + 1.12 * plain.offset_w, abs=0.05)
 
 
-def test_one_second_meter_calibrates_too(bench: SweepTarget) -> None:
+def test_one_second_meter_calibrates_too(bench: Bench) -> None:
     slow, fast = (calibrate(bench.run, "jetson1", bench.meter(period_s), "a meter") for period_s in (1.0, 0.1))
     assert slow.watts(9.0) == pytest.approx(fast.watts(9.0), rel=0.005)
 
@@ -170,14 +170,14 @@ def test_run_without_steps_of_the_load_is_refused(fake_run: FakeRun, tmp_path: P
         calibrate(bench.run, "jetson1", bench.meter(), "a meter")
 
 
-def test_meter_on_something_else_is_refused(bench: SweepTarget) -> None:
+def test_meter_on_something_else_is_refused(bench: Bench) -> None:
     draw = random.Random(1)
     path = bench.meter(seen=lambda _: draw.uniform(5.0, 9.0))
     with pytest.raises(EnergyError, match=r"^expected a meter's log that shows the steps of the board's, found \d+%"):
         calibrate(bench.run, "jetson1", path, "a meter")
 
 
-def test_meter_that_saw_only_the_end_of_the_run_is_refused(bench: SweepTarget) -> None:
+def test_meter_that_saw_only_the_end_of_the_run_is_refused(bench: Bench) -> None:
     with pytest.raises(EnergyError, match=r"^(jetson1: )?expected "):
         calibrate(bench.run, "jetson1", bench.meter(start_s=37.0), "a meter")
 
@@ -218,19 +218,19 @@ def test_log_of_a_meter_is_read_or_refused_with_its_line(tmp_path: Path, content
     assert "\n" not in str(caught.value)
 
 
-def test_few_samples_of_a_meter_are_refused(bench: SweepTarget) -> None:
+def test_few_samples_of_a_meter_are_refused(bench: Bench) -> None:
     path = bench.folder / "meter.csv"
     path.write_text("time_s,power_w\n" + "".join(f"{second},{second}\n" for second in range(5)))
     with pytest.raises(EnergyError, match="expected at least 20 samples of the meter, found 5"):
         calibrate(bench.run, "jetson1", path, "a meter")
 
 
-def test_device_that_the_run_has_not_is_named(bench: SweepTarget) -> None:
+def test_device_that_the_run_has_not_is_named(bench: Bench) -> None:
     with pytest.raises(InputError, match=r"expected a device 'jetson7', found jetson1: choose one of these"):
         calibrate(bench.run, "jetson7", bench.meter(), "a meter")
 
 
-def test_calibration_of_another_board_is_refused(bench: SweepTarget) -> None:
+def test_calibration_of_another_board_is_refused(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     write_calibration(bench.folder / "jetson1.json", found)
     assert find_calibration(bench.folder, "jetson1", found.board_model) == found
@@ -240,7 +240,7 @@ def test_calibration_of_another_board_is_refused(bench: SweepTarget) -> None:
         find_calibration(bench.folder, "jetson1", "NVIDIA Jetson TX2")
 
 
-def test_damaged_calibration_is_refused_with_its_field(bench: SweepTarget) -> None:
+def test_damaged_calibration_is_refused_with_its_field(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     path = bench.folder / "jetson1.json"
     for field, value in (("gain", -1.0), ("gain", "x"), ("schema", 3), ("residual_w", None)):
@@ -251,7 +251,7 @@ def test_damaged_calibration_is_refused_with_its_field(bench: SweepTarget) -> No
         assert "\n" not in str(caught.value)
 
 
-def test_report_says_of_every_joule_whether_it_is_calibrated_and_again_bit_by_bit(bench: SweepTarget) -> None:
+def test_report_says_of_every_joule_whether_it_is_calibrated_and_again_bit_by_bit(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "WT310, DC input", 0.2)
     folder = calibrated_run(bench, found)
     before, after = write_report(bench.run), write_report(folder)
@@ -272,11 +272,11 @@ def test_report_says_of_every_joule_whether_it_is_calibrated_and_again_bit_by_bi
     assert {name: (folder / name).read_bytes() for name in OUTPUTS} == outputs
 
 
-def test_window_outside_of_what_was_calibrated_is_flagged(bench: SweepTarget) -> None:
+def test_window_outside_of_what_was_calibrated_is_flagged(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     narrow = msgspec.structs.replace(found, high_w=(found.low_w + found.high_w) / 2)
     (energy,) = analyse(Evidence.read(calibrated_run(bench, narrow))).scenarios[0].energies
-    assert any("where this device was calibrated: calibrate again at this load" in text for text in energy.warnings)
+    assert any("outside the calibrated range of this device" in text for text in energy.warnings)
     (energy,) = analyse(Evidence.read(calibrated_run(bench, found))).scenarios[0].energies
     assert not any("calibrated" in text for text in energy.warnings)
 
@@ -288,7 +288,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "config"
 
 
-def test_command_writes_the_file_that_later_runs_look_for(bench: SweepTarget, home: Path) -> None:
+def test_command_writes_the_file_that_later_runs_look_for(bench: Bench, home: Path) -> None:
     arguments = ["calibrate", "--meter", str(bench.meter()), "--run", str(bench.run), "--device", "jetson1"]
     done = CliRunner().invoke(app, [*arguments, "--meter-name", "WT310, DC input"])
     assert done.exit_code == 0, done.output

@@ -261,7 +261,12 @@ def test_folder_without_a_run_is_told_in_one_line(tmp_path: Path) -> None:
     [
         ("run.json", '"schema": 2', '"schema": 3', "field schema: expected 2, found 3"),
         ("run.json", '"windows": 2', '"windows": "two"', "field plan.windows"),
-        ("run.json", '"kind": "window"', '"kind": "door"', "kind: expected one of"),
+        (
+            "run.json",
+            '"kind": "window"',
+            '"kind": "door"',
+            "kind: expected idle, idle after, settle, warm-up or window, found 'door'",
+        ),
         ("run.json", '"jetson1": {', '"jetson7": {', "expected a snapshot of jetson1"),
         ("run.json", "{", "", "not a JSON file"),
         ("latency.csv", "scenario,window", "window,scenario", "expected the columns"),

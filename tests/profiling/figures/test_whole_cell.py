@@ -127,7 +127,7 @@ def test_different_scopes_are_added_with_a_word_about_it(two_devices: FakeRun) -
     assert recording.run.node is not None
     about = msgspec.structs.replace(recording.run.node.description, board_model="NVIDIA Jetson AGX Thor Developer Kit")
     node = msgspec.structs.replace(recording.run.node, description=about)
-    lines = {**recording.lines, NODE: tuple(replace(line, text=thor) for line in recording.lines[NODE])}
+    lines = {**recording.lines, NODE: tuple(msgspec.structs.replace(line, text=thor) for line in recording.lines[NODE])}
     report = analyse(
         Evidence.of(replace(recording, lines=lines, run=msgspec.structs.replace(recording.run, node=node)))
     )

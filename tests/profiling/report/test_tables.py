@@ -143,15 +143,3 @@ def test_requests_are_recorded_with_their_time(recorded_run: Path) -> None:
         for boundary in (phase.start, phase.end):
             for before_ns, behind_ns in boundary.asked_ns.values():
                 assert before_ns < behind_ns <= boundary.host_ns
-
-
-def test_recording_without_these_times_is_still_read(recorded_run: Path, real_run: Path) -> None:
-    """As it was written before: no columns ``sent_ns`` and ``late_us``, no ``asked_ns``."""
-    latency = real_run / "latency.csv"
-    latency.write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in latency.read_text().splitlines()))
-    run = (real_run / "run.json").read_text()
-    (real_run / "run.json").write_text(re.sub(r',\s*"asked_ns": \{[^{}]*\}', "", run))
-    old, new = read_recording(real_run), read_recording(recorded_run)
-    assert {row.sent_ns for row in old.answers} == {None}
-    assert [replace(row, sent_ns=None) for row in new.answers] == list(old.answers)
-    assert analyse(Evidence.of(old)) == analyse(Evidence.of(new))
