@@ -265,7 +265,7 @@ def test_folder_without_a_run_is_told_in_one_line(tmp_path: Path) -> None:
             "run.json",
             '"kind": "window"',
             '"kind": "door"',
-            "kind: expected idle, idle after, settle, warm-up or window, found 'door'",
+            "warm-up or window, found 'door'",
         ),
         ("run.json", '"jetson1": {', '"jetson7": {', "expected a snapshot of jetson1"),
         ("run.json", "{", "", "not a JSON file"),
