@@ -1,4 +1,4 @@
-"""``devit export`` and ``devit sign``: what they take and what they print."""
+"""``devit export`` and ``devit sign``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def export(
     ),
     serial: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Number of this bundle; devices that ask for signatures take no lower."),
+        typer.Option(
+            min=1, metavar="N", help="Number of this bundle; devices that require signatures refuse a lower one."
+        ),
     ] = 1,
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this key file of OpenSSH.")
@@ -61,7 +63,7 @@ def sign_bundle(
     ],
     identity: Identity = "devit",
 ) -> None:
-    """Sign a bundle, for devices that run nothing else; print the line for their files of allowed signers."""
+    """Sign a bundle, for devices that run signed bundles only; print the line for their files of allowed signers."""
     from devit_contract.artefacts.signing import sign_manifest, signer_line
 
     signature = sign_manifest(bundle, key, identity)

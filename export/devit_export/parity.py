@@ -1,4 +1,4 @@
-"""How far an exported graph is from the trained model, measured by ONNX Runtime on real images."""
+"""Measures how far an exported graph is from the trained model, by ONNX Runtime on real images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ Float32Array = npt.NDArray[np.float32]
 TOLERANCE = 1e-4
 """Largest absolute difference of any output number in FP32; a right graph stays at rounding, about 1e-6."""
 MIN_COSINE = 0.99
-"""Of an image's output in FP16 with the trained model's; what a device must reach, 0.995, is measured there."""
+"""Of an image's output in FP16 with the trained model's; a device itself must reach 0.995."""
 _BATCH = 64
-
-
 _HINT = "the graph was not written"
 
 

@@ -1,4 +1,4 @@
-"""The one command line ``devit``: every command by name, its module loaded only when it is asked for."""
+"""The command line ``devit``: loads the module of a command only when it is run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     # In the order of the pipeline: name to (module:application, one line of help).
     "decompose": ("devit_decompose.cli:app", "Train N submodels and their fusion head from one large ViT."),
-    "assemble": ("devit_decompose.cli:assemble_app", "Make a cell from pretrained timm backbones, at once."),
+    "assemble": ("devit_decompose.cli:assemble_app", "Make a cell from pretrained timm backbones."),
     "evaluate": ("devit_decompose.cli:evaluate_app", "Measure trained models on their test images."),
     "export": ("devit_export.cli:app", "Turn trained models into an ONNX bundle for devices."),
     "sign": ("devit_export.cli:sign_app", "Sign a bundle, for devices that run nothing else."),
@@ -43,14 +43,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class LazyCommands(typer.core.TyperGroup):
-    """Knows all commands by name and one line of help, and loads one when it is run."""
+    """All commands by name and one line of help; a command is loaded when it is run."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer keeps its context type private
         """Name all commands, in the order of the pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - as above
-        """Stand in for a command in the overview."""
+        """Return a placeholder for the overview."""
         if cmd_name not in COMMANDS:
             return None
         return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
@@ -90,7 +90,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on this machine: engines, four agents, a fusion node, 1,000 real images, energy.
 
-    No board is here, so power is SIMULATED; everything else is the real thing.
+    Power is SIMULATED, since no board is here; everything else is real.
     """
     from devit_pipeline.demo import SHIPPED, demo_cell, run_demo
 
@@ -106,7 +106,7 @@ def demo(
             bundle = Path(folder) / "bundle"
             export_bundle(models, bundle, progress=progress)
         elif bundle is None:
-            typer.echo("bundle: the one shipped with this package (make demo-full exports it anew)", err=True)
+            typer.echo("bundle: the one shipped with this package (make demo-full exports it again)", err=True)
             bundle = SHIPPED / "bundle"
         else:
             typer.echo(f"bundle: {bundle}", err=True)

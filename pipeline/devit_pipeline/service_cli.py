@@ -1,4 +1,4 @@
-"""``devit install-service``: what it takes and what it prints."""
+"""``devit install-service``."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def install_service(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what became of each file as JSON.")] = False,
 ) -> None:
-    """Write systemd's files for an agent or a fusion node, and say what to run next.
+    """Write systemd's files for an agent or a fusion node, and print what to run next.
 
-    A file that is there already and the same is left alone.
+    Files that would not change are left alone.
     """
     from devit_contract.errors import InputError
     from devit_pipeline.service import agent_files, fusion_files, install
