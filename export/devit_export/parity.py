@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from devit_contract.errors import ExportError
 
@@ -19,6 +20,11 @@ TOLERANCE = 1e-4
 MIN_COSINE = 0.99
 """Of an image's output in FP16 with the trained model's; a device itself must reach 0.995."""
 _BATCH = 64
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+"""ONNX Runtime's exceptions share no base but Exception."""
 _HINT = "the graph was not written"
 
 
@@ -139,13 +145,3 @@ def run_batches(name: str, graph: bytes, images: UInt8Array, batch: int) -> Iter
     except _RUNTIME_ERRORS as err:
         reason = " ".join(str(err).split())[:300]
         raise ExportError(f"{name}: expected a graph that ONNX Runtime runs, found: {reason}") from err
-
-
-def _runtime_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions, which share no base but Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
-
-
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = (*_runtime_errors(), ValueError)
