@@ -33,7 +33,7 @@ from devit_decompose.training.objectives import (
     relation_blocks,
 )
 from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
-from devit_decompose.training.train import Run, Stage, fit, load_checkpoint, save_checkpoint, score_of
+from devit_decompose.training.train import Context, Stage, fit, load_checkpoint, save_checkpoint, score_of
 
 Classes = tuple[int, ...]
 
@@ -70,7 +70,7 @@ def decompose(
         _claim(work, log, recipe, resume=resume or not machine.is_main)
     busy = TrainError(f"{work}: another run is at work in this folder: wait for it or stop it")
     with exclusive_lock(work / "lock", busy=busy) if machine.is_main else nullcontext():
-        stages = Stages(recipe, data, Run(machine, recipe.data, work, log, progress), teacher_cache)
+        stages = Stages(recipe, data, Context(machine, recipe.data, work, log, progress), teacher_cache)
         made = stages.run_all()
         result = None
         if machine.is_main:
@@ -87,7 +87,7 @@ class Stages:
 
     recipe: Recipe
     data: Dataset
-    run: Run
+    context: Context
     teacher_cache: Path | None = None
     records: list[StageRecord] = field(default_factory=list)
     searches: list[SearchRecord] = field(default_factory=list)
@@ -121,14 +121,14 @@ class Stages:
             if recipe.teacher.weights
             else Model(config)
         )
-        self.run.machine.place(teacher)
+        self.context.machine.place(teacher)
         if recipe.train is not None:
             self._learn_labels("teacher", teacher, recipe.train, self.data.training, self.data.validation)
         return teacher
 
     def submodel(self, teacher: Model, classes: Classes, device: int) -> Model:
         """Make a small model and teach it its own classes."""
-        recipe, machine = self.recipe, self.run.machine
+        recipe, machine = self.recipe, self.context.machine
         training, validation = (split.of_classes(classes) for split in (self.data.training, self.data.validation))
         own_teacher = None
         if recipe.sub_teacher is not None and len(classes) < recipe.data.class_count:
@@ -156,7 +156,7 @@ class Stages:
 
     def ensemble(self, teacher: Model, submodels: list[Model]) -> Ensemble:
         """Train all submodels and the fusion together on all classes, with failout."""
-        recipe, machine, training = self.recipe, self.run.machine, self.data.training
+        recipe, machine, training = self.recipe, self.context.machine, self.data.training
         self._seed_torch()
         ensemble = Ensemble(submodels, recipe.data.class_count)
         for model in submodels:
@@ -172,10 +172,10 @@ class Stages:
         self, teacher: Model, split: Split, schedule: Schedule, block: int | None
     ) -> LiveTeacher | StoredTeacher:
         """Use stored answers where they can be: to all training images, without query, key and value."""
-        machine, is_whole = self.run.machine, len(split) == len(self.data.training)
+        machine, is_whole = self.context.machine, len(split) == len(self.data.training)
         if self.teacher_cache is None or block is not None or not is_whole:
             return LiveTeacher(teacher, machine, block=block)
-        return StoredTeacher(self.teacher_cache, teacher, split, schedule.augment, machine, self.run.progress)
+        return StoredTeacher(self.teacher_cache, teacher, split, schedule.augment, machine, self.context.progress)
 
     def _student(self, source: Model, classes: Classes, device: int, training: Split, validation: Split) -> Model:
         """Build a fresh submodel, or prune one."""
@@ -186,27 +186,27 @@ class Stages:
             student = initial_weights(shape.weights, config, fresh_head=True) if shape.weights else Model(config)
         if recipe.shrink is not None:
             student = self._shrunk(student if recipe.students else source, recipe.shrink, device, training, validation)
-        self.run.machine.place(student)
+        self.context.machine.place(student)
         student.set_drop_path(recipe.distil.schedule.drop_path)
         return student
 
     def _shrunk(self, source: Model, shrink: ShrinkRecipe, device: int, training: Split, validation: Split) -> Model:
         """Prune a submodel to its budget, or take it from the checkpoint of an earlier start."""
-        checkpoint = self.run.work / f"shrink-{device}.pt"
+        checkpoint = self.context.work / f"shrink-{device}.pt"
         found = load_checkpoint(checkpoint)
-        self.run.machine.wait()  # no process may find what another one is just about to write
+        self.context.machine.wait()  # no process may find what another one is just about to write
         if found is None:
             seed = (self.recipe.seed, device)
             scored = _some(validation, shrink.images, seed)
             score = ReadoutAccuracy(scored.images[:], scored.labels)
             images = _some(training, shrink.images, seed).images[:]
-            pruned, record = search_submodel(self.recipe, source, shrink, device, images, score, self.run.progress)
+            pruned, record = search_submodel(self.recipe, source, shrink, device, images, score, self.context.progress)
             content = {
                 "config": msgspec.json.encode(pruned.config).decode(),
                 "record": msgspec.json.encode(record).decode(),
                 "weights": pruned.state_dict(),
             }
-            if self.run.machine.is_main:
+            if self.context.machine.is_main:
                 save_checkpoint(checkpoint, content)
         else:
             pruned = Model(msgspec.json.decode(found["config"], type=type(source.config)))
@@ -218,11 +218,11 @@ class Stages:
     def _learn_labels(self, name: str, model: Model, schedule: Schedule, training: Split, validation: Split) -> None:
         model.set_drop_path(schedule.drop_path)
         objective = LabelObjective(model, schedule.label_smoothing)
-        score = score_of(model, validation, self.run.machine)
+        score = score_of(model, validation, self.context.machine)
         self._fit(Stage(name, objective, training, schedule, score, None, len(model.config.classes)))
 
     def _fit(self, stage: Stage) -> None:
-        result = fit(stage, self.run, seed=self._seed())
+        result = fit(stage, self.context, seed=self._seed())
         self.records.append(StageRecord(stage.name, result.epochs, result.best_epoch, result.best_score))
 
     def _seed(self) -> int:

@@ -1,9 +1,8 @@
-"""From a models folder to a bundle: every graph, the fusion head, the golden set, and the manifest last."""
+"""Exports a models folder to a bundle: graphs, fusion head, golden set, and the manifest last."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from devit_contract.errors import ExportError, InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.models.inference import run
 from devit_decompose.models.weights import load_model
-from devit_decompose.models_folder.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.models_folder.decomposition import Decomposition, load_decomposition
 from devit_export.graph import ExportedGraph, export_features, export_logits
 from devit_export.parity import measure, measure_half
 from devit_export.ranges import scan_ranges
@@ -50,14 +49,14 @@ _HINT = "make the models again with devit decompose"
 def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progress = no_progress) -> Manifest:
     """Export every submodel and the undivided teacher, check each against PyTorch, and write the bundle.
 
-    A cell of trained models that were assembled has no undivided teacher, and its bundle no baseline. The same models
-    give the same bytes. An existing bundle at ``out`` is replaced only when the new one is whole.
+    The bundle of an assembled cell has no baseline, since the cell has no teacher. The same models give the same bytes.
+    An existing bundle at ``out`` is replaced only when the new one is whole.
 
     Args:
         models: A folder that devit decompose has written.
         out: The bundle's folder; it may be absent, empty, or hold an older bundle.
-        serial: Number of this bundle, from 1; a device that asks for signatures takes none below one it took before.
-        progress: Told after each file.
+        serial: Number of this bundle, from 1; a device that requires signatures refuses a lower one than before.
+        progress: Called after each file.
 
     Returns:
         The manifest as it was written.
@@ -70,34 +69,20 @@ def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progres
     _check_request(out, serial)
     decomposition = load_decomposition(models)
     work = _Work(models, decomposition, progress)
-    with new_folder(out) as draft:
+    with new_folder(out) as folder:
         for device in range(len(decomposition.submodels)):
-            work.add_graph(draft, "submodel", device)
+            work.add_graph(folder, device)
         if decomposition.teacher is not None:
-            work.add_graph(draft, "baseline", None)
-        work.add_fusion(draft)
+            work.add_graph(folder, None)
+        work.add_fusion(folder)
         manifest = work.manifest(serial)
-        write_manifest(draft, manifest)
+        write_manifest(folder, manifest)
     progress("exporting", work.steps, work.steps, FILE_NAME)
     return manifest
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What a graph is made from."""
-
-    record: ModelRecord
-    class_subset: tuple[int, ...]
-    weights: str
-    """File name in the models folder."""
-    stem: str
-    """File name in the bundle, up to the rung."""
-    output: str
-    """Its output's name in the golden set."""
-
-
 class _Work:
-    """One export: what has been written so far, and what the manifest will say about it."""
+    """One export: the files written so far, and their records for the manifest."""
 
     def __init__(self, models: Path, decomposition: Decomposition, progress: Progress) -> None:
         self.models = models
@@ -111,34 +96,43 @@ class _Work:
         self.records: dict[int | None, GraphRecord] = {}
         self.files: list[FileEntry] = []
 
-    def add_graph(self, folder: Path, role: Role, device: int | None) -> None:
-        """Export one model in every rung, measure each against PyTorch over the golden images, and write it."""
-        source = self._source(device)
-        plain = f"{source.stem}.fp32.onnx"
-        self._tell(f"{source.stem}.{RUNGS[0]}.onnx")
-        model = load_model(self.models / source.weights, source.record.config)
+    def add_graph(self, folder: Path, device: int | None) -> None:
+        """Export a submodel, or the baseline (None), in every rung, measured against PyTorch over the golden images."""
+        whole = self.decomposition
+        role: Role
+        if device is None:
+            record, weights, role, output = whole.teacher, whole.file("teacher").name, "baseline", "baseline.logits"
+        else:
+            weights, role, output = whole.file("submodel", device).name, "submodel", f"features.{device}"
+            record = whole.submodels[device]
+        if record is None:
+            raise AssertionError("a cell without a teacher has no baseline")
+        stem = role if device is None else f"{role}-{device}"
+        plain = f"{stem}.fp32.onnx"
+        self._report(f"{stem}.{RUNGS[0]}.onnx")
+        model = load_model(self.models / weights, record.config)
         images: UInt8Array = self.golden["images"]
-        reference = _answers(source.weights, model if device is None else model.features, images)
+        reference = _answers(weights, model if device is None else model.features, images)
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
         ranges = scan_ranges(plain, graph.content, images)
         parity = []
         fp32_nodes: dict[str, tuple[str, ...]] = {}
         for rung in RUNGS:
-            name = f"{source.stem}.{rung}.onnx"
-            self._tell(name)
+            name = f"{stem}.{rung}.onnx"
+            self._report(name)
             made = make_rung(graph, rung, ranges.overflows, name)
             parity.append(_parity(name, rung, graph, made, images, reference))
             write_bytes(folder / name, made.content)
             self.files.append(describe_file(folder, name, role, device=device, rung=rung))
             if rung != "fp32":
                 fp32_nodes[rung] = made.fp32_nodes
-        self.golden[source.output] = reference
+        self.golden[output] = reference
         self.records[device] = GraphRecord(
             output_dim=reference.shape[1],
-            macs=source.record.macs,
+            macs=record.macs,
             rungs=RUNGS,
             parity=tuple(parity),
-            class_subset=source.class_subset,
+            class_subset=record.config.classes if device is None else whole.class_subsets[device],
             # Four digits, since another thread count rounds otherwise.
             ranges={tensor: float(f"{largest:.4g}") for tensor, largest in ranges.maxima.items()},
             overflows=ranges.overflows,
@@ -148,7 +142,7 @@ class _Work:
 
     def add_fusion(self, folder: Path) -> None:
         """Write the fusion head, and the golden set with the answers of all submodels fused."""
-        self._tell(FUSION_NAME)
+        self._report(FUSION_NAME)
         joined = np.concatenate([self.golden[f"features.{device}"] for device in range(len(self.head.dims))], axis=1)
         self.golden["logits"] = Fusion(self.head).batch_logits(joined, self.head.everyone)
         self.head.save(folder / FUSION_NAME)
@@ -179,17 +173,7 @@ class _Work:
             baseline_accuracy=_baseline_accuracy(whole),
         )
 
-    def _source(self, device: int | None) -> _Source:
-        whole = self.decomposition
-        if device is not None:
-            weights, classes = whole.file("submodel", device).name, whole.class_subsets[device]
-            return _Source(whole.submodels[device], classes, weights, f"submodel-{device}", f"features.{device}")
-        if whole.teacher is None:
-            raise AssertionError("without an undivided teacher no baseline is asked for")
-        weights, classes = whole.file("teacher").name, whole.teacher.config.classes
-        return _Source(whole.teacher, classes, weights, "baseline", "baseline.logits")
-
-    def _tell(self, name: str) -> None:
+    def _report(self, name: str) -> None:
         self.progress("exporting", len(self.files), self.steps, name)
 
 
@@ -217,7 +201,7 @@ def _check_request(out: Path, serial: int) -> None:
 
 
 def _check_image_sizes(models: Path, decomposition: Decomposition) -> None:
-    """Hold every model's input against the one preprocessing that all of them share."""
+    """Check that the shared preprocessing gives the images of every model."""
     expected = decomposition.preprocess.shape
     for record in (*decomposition.submodels, decomposition.teacher):
         if record is not None and record.config.image_size != expected:
@@ -246,7 +230,7 @@ def _samples(models: Path, decomposition: Decomposition) -> Tensors:
 
 
 def _fusion_head(models: Path, decomposition: Decomposition) -> FusionHead:
-    """Read the fusion head and hold it against the submodels."""
+    """Read the fusion head and check that it fits the submodels."""
     return FusionHead.load(
         models / decomposition.file("fusion").name,
         dims=tuple(record.config.feature_dim for record in decomposition.submodels),
@@ -255,7 +239,7 @@ def _fusion_head(models: Path, decomposition: Decomposition) -> FusionHead:
 
 
 def _answers(weights: str, function: Callable[[Tensor], Tensor], images: UInt8Array) -> Float32Array:
-    """Ask PyTorch for the reference, shape ``(n, dim)``."""
+    """Compute the reference by PyTorch, shape ``(n, dim)``."""
     reference = run(function, images)
     if not np.isfinite(reference).all():
         raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")

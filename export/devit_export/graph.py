@@ -1,7 +1,7 @@
-"""From a trained model to one ONNX file: the same bytes for the same weights, and held against every rule.
+"""Exports a trained model to one ONNX file: same weights, same bytes, and checked against every rule.
 
-torch's newer exporter writes the graph, since its shapes are constants and its names are those of the model. It writes
-opset 18 at the lowest, which says the same as 17 of every operator that these models use; see :func:`lower`.
+torch's newer exporter writes the graph, since its shapes are constants and its names are those of the model. Its lowest
+opset is 18, in which every operator that these models use means the same as in 17; see :func:`lower`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 _TRIAL_IMAGES = 3
 _WRITTEN_OPSET = 18
 _SAME_UP_TO_INPUT = {"Pad": 3}
-"""Operators to which opset 18 only added inputs behind the given number of them."""
+"""Operators to which opset 18 only added inputs after this many."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ExportedGraph:
 
     content: bytes
     expected: Expected
-    """What the rules know of it; true of every rung that is made of it."""
+    """What the rules expect of it, and of every rung made of it."""
     nodes_before: int
     """Graph nodes as torch exports them, before onnxsim."""
     nodes_after: int
@@ -50,7 +50,7 @@ def export_features(model: Model, name: str) -> ExportedGraph:
 
     Args:
         model: The trained model, in evaluation mode.
-        name: The file name it will have, for messages.
+        name: Its file name, for messages.
 
     Raises:
         ExportError: A tool is missing, or the graph breaks a rule.
@@ -59,15 +59,7 @@ def export_features(model: Model, name: str) -> ExportedGraph:
 
 
 def export_logits(model: Model, name: str) -> ExportedGraph:
-    """Export an undivided model: uint8 ``images`` ``(batch, H, W, C)`` to float32 ``logits`` ``(batch, K)``.
-
-    Args:
-        model: The trained model, in evaluation mode.
-        name: The file name it will have, for messages.
-
-    Raises:
-        ExportError: A tool is missing, or the graph breaks a rule.
-    """
+    """Export an undivided model: uint8 ``images`` to float32 ``logits`` ``(batch, K)``; see :func:`export_features`."""
     return _export(model, _expected(model, "logits", len(model.config.classes)), name)
 
 
@@ -158,7 +150,7 @@ def lower(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-    """Find onnxsim before any long work starts."""
+    """Import onnxsim before any long work starts."""
     try:
         import onnxsim
     except ImportError as err:
@@ -172,9 +164,9 @@ def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph without what is not part of its meaning: notes, traces, inferred shapes, the tools' diaries.
+    """Copy a graph without notes, traces, inferred shapes and metadata of the tools.
 
-    What is left is the same on every machine with the same versions. Node and tensor names stay, for messages.
+    The rest is the same on every machine with the same versions. Node and tensor names stay, for messages.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -199,7 +191,7 @@ def _change(name: str, before: bytes, after: bytes, image_shape: tuple[int, int,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the exporter's remarks about itself, e.g. what torch will drop."""
+    """Suppress the exporter's warnings about itself, e.g. deprecations."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
-"""No node, type or opset that a supported TensorRT lacks, by the operator tables of its own ONNX parser.
+"""Refuses nodes, types and opsets that a supported TensorRT lacks, by the tables of its ONNX parser.
 
-The tables stand in ``tensorrt_operators.json``, each with its source and with a word where it is not that release's own
-but the nearest that could be had. They are a selection: an operator that stands in none of them is refused as well.
+The tables are in ``tensorrt_operators.json``, each with its source, and with a note if it is of the nearest release
+that was available. They are a selection: an operator in none of them is refused too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HINT = "this model cannot be exported as it is"
 
 
 class OperatorTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the ONNX parser of one TensorRT takes."""
+    """What the ONNX parser of one TensorRT accepts."""
 
     tensorrt: str
     opset: int
@@ -57,7 +57,7 @@ def tables() -> dict[str, OperatorTable]:
 
 
 def lint(model: onnx.ModelProto, name: str, versions: Collection[str] = ALL) -> None:
-    """Hold a graph against the operator tables.
+    """Check a graph against the operator tables.
 
     Args:
         model: The graph, whole in memory.
@@ -100,7 +100,7 @@ def _open_tensors(node: onnx.NodeProto, opset: int) -> Iterator[str]:
         return
     for tensors, formal in ((node.input, schema.inputs), (node.output, schema.outputs)):
         for index, tensor in enumerate(tensors):
-            # Behind the last stands that one again: it takes as many as there are.
+            # The last formal input may be repeated.
             if tensor and len(formal[min(index, len(formal) - 1)].types) > 1:
                 yield tensor
 

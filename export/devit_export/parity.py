@@ -1,4 +1,4 @@
-"""How far an exported graph is from the trained model, measured by ONNX Runtime on real images."""
+"""Measures how far an exported graph is from the trained model, by ONNX Runtime on real images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import ExportError
@@ -15,10 +16,13 @@ from devit_contract.errors import ExportError
 TOLERANCE = 1e-4
 """Largest absolute difference of any output number in FP32; a right graph stays at rounding, about 1e-6."""
 MIN_COSINE = 0.99
-"""Of an image's output in FP16 with the trained model's; what a device must reach, 0.995, is measured there."""
+"""Of an image's output in FP16 with the trained model's; a device itself must reach 0.995."""
 _BATCH = 64
-
-
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+"""ONNX Runtime's exceptions share no base but Exception."""
 _HINT = "the graph was not written"
 
 
@@ -139,13 +143,3 @@ def run_batches(name: str, graph: bytes, images: UInt8Array, batch: int) -> Iter
     except _RUNTIME_ERRORS as err:
         reason = " ".join(str(err).split())[:300]
         raise ExportError(f"{name}: expected a graph that ONNX Runtime runs, found: {reason}") from err
-
-
-def _runtime_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions, which share no base but Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
-
-
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = (*_runtime_errors(), ValueError)

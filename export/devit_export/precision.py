@@ -1,4 +1,4 @@
-"""From an FP32 graph to a strongly typed one of mixed precision: every tensor has one type, every crossing one Cast.
+"""Rewrites an FP32 graph in mixed precision: every tensor has one type, and Casts change types.
 
 All nodes compute in FP16 except the named ones. A node that only moves numbers can have either type. Movers that share
 a tensor form a group; each group gets the type that costs fewer Casts, or FP16 if both cost the same, since FP16 moves
@@ -31,12 +31,12 @@ def lower_precision(model: onnx.ModelProto, keep_fp32: Collection[str], name: st
     """Write an FP32 graph again in mixed precision.
 
     Weights are stored in the type that their node computes in, twice where both types are needed. The uint8 input is
-    cast straight to the type that is wanted of it; float inputs and outputs keep their type.
+    cast straight to the needed type; float inputs and outputs keep their type.
 
     Args:
         model: Of float32 alone, its nodes with names of their own.
-        keep_fp32: Names of the nodes that compute in FP32. Further nodes do so that cannot otherwise: where a weight
-            leaves the range of FP16, or the operator does not know it.
+        keep_fp32: Names of the nodes that compute in FP32. So do nodes with a weight beyond the range
+            of FP16, or of an operator without FP16.
         name: The graph's file name, for messages.
 
     Raises:
@@ -141,7 +141,7 @@ def _floats(graph: Graph, tensors: Collection[str]) -> list[int]:
 
 
 class _Writer:
-    """Writes the graph again, in order, and a Cast or a weight when it is first asked for."""
+    """Writes the graph again, in order, and Casts and weights when they are first needed."""
 
     def __init__(self, graph: Graph, full: set[str]) -> None:
         self.graph = graph
@@ -152,7 +152,7 @@ class _Writer:
             for node in graph.nodes
             if node.op_type == "Cast" and graph.types[node.output[0]] == _FULL
         }
-        """Float tensor to the Cast that makes it of integers; cast anew to each type that is wanted."""
+        """Float tensor to the Cast that makes it of integers; cast to each needed type from these."""
         self.nodes: list[onnx.NodeProto] = []
         self.stored: dict[str, TensorProto] = {}
         self.made: dict[tuple[str, int], str] = {
@@ -185,7 +185,7 @@ class _Writer:
         self.nodes.append(copy)
 
     def _wanted(self, tensor: str, kind: int) -> str:
-        """Name a tensor in a type, and make it so where it is not yet; integers keep theirs."""
+        """Name a tensor in a type, and cast it first if needed; integers keep theirs."""
         found = self.graph.types.get(tensor, TensorProto.UNDEFINED)
         kind = kind if found == _FULL else found
         if tensor in self.weights:

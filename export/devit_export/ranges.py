@@ -1,4 +1,4 @@
-"""How large the numbers inside a graph get over real images, and which of them FP16 could not hold.
+"""Finds the largest numbers inside a graph over real images, and those that FP16 cannot hold.
 
 ONNX Runtime's CPU provider computes FP16 in FP32, so no parity on a workstation shows an overflow; this does.
 """
@@ -65,7 +65,7 @@ def scan_ranges(name: str, content: bytes, images: UInt8Array) -> Ranges:
 
 
 def _with_extremes(model: onnx.ModelProto, tensors: list[str]) -> bytes:
-    """Let a graph answer the largest and the smallest number of each tensor, in turn, and nothing else."""
+    """Give a graph the largest and the smallest number of each tensor as its only outputs."""
     scan = onnx.ModelProto()
     scan.CopyFrom(model)
     del scan.graph.output[:]
@@ -104,7 +104,7 @@ def _reach(graph: Graph, node: onnx.NodeProto, largest: float) -> float:
 
 
 def _summed(graph: Graph, node: onnx.NodeProto) -> float:
-    """Count the numbers behind one number of a sum; where that depends on the batch, no count is safe."""
+    """Count the summands of one number; infinite if that depends on the batch."""
     before, after = (_sides(graph, tensor) for tensor in (node.input[0], node.output[0]))
     if before is None or after is None:
         return math.inf

@@ -1,4 +1,4 @@
-"""What a graph must obey so that every supported TensorRT version compiles it to what was trained.
+"""Rules of a graph that make every supported TensorRT compile it to what was trained.
 
 Each rule is one function that refuses by :class:`ExportError`, naming the node, what was expected and what was found.
 """
@@ -36,7 +36,7 @@ MODEL_HINT = "this model cannot be exported as it is"
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a graph before it is looked at."""
+    """What the trained model says about its graph."""
 
     image_shape: tuple[int, int, int]
     """Height, width, channels of the uint8 input."""
@@ -49,7 +49,7 @@ class Expected:
 
 
 def check_graph(model: onnx.ModelProto, expected: Expected, name: str) -> None:
-    """Hold a graph against all rules.
+    """Check a graph against all rules.
 
     Args:
         model: The graph, whole in memory.
@@ -226,7 +226,7 @@ def check_ranks(graph: Graph) -> None:
     """No tensor has more than four dimensions, and the number of dimensions of each is known.
 
     Raises:
-        ExportError: One has more, or shape inference cannot tell.
+        ExportError: One has more, or shape inference finds none.
     """
     for tensor in graph.model.graph.initializer:
         if len(tensor.dims) > MAX_RANK:
@@ -262,7 +262,7 @@ def check_norms(graph: Graph, norms: int) -> None:
 
 
 def check_norm_types(graph: Graph) -> None:
-    """Each LayerNormalization takes and gives float32, whatever its neighbours compute in.
+    """Each LayerNormalization takes and gives float32, even between FP16 nodes.
 
     The squares inside it leave the range of FP16 from 256 on; TensorRT warns of such norms and lets them be ("Detected
     layernorm nodes in FP16"). Its attribute ``stash_type`` alone does not change the type of what goes in.
@@ -297,7 +297,7 @@ def check_attention(graph: Graph, attentions: int) -> None:
         left = graph.source(product.input[0])
         if product.output[0] not in scored and (left is None or left.op_type != "Softmax"):
             followers = " and ".join(node.op_type for node in graph.readers(product.output[0])) or "nothing"
-            graph.refuse("a Softmax right before or behind a product of computed tensors", followers, product)
+            graph.refuse("a Softmax right before or after a product of computed tensors", followers, product)
     if len(found) != attentions:
         graph.refuse(f"{attentions} attention products", str(len(found)))
 

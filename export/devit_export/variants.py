@@ -1,4 +1,4 @@
-"""What each precision rung keeps in FP32, and its graph held against every rule.
+"""Makes the graph of each precision rung and checks it against every rule; says what stays in FP32.
 
 =============== ==================================================================================================
 rung            in FP32

@@ -38,7 +38,7 @@ SHIPPED = Path(__file__).parent / "fashion_mnist"
 BOARD_MODEL = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
 
 _MARKER = ".devit-demo"
-"""In a folder that a demo may empty and remove: never in an operator's own."""
+"""Marks a folder that a demo may empty and remove."""
 _IN_FLIGHT = 4
 _KILLED_SUBMODEL = 2
 """Its agent is killed in the second pass."""
@@ -70,7 +70,7 @@ class Figures(msgspec.Struct, frozen=True):
     latency_p95_ms: float
     latency_p99_ms: float
     slowest_device: str
-    """The one whose feature came last most often, and in what share of the frames."""
+    """The device whose feature was most often the last, and its share of the frames."""
     wire_bytes_per_answer: float
     """Between node and devices, both ways."""
     energy_note: str
@@ -131,7 +131,7 @@ def demo_cell(
     Args:
         bundle: The bundle to serve.
         folder: For fleet file, keys and logs; it is removed when the block ends.
-        progress: Told of every stage.
+        progress: Called in every stage.
         store: Engine store; ``None`` is the user's default.
         http: ``HOST:PORT`` of an HTTP gateway to start too; empty for none.
 
@@ -150,7 +150,7 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     Args:
         bundle_folder: The bundle to serve.
         out: Folder for the profiler's runs.
-        progress: Told of every stage.
+        progress: Called in every stage.
         store: Engine store; ``None`` is the user's default.
 
     Raises:

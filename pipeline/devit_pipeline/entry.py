@@ -1,4 +1,4 @@
-"""The console scripts, with nothing imported before Ctrl-C ends them quietly; each ``cli`` module knows the rest."""
+"""The console scripts: Ctrl-C ends them quietly, even during imports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def profile() -> NoReturn:
 
 def _run(module: str) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Until terminal.run takes over: in the midst of an import there is nothing to clean up, nor to tell.
+        # Until terminal.run takes over; during an import there is nothing to clean up.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     importlib.import_module(module).main()
     raise AssertionError("main never returns")

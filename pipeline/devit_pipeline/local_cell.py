@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from devit_contract.artefacts.files import write_bytes
 from devit_contract.artefacts.fleet import Fleet, load_fleet
@@ -83,7 +82,7 @@ class LocalCell:
         """Make keys and configurations, start everything, wait until every device is ready.
 
         Raises:
-            NoAnswerError: A process ended or was not ready in time; the text holds its last words.
+            NoAnswerError: A process ended or was not ready in time; the text holds the last line of its log.
         """
         try:
             self._keys = {name: new_keys(self.folder / "keys", name) for name in ("node", "client", *self.devices)}
@@ -100,14 +99,12 @@ class LocalCell:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop everything."""
         self.close()
 
     def close(self) -> None:
-        """Stop everything: the node last, so that agents can take leave; by SIGTERM, by SIGKILL after five seconds."""
+        """Stop everything, the node last, so that agents can disconnect: by SIGTERM, and SIGKILL after five seconds."""
         for names in ([name for name in self._children if name != "node"], ["node"]):
             children = [self._children.pop(name) for name in names if name in self._children]
             for child in children:
@@ -141,11 +138,11 @@ class LocalCell:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of all that runs, by name; any thread may ask."""
+        """Process ids of all running processes, by name; safe from any thread."""
         return {name: child.pid for name, child in list(self._children.items())}
 
     def kill(self, name: str) -> None:
-        """End a process at once (SIGKILL), as a power cut would."""
+        """Kill a process (SIGKILL), as a power cut would."""
         child = self._children.pop(name)
         child.kill()
         child.wait()
@@ -200,7 +197,7 @@ class LocalCell:
         if not line:
             words = self.log_path(name).read_text("utf-8", "replace").strip().splitlines()
             last = words[-1] if words else "nothing"
-            raise NoAnswerError(f"{name}: expected it to be ready, found it said: {last} (log: {self.log_path(name)})")
+            raise NoAnswerError(f"{name}: not ready; its last log line: {last} (log: {self.log_path(name)})")
         answer: dict[str, object] = json.loads(line)
         return answer
 

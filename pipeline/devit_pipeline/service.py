@@ -1,4 +1,4 @@
-"""systemd's files for an agent or a node: made for this installation and device, written where they differ."""
+"""Makes systemd's files for an agent or a node on this device, and writes those that differ."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class ServiceFile:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a file."""
+    """A file, and whether it was changed."""
 
     path: Path
-    """With the root that it was written below."""
+    """Including the root."""
     was_changed: bool
 
 
@@ -116,7 +116,7 @@ def _install(file: ServiceFile, root: Path) -> Written:
         if path.read_bytes() == content:
             return Written(path, was_changed=False)
     except OSError:
-        pass  # absent, or not to be read: writing tells
+        pass  # absent or unreadable: then it is written
     try:
         write_bytes(path, content)
     except InputError as err:
@@ -137,7 +137,7 @@ def _for_installation(unit: str, prefix: Path, *others: Path) -> str:
     shown = "".join(f"BindReadOnlyPaths={_checked(path)}\n" for path in dict.fromkeys(hidden))
     return unit.replace(
         "ProtectHome=yes\n",
-        f"# The installation lies in a home: of all homes, the service sees that alone.\nProtectHome=tmpfs\n{shown}",
+        f"# The installation is in a home: the service sees nothing else of any home.\nProtectHome=tmpfs\n{shown}",
     )
 
 
@@ -151,7 +151,7 @@ def _base_of(prefix: Path) -> list[Path]:
 
 
 def _checked(path: Path) -> str:
-    """A path as it may stand in a unit, where blanks, ``%`` and quotes have a meaning."""
+    """Check a path for a unit, where blanks, ``%`` and quotes have a meaning."""
     if not re.fullmatch(r"/[A-Za-z0-9._+@/-]+", str(path)):
         raise InputError(f"{path}: expected an absolute path of letters, digits and ._+@-/ for a unit: choose another")
     return str(path)

@@ -14,6 +14,14 @@ from devit_decompose.recipe.reader import load_recipe
 from devit_decompose.recipe.schema import Recipe
 from devit_decompose.stages import decompose
 
+SCHEDULE = """
+learning_rate = 2e-3
+batch = 50
+max_epochs = 2
+decay_epochs = 2
+patience = 0
+augment = { flip = false }
+"""
 SMALL = """
 schema = 2
 name = "small"
@@ -57,25 +65,13 @@ augment = {{ flip = false }}
 answer = {{ label_weight = 0.5, teacher_weight = 0.5, temperature = 2.0 }}
 relation = {{ form = "devit", query_weight = 0.02, key_weight = 0.01, value_weight = 0.03 }}
 [distil.schedule]
-learning_rate = 2e-3
-batch = 50
-max_epochs = 2
-decay_epochs = 2
-patience = 0
-augment = {{ flip = false }}
-[ensemble]
+{schedule}[ensemble]
 answer = {{ label_weight = 0.3, teacher_weight = 0.7, temperature = 2.0 }}
 token_weight = 0.1
 failout = 0.25
 failout_weight = 0.4
 [ensemble.schedule]
-learning_rate = 2e-3
-batch = 50
-max_epochs = 2
-decay_epochs = 2
-patience = 0
-augment = {{ flip = false }}
-"""
+{schedule}"""
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +94,7 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_path(tmp_path_factory: pytest.TempPathFactory, idx_folder: Path) -> Path:
     """A recipe with every stage, which trains in seconds."""
     path = tmp_path_factory.mktemp("recipe") / "small.toml"
-    path.write_text(SMALL.format(folder=idx_folder))
+    path.write_text(SMALL.format(folder=idx_folder, schedule=SCHEDULE))
     return path
 
 

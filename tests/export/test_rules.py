@@ -324,7 +324,7 @@ def _without_scale(nodes: Nodes) -> Nodes:
         (_with_scaled_key, "node scores (MatMul): expected a key without scale, found Mul also on it"),
         (_with_divided_key, "expected a key without scale, found Div also on it"),
         (_with_two_scales_on_the_query, "expected one scale on the query, found Mul also on it"),
-        (_with_scale_behind_the_product, "expected a Softmax right before or behind a product"),
+        (_with_scale_behind_the_product, "expected a Softmax right before or after a product"),
         (_without_scale, "expected a query multiplied by one constant, found MatMul"),
     ],
 )

@@ -26,6 +26,7 @@ from devit_decompose.recipe.schema import AugmentRecipe, Schedule
 
 # Third number of a generator's seed, after seed and epoch; the order has (seed, epoch) alone.
 _VARIANTS, _TIMM = 1, 2
+_OnPicture = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,6 @@ class _Epoch:
         whole = images.whole(index) if isinstance(images, LazyImages) else images[index : index + 1][0]
         _seed_all(seeds.crop)
         return _pixels(crop(_picture(whole)))
-
-
-_OnPicture = Callable[[Image.Image], Image.Image]
 
 
 class _Seeds(NamedTuple):

@@ -37,6 +37,11 @@ FASHION_MNIST = (
     "Ankle boot",
 )  # https://github.com/zalandoresearch/fashion-mnist, "Labels"
 
+_HOW_TO_GET = {
+    "CIFAR100": "run python -c \"from torchvision.datasets import *; CIFAR100('{folder}', download=True)\"",
+    "Flowers102": "run python -c \"from torchvision.datasets import *; Flowers102('{folder}', download=True)\"",
+    "StanfordCars": "its address is gone; lay a copy out as torchvision.datasets.StanfordCars says",
+}
 _HINT = "apt install dataset-fashion-mnist, or set data.folder in the recipe"
 
 
@@ -279,13 +284,6 @@ def _read_stanford_cars(recipe: DataRecipe, folder: Path) -> Source:
 def _listed(recipe: DataRecipe, folder: Path, paths: Any, labels: Any) -> Labelled:  # noqa: ANN401 - torchvision's
     names = [Path(path).relative_to(folder).as_posix() for path in paths]
     return Labelled(_files(recipe, folder, names), np.array(labels, np.int64))
-
-
-_HOW_TO_GET = {
-    "CIFAR100": "run python -c \"from torchvision.datasets import *; CIFAR100('{folder}', download=True)\"",
-    "Flowers102": "run python -c \"from torchvision.datasets import *; Flowers102('{folder}', download=True)\"",
-    "StanfordCars": "its address is gone; lay a copy out as torchvision.datasets.StanfordCars says",
-}
 
 
 def _torchvision(name: str, folder: Path, **part: str | bool) -> Any:  # noqa: ANN401 - torchvision has no types

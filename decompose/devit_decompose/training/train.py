@@ -20,7 +20,7 @@ from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
 from devit_decompose.data.batches import Batch, BatchSpec, batches
 from devit_decompose.data.dataset import Split
-from devit_decompose.models import inference
+from devit_decompose.models.inference import accuracy, run
 from devit_decompose.recipe.schema import DataRecipe, Schedule
 from devit_decompose.training.accelerator import Machine, Prepared
 from devit_decompose.training.losses import total
@@ -56,7 +56,7 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Run:
+class Context:
     """What all stages of one decomposition share."""
 
     machine: Machine
@@ -68,36 +68,36 @@ class Run:
     progress: Progress
 
 
-def fit(stage: Stage, run: Run, *, seed: int) -> StageResult:
+def fit(stage: Stage, context: Context, *, seed: int) -> StageResult:
     """Train until validation has not risen for ``patience`` epochs after the decay, and leave the best epoch's weights.
 
-    After every epoch the state is saved to a checkpoint in ``run.work``. An existing checkpoint is continued; a
+    After every epoch the state is saved to a checkpoint in ``context.work``. An existing checkpoint is continued; a
     finished one is only loaded. Batches and every random draw depend on seed and epoch alone, so a resumed run sees
     the same ones.
 
     Raises:
         TrainError: The checkpoint does not fit the model, or the loss is not a number any more.
     """
-    machine, schedule = run.machine, stage.schedule
-    checkpoint = run.work / f"{stage.name}.pt"
+    machine, schedule = context.machine, stage.schedule
+    checkpoint = context.work / f"{stage.name}.pt"
     machine.place(stage.objective)
     optimizer = torch.optim.AdamW(_decay_groups(stage.objective, schedule.weight_decay), lr=0.0, fused=True)
     state = _load(checkpoint, stage, optimizer)
     prepared = machine.prepare(stage.objective, optimizer, schedule.accumulate)
     while not _is_finished(state, schedule):
         started_s = time.perf_counter()
-        means = _epoch(stage, run, prepared, state, seed)
+        means = _epoch(stage, context, prepared, state, seed)
         stage.objective.eval()
         _note_score(state, stage, stage.score())
         if machine.is_main:
             _save(checkpoint, stage, optimizer, state)
-            _log(run.log, stage.name, state, means, time.perf_counter() - started_s)
+            _log(context.log, stage.name, state, means, time.perf_counter() - started_s)
         machine.wait()
-        run.progress(stage.name, state["epoch"], schedule.max_epochs, _note(means, state))
+        context.progress(stage.name, state["epoch"], schedule.max_epochs, _note(means, state))
     stage.objective.load_state_dict(state["best_objective"])
     stage.objective.eval()
     prepared.release()
-    run.progress(stage.name, schedule.max_epochs, schedule.max_epochs, f"best {state['best']:.2%}")
+    context.progress(stage.name, schedule.max_epochs, schedule.max_epochs, f"best {state['best']:.2%}")
     return StageResult(state["epoch"], state["best_epoch"], state["best"])
 
 
@@ -108,8 +108,8 @@ def score_of(module: nn.Module, split: Split, machine: Machine) -> Callable[[], 
         mine = np.arange(machine.rank, len(split), machine.world)
         if not len(mine):
             return machine.sum(0) / len(split)
-        answers = inference.run(module, split.images[mine])
-        return machine.sum(round(inference.accuracy(answers, split.labels[mine]) * len(mine))) / len(split)
+        answers = run(module, split.images[mine])
+        return machine.sum(round(accuracy(answers, split.labels[mine]) * len(mine))) / len(split)
 
     return score
 
@@ -143,15 +143,15 @@ class _Means:
         return {name: float(value) / self.count for name, value in self.sums.items()}
 
 
-def _epoch(stage: Stage, run: Run, prepared: Prepared, state: dict[str, Any], seed: int) -> dict[str, float]:
-    machine, schedule, epoch = run.machine, stage.schedule, state["epoch"]
+def _epoch(stage: Stage, context: Context, prepared: Prepared, state: dict[str, Any], seed: int) -> dict[str, float]:
+    machine, schedule, epoch = context.machine, stage.schedule, state["epoch"]
     # Batches that fill no whole optimiser step are left out, as the last part of a batch is.
     steps = len(stage.split) // (schedule.batch * machine.world * schedule.accumulate) * schedule.accumulate
     means = _Means()
     stage.objective.train()
     torch.manual_seed(seed * 100_003 + epoch * 101 + machine.rank)  # for drop path
-    spec = BatchSpec(seed, epoch, stage.classes, run.data.mean, run.data.std, machine.rank, machine.world)
-    stream = batches(stage.split, schedule, spec, workers=run.data.workers)
+    spec = BatchSpec(seed, epoch, stage.classes, context.data.mean, context.data.std, machine.rank, machine.world)
+    stream = batches(stage.split, schedule, spec, workers=context.data.workers)
     for step, batch in zip(range(steps), stream, strict=False):
         for group in prepared.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, epoch + step // schedule.accumulate * schedule.accumulate / steps)
@@ -162,12 +162,12 @@ def _epoch(stage: Stage, run: Run, prepared: Prepared, state: dict[str, Any], se
             if not torch.isfinite(loss):
                 raise TrainError(
                     f"{stage.name}: loss is {loss.item()} in epoch {epoch + 1}: "
-                    f"lower learning_rate in the recipe, remove {run.work / stage.name}.pt and run again"
+                    f"lower learning_rate in the recipe, remove {context.work / stage.name}.pt and run again"
                 )
             prepared.backward(loss, schedule.clip_norm)
         means.add(terms)
         if step % 10 == 0:
-            run.progress(stage.name, epoch + step / steps, schedule.max_epochs, _note(means.values(), state))
+            context.progress(stage.name, epoch + step / steps, schedule.max_epochs, _note(means.values(), state))
     return means.values()
 
 
