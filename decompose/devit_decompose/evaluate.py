@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, devices_of
+from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.head import Fusion, FusionHead, devices_of
+from devit_contract.choices import Role
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_decompose.assembly import record as assembly
 from devit_decompose.assembly.record import load_as, load_assembly
-from devit_decompose.data.splits import Dataset, Int64Array
+from devit_decompose.data.splits import Dataset
 from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
 from devit_decompose.models.model import Model
 from devit_decompose.models.weights import load_model
@@ -133,7 +135,7 @@ def load_cell(models: Path) -> Cell:
     found = load_decomposition(models)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def load(role: str, number: int | None, record: ModelRecord) -> Model:
+    def load(role: Role, number: int | None, record: ModelRecord) -> Model:
         return load_model(models / found.file(role, number).name, record.config).to(device)
 
     return Cell(

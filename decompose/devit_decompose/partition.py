@@ -9,11 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float64Array, Int64Array
 from devit_contract.errors import InputError
 
 Partition = tuple[tuple[int, ...], ...]
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-12
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +11,10 @@ import msgspec
 import numpy as np
 import torch
 
-from devit_contract.artefacts.files import check_replaceable, write_bytes
+from devit_contract.arrays import UInt8Array
+from devit_contract.artefacts.files import check_replaceable, exclusive_lock, write_bytes
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
-from devit_decompose.data.images import UInt8Array
 from devit_decompose.data.splits import Dataset, Split, load_dataset
 from devit_decompose.decomposition import FILE_NAME, Decomposition, StageRecord
 from devit_decompose.models.model import Model
@@ -74,7 +72,8 @@ def decompose(
     work, log = out.with_name(out.name + ".work"), out.with_name(out.name + ".log.csv")
     with machine.main_first():
         _claim(work, log, recipe, resume=resume or not machine.is_main)
-    with _alone(work) if machine.is_main else nullcontext():
+    busy = TrainError(f"{work}: another run is at work in this folder: wait for it or stop it")
+    with exclusive_lock(work / "lock", busy=busy) if machine.is_main else nullcontext():
         stages = Stages(recipe, data, Run(machine, recipe.data, work, log, progress), teacher_cache)
         made = stages.run_all()
         result = None
@@ -296,17 +295,6 @@ def search_submodel(
 def _some(split: Split, count: int, seed: tuple[int, ...]) -> Split:
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
     return split.select(np.sort(chosen))
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Keep other runs out of the checkpoints; the kernel frees those of a killed one."""
-    with (work / "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise TrainError(f"{work}: expected no other run at work there, found one: wait for it or stop it") from err
-        yield
 
 
 def _claim(work: Path, log: Path, recipe: Recipe, *, resume: bool) -> None:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, FusionStatistics, columns_of
-from devit_decompose.data.splits import Images, Int64Array, Split
+from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics, columns_of
+from devit_decompose.data.splits import Images, Split
 from devit_decompose.decomposition import SubsetRecord
 from devit_decompose.models.model import Model
 from devit_decompose.training.accelerator import Machine

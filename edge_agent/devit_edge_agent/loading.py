@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
@@ -17,15 +16,14 @@ from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.errors import EngineError, InputError
+from devit_contract.machine import available_bytes, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import require_accuracy
-from devit_engines.board import clocks, detect_board, power_mode
+from devit_engines.board import detect_board
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
 from devit_engines.choice import OpenedEngine, open_engine
-from devit_engines.engine import Engine
-from devit_engines.memory import available_bytes
-from devit_engines.names import BackendChoice, CudaBinding, HostMemory, ModelRef, Precision
+from devit_engines.engine import Engine, ModelRef
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
 """What another engine in the same process may change."""
@@ -189,12 +187,12 @@ def _open(settings: Settings, bundle: Bundle, store: Store, model: ModelRef) -> 
         bundle,
         store,
         model,
-        backend=cast(BackendChoice, config.backend),
-        precision=cast(Precision, config.precision),
+        backend=config.backend,
+        precision=config.precision,
         settings=RunSettings(
             threads=config.threads,
-            cuda=cast(CudaBinding, config.cuda),
-            host_memory=cast(HostMemory, config.host_memory),
+            cuda=config.cuda,
+            host_memory=config.host_memory,
         ),
         check_size=lambda size_bytes: _check_memory(2 * size_bytes, Path(config.root)),
     )

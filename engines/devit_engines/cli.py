@@ -10,13 +10,14 @@ import typer
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
+from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision
 from devit_contract.errors import EngineError
 from devit_contract.service.terminal import print_table, progress_bar
 from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.build_one import BuiltEngine
 from devit_engines.building.store import Entry, Store
-from devit_engines.names import BackendChoice, CudaBinding, HostMemory, ModelRef, Precision, name_of, role_of
+from devit_engines.engine import ModelRef, name_of, role_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -39,7 +40,7 @@ PrecisionOption = Annotated[
     typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone."),
 ]
 CudaOption = Annotated[
-    CudaBinding, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
+    CudaChoice, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
 ]
 HostMemoryOption = Annotated[
     HostMemory,

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-from devit_engines.engine import Engine, Float32Array, UInt8Array
+from devit_engines.engine import Engine
 
 _Result = TypeVar("_Result")
 

@@ -72,7 +72,7 @@ def sign_bundle(
 def _rows(manifest: Manifest) -> list[list[str]]:
     rows = []
     for file in manifest.files:
-        size = _short(file.size_bytes / 1e6)
+        size = _short((file.size_bytes or 0) / 1e6)
         if file.rung is None:
             rows.append([file.name, "", size, "", "", "", ""])
             continue

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from devit_contract.artefacts.head import Float32Array
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.errors import WireError

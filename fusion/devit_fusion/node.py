@@ -89,7 +89,7 @@ class FusionNode:
         context = self._opened.__enter__()
         try:
             self._gate = Gatekeeper(context, _allowed(fleet)) if keys is not None else None
-            node = fleet.node[0]
+            node = fleet.node
             self._devices = DevicePort(
                 context,
                 node.endpoint,
@@ -353,5 +353,5 @@ def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
             )
     if fleet.has_keys and keys is None:
         raise InputError("expected the node's secret key, as fleet.toml has its public_key: give it with --key")
-    if keys is not None and keys.public.decode() != fleet.node[0].public_key:
+    if keys is not None and keys.public.decode() != fleet.node.public_key:
         raise InputError("expected the secret key of the node's public_key in fleet.toml, found another one's")

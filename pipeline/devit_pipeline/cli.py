@@ -135,7 +135,7 @@ def _serve(cell: LocalCell) -> None:
     from devit_contract.service.lifecycle import StopSignal
 
     should_stop = StopSignal()
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
     addresses = {
         "endpoint": node.endpoint,
         "client_endpoint": node.client_endpoint,

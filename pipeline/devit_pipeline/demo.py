@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 import shutil
 import sys
 import tempfile
@@ -18,7 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.artefacts.files import check_replaceable, make_folder, read_tensors
+from devit_contract.arrays import Int64Array, UInt8Array
+from devit_contract.artefacts.files import check_replaceable, exclusive_lock, make_folder, read_tensors
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
@@ -45,9 +44,6 @@ _VICTIM = 2
 """Index of the agent that is killed."""
 _PROFILED = ("jetson1", "jetson2")
 _TEACHER_BATCH = 50
-
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -164,7 +160,7 @@ def test_images(bundle: Bundle) -> tuple[UInt8Array, Int64Array]:
     Raises:
         InputError: The bundle takes other images than these.
     """
-    tensors, _ = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
+    tensors = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
     images: UInt8Array = tensors["images"]
     labels: Int64Array = tensors["labels"]
     expected = bundle.manifest.preprocess.shape
@@ -198,24 +194,16 @@ def _teacher_accuracy(
 def _claimed(folder: Path) -> Iterator[None]:
     """Empty a folder, keep others out of it, remove it."""
     check_replaceable(folder, _MARKER)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as err:
-        raise InputError(f"{folder}: cannot be written: {err.strerror}") from err
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
-        os.close(lock)
-        raise InputError(f"{folder}: another demo is running there: stop it, or choose another --out") from err
-    try:
-        (folder / _MARKER).touch()
-        for name in ("keys", "logs", "board"):
-            shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+    make_folder(folder)
+    busy = InputError(f"{folder}: another demo is running there: stop it, or choose another --out")
+    with exclusive_lock(folder, busy=busy):
+        try:
+            (folder / _MARKER).touch()
+            for name in ("keys", "logs", "board"):
+                shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def weights(models: Path) -> dict[str, np.ndarray]:
         f"{record.name}: {name}": tensor
         for record in load_decomposition(models).files
         if record.role in ("teacher", "submodel")
-        for name, tensor in read_tensors(models / record.name, "")[0].items()
+        for name, tensor in read_tensors(models / record.name, "").items()
     }
 
 

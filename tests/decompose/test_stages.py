@@ -108,7 +108,7 @@ def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, small: 
 
     def second(stage: str, done: float, total: float, note: str = "") -> None:
         if not refused:
-            with pytest.raises(TrainError, match="found one: wait for it or stop it") as caught:
+            with pytest.raises(TrainError, match="another run is at work in this folder") as caught:
                 decompose(small, tmp_path / "models", resume=True, progress=no_progress)
             refused.append(caught)
         raise KeyboardInterrupt

@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 import onnx
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.artefacts.signing import SIGNATURE_NAME, sign_manifest, signer_line
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def make_bundle(folder: Path, serial: int, key: Path | None, *, kind: str = "goo
     manifest = msgspec.structs.replace(whole, serial=serial, files=files, baseline=None, baseline_accuracy=None)
     if kind == "untrue":
         path = folder / manifest.file("golden").name
-        tensors, _ = read_tensors(path, "")
+        tensors = read_tensors(path, "")
         tensors["features.0"] = -tensors["features.0"]
         write_tensors(path, tensors)
     if kind == "other":

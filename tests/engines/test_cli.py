@@ -87,6 +87,7 @@ def test_prune_keeps_what_a_kept_bundle_needs(tiny: Bundle, store: Store) -> Non
     first, second = build_engines(tiny, store)
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
     assert "0 engines removed" in done.stdout
+    tiny.path("submodel", device=0, rung="fp32").unlink()
     files = tuple(file for file in tiny.manifest.files if (file.device, file.rung) != (0, "fp32"))
     write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)

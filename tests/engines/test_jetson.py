@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import HostMemory
 from devit_engines.board import detect_board
 from devit_engines.building.backends import BACKENDS, RunSettings
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
-from devit_engines.names import HostMemory
 from devit_engines.trt.engine import TrtEngine
 from devit_engines.trt.inspection import inspect_plan
 

@@ -18,7 +18,8 @@ import torch
 
 from devit_contract.artefacts.files import read_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead
-from devit_contract.artefacts.manifest import RUNGS, Bundle, Manifest, Preprocess, SubsetAccuracy
+from devit_contract.artefacts.manifest import Bundle, Manifest, Preprocess, SubsetAccuracy
+from devit_contract.choices import RUNGS
 from devit_contract.errors import DevitError, EngineError, ExportError, InputError, ManifestError
 from devit_contract.service.progress import no_progress
 from devit_decompose.decomposition import load_decomposition
@@ -149,7 +150,7 @@ def test_accuracies_and_costs_are_those_that_decompose_measured(written: Written
     """Export measures no accuracy of its own, so it can contradict nobody."""
     _, manifest = written
     source = load_decomposition(models_folder)
-    assert [(entry.mask, entry.validation, entry.test) for entry in manifest.subsets] == [
+    assert [(entry.mask, entry.validation_accuracy, entry.test_accuracy) for entry in manifest.subsets] == [
         (entry.mask, entry.validation_accuracy, entry.test_accuracy) for entry in source.subsets
     ]
     assert [entry.mask for entry in manifest.subsets] == [1, 2, 3]
@@ -173,14 +174,14 @@ def test_golden_features_are_exactly_those_of_torch(
 
 def test_golden_images_are_the_samples_of_the_models_folder(written: Written, models_folder: Path) -> None:
     golden = Bundle(written[0]).golden()
-    samples, _ = read_tensors(models_folder / "samples.safetensors", "")
+    samples = read_tensors(models_folder / "samples.safetensors", "")
     np.testing.assert_array_equal(golden["images"], samples["images"])
     np.testing.assert_array_equal(golden["labels"], samples["labels"])
 
 
 def test_golden_logits_are_the_sum_over_all_devices(written: Written, models_folder: Path) -> None:
     golden = Bundle(written[0]).golden()
-    head, _ = read_tensors(models_folder / "fusion.safetensors", "")
+    head = read_tensors(models_folder / "fusion.safetensors", "")
     weights = np.split(head["weight"].astype(np.float64), [32], axis=1)
     expected = head["bias"] + sum(golden[f"features.{device}"] @ weights[device].T for device in (0, 1))
     assert golden["logits"].dtype == np.float32

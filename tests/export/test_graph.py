@@ -19,13 +19,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from devit_contract.arrays import Float64Array, UInt8Array
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model
 from devit_decompose.pruning.cost import parameters
 from devit_export.graph import ExportedGraph, export_features, lower, strip
-
-UInt8Array = npt.NDArray[np.uint8]
-Float64Array = npt.NDArray[np.float64]
 
 ARITHMETIC = {
     *("Cast", "Sub", "Div", "Conv", "Relu", "MaxPool", "Add", "Mul", "MatMul", "Gemm", "Softmax", "Erf"),

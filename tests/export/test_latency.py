@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
+from devit_contract.arrays import Float64Array
 from devit_decompose.models.model import PRESETS, Model, uniform_config
 from devit_decompose.pruning.cost import macs
 from devit_decompose.pruning.importance import importance
@@ -18,8 +18,6 @@ from devit_decompose.pruning.shrink import Shape, keep_best, prune
 from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
 from devit_export.graph import export_features
-
-Float64Array = npt.NDArray[np.float64]
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper
 
-from devit_contract.artefacts.manifest import RUNGS
+from devit_contract.choices import RUNGS
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model
 from devit_export.graph import export_features

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_export.graph import export_features
@@ -23,7 +24,6 @@ from devit_export.precision import count_casts, full_nodes, lower_precision
 from devit_export.rules import Graph
 from devit_export.variants import kept_nodes
 
-UInt8Array = npt.NDArray[np.uint8]
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 MOVERS = {"Reshape", "Transpose", "Split", "Slice", "Identity", "Concat", "Pad", "Flatten"}
 SIDE = 4

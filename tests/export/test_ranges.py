@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model
 from devit_export.graph import export_features
@@ -23,7 +24,6 @@ from devit_export.ranges import scan_ranges
 from devit_export.rules import Graph, check_norms
 from devit_export.variants import kept_nodes
 
-UInt8Array = npt.NDArray[np.uint8]
 BROKEN = Path(__file__).with_name("broken.py")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from devit_contract.artefacts.head import FusionHead
-from devit_contract.artefacts.manifest import RUNGS, Bundle
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import RUNGS
 from devit_decompose.decomposition import load_decomposition
 from devit_decompose.pruning.cost import macs
 from devit_decompose.recipe.reader import load_recipe

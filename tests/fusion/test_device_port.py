@@ -172,7 +172,7 @@ class Scene:
         return device
 
     def client(self, keys: KeyPair | None = None) -> Client:
-        node_key = self._fleet.node[0].public_key.encode() or None
+        node_key = self._fleet.node.public_key.encode() or None
         client = Client(self._node.client_endpoint, keys=keys, node_key=node_key, timeout_s=DEADLINE_S)
         return self._stack.enter_context(client)
 
@@ -190,8 +190,8 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
                 return f'public_key = "{keys[name].public.decode()}"' if keys is not None else ""
 
             (tmp_path / "fleet.toml").write_text(
-                f"""schema = 1
-                [[node]]
+                f"""schema = 2
+                [node]
                 endpoint = "tcp://127.0.0.1:0"
                 client_endpoint = "tcp://127.0.0.1:0"
                 {key("node")}

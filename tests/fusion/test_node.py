@@ -214,7 +214,7 @@ class LyingAgent:
 
     def __init__(self, cell: LocalCell, bundle: Bundle, name: str = "jetson1", *, key_of: str = "jetson1") -> None:
         self._opened = open_context()
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         self.boot_id = secrets.randbits(64)
         self.run_id = 0
         self.socket, self._monitor = connect_dealer(

@@ -46,7 +46,7 @@ def test_what_is_under_way_when_it_stops_ends_with_an_error() -> None:
 
 def test_a_connection_that_the_node_refuses_is_replaced_by_another(cell: LocalCell) -> None:
     """The first one shows no key; without a second one, every later question would be refused too."""
-    connections = iter([Client(cell.fleet.node[0].client_endpoint, timeout_s=30.0), cell.client()])
+    connections = iter([Client(cell.fleet.node.client_endpoint, timeout_s=30.0), cell.client()])
 
     async def ask(asker: Asker) -> NodeStatus:
         with pytest.raises(LinkError, match="the handshake failed"):

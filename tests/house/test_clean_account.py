@@ -79,7 +79,7 @@ def test_a_clean_account_has_an_agent_that_answers_within_a_minute_and_300_mb(ac
 
     fleet = tmp_path / "fleet.toml"
     fleet.write_text(
-        'schema = 1\n[[node]]\nendpoint = "tcp://127.0.0.1:0"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
+        'schema = 2\n[node]\nendpoint = "tcp://127.0.0.1:0"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
         f'public_key = "{node.public.decode()}"\n[serving]\ndeadline_ms = 10000\n'
         f'[[device]]\nname = "jetson1"\nsubmodel = 0\npublic_key = "{public}"\n'
         f'[[client]]\nname = "desk"\npublic_key = "{desk.public.decode()}"\n'

@@ -87,8 +87,8 @@ def test_every_example_file_is_read_by_the_program_it_is_for(path: Path) -> None
 def test_the_example_fleet_and_agent_files_fit_together() -> None:
     fleet = load_fleet(EXAMPLES / "fleet.toml")
     agent = load_agent_config(EXAMPLES / "agent.toml")
-    assert agent.node == fleet.node[0].endpoint
-    assert agent.node_public_key == fleet.node[0].public_key
+    assert agent.node == fleet.node.endpoint
+    assert agent.node_public_key == fleet.node.public_key
     assert fleet.find_device(agent.name).submodel == agent.submodel
 
 
@@ -98,7 +98,7 @@ def test_the_laptops_agents_are_its_fleet_and_cover_the_shipped_bundle() -> None
     bundle = Bundle(ROOT / "pipeline/devit_pipeline/fashion_mnist/bundle")
     assert [(agent.name, agent.submodel) for agent in agents] == [(one.name, one.submodel) for one in fleet.device]
     assert [agent.submodel for agent in agents] == list(range(len(bundle.manifest.submodels)))
-    assert {agent.node for agent in agents} == {fleet.node[0].endpoint}
+    assert {agent.node for agent in agents} == {fleet.node.endpoint}
 
 
 def test_there_are_ten_example_pictures() -> None:

@@ -122,7 +122,7 @@ class _Client(Client):
     """A client that also counts the answers which it does not hand out a second time."""
 
     def __init__(self, cell: LocalCell, timeout_s: float) -> None:
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         super().__init__(
             node.client_endpoint, keys=cell.client_keys, node_key=node.public_key.encode(), timeout_s=timeout_s
         )

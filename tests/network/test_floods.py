@@ -39,7 +39,7 @@ def cell(tmp_path: Path, devices: list[LocalDevice]) -> Iterator[LocalCell]:
 
 def connect(cell: LocalCell, port: str, name: str = "bad") -> ZmtpPeer:
     """Come in by the port for devices, or for clients, with a key that is let in there, under any routing id."""
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
     keys = key_of(cell, "jetson2" if port == "device" else "client")
     endpoint = node.endpoint if port == "device" else node.client_endpoint
     return ZmtpPeer(endpoint, name.encode(), keys=(keys.public, keys.secret), node_key=node.public_key.encode())

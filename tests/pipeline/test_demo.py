@@ -46,10 +46,10 @@ def three_standard_errors(share: float, count: int) -> float:
 
 def test_the_accuracies_measured_live_are_those_of_the_manifest(figures: dict[str, Any]) -> None:
     manifest = Bundle(SHIPPED / "bundle").manifest
-    stored = {subset.mask: subset.test for subset in manifest.subsets}
+    stored = {subset.mask: subset.test_accuracy for subset in manifest.subsets}
     assert manifest.baseline_accuracy is not None
     pairs = [
-        (figures["teacher_accuracy"], manifest.baseline_accuracy.test),
+        (figures["teacher_accuracy"], manifest.baseline_accuracy.test_accuracy),
         (figures["full_accuracy"], stored[0b1111]),
         (figures["partial_accuracy"], stored[figures["partial_mask"]]),
     ]

@@ -296,7 +296,7 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
     samplers = {"jetson1": ["/bin/sh", "-c", f'echo $$ > {pid_path}; exec {simulator} "$@"', "sampler"], "jetson2": []}
     devices = tuple(Device(name, index) for index, name in enumerate(samplers))
     free = Node("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
-    fleet = Fleet(1, (free,), devices, Serving(deadline_ms=2000.0))
+    fleet = Fleet(2, free, devices, Serving(deadline_ms=2000.0))
     stop = threading.Event()
     with FusionNode(Bundle(TINY), fleet, None) as node, ExitStack() as threads:
         real = Node(_loopback(node.endpoint), _loopback(node.client_endpoint))
@@ -310,7 +310,7 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
             ready = threading.Event()
             _run_thread(threads, stop, partial(_serve_agent, path, ready, stop))
             assert ready.wait(30.0)
-        open_fleet = msgspec.structs.replace(fleet, node=(real,))
+        open_fleet = msgspec.structs.replace(fleet, node=real)
         yield LiveCell(open_fleet, _write_fleet(folder / "fleet.toml", open_fleet), pid_path)
 
 
@@ -362,8 +362,8 @@ def _serve_agent(path: Path, ready: threading.Event, stop: threading.Event) -> N
 
 
 def _write_fleet(path: Path, fleet: Fleet) -> Path:
-    node = fleet.node[0]
-    lines = ["schema = 1", "[[node]]", f'endpoint = "{node.endpoint}"', f'client_endpoint = "{node.client_endpoint}"']
+    node = fleet.node
+    lines = ["schema = 2", "[node]", f'endpoint = "{node.endpoint}"', f'client_endpoint = "{node.client_endpoint}"']
     for device in fleet.device:
         lines += ["[[device]]", f'name = "{device.name}"', f"submodel = {device.submodel}"]
     path.write_text("\n".join(lines) + "\n")

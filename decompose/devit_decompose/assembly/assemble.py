@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import torch
 
+from devit_contract.arrays import Float32Array, Int64Array
 from devit_contract.artefacts.files import check_replaceable, write_json
-from devit_contract.artefacts.head import Float32Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
@@ -29,7 +29,7 @@ from devit_decompose.assembly.record import (
     load_as,
 )
 from devit_decompose.assembly.ridge import STRENGTHS, Fitted, LinearHead, Parts, Ridge, columns_of_parts, moments_of
-from devit_decompose.data.splits import Dataset, Int64Array
+from devit_decompose.data.splits import Dataset
 from devit_decompose.decomposition import Decomposition, StageRecord
 from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.models.timm_models import import_timm, timm_config

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import make_folder
-from devit_contract.artefacts.head import Float32Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import DevitError, InputError
-from devit_decompose.data.images import Images, Pictures, UInt8Array
+from devit_decompose.data.images import Images, Pictures
 from devit_decompose.models.model import Model
 
 _BATCH = 128

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.errors import DevitError, InputError
-from devit_decompose.data.images import Int64Array, Pictures, UInt8Array
+from devit_decompose.data.images import Pictures
 from devit_decompose.data.splits import Split
 from devit_decompose.recipe.schema import AugmentRecipe, Schedule
 

@@ -11,16 +11,13 @@ from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.files import sha256_of_file
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import decode_image, picture_size
 from devit_contract.errors import InputError
-
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
 
 _LONGEST_PIXELS = 4096
 """Longest side that Preprocess allows."""

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.images import Images, Int64Array, PictureArrays, PictureFiles, UInt8Array
+from devit_decompose.data.images import Images, PictureArrays, PictureFiles
 from devit_decompose.recipe.schema import DataRecipe
 
 PAIRS = 100

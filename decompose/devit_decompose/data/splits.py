@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.images import Images, Int64Array, Pictures, UInt8Array, select
+from devit_decompose.data.images import Images, Pictures, select
 from devit_decompose.data.sources import PAIRS, paired, preprocess_of, read_source
 from devit_decompose.recipe.schema import DataRecipe
 

@@ -78,7 +78,7 @@ def load_model(path: Path, config: ModelConfig) -> Model:
         InputError: The file cannot be read.
         ManifestError: Its tensors are not those of the configuration.
     """
-    arrays, _ = read_tensors(path, _HINT)
+    arrays = read_tensors(path, _HINT)
     state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     try:
         return filled_model(config, _from_own(state, config))
@@ -122,7 +122,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ManifestError: It holds something else than tensors by name.
     """
     if path.suffix == ".safetensors":
-        arrays, _ = read_tensors(path, _SOURCES)
+        arrays = read_tensors(path, _SOURCES)
         state: object = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     elif path.suffix in (".pth", ".pt", ".bin"):
         state = _read_pickle(path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import BackendChoice, Precision
 from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.service.progress import Progress, no_progress
 from devit_engines.accuracy import reference_digest
@@ -14,8 +15,7 @@ from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings, backe
 from devit_engines.building.build_one import BuiltEngine, build_one
 from devit_engines.building.store import EngineKey, EngineRecord, Store
 from devit_engines.building.target import Target
-from devit_engines.engine import CheckedEngine
-from devit_engines.names import BackendChoice, ModelRef, Precision
+from devit_engines.engine import CheckedEngine, ModelRef
 
 
 @dataclass(frozen=True)

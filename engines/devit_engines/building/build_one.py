@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from devit_contract.errors import EngineError
+from devit_contract.machine import power_mode
 from devit_contract.service.progress import Progress
 from devit_engines.accuracy import ENOUGH_IMAGES, AccuracyResult, check_accuracy, reference_digest, reference_of
-from devit_engines.board import power_mode, toolkit_version
+from devit_engines.board import toolkit_version
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.latency import measure_latency
 from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency
 from devit_engines.building.target import Target
-from devit_engines.engine import CannotCompileError
-from devit_engines.names import ModelRef
+from devit_engines.engine import CannotCompileError, ModelRef
 from devit_engines.trt.request import Built, Report
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import Precision, Rung
 from devit_contract.errors import ManifestError
 from devit_engines.board import Board
 from devit_engines.building.backends import Backend
 from devit_engines.building.store import EngineKey, Store, default_folder
-from devit_engines.engine import EngineSpec
-from devit_engines.names import ModelRef, Precision, name_of, role_of
+from devit_engines.engine import EngineSpec, ModelRef, name_of, role_of
 from devit_engines.trt.request import BuildRequest, GraphFile
 from devit_engines.trt.timing_cache import timing_cache_path
 
@@ -96,7 +96,7 @@ class Target:
             temp_prefix=str(store / f".{key.digest}."),
         )
 
-    def _graph(self, rung: str) -> GraphFile:
+    def _graph(self, rung: Rung) -> GraphFile:
         role, index = role_of(self.model)
         path = self.bundle.path(role, device=index, rung=rung)
         return GraphFile(str(path), self.bundle.manifest.file(role, device=index, rung=rung).sha256)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import BackendChoice, Precision
 from devit_contract.errors import DevitError
 from devit_contract.service.progress import Progress
 from devit_engines.building.backends import RunSettings, backend_of
@@ -16,7 +17,7 @@ from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.build_one import BuiltEngine
 from devit_engines.building.store import Store
 from devit_engines.doctor.finding import Finding
-from devit_engines.names import BackendChoice, Precision, name_of
+from devit_engines.engine import name_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
 BUNDLE = Path(__file__).with_name("bundle")

@@ -10,10 +10,11 @@ from types import ModuleType
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.choices import HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.api import Cuda, HostBuffer
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
-from devit_engines.names import HostMemory
+from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.trt.builder import LoadedPlan
 
 

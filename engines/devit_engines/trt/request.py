@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from devit_contract.errors import InputError, ManifestError
+from devit_contract.artefacts.files import read_bytes
+from devit_contract.choices import Rung
 
 Report = Callable[[float, str], None]
 """Called with the seconds since a build began and its current phase."""
@@ -28,16 +28,7 @@ class GraphFile(msgspec.Struct, frozen=True):
             InputError: It cannot be read.
             ManifestError: It has changed since the bundle was opened.
         """
-        try:
-            content = Path(self.path).read_bytes()
-        except OSError as err:
-            raise InputError(f"{self.path}: cannot be read ({err.strerror}): copy the bundle again") from err
-        found = hashlib.sha256(content).hexdigest()
-        if found != self.sha256:
-            raise ManifestError(
-                f"{self.path}: expected sha256 {self.sha256[:12]}, found {found[:12]}: copy the bundle again"
-            )
-        return content
+        return read_bytes(Path(self.path), "copy the bundle again", sha256=self.sha256)
 
 
 class BuildRequest(msgspec.Struct, frozen=True):
@@ -45,7 +36,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
 
     name: str
     """For messages: ``submodel 0``."""
-    rung: str
+    rung: Rung
     graph: GraphFile
     """The rung's ONNX graph, whose types are its precision."""
     fp32_graph: GraphFile

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import EnergyError, InputError
 from devit_profiling.calibrate.align import GRID_S, Aligned, align
 from devit_profiling.calibrate.meter_log import MeterLog, read_meter_log
-from devit_profiling.figures.energy import Float64Array, rising
+from devit_profiling.figures.energy import rising
 from devit_profiling.figures.interval import NORMAL_95, step_error
 from devit_profiling.figures.power import Power, power_of
 from devit_profiling.figures.settling import time_constant

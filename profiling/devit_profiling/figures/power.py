@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_profiling.figures.interval import offset_95_w
 from devit_profiling.record.calibration import Calibration
 from devit_profiling.record.record import DeviceRecord, Recording

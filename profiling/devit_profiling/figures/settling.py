@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, Phase
 
 GUARD_TAUS = 5.0

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import make_folder, read_json, write_json
+from devit_contract.artefacts.files import exclusive_lock, make_folder, read_json, write_json
 from devit_contract.errors import DevitError, EnergyError, InputError
 from devit_profiling.sensor.hwmon_rails import Chip
-from devit_profiling.sensor.state_folder import held
 
 STATE_FILE = "sensor.json"
 SAMPLES = (1, 4, 16, 64, 128, 256, 512, 1024)
 """What an INA3221 can average."""
+_BUSY = "another program samples with --fast-sensor now: wait for its end, or leave it out here"
 
 
 class ChipState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +73,7 @@ def fast_averaging(chips: Sequence[Chip], period_ms: int, folder: Path) -> Itera
     for chip in settable:
         _check_permission(chip)
     make_folder(folder)
-    with _alone(folder):
+    with exclusive_lock(folder, busy=EnergyError(f"{folder}: {_BUSY}")):
         set_back(chips, folder)
         found = {chip.device: _found(chip) for chip in settable}
         _remember(folder, found)
@@ -92,7 +92,7 @@ def set_back_left_over(chips: Sequence[Chip], folder: Path) -> str:
     if not (folder / STATE_FILE).exists():
         return ""
     try:
-        with _alone(folder):
+        with exclusive_lock(folder, busy=EnergyError(f"{folder}: {_BUSY}")):
             set_back(chips, folder)
     except DevitError as err:
         return f"the averaging of the sensor is not the one the board started with: {err}"
@@ -182,7 +182,3 @@ def _write(chip: Chip, attribute: str, value: int) -> None:
             file.write(f"{value}\n")
     except OSError as err:
         raise EnergyError(f"{path}: cannot be set to {value} ({err.strerror}): run as root") from err
-
-
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    return held(folder, "another program samples with --fast-sensor now: wait for its end, or leave it out here")

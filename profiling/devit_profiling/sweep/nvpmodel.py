@@ -18,29 +18,19 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import make_folder, read_json, write_json
+from devit_contract.artefacts.files import exclusive_lock, make_folder, read_json, write_json
 from devit_contract.errors import DevitError, EnergyError, InputError
-from devit_profiling.sensor.state_folder import held
+from devit_contract.machine import PowerMode
 
 STATE_FILE = "power-mode.json"
 STATE_FOLDER = Path("/var/lib/devit")
+_BUSY = "another program sweeps power modes now: wait for its end"
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that end a sweep, after the mode is back."""
 
 
 class RebootError(EnergyError):
     """A mode that only a reboot can bring."""
-
-
-class PowerMode(msgspec.Struct, frozen=True):
-    """A mode as the board calls it; numbers mean something else on every board."""
-
-    number: int
-    name: str
-
-    def __str__(self) -> str:
-        """For people: ``mode 0 (MAXN)``."""
-        return f"mode {self.number} ({self.name})"
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +116,7 @@ def mode_kept(nvpmodel: NvpModel, folder: Path) -> Iterator[PowerMode]:
         InputError: The state cannot be written.
     """
     make_folder(folder)
-    with held(folder, "another program sweeps power modes now: wait for its end"):
+    with exclusive_lock(folder, busy=EnergyError(f"{folder}: {_BUSY}")):
         _set_back(nvpmodel, folder)
         found = nvpmodel.query()
         write_json(folder / STATE_FILE, State(1, found.number))
@@ -152,7 +142,7 @@ def set_back_left_over(nvpmodel: NvpModel, folder: Path) -> str:
     """
     if not (folder / STATE_FILE).exists():
         return ""
-    with held(folder, "another program sweeps power modes now: wait for its end"):
+    with exclusive_lock(folder, busy=EnergyError(f"{folder}: {_BUSY}")):
         found = _set_back(nvpmodel, folder)
     return f"{found}, which a killed sweep had changed, is set again" if found is not None else ""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from devit_contract.artefacts.files import make_folder, write_json
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import EnergyError, InputError
+from devit_contract.machine import PowerMode
 from devit_contract.service.progress import Progress
 from devit_contract.wire.messages import Description
 from devit_engines.bench.child import EngineChild, Ready
@@ -25,7 +26,7 @@ from devit_profiling.record.record import DeviceRecord, Plan, Recording, Scenari
 from devit_profiling.record.run_folder import write_recording
 from devit_profiling.report.report import write_report
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sweep.nvpmodel import NvpModel, PowerMode, RebootError, mode_kept
+from devit_profiling.sweep.nvpmodel import NvpModel, RebootError, mode_kept
 from devit_profiling.sweep.verdict import SWEEP_FILE, Sweep, judge
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from devit_contract.machine import PowerMode
 from devit_profiling.figures.analysis import Report, ScenarioReport
 from devit_profiling.figures.interval import Estimate
 from devit_profiling.report.text import interval, joules, number
-from devit_profiling.sweep.nvpmodel import PowerMode
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
@@ -163,4 +163,4 @@ def _p99_ms(mode: ModeFigures) -> float:
 
 
 def _title(mode: ModeFigures) -> str:
-    return f"mode {mode.number} ({mode.name})"
+    return str(PowerMode(mode.number, mode.name))

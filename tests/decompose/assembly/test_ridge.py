@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devit_contract.arrays import Int64Array
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.service.progress import no_progress
 from devit_decompose.assembly import logistic
@@ -16,8 +17,6 @@ from devit_decompose.assembly import ridge as ridge_module
 from devit_decompose.assembly.logistic import fit_logistic
 from devit_decompose.assembly.ridge import STRENGTHS, LinearHead, Parts, Ridge, columns_of_parts, moments_of
 from devit_decompose.subset_accuracy import statistics_of
-
-Int64Array = npt.NDArray[np.int64]
 
 
 def made_up(

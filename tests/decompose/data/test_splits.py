@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import load_image
 from devit_contract.errors import InputError
 from devit_decompose.data.images import PictureArrays, PictureFiles
-from devit_decompose.data.splits import Dataset, Int64Array, Split, UInt8Array, balanced_indices, load_dataset
+from devit_decompose.data.splits import Dataset, Split, balanced_indices, load_dataset
 from devit_decompose.recipe.schema import DataRecipe
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -17,10 +17,10 @@ from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import CudaChoice, HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.open import open_cuda
 from devit_engines.engine import EngineSpec
-from devit_engines.names import CUDA_BINDINGS, CudaBinding, HostMemory
 from devit_engines.trt.builder import build_plan
 from devit_engines.trt.engine import TrtEngine
 
@@ -54,7 +54,7 @@ def plan_of(trt: ModuleType, bundle: Bundle, rung: str = "fp32") -> bytes:
 
 
 def engine_of(
-    trt: ModuleType, content: bytes, spec: EngineSpec, cuda: CudaBinding = "ctypes", **settings: object
+    trt: ModuleType, content: bytes, spec: EngineSpec, cuda: CudaChoice = "ctypes", **settings: object
 ) -> TrtEngine:
     return TrtEngine(content, spec, lambda: open_cuda(cuda), trt=trt, **settings)  # type: ignore[arg-type]
 
@@ -64,7 +64,7 @@ def engine_of(
     [
         (version, cuda, get_args(HostMemory)[(i + j) % 2], bool((i // 2 + j) % 2))
         for i, version in enumerate(VERSIONS)
-        for j, cuda in enumerate(CUDA_BINDINGS[1:])
+        for j, cuda in enumerate(get_args(CudaChoice)[1:])
     ],
 )
 def test_features_are_the_golden_ones_however_it_is_run(
@@ -72,7 +72,7 @@ def test_features_are_the_golden_ones_however_it_is_run(
     bundle: Bundle,
     spec: EngineSpec,
     version: str,
-    cuda: CudaBinding,
+    cuda: CudaChoice,
     host_memory: HostMemory,
     use_graph: bool,
 ) -> None:
