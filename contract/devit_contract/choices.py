@@ -11,13 +11,10 @@ Rung = Literal["fp16", "fp16-attn32", "fp32"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 BackendChoice = Literal["auto", "tensorrt", "ort"]
 """Back end of an engine; ``auto``: TensorRT if it is installed."""
-BACKEND_CHOICES: tuple[BackendChoice, ...] = get_args(BackendChoice)
 Precision = Literal["fp16", "fp32"]
 """``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CudaChoice = Literal["auto", "pycuda", "cuda-bindings", "ctypes"]
 """Python's way to CUDA."""
-CUDA_BINDINGS: tuple[CudaChoice, ...] = get_args(CudaChoice)
 HostMemory = Literal["pinned", "mapped"]
 """``pinned``: images and features are copied; ``mapped``: the GPU reads and writes host memory, which saves the copies
 where both share it, as on a Jetson."""

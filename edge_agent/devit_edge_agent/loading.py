@@ -23,8 +23,7 @@ from devit_engines.board import detect_board
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
 from devit_engines.choice import OpenedEngine, open_engine
-from devit_engines.engine import Engine
-from devit_engines.names import ModelRef
+from devit_engines.engine import Engine, ModelRef
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
 """What another engine in the same process may change."""

@@ -18,8 +18,7 @@ from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import Tensors
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, ManifestError
-from devit_engines.engine import Engine
-from devit_engines.names import ModelRef
+from devit_engines.engine import Engine, ModelRef
 
 BATCH = 16
 """Golden images per call."""

@@ -12,8 +12,7 @@ from devit_contract.errors import InputError
 from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings
 from devit_engines.building.build_all import find_engine
 from devit_engines.building.store import Store
-from devit_engines.engine import Engine, EngineSpec
-from devit_engines.names import ModelRef, role_of
+from devit_engines.engine import Engine, EngineSpec, ModelRef, role_of
 from devit_engines.null import NullEngine, PacedEngine, busy
 
 

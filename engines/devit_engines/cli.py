@@ -16,7 +16,7 @@ from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.build_one import BuiltEngine
 from devit_engines.building.store import Entry, Store
-from devit_engines.names import ModelRef, name_of, role_of
+from devit_engines.engine import ModelRef, name_of, role_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
 from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.choices import Role
 from devit_contract.errors import EngineError
 
+ModelRef = int | Literal["baseline"]
+"""Index of a submodel, or the bundle's baseline model."""
 _Self = TypeVar("_Self", bound="CheckedEngine")
 
 
@@ -52,6 +55,20 @@ class Engine(AbstractContextManager["Engine"], Protocol):
     def close(self) -> None:
         """Free the model; calling it twice is allowed, ``features`` afterwards is an error."""
         ...
+
+
+def role_of(model: ModelRef) -> tuple[Role, int | None]:
+    """Give the role and the index by which a manifest names a model's files."""
+    return ("baseline", None) if model == "baseline" else ("submodel", model)
+
+
+def name_of(model: ModelRef) -> str:
+    """Name a model for people.
+
+    >>> name_of(0), name_of("baseline")
+    ('submodel 0', 'baseline')
+    """
+    return model if model == "baseline" else f"submodel {model}"
 
 
 @dataclass(frozen=True)

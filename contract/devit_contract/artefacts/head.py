@@ -5,15 +5,17 @@ prediction from those present (the conditional mean of a joint Gaussian with the
 covariance). That is linear again, so each of the ``2^N - 1`` subsets S of devices has one matrix and one bias::
 
     A   = C_mp (C_pp + r I)^-1              m: columns of missing devices, p: columns of present ones
+        = -(M_mm)^-1 M_mp                   M = (C + r I)^-1, cheaper where few are missing
     W_S = W_p + W_m A                       b_S = b + W_m (mu_m - A mu_p)
     U_S = W_m (C_mm - A C_pm) W_m^T         covariance of the logits' error, (K, K)
 
-Training puts the same prediction into the place of a device that it leaves out.
+Training puts the same prediction in the place of a device that it leaves out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,16 @@ from devit_contract.arrays import Float32Array, Float64Array
 from devit_contract.artefacts.files import Tensors, read_tensors, write_tensors
 from devit_contract.errors import ManifestError
 
+Columns = npt.NDArray[np.intp]
 RIDGE = 1e-4
 """r above, as a share of the mean feature variance: keeps the inverse defined where features are collinear."""
 
-_MAX_PREPARED = 10
-_MAX_KEPT = 1024
+_MAX_INVERTED = 4096
+"""Features of the largest cell whose covariance is inverted: about 5 s of one core."""
+_MAX_KEPT_BYTES = 160 << 20
+"""Of all heads but the full one. At four devices of 384 features and 1,000 classes, all 14 take 43 MB."""
+_QUICK_MACS = 200_000_000
+"""Multiply-accumulates of a head that is computed while its first frame waits: about 20 ms of one core."""
 _HINT = "make the bundle again with devit export"
 
 
@@ -50,8 +57,6 @@ class SubsetHead:
     """Shape ``(K, sum of the dims of the present devices)``, columns in device order."""
     bias: Float32Array
     """Shape ``(K,)``."""
-    error_covariance: Float32Array
-    """Shape ``(K, K)``: how uncertain the logits are for want of the missing features; zeros where none is missing."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +85,24 @@ class FusionHead:
         """The mask of all devices: bit i stands for device i."""
         return (1 << len(self.dims)) - 1
 
-    def subset(self, mask: int) -> SubsetHead:
-        """Compute the head for the devices whose bits are set in ``mask`` (at least one)."""
+    def subset(self, mask: int, inverse: Float64Array | None = None) -> SubsetHead:
+        """Compute the head for the devices whose bits are set in ``mask`` (at least one).
+
+        Args:
+            mask: The devices present.
+            inverse: M above, used where fewer features are missing than present; the result is the same.
+        """
         if mask == self.everyone:
-            classes = len(self.bias)
-            nothing = np.zeros((classes, classes), np.float32)
-            return SubsetHead(self.weight.astype(np.float32), self.bias.astype(np.float32), nothing)
+            return SubsetHead(self.weight.astype(np.float32), self.bias.astype(np.float32))
         present, missing = columns_of(self.dims, mask)
-        weight_missing = self.weight[:, missing]
-        predict = prediction(self.statistics.covariance, present, missing)
-        mean = self.statistics.mean
-        covariance = self.statistics.covariance
-        left_over = covariance[np.ix_(missing, missing)] - predict @ covariance[np.ix_(present, missing)]
+        if inverse is not None and len(missing) < len(present):
+            predict = -np.linalg.solve(inverse[np.ix_(missing, missing)], inverse[np.ix_(missing, present)])
+        else:
+            predict = prediction(self.statistics.covariance, present, missing)
+        mean, weight_missing = self.statistics.mean, self.weight[:, missing]
         return SubsetHead(
             weight=(self.weight[:, present] + weight_missing @ predict).astype(np.float32),
             bias=(self.bias + weight_missing @ (mean[missing] - predict @ mean[present])).astype(np.float32),
-            error_covariance=(weight_missing @ left_over @ weight_missing.T).astype(np.float32),
         )
 
     def save(self, path: Path) -> None:
@@ -149,15 +156,25 @@ class FusionHead:
 class Fusion:
     """The heads of subsets, ready to be used frame by frame.
 
-    Up to ten devices, all ``2^N - 1`` are computed at start. Larger cells compute the full one, and each other one when
-    it is first needed, which holds that frame up; the latest thousand are kept.
+    The full head and that of each single missing device are computed at start, those of other subsets when they are
+    first needed. Where that takes long, a thread computes the head, and frames are fused by predicting the missing
+    features of each until it is there. A cell whose heads would not fit in memory prepares the full head only.
     """
 
     def __init__(self, head: FusionHead) -> None:
-        """Compute the matrices once."""
+        """Compute the heads that a cell needs most."""
         self.head = head
-        prepared = range(1, head.everyone + 1) if len(head.dims) <= _MAX_PREPARED else (head.everyone,)
-        self._subsets = {mask: head.subset(mask) for mask in prepared}
+        self._full = head.subset(head.everyone)
+        self._inverse: Float64Array | None = None
+        self._kept: dict[int, SubsetHead] = {}  # least recently used first
+        self._worker = ThreadPoolExecutor(1, "fusion-head")  # its thread starts with its first task
+        self._coming: tuple[int, Future[SubsetHead]] | None = None
+        count = len(head.dims)
+        if count > 1 and sum(head.dims) <= _MAX_INVERTED and count * self._full.weight.nbytes <= _MAX_KEPT_BYTES:
+            every = np.arange(sum(head.dims))
+            self._inverse = np.asarray(np.linalg.inv(_regular(head.statistics.covariance, every)), np.float64)
+            for device in range(count):
+                self._keep(head.everyone ^ 1 << device)
 
     def logits(self, features: Mapping[int, Float32Array]) -> Float32Array:
         """Fuse one frame.
@@ -169,8 +186,15 @@ class Fusion:
             Logits, shape ``(K,)``.
         """
         devices = sorted(features)
-        subset = self._subset(mask_of(devices))
+        mask = mask_of(devices)
         joined = np.concatenate([features[device] for device in devices])
+        subset = self._find(mask)
+        if subset is None and self._macs(mask) <= _QUICK_MACS:
+            subset = self._keep(mask)
+        if subset is None:
+            if self._coming is None:
+                self._coming = mask, self._worker.submit(self._compute, mask)
+            subset, joined = self._full, self._filled(joined, mask)
         return np.asarray(subset.weight @ joined + subset.bias, np.float32)
 
     def batch_logits(self, features: Float32Array, mask: int) -> Float32Array:
@@ -184,17 +208,58 @@ class Fusion:
             Logits, shape ``(n, K)``.
         """
         present, _ = columns_of(self.head.dims, mask)
-        subset = self._subset(mask)
+        subset = self._find(mask) or self._keep(mask)
         return np.asarray(features[:, present] @ subset.weight.T + subset.bias, np.float32)
 
-    def _subset(self, mask: int) -> SubsetHead:
-        found = self._subsets.get(mask)
-        if found is None:
-            if len(self._subsets) >= _MAX_KEPT:
-                oldest = next(other for other in self._subsets if other != self.head.everyone)
-                del self._subsets[oldest]
-            found = self._subsets[mask] = self.head.subset(mask)
-        return found
+    def _find(self, mask: int) -> SubsetHead | None:
+        if mask == self.head.everyone:
+            return self._full
+        if self._coming is not None and self._coming[1].done():
+            (done, future), self._coming = self._coming, None
+            self._keep(done, future.result())
+        if mask in self._kept:
+            self._kept[mask] = self._kept.pop(mask)
+        return self._kept.get(mask)
+
+    def _keep(self, mask: int, computed: SubsetHead | None = None) -> SubsetHead:
+        subset = self._kept[mask] = computed or self._compute(mask)
+        kept_bytes = sum(each.weight.nbytes for each in self._kept.values())
+        while kept_bytes > _MAX_KEPT_BYTES and len(self._kept) > 1:
+            kept_bytes -= self._kept.pop(next(iter(self._kept))).weight.nbytes
+        return subset
+
+    def _compute(self, mask: int) -> SubsetHead:
+        return self.head.subset(mask, self._inverse)
+
+    def _macs(self, mask: int) -> int:
+        """Estimate what computing a head costs: a linear system, and the product with the weights."""
+        present, missing = map(len, columns_of(self.head.dims, mask))
+        solved = present if self._inverse is None else min(present, missing)
+        return (solved + len(self.head.bias)) * present * missing
+
+    def _filled(self, joined: Float32Array, mask: int) -> Float32Array:
+        """Predict the missing features of one frame, shape ``(sum of dims,)``, by one small linear system."""
+        present, missing = columns_of(self.head.dims, mask)
+        mean, covariance, inverse = self.head.statistics.mean, self.head.statistics.covariance, self._inverse
+        whole, centred = mean.copy(), joined - mean[present]
+        whole[present] = joined
+        if inverse is not None and len(missing) < len(present):
+            pull = inverse[np.ix_(missing, present)] @ centred
+            whole[missing] -= np.linalg.solve(inverse[np.ix_(missing, missing)], pull)
+        else:
+            solved = np.linalg.solve(_regular(covariance, present), centred)
+            whole[missing] += covariance[np.ix_(missing, present)] @ solved
+        return whole.astype(np.float32)
+
+
+def error_covariance(head: FusionHead, mask: int) -> Float64Array:
+    """Compute how uncertain the logits of a subset are, shape ``(K, K)``; zeros where no device is missing."""
+    present, missing = columns_of(head.dims, mask)
+    covariance, weight_missing = head.statistics.covariance, head.weight[:, missing]
+    predict = prediction(covariance, present, missing)
+    left_over = covariance[np.ix_(missing, missing)] - predict @ covariance[np.ix_(present, missing)]
+    uncertain: Float64Array = weight_missing @ left_over @ weight_missing.T
+    return uncertain
 
 
 def mask_of(devices: list[int]) -> int:
@@ -218,7 +283,7 @@ def devices_of(mask: int) -> list[int]:
     return [device for device in range(mask.bit_length()) if mask >> device & 1]
 
 
-def columns_of(dims: tuple[int, ...], mask: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def columns_of(dims: tuple[int, ...], mask: int) -> tuple[Columns, Columns]:
     """Split the columns of the concatenated features into those of present and of missing devices.
 
     >>> columns_of((2, 1), 0b01)
@@ -230,15 +295,19 @@ def columns_of(dims: tuple[int, ...], mask: int) -> tuple[npt.NDArray[np.intp], 
     return np.flatnonzero(is_present), np.flatnonzero(~is_present)
 
 
-def prediction(covariance: Float64Array, present: npt.NDArray[np.intp], missing: npt.NDArray[np.intp]) -> Float64Array:
+def prediction(covariance: Float64Array, present: Columns, missing: Columns) -> Float64Array:
     """Compute A, the matrix that predicts centred missing features from centred present ones.
 
     Returns:
         Shape ``(missing, present)``.
     """
-    present_block = covariance[np.ix_(present, present)]
+    solved = np.linalg.solve(_regular(covariance, present), covariance[np.ix_(present, missing)])
+    return np.asarray(solved.T, np.float64)
+
+
+def _regular(covariance: Float64Array, columns: Columns) -> Float64Array:
+    """Copy a block of the covariance, with r on its diagonal."""
+    block = covariance[np.ix_(columns, columns)]
     ridge = max(RIDGE * float(np.trace(covariance)) / covariance.shape[0], np.finfo(np.float64).tiny)
-    solved: Float64Array = np.linalg.solve(
-        present_block + ridge * np.eye(len(present)), covariance[np.ix_(present, missing)]
-    )
-    return solved.T
+    block.flat[:: len(columns) + 1] += ridge
+    return block

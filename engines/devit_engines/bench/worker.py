@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
 
 from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import BACKEND_CHOICES, PRECISIONS
+from devit_contract.choices import BackendChoice, Precision
 from devit_contract.errors import DevitError
 from devit_engines.bench.child import Failed, Line, Ready, TimedRun
 from devit_engines.board import detect_board
@@ -88,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
     parser.add_argument("--submodel", type=int, default=0, help="which one (default: 0)")
     parser.add_argument("--store", type=Path, help="engine store (default: ~/.cache/devit/engines)")
-    parser.add_argument("--backend", choices=BACKEND_CHOICES, default="auto", help="(default: auto)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="(default: fp16)")
+    parser.add_argument("--backend", choices=get_args(BackendChoice), default="auto", help="(default: auto)")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp16", help="(default: fp16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of ONNX Runtime (default: 1)")
     parser.add_argument("--engine", default="built", help="built (default), null, paced:MS or busy:MS")
     return parser

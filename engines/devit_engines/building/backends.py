@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from devit_contract.choices import BACKEND_CHOICES, CudaChoice, HostMemory
+from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Rung
 from devit_contract.errors import EngineError, InputError
 from devit_engines import ort
 from devit_engines.cuda.open import open_cuda
 from devit_engines.engine import CheckedEngine, EngineSpec
-from devit_engines.names import BackendName
 from devit_engines.trt import plan
 from devit_engines.trt.child import build_in_child
 from devit_engines.trt.engine import TrtEngine
 from devit_engines.trt.request import BuildRequest, Built, Report
+
+BackendName = Literal["tensorrt", "ort"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Backend:
     """For people."""
     file_name: str
     """Of the engine in its folder of the store."""
-    rungs: tuple[str, ...]
+    rungs: tuple[Rung, ...]
     """Precision rungs that it can run as they are meant."""
     options: tuple[str, ...]
     """Build options that are part of the key, ``name=value``."""
@@ -112,5 +114,5 @@ def backend_of(name: str) -> Backend:
     if name == "auto":
         name = "tensorrt" if BACKENDS["tensorrt"].is_installed else "ort"
     if name not in BACKENDS:
-        raise InputError(f"unknown back end {name}: choose one of {', '.join(BACKEND_CHOICES)}")
+        raise InputError(f"unknown back end {name}: choose one of {', '.join(get_args(BackendChoice))}")
     return BACKENDS[name]

@@ -15,8 +15,7 @@ from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings, backe
 from devit_engines.building.build_one import BuiltEngine, build_one
 from devit_engines.building.store import EngineKey, EngineRecord, Store
 from devit_engines.building.target import Target
-from devit_engines.engine import CheckedEngine
-from devit_engines.names import ModelRef
+from devit_engines.engine import CheckedEngine, ModelRef
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from devit_engines.building.backends import RunSettings
 from devit_engines.building.latency import measure_latency
 from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency
 from devit_engines.building.target import Target
-from devit_engines.engine import CannotCompileError
-from devit_engines.names import ModelRef
+from devit_engines.engine import CannotCompileError, ModelRef
 from devit_engines.trt.request import Built, Report
 
 

@@ -217,7 +217,12 @@ class Store:
             InputError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
-        self._make_folder(path.parent)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise InputError(
+                f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
+            ) from err
         while True:
             with exclusive_lock(path, on_wait=on_wait) as file:
                 if not _is_at(path, file):
@@ -229,14 +234,6 @@ class Store:
                     with suppress(OSError):  # a file more does no harm
                         path.unlink()
                 return
-
-    def _make_folder(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise InputError(
-                f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
-            ) from err
 
     def _digests(self, pattern: str = _DIGEST) -> list[str]:
         if not self.folder.exists():

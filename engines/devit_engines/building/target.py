@@ -10,8 +10,7 @@ from devit_contract.errors import ManifestError
 from devit_engines.board import Board
 from devit_engines.building.backends import Backend
 from devit_engines.building.store import EngineKey, Store, default_folder
-from devit_engines.engine import EngineSpec
-from devit_engines.names import ModelRef, name_of, role_of
+from devit_engines.engine import EngineSpec, ModelRef, name_of, role_of
 from devit_engines.trt.request import BuildRequest, GraphFile
 from devit_engines.trt.timing_cache import timing_cache_path
 

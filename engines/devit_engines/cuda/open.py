@@ -8,7 +8,9 @@ them anyway.
 
 from __future__ import annotations
 
-from devit_contract.choices import CUDA_BINDINGS, CudaChoice
+from typing import get_args
+
+from devit_contract.choices import CudaChoice
 from devit_contract.errors import InputError
 from devit_engines.cuda.api import Cuda, DriverCuda
 from devit_engines.cuda.bindings_driver import BindingsDriver
@@ -27,8 +29,8 @@ def open_cuda(binding: CudaChoice = "auto", device: int = 0) -> Cuda:
         InputError: There is no such binding.
         EngineError: Its package or the driver is missing, or there is no GPU.
     """
-    if binding not in CUDA_BINDINGS:
-        raise InputError(f"unknown CUDA binding {binding}: choose one of {', '.join(CUDA_BINDINGS)}")
+    if binding not in get_args(CudaChoice):
+        raise InputError(f"unknown CUDA binding {binding}: choose one of {', '.join(get_args(CudaChoice))}")
     if binding == "pycuda":
         return PycudaCuda(device)
     return DriverCuda(BindingsDriver() if binding == "cuda-bindings" else CtypesDriver(), device)

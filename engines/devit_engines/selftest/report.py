@@ -17,7 +17,7 @@ from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.build_one import BuiltEngine
 from devit_engines.building.store import Store
 from devit_engines.doctor.finding import Finding
-from devit_engines.names import name_of
+from devit_engines.engine import name_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
 BUNDLE = Path(__file__).with_name("bundle")

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import read_bytes
+from devit_contract.choices import Rung
 
 Report = Callable[[float, str], None]
 """Called with the seconds since a build began and its current phase."""
@@ -35,7 +36,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
 
     name: str
     """For messages: ``submodel 0``."""
-    rung: str
+    rung: Rung
     graph: GraphFile
     """The rung's ONNX graph, whose types are its precision."""
     fp32_graph: GraphFile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,19 @@ from hypothesis import strategies as st
 from tests.support.properties import examples
 
 from devit_contract.arrays import Float64Array
+from devit_contract.artefacts import head as head_module
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.head import RIDGE, Fusion, FusionHead, FusionStatistics, columns_of, devices_of, mask_of
+from devit_contract.artefacts.head import (
+    RIDGE,
+    Fusion,
+    FusionHead,
+    FusionStatistics,
+    SubsetHead,
+    columns_of,
+    devices_of,
+    error_covariance,
+    mask_of,
+)
 from devit_contract.errors import ManifestError
 
 
@@ -67,6 +79,72 @@ def test_a_subset_answers_as_the_full_head_over_features_filled_in_by_regression
     np.testing.assert_allclose(found / scale, expected / scale, atol=2e-4)
 
 
+@examples(0.4)
+@given(dims=all_dims, seed=st.integers(0, 1 << 32), is_quick=st.booleans(), data=st.data())
+def test_a_head_that_is_computed_late_answers_as_the_direct_formula(
+    dims: tuple[int, ...], seed: int, is_quick: bool, data: st.DataObject
+) -> None:
+    """In every way it may come: prepared, computed at once, predicted frame by frame, and from the thread."""
+    rng = np.random.default_rng(seed)
+    head = head_of(training_features(dims, rng), dims, rng)
+    masks = data.draw(st.lists(st.integers(1, head.everyone), min_size=1, max_size=5), label="masks")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(head_module, "_QUICK_MACS", 1 << 60 if is_quick else 0)
+        fusion = Fusion(head)
+        for mask in [*masks, *masks]:
+            features = {device: rng.normal(0.0, 2.0, dims[device]).astype(np.float32) for device in devices_of(mask)}
+            direct = head.subset(mask)
+            expected = direct.weight @ np.concatenate(list(features.values())) + direct.bias
+            scale = max(1.0, float(np.abs(expected).max()))
+            np.testing.assert_allclose(fusion.logits(features) / scale, expected / scale, atol=1e-4)
+
+
+def test_a_head_that_takes_long_is_computed_beside_the_frames_and_then_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "_QUICK_MACS", 0)
+    started, may_end, made = threading.Event(), threading.Event(), []
+    compute = FusionHead.subset
+
+    def slow(head: FusionHead, mask: int, inverse: Float64Array | None = None) -> SubsetHead:
+        if mask == 0b001:
+            started.set()
+            assert may_end.wait(30)
+            made.append(threading.current_thread().name)
+        return compute(head, mask, inverse)
+
+    monkeypatch.setattr(FusionHead, "subset", slow)
+    rng = np.random.default_rng(8)
+    fusion = Fusion(head_of(training_features((3, 2, 2), rng), (3, 2, 2), rng))
+    frame = {0: np.ones(3, np.float32)}
+    first = fusion.logits(frame)
+    assert started.wait(30)
+    second = fusion.logits(frame)
+    other = fusion.logits({1: np.ones(2, np.float32)})
+    assert made == []
+    may_end.set()
+    fusion._worker.shutdown()
+    np.testing.assert_allclose(fusion.logits(frame), first, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(other).all()
+    assert len(made) == 1
+    assert made[0].startswith("fusion-head")
+
+
+def test_heads_of_many_subsets_stay_within_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was not used for longest goes, and answers the same when it is needed again."""
+    rng = np.random.default_rng(9)
+    dims = (2,) * 6
+    head = head_of(training_features(dims, rng), dims, rng)
+    monkeypatch.setattr(head_module, "_MAX_KEPT_BYTES", 6 * 12 * 5 * 4)  # what preparing the six takes
+    fusion = Fusion(head)
+    features = rng.normal(0.0, 1.0, (4, 12)).astype(np.float32)
+    for mask in [*range(1, 64), *range(1, 64)]:
+        present, _ = columns_of(dims, mask)
+        direct = head.subset(mask)
+        expected = features[:, present] @ direct.weight.T + direct.bias
+        np.testing.assert_allclose(fusion.batch_logits(features, mask), expected, rtol=1e-3, atol=1e-3)
+        assert sum(kept.weight.nbytes for kept in fusion._kept.values()) <= 6 * 12 * 5 * 4
+
+
 def test_every_subset_of_three_devices_agrees_frame_by_frame_with_the_batch() -> None:
     rng = np.random.default_rng(1)
     dims = (3, 1, 4)
@@ -96,14 +174,14 @@ def test_all_devices_give_the_plain_linear_head() -> None:
 def test_uncertainty_is_a_covariance_that_shrinks_with_devices_to_zero(dims: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
     head = head_of(training_features(dims, rng), dims, rng)
-    assert not head.subset(head.everyone).error_covariance.any()
+    assert not error_covariance(head, head.everyone).any()
     for mask in range(1, head.everyone + 1):
-        covariance = head.subset(mask).error_covariance.astype(np.float64)
+        covariance = error_covariance(head, mask)
         scale = max(float(np.trace(covariance)), 1e-9)
         np.testing.assert_allclose(covariance, covariance.T, atol=1e-4 * scale)
         assert np.linalg.eigvalsh(covariance).min() >= -1e-4 * scale
         for device in devices_of(head.everyone & ~mask):
-            more = head.subset(mask | 1 << device).error_covariance.astype(np.float64)
+            more = error_covariance(head, mask | 1 << device)
             assert np.trace(more) <= scale * (1 + 1e-3)
 
 
@@ -114,7 +192,7 @@ def test_uncertainty_is_what_regression_leaves_over_on_the_data() -> None:
     head = head_of(training, dims, rng)
     errors = (training - filled_in(training, training, *columns(dims, 0b01))) @ head.weight.T
     measured = np.cov(errors, rowvar=False)
-    np.testing.assert_allclose(head.subset(0b01).error_covariance, measured, atol=2e-3 * np.trace(measured))
+    np.testing.assert_allclose(error_covariance(head, 0b01), measured, atol=2e-3 * np.trace(measured))
 
 
 @pytest.mark.parametrize("dead", [False, True])

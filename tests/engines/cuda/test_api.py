@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.engines.fakes import driver_bindings
 from tests.engines.fakes.driver import CudaFault, FakeDriver
 from tests.engines.fakes.driver_library import SYMBOLS
 
-from devit_contract.choices import CUDA_BINDINGS
+from devit_contract.choices import CudaChoice
 from devit_contract.errors import DeviceLostError, EngineError, InputError
 from devit_engines.cuda import ctypes_driver as cuda_ctypes
 from devit_engines.cuda.api import Cuda, HostBuffer
@@ -35,7 +36,7 @@ from devit_engines.cuda.ctypes_driver import PROTOTYPES, CtypesDriver, Out
 from devit_engines.cuda.open import open_cuda
 
 ROOT = Path(__file__).parents[3]
-BACK_ENDS = CUDA_BINDINGS[1:]
+BACK_ENDS = get_args(CudaChoice)[1:]
 SIZE = 3072
 KEPT: list[Cuda] = []
 ONE_EACH = ("cuda-bindings", "pycuda")
@@ -747,7 +748,7 @@ def test_the_simulation_does_not_lose_a_bug_in_work(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_simulation_has_no_other_names_than_the_real_things(driver: FakeDriver) -> None:
-    if "DEVIT_REAL_CUDA_BINDINGS" in os.environ:
+    if "DEVIT_REAL_get_args(CudaChoice)" in os.environ:
         pytest.skip("the real package is in use")
     with pytest.raises(AttributeError):
         CtypesDriver()._functions["cuMemAlloc"] = cuda_ctypes.load_library().cuMemAlloc  # the 32-bit form
@@ -799,7 +800,7 @@ def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path,
     )
     assert compiler.returncode == 0, compiler.stderr
     environment = os.environ | {
-        "DEVIT_REAL_CUDA_BINDINGS": "1",
+        "DEVIT_REAL_get_args(CudaChoice)": "1",
         "LD_LIBRARY_PATH": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "p"), str(ROOT)]),
     }
@@ -816,6 +817,6 @@ def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path,
 
 def test_the_bindings_version_is_read_off_the_package(driver: FakeDriver) -> None:
     module = importlib.import_module("cuda.bindings.driver")
-    assert hasattr(module, "__file__") == ("DEVIT_REAL_CUDA_BINDINGS" in os.environ)
+    assert hasattr(module, "__file__") == ("DEVIT_REAL_get_args(CudaChoice)" in os.environ)
     version = int(module.CUDA_VERSION)
     assert BindingsDriver()._version() == f"{version // 1000}.{version % 1000 // 10}"

@@ -17,7 +17,7 @@ from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import CUDA_BINDINGS, CudaChoice, HostMemory
+from devit_contract.choices import CudaChoice, HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.open import open_cuda
 from devit_engines.engine import EngineSpec
@@ -64,7 +64,7 @@ def engine_of(
     [
         (version, cuda, get_args(HostMemory)[(i + j) % 2], bool((i // 2 + j) % 2))
         for i, version in enumerate(VERSIONS)
-        for j, cuda in enumerate(CUDA_BINDINGS[1:])
+        for j, cuda in enumerate(get_args(CudaChoice)[1:])
     ],
 )
 def test_features_are_the_golden_ones_however_it_is_run(

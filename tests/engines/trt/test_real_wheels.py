@@ -154,7 +154,7 @@ for path in sorted(folder.glob("*.onnx")):
     start_s = time.monotonic()
     graph = GraphFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     places = str(folder / "timing.cache"), str(folder / ".draft.")
-    order = BuildRequest(path.stem, "", graph, graph, (), *places, module="tensorrt_rtx", targets=("SM86",))
+    order = BuildRequest(path.stem, "fp32", graph, graph, (), *places, module="tensorrt_rtx", targets=("SM86",))
     phases = set()
     plan = build_in_child(order, lambda elapsed_s, phase: phases.add(phase), 1 << 28)
     assert plan.content[:4] == b"vtrt", plan.content[:4]  # ftrt in the product for Jetsons
