@@ -37,13 +37,13 @@ def classify(
         typer.Argument(help="Picture files, folders of them, patterns such as 'day/*.jpg', or - for names on stdin."),
     ] = None,
     own: Annotated[
-        int, typer.Option("--own", min=0, help="Have the devices look through their own cameras, so many times.")
+        int, typer.Option("--own", min=0, help="Have the devices look through their own cameras, N times.")
     ] = 0,
     to: To = None,
     fleet: FleetFile = None,
     key: Key = None,
     node_key: NodeKey = "",
-    in_flight: Annotated[int, typer.Option(min=1, help="Images asked for at once.")] = 4,
+    in_flight: Annotated[int, typer.Option(min=1, help="Images in flight at the same time.")] = 4,
     as_json: Json = False,
 ) -> None:
     """Ask a running cell what is in pictures, or in front of its devices.
@@ -141,7 +141,7 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
     if to is not None:
         parse_endpoint(to, "--to")
         if (keys is None) != (not node_key) and fleet is None:
-            raise InputError("expected --key and --node-key together, found one of them")
+            raise InputError("--key and --node-key must be given together")
         if fleet is not None and not node_key:
             node_key = load_fleet(fleet).node.public_key
         return Client(to, keys=keys, node_key=check_key(node_key, "--node-key") if node_key else None)
@@ -160,20 +160,18 @@ def _picture_paths(names: list[str]) -> Iterator[Path]:
         if name == "-":
             listed = [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
             if not listed:
-                raise InputError("-: expected names of pictures on standard input, one a line, found none")
+                raise InputError("-: no names of pictures on standard input: give one per line")
             yield from listed
         elif path.is_dir():
             found = sorted(child for child in path.iterdir() if child.suffix.lower() in PICTURE_SUFFIXES)
             if not found:
-                raise InputError(
-                    f"{path}: expected pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder, found none"
-                )
+                raise InputError(f"{path}: this folder has no pictures ({', '.join(PICTURE_SUFFIXES)})")
             yield from found
         elif not path.exists() and any(character in name for character in "*?["):
             # Path.glob takes no absolute pattern.
             matching = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207
             if not matching:
-                raise InputError(f"{name}: expected pictures of that pattern, found none")
+                raise InputError(f"{name}: no picture matches this pattern")
             yield from matching
         else:
             yield path

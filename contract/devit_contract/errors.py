@@ -12,7 +12,7 @@
     │   ├── NotBuiltError     the store holds none that this bundle and this machine can take
     │   └── DeviceLostError   the GPU's context is lost; only a new process helps, exit code 70
     ├── EnergyError       power samples do not carry the figure that was asked for
-    ├── TrainError        training cannot start, resume or go on
+    ├── TrainError        training cannot start, resume or continue
     └── ConfigurationError    a service cannot start with its files as they are; no new start helps, exit code 78
 
 A message says what was expected, what was found, and what to run next. Commands catch
@@ -66,7 +66,7 @@ class EnergyError(DevitError):
 
 
 class TrainError(DevitError):
-    """Training cannot start, resume or go on."""
+    """Training cannot start, resume or continue."""
 
 
 class ConfigurationError(DevitError):

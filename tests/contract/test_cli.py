@@ -80,13 +80,13 @@ def test_names_of_pictures_come_from_standard_input(options: list[str | Path], p
 def test_standard_input_without_a_name_is_said_in_one_line(options: list[str | Path], tmp_path: Path) -> None:
     for stdin in ("", "\n \n"):
         said = failure(devit("classify", "-", *options, cwd=tmp_path, stdin=stdin))
-        assert "-: expected names of pictures on standard input, one a line, found none" in said
+        assert "-: no names of pictures on standard input: give one per line" in said
 
 
 def test_a_pattern_that_no_shell_has_opened_names_pictures(options: list[str | Path], pictures: Path) -> None:
     done = devit("classify", "[a-z].png", *options, "--json", cwd=pictures)
     assert [row["image"] for row in json.loads(done.stdout)] == ["a.png", "b.png"]
-    assert "no*.png: expected pictures of that pattern" in failure(devit("classify", "no*.png", *options, cwd=pictures))
+    assert "no*.png: no picture matches this pattern" in failure(devit("classify", "no*.png", *options, cwd=pictures))
 
 
 def test_images_without_an_answer_are_shown_and_end_with_exit_code_1(options: list[str | Path], tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_node_and_the_keys_may_be_given_one_by_one(cell: LocalCell, pictures
     node = cell.fleet.node
     by_hand = ["--to", node.client_endpoint, "--node-key", node.public_key, "--key", str(cell.client_key_path)]
     assert devit("classify", "a.png", *by_hand, cwd=pictures).returncode == 0
-    assert "expected --key and --node-key together" in failure(devit("status", *by_hand[:4], cwd=pictures))
+    assert "--key and --node-key must be given together" in failure(devit("status", *by_hand[:4], cwd=pictures))
 
 
 def test_status_is_a_table_for_people_and_json_for_programs(options: list[str | Path], tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_one_bad_picture_is_named_and_none_is_answered(options: list[str | Path]
 
 
 def test_a_folder_without_pictures_is_named(options: list[str | Path], tmp_path: Path) -> None:
-    assert f"{tmp_path}: expected pictures (.png" in failure(devit("classify", tmp_path, *options, cwd=tmp_path))
+    assert f"{tmp_path}: this folder has no pictures (.png" in failure(devit("classify", tmp_path, *options, cwd=tmp_path))
 
 
 @pytest.mark.system

@@ -42,7 +42,7 @@ def measure_cell(
 
     Raises:
         ManifestError: A calibration breaks its format, or is of another board.
-        InputError: A name is not in the fleet or stands there twice, or a picture is refused.
+        InputError: A name is not in the fleet or is there twice, or a picture is refused.
         LinkError: The node or a device does not answer.
     """
     for name in device_names:

@@ -65,7 +65,7 @@ def sweep(
         The run's folder, and the verdict. After Ctrl-C it is of the modes that were measured whole.
 
     Raises:
-        InputError: A mode stands there twice, or ``out`` or the state cannot be written.
+        InputError: A mode is there twice, or ``out`` or the state cannot be written.
         EnergyError: There is no sensor or no ``nvpmodel``, a mode is unknown, all need a reboot, or the mode that was
             found cannot be set again.
         EngineError: The engine cannot be loaded or run.
