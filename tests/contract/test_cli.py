@@ -134,7 +134,9 @@ def test_one_bad_picture_is_named_and_none_is_answered(options: list[str | Path]
 
 
 def test_a_folder_without_pictures_is_named(options: list[str | Path], tmp_path: Path) -> None:
-    assert f"{tmp_path}: this folder has no pictures (.png" in failure(devit("classify", tmp_path, *options, cwd=tmp_path))
+    assert f"{tmp_path}: this folder has no pictures (.png" in failure(
+        devit("classify", tmp_path, *options, cwd=tmp_path)
+    )
 
 
 @pytest.mark.system

@@ -250,17 +250,12 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
 
 def _check_extras(path: Path, extras: tuple[Extra, ...]) -> None:
     for extra in extras:
+        where = f"of [[extra]] {extra.name!r}"
         check_name(extra.name, f"{path}: name of [[extra]]")
         if not 0 < extra.watts <= 100_000:
-            raise ManifestError(
-                f"{path}: field watts of [[extra]] {extra.name!r}: expected more than 0, found {extra.watts:g}: "
-                f"{_FLEET_HINT}"
-            )
+            raise ManifestError(f"{path}: watts {where}: expected more than 0, found {extra.watts:g}: {_FLEET_HINT}")
         if not extra.source.strip():
-            raise ManifestError(
-                f"{path}: field source of [[extra]] {extra.name!r}: expected where its watts come from, found nothing: "
-                f"{_FLEET_HINT}"
-            )
+            raise ManifestError(f"{path}: source {where}: say where its watts come from: {_FLEET_HINT}")
     _refuse_twins(path, "name of [[extra]]", [extra.name for extra in extras])
 
 

@@ -234,7 +234,7 @@ def test_extra_of_the_example_is_read_once_its_comment_signs_are_gone(tmp_path: 
     [
         ('name = "switch"\nwatts = 0.0\nsource = "meter"', "watts of .* expected more than 0, found 0"),
         ('name = "switch"\nwatts = nan\nsource = "meter"', "watts of .* expected more than 0, found nan"),
-        ('name = "switch"\nwatts = 4.5\nsource = " "', "expected where its watts come from"),
+        ('name = "switch"\nwatts = 4.5\nsource = " "', "say where its watts come from"),
         ('name = "switch"\nwatts = 4.5', "source"),
     ],
 )
