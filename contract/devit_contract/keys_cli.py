@@ -84,9 +84,7 @@ def list_keys(
 @app.command("revoke")
 def revoke_key(
     name: Annotated[str, typer.Argument(help="Device or client of the fleet.")],
-    fleet: Annotated[Path, typer.Option("--fleet", help="Fleet file; revoked_keys lies beside it.")] = Path(
-        "fleet.toml"
-    ),
+    fleet: Annotated[Path, typer.Option("--fleet", help="Fleet file; revoked_keys is beside it.")] = Path("fleet.toml"),
     undo: Annotated[bool, typer.Option("--undo", help="Let the key in again.")] = False,
 ) -> None:
     """Lock a key out of a fleet at once: a running node cuts its link, and refuses it from then on."""
@@ -147,7 +145,7 @@ def _key_to_revoke(name: str, fleet: Fleet) -> bytes:
     if name not in keys and name != "node":
         raise InputError(f"{name}: expected a device or client of the fleet, one of {', '.join(keys)}")
     if not fleet.has_keys:
-        raise InputError(f"{name}: expected a fleet with keys, found one without: nothing can be revoked")
+        raise InputError(f"{name}: this fleet has no keys: nothing can be revoked")
     key = keys.get(name, "")
     if key in ("", fleet.node.public_key):
         raise InputError(

@@ -119,7 +119,7 @@ def test_an_unsigned_bundle_is_refused_before_anything_is_changed(fleet: Fleet) 
     before = fleet.started
     played = fleet.play("site.yml", fleet.release("unsigned", serial=1, bundle="unsigned"))
     assert played.code != 0
-    assert "expected a signed bundle" in played.said
+    assert "not a signed bundle" in played.said
     assert sum(played.changed.values()) == 0
     assert fleet.started == before
 

@@ -53,12 +53,12 @@ def describe_file(
     return FileEntry(role, name, sha256_of_file(path), path.stat().st_size, device, rung)
 
 
-def check_listing(folder: Path, files: tuple[FileEntry, ...], hint: str) -> None:
-    """Check that every listed file is there and has its size; no content is read.
+def check_listing(folder: Path, files: tuple[FileEntry, ...], hint: str, *, with_digests: bool = False) -> None:
+    """Check that every listed file is there and has its size; no content is read unless digests are asked for.
 
     Raises:
         InputError: A file is missing.
-        ManifestError: A file has another size, or is listed more than once.
+        ManifestError: A file has another size or digest, or is listed more than once.
     """
     names = [file.name for file in files]
     for file in files:
@@ -71,14 +71,5 @@ def check_listing(folder: Path, files: tuple[FileEntry, ...], hint: str) -> None
             raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
         if file.size_bytes not in (None, size_bytes):
             raise ManifestError(f"{path}: expected {file.size_bytes} bytes, found {size_bytes}: {hint}")
-
-
-def check_digests(folder: Path, files: tuple[FileEntry, ...], hint: str) -> None:
-    """Check the digest of every listed file.
-
-    Raises:
-        InputError: A file cannot be read.
-        ManifestError: A file has another digest.
-    """
-    for file in files:
-        check_digest(folder / file.name, file.sha256, sha256_of_file(folder / file.name), hint)
+        if with_digests:
+            check_digest(path, file.sha256, sha256_of_file(path), hint)

@@ -166,8 +166,7 @@ def load_fleet(path: Path) -> Fleet:
         parse_endpoint(endpoint, str(path))
         if not fleet.has_keys and not is_loopback(endpoint):
             raise InputError(
-                f"{path}: {endpoint}: expected keys for an address that others can reach, found none: "
-                "make them with devit keys new"
+                f"{path}: {endpoint}: others can reach this address, so it needs keys: make them with devit keys new"
             )
     keys = [(device.name, device.public_key) for device in fleet.device]
     keys += [(client.name, client.public_key) for client in fleet.client]
@@ -176,7 +175,7 @@ def load_fleet(path: Path) -> Fleet:
             check_key(key, f"{path}: public_key of {name}")
         _refuse_twins(path, "public_key", [key for _, key in keys])
     elif any(key for _, key in keys):
-        raise InputError(f"{path}: public_key of node: expected a key, as devices or clients have one, found none")
+        raise InputError(f"{path}: public_key of node: missing, though devices or clients have keys")
     return fleet
 
 
@@ -191,11 +190,11 @@ def load_agent_config(path: Path) -> AgentConfig:
     check_name(config.name, f"{path}: name")
     parse_endpoint(config.node, str(path))
     if bool(config.node_public_key) != bool(config.secret_key):
-        raise InputError(f"{path}: expected node_public_key and secret_key together, found one of them")
+        raise InputError(f"{path}: node_public_key and secret_key must be given together")
     if config.node_public_key:
         check_key(config.node_public_key, f"{path}: node_public_key")
     elif not is_loopback(config.node):
-        raise InputError(f"{path}: {config.node}: expected keys for an address off this machine, found none")
+        raise InputError(f"{path}: {config.node}: another machine's address needs node_public_key and secret_key")
     if not 1 <= config.threads <= MAX_THREADS:
         raise InputError(f"{path}: threads: expected 1 to {MAX_THREADS}, found {config.threads}")
     changes = {
@@ -251,21 +250,16 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
 
 def _check_extras(path: Path, extras: tuple[Extra, ...]) -> None:
     for extra in extras:
+        where = f"of [[extra]] {extra.name!r}"
         check_name(extra.name, f"{path}: name of [[extra]]")
         if not 0 < extra.watts <= 100_000:
-            raise ManifestError(
-                f"{path}: field watts of [[extra]] {extra.name!r}: expected more than 0, found {extra.watts:g}: "
-                f"{_FLEET_HINT}"
-            )
+            raise ManifestError(f"{path}: watts {where}: expected more than 0, found {extra.watts:g}: {_FLEET_HINT}")
         if not extra.source.strip():
-            raise ManifestError(
-                f"{path}: field source of [[extra]] {extra.name!r}: expected where its watts come from, found nothing: "
-                f"{_FLEET_HINT}"
-            )
+            raise ManifestError(f"{path}: source {where}: say where its watts come from: {_FLEET_HINT}")
     _refuse_twins(path, "name of [[extra]]", [extra.name for extra in extras])
 
 
 def _refuse_twins(path: Path, field: str, values: list[str]) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise ManifestError(f"{path}: {field} {value!r} stands there twice: {_FLEET_HINT}")
+            raise ManifestError(f"{path}: {field} {value!r} is there twice: {_FLEET_HINT}")

@@ -193,7 +193,7 @@ class Fusion:
             subset = self._keep(mask)
         if subset is None:
             if self._coming is None:
-                self._coming = mask, self._worker.submit(self._compute, mask)
+                self._coming = mask, self._worker.submit(self.head.subset, mask, self._inverse)
             subset, joined = self._full, self._filled(joined, mask)
         return np.asarray(subset.weight @ joined + subset.bias, np.float32)
 
@@ -222,14 +222,11 @@ class Fusion:
         return self._kept.get(mask)
 
     def _keep(self, mask: int, computed: SubsetHead | None = None) -> SubsetHead:
-        subset = self._kept[mask] = computed or self._compute(mask)
+        subset = self._kept[mask] = computed or self.head.subset(mask, self._inverse)
         kept_bytes = sum(each.weight.nbytes for each in self._kept.values())
         while kept_bytes > _MAX_KEPT_BYTES and len(self._kept) > 1:
             kept_bytes -= self._kept.pop(next(iter(self._kept))).weight.nbytes
         return subset
-
-    def _compute(self, mask: int) -> SubsetHead:
-        return self.head.subset(mask, self._inverse)
 
     def _macs(self, mask: int) -> int:
         """Estimate what computing a head costs: a linear system, and the product with the weights."""

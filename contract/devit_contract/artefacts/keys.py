@@ -64,7 +64,7 @@ def new_keys(folder: Path, name: str) -> KeyPair:
     with exclusive_lock(folder):
         for path in (secret_path, public_path):
             if path.exists() or path.is_symlink():
-                raise InputError(f"{path}: expected no key of that name, found one: choose another name or remove it")
+                raise InputError(f"{path}: a key of that name already exists: choose another name or remove it")
         public, secret = zmq.curve_keypair()
         # The secret half first: a process killed here leaves a key that works, since its public half can be computed.
         write_bytes(secret_path, secret + b"\n", mode=0o600)
@@ -85,9 +85,7 @@ def stored_keys(folder: Path) -> list[StoredKey]:
     try:
         names = {path.stem for path in folder.iterdir() if path.suffix in (".key", ".key_secret")}
     except OSError as err:
-        raise InputError(
-            f"{folder}: expected a folder with keys, found none ({err.strerror}): make a key with devit keys new"
-        ) from err
+        raise InputError(f"{folder}: no folder with keys ({err.strerror}): make a key with devit keys new") from err
     return [_stored_key(folder, name) for name in sorted(names)]
 
 
@@ -143,9 +141,7 @@ def _stored_key(folder: Path, name: str) -> StoredKey:
             mode = secret_path.stat().st_mode & 0o777
             computed = load_keys(secret_path).public
             if public not in (b"", computed):
-                raise InputError(
-                    f"{public_path}: expected the public half of {secret_path.name}, found another key: remove it"
-                )
+                raise InputError(f"{public_path}: not the public half of {secret_path.name}: remove it")
             public = computed
     except InputError as err:
         return StoredKey(name, public.decode(), mode, str(err))

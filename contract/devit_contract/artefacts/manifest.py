@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from devit_contract.artefacts.file_list import FileEntry, check_digests, check_listing, find_entry
+from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.choices import Colour, Interpolation, Role, Rung
@@ -211,7 +211,7 @@ class Bundle:
             InputError: A file cannot be read.
             ManifestError: A file has another digest.
         """
-        check_digests(self.folder, self.manifest.files, _COPY_HINT)
+        check_listing(self.folder, self.manifest.files, _COPY_HINT, with_digests=True)
 
     def fusion_head(self) -> FusionHead:
         """Read the fusion head.

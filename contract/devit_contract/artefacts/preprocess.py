@@ -56,7 +56,7 @@ def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: expected a picture file, found none of the kind")
+            raise InputError(f"{path}: not a regular file: give a picture")
         content = path.read_bytes()
     except OSError as err:
         raise InputError(f"{path}: cannot be read: {err.strerror}") from err

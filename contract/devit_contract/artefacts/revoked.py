@@ -1,4 +1,4 @@
-"""``revoked_keys``: public keys that no longer open the door, read anew while the node runs.
+"""``revoked_keys``: public keys that no longer open the door, read again while the node runs.
 
 The file lies beside ``fleet.toml``. Each line holds a key of 40 Z85 characters, the name it had, and the day it was
 revoked, with one space between; lines that begin with ``# ``, and empty ones, are for people (no key begins with
@@ -30,7 +30,7 @@ _LINE = re.compile(rb"(\S{40}) " + NAME_PATTERN.encode() + rb" \d{4}-\d{2}-\d{2}
 _SEAL = re.compile(rb"# sealed by devit keys revoke, crc32 ([0-9a-f]{8})\n")
 _INTRODUCTION = b"# Keys that the fusion node refuses: devit keys revoke NAME adds one, with --undo it removes it.\n"
 _HINT = "put back a copy of it, or mend it and delete the seal in its first line"
-_STAY = "keys revoked before stay revoked until a sealed file comes, or the node is started anew"
+_STAY = "keys revoked before stay revoked until a sealed file comes, or the node is restarted"
 _MAX_BYTES = 1 << 20
 _SETTLED_NS = 2_000_000_000
 """Two changes may have one time stamp; the coarsest clock of a file system in use, FAT's, ticks every two seconds."""
@@ -194,9 +194,9 @@ def _parse(content: bytes, path: Path) -> _Content:
     if broken:
         problem = f"line {broken}: expected a key, its name and a day such as 2026-01-31, or '# ', found other text"
     elif lines[-1]:
-        problem = "expected a line feed at its end, found none, as if it was cut off"
+        problem = "has no line feed at its end, as if it was cut off"
     elif seal is not None and int(seal[1], 16) != zlib.crc32(body):
-        problem = "expected the lines that its seal was made for, found others"
+        problem = "its lines are not those that its seal was made for"
     return _Content(frozenset(keys), body, seal is not None and not problem, problem and f"{path}: {problem}: {_HINT}")
 
 

@@ -76,7 +76,7 @@ def check_signer(key: Path, identity: str) -> None:
             f"identity: expected letters, digits or any of '@._+-', a letter or digit first, found {identity!r}"
         )
     if not key.is_file():
-        raise InputError(f"{key}: expected a key file of OpenSSH, found none: make one with ssh-keygen -t ed25519")
+        raise InputError(f"{key}: there is no such key file: make one with ssh-keygen -t ed25519")
     _ssh_keygen("sign")  # says that words are missing, or is missing itself
 
 
@@ -95,9 +95,7 @@ def signer_line(signature: Path, identity: str) -> str:
     except (OSError, IndexError, ValueError) as err:
         raise InputError(f"{signature}: expected a signature of ssh-keygen, found none: {_SIGN_HINT}") from err
     if "-cert-" in kind:
-        raise InputError(
-            f"{signature}: expected one made with a plain key, found a certificate: sign with its key file"
-        )
+        raise InputError(f"{signature}: made with a certificate: sign with its key file")
     return f'{identity} namespaces="{NAMESPACE}" {kind} {base64.b64encode(public).decode()}'
 
 
@@ -190,9 +188,9 @@ def _manifest_bytes(folder: Path) -> bytes:
 def _verify(content: bytes, signature: Path, allowed_signers: Path) -> str:
     """Ask ssh-keygen whose key it is, then whether that signer's signature holds, for these bytes and today."""
     if not signature.is_file():
-        raise ManifestError(f"{signature.parent}: expected a signed bundle, found no {signature.name}: {_SIGN_HINT}")
+        raise ManifestError(f"{signature.parent}: not a signed bundle, as {signature.name} is missing: {_SIGN_HINT}")
     if not allowed_signers.is_file():
-        raise InputError(f"{allowed_signers}: expected a file of allowed signers, found none: devit sign prints a line")
+        raise InputError(f"{allowed_signers}: no such file of allowed signers: devit sign prints a line for it")
     found = _ssh_keygen("find-principals", "-s", signature, "-f", allowed_signers)
     words = _words(found)
     # One a line; some may be patterns that do not match themselves.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.file_list import FileEntry, check_digests, check_listing, find_entry
+from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import read_json
 from devit_contract.artefacts.manifest import Preprocess, SubsetAccuracy
 from devit_contract.choices import Role
@@ -103,6 +103,5 @@ def load_decomposition(folder: Path) -> Decomposition:
         ManifestError: The format or a digest is broken.
     """
     decomposition = read_json(folder / FILE_NAME, Decomposition, schema=SCHEMA, hint=_HINT)
-    check_listing(folder, decomposition.files, _HINT)
-    check_digests(folder, decomposition.files, _HINT)
+    check_listing(folder, decomposition.files, _HINT, with_digests=True)
     return decomposition

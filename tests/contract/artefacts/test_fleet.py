@@ -87,21 +87,21 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "old", "new", "said"),
     [
-        (PLAIN, '"jetson2"', '"jetson1"', "name 'jetson1' stands there twice"),
-        (KEYED, '"desk"', '"jetson1"', "name 'jetson1' stands there twice"),
-        (PLAIN, "submodel = 1", "submodel = 0", "submodel '0' stands there twice"),
+        (PLAIN, '"jetson2"', '"jetson1"', "name 'jetson1' is there twice"),
+        (KEYED, '"desk"', '"jetson1"', "name 'jetson1' is there twice"),
+        (PLAIN, "submodel = 1", "submodel = 0", "submodel '0' is there twice"),
         (KEYED, KEYS["jetson2"], KEYS["jetson1"], "public_key"),
         (KEYED, KEYS["desk"], KEYS["jetson1"], "public_key"),
         (PLAIN, '"jetson1"', '"Jetson 1"', "name: expected at most 63 small letters"),
-        (PLAIN, "127.0.0.1", "10.0.0.2", "expected keys for an address that others can reach, found none"),
-        (PLAIN, "127.0.0.1", "*", "expected keys for an address that others can reach"),
-        (PLAIN, "127.0.0.1", "fusion.local", "expected keys for an address that others can reach"),
-        (PLAIN, "[::1]", "[::]", "expected keys for an address that others can reach"),
+        (PLAIN, "127.0.0.1", "10.0.0.2", "others can reach this address, so it needs keys"),
+        (PLAIN, "127.0.0.1", "*", "others can reach this address, so it needs keys"),
+        (PLAIN, "127.0.0.1", "fusion.local", "others can reach this address, so it needs keys"),
+        (PLAIN, "[::1]", "[::]", "others can reach this address, so it needs keys"),
         (
             PLAIN,
             "submodel = 1",
             f'submodel = 1\npublic_key = "{KEYS["jetson2"]}"',
-            "public_key of node: expected a key",
+            "public_key of node: missing",
         ),
         (KEYED, f'public_key = "{KEYS["desk"]}"', 'public_key = ""', "public_key of desk: expected a key"),
         (KEYED, KEYS["jetson1"], "hunter2", "public_key of jetson1: expected a key of 40 Z85 characters"),
@@ -159,8 +159,8 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
     [
         ('"jetson1"', '"../jetson1"', "name: expected at most 63 small letters"),
         ("tcp://", "http://", "expected an endpoint like"),
-        (f'node_public_key = "{KEYS["node"]}"', "", "expected node_public_key and secret_key together"),
-        ('secret_key = "keys/jetson1.key_secret"', "", "expected node_public_key and secret_key together"),
+        (f'node_public_key = "{KEYS["node"]}"', "", "node_public_key and secret_key must be given together"),
+        ('secret_key = "keys/jetson1.key_secret"', "", "node_public_key and secret_key must be given together"),
         (KEYS["node"], "hunter2", "node_public_key: expected a key of 40 Z85 characters"),
         ('bundle = "bundle"', 'bundle = "bundle"\nthreads = 0', "threads: expected 1 to 256, found 0"),
         (
@@ -197,7 +197,7 @@ def test_an_agent_file_that_contradicts_itself_is_refused_in_one_line(
 
 def test_an_agent_off_this_machine_needs_keys(tmp_path: Path) -> None:
     text = "\n".join(line for line in AGENT.splitlines() if "_key" not in line)
-    with pytest.raises(InputError, match="expected keys for an address off this machine, found none"):
+    with pytest.raises(InputError, match="another machine's address needs node_public_key and secret_key"):
         load_agent_config(write(tmp_path, text))
     assert load_agent_config(write(tmp_path, text.replace("10.0.0.2", "127.0.0.1"))).node_public_key == ""
 
@@ -234,7 +234,7 @@ def test_extra_of_the_example_is_read_once_its_comment_signs_are_gone(tmp_path: 
     [
         ('name = "switch"\nwatts = 0.0\nsource = "meter"', "watts of .* expected more than 0, found 0"),
         ('name = "switch"\nwatts = nan\nsource = "meter"', "watts of .* expected more than 0, found nan"),
-        ('name = "switch"\nwatts = 4.5\nsource = " "', "expected where its watts come from"),
+        ('name = "switch"\nwatts = 4.5\nsource = " "', "say where its watts come from"),
         ('name = "switch"\nwatts = 4.5', "source"),
     ],
 )

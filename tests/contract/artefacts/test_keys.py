@@ -75,7 +75,7 @@ def test_the_text_of_a_pair_hides_the_secret(tmp_path: Path) -> None:
 
 def test_an_existing_secret_is_never_overwritten(tmp_path: Path) -> None:
     pair = new_keys(tmp_path, "jetson1")
-    with pytest.raises(InputError, match="expected no key of that name"):
+    with pytest.raises(InputError, match="a key of that name already exists"):
         new_keys(tmp_path, "jetson1")
     assert load_keys(tmp_path / "jetson1.key_secret") == pair
 
@@ -89,7 +89,7 @@ def test_whatever_has_the_name_of_one_half_is_kept_and_the_other_half_is_not_wri
         folder = tmp_path / str(number)
         folder.mkdir()
         make(folder / in_the_way)
-        with pytest.raises(InputError, match=f"{in_the_way}: expected no key of that name, found one"):
+        with pytest.raises(InputError, match=f"{in_the_way}: a key of that name already exists"):
             new_keys(folder, "jetson1")
         assert [path.name for path in folder.iterdir()] == [in_the_way]
 
@@ -135,7 +135,7 @@ def test_of_many_that_make_one_name_at_once_one_does_and_its_halves_belong_toget
     ]
     said = [maker.communicate(timeout=60)[1] for maker in makers]
     assert sorted(maker.returncode for maker in makers) == [0, 1, 1, 1, 1, 1]
-    assert sum("expected no key of that name" in text for text in said) == 5
+    assert sum("a key of that name already exists" in text for text in said) == 5
     assert stored_keys(tmp_path) == [StoredKey("a", load_keys(tmp_path / "a.key_secret").public.decode(), 0o600)]
 
 
@@ -165,7 +165,7 @@ def test_a_stored_key_that_cannot_be_used_says_why_and_hides_no_other(tmp_path: 
         "text": "expected a key of 40 Z85 characters",
         "Bad Name": "expected at most 63 small letters",
         "wide": "expected mode 0600, found 0644",
-        "other": "expected the public half of other.key_secret, found another key",
+        "other": "not the public half of other.key_secret",
     }
     assert found.keys() == {"good", *expected}
     for name, said in expected.items():

@@ -114,8 +114,11 @@ def test_a_file_without_a_seal_is_edited_by_hand(path: Path) -> None:
         (line(b"#" * 40), "line 1: expected"),
         (line(A, "Jetson 1"), "line 1: expected"),
         (line(A).replace(b"\n", b"\r\n"), "line 1: expected"),
-        (line(A)[:-1], "expected a line feed at its end, found none, as if it was cut off"),
-        (b"# sealed by devit keys revoke, crc32 00000000\n" + line(A), "expected the lines that its seal was made for"),
+        (line(A)[:-1], "has no line feed at its end, as if it was cut off"),
+        (
+            b"# sealed by devit keys revoke, crc32 00000000\n" + line(A),
+            "its lines are not those that its seal was made for",
+        ),
         (b"\0" * 4096, "line 1: expected"),
         (b"\n" * (1 << 20) + b"\n", "expected at most 1048576 bytes"),
     ],

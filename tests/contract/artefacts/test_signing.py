@@ -162,7 +162,7 @@ def test_files_exchanged_for_each_other_are_refused(desk: Desk) -> None:
 
 def test_an_unsigned_bundle_is_refused(desk: Desk) -> None:
     assert desk.refusal() == (
-        f"{desk.bundle}: expected a signed bundle, found no manifest.json.sig: sign it with devit sign"
+        f"{desk.bundle}: not a signed bundle, as manifest.json.sig is missing: sign it with devit sign"
     )
     (desk.bundle / "manifest.json.sig").write_text("hello")
     assert "found: Couldn't parse signature" in desk.refusal()
@@ -218,7 +218,7 @@ def test_a_signer_is_found_among_others_patterns_and_lines_that_cannot_be_read(d
 def test_a_missing_file_of_allowed_signers_is_named(desk: Desk) -> None:
     desk.sign()
     desk.signers.unlink()
-    assert f"{desk.signers}: expected a file of allowed signers, found none" in desk.refusal()
+    assert f"{desk.signers}: no such file of allowed signers" in desk.refusal()
 
 
 def test_without_openssh_the_cure_is_said(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_a_name_that_cannot_stand_in_a_list_of_signers_is_refused(desk: Desk, id
 
 
 def test_a_key_that_cannot_sign_is_refused_with_openssh_s_words(desk: Desk, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="absent: expected a key file of OpenSSH, found none"):
+    with pytest.raises(InputError, match="absent: there is no such key file"):
         sign_manifest(desk.bundle, tmp_path / "absent", "desk")
     desk.key.chmod(0o644)
     with pytest.raises(InputError, match=r"Permissions 0644 for .* are too open") as error:
@@ -254,7 +254,7 @@ def test_a_certificate_is_refused_for_signing_but_its_authority_may_be_allowed(d
     authority = new_key(tmp_path / "authority")
     ssh_keygen("-q", "-s", authority, "-I", "id", "-n", "desk", desk.key.with_suffix(".pub"))
     certificate = tmp_path / "desk-cert.pub"
-    with pytest.raises(InputError, match="expected one made with a plain key, found a certificate"):
+    with pytest.raises(InputError, match="made with a certificate"):
         sign_manifest(desk.bundle, certificate, "desk")
     ssh_keygen("-Y", "sign", "-n", "devit-bundle", "-f", certificate, desk.bundle / "manifest.json")
     desk.allow(f"desk cert-authority {public(authority)}")
@@ -409,7 +409,7 @@ def test_devit_sign_prints_the_line_by_which_devit_build_admits_the_bundle(desk:
     assert devit(*build, *signers, "--allow-older").returncode == 0
     (desk.bundle / "manifest.json.sig").unlink()
     refused = devit(*build, *signers)
-    assert re.fullmatch(r"error: .*: expected a signed bundle, found no manifest\.json\.sig: .*\n", refused.stderr)
+    assert re.fullmatch(r"error: .*: not a signed bundle, as manifest\.json\.sig is missing: .*\n", refused.stderr)
     assert devit(*build, "--allow-older").returncode == 2
     listed = devit("engines", "verify", "--store", store)
     assert (listed.returncode, listed.stderr) == (0, "")
