@@ -19,7 +19,7 @@ import pytest
 import zmq
 from tests.support.cell import TINY, MakeCell, tiny_devices
 
-import devit_contract.wire.client as client_module
+import devit_contract.wire.client_link as client_link
 from devit_contract.artefacts.keys import load_keys, new_keys
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import restore, revoke, revoked_path
@@ -230,7 +230,7 @@ def test_a_client_whose_key_is_not_listed_is_refused(
     cell: LocalCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the third handshake of many; the first is enough here, as each costs seconds."""
-    monkeypatch.setattr(client_module, "_PATIENCE", 1)
+    monkeypatch.setattr(client_link, "_FAILURES_TO_REFUSE", 1)
     stranger = new_keys(tmp_path / "stranger", "stranger")
     with (
         Client.of_fleet(cell.fleet, stranger, timeout_s=10) as client,
