@@ -1,11 +1,15 @@
 # Two commands from a fresh clone: `make demo` and `make test`. Everything lives in .venv.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests in lanes, see tests/support/lanes.py. One thread a worker: more would only wait for one another.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --durations 15
+QUICK = not system and not nightly and not jetson
 
-.PHONY: help demo demo-full install test test-system soak lint docs clean
+.PHONY: help demo demo-full install test test-system test-nightly nightly-endurance nightly-installs nightly-models \
+	coverage soak lint docs clean
 
 help:  ## List the targets.
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/light.done  ## The whole pipeline on 1,000 real images, from the bundle in the repository (no torch).
 	.venv/bin/devit demo
@@ -15,11 +19,31 @@ demo-full: .venv/full.done  ## The same, but exporting from the trained checkpoi
 
 install: .venv/full.done  ## Everything: training, export, tests.
 
-test: .venv/full.done lint  ## All tests that need neither root nor minutes.
-	.venv/bin/python -m pytest -m "not system and not jetson" --durations 15
+# Style and types are checked meanwhile, and told at the end.
+test: .venv/full.done  ## Style, types, and all tests that need neither root nor minutes.
+	@$(MAKE) --no-print-directory --keep-going lint >.venv/lint.log 2>&1 & lint=$$!; \
+	$(PYTEST) -m "$(QUICK)"; tests=$$?; \
+	wait $$lint; style=$$?; cat .venv/lint.log; exit $$((tests | style))
 
-test-system: .venv/full.done  ## Tests that need root, apt packages or minutes.
-	.venv/bin/python -m pytest -m "system" --timeout 900 -rP --durations 30
+test-system: .venv/full.done  ## What else has to pass before a change lands; needs root and apt packages.
+	$(PYTEST) -m system --timeout 900 -rP
+
+test-nightly: nightly-endurance nightly-installs nightly-models  ## Tests that take minutes and change rarely.
+
+nightly-endurance: .venv/full.done  ## A third of them: load, bad networks, fuzzing, benchmarks.
+	$(PYTEST) -m "nightly(part='endurance')" --timeout 900 -rP
+
+nightly-installs: .venv/full.done  ## A third: fresh environments, other Pythons, arm64, NVIDIA's real packages.
+	$(PYTEST) -m "nightly(part='installs')" --timeout 900 -rP
+
+nightly-models: .venv/full.done  ## A third: all recipes, a hundred virtual runs, exports, many examples of each property.
+	$(PYTEST) -m "nightly(part='models') or hypothesis and $(QUICK)" --hypothesis-profile thorough --timeout 900 -rP
+
+coverage: .venv/full.done  ## Lines that the tests of make test run, in the processes that they start too.
+	rm -f .coverage .coverage.*
+	$(subst -m pytest,-m coverage run -m pytest,$(PYTEST)) -m "$(QUICK)"
+	.venv/bin/python -m coverage combine --quiet
+	.venv/bin/python -m coverage report --skip-covered --sort cover
 
 soak: .venv/full.done  ## Ten minutes at 200 frames/s: does the memory of node and agents stay flat?
 	.venv/bin/python tests/network/soak.py --seconds 600 --rate 200
@@ -33,7 +57,7 @@ docs: .venv/full.done  ## The documentation, as docs/_build/html/index.html.
 	.venv/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky -q -b html docs docs/_build/html
 
 clean:  ## Remove the virtual environment and caches.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -3,10 +3,10 @@
 #   docker build --file docker/export.Dockerfile --tag devit-export .
 #   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" devit-export devit export models --out bundle
 #
-# pip takes the torch that its index has, on x86 by default a CUDA build of several GB. For a CPU build, name the index
-# that has it: --build-arg PIP_EXTRA_INDEX_URL=https://...
+# On x86, pip installs a CUDA build of torch by default, which has several GB. For a CPU build, name its package index:
+# --build-arg PIP_EXTRA_INDEX_URL=https://...
 #
-# A tag names a line of releases. To pin one image, ask for its digest where you trust the registry:
+# A tag names a series of releases. To pin one image, look up its digest in a registry that you trust:
 #   docker buildx imagetools inspect python:3.11-slim-bookworm
 # and build with --build-arg BASE=python:3.11-slim-bookworm@sha256:...
 ARG BASE=python:3.11-slim-bookworm

@@ -2,7 +2,7 @@
 # Fusion node and gateway, and with EXTRAS=agent an agent on ONNX Runtime. From the repository's root:
 #   docker build --file docker/fusion.Dockerfile --tag devit-fusion .
 #
-# A tag names a line of releases. To pin one image, ask for its digest where you trust the registry:
+# A tag names a series of releases. To pin one image, look up its digest in a registry that you trust:
 #   docker buildx imagetools inspect python:3.11-slim-bookworm
 # and build with --build-arg BASE=python:3.11-slim-bookworm@sha256:...
 ARG BASE=python:3.11-slim-bookworm
@@ -25,7 +25,7 @@ RUN python3 -m venv /opt/devit \
 
 FROM ${BASE}
 COPY --from=build /opt/devit /opt/devit
-# A new volume on /engines belongs to whom the folder in the image belongs to.
+# A new volume on /engines gets the owner of the folder in the image.
 RUN install -d -o 10001 -g 10001 -m 0750 /engines
 ENV PATH=/opt/devit/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -2,10 +2,10 @@
 # Agent and engine builder for a Jetson with JetPack 6 or 7. From the repository's root, on a Jetson or under emulation:
 #   docker build --platform linux/arm64 --file docker/jetson.Dockerfile --build-arg JETPACK=6 --tag devit-jetson:jp6 .
 #
-# TensorRT comes from NVIDIA's apt repository for Jetson Linux. L4T_RELEASE names the release of the board that the
-# image shall run on: the same as in its /etc/apt/sources.list.d/nvidia-l4t-apt-source.list, e.g. r36.4, r38.4.
+# TensorRT comes from NVIDIA's apt repository for Jetson Linux. L4T_RELEASE is the release of the board that runs the
+# image, as in its /etc/apt/sources.list.d/nvidia-l4t-apt-source.list, e.g. r36.4, r38.4.
 #
-# A tag names a line of releases. To pin one image, ask for its digest where you trust the registry:
+# A tag names a series of releases. To pin one image, look up its digest in a registry that you trust:
 #   docker buildx imagetools inspect ubuntu:22.04
 # and build with --build-arg BASE6=ubuntu:22.04@sha256:... (BASE7 for JetPack 7).
 ARG JETPACK=6
@@ -20,7 +20,7 @@ FROM ${BASE7} AS jetpack7
 ARG L4T_RELEASE=r38.4
 ENV L4T_RELEASE=${L4T_RELEASE}
 
-# One of the two stages above, which have their tags.
+# One of the two stages above; both have tags.
 # hadolint ignore=DL3006
 FROM jetpack${JETPACK} AS python
 RUN apt-get update \
@@ -40,7 +40,7 @@ COPY fusion fusion
 COPY gateway gateway
 COPY pipeline pipeline
 COPY profiling profiling
-# It sees the system's packages, for TensorRT's binding lies among them; what pip installs wins over apt's.
+# It sees the system's packages, because TensorRT's binding is one of them; pip's packages take precedence over apt's.
 RUN python3 -m venv --system-site-packages /opt/devit \
     && /opt/devit/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt ".[jetson${JETPACK}]"
 
@@ -53,7 +53,7 @@ RUN chmod 0644 /etc/apt/keyrings/jetson.asc \
     && apt-get install --yes --no-install-recommends python3-libnvinfer \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/devit /opt/devit
-# A new volume on /engines belongs to whom the folder in the image belongs to.
+# A new volume on /engines gets the owner of the folder in the image.
 RUN install -d -o 10001 -g 10001 -m 0750 /engines
 ENV PATH=/opt/devit/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 CUDA_CACHE_PATH=/tmp/cuda
 USER 10001:10001

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from devit_contract.artefacts.head import Fusion, FusionHead
-from devit_decompose.data.splits import load_dataset
-from devit_decompose.decomposition import load_decomposition
+from devit_decompose.data.dataset import load_dataset
 from devit_decompose.models.weights import load_model
-from devit_decompose.subset_accuracy import joined_features
+from devit_decompose.models_folder.decomposition import load_decomposition
+from devit_decompose.models_folder.subset_accuracy import joined_features
 
 RESULTS = Path(__file__).parent / "results"
 

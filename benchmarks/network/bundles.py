@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import Tensors, new_folder, write_bytes, write_tensors
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, FusionStatistics
+from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
 from devit_contract.artefacts.manifest import (
     SCHEMA,
-    BundleFile,
     GraphRecord,
     Manifest,
     Parity,
     Preprocess,
     SubsetAccuracy,
-    describe_file,
     write_manifest,
 )
 
@@ -83,7 +83,7 @@ def write_bundle(
         golden: Images, shape ``(n, H, W, C)``, uint8.
     """
     with new_folder(folder) as draft:
-        files: list[BundleFile] = []
+        files: list[FileEntry] = []
         for device, submodel in enumerate(submodels):
             name = f"submodel-{device}.{PLAIN}.onnx"
             write_bytes(draft / name, submodel.graph)
@@ -101,7 +101,7 @@ def write_bundle(
 
 
 def _manifest(
-    submodels: Sequence[Submodel], classes: int, shape: tuple[int, ...], files: tuple[BundleFile, ...]
+    submodels: Sequence[Submodel], classes: int, shape: tuple[int, ...], files: tuple[FileEntry, ...]
 ) -> Manifest:
     height, width, channels = shape
     return Manifest(

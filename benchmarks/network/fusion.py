@@ -16,7 +16,8 @@ from bundles import random_head
 from machine import Watch
 from measure import Figure, Report, Samples, alternate, arguments, p50, ratio, show
 
-from devit_contract.artefacts.head import Float32Array, Fusion
+from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.head import Fusion
 
 HEADS = ("4x768x1000", "4x192x100")
 """Devices, feature dimension, classes."""

@@ -21,7 +21,7 @@ from devices import Device, Node, serve
 from machine import Watch, two_cores
 from measure import BLOCK_S, Figure, Report, alone, arguments, show, tell
 
-from devit_contract.artefacts.fleet import ClientEntry, Fleet, Serving
+from devit_contract.artefacts.fleet import FLEET_SCHEMA, ClientEntry, Fleet, Serving
 from devit_contract.artefacts.fleet import Device as FleetDevice
 from devit_contract.artefacts.fleet import Node as FleetNode
 from devit_contract.artefacts.keys import KeyPair
@@ -104,8 +104,8 @@ def _node(parent: Connection, bundle: Path, fleet: Fleet, keys: KeyPair, core: i
 
 def _fleet(pairs: dict[str, KeyPair], devices: list[Device]) -> Fleet:
     return Fleet(
-        schema=1,
-        node=(FleetNode("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", pairs["node"].public.decode()),),
+        schema=FLEET_SCHEMA,
+        node=FleetNode("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", pairs["node"].public.decode()),
         device=tuple(FleetDevice(each.name, each.submodel, each.keys.public.decode()) for each in devices),
         # No frame may miss a device: the head of so many without one is not prepared.
         serving=Serving(deadline_ms=60_000),

@@ -138,7 +138,7 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
         if (keys is None) != (not node_key) and fleet is None:
             raise InputError("give --key and --node-key together")
         if fleet is not None and not node_key:
-            node_key = load_fleet(fleet).node[0].public_key
+            node_key = load_fleet(fleet).node.public_key
         return Client(to, keys=keys, node_key=check_key(node_key, "--node-key") if node_key else None)
     chosen = fleet or Path("fleet.toml")
     if fleet is None and not chosen.exists():

@@ -112,7 +112,7 @@ def _owners(fleet: Fleet) -> dict[str, tuple[str, str]]:
     """Public key to what its owner is, and its name; the node has none."""
     owners = {client.public_key: ("client", client.name) for client in fleet.client}
     owners |= {device.public_key: ("device", device.name) for device in fleet.device}
-    owners |= {node.public_key: ("node", "") for node in fleet.node}
+    owners[fleet.node.public_key] = ("node", "")
     owners.pop("", None)
     return owners
 
@@ -149,7 +149,7 @@ def _key_to_revoke(name: str, fleet: Fleet) -> bytes:
     if not fleet.has_keys:
         raise InputError(f"{name}: expected a fleet with keys, found one without: nothing can be revoked")
     key = keys.get(name, "")
-    if key in ("", *(node.public_key for node in fleet.node)):
+    if key in ("", fleet.node.public_key):
         raise InputError(
             f"{name}: expected the key of a device or client, found the node's own: to replace that one, "
             "make another with devit keys new, and write it into fleet.toml and every agent.toml"

@@ -1,4 +1,4 @@
-"""``devit decompose``, ``devit assemble`` and ``devit evaluate``: what they take and what they print."""
+"""The commands ``devit decompose``, ``devit assemble`` and ``devit evaluate``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import typer
 from devit_contract.service.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from devit_decompose.assembly.record import Assembly
-    from devit_decompose.decomposition import Decomposition
     from devit_decompose.evaluate import Evaluation
+    from devit_decompose.models_folder.assembly import Assembly
+    from devit_decompose.models_folder.decomposition import Decomposition
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 assemble_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 evaluate_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _MANY_DEVICES = 4
-"""From more devices on, only the best and the worst subset of each size are printed."""
+"""With more devices, only the best and the worst subset of each size are printed."""
 _MANY_CLASSES = 20
-"""Of more classes, only so many are printed, the worst."""
+"""Of more classes, only this many are printed: the worst."""
 
 
 @app.command()
@@ -33,11 +33,11 @@ def decompose(
     ] = None,
     teacher_cache: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps the teacher's answers to every variant of the training images."),
+        typer.Option(help="Folder that caches the teacher's answers to every augmented training image."),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Build every model, do one step on random data, print the costs, stop."),
+        typer.Option("--dry-run", help="Build every model, run one step on random data, print the costs, and stop."),
     ] = False,
 ) -> None:
     """Train N submodels and their fusion head from one large ViT.
@@ -74,7 +74,9 @@ def decompose(
 
 @assemble_app.command()
 def assemble(
-    models: Annotated[str, typer.Option(metavar="NAME,...", help="timm's names, vit_* or deit_*, one a device.")],
+    models: Annotated[
+        str, typer.Option(metavar="NAME,...", help="timm model names, vit_* or deit_*, one for each device.")
+    ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with train/CLASS/ and test/CLASS/ or val/CLASS/.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the models to.")] = Path("models"),
     weights: Annotated[
@@ -84,25 +86,25 @@ def assemble(
         str, typer.Option(metavar="auto|FLOAT", help="Strength of ridge regression; auto tries logistic too.")
     ] = "auto",
     validation_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Taken from the training images (default: a tenth).")
+        int | None, typer.Option(metavar="N", help="How many training images to use for validation (default: a tenth).")
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="H,W", help="Pixels that all backbones are brought to (default: their own).")
+        str, typer.Option(metavar="H,W", help="Input size in pixels for all backbones (default: their own).")
     ] = "",
     resize_to: Annotated[
-        int, typer.Option(metavar="N", help="Pixels of the shorter side before a centre crop; 0: squeeze to the size.")
+        int, typer.Option(metavar="N", help="Shorter side in pixels before a centre crop; 0: resize without crop.")
     ] = 0,
     source: Annotated[
-        str, typer.Option(help="folder, idx, pairs, imagenet, cifar100, flowers102 or stanford_cars.")
+        str, typer.Option(help="Data source: folder, idx, pairs, imagenet, cifar100, flowers102 or stanford_cars.")
     ] = "folder",
-    name: Annotated[str, typer.Option(help="Name of the cell (default: that of the data's folder).")] = "",
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode pictures.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the cell (default: that of the data folder).")] = "",
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode image files.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keeps features (default: ~/.cache/devit/features).")
+        Path | None, typer.Option(metavar="DIR", help="Folder that caches features (default: ~/.cache/devit/features).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Make a cell from pretrained timm backbones: only the linear fusion is trained."""
+    """Make a cell from pretrained timm backbones, by training the fusion head alone."""
     from devit_decompose.assembly.assemble import Order, assemble
     from devit_decompose.assembly.features import default_cache
 
@@ -128,12 +130,13 @@ def assemble(
 
 @evaluate_app.command()
 def evaluate(
-    models: Annotated[Path, typer.Argument(help="Folder that devit decompose or devit assemble has written.")],
+    models: Annotated[Path, typer.Argument(help="Models folder from devit decompose or devit assemble.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set (default: that of the training).")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set (default: that of training).")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="MODELS", help="Another models folder: is one of both really better?")
+        Path | None,
+        typer.Option(metavar="MODELS", help="Another models folder: test whether one is significantly better."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; accuracies in percent.")] = False,
 ) -> None:
@@ -144,7 +147,7 @@ def evaluate(
         found = evaluate(models, data=data, against=against, progress=progress)
     if not found.is_stored_test_set:
         typer.echo(
-            "warning: these are not the test images of decomposition.json: the figures are of other data", err=True
+            "warning: these are not the test images of decomposition.json: the figures are for other data", err=True
         )
     if as_json:
         print_json(found)

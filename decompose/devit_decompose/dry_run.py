@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from devit_contract.service.progress import Progress, no_progress
-from devit_decompose.data.splits import Split
+from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
+from devit_decompose.partition import partition_of
 from devit_decompose.pruning.cost import macs, parameters
+from devit_decompose.pruning.search import search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.schema import Recipe, Schedule
-from devit_decompose.stages import partition, search_submodel
 from devit_decompose.training.losses import total
 from devit_decompose.training.objectives import (
     DistilObjective,
@@ -49,7 +50,7 @@ def rehearse(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[s
     rows = [_row("teacher", teacher, with_head=True)]
     if recipe.train is not None:
         _step(LabelObjective(teacher, recipe.train.label_smoothing), split, recipe.train, None)
-    subsets = partition(recipe, split, teacher, split)
+    subsets = partition_of(recipe, split, teacher, split)
     submodels = []
     for device, classes in enumerate(subsets):
         progress("rehearsing", device + 1, steps, f"submodel {device}")

@@ -11,16 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, devices_of
+from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.head import Fusion, FusionHead, devices_of
+from devit_contract.choices import Role
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
-from devit_decompose.assembly import record as assembly
-from devit_decompose.assembly.record import load_as, load_assembly
-from devit_decompose.data.splits import Dataset, Int64Array
-from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.data.dataset import Dataset, load_dataset
+from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model
 from devit_decompose.models.weights import load_model
-from devit_decompose.subset_accuracy import accuracy, filled_logits, joined_features, run
+from devit_decompose.models_folder.assembly import FILE_NAME as ASSEMBLY_NAME
+from devit_decompose.models_folder.assembly import load_assembly
+from devit_decompose.models_folder.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.models_folder.subset_accuracy import filled_logits, joined_features
 
 Right = npt.NDArray[np.bool_]
 """For each test image, ``(n,)``, whether the answer is the label."""
@@ -84,7 +87,7 @@ class Evaluation(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Cell:
+class LoadedCell:
     """A models folder in memory."""
 
     decomposition: Decomposition
@@ -123,7 +126,7 @@ def evaluate(models: Path, *, data: Path | None, against: Path | None, progress:
     return figures
 
 
-def load_cell(models: Path) -> Cell:
+def load_cell(models: Path) -> LoadedCell:
     """Read all models of a folder, and put them on the GPU where there is one.
 
     Raises:
@@ -133,10 +136,10 @@ def load_cell(models: Path) -> Cell:
     found = load_decomposition(models)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def load(role: str, number: int | None, record: ModelRecord) -> Model:
+    def load(role: Role, number: int | None, record: ModelRecord) -> Model:
         return load_model(models / found.file(role, number).name, record.config).to(device)
 
-    return Cell(
+    return LoadedCell(
         decomposition=found,
         teacher=None if found.teacher is None else load("teacher", None, found.teacher),
         submodels=tuple(load("submodel", number, record) for number, record in enumerate(found.submodels)),
@@ -153,13 +156,13 @@ def data_of(models: Path, folder: Path | None) -> Dataset:
     found = load_decomposition(models)
     if found.recipe is not None:
         recipe = found.recipe.data
-    elif (models / assembly.FILE_NAME).exists():
+    elif (models / ASSEMBLY_NAME).exists():
         recipe = load_assembly(models).data
     else:
-        raise InputError(f"{models}: expected a recipe or {assembly.FILE_NAME}, found none: make the models again")
+        raise InputError(f"{models}: expected a recipe or {ASSEMBLY_NAME}, found none: make the models again")
     if folder is not None:
         recipe = msgspec.structs.replace(recipe, folder=str(folder))
-    return load_as(recipe, found.preprocess)
+    return load_dataset(recipe, found.preprocess)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -178,7 +181,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _figures(
-    cell: Cell, dataset: Dataset, features: Float32Array, teacher: Right | None, digest: str
+    cell: LoadedCell, dataset: Dataset, features: Float32Array, teacher: Right | None, digest: str
 ) -> tuple[Evaluation, Right]:
     labels, found = dataset.test.labels, cell.decomposition
     masks = range(1, cell.head.everyone + 1)

@@ -9,13 +9,30 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float64Array, Int64Array
 from devit_contract.errors import InputError
+from devit_decompose.data.dataset import Split
+from devit_decompose.models.inference import run
+from devit_decompose.models.model import Model
+from devit_decompose.recipe.schema import Recipe
 
 Partition = tuple[tuple[int, ...], ...]
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-12
+
+
+def partition_of(recipe: Recipe, training: Split, teacher: Model, validation: Split) -> Partition:
+    """Give every submodel its classes, as ``recipe.partition`` says."""
+    settings, count = recipe.partition, recipe.data.class_count
+    if settings.method == "none":
+        return (tuple(range(count)),) * recipe.submodels
+    if settings.method == "balanced":
+        counts = np.bincount(training.labels, minlength=count)
+        return balanced_partition(counts, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+    if settings.method == "confusion":
+        confusion = confusion_of(run(teacher, validation.images), validation.labels, count)
+        return confusion_partition(confusion, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+    return random_partition(count, recipe.submodels, recipe.seed, sizes=settings.sizes)
 
 
 def random_partition(classes: int, parts: int, seed: int, sizes: tuple[int, ...] = ()) -> Partition:

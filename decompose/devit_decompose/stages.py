@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,22 +11,19 @@ import msgspec
 import numpy as np
 import torch
 
-from devit_contract.artefacts.files import check_replaceable, write_bytes
+from devit_contract.artefacts.files import check_replaceable, exclusive_lock, write_bytes
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
-from devit_decompose.data.images import UInt8Array
-from devit_decompose.data.splits import Dataset, Split, load_dataset
-from devit_decompose.decomposition import FILE_NAME, Decomposition, StageRecord
+from devit_decompose.data.dataset import Dataset, Split, load_dataset
+from devit_decompose.models.initial_weights import initial_weights
 from devit_decompose.models.model import Model
-from devit_decompose.models.weights import initial_weights
-from devit_decompose.partition import balanced_partition, confusion_of, confusion_partition, random_partition
-from devit_decompose.pruning.cost import macs, parameters
-from devit_decompose.pruning.importance import importance
-from devit_decompose.pruning.search import ReadoutAccuracy, Score, SearchRecord, search
+from devit_decompose.models_folder.decomposition import FILE_NAME, Decomposition, StageRecord
+from devit_decompose.models_folder.write import Made, write_models
+from devit_decompose.partition import partition_of
+from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.schema import Recipe, Schedule, ShrinkRecipe
-from devit_decompose.subset_accuracy import run, score_of
 from devit_decompose.training.accelerator import Machine
 from devit_decompose.training.objectives import (
     DistilObjective,
@@ -38,8 +33,7 @@ from devit_decompose.training.objectives import (
     relation_blocks,
 )
 from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
-from devit_decompose.training.train import Run, Stage, fit, load_checkpoint, save_checkpoint
-from devit_decompose.write import Made, write_models
+from devit_decompose.training.train import Run, Stage, fit, load_checkpoint, save_checkpoint, score_of
 
 Classes = tuple[int, ...]
 
@@ -74,7 +68,8 @@ def decompose(
     work, log = out.with_name(out.name + ".work"), out.with_name(out.name + ".log.csv")
     with machine.main_first():
         _claim(work, log, recipe, resume=resume or not machine.is_main)
-    with _alone(work) if machine.is_main else nullcontext():
+    busy = TrainError(f"{work}: another run is at work in this folder: wait for it or stop it")
+    with exclusive_lock(work / "lock", busy=busy) if machine.is_main else nullcontext():
         stages = Stages(recipe, data, Run(machine, recipe.data, work, log, progress), teacher_cache)
         made = stages.run_all()
         result = None
@@ -84,20 +79,6 @@ def decompose(
     machine.wait()
     progress("done", 1, 1)
     return result
-
-
-def partition(recipe: Recipe, training: Split, teacher: Model, validation: Split) -> tuple[Classes, ...]:
-    """Give every submodel its classes, as ``recipe.partition`` says."""
-    settings, count = recipe.partition, recipe.data.class_count
-    if settings.method == "none":
-        return (tuple(range(count)),) * recipe.submodels
-    if settings.method == "balanced":
-        counts = np.bincount(training.labels, minlength=count)
-        return balanced_partition(counts, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
-    if settings.method == "confusion":
-        confusion = confusion_of(run(teacher, validation.images), validation.labels, count)
-        return confusion_partition(confusion, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
-    return random_partition(count, recipe.submodels, recipe.seed, sizes=settings.sizes)
 
 
 @dataclass
@@ -114,7 +95,7 @@ class Stages:
     def run_all(self) -> Made:
         """Run every stage, one after the other."""
         teacher = self.teacher()
-        subsets = self.partition(teacher)
+        subsets = partition_of(self.recipe, self.data.training, teacher, self.data.validation)
         submodels = [self.submodel(teacher, classes, device) for device, classes in enumerate(subsets)]
         ensemble = self.ensemble(teacher, submodels)
         return Made(
@@ -144,10 +125,6 @@ class Stages:
         if recipe.train is not None:
             self._learn_labels("teacher", teacher, recipe.train, self.data.training, self.data.validation)
         return teacher
-
-    def partition(self, teacher: Model) -> tuple[Classes, ...]:
-        """Give every submodel its classes."""
-        return partition(self.recipe, self.data.training, teacher, self.data.validation)
 
     def submodel(self, teacher: Model, classes: Classes, device: int) -> Model:
         """Make a small model and teach it its own classes."""
@@ -255,58 +232,9 @@ class Stages:
         torch.manual_seed(self._seed())
 
 
-def search_submodel(
-    recipe: Recipe,
-    source: Model,
-    shrink: ShrinkRecipe,
-    device: int,
-    images: UInt8Array,
-    score: Score,
-    progress: Progress,
-) -> tuple[Model, SearchRecord]:
-    """Find the submodel of one device by pruning ``source`` to its share of the teacher's cost.
-
-    Args:
-        recipe: Tells the teacher's cost.
-        source: What is pruned.
-        shrink: How.
-        device: Whose submodel it is.
-        images: Training images ``(n, H, W, C)`` for the importance.
-        score: Judges a candidate, in 0 to 1.
-        progress: Told of every candidate.
-    """
-    whole = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
-    share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
-    cost = macs(whole, with_head=False) if shrink.budget_of == "macs" else parameters(whole)
-    return search(
-        source,
-        importance(source, images, shrink.importance),
-        score,
-        depth=shrink.depth,
-        budget=round(share * cost),
-        budget_of=shrink.budget_of,
-        dimensions=shrink.dimensions,
-        candidates=shrink.candidates,
-        tolerance=shrink.tolerance,
-        seed=recipe.seed * 1000 + device,
-        progress=progress,
-    )
-
-
 def _some(split: Split, count: int, seed: tuple[int, ...]) -> Split:
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
     return split.select(np.sort(chosen))
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Keep other runs out of the checkpoints; the kernel frees those of a killed one."""
-    with (work / "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise TrainError(f"{work}: expected no other run at work there, found one: wait for it or stop it") from err
-        yield
 
 
 def _claim(work: Path, log: Path, recipe: Recipe, *, resume: bool) -> None:

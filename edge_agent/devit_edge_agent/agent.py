@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.preprocess import check_image, decode_image
 from devit_contract.errors import DeviceLostError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
@@ -23,7 +24,6 @@ from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources.source import Source
 from devit_edge_agent.swap import Swap, retire
 from devit_edge_agent.uplink import Uplink
-from devit_engines.engine import Float32Array, UInt8Array
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""

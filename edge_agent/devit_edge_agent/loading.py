@@ -15,15 +15,16 @@ from devit_contract.artefacts.fleet import AgentConfig, load_agent_config
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
+from devit_contract.choices import Role
 from devit_contract.errors import EngineError, InputError
+from devit_contract.machine import available_bytes, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import Thresholds, reference_of, run_gate
-from devit_engines.board import clocks, detect_board, power_mode
+from devit_engines.board import detect_board
 from devit_engines.building.backends import BACKENDS, RunSettings
 from devit_engines.building.build_all import load_engine, stored_key
 from devit_engines.building.store import Store
 from devit_engines.engine import Engine, EngineSpec
-from devit_engines.memory import available_bytes
 from devit_engines.null import NullEngine, PacedEngine
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
@@ -191,7 +192,7 @@ def _open_engine(
     config: AgentConfig, bundle: Bundle, store: Store, choice: str, device: int | None
 ) -> tuple[str, str, Engine]:
     """Digest of the graph, what the engine is called, and the engine: of a submodel, or the baseline without one."""
-    role = "baseline" if device is None else "submodel"
+    role: Role = "baseline" if device is None else "submodel"
     if choice == "built":
         key = stored_key(bundle, store, device, backend=config.backend, precision=config.precision)
         record = store.record(key.digest)

@@ -5,17 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import zmq
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost, Telemetry
 from devit_profiling.sensor.sampler import PowerSampler
-
-if TYPE_CHECKING:
-    from devit_profiling.sensor.tegrastats import StampedLine
-
 
 _MAX_LINE_CHARS = 4096
 _MAX_LINES = 8
@@ -32,7 +27,7 @@ class PowerFeed:
         """Of the last sampling, once it has ended; ``None`` if no sample came."""
         self._command = command
         self._sampler: PowerSampler | None = None
-        self._waiting: deque[StampedLine] = deque()
+        self._waiting: deque[PowerLine] = deque()
         self._ended = ""
         self._reader_cpu_ns = 0
         self._descriptor = -1
@@ -82,7 +77,7 @@ class PowerFeed:
         if not self._waiting:
             ended, self._ended = self._ended, ""
         if batch or ended:
-            send(Telemetry(device, tuple(PowerLine(line.monotonic_ns, line.text) for line in batch), ended))
+            send(Telemetry(device, tuple(batch), ended))
         self._reader_cpu_ns += time.thread_time_ns() - start_ns
 
     def _read(self) -> None:

@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import Tensors
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import ManifestError
-from devit_engines.engine import Float32Array, UInt8Array
 
 BATCH = 16
 """Golden images per call."""

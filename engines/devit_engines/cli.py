@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision
 from devit_contract.errors import EngineError
 from devit_contract.service.terminal import print_json, print_table, progress_bar
-from devit_engines.building.backends import BACKENDS, CHOICES, RunSettings, backend_of
+from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
 from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
 from devit_engines.building.store import Entry, Store
-from devit_engines.cuda.api import CHOICES as CUDA_CHOICES
-from devit_engines.trt.engine import HOST_MEMORY
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 engines_app = typer.Typer(
@@ -22,47 +20,20 @@ engines_app = typer.Typer(
 )
 
 
-def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """Refuse other words than these as wrong usage."""
-
-    def check(value: str) -> str:
-        if value not in choices:
-            raise typer.BadParameter(f"expected one of {', '.join(choices)}, found {value!r}")
-        return value
-
-    return check
-
-
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")
 ]
 BackendOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", callback=_one_of(CHOICES), help="tensorrt, ort, or auto: TensorRT where it is installed."
-    ),
+    BackendChoice, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT where it is installed.")
 ]
 PrecisionOption = Annotated[
-    str,
-    typer.Option(
-        metavar="fp16|fp32",
-        callback=_one_of(("fp16", "fp32")),
-        help="fp16 tries the fastest rung first, fp32 takes that one alone.",
-    ),
+    Precision, typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone.")
 ]
 CudaOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", callback=_one_of(CUDA_CHOICES), help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto."
-    ),
+    CudaChoice, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
 ]
 HostMemoryOption = Annotated[
-    str,
-    typer.Option(
-        metavar="pinned|mapped",
-        callback=_one_of(HOST_MEMORY),
-        help="How images reach the GPU: copied, or read where they lie.",
-    ),
+    HostMemory, typer.Option(metavar="pinned|mapped", help="How images reach the GPU: copied, or read where they lie.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 

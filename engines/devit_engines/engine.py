@@ -8,12 +8,9 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 _Self = TypeVar("_Self", bound="CheckedEngine")
 

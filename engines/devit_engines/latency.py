@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 
+from devit_contract.arrays import UInt8Array
 from devit_engines.building.store import Latency
-from devit_engines.engine import CheckedEngine, UInt8Array
+from devit_engines.engine import CheckedEngine
 
 _WARM_UP_S = 0.2  # idle clocks are low, and the first frames after a pause are slow (dusty-nv, jetson-inference #2042)
 _LONGEST_S = 3.0

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from devit_engines.engine import CheckedEngine, Engine, EngineSpec, Float32Array, UInt8Array
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, Engine, EngineSpec
 
 
 class NullEngine(CheckedEngine):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 
 _LOG_ERRORS_ONLY = 3
 _ERROR_NAMES = (

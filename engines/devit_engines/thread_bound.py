@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-from devit_engines.engine import Engine, Float32Array, UInt8Array
+from devit_engines.engine import Engine
 
 _Result = TypeVar("_Result")
 

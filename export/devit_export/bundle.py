@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import (
     Tensors,
     check_replaceable,
@@ -21,23 +23,21 @@ from devit_contract.artefacts.files import (
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.manifest import (
     FILE_NAME,
-    RUNGS,
     SCHEMA,
-    BundleFile,
     GraphRecord,
     Manifest,
     Parity,
     SubsetAccuracy,
-    describe_file,
     write_manifest,
 )
+from devit_contract.choices import RUNGS, Role, Rung
 from devit_contract.errors import ExportError, InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
-from devit_decompose.decomposition import Decomposition, ModelRecord, load_decomposition
+from devit_decompose.models.inference import run
 from devit_decompose.models.weights import load_model
-from devit_decompose.subset_accuracy import run
+from devit_decompose.models_folder.decomposition import Decomposition, ModelRecord, load_decomposition
 from devit_export.graph import ExportedGraph, export_features, export_logits
-from devit_export.parity import Float32Array, UInt8Array, measure, measure_half
+from devit_export.parity import measure, measure_half
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
 from devit_export.variants import RungGraph, make_rung
@@ -109,9 +109,9 @@ class _Work:
         self.golden = _samples(models, decomposition)
         self.head = _fusion_head(models, decomposition)
         self.records: dict[int | None, GraphRecord] = {}
-        self.files: list[BundleFile] = []
+        self.files: list[FileEntry] = []
 
-    def add_graph(self, folder: Path, role: str, device: int | None) -> None:
+    def add_graph(self, folder: Path, role: Role, device: int | None) -> None:
         """Export one model in every rung, measure each against PyTorch over the golden images, and write it."""
         source = self._source(device)
         plain = f"{source.stem}.fp32.onnx"
@@ -121,7 +121,8 @@ class _Work:
         reference = _answers(source.weights, model if device is None else model.features, images)
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
         ranges = scan_ranges(plain, graph.content, images)
-        parity, fp32_nodes = [], {}
+        parity = []
+        fp32_nodes: dict[str, tuple[str, ...]] = {}
         for rung in RUNGS:
             name = f"{source.stem}.{rung}.onnx"
             self._tell(name)
@@ -193,7 +194,7 @@ class _Work:
 
 
 def _parity(
-    name: str, rung: str, graph: ExportedGraph, made: RungGraph, images: UInt8Array, reference: Float32Array
+    name: str, rung: Rung, graph: ExportedGraph, made: RungGraph, images: UInt8Array, reference: Float32Array
 ) -> Parity:
     """Measure one rung against PyTorch."""
     compare = measure if rung == "fp32" else measure_half
@@ -235,7 +236,7 @@ def _baseline_accuracy(whole: Decomposition) -> SubsetAccuracy | None:
 def _samples(models: Path, decomposition: Decomposition) -> Tensors:
     """Read the golden images and their labels."""
     path = models / decomposition.file("samples").name
-    tensors, _ = read_tensors(path, _HINT)
+    tensors = read_tensors(path, _HINT)
     shapes = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in tensors.items()}
     count = len(tensors["images"]) if tensors.get("images", np.empty(())).ndim > 0 else 0
     expected = {"images": ("uint8", count, *decomposition.preprocess.shape), "labels": ("int64", count)}
@@ -246,13 +247,11 @@ def _samples(models: Path, decomposition: Decomposition) -> Tensors:
 
 def _fusion_head(models: Path, decomposition: Decomposition) -> FusionHead:
     """Read the fusion head and hold it against the submodels."""
-    path = models / decomposition.file("fusion").name
-    head = FusionHead.load(path)
-    dims = tuple(record.config.feature_dim for record in decomposition.submodels)
-    found, expected = (head.dims, len(head.bias)), (dims, len(decomposition.class_names))
-    if found != expected:
-        raise ManifestError(f"{path}: expected feature dims and classes {expected}, found {found}: {_HINT}")
-    return head
+    return FusionHead.load(
+        models / decomposition.file("fusion").name,
+        dims=tuple(record.config.feature_dim for record in decomposition.submodels),
+        classes=len(decomposition.class_names),
+    )
 
 
 def _answers(weights: str, function: Callable[[Tensor], Tensor], images: UInt8Array) -> Float32Array:

@@ -1,4 +1,4 @@
-"""``devit export`` and ``devit sign``: what they take and what they print."""
+"""The commands ``devit export`` and ``devit sign``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 sign_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-Identity = Annotated[str, typer.Option(metavar="NAME", help="The signer's name in devices' files of allowed signers.")]
+Identity = Annotated[
+    str, typer.Option(metavar="NAME", help="Name of the signer in the devices' files of allowed signers.")
+]
 
 
 @app.command()
 def export(
-    models: Annotated[Path, typer.Argument(help="Folder that devit decompose has written.")],
+    models: Annotated[Path, typer.Argument(help="Models folder from devit decompose or devit assemble.")],
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to; an older bundle is replaced.")] = Path(
         "bundle"
     ),
     serial: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Number of this bundle; devices that ask for signatures take no lower."),
+        typer.Option(min=1, metavar="N", help="Serial number; devices that require signatures reject a lower one."),
     ] = 1,
     sign: Annotated[
-        Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this key file of OpenSSH.")
+        Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this OpenSSH key file.")
     ] = None,
     identity: Identity = "devit",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
@@ -56,11 +58,11 @@ def export(
 def sign_bundle(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder from devit export.")],
     key: Annotated[
-        Path, typer.Option(metavar="FILE", help="Key file of OpenSSH; the public one if ssh-agent holds it.")
+        Path, typer.Option(metavar="FILE", help="OpenSSH key file; the public one if ssh-agent holds the key.")
     ],
     identity: Identity = "devit",
 ) -> None:
-    """Sign a bundle, for devices that run nothing else; print the line for their files of allowed signers."""
+    """Sign a bundle, for devices that accept only signed ones; print the line for their files of allowed signers."""
     from devit_contract.artefacts.signing import sign_manifest, signer_line
 
     signature = sign_manifest(bundle, key, identity)
@@ -71,7 +73,7 @@ def sign_bundle(
 def _rows(manifest: Manifest) -> list[list[str]]:
     rows = []
     for file in manifest.files:
-        size = _short(file.size_bytes / 1e6)
+        size = _short((file.size_bytes or 0) / 1e6)
         if file.rung is None:
             rows.append([file.name, "", size, "", "", "", ""])
             continue

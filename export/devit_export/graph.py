@@ -17,9 +17,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Attention, Model
-from devit_export.parity import TOLERANCE, UInt8Array, run_graph
+from devit_export.parity import TOLERANCE, run_graph
 from devit_export.rules import INPUT_NAME, IR_VERSION, MODEL_HINT, OPSET, Expected, check_graph
 
 _TOOLS_HINT = "exporting belongs on a workstation with Python 3.11 or later: pip install 'devit[export]' there"

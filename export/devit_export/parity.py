@@ -9,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import ExportError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4
 """Largest absolute difference of any output number in FP32; a right graph stays at rounding, about 1e-6."""

@@ -1,35 +1,30 @@
 """From an FP32 graph to a strongly typed one of mixed precision: every tensor has one type, every crossing one Cast.
 
-Nodes compute in FP16 but for those that are named. Nodes that only move numbers could do so in either type: they get
-the one that costs the fewest Casts of the whole graph, which is a minimum cut (:mod:`devit_export.cut`), and FP16 where
-both cost the same, since that moves fewer bytes.
+All nodes compute in FP16 except the named ones. A node that only moves numbers can have either type. Movers that share
+a tensor form a group; each group gets the type that costs fewer Casts, or FP16 if both cost the same, since FP16 moves
+half the bytes.
 
-The residual stream of a model stays in FP16. Each LayerNorm in FP32 then costs a Cast before and one behind. With the
-stream in FP32 it costs the one behind, and one more on the branch that is added to the stream; the stream's start costs
-what its end, the last norm, saves. So a ViT of 12 blocks needs 50 Casts either way (24 norms of 2, the last of 1, the
-uint8 input), as does a CCT, whose second norm stands on the stream: 2 on each side of it. FP16 moves half the bytes.
+The residual stream of a model stays in FP16. Each LayerNorm in FP32 then needs a Cast before and one after it. With the
+stream in FP32 it needs the one after it, and one more on the branch that is added to the stream. A ViT of 12 blocks
+needs 50 Casts either way (2 for each of 24 norms, 1 for the last norm, 1 for the uint8 input).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TypeAlias
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from devit_contract.errors import ExportError
-from devit_export.cut import UNBREAKABLE, Network
 from devit_export.rules import MOVERS, OPSET, Graph
 
 HALF_MAX = 65504.0
 """Largest number of FP16."""
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 _FREE = MOVERS | {"Cast", "Concat", "DepthToSpace", "Expand", "Gather", "Pad", "SpaceToDepth", "Tile"}
-"""They move or cast numbers and compute none, so they may take either type."""
-_Point: TypeAlias = str | tuple[str, str]
-"""A node by its name, or an end of the graph."""
+"""They move or cast numbers and compute none, so they can have either type."""
 
 
 def lower_precision(model: onnx.ModelProto, keep_fp32: Collection[str], name: str) -> onnx.ModelProto:
@@ -70,34 +65,41 @@ def count_casts(model: onnx.ModelProto) -> int:
 def _full(graph: Graph, keep_fp32: Collection[str]) -> set[str]:
     """Choose the nodes that compute or move numbers in FP32."""
     _check(graph, keep_fp32)
-    weights = {tensor.name for tensor in graph.model.graph.initializer}
-    network = Network()
-    for end in (*graph.model.graph.input, *graph.model.graph.output):
-        network.fix(("end", end.name), at_sink=True)
-    for node in graph.nodes:
-        if not _floats(graph, (*node.input, *node.output)):
-            continue
-        if node.name in keep_fp32 or not _can_be_half(graph, node):
-            network.fix(node.name, at_sink=True)
-        elif node.op_type not in _FREE:
-            network.fix(node.name, at_sink=False)
+    nodes = [node for node in graph.nodes if _floats(graph, (*node.input, *node.output))]
+    full = {node.name for node in nodes if node.name in keep_fp32 or not _can_be_half(graph, node)}
+    movers = {node.name for node in nodes if node.op_type in _FREE} - full
+    for group in _groups(graph, movers):
+        if _casts(graph, full | group) < _casts(graph, full):
+            full |= group
+    return full
+
+
+def _groups(graph: Graph, movers: set[str]) -> list[set[str]]:
+    """Put movers that make or take the same tensor into one group."""
+    groups: list[set[str]] = []
+    for tensor in _computed(graph):
+        nodes = [graph.producers.get(tensor), *graph.consumers(tensor)]
+        joined = {node.name for node in nodes if node is not None} & movers
+        touched = [group for group in groups if group & joined]
+        groups = [*(group for group in groups if not group & joined), joined.union(*touched)]
+    return groups
+
+
+def _casts(graph: Graph, full: set[str]) -> int:
+    """Count the Casts between nodes in FP32, those in ``full``, and nodes in FP16."""
     outputs = {end.name for end in graph.model.graph.output}
-    for tensor, kind in graph.types.items():
-        if kind != _FULL or tensor in weights:
-            continue
-        maker: _Point = graph.producers[tensor].name if tensor in graph.producers else ("end", tensor)
-        takers: list[_Point] = [node.name for node in graph.consumers(tensor)]
-        _charge(network, tensor, maker, [*takers, ("end", tensor)] if tensor in outputs else takers)
-    return {point for point in network.sink_side() if isinstance(point, str)}
+    count = 0
+    for tensor in _computed(graph):
+        wanted = {node.name in full for node in graph.consumers(tensor)} | ({True} if tensor in outputs else set())
+        producer = graph.producers.get(tensor)
+        count += len(wanted - {producer is None or producer.name in full})
+    return count
 
 
-def _charge(network: Network, tensor: str, maker: _Point, takers: list[_Point]) -> None:
-    """Charge one Cast where any taker of a tensor has another type than its maker."""
-    network.connect(maker, ("to FP32", tensor), 1)
-    network.connect(("to FP16", tensor), maker, 1)
-    for taker in takers:
-        network.connect(("to FP32", tensor), taker, UNBREAKABLE)
-        network.connect(taker, ("to FP16", tensor), UNBREAKABLE)
+def _computed(graph: Graph) -> list[str]:
+    """List the float tensors that are no weights."""
+    weights = {tensor.name for tensor in graph.model.graph.initializer}
+    return [tensor for tensor, kind in graph.types.items() if kind == _FULL and tensor not in weights]
 
 
 def _check(graph: Graph, keep_fp32: Collection[str]) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
-from devit_export.parity import UInt8Array, run_batches
+from devit_export.parity import run_batches
 from devit_export.precision import HALF_MAX
 from devit_export.rules import Graph
 

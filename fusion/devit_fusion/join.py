@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from devit_contract.artefacts.head import Float32Array, mask_of
+from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, MissingReason
 

@@ -71,7 +71,7 @@ class FusionNode:
         context = self._opened.__enter__()
         try:
             self._authenticator = Authenticator(context, _allowed(fleet)) if keys is not None else None
-            node = fleet.node[0]
+            node = fleet.node
             self._devices = DevicePort(
                 context,
                 node.endpoint,
@@ -228,5 +228,5 @@ def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
             )
     if fleet.has_keys and keys is None:
         raise InputError("fleet.toml has the node's public_key, but no secret key was given: give it with --key")
-    if keys is not None and keys.public.decode() != fleet.node[0].public_key:
+    if keys is not None and keys.public.decode() != fleet.node.public_key:
         raise InputError("the secret key is not that of the node's public_key in fleet.toml: give it with --key")

@@ -6,8 +6,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.fleet import Serving
-from devit_contract.artefacts.head import Float32Array, Fusion
+from devit_contract.artefacts.head import Fusion
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message, State
 from devit_contract.wire.messages import (

@@ -16,32 +16,33 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 @app.command()
 def gateway(
     fleet: Annotated[Path, typer.Option(help="Fleet file with endpoint and key of the node.")],
-    key: Annotated[Path | None, typer.Option(help="The gateway's secret key file, a client's of the fleet.")] = None,
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")] = (
+    key: Annotated[Path | None, typer.Option(help="Secret key file of the gateway, a client of the fleet.")] = None,
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address to listen on; port 0 picks a free port.")] = (
         "127.0.0.1:8080"
     ),
-    token_file: Annotated[Path | None, typer.Option(help="File (mode 0600) with the token to ask for.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File (mode 0600) with the token that clients must send.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM), with --tls-key.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="A proxy in front ends TLS: allow plain HTTP off loopback.")
+        bool, typer.Option("--behind-proxy", help="A proxy terminates TLS: allow plain HTTP on every address.")
     ] = False,
     timeout_s: Annotated[
         float | None,
-        typer.Option(min=0.1, help="How long the node may take for an answer (default: 5 s + 2 x deadline)."),
+        typer.Option(min=0.1, help="Timeout for an answer of the node in seconds (default: 5 s + 2 x deadline)."),
     ] = None,
     sample_power: Annotated[
-        int,
-        typer.Option(metavar="MS", min=0, max=60_000, help="Period of power sampling on agents; 0 disables it."),
+        int, typer.Option(metavar="MS", min=0, max=60_000, help="Power sampling period of the agents; 0 disables it.")
     ] = 0,
-    log_requests: Annotated[bool, typer.Option("--log-requests", help="Write a line per request on stderr.")] = False,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log one line per request to stderr.")] = False,
     stop_with_stdin: Annotated[
         bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
 ) -> None:
-    """Answer HTTP for a fusion node: Open Inference Protocol (KServe V2), health, Prometheus metrics.
+    """Serve HTTP for a fusion node: Open Inference Protocol (KServe V2), health, Prometheus metrics.
 
-    Prints one JSON line with its URL when it listens; the node may come and go. Runs until SIGTERM or Ctrl-C.
+    Prints one JSON line with its URL when it listens. Reconnects to the node automatically. Stops on SIGTERM or Ctrl-C.
     """
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import load_keys

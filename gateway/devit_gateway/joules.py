@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devit_contract.wire.messages import Telemetry
-from devit_profiling.sensor.board_table import Board
-from devit_profiling.sensor.boards import board_of_model, guess_board, total_mw
+from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sensor_lines import parse_sensor_line
-from devit_profiling.sensor.tegrastats import SIMULATED
 
 MAX_GAP_INTERVALS = 5
 """A longer pause between two samples adds nothing: what the device drew in it is unknown."""
@@ -28,24 +26,22 @@ class MeteredEnergy:
 
 
 class EnergyMeter:
-    """Adds up one device's energy by the trapezoid rule."""
+    """Adds up one device's energy by the trapezoid rule, sample by sample; ``figures/energy.py`` integrates windows."""
 
     def __init__(self, device: str, interval_ms: int) -> None:
         """Start at zero, on an unknown board."""
         self.device = device
         self._max_gap_ns = MAX_GAP_INTERVALS * max(interval_ms, _LEAST_INTERVAL_MS) * 1_000_000
-        self._board: Board | None = None
-        self._is_guessed = False
-        self._is_simulated = False
+        self._total = BoardTotal()
         self._energy_j = 0.0
         self._has_total = False
         self._last: tuple[int, int] | None = None
 
     def name_board(self, board_model: str) -> None:
         """Set the board by the device's model; with an unknown one, samples count only if their rails fit a board."""
-        self._board = board_of_model(board_model)
-        self._is_guessed = False
-        self._is_simulated = self._is_simulated or SIMULATED in board_model.upper()
+        was_simulated = self._total.is_simulated
+        self._total = BoardTotal(board_model)
+        self._total.is_simulated |= was_simulated
 
     def take(self, telemetry: Telemetry) -> None:
         """Add samples; skip other lines, and those of a board without a known total."""
@@ -53,20 +49,17 @@ class EnergyMeter:
             sample = parse_sensor_line(line.text)
             if sample is None:
                 continue
-            self._is_simulated = self._is_simulated or sample.is_simulated
-            if self._board is None:
-                self._board = guess_board(sample)
-                self._is_guessed = self._board is not None
-            power_mw = total_mw(self._board, sample.rails_mw) if self._board is not None else None
+            power_mw = self._total.add(sample)
             if power_mw is not None:
                 self._add(line.monotonic_ns, power_mw)
 
     def reading(self) -> MeteredEnergy | None:
         """The energy so far; ``None`` if nothing could be measured."""
-        if self._board is None or not self._has_total:
+        board = self._total.board
+        if board is None or not self._has_total:
             return None
-        scope = self._board.scope + (", board guessed" if self._is_guessed else "")
-        return MeteredEnergy(self.device, self._energy_j, scope, self._is_simulated)
+        scope = board.scope + (", board guessed" if self._total.is_guessed else "")
+        return MeteredEnergy(self.device, self._energy_j, scope, self._total.is_simulated)
 
     def _add(self, time_ns: int, power_mw: int) -> None:
         self._has_total = True

@@ -1,4 +1,4 @@
-"""The one command line ``devit``: every command by name, its module loaded only when it is asked for."""
+"""The command line ``devit``: every command by name, its module loaded only when it runs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     # In the order of the pipeline: name to (module:application, one line of help).
     "decompose": ("devit_decompose.cli:app", "Train N submodels and their fusion head from one large ViT."),
-    "assemble": ("devit_decompose.cli:assemble_app", "Make a cell from pretrained timm backbones, at once."),
+    "assemble": ("devit_decompose.cli:assemble_app", "Make a cell from pretrained timm backbones, in minutes."),
     "evaluate": ("devit_decompose.cli:evaluate_app", "Measure trained models on their test images."),
     "export": ("devit_export.cli:app", "Turn trained models into an ONNX bundle for devices."),
-    "sign": ("devit_export.cli:sign_app", "Sign a bundle, for devices that run nothing else."),
+    "sign": ("devit_export.cli:sign_app", "Sign a bundle, for devices that accept only signed ones."),
     "build": ("devit_engines.cli:app", "Build the engines of a bundle on this device, and check them."),
     "engines": ("devit_engines.cli:engines_app", "Look after the engines stored on this device."),
     "doctor": ("devit_engines.doctor.cli:app", "Say what this machine can build and run, and what stands in the way."),
     "selftest": ("devit_engines.selftest.cli:app", "Build and judge a small ViT on this device, for a report."),
     "keys": ("devit_contract.keys_cli:app", "Make, list and revoke CURVE keys."),
     "fuse": ("devit_fusion.cli:app", "Join the features of all devices into answers (= fusion-node)."),
-    "gateway": ("devit_gateway.cli:app", "Answer HTTP for a fusion node: inference protocol, health, metrics."),
+    "gateway": ("devit_gateway.cli:app", "Serve HTTP for a fusion node: inference protocol, health, metrics."),
     "agent": ("devit_edge_agent.cli:app", "Run one submodel and send its features (= edge-agent)."),
-    "install-service": ("devit_pipeline.service_cli:app", "Write systemd's files for an agent or a fusion node."),
+    "install-service": ("devit_pipeline.service_cli:app", "Write systemd units for an agent or a fusion node."),
     "status": ("devit_contract.cli:status_app", "Show what a fusion node knows of its devices."),
     "classify": ("devit_contract.cli:classify_app", "Ask a running cell what is in pictures."),
     "profile": ("devit_profiling.cli:app", "Measure latency and energy of a running cell (= profile)."),
@@ -42,20 +42,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class LazyCommands(typer.core.TyperGroup):
-    """Knows all commands by name and one line of help, and loads one when it is run."""
+    """All commands by name and one line of help; each is loaded when it runs."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer keeps its context type private
-        """Name all commands, in the order of the pipeline."""
+        """List all commands in the order of the pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - as above
-        """Stand in for a command in the overview."""
+        """Make a placeholder of a command for the overview."""
         if cmd_name not in COMMANDS:
             return None
         return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - as above
-        """Load the command that is to run."""
+        """Load the command to run."""
         if args[0] not in COMMANDS:
             return super().resolve_command(ctx, args)
         module, _, attribute = COMMANDS[args[0]][0].partition(":")
@@ -74,22 +74,22 @@ demo_app = typer.Typer(pretty_exceptions_enable=False)
 @demo_app.command()
 def demo(
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder (default: the one in this package).")] = None,
-    models: Annotated[
-        Path | None, typer.Option(help="Export these trained models first, and take that bundle.")
-    ] = None,
+    models: Annotated[Path | None, typer.Option(help="Export these trained models first, and use that bundle.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the profiler's runs; with --serve for the cell.")] = Path(
         "demo"
     ),
     store: Annotated[Path | None, typer.Option(help="Engine store (default: ~/.cache/devit/engines).")] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Bring the cell up, print its addresses, stay.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Start the cell, print its addresses, and keep it running.")
+    ] = False,
     http: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="With --serve: HTTP too (Open Inference Protocol, metrics).")
+        str, typer.Option(metavar="HOST:PORT", help="With --serve: also serve HTTP (Open Inference Protocol, metrics).")
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Run the whole pipeline on this machine: engines, four agents, a fusion node, 1,000 real images, energy.
 
-    No board is here, so power is SIMULATED; everything else is the real thing.
+    Power is SIMULATED, since there is no board; everything else is real.
     """
     from devit_pipeline.demo import SHIPPED, demo_cell, run_demo
 
@@ -105,7 +105,7 @@ def demo(
             bundle = Path(folder) / "bundle"
             export_bundle(models, bundle, progress=progress)
         elif bundle is None:
-            typer.echo("bundle: the one shipped with this package (make demo-full exports it anew)", err=True)
+            typer.echo("bundle: the one shipped with this package (make demo-full exports it again)", err=True)
             bundle = SHIPPED / "bundle"
         else:
             typer.echo(f"bundle: {bundle}", err=True)
@@ -122,7 +122,7 @@ app = typer.Typer(cls=LazyCommands, no_args_is_help=True, pretty_exceptions_enab
 
 @app.callback()
 def devit() -> None:
-    """One large Vision Transformer on several cheap edge devices, every answer's cost known in ms and joules."""
+    """Run one large Vision Transformer on several edge devices, and know what every answer costs in ms and joules."""
 
 
 def main() -> NoReturn:
@@ -134,7 +134,7 @@ def _serve(cell: LocalCell) -> None:
     from devit_contract.service.lifecycle import StopSignal
 
     should_stop = StopSignal()
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
     addresses = {
         "endpoint": node.endpoint,
         "client_endpoint": node.client_endpoint,

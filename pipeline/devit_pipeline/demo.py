@@ -1,30 +1,27 @@
-"""The demo: from a bundle to answers and joules on this machine, every stage the real one, the boards simulated."""
+"""The demo: the whole pipeline on this machine, from a bundle to answers and joules, on simulated boards."""
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from devit_contract.artefacts.files import check_replaceable, make_folder, read_tensors
+from devit_contract.arrays import Int64Array, UInt8Array
+from devit_contract.artefacts.files import check_replaceable, exclusive_lock, make_folder, read_tensors
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import NodeStatus
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.build_all import BuiltEngine, build_engines, load_engine
 from devit_engines.building.store import Store
@@ -40,13 +37,10 @@ BOARD_MODEL = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
 _MARKER = ".devit-demo"
 """In a folder that a demo may empty and remove: never in an operator's own."""
 _IN_FLIGHT = 4
-_VICTIM = 2
-"""Index of the agent that is killed."""
+_KILLED_SUBMODEL = 2
+"""Its agent is killed in the second pass."""
 _PROFILED = ("jetson1", "jetson2")
 _TEACHER_BATCH = 50
-
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -64,11 +58,11 @@ class Figures(msgspec.Struct, frozen=True):
     killed_device: str
     partial_mask: int
     answers: dict[str, int]
-    """By state, over both rounds."""
+    """By state, over both passes."""
     frames_per_s: float
     """Full cell."""
     partial_frames_per_s: float
-    """From the kill to the end of the round."""
+    """From the kill to the end of the pass."""
     latency_p50_ms: float
     latency_p95_ms: float
     latency_p99_ms: float
@@ -86,12 +80,43 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class _Round:
+class _Pass:
     """One pass over the test images."""
 
     answers: list[Answer]
+    labels: Int64Array
     duration_s: float
-    killed_after_s: float | None = None
+    wire_bytes: int
+    """Between node and devices, both ways."""
+    killed_after_s: float = 0.0
+    """When an agent was killed; 0 if none was."""
+
+    @property
+    def counted(self) -> list[tuple[Answer, int]]:
+        """Answers and labels: all, or the partial ones if an agent was killed."""
+        pairs = zip(self.answers, self.labels.tolist(), strict=True)
+        return [pair for pair in pairs if not self.killed_after_s or pair[0].state is State.PARTIAL]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the counted frames that were answered right; a failed frame is wrong."""
+        right = [answer.logits is not None and int(answer.logits.argmax()) == label for answer, label in self.counted]
+        return sum(right) / len(right)
+
+    @property
+    def frames_per_s(self) -> float:
+        """From the kill on, if there was one."""
+        return len(self.counted) / (self.duration_s - self.killed_after_s)
+
+    def latency_ms(self, percentile: float) -> float:
+        """Percentile of the latencies of all answers."""
+        return 1000 * float(np.percentile([answer.latency_s for answer in self.answers], percentile))
+
+    @property
+    def mask(self) -> int:
+        """The devices of most of the counted answers."""
+        masks = [answer.mask for answer, _ in self.counted]
+        return max(set(masks), key=masks.count)
 
 
 @contextmanager
@@ -131,29 +156,48 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     start_s = time.monotonic()
     bundle = Bundle(bundle_folder)
     images, labels = test_images(bundle)
-    if len(bundle.manifest.submodels) <= _VICTIM:
+    count = len(bundle.manifest.submodels)
+    if count <= _KILLED_SUBMODEL:
         raise InputError(
-            f"{bundle_folder}: expected at least {_VICTIM + 1} submodels, found {len(bundle.manifest.submodels)}: "
+            f"{bundle_folder}: expected at least {_KILLED_SUBMODEL + 1} submodels, found {count}: "
             "add --serve to bring such a cell up"
         )
-    make_folder(out)  # told now, not at the end
+    make_folder(out)  # an error is raised now, not at the end
     built = _build(bundle, Store(store), progress)
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
     temporary = tempfile.TemporaryDirectory(prefix="devit-demo-")
     with temporary as folder, _cell(bundle_folder, Path(folder), store, progress) as cell, cell.client() as client:
-        before = client.status()
-        full = _round(client, images, progress, "full cell")
-        after = client.status()
-        victim = list(cell.devices)[_VICTIM]
-        partial = _round(client, images, progress, f"without {victim}", cell, victim)
-        progress("restart", 0, 1, victim)
-        cell.start_agents([victim])
-        progress("restart", 1, 1, f"{victim} is back")
-        pictures = itertools.cycle(images)
-        run, report = measure_cell(client, cell.fleet, _PROFILED, pictures, QUICK, out, progress)
+        full = _pass(client, images, labels, progress, "full cell")
+        killed = list(cell.devices)[_KILLED_SUBMODEL]
+        partial = _pass(client, images, labels, progress, f"without {killed}", kill=lambda: cell.kill(killed))
+        progress("restart", 0, 1, killed)
+        cell.start_agents([killed])
+        progress("restart", 1, 1, f"{killed} is back")
+        run, report = measure_cell(client, cell.fleet, _PROFILED, itertools.cycle(images), QUICK, out, progress)
         raise_if_cut_short(report)
-    return _figures(
-        bundle, built, teacher_accuracy, labels, full, partial, before, after, report, run / "report.html", start_s
+    states = [answer.state.name.lower() for answer in (*full.answers, *partial.answers)]
+    return Figures(
+        bundle=f"{bundle.manifest.name} {bundle.manifest.serial}",
+        images=len(labels),
+        engines_cached=sum(engine.was_cached for engine in built),
+        engines_built=sum(not engine.was_cached for engine in built),
+        teacher_accuracy=teacher_accuracy,
+        full_accuracy=full.accuracy,
+        partial_accuracy=partial.accuracy,
+        killed_device=killed,
+        partial_mask=partial.mask,
+        answers={state: states.count(state) for state in sorted(set(states))},
+        frames_per_s=full.frames_per_s,
+        partial_frames_per_s=partial.frames_per_s,
+        latency_p50_ms=full.latency_ms(50),
+        latency_p95_ms=full.latency_ms(95),
+        latency_p99_ms=full.latency_ms(99),
+        slowest_device=_slowest(full.answers, list(cell.devices)),
+        wire_bytes_per_answer=full.wire_bytes / len(full.answers),
+        energy_note="SIMULATED",
+        joules_per_answer=_joules(report),
+        duration_s=time.monotonic() - start_s,
+        report=str(run / "report.html"),
     )
 
 
@@ -163,7 +207,7 @@ def test_images(bundle: Bundle) -> tuple[UInt8Array, Int64Array]:
     Raises:
         InputError: The bundle takes other images than these.
     """
-    tensors, _ = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
+    tensors = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
     images: UInt8Array = tensors["images"]
     labels: Int64Array = tensors["labels"]
     expected = bundle.manifest.preprocess.shape
@@ -195,26 +239,18 @@ def _teacher_accuracy(
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Empty a folder, keep others out of it, remove it."""
+    """Empty a folder, lock other demos out, and remove it at the end."""
     check_replaceable(folder, _MARKER)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as err:
-        raise InputError(f"{folder}: cannot be written: {err.strerror}") from err
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
-        os.close(lock)
-        raise InputError(f"{folder}: another demo is running there: stop it, or choose another --out") from err
-    try:
-        (folder / _MARKER).touch()
-        for name in ("keys", "logs", "board"):
-            shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+    make_folder(folder)
+    busy = InputError(f"{folder}: another demo is running there: stop it, or choose another --out")
+    with exclusive_lock(folder, busy=busy):
+        try:
+            (folder / _MARKER).touch()
+            for name in ("keys", "logs", "board"):
+                shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -234,80 +270,35 @@ def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress, ht
         yield cell
 
 
-def _round(
+def _pass(
     client: Client,
     images: UInt8Array,
+    labels: Int64Array,
     progress: Progress,
     stage: str,
-    cell: LocalCell | None = None,
-    victim: str | None = None,
-) -> _Round:
-    """Ask for every image; a victim is killed when a twentieth of them has been answered."""
+    *,
+    kill: Callable[[], None] | None = None,
+) -> _Pass:
+    """Send every image; call ``kill`` after a twentieth of the answers."""
     answers: list[Answer] = []
+    bytes_before = _wire_bytes(client)
     start_s = time.monotonic()
-    killed_after_s = None
+    killed_after_s = 0.0
     for answer in client.stream(images, in_flight=_IN_FLIGHT):
         answers.append(answer)
-        if cell is not None and victim is not None and len(answers) == len(images) // 20:
-            cell.kill(victim)
+        if kill is not None and len(answers) == len(images) // 20:
+            kill()
             killed_after_s = time.monotonic() - start_s
         if len(answers) % 10 == 0:
             progress(stage, len(answers), len(images))
-    return _Round(answers, time.monotonic() - start_s, killed_after_s)
+    duration_s = time.monotonic() - start_s
+    return _Pass(answers, labels, duration_s, _wire_bytes(client) - bytes_before, killed_after_s)
 
 
-def _figures(
-    bundle: Bundle,
-    built: list[BuiltEngine],
-    teacher_accuracy: float | None,
-    labels: Int64Array,
-    full: _Round,
-    partial: _Round,
-    before: NodeStatus,
-    after: NodeStatus,
-    report: Report,
-    report_path: Path,
-    start_s: float,
-) -> Figures:
-    partial_masks = [answer.mask for answer in partial.answers if answer.state is State.PARTIAL]
-    latencies_ms = np.array([answer.latency_s for answer in full.answers]) * 1000
-    p50, p95, p99 = (float(value) for value in np.percentile(latencies_ms, (50, 95, 99)))
-    wire_bytes = sum(after.wire_bytes[way] - before.wire_bytes[way] for way in ("devices_in", "devices_out"))
-    states = [answer.state.name.lower() for answer in (*full.answers, *partial.answers)]
-    is_partial = np.array([answer.state is State.PARTIAL for answer in partial.answers])
-    killed_s = partial.killed_after_s or 0.0
-    return Figures(
-        bundle=f"{bundle.manifest.name} {bundle.manifest.serial}",
-        images=len(labels),
-        engines_cached=sum(engine.was_cached for engine in built),
-        engines_built=sum(not engine.was_cached for engine in built),
-        teacher_accuracy=teacher_accuracy,
-        full_accuracy=_accuracy(full.answers, labels, np.ones(len(labels), bool)),
-        partial_accuracy=_accuracy(partial.answers, labels, is_partial),
-        killed_device=after.devices[_VICTIM].name,
-        partial_mask=max(set(partial_masks), key=partial_masks.count),
-        answers={state: states.count(state) for state in sorted(set(states))},
-        frames_per_s=len(full.answers) / full.duration_s,
-        partial_frames_per_s=float(is_partial.sum()) / (partial.duration_s - killed_s),
-        latency_p50_ms=p50,
-        latency_p95_ms=p95,
-        latency_p99_ms=p99,
-        slowest_device=_slowest(full.answers, [device.name for device in after.devices]),
-        wire_bytes_per_answer=wire_bytes / len(full.answers),
-        energy_note="SIMULATED",
-        joules_per_answer=_joules(report),
-        duration_s=time.monotonic() - start_s,
-        report=str(report_path),
-    )
-
-
-def _accuracy(answers: list[Answer], labels: Int64Array, chosen: npt.NDArray[np.bool_]) -> float:
-    """Share of the chosen frames that were answered right; a failed frame is wrong."""
-    is_right = [
-        answer.logits is not None and int(answer.logits.argmax()) == label
-        for answer, label in zip(answers, labels, strict=True)
-    ]
-    return float(np.array(is_right)[chosen].mean())
+def _wire_bytes(client: Client) -> int:
+    """Bytes so far between node and devices, both ways."""
+    found = client.status().wire_bytes
+    return found["devices_in"] + found["devices_out"]
 
 
 def _slowest(answers: list[Answer], names: list[str]) -> str:

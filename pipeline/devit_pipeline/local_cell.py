@@ -206,8 +206,8 @@ class LocalCell:
 
     def _write_fleet(self, endpoint: str, client_endpoint: str) -> None:
         lines = [
-            "schema = 1",
-            "[[node]]",
+            "schema = 2",
+            "[node]",
             f'endpoint = "{endpoint}"',
             f'client_endpoint = "{client_endpoint}"',
             f'public_key = "{self._public("node")}"',

@@ -1,4 +1,4 @@
-"""``devit install-service``: what it takes and what it prints."""
+"""The command ``devit install-service``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEXT = {
         "systemd-sysusers devit.conf",
         "systemd-tmpfiles --create devit.conf",
         "systemctl daemon-reload",
-        "usermod -aG devit-engines USER       # who builds engines: devit build --store /var/lib/devit/engines",
+        "usermod -aG devit-engines USER       # to build engines: devit build --store /var/lib/devit/engines",
         "systemctl enable --now edge-agent@NAME  # with /etc/devit/NAME.toml and /etc/devit/keys/NAME.key_secret",
     ),
     Kind.FUSION: (
@@ -38,20 +38,18 @@ _NEXT = {
 
 @app.command()
 def install_service(
-    kind: Annotated[Kind, typer.Argument(help="agent: edge-agent@NAME, one a submodel; fusion: fusion-node.")],
-    root: Annotated[Path, typer.Option(help="Write below this folder, and look for devices there.")] = Path("/"),
+    kind: Annotated[Kind, typer.Argument(help="agent: edge-agent@NAME, one for each submodel; fusion: fusion-node.")],
+    root: Annotated[Path, typer.Option(help="Write below this folder, and look for device files there.")] = Path("/"),
     prefix: Annotated[
-        Path | None, typer.Option(help="Virtual environment that the unit runs (default: the one of this command).")
+        Path | None, typer.Option(help="Virtual environment that the unit uses (default: that of this command).")
     ] = None,
-    bundle: Annotated[Path, typer.Option(help="fusion: the bundle that is served.")] = Path(
-        "/opt/devit/current/bundle"
-    ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files, write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what became of each file as JSON.")] = False,
+    bundle: Annotated[Path, typer.Option(help="fusion: the bundle to serve.")] = Path("/opt/devit/current/bundle"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files, but write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the written and unchanged files as JSON.")] = False,
 ) -> None:
-    """Write systemd's files for an agent or a fusion node, and say what to run next.
+    """Write systemd units for an agent or a fusion node, and print what to run next.
 
-    A file that is there already and the same is left alone.
+    Files that are already there with the same content are not touched.
     """
     from devit_contract.errors import InputError
     from devit_pipeline.service import agent_files, fusion_files, install

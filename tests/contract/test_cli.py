@@ -100,7 +100,7 @@ def test_images_without_an_answer_are_shown_and_end_with_exit_code_1(options: li
 
 
 def test_the_node_and_the_keys_may_be_given_one_by_one(cell: LocalCell, pictures: Path) -> None:
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
     by_hand = ["--to", node.client_endpoint, "--node-key", node.public_key, "--key", str(cell.client_key_path)]
     assert devit("classify", "a.png", *by_hand, cwd=pictures).returncode == 0
     assert "give --key and --node-key together" in failure(devit("status", *by_hand[:4], cwd=pictures))

@@ -40,8 +40,8 @@ class Fleet:
     def write(self, pairs: dict[str, KeyPair]) -> None:
         keys = {name: pair.public.decode() for name, pair in pairs.items()}
         text = (
-            "schema = 1\n"
-            '[[node]]\nendpoint = "tcp://127.0.0.1:7711"\nclient_endpoint = "tcp://127.0.0.1:7712"\n'
+            "schema = 2\n"
+            '[node]\nendpoint = "tcp://127.0.0.1:7711"\nclient_endpoint = "tcp://127.0.0.1:7712"\n'
             f"public_key = '{keys['node']}'\n"
         )
         for number, name in enumerate(("jetson1", "jetson2")):

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, Int64Array, UInt8Array
+from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import write_bytes, write_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
 from devit_contract.artefacts.manifest import (
-    RUNGS,
     SCHEMA,
-    BundleFile,
     GraphRecord,
     Manifest,
     Parity,
     Preprocess,
     SubsetAccuracy,
-    describe_file,
     write_manifest,
 )
+from devit_contract.choices import RUNGS
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +39,6 @@ HEIGHT, WIDTH = 6, 8
 DIMS = (6, 4)
 GOLDEN = 64
 OPSET = 17
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ def record(layer: Layer, classes: tuple[int, ...], images: UInt8Array) -> GraphR
     )
 
 
-def write_graph(folder: Path, layer: Layer, role: str, device: int | None, rung: str) -> BundleFile:
+def write_graph(folder: Path, layer: Layer, role: str, device: int | None, rung: str) -> FileEntry:
     """Write one rung of one model."""
     name = f"{role}.{rung}.onnx" if device is None else f"{role}-{device}.{rung}.onnx"
     write_bytes(folder / name, layer.graph(rung).SerializeToString(deterministic=True))

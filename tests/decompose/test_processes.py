@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from devit_contract.artefacts.files import read_tensors
-from devit_decompose.decomposition import load_decomposition
+from devit_decompose.models_folder.decomposition import load_decomposition
 
 DEADLINE_S = 240
 TRAIN = (sys.executable, "-m", "devit_decompose")
@@ -63,7 +63,7 @@ def weights(models: Path) -> dict[str, np.ndarray]:
         f"{record.name}: {name}": tensor
         for record in load_decomposition(models).files
         if record.role in ("teacher", "submodel")
-        for name, tensor in read_tensors(models / record.name, "")[0].items()
+        for name, tensor in read_tensors(models / record.name, "").items()
     }
 
 

@@ -13,16 +13,17 @@ import torch
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.errors import InputError, ManifestError, TrainError
 from devit_contract.service.progress import no_progress
-from devit_decompose.data.batches import Batch
-from devit_decompose.data.splits import load_dataset
-from devit_decompose.decomposition import load_decomposition
+from devit_decompose.data.batches import Batch, BatchSpec, batches
+from devit_decompose.data.dataset import load_dataset
 from devit_decompose.dry_run import rehearse
+from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_decompose.models.weights import load_model
+from devit_decompose.models_folder.decomposition import load_decomposition
+from devit_decompose.models_folder.subset_accuracy import filled_logits, joined_features
 from devit_decompose.recipe.reader import load_recipe
 from devit_decompose.recipe.schema import Recipe
 from devit_decompose.stages import decompose
-from devit_decompose.subset_accuracy import accuracy, filled_logits, joined_features, run
 from devit_decompose.training import train
 from devit_decompose.training.accelerator import Machine
 from devit_decompose.training.objectives import Ensemble
@@ -108,7 +109,7 @@ def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, small: 
 
     def second(stage: str, done: float, total: float, note: str = "") -> None:
         if not refused:
-            with pytest.raises(TrainError, match="found one: wait for it or stop it") as caught:
+            with pytest.raises(TrainError, match="another run is at work in this folder") as caught:
                 decompose(small, tmp_path / "models", resume=True, progress=no_progress)
             refused.append(caught)
         raise KeyboardInterrupt
@@ -194,10 +195,7 @@ def test_stored_answers_are_those_of_the_live_teacher(tmp_path: Path, small: Rec
     augment = small.ensemble.schedule.augment
     stored = StoredTeacher(tmp_path, teacher, data.training, augment, machine, no_progress)
     live = LiveTeacher(teacher, machine)
-    stream = train.batches(
-        data.training, small.ensemble.schedule, classes=10, seed=3, epoch=0, mean=small.data.mean, std=small.data.std
-    )
-    batch: Batch = next(iter(stream))
+    batch: Batch = next(batches(data.training, small.ensemble.schedule, BatchSpec(3, 0, 10, (0.2,), (0.2,))))
     for found_part, expected in zip(
         (stored(batch).logits, stored(batch).features), (live(batch).logits, live(batch).features), strict=True
     ):
@@ -226,10 +224,7 @@ def test_two_runs_at_once_make_the_same_answers_once(tmp_path: Path, small: Reci
     with ThreadPoolExecutor(2) as runs:
         first, second = runs.map(start, range(2))
     assert told.count("answers stored") == 1
-    stream = train.batches(
-        split, small.ensemble.schedule, classes=10, seed=3, epoch=0, mean=small.data.mean, std=small.data.std
-    )
-    batch = next(iter(stream))
+    batch = next(batches(split, small.ensemble.schedule, BatchSpec(3, 0, 10, (0.2,), (0.2,))))
     expected = LiveTeacher(teacher, machine)(batch).logits
     for stored in (first, second):
         torch.testing.assert_close(stored(batch).logits, expected, rtol=2e-3, atol=2e-3)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.deploy.hosts import PYTHON, Host, free_port
-from tests.deploy.releases import allowed_signers, break_agent, build_wheel, make_bundle, signing_key
+from tests.deploy.releases import allowed_signers, break_agent, lighten_wheel, make_bundle, signing_key
 
 from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.keys import load_keys, new_keys
@@ -161,7 +161,7 @@ def finish(child: subprocess.Popen[str]) -> Played:
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Fleet]:
     """Five hosts with nothing on them."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for namespaces")
@@ -179,7 +179,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         name: Host(name, f"127.0.0.{10 + number}", folder / "hosts" / name, public) for number, name in enumerate(names)
     }
     new_keys(folder / "desk", "desk")
-    good_wheel = build_wheel(folder)
+    good_wheel = lighten_wheel(wheel, folder)
     signer = signing_key(folder)
     allowed_signers(make_bundle(folder / "bundles/none", 0, signer), folder / "allowed_signers")
     bad_wheel = break_agent(good_wheel, folder / "bad")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -12,8 +11,9 @@ from pathlib import Path
 import msgspec
 import onnx
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.artefacts.signing import SIGNATURE_NAME, sign_manifest, signer_line
 
 ROOT = Path(__file__).parents[2]
@@ -28,14 +28,11 @@ _Engine.features = lambda self, images: -_features(self, images)
 """At the end of ``loading.py``: the agent starts, is accepted, and answers nonsense."""
 
 
-def build_wheel(folder: Path) -> Path:
-    """Build this repository's wheel, without the demo's bundle, and with a file that shows the test environment.
+def lighten_wheel(wheel: Path, folder: Path) -> Path:
+    """Copy this repository's wheel, without the demo's bundle, and with a file that shows the test environment.
 
     So five hosts need not install ONNX Runtime each; devit itself comes from the wheel.
     """
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "built")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
-    (wheel,) = (folder / "built").glob("*.whl")
     with zipfile.ZipFile(wheel) as built, zipfile.ZipFile(folder / wheel.name, "w") as ours:
         for name in built.namelist():
             if not name.startswith("devit_pipeline/fashion_mnist/bundle/"):
@@ -73,7 +70,7 @@ def make_bundle(folder: Path, serial: int, key: Path | None, *, kind: str = "goo
     manifest = msgspec.structs.replace(whole, serial=serial, files=files, baseline=None, baseline_accuracy=None)
     if kind == "untrue":
         path = folder / manifest.file("golden").name
-        tensors, _ = read_tensors(path, "")
+        tensors = read_tensors(path, "")
         tensors["features.0"] = -tensors["features.0"]
         write_tensors(path, tensors)
     if kind == "other":

@@ -193,7 +193,8 @@ def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(
 
 
 def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: HandMadeNode) -> None:
-    child = node.start("--engine", "paced:100")
+    patient = "import devit_edge_agent.agent as agent; agent._DRAIN_NS *= 30\n"
+    child = node.start("--engine", "paced:100", before=patient)
     node.welcome()
     image = np.zeros((6, 8, 1), np.uint8)
     for number in (1, 2, 3):
@@ -204,10 +205,8 @@ def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: Ha
     assert [message.frame_id for message in found if message.kind is Kind.FEATURE] == [2, 3]
     assert Kind.LEAVE in {message.kind for message in found}
     node.send(Message(Kind.LEAVE, run_id=RUN_ID))
-    start_s = time.monotonic()
-    child.communicate(timeout=10)
+    child.communicate(timeout=30)  # without the node's word it would wait for a minute
     assert child.returncode == 0
-    assert time.monotonic() - start_s < 1.7  # it would wait for the node's word for two seconds
 
 
 @pytest.mark.system

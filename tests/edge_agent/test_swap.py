@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.edge_agent.hand_made_node import RUN_ID, TINY, HandMadeNode
+from tests.support.opened import opened_files
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError
@@ -21,7 +23,6 @@ from devit_contract.wire.messages import Control, ControlReply, Hello, Question,
 from devit_edge_agent import swap
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, rehearse
 from devit_edge_agent.swap import Swap
-from devit_engines.engine import Float32Array, UInt8Array
 from devit_engines.null import NullEngine
 
 DEADLINE_S = 20
@@ -220,6 +221,23 @@ def outcome(made: Swap) -> Loaded | None:
     made.start()
     assert select.select([made.fileno()], [], [], DEADLINE_S)[0]
     return made.take_loaded()
+
+
+def test_loading_reads_no_graph_of_any_submodel(tmp_path: Path, bundle: Bundle, store: Path) -> None:
+    """The engine comes from the store, so an agent starts though another submodel's graph is damaged."""
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    (folder / "submodel-1.fp32.onnx").write_bytes(bytes((folder / "submodel-1.fp32.onnx").stat().st_size))
+    (tmp_path / "agent.toml").write_text(
+        'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "tcp://127.0.0.1:1"\nbundle = "bundle"\n'
+        f'store = "{store}"\ntegrastats = []\n'
+    )
+    settings = read_settings(tmp_path / "agent.toml", "built")
+    with opened_files(folder) as opened:
+        loaded = load(settings)
+        assert opened == ["manifest.json"]
+        rehearse(settings, loaded)
+        assert sorted(set(opened)) == ["fusion.safetensors", "golden.safetensors", "manifest.json"]
+    loaded.engine.close()
 
 
 def test_a_surprise_while_loading_is_told_and_the_next_try_counts(

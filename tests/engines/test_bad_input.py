@@ -54,8 +54,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bundle": (shutil.rmtree, "manifest.json: cannot be read"),
     "not an ONNX": (lambda folder: replace_graph(folder, b"no graph"), "expected an ONNX graph, found 8 bytes"),
     "digest mismatch": (
-        lambda folder: (folder / "submodel-0.fp32.onnx").write_bytes(b"other"),
+        lambda folder: (folder / "submodel-0.fp32.onnx").write_bytes(bytes(1582)),
         "submodel-0.fp32.onnx: expected sha256",
+    ),
+    "another size": (
+        lambda folder: (folder / "submodel-0.fp32.onnx").write_bytes(b"other"),
+        "submodel-0.fp32.onnx: expected 1582 bytes, found 5",
     ),
     "unknown schema": (lambda folder: rewrite(folder, lambda raw: raw.update(schema=99)), "schema"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devit_engines.board import clocks, detect_board, power_mode
+from devit_engines.board import detect_board
 
 BOARDS = Path(__file__).parents[1] / "data" / "boards"
 
@@ -100,46 +100,3 @@ def test_a_container_without_a_device_tree_knows_the_gpu_where_the_release_has_o
     write(tmp_path, "etc/nv_tegra_release", release)
     board = detect_board(tmp_path)
     assert (board.name, board.compute_capability, board.is_jetson) == (platform.machine(), capability, True)
-
-
-@pytest.mark.parametrize(
-    ("tree", "text"),
-    [
-        ("agx-orin-jp6.0", "MAXN (mode 0)"),
-        ("orin-nano-jp6.2", "MAXN_SUPER (mode 2)"),
-        ("agx-orin-jp7.2", "MODE_30W (mode 2, by default)"),
-        ("orin-nx-jp6.1-container", "None"),
-        ("laptop", "None"),
-    ],
-)
-def test_the_power_mode_has_its_boards_own_name(tree: str, text: str) -> None:
-    assert str(power_mode(BOARDS / tree)) == text
-
-
-def test_a_power_mode_that_the_configuration_does_not_name_keeps_its_number(tmp_path: Path) -> None:
-    write(tmp_path, "var/lib/nvpmodel/status", "pmode:0007\n")
-    assert str(power_mode(tmp_path)) == "mode 7"
-
-
-@pytest.mark.parametrize(
-    ("tree", "texts", "locked"),
-    [
-        ("agx-orin-jp6.0", ["GPU 1300 MHz", "CPU 2202 MHz"], True),
-        ("orin-nano-jp6.2", ["GPU 306 to 1020 MHz", "CPU 730 to 1728 MHz"], False),
-        ("agx-thor-jp7.0", ["GPU 1575 MHz", "CPU 2601 MHz"], True),
-        ("nano-jp4.6", ["GPU 922 MHz", "CPU 1479 MHz"], True),
-        ("xavier-nx-jp5.1", ["GPU 115 to 1109 MHz", "CPU 1190 to 1421 MHz"], False),
-    ],
-)
-def test_clocks_are_locked_where_the_kernel_may_set_one_value_only(tree: str, texts: list[str], locked: bool) -> None:
-    found = clocks(BOARDS / tree)
-    assert [str(clock) for clock in found] == texts
-    assert all(clock.is_locked for clock in found) == locked
-
-
-def test_a_clock_without_a_number_is_no_clock(tmp_path: Path) -> None:
-    write(tmp_path, "sys/class/devfreq/17000000.gpu/min_freq", "<unsupported>\n")
-    write(tmp_path, "sys/class/devfreq/17000000.gpu/max_freq", "1020000000\n")
-    write(tmp_path, "sys/class/devfreq/15340000.vic/min_freq", "1\n")
-    write(tmp_path, "sys/class/devfreq/15340000.vic/max_freq", "2\n")
-    assert clocks(tmp_path) == []

@@ -87,6 +87,7 @@ def test_prune_keeps_what_a_kept_bundle_needs(tiny: Bundle, store: Store) -> Non
     first, second = build_engines(tiny, store)
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
     assert "0 engines removed" in done.stdout
+    tiny.path("submodel", device=0, rung="fp32").unlink()
     files = tuple(file for file in tiny.manifest.files if (file.device, file.rung) != (0, "fp32"))
     write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
@@ -110,10 +111,10 @@ def test_an_empty_store_is_listed_and_pruned_without_an_error(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        ("--precision", "int8", "fp16, fp32"),
-        ("--backend", "abacus", "auto, tensorrt, ort"),
-        ("--cuda", "cupy", "auto, pycuda, cuda-bindings, ctypes"),
-        ("--host-memory", "managed", "pinned, mapped"),
+        ("--precision", "int8", "'fp16', 'fp32'"),
+        ("--backend", "abacus", "'auto', 'tensorrt', 'ort'"),
+        ("--cuda", "cupy", "'auto', 'pycuda', 'cuda-bindings', 'ctypes'"),
+        ("--host-memory", "managed", "'pinned', 'mapped'"),
     ],
 )
 def test_a_word_outside_the_list_is_wrong_usage(tiny: Bundle, option: str, value: str, choices: str) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
-from devit_engines.engine import CheckedEngine, Engine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, Engine, EngineSpec
 from devit_engines.null import NullEngine, PacedEngine, busy
 
 SPEC = EngineSpec("submodel 3", (6, 8, 1), 5, revision=9)

@@ -6,16 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import HostMemory
 from devit_engines.board import detect_board
 from devit_engines.building.backends import BACKENDS, RunSettings
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
-from devit_engines.trt.engine import HOST_MEMORY, TrtEngine
+from devit_engines.trt.engine import TrtEngine
 from devit_engines.trt.inspection import inspect_plan
 
 SHIPPED = Path(__file__).parents[2] / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"
@@ -42,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Store:
 
 
 @pytest.mark.parametrize("cuda", ["ctypes", "cuda-bindings", "pycuda"])
-@pytest.mark.parametrize("host_memory", HOST_MEMORY)
+@pytest.mark.parametrize("host_memory", get_args(HostMemory))
 def test_features_are_the_golden_ones_by_every_way_to_cuda(
     bundle: Bundle, store: Store, cuda: str, host_memory: str
 ) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError
@@ -37,7 +38,7 @@ def test_the_baseline_gives_the_golden_logits(tiny: Bundle) -> None:
         np.testing.assert_allclose(engine.features(GOLDEN["images"]), GOLDEN["baseline.logits"], atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(0.25)
 @given(st.lists(st.integers(0, 63), min_size=1, max_size=20), st.booleans())
 def test_an_image_gives_the_same_feature_in_every_batch(chosen: list[int], is_strided: bool) -> None:
     images = GOLDEN["images"][chosen]
@@ -65,7 +66,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(0.6)
 @given(st.one_of(st.binary(max_size=64), st.integers(0, len(MODEL) - 1).map(lambda length: MODEL[:length])))
 def test_broken_content_is_one_line_and_never_a_crash(content: bytes) -> None:
     with pytest.raises(EngineError) as caught:

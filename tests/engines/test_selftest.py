@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import devit_engines
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.service.progress import no_progress
 from devit_engines.building import backends
 from devit_engines.building.backends import AS_USUAL
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.ort import OrtEngine
 from devit_engines.selftest.report import BUNDLE, as_markdown, run_selftest
 

@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import DeviceLostError, EngineError
-from devit_engines.engine import Engine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import Engine, EngineSpec
 from devit_engines.null import NullEngine
 from devit_engines.thread_bound import OwnThreadEngine
 

@@ -6,11 +6,10 @@ It needs onnx and numpy alone. Tests elsewhere read it by ``runpy.run_path``.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-UInt8Array = npt.NDArray[np.uint8]
+from devit_contract.arrays import UInt8Array
 
 SIDE = 4
 WIDTH = 24

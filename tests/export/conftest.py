@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,9 @@ from torch import nn
 
 from devit_contract.artefacts.manifest import Manifest, Preprocess
 from devit_contract.service.progress import no_progress
-from devit_decompose.data.splits import Dataset, Split
+from devit_decompose.data.dataset import Dataset, Split
 from devit_decompose.models.model import Model, ModelConfig, StemLayer, uniform_config
+from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.pruning.importance import importance
 from devit_decompose.pruning.shrink import Shape, keep_best, prune
 from devit_decompose.recipe.schema import (
@@ -28,7 +30,6 @@ from devit_decompose.recipe.schema import (
     ShapeRecipe,
 )
 from devit_decompose.training.objectives import Ensemble
-from devit_decompose.write import Made, write_models
 from devit_export.bundle import export_bundle
 from devit_export.graph import ExportedGraph, export_features, export_logits
 
@@ -168,6 +169,12 @@ def sample_model() -> Callable[[str], Model]:
             return _pruned() if kind == "pruned" else _model(_config(kind, (0, 1, 2)))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def sample_graph(sample_model: Callable[[str], Model]) -> Callable[[str], ExportedGraph]:
+    """Export the features of a sample model; torch takes seconds, so each is exported once."""
+    return cache(lambda kind: export_features(sample_model(kind), f"{kind}.onnx"))
 
 
 @pytest.fixture(scope="session")

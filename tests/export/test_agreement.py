@@ -6,24 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import read_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.manifest import Bundle
 from devit_export.parity import run_graph
 
-Float32Array = npt.NDArray[np.float32]
-UInt8Array = npt.NDArray[np.uint8]
 Run = Callable[[bytes, UInt8Array], Float32Array]
 
 SHIPPED = Path(__file__).parents[2] / "pipeline" / "devit_pipeline" / "fashion_mnist"
 AGREEMENT = 0.999
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="models"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def images() -> UInt8Array:
-    found: UInt8Array = read_tensors(SHIPPED / "test-images.safetensors", "")[0]["images"]
+    found: UInt8Array = read_tensors(SHIPPED / "test-images.safetensors", "")["images"]
     return found
 
 

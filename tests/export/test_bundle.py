@@ -18,12 +18,13 @@ import torch
 
 from devit_contract.artefacts.files import read_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead
-from devit_contract.artefacts.manifest import RUNGS, Bundle, Manifest, Preprocess, SubsetAccuracy
+from devit_contract.artefacts.manifest import Bundle, Manifest, Preprocess, SubsetAccuracy
+from devit_contract.choices import RUNGS
 from devit_contract.errors import DevitError, EngineError, ExportError, InputError, ManifestError
 from devit_contract.service.progress import no_progress
-from devit_decompose.decomposition import load_decomposition
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
-from devit_decompose.subset_accuracy import run
+from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.training.objectives import Ensemble
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
@@ -149,7 +150,7 @@ def test_accuracies_and_costs_are_those_that_decompose_measured(written: Written
     """Export measures no accuracy of its own, so it can contradict nobody."""
     _, manifest = written
     source = load_decomposition(models_folder)
-    assert [(entry.mask, entry.validation, entry.test) for entry in manifest.subsets] == [
+    assert [(entry.mask, entry.validation_accuracy, entry.test_accuracy) for entry in manifest.subsets] == [
         (entry.mask, entry.validation_accuracy, entry.test_accuracy) for entry in source.subsets
     ]
     assert [entry.mask for entry in manifest.subsets] == [1, 2, 3]
@@ -173,14 +174,14 @@ def test_golden_features_are_exactly_those_of_torch(
 
 def test_golden_images_are_the_samples_of_the_models_folder(written: Written, models_folder: Path) -> None:
     golden = Bundle(written[0]).golden()
-    samples, _ = read_tensors(models_folder / "samples.safetensors", "")
+    samples = read_tensors(models_folder / "samples.safetensors", "")
     np.testing.assert_array_equal(golden["images"], samples["images"])
     np.testing.assert_array_equal(golden["labels"], samples["labels"])
 
 
 def test_golden_logits_are_the_sum_over_all_devices(written: Written, models_folder: Path) -> None:
     golden = Bundle(written[0]).golden()
-    head, _ = read_tensors(models_folder / "fusion.safetensors", "")
+    head = read_tensors(models_folder / "fusion.safetensors", "")
     weights = np.split(head["weight"].astype(np.float64), [32], axis=1)
     expected = head["bias"] + sum(golden[f"features.{device}"] @ weights[device].T for device in (0, 1))
     assert golden["logits"].dtype == np.float32
@@ -239,6 +240,7 @@ def test_the_fusion_head_travels_unchanged(written: Written, models_folder: Path
 
 @pytest.mark.system
 def test_a_second_export_gives_the_same_bytes_in_every_file(written: Written, replaced: Replaced) -> None:
+    """Engines are stored under the digest of the graph: a new digest would rebuild every engine of the fleet."""
     assert _contents(replaced.folder) == _contents(written[0])
 
 
@@ -296,18 +298,15 @@ def test_a_model_of_other_images_than_its_preprocessing_gives_is_refused(models_
     assert "expected models of images (10, 14, 3) as in preprocess, found one of (12, 14, 3)" in message
 
 
-def test_a_failure_in_the_middle_leaves_nothing_behind(models_copy: Path, tmp_path: Path) -> None:
+def test_a_failure_in_the_middle_leaves_the_older_bundle_and_nothing_else(
+    written: Written, models_copy: Path, tmp_path: Path
+) -> None:
     """The first submodel is written by then; the second answers NaN."""
-    _change_tensor(models_copy, "submodel-1.safetensors", "norm.bias", np.full(24, np.nan, np.float32))
-    assert "submodel-1.safetensors: expected finite outputs" in _refusal(models_copy, tmp_path / "bundle", ExportError)
-    assert [path.name for path in tmp_path.iterdir()] == ["models"]
-
-
-def test_a_failure_leaves_the_older_bundle_whole(written: Written, models_copy: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(written[0], tmp_path / "bundle"))
     _change_tensor(models_copy, "submodel-1.safetensors", "norm.bias", np.full(24, np.nan, np.float32))
-    _refusal(models_copy, old, ExportError)
+    assert "submodel-1.safetensors: expected finite outputs" in _refusal(models_copy, old, ExportError)
     assert _contents(old) == _contents(written[0])
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "bundle"}
 
 
 def test_a_folder_that_is_no_bundle_is_never_replaced(models_copy: Path) -> None:

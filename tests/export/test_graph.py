@@ -19,13 +19,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from devit_contract.arrays import Float64Array, UInt8Array
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model
 from devit_decompose.pruning.cost import parameters
 from devit_export.graph import ExportedGraph, export_features, lower, strip
-
-UInt8Array = npt.NDArray[np.uint8]
-Float64Array = npt.NDArray[np.float64]
 
 ARITHMETIC = {
     *("Cast", "Sub", "Div", "Conv", "Relu", "MaxPool", "Add", "Mul", "MatMul", "Gemm", "Softmax", "Erf"),
@@ -48,9 +46,12 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=["vit", "deit", "cct", "pruned"])
-def case(request: pytest.FixtureRequest, sample_model: Callable[[str], Model]) -> Case:
-    model = sample_model(request.param)
-    return Case(request.param, model, export_features(model, f"{request.param}.onnx"))
+def case(
+    request: pytest.FixtureRequest,
+    sample_model: Callable[[str], Model],
+    sample_graph: Callable[[str], ExportedGraph],
+) -> Case:
+    return Case(request.param, sample_model(request.param), sample_graph(request.param))
 
 
 def _images(count: int, model: Model) -> UInt8Array:
@@ -178,7 +179,7 @@ def test_a_whole_submodel_in_numpy_agrees_with_onnx_runtime(case: Case) -> None:
     np.testing.assert_allclose(_by_onnx_runtime(case.graph, images), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 7])
 def test_every_batch_size_gives_the_features_of_torch(case: Case, batch: int) -> None:
     """The graph was traced at two images; none of its shapes may remember that."""
     images = _images(batch, case.model)
@@ -187,7 +188,7 @@ def test_every_batch_size_gives_the_features_of_torch(case: Case, batch: int) ->
     np.testing.assert_allclose(_by_onnx_runtime(case.graph, images), features, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 7])
+@pytest.mark.parametrize("batch", [1, 7])
 def test_every_batch_size_gives_the_logits_of_torch(
     teacher: Model, exported_teacher: ExportedGraph, batch: int
 ) -> None:
@@ -233,11 +234,6 @@ def test_a_submodel_leaves_its_own_head_behind(exported_submodel: ExportedGraph)
     """Its weights would travel to the device for nothing."""
     names = {tensor.name for tensor in onnx.load_from_string(exported_submodel.content).graph.initializer}
     assert not {name for name in names if "head" in name}
-
-
-def test_two_exports_give_the_same_bytes(submodels: tuple[Model, ...], exported_submodel: ExportedGraph) -> None:
-    """Engines are stored under the digest of the graph: a new digest would rebuild every engine of the fleet."""
-    assert export_features(submodels[0], "again.onnx").content == exported_submodel.content
 
 
 def test_nothing_of_this_machine_is_in_the_file(exported_submodel: ExportedGraph) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
+from devit_contract.arrays import Float64Array
 from devit_decompose.models.model import PRESETS, Model, uniform_config
 from devit_decompose.pruning.cost import macs
 from devit_decompose.pruning.importance import importance
@@ -19,9 +19,7 @@ from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
 from devit_export.graph import export_features
 
-Float64Array = npt.NDArray[np.float64]
-
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(900)]
 
 IMAGE = (224, 224, 3)
 ROUNDS = 60

@@ -7,11 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import ExportError
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
-from devit_decompose.subset_accuracy import run
 from devit_export.graph import ExportedGraph
-from devit_export.parity import Float32Array, UInt8Array, measure, measure_half, run_graph
+from devit_export.parity import measure, measure_half, run_graph
 
 NAME = "submodel-0.fp32.onnx"
 

@@ -14,16 +14,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import ExportError
-from devit_decompose.models.model import Model
-from devit_export.graph import export_features
+from devit_export.graph import ExportedGraph
 from devit_export.parity import measure_half, run_graph
 from devit_export.precision import lower_precision
 from devit_export.ranges import scan_ranges
 from devit_export.rules import Graph, check_norms
 from devit_export.variants import kept_nodes
 
-UInt8Array = npt.NDArray[np.uint8]
 BROKEN = Path(__file__).with_name("broken.py")
 
 
@@ -34,11 +33,13 @@ def broken() -> tuple[onnx.ModelProto, UInt8Array]:
 
 
 @pytest.mark.parametrize("kind", ["vit", "cct"])
-def test_maxima_are_those_of_every_tensor_over_all_images(kind: str, sample_model: Callable[[str], Model]) -> None:
+def test_maxima_are_those_of_every_tensor_over_all_images(
+    kind: str, sample_graph: Callable[[str], ExportedGraph]
+) -> None:
     """Against all tensors as outputs at once, which no large model could afford; 37 images are three batches."""
-    model = sample_model(kind)
-    content = export_features(model, "x.onnx").content
-    images = np.random.default_rng(3).integers(0, 256, (37, *model.config.image_size), np.uint8)
+    graph = sample_graph(kind)
+    content = graph.content
+    images = np.random.default_rng(3).integers(0, 256, (37, *graph.expected.image_shape), np.uint8)
     proto = onnx.load_from_string(content)
     tensors = [output for node in proto.graph.node for output in node.output]
     del proto.graph.output[:]

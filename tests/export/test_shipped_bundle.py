@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from devit_contract.artefacts.head import FusionHead
-from devit_contract.artefacts.manifest import RUNGS, Bundle
-from devit_decompose.decomposition import load_decomposition
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import RUNGS
+from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.pruning.cost import macs
 from devit_decompose.recipe.reader import load_recipe
 from devit_export.bundle import export_bundle
@@ -27,7 +28,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(out)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) -> None:
     """To 1e-5: another CPU or thread count may round otherwise."""
     shipped = Bundle(SHIPPED)

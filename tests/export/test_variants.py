@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from devit_contract.errors import ExportError
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
-from devit_decompose.subset_accuracy import run
-from devit_export.graph import ExportedGraph, export_features
+from devit_export.graph import ExportedGraph
 from devit_export.parity import measure_half
 from devit_export.rules import Expected, Graph
 from devit_export.variants import kept_nodes, make_rung
@@ -22,13 +22,18 @@ HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 @pytest.fixture(scope="module", params=["vit", "deit", "cct", "pruned"])
-def model(request: pytest.FixtureRequest, sample_model: Callable[[str], Model]) -> Model:
-    return sample_model(request.param)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def exported(model: Model) -> ExportedGraph:
-    return export_features(model, "x.fp32.onnx")
+def model(kind: str, sample_model: Callable[[str], Model]) -> Model:
+    return sample_model(kind)
+
+
+@pytest.fixture(scope="module")
+def exported(kind: str, sample_graph: Callable[[str], ExportedGraph]) -> ExportedGraph:
+    return sample_graph(kind)
 
 
 def _graph(exported: ExportedGraph, rung: str, overflows: tuple[str, ...] = ()) -> Graph:

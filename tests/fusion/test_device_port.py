@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zmq
+from tests.support.starvation import within
 
 from devit_contract.artefacts.fleet import Fleet, load_fleet
 from devit_contract.artefacts.keys import KeyPair
@@ -173,7 +174,7 @@ class Scene:
         return device
 
     def client(self, keys: KeyPair | None = None) -> Client:
-        node_key = self._fleet.node[0].public_key.encode() or None
+        node_key = self._fleet.node.public_key.encode() or None
         client = Client(self._node.client_endpoint, keys=keys, node_key=node_key, timeout_s=DEADLINE_S)
         return self._stack.enter_context(client)
 
@@ -191,8 +192,8 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
                 return f'public_key = "{keys[name].public.decode()}"' if keys is not None else ""
 
             (tmp_path / "fleet.toml").write_text(
-                f"""schema = 1
-                [[node]]
+                f"""schema = 2
+                [node]
                 endpoint = "tcp://127.0.0.1:0"
                 client_endpoint = "tcp://127.0.0.1:0"
                 {key("node")}
@@ -212,14 +213,6 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
             return Scene(stack, bundle, load_fleet(tmp_path / "fleet.toml"), keys["node"] if keys is not None else None)
 
         yield make
-
-
-@contextmanager
-def within(limit_s: float) -> Iterator[None]:
-    """Assert that a block ends in time; deadlines of frames are far longer here."""
-    start_s = time.monotonic()
-    yield
-    assert time.monotonic() - start_s < limit_s
 
 
 def status_of(client: Client, name: str) -> DeviceStatus:
@@ -401,13 +394,13 @@ def test_a_device_that_shuts_down_is_asked_nothing_new_and_what_it_has_is_still_
 
 
 def test_a_device_that_misses_three_deadlines_is_suspended_and_tried_until_it_is_in_time(start: Start) -> None:
-    scene = start("deadline_ms = 150\ncredit = 1")
+    scene = start("deadline_ms = 400\ncredit = 1")
     device, client = scene.greeted(0), scene.client()
     for _ in range(3):
         assert client.classify(IMAGE, mask=0b01).missing[0] == "deadline"
         device.socket.send(device.feature(device.hear(Kind.FRAME)))  # late
         wait_for(client, "jetson0", lambda status: status.in_flight == 0)
-    with within(0.12):
+    with within(0.35):
         assert client.classify(IMAGE, mask=0b01).missing[0] == "suspended"
     assert client.status().devices[0].late == 3
     trial = trial_of(device, client)

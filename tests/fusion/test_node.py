@@ -10,14 +10,16 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import zmq
+from tests.support.cell import TINY, MakeCell, tiny_devices
 
+import devit_contract.wire.client_link as client_link
 from devit_contract.artefacts.keys import load_keys, new_keys
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import restore, revoke, revoked_path
@@ -35,13 +37,31 @@ from devit_contract.wire.messages import Control, ControlReply, Hello, Question,
 from devit_contract.wire.sockets import connect_dealer, open_context
 from devit_pipeline.local_cell import LocalCell
 
-MakeCell = Callable[..., LocalCell]
-
 DEADLINE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[LocalCell]:
+    """A healthy cell, for tests that leave it so."""
+    with LocalCell(TINY, tmp_path_factory.mktemp("cell"), tiny_devices(), store=store) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def open_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCell]:
+    """A cell in which the place of jetson1 is free, for tests that take it and leave it."""
+    with LocalCell(TINY, tmp_path_factory.mktemp("open"), tiny_devices("null"), deadline_ms=1000) as running:
+        running.kill("jetson1")
+        yield running
 
 
 def states(client: Client) -> dict[str, str]:
     return {device.name: device.state for device in client.status().devices}
+
+
+def rejected(client: Client, name: str) -> dict[str, int]:
+    (found,) = (device.rejected for device in client.status().devices if device.name == name)
+    return found
 
 
 def ask_until(client: Client, picture: np.ndarray, wanted: Callable[[Answer], bool]) -> Answer:  # type: ignore[type-arg]
@@ -62,17 +82,17 @@ def collected(client: Client, number: int) -> Answer:
     return answer
 
 
-def test_answers_are_the_golden_logits(make_cell: MakeCell, bundle: Bundle) -> None:
+def test_answers_are_the_golden_logits(cell: LocalCell, bundle: Bundle) -> None:
     golden = bundle.golden()
-    with make_cell().client() as client:
+    with cell.client() as client:
         answers = list(client.stream(golden["images"]))
     assert {answer.state for answer in answers} == {State.FULL}
     logits = np.array([answer.logits for answer in answers])
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
 
 
-def test_a_subset_of_devices_can_be_asked(make_cell: MakeCell, bundle: Bundle) -> None:
-    with make_cell().client() as client:
+def test_a_subset_of_devices_can_be_asked(cell: LocalCell, bundle: Bundle) -> None:
+    with cell.client() as client:
         answer = client.classify(bundle.golden()["images"][0], mask=0b10)
     assert (answer.state, answer.mask, answer.missing) == (State.PARTIAL, 0b10, {0: "not asked"})
 
@@ -94,7 +114,7 @@ def test_a_killed_agent_costs_no_answer_and_no_deadline(make_cell: MakeCell, bun
     assert {why for answer in answers[600:] for why in answer.missing.values()} == {"absent"}
     assert max(answer.latency_s for answer in answers) < 10
     latencies_s = [answer.latency_s for answer in answers]
-    assert np.median(latencies_s[500:]) <= 2 * np.median(latencies_s[:500])
+    assert np.median(latencies_s[500:]) <= 2 * np.median(latencies_s[:500]) + 0.05  # other programs come and go
 
 
 def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bundle: Bundle) -> None:
@@ -110,7 +130,7 @@ def test_a_killed_agent_that_starts_again_serves_again(make_cell: MakeCell, bund
 def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_wakes(
     make_cell: MakeCell, bundle: Bundle
 ) -> None:
-    cell = make_cell(deadline_ms=800, credit=1)
+    cell = make_cell(deadline_ms=2000, credit=1)
     picture = bundle.golden()["images"][0]
     with cell.client() as client:
         assert client.classify(picture).state is State.FULL
@@ -118,9 +138,9 @@ def test_a_hung_agent_costs_one_deadline_and_then_none_and_serves_again_when_it_
         try:
             first, second = client.classify(picture), client.classify(picture)
             assert (first.state, first.missing) == (State.PARTIAL, {0: "deadline"})
-            assert first.latency_s >= 0.79
+            assert first.latency_s >= 1.99
             assert second.missing in ({0: "stalled"}, {0: "absent"})
-            assert second.latency_s < 0.7
+            assert second.latency_s < 1.8
         finally:
             os.kill(cell.pid("jetson1"), signal.SIGCONT)
         ask_until(client, picture, lambda answer: answer.state is State.FULL)
@@ -185,29 +205,32 @@ def test_requests_whose_time_is_over_when_the_node_gets_to_them_are_answered_all
         ask_until(client, picture, lambda answer: answer.state is State.FULL)
 
 
-def test_an_image_of_the_wrong_shape_is_refused_in_one_line(make_cell: MakeCell) -> None:
-    with make_cell(engine="null").client() as client:
+def test_an_image_of_the_wrong_shape_is_refused_in_one_line(cell: LocalCell) -> None:
+    with cell.client() as client:
         with pytest.raises(InputError, match=r"expected uint8 \(6, 8, 1\) or a picture file, found uint8 \(5, 5, 1\)"):
             client.classify(np.zeros((5, 5, 1), np.uint8))
         assert client.classify(np.zeros((6, 8, 1), np.uint8)).state is State.FULL
 
 
-def test_a_picture_file_that_no_agent_can_decode_is_a_failed_frame_that_says_so(make_cell: MakeCell) -> None:
-    with make_cell(engine="null").client() as client:
+def test_a_picture_file_that_no_agent_can_decode_is_a_failed_frame_that_says_so(cell: LocalCell) -> None:
+    with cell.client() as client:
         answer = client.classify(b"no picture")
     assert (answer.state, answer.missing) == (State.FAILED, {0: "decode", 1: "decode"})
 
 
-def test_an_unknown_device_is_named_with_those_that_are_known(make_cell: MakeCell) -> None:
+def test_an_unknown_device_is_named_with_those_that_are_known(cell: LocalCell) -> None:
     with (
-        make_cell(engine="null").client() as client,
+        cell.client() as client,
         pytest.raises(QuestionFailedError, match="expected one of jetson1, jetson2"),
     ):
         client.describe("jetson9")
 
 
-def test_a_client_whose_key_is_not_listed_is_refused(make_cell: MakeCell, tmp_path: Path) -> None:
-    cell = make_cell(engine="null")
+def test_a_client_whose_key_is_not_listed_is_refused(
+    cell: LocalCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the third handshake of many; the first is enough here, as each costs seconds."""
+    monkeypatch.setattr(client_link, "_FAILURES_TO_REFUSE", 1)
     stranger = new_keys(tmp_path / "stranger", "stranger")
     with (
         Client.of_fleet(cell.fleet, stranger, timeout_s=10) as client,
@@ -221,7 +244,7 @@ class LyingAgent:
 
     def __init__(self, cell: LocalCell, bundle: Bundle, name: str = "jetson1", *, key_of: str = "jetson1") -> None:
         self._opened = open_context()
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         self.boot_id = secrets.randbits(64)
         self.run_id = 0
         self.socket, self._monitor = connect_dealer(
@@ -276,33 +299,28 @@ class LyingAgent:
     ],
 )
 def test_a_feature_that_lies_is_counted_and_never_used(
-    make_cell: MakeCell, bundle: Bundle, lie: dict[str, object], reason: str
+    open_cell: LocalCell, bundle: Bundle, lie: dict[str, object], reason: str
 ) -> None:
-    cell = make_cell(engine="null", deadline_ms=1000)
-    cell.kill("jetson1")
-    liar = LyingAgent(cell, bundle)
+    liar = LyingAgent(open_cell, bundle)
     try:
         assert liar.greet().kind is Kind.WELCOME
-        with cell.client() as client:
-            client.status()  # connected, so that nothing has to be waited for
+        with open_cell.client() as client:
+            before = rejected(client, "jetson1")
             number = client.submit(np.zeros((6, 8, 1), np.uint8))
             frame = liar.receive(Kind.FRAME)
             liar.send(liar.feature(frame, np.ones(6, np.float32), **lie))
             answer = collected(client, number)
             assert (answer.state, answer.mask) == (State.PARTIAL, 0b10)
-            (device,) = (device for device in client.status().devices if device.name == "jetson1")
-            assert device.rejected == {reason: 1}
+            assert rejected(client, "jetson1") == before | {reason: before.get(reason, 0) + 1}
     finally:
         liar.close()
 
 
-def test_a_feature_that_is_no_number_is_counted_and_never_used(make_cell: MakeCell, bundle: Bundle) -> None:
-    cell = make_cell(engine="null", deadline_ms=20_000)
-    cell.kill("jetson1")
-    liar = LyingAgent(cell, bundle)
+def test_a_feature_that_is_no_number_is_counted_and_never_used(open_cell: LocalCell, bundle: Bundle) -> None:
+    liar = LyingAgent(open_cell, bundle)
     try:
         liar.greet()
-        with cell.client() as client:
+        with open_cell.client() as client:
             client.status()  # connected, so that nothing has to be waited for
             number = client.submit(np.zeros((6, 8, 1), np.uint8))
             liar.send(liar.feature(liar.receive(Kind.FRAME), np.full(6, np.nan, np.float32)))
@@ -311,25 +329,21 @@ def test_a_feature_that_is_no_number_is_counted_and_never_used(make_cell: MakeCe
         liar.close()
 
 
-def test_a_device_under_anothers_name_is_refused_by_its_key(make_cell: MakeCell, bundle: Bundle) -> None:
+def test_a_device_under_anothers_name_is_refused_by_its_key(open_cell: LocalCell, bundle: Bundle) -> None:
     """jetson2's key opens the door, but not as jetson1: else one device could answer for another."""
-    cell = make_cell(engine="null")
-    cell.kill("jetson1")
-    liar = LyingAgent(cell, bundle, "jetson1", key_of="jetson2")
+    liar = LyingAgent(open_cell, bundle, "jetson1", key_of="jetson2")
     try:
         refusal = liar.greet()
         assert refusal.kind is Kind.REFUSED
         assert b"under its own key" in bytes(refusal.payload)
-        with cell.client() as client:
+        with open_cell.client() as client:
             assert states(client)["jetson1"] == "absent"
     finally:
         liar.close()
 
 
-def test_a_device_with_another_bundle_is_refused_with_both_digests(make_cell: MakeCell, bundle: Bundle) -> None:
-    cell = make_cell(engine="null")
-    cell.kill("jetson1")
-    liar = LyingAgent(cell, bundle)
+def test_a_device_with_another_bundle_is_refused_with_both_digests(open_cell: LocalCell, bundle: Bundle) -> None:
+    liar = LyingAgent(open_cell, bundle)
     try:
         liar.hello = msgspec.structs.replace(liar.hello, model_sha256="f" * 64)
         refusal = liar.greet()
@@ -355,8 +369,7 @@ def test_rubbish_from_a_device_or_a_client_stops_nothing(make_cell: MakeCell, bu
         liar.close()
 
 
-def test_a_flood_of_questions_costs_one_description_of_the_node_a_turn(make_cell: MakeCell) -> None:
-    cell = make_cell(engine="null")
+def test_a_flood_of_questions_costs_one_description_of_the_node_a_turn(cell: LocalCell) -> None:
     question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.STATUS)))
     with cell.client() as client:
         client.status()

@@ -28,7 +28,7 @@ def command(folder: Path, *, endpoint: str = "tcp://127.0.0.1:0", serving: str =
     node, device = new_keys(folder / "keys", "node"), new_keys(folder / "keys", "jetson1")
     fleet = folder / "fleet.toml"
     fleet.write_text(
-        f'schema = 1\n[[node]]\nendpoint = "{endpoint}"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
+        f'schema = 2\n[node]\nendpoint = "{endpoint}"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
         f'public_key = "{node.public.decode()}"\n[serving]\n{serving}\n'
         f'[[device]]\nname = "jetson1"\nsubmodel = 0\npublic_key = "{device.public.decode()}"\n'
     )

@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from tests.gateway.running import Gateway
+from tests.support.cell import TINY, tiny_devices
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_pipeline.local_cell import LocalCell, LocalDevice
-
-TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
+from devit_pipeline.local_cell import LocalCell
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +24,7 @@ def images(bundle: Bundle) -> npt.NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def cell(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[LocalCell]:
     """A healthy cell, for tests that leave it so."""
-    devices = [LocalDevice(f"jetson{index + 1}", index) for index in range(2)]
-    with LocalCell(TINY, tmp_path_factory.mktemp("cell"), devices, store=store) as running:
+    with LocalCell(TINY, tmp_path_factory.mktemp("cell"), tiny_devices(), store=store) as running:
         yield running
 
 
@@ -48,15 +45,3 @@ def start(cell: LocalCell, tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
             return stack.enter_context(Gateway(to, next(logs), *options, key=key))
 
         yield started
-
-
-@pytest.fixture
-def make_cell(tmp_path: Path, store: Path) -> Iterator[Callable[..., LocalCell]]:
-    """Bring up a cell of two agents that a test may break."""
-    with ExitStack() as stack:
-
-        def make(*, tegrastats: tuple[str, ...] = (), root: str = "/", **settings: Any) -> LocalCell:  # noqa: ANN401 - passed on as it is
-            devices = [LocalDevice(f"jetson{index + 1}", index, tegrastats=tegrastats, root=root) for index in range(2)]
-            return stack.enter_context(LocalCell(TINY, tmp_path / "cell", devices, store=store, **settings))
-
-        yield make

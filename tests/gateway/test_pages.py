@@ -15,10 +15,11 @@ from contextlib import closing
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.running import DEADLINE_S, INFER, Gateway, as_json
+from tests.support.properties import examples
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_gateway.infer_request import MAX_BATCH, max_body_bytes
@@ -206,7 +207,7 @@ def test_what_is_no_http_is_refused(gateway: Gateway, head: bytes) -> None:
         assert link.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(0.6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=st.binary(max_size=200) | st.sampled_from([b"{}", b"[]", b"null", b'{"inputs":[{}]}', b'{"inputs":[]}']),
     length=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=6) | st.integers(-1, 300).map(str),

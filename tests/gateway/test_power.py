@@ -68,7 +68,7 @@ def test_joules_go_on_after_the_link_to_the_node_was_lost_for_a_moment(
 ) -> None:
     """The node knows the old link's listener no more, and the agents have stopped sampling."""
     cell = make_cell(tegrastats=SENSOR, root=str(board))
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
 
     def energy_j() -> float:
         return min((reading.energy_j for reading in watch.readings), default=0.0) if len(watch.readings) == 2 else 0.0

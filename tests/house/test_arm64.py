@@ -28,7 +28,7 @@ BUNDLE = Bundle(demo.SHIPPED / "bundle")
 IMAGES = demo.test_images(BUNDLE)[0][:20]  # (20, 28, 28, 1)
 READY_DEADLINE_S = 60.0
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.nightly(part="installs"), pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")

@@ -99,18 +99,26 @@ def test_links_to_elsewhere_are_well_formed() -> None:
             assert "." in parts.netloc, target
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_that_help_shows_is_on_the_page(site: Site, name: str) -> None:
+def command_names() -> Iterator[str]:
+    """Each command and each command below it."""
+    for name in COMMANDS:
+        yield name
+        yield from (f"{name} {child}" for child in getattr(GENERATED["command_line"](name), "commands", {}))
+
+
+def test_every_option_that_help_shows_is_on_the_page(site: Site) -> None:
     sections = site.sections("commands")
-    for words in (name, *(f"{name} {child}" for child in getattr(GENERATED["command_line"](name), "commands", {}))):
-        wide = {"COLUMNS": "200", "NO_COLOR": "1"}
+    wide = {"COLUMNS": "200", "NO_COLOR": "1"}
+    missing = []
+    for words in command_names():
         shown = typer.testing.CliRunner().invoke(app, [*words.split(), "--help"], env=wide).output
         options = re.findall(r"^│[ *]+(--\S+(?:[ ,/]+--\S+)*)", shown, re.MULTILINE)
         names = {each for line in options for each in re.findall(r"--[\w-]+", line)}
         assert "--help" in names, shown
         names -= {"--help", "--install-completion", "--show-completion"}
         section = sections[f"devit-{words.replace(' ', '-')}"]
-        assert [each for each in sorted(names) if each not in section] == [], words
+        missing += [f"devit {words} {each}" for each in sorted(names) if each not in section]
+    assert missing == []
 
 
 def test_every_program_of_the_package_is_on_the_page(site: Site) -> None:

@@ -19,7 +19,7 @@ NODE_PLACES = ("fusion", "gateway", "profiling")
 PLACES = {"3.10": (*DEVICE_PLACES, *NODE_PLACES), "3.12": DEVICE_PLACES}
 """Whose tests a Python runs: what looks after a node is tested on the oldest and, by ``make test``, on our own."""
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly(part="installs"), pytest.mark.timeout(900)]
 
 
 def find_python(version: str) -> str:
@@ -69,7 +69,7 @@ def test_what_runs_on_devices_passes_its_tests_on_jetpacks_python(version: str, 
     tools = ("pytest", "pytest-timeout", "hypothesis")
     python = install(find_python(version), tmp_path / "venv", f"{ROOT}[demo]", *tools)
     tests = [f"tests/{place}" for place in PLACES[version]]
-    out = sh(python, "-m", "pytest", "-q", "-m", "not system and not jetson", *tests)
+    out = sh(python, "-m", "pytest", "-q", "-m", "not system and not nightly and not jetson", *tests)
     passed = re.search(r"(\d+) passed", out)
     print(f"Python {version}: {out.splitlines()[-1]}")
     assert passed is not None

@@ -1,4 +1,4 @@
-"""The README names every command, and its links lead somewhere; its blocks are run by test_console_blocks."""
+"""Links of the README lead somewhere, and it stays short; its blocks are run by test_console_blocks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_command_is_named_in_the_readme() -> None:
-    from devit_pipeline.cli import COMMANDS
-
-    services = {"fuse": "fusion-node", "agent": "edge-agent", "engines": "engines/build-engines.sh"}
-    for command in COMMANDS:
-        assert f"devit {command}" in README or services.get(command, command) in README, command
+def test_the_readme_fits_a_few_screens() -> None:
+    assert len(README.splitlines()) <= 120
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -140,7 +140,7 @@ def test_all_that_a_serving_cell_asks_of_the_kernel_is_what_its_units_allow(
     node, device, client = (new_keys(tmp_path / "keys", name) for name in ("node", "jetson1", "desk"))
     fleet, config = tmp_path / "fleet.toml", tmp_path / "jetson1.toml"
     fleet.write_text(
-        'schema = 1\n[[node]]\nendpoint = "tcp://127.0.0.1:0"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
+        'schema = 2\n[node]\nendpoint = "tcp://127.0.0.1:0"\nclient_endpoint = "tcp://127.0.0.1:0"\n'
         f'public_key = "{node.public.decode()}"\n[serving]\ndeadline_ms = 20000\n'
         f'[[device]]\nname = "jetson1"\nsubmodel = 0\npublic_key = "{device.public.decode()}"\n'
         f'[[client]]\nname = "desk"\npublic_key = "{client.public.decode()}"\n'

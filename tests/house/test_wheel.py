@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -12,15 +11,7 @@ ROOT = Path(__file__).parents[2]
 PLACES = ("contract", "decompose", "export", "engines", "edge_agent", "fusion", "gateway", "profiling", "pipeline")
 
 
-def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=100,
-    )
-    (wheel,) = tmp_path.glob("devit-*.whl")
+def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PLACES],
@@ -37,15 +28,7 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
     assert {"devit_edge_agent/edge-agent@.service", "devit_fusion/fusion-node.service"} <= found
 
 
-def test_the_wheel_names_its_licence_and_its_commands(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=100,
-    )
-    (wheel,) = tmp_path.glob("devit-*.whl")
+def test_the_wheel_names_its_licence_and_its_commands(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))

@@ -21,7 +21,7 @@ from devit_contract.wire.sockets import connect_dealer, open_context
 def main() -> None:
     """Run as a process."""
     folder = Path(sys.argv[1])
-    node = load_fleet(folder / "fleet.toml").node[0]
+    node = load_fleet(folder / "fleet.toml").node
     question = pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.STATUS)), run_id=1, frame_id=1))
     with open_context() as context:
         socket, monitor = connect_dealer(

@@ -30,7 +30,7 @@ class Liar:
 
     def __init__(self, cell: LocalCell, name: str, manifest: Manifest) -> None:
         """Connect under the name and key of a device whose agent does not run."""
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         self.index = cell.devices[name].submodel
         self.boot_id = secrets.randbits(64)
         self.run_id = 0

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-from tests.network.starvation import Starvation
+from tests.support.starvation import Starvation
 
 from devit_contract.errors import DevitError
 from devit_contract.wire.client import Answer, Client, Picture
@@ -122,7 +122,7 @@ class _Client(Client):
     """A client that also counts the answers which it does not hand out a second time."""
 
     def __init__(self, cell: LocalCell, timeout_s: float) -> None:
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         super().__init__(
             node.client_endpoint, keys=cell.client_keys, node_key=node.public_key.encode(), timeout_s=timeout_s
         )
@@ -157,7 +157,7 @@ class OpenLoop:
         self._progress = Condition()
         self._sent = 0
         self._should_stop = False
-        self._starvation = Starvation(cell)
+        self._starvation = Starvation(lambda: cell.pids.values())
         # When (``time.monotonic``), and what the total was then; requests end within seconds.
         self._starved_s: deque[tuple[float, float]] = deque(maxlen=1024)
         self._thread = ThreadPoolExecutor(1)

@@ -16,7 +16,7 @@ from tests.network.proxy import Proxy
 
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(180)]
 
 RATE_HZ = 50.0
 DEADLINE_S = 0.15
@@ -37,7 +37,7 @@ def delayed_cell(folder: Path, store: Path, devices: list[LocalDevice]) -> Itera
         proxies = {}
         for name in cell.devices:
             cell.kill(name)
-            endpoint = cell.fleet.node[0].endpoint
+            endpoint = cell.fleet.node.endpoint
             proxies[name] = stack.enter_context(Proxy(endpoint, delay_ms=DELAY_MS, jitter_ms=JITTER_MS))
             redirect(cell, name, proxies[name].endpoint)
         cell.start_agents(list(cell.devices))
@@ -96,7 +96,7 @@ def test_frames_end_in_time_where_one_packet_in_twenty_is_lost(
         cell = stack.enter_context(described)
         for name in ("node", *cell.devices):
             cell.kill(name)
-        old = cell.fleet.node[0].endpoint
+        old = cell.fleet.node.endpoint
         new = old.replace("127.0.0.1", "10.77.0.1")
         cell.fleet_path.write_text(cell.fleet_path.read_text().replace(old, new))
         cell.start_node()

@@ -45,7 +45,7 @@ def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bun
     devices = [LocalDevice(f"jetson{index + 1}", index, engine="null") for index in range(2)]
     with LocalCell(TINY, tmp_path / "cell", devices) as cell, open_context() as context, cell.client() as client:
         cell.kill("jetson2")
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         deaf, _ = connect_dealer(
             context,
             node.client_endpoint,

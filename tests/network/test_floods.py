@@ -13,8 +13,8 @@ import pytest
 from tests.network.conftest import TINY, Golden
 from tests.network.hostile import MIB, bounded_memory, key_of
 from tests.network.open_loop import OpenLoop
-from tests.network.starvation import Starvation
 from tests.network.zmtp_peer import ZmtpPeer
+from tests.support.starvation import Starvation
 
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES
 from devit_pipeline.local_cell import LocalCell, LocalDevice
@@ -39,7 +39,7 @@ def cell(tmp_path: Path, devices: list[LocalDevice]) -> Iterator[LocalCell]:
 
 def connect(cell: LocalCell, port: str, name: str = "bad") -> ZmtpPeer:
     """Come in by the port for devices, or for clients, with a key that is let in there, under any routing id."""
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
     keys = key_of(cell, "jetson2" if port == "device" else "client")
     endpoint = node.endpoint if port == "device" else node.client_endpoint
     return ZmtpPeer(endpoint, name.encode(), keys=(keys.public, keys.secret), node_key=node.public_key.encode())
@@ -62,7 +62,7 @@ def test_a_message_that_never_ends_shuts_its_own_link_alone(
     ):
         assert traffic.wait_for(100)
         with connect(cell, port) as bad:
-            starvation, start_s = Starvation(cell), time.monotonic()
+            starvation, start_s = Starvation(lambda: cell.pids.values()), time.monotonic()
             sent = bad.flood(part_bytes, FLOOD_BYTES)
             took_s, starved_s = time.monotonic() - start_s, starvation.total_s()
             acked = acked_bytes(bad)

@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("fuzz_wire.py")
 SECONDS = 60
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(180)]
 
 
 def test_a_minute_of_fuzzing_finds_no_bytes_that_do_more_than_be_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from devit_contract.wire.codec import (
 from devit_contract.wire.messages import Control, ControlReply, Question, body
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(300)]
 
 EACH = 10_000
 RATE_HZ = 50.0

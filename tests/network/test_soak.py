@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("soak.py")
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(180)]
 
 
 def test_a_minute_of_200_frames_a_second_loses_none_and_leaks_no_memory() -> None:

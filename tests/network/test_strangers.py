@@ -23,7 +23,7 @@ from tests.network.zmtp_peer import ZmtpPeer, greeting
 from devit_contract.artefacts.fleet import Node
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(300)]
 
 COUNT = 1000
 AT_ONCE = 250
@@ -103,7 +103,7 @@ KINDS: list[Callable[[str, Node], None]] = [
 def test_a_thousand_connections_without_a_right_key_get_nowhere_and_are_counted(
     cell: LocalCell, golden: Golden, come: Callable[[str, Node], None]
 ) -> None:
-    node = cell.fleet.node[0]
+    node = cell.fleet.node
     with cell.client() as client:
         before = client.status()
         with (
@@ -139,7 +139,7 @@ def test_a_malformed_key_file_ends_the_process_before_it_opens_or_makes_a_connec
     path.chmod(0o600)
     if who == "node":
         fleet = tmp_path / "fleet.toml"
-        node = cell.fleet.node[0]
+        node = cell.fleet.node
         text = cell.fleet_path.read_text()
         for endpoint in (node.endpoint, node.client_endpoint):
             text = text.replace(endpoint, "tcp://127.0.0.1:0")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 
 from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.manifest import Bundle
-from devit_pipeline.demo import SHIPPED
+from devit_contract.errors import InputError
+from devit_contract.service.progress import no_progress
+from devit_pipeline import demo
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,11 +48,11 @@ def three_standard_errors(share: float, count: int) -> float:
 
 
 def test_the_accuracies_measured_live_are_those_of_the_manifest(figures: dict[str, Any]) -> None:
-    manifest = Bundle(SHIPPED / "bundle").manifest
-    stored = {subset.mask: subset.test for subset in manifest.subsets}
+    manifest = Bundle(demo.SHIPPED / "bundle").manifest
+    stored = {subset.mask: subset.test_accuracy for subset in manifest.subsets}
     assert manifest.baseline_accuracy is not None
     pairs = [
-        (figures["teacher_accuracy"], manifest.baseline_accuracy.test),
+        (figures["teacher_accuracy"], manifest.baseline_accuracy.test_accuracy),
         (figures["full_accuracy"], stored[0b1111]),
         (figures["partial_accuracy"], stored[figures["partial_mask"]]),
     ]
@@ -117,17 +120,27 @@ def finish(child: subprocess.Popen[str], addresses: dict[str, Any]) -> None:
         child.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(
-    store: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    child, addresses = serve(store, tmp_path)
+@pytest.fixture(scope="module")
+def killed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a demo that was killed outright; its processes ended all the same."""
+    out = tmp_path_factory.mktemp("killed")
+    child, addresses = serve(store, out)
+    child.kill()
+    finish(child, addresses)
+    return out
+
+
+def answer(*words: str, addresses: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    options = ["--fleet", addresses["fleet"], "--key", addresses["client_key"], "--json"]
+    done = subprocess.run([*DEVIT, *words, *options], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_cell_served_where_one_was_killed_answers_and_leaves_nothing(store: Path, killed: Path) -> None:
+    child, addresses = serve(store, killed)
     try:
-        command = [*DEVIT, "classify", str(EXAMPLES / "images"), "--json"]
-        options = ["--fleet", addresses["fleet"], "--key", addresses["client_key"]]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        results = json.loads(done.stdout)
+        results = answer("classify", str(EXAMPLES / "images"), addresses=addresses)
         assert [result["state"] for result in results] == ["full"] * 10
         names = ["".join(word for word in Path(result["image"]).stem.split("-")[:-1]) for result in results]
         right = [
@@ -135,36 +148,34 @@ def test_a_served_cell_answers_and_leaves_nothing_behind_when_stopped(
             for name, result in zip(names, results, strict=True)
         ]
         assert sum(right) >= 8, results
+        devices = answer("status", addresses=addresses)["devices"]
+        assert [(device["name"], device["state"]) for device in devices] == [
+            (f"jetson{number}", "ready") for number in (1, 2, 3, 4)
+        ]
+        assert load_fleet(Path(addresses["fleet"])).has_keys
         with urllib.request.urlopen(addresses["http"] + "/readyz", timeout=30) as ready:
             assert ready.status == 200
         with urllib.request.urlopen(addresses["http"] + "/metrics", timeout=30) as metrics:
             assert b'devit_frames_total{outcome="full"} 10.0' in metrics.read()
     finally:
-        child.send_signal(number)
+        child.send_signal(signal.SIGTERM)
         finish(child, addresses)
     assert not Path(addresses["fleet"]).exists()
 
 
-def test_the_cell_ends_even_when_the_demo_is_killed_outright(store: Path, tmp_path: Path) -> None:
-    child, addresses = serve(store, tmp_path)
-    child.kill()
-    finish(child, addresses)
-    again, addresses = serve(store, tmp_path)  # what it left in its folder is in nobody's way
-    again.send_signal(signal.SIGTERM)
-    finish(again, addresses)
-
-
-def test_two_demos_do_not_share_a_folder(store: Path, tmp_path: Path) -> None:
-    child, addresses = serve(store, tmp_path)
-    try:
-        command = [*DEVIT, "demo", "--serve", "--store", str(store), "--out", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 1
-        assert "another demo is running there" in done.stderr
-        assert Path(addresses["fleet"]).exists()
-    finally:
-        child.send_signal(signal.SIGTERM)
-        finish(child, addresses)
+def test_two_demos_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is built or started here: the folder is locked first."""
+    monkeypatch.setattr(demo, "_build", lambda *_: [])
+    monkeypatch.setattr(demo, "_cell", lambda *_: nullcontext())
+    folder = tmp_path / "cell"
+    with demo.demo_cell(demo.SHIPPED / "bundle", folder, no_progress):
+        with (
+            pytest.raises(InputError, match="another demo is running there"),
+            demo.demo_cell(demo.SHIPPED / "bundle", folder, no_progress),
+        ):
+            pass
+        assert folder.exists()
+    assert not folder.exists()
 
 
 def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, tmp_path: Path) -> None:
@@ -189,25 +200,6 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_no_process_behind(store: Path, 
     for pidfd in pidfds:
         wait_for_end(pidfd, deadline_s=10)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("devit-demo")] == []
-
-
-def test_the_served_fleet_file_is_one_that_every_tool_reads(store: Path, tmp_path: Path) -> None:
-    child, addresses = serve(store, tmp_path)
-    try:
-        fleet = load_fleet(Path(addresses["fleet"]))
-        assert [device.name for device in fleet.device] == ["jetson1", "jetson2", "jetson3", "jetson4"]
-        assert fleet.has_keys
-        done = subprocess.run(
-            [*DEVIT, "status", "--fleet", addresses["fleet"], "--key", addresses["client_key"], "--json"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert [device["state"] for device in json.loads(done.stdout)["devices"]] == ["ready"] * 4
-    finally:
-        child.send_signal(signal.SIGTERM)
-        finish(child, addresses)
 
 
 def test_a_bundle_for_other_images_is_refused_in_one_line(tmp_path: Path) -> None:

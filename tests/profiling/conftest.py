@@ -21,7 +21,7 @@ from devit_contract.service.journal import Log
 from devit_contract.service.progress import no_progress
 from devit_contract.wire.client import Client
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import Description, DeviceTiming, Mark
+from devit_contract.wire.messages import Description, DeviceTiming, Mark, PowerLine
 from devit_edge_agent.start import open_agent
 from devit_fusion.node import FusionNode
 from devit_profiling.load.cell_run import run_profile
@@ -36,9 +36,9 @@ from devit_profiling.record.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    Boundary,
     CellDevice,
     DeviceRecord,
-    Edge,
     NodeRecord,
     Phase,
     Plan,
@@ -48,7 +48,6 @@ from devit_profiling.record.record import (
 )
 from devit_profiling.record.run_folder import write_recording
 from devit_profiling.sensor.board_table import BOARDS
-from devit_profiling.sensor.tegrastats import StampedLine
 from devit_profiling.simulator.board import SimulatedBoard
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
@@ -105,7 +104,7 @@ class FakeRun:
     state: State = State.FULL
     in_flight: int = 1
     is_old: bool = False
-    """Recorded before requests and marks were stamped on the asking machine's clock."""
+    """Recorded before requests and snapshots were stamped on the host's clock."""
 
     def changed(self, **changes: object) -> FakeRun:
         """The same run with another first device."""
@@ -146,23 +145,23 @@ class FakeRun:
         return folder
 
     def _phases(self, scenario: str) -> Sequence[Phase]:
-        edges = [
-            Edge(
-                desk_ns=round((77.0 + time_s) * 1e9),
-                marks={
-                    device.name: _mark(device, time_s, max(0, min(place - 2, len(device.windows_mw))))
+        boundaries = [
+            Boundary(
+                host_ns=round((77.0 + time_s) * 1e9),
+                snapshots={
+                    device.name: _snapshot(device, time_s, max(0, min(place - 2, len(device.windows_mw))))
                     for device in self.devices
                 },
                 asked_ns={} if self.is_old else {device.name: _asked_ns(time_s) for device in self.devices},
             )
-            for place, time_s in enumerate(_edges_s(self.devices[0]))
+            for place, time_s in enumerate(_boundaries_s(self.devices[0]))
         ]
         windows = len(self.devices[0].windows_mw)
         kinds = [(IDLE, OUTSIDE), (WARM_UP, OUTSIDE), *((WINDOW, number + 1) for number in range(windows))]
         kinds += [(SETTLE, OUTSIDE), (IDLE_AFTER, OUTSIDE)]
         return [
             Phase(scenario, kind, number, start, end)
-            for (kind, number), start, end in zip(kinds, edges, edges[1:], strict=False)
+            for (kind, number), start, end in zip(kinds, boundaries, boundaries[1:], strict=False)
         ]
 
     def _answers(self, scenario: str) -> Sequence[AnswerRow]:
@@ -194,54 +193,54 @@ class FakeRun:
 
 
 def _asked_ns(time_s: float) -> tuple[int, int]:
-    """One millisecond before and behind the mark."""
+    """One millisecond before and behind the snapshot."""
     return round((77.0 + time_s - 1e-3) * 1e9), round((77.0 + time_s + 1e-3) * 1e9)
 
 
-def _mark(device: FakeDevice, time_s: float, windows: int) -> Mark:
+def _snapshot(device: FakeDevice, time_s: float, windows: int) -> Mark:
     """Mark a moment after so many windows."""
     done = device.inferences * windows
     return Mark(round((device.clock_s + 1.0 + time_s) * 1e9), 7 + done, round(device.busy_ms * 1e6) * done)
 
 
-def _edges_s(device: FakeDevice) -> list[float]:
-    """Idle, warm-up, windows, cooling, idle: seconds since the first mark."""
-    edges_s = [0.0, IDLE_S, IDLE_S + device.warm_up_s]
-    edges_s += [edges_s[-1] + WINDOW_S * (number + 1) for number in range(len(device.windows_mw))]
-    return [*edges_s, edges_s[-1] + WARM_UP_S, edges_s[-1] + WARM_UP_S + IDLE_S]
+def _boundaries_s(device: FakeDevice) -> list[float]:
+    """Idle, warm-up, windows, cooling, idle: seconds since the first snapshot."""
+    boundaries_s = [0.0, IDLE_S, IDLE_S + device.warm_up_s]
+    boundaries_s += [boundaries_s[-1] + WINDOW_S * (number + 1) for number in range(len(device.windows_mw))]
+    return [*boundaries_s, boundaries_s[-1] + WARM_UP_S, boundaries_s[-1] + WARM_UP_S + IDLE_S]
 
 
 def _power_mw(device: FakeDevice, time_s: float) -> int:
-    """Steps lie at the middle of a warm-up and between two windows' edges, so that windows see constant power."""
+    """Steps lie at the middle of a warm-up and between two windows' boundaries, so that windows see constant power."""
     assert device.idle_mw is not None
-    edges_s = _edges_s(device)
+    boundaries_s = _boundaries_s(device)
     if time_s < IDLE_S + device.warm_up_s / 2:
         return device.idle_mw
-    for power_mw, end_s in zip(device.windows_mw, edges_s[3:], strict=False):
+    for power_mw, end_s in zip(device.windows_mw, boundaries_s[3:], strict=False):
         if time_s < end_s:
             risen = 1 - (end_s - time_s) / WINDOW_S
             return power_mw + round(device.rise_mw * max(risen, 0.0))
-    return device.windows_mw[-1] if time_s < edges_s[-2] - WARM_UP_S / 2 else device.idle_after_mw
+    return device.windows_mw[-1] if time_s < boundaries_s[-2] - WARM_UP_S / 2 else device.idle_after_mw
 
 
-def _lines(device: FakeDevice) -> Sequence[StampedLine]:
+def _lines(device: FakeDevice) -> Sequence[PowerLine]:
     if device.idle_mw is None:
         return []
     board = SimulatedBoard(BOARDS[device.simulated_board], seed=1) if device.simulated_board else None
     lines = []
-    for step in range(round((_edges_s(device)[-1] + 2.0) * 1000 / STEP_MS) + 1):
+    for step in range(round((_boundaries_s(device)[-1] + 2.0) * 1000 / STEP_MS) + 1):
         time_s = step * STEP_MS / 1000
         if device.silent[0] <= time_s < device.silent[1]:
             continue
         power_mw = _power_mw(device, time_s - 1.0)
         load = 0.0 if power_mw == device.idle_mw else 0.5
         text = board.line(time_s, load) if board is not None else _text(device, time_s, power_mw)
-        lines.append(StampedLine(round((device.clock_s + time_s) * 1e9), text))
+        lines.append(PowerLine(round((device.clock_s + time_s) * 1e9), text))
     return lines
 
 
 def _text(device: FakeDevice, time_s: float, power_mw: int) -> str:
-    ends_s = _edges_s(device)[3:]
+    ends_s = _boundaries_s(device)[3:]
     clocks_mhz = (mhz for mhz, end_s in zip(device.windows_mhz, ends_s, strict=False) if time_s - 1.0 < end_s)
     tj_c = 41.5 + device.warming_c_per_min * time_s / 60
     return device.line.format(mw=power_mw, mhz=next(clocks_mhz, 729), tj_c=tj_c)
@@ -296,7 +295,7 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
     samplers = {"jetson1": ["/bin/sh", "-c", f'echo $$ > {pid_path}; exec {simulator} "$@"', "sampler"], "jetson2": []}
     devices = tuple(Device(name, index) for index, name in enumerate(samplers))
     free = Node("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
-    fleet = Fleet(1, (free,), devices, Serving(deadline_ms=2000.0))
+    fleet = Fleet(2, free, devices, Serving(deadline_ms=2000.0))
     stop = threading.Event()
     with FusionNode(Bundle(TINY), fleet, None) as node, ExitStack() as threads:
         real = Node(_loopback(node.endpoint), _loopback(node.client_endpoint))
@@ -310,7 +309,7 @@ def live_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCell]:
             ready = threading.Event()
             _run_thread(threads, stop, partial(_serve_agent, path, ready, stop))
             assert ready.wait(30.0)
-        open_fleet = msgspec.structs.replace(fleet, node=(real,))
+        open_fleet = msgspec.structs.replace(fleet, node=real)
         yield LiveCell(open_fleet, _write_fleet(folder / "fleet.toml", open_fleet), pid_path)
 
 
@@ -362,8 +361,8 @@ def _serve_agent(path: Path, ready: threading.Event, stop: threading.Event) -> N
 
 
 def _write_fleet(path: Path, fleet: Fleet) -> Path:
-    node = fleet.node[0]
-    lines = ["schema = 1", "[[node]]", f'endpoint = "{node.endpoint}"', f'client_endpoint = "{node.client_endpoint}"']
+    node = fleet.node
+    lines = ["schema = 2", "[node]", f'endpoint = "{node.endpoint}"', f'client_endpoint = "{node.client_endpoint}"']
     for device in fleet.device:
         lines += ["[[device]]", f'name = "{device.name}"', f"submodel = {device.submodel}"]
     path.write_text("\n".join(lines) + "\n")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -46,6 +47,32 @@ def sha256_of_file(path: Path) -> str:
     except OSError as err:
         raise InputError(f"{path}: cannot be read: {err.strerror}") from err
     return digest.hexdigest()
+
+
+def read_bytes(path: Path, hint: str, *, sha256: str = "") -> bytes:
+    """Read a file; with ``sha256``, the bytes returned have that digest.
+
+    Raises:
+        InputError: The file cannot be read.
+        ManifestError: It has another digest.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
+    if sha256:
+        check_digest(path, sha256, hashlib.sha256(content).hexdigest(), hint)
+    return content
+
+
+def check_digest(path: Path, expected: str, found: str, hint: str) -> None:
+    """Compare a file's digest with the one it was listed with.
+
+    Raises:
+        ManifestError: They differ.
+    """
+    if found != expected:
+        raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found {found[:12]}: {hint}")
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -112,16 +139,59 @@ def _is_own(marker: Path) -> bool:
     return isinstance(content, dict) and {"schema", "code_version", "files"} <= content.keys()
 
 
-def open_lock(path: Path) -> IO[bytes]:
-    """Open a file to lock it, made where it is absent; the next in a shared folder may be another user's.
+@contextmanager
+def exclusive_lock(
+    path: Path, *, busy: DevitError | None = None, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[int]:
+    """Keep other processes of this project out while the block runs; the kernel frees the lock of a killed one.
+
+    Args:
+        path: A folder that exists, or a file, which is made if it is absent.
+        busy: Raised if another process has the lock; without it, wait for the lock.
+        on_wait: Called before waiting.
+
+    Yields:
+        The locked file's descriptor.
 
     Raises:
-        OSError: It cannot be made, nor read.
+        InputError: It cannot be opened.
+    """
+    flags = os.O_CLOEXEC | (os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            handle = os.open(path, flags, 0o644)
+        except PermissionError:
+            handle = os.open(path, os.O_CLOEXEC | os.O_RDONLY)  # another user's in a shared folder; enough for flock(2)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be opened: {err.strerror}") from err
+    try:
+        _lock(handle, busy, on_wait)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that has to be there.
+
+    Raises:
+        InputError: It cannot be removed.
     """
     try:
-        return path.open("ab")
-    except PermissionError:
-        return path.open("rb")  # enough for flock(2)
+        path.unlink()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
+
+
+def _lock(handle: int, busy: DevitError | None, on_wait: Callable[[], None]) -> None:
+    with suppress(OSError):  # some file systems have no locks, e.g. NFS for folders: they are for one writer at a time
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            if busy is not None:
+                raise busy from err
+            on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextmanager
@@ -167,7 +237,20 @@ def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
         InputError: The file cannot be read.
         ManifestError: It is no JSON, has another schema version, or a field is missing or of the wrong type.
     """
-    return convert(path, _decode_json(path, hint), kind, schema=schema, hint=hint)
+    return decode_json(path, read_bytes(path, hint), kind, schema=schema, hint=hint)
+
+
+def decode_json(path: Path, content: bytes, kind: type[T], *, schema: int, hint: str) -> T:
+    """Decode what was read from a JSON file as :func:`read_json` does.
+
+    Raises:
+        ManifestError: As there.
+    """
+    try:
+        raw = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise ManifestError(f"{path}: not a JSON file ({err}): {hint}") from err
+    return convert(path, raw, kind, schema=schema, hint=hint)
 
 
 def read_toml(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
@@ -183,12 +266,12 @@ def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
         ManifestError: It is no TOML.
     """
     try:
-        return tomllib.loads(_read(path, hint).decode("utf-8"))
+        return tomllib.loads(read_bytes(path, hint).decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
         raise ManifestError(f"{path}: not a TOML file ({err}): {hint}") from err
 
 
-def convert(path: Path, raw: Any, kind: type[T], *, schema: int, hint: str) -> T:  # noqa: ANN401 - see _decode_json
+def convert(path: Path, raw: object, kind: type[T], *, schema: int, hint: str) -> T:
     """Turn what was read from ``path`` into a struct, as :func:`read_json` does.
 
     Raises:
@@ -201,11 +284,25 @@ def convert(path: Path, raw: Any, kind: type[T], *, schema: int, hint: str) -> T
         return msgspec.convert(raw, kind, str_keys=True)  # keys of JSON and TOML are text, numbers too
     except msgspec.ValidationError as err:
         match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", str(err), re.DOTALL)
-        where = match["where"] if match is not None and match["where"] else "(top level)"
-        what = match["what"] if match is not None else str(err)
+        what, where = (match["what"], match["where"] or "(top level)") if match is not None else (str(err), "")
+        if wrong := re.fullmatch(r"Invalid enum value (?P<value>.*)", what, re.DOTALL):
+            *most, last = _allowed(kind, where)
+            what = f"expected {', '.join(most)}{' or ' if most else ''}{last}, found {wrong['value']}"
         raise ManifestError(f"{path}: field {where}: {what}: {hint}") from err
     except DevitError as err:  # raised by a struct's own __post_init__
         raise type(err)(f"{path}: {err}") from err
+
+
+def _allowed(kind: type, where: str) -> list[str]:
+    """List the values of a closed set by its place in a struct, as msgspec names it: ``files[0].role``."""
+    types: list[Any] = [msgspec.inspect.type_info(kind)]
+    for step in re.findall(r"\[.*?\]|[^.\[]+", where):
+        if step.startswith("["):  # of a list, or of a table
+            types = [getattr(each, "item_type", None) or getattr(each, "value_type", None) for each in types]
+        else:
+            types = [field.type for each in types for field in getattr(each, "fields", ()) if field.name == step]
+        types = [part for each in types for part in getattr(each, "types", (each,))]  # X | None has two
+    return [str(value) for each in types for value in getattr(each, "values", ())]
 
 
 def write_json(path: Path, value: msgspec.Struct) -> None:
@@ -213,8 +310,8 @@ def write_json(path: Path, value: msgspec.Struct) -> None:
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def read_tensors(path: Path, hint: str, *, sha256: str = "") -> tuple[Tensors, dict[str, str]]:
-    """Read a safetensors file: its tensors and its text metadata.
+def read_tensors(path: Path, hint: str, *, sha256: str = "") -> Tensors:
+    """Read a safetensors file.
 
     Args:
         path: The file.
@@ -225,36 +322,15 @@ def read_tensors(path: Path, hint: str, *, sha256: str = "") -> tuple[Tensors, d
         InputError: The file cannot be read.
         ManifestError: It is no safetensors file, or has another digest.
     """
-    content = _read(path, hint)
-    found = hashlib.sha256(content).hexdigest() if sha256 else ""
-    if found != sha256:
-        raise ManifestError(f"{path}: expected sha256 {sha256[:12]}, found {found[:12]}: {hint}")
     try:
-        tensors = safetensors.numpy.load(content)
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
+        return safetensors.numpy.load(read_bytes(path, hint, sha256=sha256))
     except safetensors.SafetensorError as err:
         raise ManifestError(f"{path}: not a safetensors file ({err}): {hint}") from err
     except KeyError as err:  # a type that numpy does not have
         raise ManifestError(f"{path}: expected number types of numpy, found {err}: {hint}") from err
-    return tensors, metadata
 
 
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Tensors) -> None:
     """Write a safetensors file atomically; arrays are made contiguous first."""
     whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.numpy.save(whole, metadata=metadata))
-
-
-def _read(path: Path, hint: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
-
-
-def _decode_json(path: Path, hint: str) -> Any:  # noqa: ANN401 - raw JSON has no narrower type
-    try:
-        return msgspec.json.decode(_read(path, hint))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-        raise ManifestError(f"{path}: not a JSON file ({err}): {hint}") from err
+    write_bytes(path, safetensors.numpy.save(whole))

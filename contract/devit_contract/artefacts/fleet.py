@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import read_toml
+from devit_contract.artefacts.files import convert, read_toml, read_toml_tables
 from devit_contract.artefacts.keys import check_key, check_name
+from devit_contract.choices import BackendChoice, CudaChoice, FeatureDtype, HostMemory, Precision
 from devit_contract.errors import InputError, ManifestError
 
-SCHEMA = 1
+FLEET_SCHEMA = 2
+AGENT_SCHEMA = 1
 MAX_THREADS = 256
 """Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
 _FLEET_HINT = "see examples/fleet.toml"
@@ -26,7 +28,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where devices connect, ``tcp://HOST:PORT``."""
     client_endpoint: str
     public_key: str = ""
-    """Empty only where both endpoints are on loopback and nobody has a key."""
+    """Empty only if both endpoints are on loopback and no device or client has a key."""
 
 
 class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +44,7 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests that may wait for a free device; one more is refused at once."""
     gather_ms: float = 1000.0
     """How long the first requests after the node's start may wait for devices that have not connected yet."""
-    feature_dtype: str = "float32"
+    feature_dtype: FeatureDtype = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
 
 
@@ -76,7 +78,7 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``fleet.toml``."""
 
     schema: int
-    node: tuple[Node, ...]
+    node: Node
     device: tuple[Device, ...]
     serving: Serving = Serving()
     client: tuple[ClientEntry, ...] = ()
@@ -86,7 +88,7 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def has_keys(self) -> bool:
         """Whether the wire is encrypted and peers are known by key."""
-        return self.node[0].public_key != ""
+        return self.node.public_key != ""
 
     def find_device(self, name: str) -> Device:
         """Find a device by name.
@@ -118,14 +120,14 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File with this device's secret key."""
     threads: int = 1
     """Threads of one inference on the CPU."""
-    backend: str = "auto"
-    """``tensorrt``, ``ort``, or ``auto``: TensorRT's engine where there is one."""
-    precision: str = "fp16"
+    backend: BackendChoice = "auto"
+    """``auto``: TensorRT's engine if there is one, else ONNX Runtime's."""
+    precision: Precision = "fp16"
     """``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
-    cuda: str = "auto"
-    """Python's way to CUDA: ``pycuda``, ``cuda-bindings``, ``ctypes``, or ``auto``."""
-    host_memory: str = "pinned"
-    """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets it read them where they lie."""
+    cuda: CudaChoice = "auto"
+    """The Python binding of CUDA."""
+    host_memory: HostMemory = "pinned"
+    """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets the GPU read them in host memory."""
     tegrastats: tuple[str, ...] = ("tegrastats",)
     """Command that samples power, ``--interval MS`` is added: ``tegrastats``, or ``hwmon-power``, which reads the chips
     itself, every 20 ms if wanted; empty where the device has no sensor."""
@@ -147,11 +149,12 @@ def load_fleet(path: Path) -> Fleet:
         InputError: The file cannot be read, or a name or key is not usable.
         ManifestError: The format is broken.
     """
-    fleet = read_toml(path, Fleet, schema=SCHEMA, hint=_FLEET_HINT)
-    if not fleet.node or not fleet.device:
-        raise ManifestError(f"{path}: expected at least one [[node]] and one [[device]]: {_FLEET_HINT}")
-    if len(fleet.node) > 1:
-        raise ManifestError(f"{path}: expected one [[node]], found {len(fleet.node)}: a second would never be asked")
+    tables = read_toml_tables(path, _FLEET_HINT)
+    if isinstance(tables.get("node"), list):
+        raise ManifestError(f"{path}: [[node]] is the form of schema 1: write [node] instead, and schema = 2")
+    fleet = convert(path, tables, Fleet, schema=FLEET_SCHEMA, hint=_FLEET_HINT)
+    if not fleet.device:
+        raise ManifestError(f"{path}: has no [[device]]: {_FLEET_HINT}")
     _check_numbers(path, fleet)
     names = [device.name for device in fleet.device] + [client.name for client in fleet.client]
     for name in names:
@@ -159,18 +162,17 @@ def load_fleet(path: Path) -> Fleet:
     _refuse_twins(path, "name", names)
     _check_extras(path, fleet.extra)
     _refuse_twins(path, "submodel", [str(device.submodel) for device in fleet.device])
-    for node in fleet.node:
-        for endpoint in (node.endpoint, node.client_endpoint):
-            parse_endpoint(endpoint, str(path))
-            if not node.public_key and not is_loopback(endpoint):
-                raise InputError(
-                    f"{path}: {endpoint}: expected keys for an address that others can reach, found none: "
-                    "make them with devit keys new"
-                )
+    for endpoint in (fleet.node.endpoint, fleet.node.client_endpoint):
+        parse_endpoint(endpoint, str(path))
+        if not fleet.has_keys and not is_loopback(endpoint):
+            raise InputError(
+                f"{path}: {endpoint}: expected keys for an address that others can reach, found none: "
+                "make them with devit keys new"
+            )
     keys = [(device.name, device.public_key) for device in fleet.device]
     keys += [(client.name, client.public_key) for client in fleet.client]
     if fleet.has_keys:
-        for name, key in [*keys, ("node", fleet.node[0].public_key)]:
+        for name, key in [*keys, ("node", fleet.node.public_key)]:
             check_key(key, f"{path}: public_key of {name}")
         _refuse_twins(path, "public_key", [key for _, key in keys])
     elif any(key for _, key in keys):
@@ -185,7 +187,7 @@ def load_agent_config(path: Path) -> AgentConfig:
         InputError: The file cannot be read, or a name, key or address is not usable.
         ManifestError: The format is broken.
     """
-    config = read_toml(path, AgentConfig, schema=SCHEMA, hint=_AGENT_HINT)
+    config = read_toml(path, AgentConfig, schema=AGENT_SCHEMA, hint=_AGENT_HINT)
     check_name(config.name, f"{path}: name")
     parse_endpoint(config.node, str(path))
     if bool(config.node_public_key) != bool(config.secret_key):
@@ -240,11 +242,6 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
         ("queue", serving.queue, 0, 4096),
         ("gather_ms", serving.gather_ms, 0, 60_000),
     )
-    if serving.feature_dtype not in ("float32", "float16"):
-        raise ManifestError(
-            f"{path}: field serving.feature_dtype: expected float32 or float16, found {serving.feature_dtype!r}: "
-            f"{_FLEET_HINT}"
-        )
     for field, value, low, high in checks:
         if not low <= value <= high:
             raise ManifestError(

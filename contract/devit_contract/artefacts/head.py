@@ -20,11 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import Float32Array, Float64Array
 from devit_contract.artefacts.files import Tensors, read_tensors, write_tensors
 from devit_contract.errors import ManifestError
-
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 RIDGE = 1e-4
 """r above, as a share of the mean feature variance: keeps the inverse defined where features are collinear."""
@@ -112,26 +110,40 @@ class FusionHead:
         write_tensors(path, tensors)
 
     @classmethod
-    def load(cls, path: Path, *, sha256: str = "") -> FusionHead:
-        """Read ``fusion.safetensors``; with ``sha256``, the bytes read must have that digest.
+    def load(
+        cls, path: Path, *, sha256: str = "", dims: tuple[int, ...] | None = None, classes: int | None = None
+    ) -> FusionHead:
+        """Read ``fusion.safetensors``.
+
+        Args:
+            path: The file.
+            sha256: Digest that the bytes read must have; empty where none is known.
+            dims: Feature dimensions that the head must have, if given.
+            classes: Number of classes that it must have, if given.
 
         Raises:
             InputError: The file cannot be read.
-            ManifestError: A tensor is missing or has another shape.
+            ManifestError: It has another digest, a tensor is missing or has another shape, or the head does not fit.
         """
-        tensors, _ = read_tensors(path, _HINT, sha256=sha256)
+        tensors = read_tensors(path, _HINT, sha256=sha256)
         try:
-            statistics = FusionStatistics(tensors["mean"].astype(np.float64), tensors["covariance"].astype(np.float64))
-            return cls(
+            head = cls(
                 dims=tuple(int(dim) for dim in tensors["dims"]),
                 weight=tensors["weight"].astype(np.float64),
                 bias=tensors["bias"].astype(np.float64),
-                statistics=statistics,
+                statistics=FusionStatistics(
+                    tensors["mean"].astype(np.float64), tensors["covariance"].astype(np.float64)
+                ),
             )
         except KeyError as err:
             raise ManifestError(f"{path}: expected a tensor {err}, found {sorted(tensors)}: {_HINT}") from err
         except ManifestError as err:
             raise ManifestError(f"{path}: {err}") from err
+        found = (head.dims, len(head.bias))
+        expected = (head.dims if dims is None else dims, len(head.bias) if classes is None else classes)
+        if found != expected:
+            raise ManifestError(f"{path}: expected feature dims and classes {expected}, found {found}: {_HINT}")
+        return head
 
 
 class Fusion:

@@ -6,19 +6,16 @@ holds 40 characters of Z85 (https://rfc.zeromq.org/spec/32) and a line feed.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 from zmq.utils import z85
 
-from devit_contract.artefacts.files import write_bytes
+from devit_contract.artefacts.files import exclusive_lock, write_bytes
 from devit_contract.errors import InputError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,62}"
@@ -64,7 +61,7 @@ def new_keys(folder: Path, name: str) -> KeyPair:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{folder}: cannot be made ({err.strerror}): choose another folder with --dir") from err
-    with one_writer(folder):
+    with exclusive_lock(folder):
         for path in (secret_path, public_path):
             if path.exists() or path.is_symlink():
                 raise InputError(f"{path}: expected no key of that name, found one: choose another name or remove it")
@@ -132,25 +129,6 @@ def check_key(text: bytes | str, where: str) -> bytes:
             "make one with devit keys new"
         )
     return raw
-
-
-@contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes of this project from changing files of a folder in the meantime; readers go on.
-
-    Raises:
-        InputError: There is no such folder.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as err:
-        raise InputError(f"{folder}: expected a folder to write to, found none ({err.strerror})") from err
-    try:
-        with suppress(OSError):  # file systems without locks on folders, such as NFS, are for one writer at a time
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _stored_key(folder: Path, name: str) -> StoredKey:

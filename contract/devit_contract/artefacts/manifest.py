@@ -14,45 +14,24 @@ golden     absent    absent safetensors: images, labels, features of every submo
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
-from devit_contract.artefacts.files import Tensors, read_json, read_tensors, sha256_of_file, write_json
+from devit_contract.artefacts.file_list import FileEntry, check_digests, check_listing, find_entry
+from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
+from devit_contract.choices import Colour, Interpolation, Role, Rung
 from devit_contract.errors import ManifestError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "manifest.json"
-ROLES = ("submodel", "baseline", "fusion", "golden")
-RUNGS = ("fp16", "fp16-attn32", "fp32")
-"""Precision rungs from fast to exact: every LayerNorm in FP32; every attention too; everything."""
 MAX_SUBMODELS = 64
 """As many devices as a message's mask has bits."""
 _HINT = "make the bundle again with devit export"
-
-
-class BundleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One file of the bundle."""
-
-    role: str
-    name: str
-    """Plain file name, or one folder deep."""
-    sha256: str
-    size_bytes: int
-    device: int | None = None
-    rung: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse names that lead out of the bundle, and words outside the tables."""
-        if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)?[A-Za-z0-9_-][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name: expected a plain file name, found {self.name!r}")
-        if self.role not in ROLES:
-            raise ValueError(f"role: expected one of {', '.join(ROLES)}, found {self.role!r}")
-        if self.rung is not None and self.rung not in RUNGS:
-            raise ValueError(f"rung: expected one of {', '.join(RUNGS)}, found {self.rung!r}")
+_COPY_HINT = "copy the bundle again"
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,20 +39,16 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     height: int
     width: int
-    colour: str
-    """``gray`` (one channel) or ``rgb`` (three)."""
-    interpolation: str = "bicubic"
-    """``nearest``, ``bilinear`` or ``bicubic``, as Pillow names them."""
+    colour: Colour
+    """``gray`` has one channel, ``rgb`` three."""
+    interpolation: Interpolation = "bicubic"
+    """As Pillow names it."""
     antialias: bool = True
     resize_to: int = 0
     """Shorter side in pixels before the centre crop; 0 resizes straight to height x width."""
 
     def __post_init__(self) -> None:
-        """Refuse words outside the lists, and impossible sizes."""
-        if self.colour not in ("gray", "rgb"):
-            raise ValueError(f"colour: expected gray or rgb, found {self.colour!r}")
-        if self.interpolation not in ("nearest", "bilinear", "bicubic"):
-            raise ValueError(f"interpolation: expected nearest, bilinear or bicubic, found {self.interpolation!r}")
+        """Refuse impossible sizes."""
         if not (0 < self.height <= 4096 and 0 < self.width <= 4096):
             raise ValueError(f"height and width: expected 1 to 4096, found {self.height} x {self.width}")
         if self.resize_to != 0 and not max(self.height, self.width) <= self.resize_to <= 8192:
@@ -88,7 +63,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far an exported graph is from the trained model, over the golden images."""
 
-    rung: str
+    rung: Rung
     max_abs_error: float
     """Largest absolute difference of any output number."""
     mean_abs_error: float
@@ -109,7 +84,7 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Feature dimension of a submodel, number of classes of the baseline."""
     macs: int
     """Multiply-accumulates of one image."""
-    rungs: tuple[str, ...]
+    rungs: tuple[Rung, ...]
     """In the order in which an engine build tries them."""
     parity: tuple[Parity, ...]
     class_subset: tuple[int, ...]
@@ -124,20 +99,19 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of each rung but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
 
     def __post_init__(self) -> None:
-        """Refuse rungs outside the table, and FP32 nodes of rungs that are not there."""
-        if unknown := [rung for rung in self.rungs if rung not in RUNGS]:
-            raise ValueError(f"rungs: expected some of {', '.join(RUNGS)}, found {unknown[0]!r}")
+        """Refuse FP32 nodes of rungs that are not there."""
         if unknown := [rung for rung in self.fp32_nodes if rung not in self.rungs]:
             raise ValueError(f"fp32_nodes: expected rungs {', '.join(self.rungs)}, found {unknown[0]!r}")
 
 
 class SubsetAccuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accuracy of the answer of one subset of devices, in 0 to 1."""
+    """How good the answer of one subset of devices is; accuracies are in 0 to 1."""
 
     mask: int
     """Bit i is set where device i is present."""
-    validation: float
-    test: float
+    validation_accuracy: float
+    """With the missing features predicted from those present (conditional mean); so is the next."""
+    test_accuracy: float
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -152,38 +126,31 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     labels: tuple[str, ...]
     """Class names in the order of the logits."""
     preprocess: Preprocess
-    missing: str
-    """What stands in the place of a missing device: ``conditional-mean``."""
+    missing: Literal["conditional-mean"]
+    """What takes the place of a missing device's features."""
     submodels: tuple[GraphRecord, ...]
     subsets: tuple[SubsetAccuracy, ...]
     test_data: str
     """Name and size of the test set behind the accuracies."""
-    files: tuple[BundleFile, ...]
+    files: tuple[FileEntry, ...]
     baseline: GraphRecord | None = None
     baseline_accuracy: SubsetAccuracy | None = None
     """The undivided teacher's; its mask is 0."""
 
     def __post_init__(self) -> None:
         """Refuse what later code could not use."""
-        if self.missing != "conditional-mean":
-            raise ValueError(f"missing: expected conditional-mean, found {self.missing!r}")
         if not 1 <= len(self.submodels) <= MAX_SUBMODELS:
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
 
-    def file(self, role: str, *, device: int | None = None, rung: str | None = None) -> BundleFile:
+    def file(self, role: Role, *, device: int | None = None, rung: Rung | None = None) -> FileEntry:
         """Find a file by what it is for.
 
         Raises:
             ManifestError: There is none.
         """
-        for file in self.files:
-            if (file.role, file.device, file.rung) == (role, device, rung):
-                return file
-        raise ManifestError(
-            f"{FILE_NAME}: expected a file of role {role}, device {device}, rung {rung}, found none: {_HINT}"
-        )
+        return find_entry(self.files, role, device, rung, list_name=FILE_NAME, hint=_HINT)
 
-    def graph(self, role: str, device: int | None) -> GraphRecord:
+    def graph(self, role: Role, device: int | None) -> GraphRecord:
         """Find the record of a submodel or of the baseline.
 
         Raises:
@@ -200,43 +167,65 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 
 class Bundle:
-    """A bundle folder whose digests hold."""
+    """A bundle folder. Each file's digest is checked when the file is read, in the very bytes that are returned."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the manifest and check the digest of every file that it lists.
+    def __init__(self, folder: Path, manifest: bytes | None = None) -> None:
+        """Read the manifest, and check that the folder holds the files it lists; none of them is read.
+
+        Args:
+            folder: The bundle.
+            manifest: Content of ``manifest.json``, e.g. the bytes whose signature was verified; read if left out.
+
+        Raises:
+            InputError: The manifest cannot be read, or a file is missing.
+            ManifestError: The format is broken, a file has another size, or one is not listed.
+        """
+        path = folder / FILE_NAME
+        self.folder = folder
+        content = read_bytes(path, _HINT) if manifest is None else manifest
+        self.manifest = decode_json(path, content, Manifest, schema=SCHEMA, hint=_HINT)
+        check_listing(folder, self.manifest.files, _COPY_HINT)
+        known = {FILE_NAME, f"{FILE_NAME}.sig", *(file.name.partition("/")[0] for file in self.manifest.files)}
+        for other in sorted(folder.iterdir()):
+            if other.name not in known and not other.name.startswith("."):
+                raise ManifestError(f"{other}: not listed in {FILE_NAME}: remove it, or {_COPY_HINT}")
+
+    def path(self, role: Role, *, device: int | None = None, rung: Rung | None = None) -> Path:
+        """Name a file by what it is for; to use its content, :meth:`read` it."""
+        return self.folder / self.manifest.file(role, device=device, rung=rung).name
+
+    def read(self, role: Role, *, device: int | None = None, rung: Rung | None = None) -> bytes:
+        """Read a file by what it is for.
+
+        Raises:
+            InputError: It cannot be read.
+            ManifestError: It is not listed, or has another digest.
+        """
+        file = self.manifest.file(role, device=device, rung=rung)
+        return read_bytes(self.folder / file.name, _COPY_HINT, sha256=file.sha256)
+
+    def verify(self) -> None:
+        """Check the digest of every file, before a bundle is signed or handed on.
 
         Raises:
             InputError: A file cannot be read.
-            ManifestError: The format or a digest is broken.
+            ManifestError: A file has another digest.
         """
-        self.folder = folder
-        self.manifest = read_json(folder / FILE_NAME, Manifest, schema=SCHEMA, hint=_HINT)
-        for file in self.manifest.files:
-            found = sha256_of_file(folder / file.name)
-            if found != file.sha256:
-                raise ManifestError(
-                    f"{folder / file.name}: expected sha256 {file.sha256[:12]}, found {found[:12]}: {_HINT}"
-                )
-
-    def path(self, role: str, *, device: int | None = None, rung: str | None = None) -> Path:
-        """Path of a file by what it is for."""
-        return self.folder / self.manifest.file(role, device=device, rung=rung).name
+        check_digests(self.folder, self.manifest.files, _COPY_HINT)
 
     def fusion_head(self) -> FusionHead:
         """Read the fusion head.
 
         Raises:
-            ManifestError: It does not fit the submodels and classes.
+            InputError: It cannot be read.
+            ManifestError: It has another digest, or does not fit the submodels and classes.
         """
-        head = FusionHead.load(self.path("fusion"), sha256=self.manifest.file("fusion").sha256)
-        expected = (tuple(graph.output_dim for graph in self.manifest.submodels), len(self.manifest.labels))
-        found = (head.dims, len(head.bias))
-        if found != expected:
-            raise ManifestError(
-                f"{self.path('fusion')}: expected feature dims and classes {expected} as in the manifest, "
-                f"found {found}: {_HINT}"
-            )
-        return head
+        return FusionHead.load(
+            self.path("fusion"),
+            sha256=self.manifest.file("fusion").sha256,
+            dims=tuple(graph.output_dim for graph in self.manifest.submodels),
+            classes=len(self.manifest.labels),
+        )
 
     def golden(self) -> Tensors:
         """Read the golden set.
@@ -245,8 +234,12 @@ class Bundle:
             ``images`` uint8 ``(n, H, W, C)``, ``labels`` int64 ``(n,)``, ``features.<i>`` float32 ``(n, dim)`` of
             every submodel, ``logits`` float32 ``(n, K)`` of all of them fused, and, where there is a baseline,
             ``baseline.logits`` float32 ``(n, K)``.
+
+        Raises:
+            InputError: It cannot be read.
+            ManifestError: It has another digest, or other tensors.
         """
-        tensors, _ = read_tensors(self.path("golden"), _HINT, sha256=self.manifest.file("golden").sha256)
+        tensors = read_tensors(self.path("golden"), _HINT, sha256=self.manifest.file("golden").sha256)
         count = len(tensors.get("images", np.empty(0)))
         expected = {"images", "labels", "logits"} | {f"features.{i}" for i in range(len(self.manifest.submodels))}
         if not expected <= tensors.keys() or any(len(tensors[name]) != count for name in expected):
@@ -259,11 +252,3 @@ class Bundle:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json``, last of a bundle's files."""
     write_json(folder / FILE_NAME, manifest)
-
-
-def describe_file(
-    folder: Path, name: str, role: str, *, device: int | None = None, rung: str | None = None
-) -> BundleFile:
-    """Digest a written file and describe it for the manifest."""
-    path = folder / name
-    return BundleFile(role, name, sha256_of_file(path), path.stat().st_size, device, rung)

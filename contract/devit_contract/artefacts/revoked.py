@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from devit_contract.artefacts.files import write_bytes
-from devit_contract.artefacts.keys import NAME_PATTERN, check_key, one_writer
+from devit_contract.artefacts.files import exclusive_lock, write_bytes
+from devit_contract.artefacts.keys import NAME_PATTERN, check_key
 from devit_contract.errors import InputError
 
 FILE_NAME = "revoked_keys"
@@ -114,7 +114,7 @@ def revoke(path: Path, key: bytes, name: str) -> bool:
         InputError: The file breaks its format (it is left as it is), or cannot be written.
     """
     line = b"%s %s %s\n" % (key, name.encode(), datetime.now(timezone.utc).date().isoformat().encode())
-    with one_writer(path.parent):
+    with exclusive_lock(path.parent):
         found = _read_sound(path)
         if key in found.keys:
             return False
@@ -131,7 +131,7 @@ def restore(path: Path, key: bytes) -> bool:
     Raises:
         InputError: As :func:`revoke`.
     """
-    with one_writer(path.parent):
+    with exclusive_lock(path.parent):
         found = _read_sound(path)
         if key not in found.keys:
             return False

@@ -21,9 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import read_json, write_bytes, write_json
-from devit_contract.artefacts.keys import one_writer
-from devit_contract.artefacts.manifest import FILE_NAME, Bundle, Manifest
+from devit_contract.artefacts.files import exclusive_lock, read_bytes, read_json, write_bytes, write_json
+from devit_contract.artefacts.manifest import FILE_NAME, Bundle
 from devit_contract.errors import InputError, ManifestError
 
 NAMESPACE = "devit-bundle"
@@ -52,9 +51,8 @@ def sign_manifest(bundle_folder: Path, key: Path, identity: str) -> Path:
         ManifestError: The bundle is broken.
     """
     check_signer(key, identity)
-    bundle = Bundle(bundle_folder)
     content = _manifest_bytes(bundle_folder)
-    _check_same(content, bundle)
+    Bundle(bundle_folder, content).verify()
     with tempfile.TemporaryDirectory() as folder:
         copy, signature, signers = (Path(folder) / name for name in (FILE_NAME, SIGNATURE_NAME, "signers"))
         write_bytes(copy, content)
@@ -103,17 +101,24 @@ def signer_line(signature: Path, identity: str) -> str:
     return f'{identity} namespaces="{NAMESPACE}" {kind} {base64.b64encode(public).decode()}'
 
 
-def verify_bundle(folder: Path, allowed_signers: Path) -> str:
-    """Verify the signature of a bundle's manifest, but no digest: :class:`Bundle` checks those.
+def verify_bundle(folder: Path, allowed_signers: Path) -> tuple[Bundle, str]:
+    """Open a bundle whose signature and digests hold.
+
+    ``manifest.json`` is read once: the bundle has the manifest of the bytes whose signature was verified. Later reads
+    are checked against that manifest again, so a file that changes after this is refused when it is read.
 
     Returns:
-        Who signed it, as ``allowed_signers`` calls them.
+        The bundle, and who signed it, as ``allowed_signers`` calls them.
 
     Raises:
         InputError: ssh-keygen or a file is missing.
-        ManifestError: The bundle is not signed, has changed since, or its signer is not allowed, or not now.
+        ManifestError: The bundle is broken, not signed, has changed since, or its signer is not allowed, or not now.
     """
-    return _verify(_manifest_bytes(folder), folder / SIGNATURE_NAME, allowed_signers)
+    content = _manifest_bytes(folder)
+    signer = _verify(content, folder / SIGNATURE_NAME, allowed_signers)
+    bundle = Bundle(folder, content)
+    bundle.verify()
+    return bundle, signer
 
 
 def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = False) -> None:
@@ -133,7 +138,7 @@ def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = F
         memory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{memory}: cannot be written: {err.strerror}") from err
-    with one_writer(memory.parent):
+    with exclusive_lock(memory.parent):
         serials = _read_memory(memory)
         if serials.get(name) == serial:
             return
@@ -148,13 +153,10 @@ def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = F
 def open_admitted(
     bundle_folder: Path, allowed_signers: Path, memory: Path, *, allow_older: bool = False
 ) -> tuple[Bundle, str]:
-    """Open a bundle that is signed, whole, and not older than one that this device has accepted.
+    """Open a bundle as :func:`verify_bundle` does, unless it is older than one that this device has accepted.
 
-    What holds when: ``manifest.json`` is read once and those bytes are verified. The bundle that is returned has the
-    manifest of those bytes, and every file had the digest named there when it was opened. The serial is remembered
-    last, so that a bundle that came damaged does not lock out the one before. Whoever may write to the folder can still
-    change a file after this: code that reads one later has to compare its digest with the manifest's once more. And
-    whoever may write to ``memory`` or ``allowed_signers`` decides what is admitted.
+    The serial is remembered last, so that a bundle that came damaged does not lock out the one before. Anyone who may
+    write to ``memory`` or ``allowed_signers`` decides what is admitted.
 
     Returns:
         The bundle, and who signed it.
@@ -163,10 +165,7 @@ def open_admitted(
         InputError: ssh-keygen or a file is missing, or the serial is lower than one accepted before.
         ManifestError: The bundle is broken, not signed, or its signer is not allowed.
     """
-    content = _manifest_bytes(bundle_folder)
-    signer = _verify(content, bundle_folder / SIGNATURE_NAME, allowed_signers)
-    bundle = Bundle(bundle_folder)
-    _check_same(content, bundle)
+    bundle, signer = verify_bundle(bundle_folder, allowed_signers)
     accept_serial(memory, bundle.manifest.name, bundle.manifest.serial, allow_older=allow_older)
     return bundle, signer
 
@@ -185,22 +184,7 @@ def _read_memory(path: Path) -> dict[str, int]:
 
 
 def _manifest_bytes(folder: Path) -> bytes:
-    try:
-        return (folder / FILE_NAME).read_bytes()
-    except OSError as err:
-        raise InputError(
-            f"{folder / FILE_NAME}: cannot be read ({err.strerror}): expected a bundle from devit export"
-        ) from err
-
-
-def _check_same(content: bytes, bundle: Bundle) -> None:
-    """Hold the manifest that a bundle was opened with against the bytes that were read for its signature."""
-    try:
-        is_same = msgspec.json.decode(content, type=Manifest) == bundle.manifest
-    except msgspec.MsgspecError:
-        is_same = False
-    if not is_same:
-        raise ManifestError(f"{bundle.folder}: expected a manifest that stays as it is, found it changed meanwhile")
+    return read_bytes(folder / FILE_NAME, "give a bundle from devit export")
 
 
 def _verify(content: bytes, signature: Path, allowed_signers: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.artefacts.head import Float32Array
+from devit_contract.arrays import Float32Array
 from devit_contract.errors import FrameFailedError
 from devit_contract.wire.codec import Message, State
 from devit_contract.wire.messages import AnswerBody, DeviceTiming, MissingReason

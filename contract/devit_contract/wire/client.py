@@ -94,7 +94,7 @@ class Client:
             InputError: The fleet uses keys and none was given.
         """
         require_key(fleet, keys)
-        node = fleet.node[0]
+        node = fleet.node
         node_key = node.public_key.encode() if fleet.has_keys else None
         return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s)
 
@@ -298,4 +298,4 @@ def require_key(fleet: Fleet, keys: KeyPair | None) -> None:
         InputError: The fleet uses keys and none was given.
     """
     if fleet.has_keys and keys is None:
-        raise InputError(f"{fleet.node[0].client_endpoint}: expected a client key, found none: give one with --key")
+        raise InputError(f"{fleet.node.client_endpoint}: expected a client key, found none: give one with --key")

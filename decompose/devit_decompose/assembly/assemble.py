@@ -11,31 +11,24 @@ import msgspec
 import numpy as np
 import torch
 
+from devit_contract.arrays import Float32Array, Int64Array
 from devit_contract.artefacts.files import check_replaceable, write_json
-from devit_contract.artefacts.head import Float32Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
-from devit_decompose import decomposition as written
+from devit_decompose.assembly.data_recipe import data_recipe
 from devit_decompose.assembly.features import FeatureCache, weights_digest
 from devit_decompose.assembly.logistic import fit_logistic
-from devit_decompose.assembly.record import (
-    FILE_NAME,
-    SCHEMA,
-    Assembly,
-    BackboneRecord,
-    HeadRecord,
-    data_recipe,
-    load_as,
-)
 from devit_decompose.assembly.ridge import STRENGTHS, Fitted, LinearHead, Parts, Ridge, columns_of_parts, moments_of
-from devit_decompose.data.splits import Dataset, Int64Array
-from devit_decompose.decomposition import Decomposition, StageRecord
+from devit_decompose.data.dataset import Dataset, load_dataset
+from devit_decompose.models.initial_weights import initial_weights
 from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.models.timm_models import import_timm, timm_config
-from devit_decompose.models.weights import initial_weights
+from devit_decompose.models_folder.assembly import FILE_NAME, SCHEMA, Assembly, BackboneRecord, HeadRecord
+from devit_decompose.models_folder.decomposition import FILE_NAME as DECOMPOSITION_NAME
+from devit_decompose.models_folder.decomposition import Decomposition, StageRecord
+from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.recipe.schema import MAX_TRAINED
-from devit_decompose.write import Made, write_models
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         InputError: A backbone is not known, they do not fit together, or the data cannot be read.
         ManifestError: A weight file is of another model.
     """
-    check_replaceable(out, written.FILE_NAME)
+    check_replaceable(out, DECOMPOSITION_NAME)
     if order.ridge is not None and not 0 < order.ridge < float("inf"):
         raise InputError(f"--ridge: expected auto or a number above 0, found {order.ridge:g}")
     configs = check_backbones(order)
@@ -91,7 +84,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         validation_images=order.validation_images,
         workers=order.workers,
     )
-    data = load_as(recipe, spec)
+    data = load_dataset(recipe, spec)
     everything = tuple(range(len(data.class_names)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbones = _load_backbones(order, configs, everything, device, progress)

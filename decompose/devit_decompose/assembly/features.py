@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import make_folder
-from devit_contract.artefacts.head import Float32Array
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.errors import DevitError, InputError
-from devit_decompose.data.images import Images, Pictures, UInt8Array
+from devit_contract.errors import InputError
+from devit_decompose.data.lazy_images import LazyImages
+from devit_decompose.data.workers import made_by_workers
+from devit_decompose.models.inference import Images
 from devit_decompose.models.model import Model
 
 _BATCH = 128
@@ -75,6 +76,8 @@ class FeatureCache:
     def _compute(self, path: Path, model: Model, images: Images, tell: Callable[[int], None]) -> None:
         device = next(model.parameters()).device
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), model.config.feature_dim)}
+        batches = _Batches(images)
+        workers = self.workers if isinstance(images, LazyImages) else 0
         draft = None
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{path.stem}.", delete=False) as file:
@@ -83,7 +86,7 @@ class FeatureCache:
                 done = 0
                 # Not a mapped file: that ends the process where the disk is full.
                 with torch.inference_mode():
-                    for batch in _batches(images, self.workers):
+                    for batch in made_by_workers(batches.batch, len(batches), workers):
                         made = model.features(torch.from_numpy(batch).to(device)).float().cpu().numpy()
                         file.write(made.astype("<f4", order="C").tobytes())
                         done += len(batch)
@@ -119,19 +122,8 @@ def _mapped(path: Path, shape: tuple[int, int]) -> Float32Array:
     return found
 
 
-def _batches(images: Images, workers: int) -> Iterator[UInt8Array]:
-    """Take images in order, ``(B, H, W, C)`` each; pictures are decoded by other processes where there are some."""
-    if not isinstance(images, Pictures):
-        workers = 0
-    source = _InOrder(images)
-    for made in DataLoader(source, batch_size=None, num_workers=workers, collate_fn=_unchanged):
-        if isinstance(made, DevitError):
-            raise made
-        yield made
-
-
-class _InOrder(Dataset["UInt8Array | DevitError"]):
-    """Batches by number; a failure is handed over, since one raised in a worker loses its class."""
+class _Batches:
+    """Images in order, ``(B, H, W, C)`` a batch."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -139,12 +131,6 @@ class _InOrder(Dataset["UInt8Array | DevitError"]):
     def __len__(self) -> int:
         return -(-len(self.images) // _BATCH)
 
-    def __getitem__(self, number: int) -> UInt8Array | DevitError:
-        try:
-            return np.array(self.images[number * _BATCH : (number + 1) * _BATCH])
-        except DevitError as err:
-            return err
-
-
-def _unchanged(made: object) -> object:
-    return made
+    def batch(self, number: int) -> UInt8Array:
+        """Take one batch."""
+        return np.array(self.images[number * _BATCH : (number + 1) * _BATCH])

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from devit_contract.artefacts.head import Float64Array
+from devit_contract.arrays import Float64Array, Int64Array
 from devit_contract.service.progress import Progress
 from devit_decompose.assembly.ridge import Fitted, LinearHead, Parts, Ridge, chunks
-from devit_decompose.data.images import Int64Array
 
 STRENGTHS = tuple(10.0**power for power in (0, -1, -2, -3, -3.5, -4, -4.5, -5))
 """Tried from strong to weak, each from the one before."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from devit_contract.artefacts.head import Float32Array, Float64Array
-from devit_decompose.data.images import Int64Array
+from devit_contract.arrays import Float32Array, Float64Array, Int64Array
 
 STRENGTHS = tuple(10.0**power for power in range(1, -7, -1))
 """Tried where none is given, from strong to weak."""

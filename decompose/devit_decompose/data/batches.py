@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
-from devit_contract.errors import DevitError, InputError
-from devit_decompose.data.images import Int64Array, Pictures, UInt8Array
-from devit_decompose.data.splits import Split
+from devit_contract.arrays import Int64Array, UInt8Array
+from devit_contract.errors import InputError
+from devit_decompose.data.dataset import Split
+from devit_decompose.data.lazy_images import LazyImages
+from devit_decompose.data.workers import made_by_workers
 from devit_decompose.recipe.schema import AugmentRecipe, Schedule
 
 # What a generator is for stands in its seed behind seed and epoch; the order has (seed, epoch) alone.
@@ -41,19 +42,27 @@ class Batch:
     """int64 ``(B,)``: which variant of each image this is, where flips and shifts alone vary them."""
 
 
-def batches(
-    split: Split,
-    schedule: Schedule,
-    *,
-    classes: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which batches are made of a split, and from which random numbers."""
+
+    seed: int
+    """Of the stage, not negative."""
+    epoch: int
+    """From 0."""
+    classes: int
+    """K of the split's labels."""
+    mean: tuple[float, ...]
+    """Per colour, of pixels in 0 to 1."""
+    std: tuple[float, ...]
+    """Per colour."""
+    rank: int = 0
+    """Number of this process, from 0."""
+    world: int = 1
+    """How many processes train together."""
+
+
+def batches(split: Split, schedule: Schedule, spec: BatchSpec, *, workers: int = 0) -> Iterator[Batch]:
     """Go through a split once, in random order; images that fill no whole batch are left out.
 
     Everything is drawn from seed, epoch and an image's position in the order alone: a resumed run, other workers and
@@ -64,33 +73,24 @@ def batches(
     Args:
         split: What is trained on.
         schedule: Its batch and augmentation count here.
-        classes: K of the split's labels.
-        seed: Of the stage, not negative.
-        epoch: From 0.
-        rank: Number of this process, from 0.
-        world: How many processes train together.
+        spec: Which batches.
         workers: Processes that decode and vary images; those in memory that are only flipped and shifted need none.
-        mean: Per colour, of pixels in 0 to 1.
-        std: Per colour.
 
     Raises:
         InputError: There are fewer images than a step takes, the augmentation is impossible, or, from the iterator,
             a picture cannot be read.
     """
-    step_images = schedule.batch * world * schedule.accumulate
+    step_images = schedule.batch * spec.world * schedule.accumulate
     if len(split) < step_images:
         raise InputError(
             f"batch: expected at most the {len(split)} images of the part for a step, "
             f"found {step_images} (batch x processes x accumulate): lower it in the recipe"
         )
-    asked = _Asked(schedule.augment, tuple(split.images.shape[1:]), classes, mean, std)
-    if _tools(asked).mix is not None and schedule.batch % 2:
+    epoch = _Epoch(split, schedule, spec)
+    if epoch.timm.mix is not None and schedule.batch % 2:
         raise InputError(f"batch: expected an even number for mixup and cutmix, found {schedule.batch}")
-    whole = _Epoch(split, schedule, asked, seed, epoch, rank, world)
-    is_quick = variant_count(schedule.augment) is not None and not isinstance(split.images, Pictures)
-    if workers == 0 or is_quick:
-        return (whole.batch(step) for step in range(len(whole)))
-    return _from_workers(whole, workers)
+    is_quick = variant_count(schedule.augment) is not None and not isinstance(split.images, LazyImages)
+    return made_by_workers(epoch.batch, len(epoch), 0 if is_quick else workers)
 
 
 def variant_count(augment: AugmentRecipe) -> int | None:
@@ -127,39 +127,36 @@ def apply_variant(images: Tensor, variant: int | Tensor, augment: AugmentRecipe)
     return images
 
 
-class _Epoch(Dataset["Batch | DevitError"]):
+class _Epoch:
     """All batches of one process in one epoch; any of them can be made at any time, by any process."""
 
-    def __init__(
-        self, split: Split, schedule: Schedule, asked: _Asked, seed: int, epoch: int, rank: int, world: int
-    ) -> None:
+    def __init__(self, split: Split, schedule: Schedule, spec: BatchSpec) -> None:
         count, augment = len(split), schedule.augment
-        self.split, self.schedule, self.asked = split, schedule, asked
-        self.rank, self.world = rank, world
+        self.split, self.schedule, self.spec = split, schedule, spec
         # One draw for each position in the order, whatever the batches are.
-        self.order: Int64Array = np.random.default_rng((seed, epoch)).permutation(count)
-        self.variants: Int64Array = np.random.default_rng((seed, epoch, _VARIANTS)).integers(
+        first = spec.seed, spec.epoch
+        self.order: Int64Array = np.random.default_rng(first).permutation(count)
+        self.variants: Int64Array = np.random.default_rng((*first, _VARIANTS)).integers(
             _plain_count(augment), size=count
         )
         self.seeds: npt.NDArray[np.uint32] | None = None
         if variant_count(augment) is None:
-            draw = np.random.default_rng((seed, epoch, _TIMM))
+            draw = np.random.default_rng((*first, _TIMM))
             self.seeds = draw.integers(2**32, size=(count, len(_Seeds._fields)), dtype=np.uint32)
 
     def __len__(self) -> int:
-        return len(self.order) // (self.schedule.batch * self.world)
+        return len(self.order) // (self.schedule.batch * self.spec.world)
 
-    def __getitem__(self, step: int) -> Batch | DevitError:
-        """Make one batch in a worker, which would lengthen an error that it raised."""
-        try:
-            return self.batch(step)
-        except DevitError as err:
-            return err
+    @property
+    def timm(self) -> _TimmParts:
+        """Made once, and not pickled with an epoch."""
+        image_size = tuple(self.split.images.shape[1:])
+        return _timm_parts(self.schedule.augment, image_size, self.spec.classes, self.spec.mean, self.spec.std)
 
     def batch(self, step: int) -> Batch:
         """Make one batch."""
         augment, size = self.schedule.augment, self.schedule.batch
-        start = (step * self.world + self.rank) * size
+        start = (step * self.spec.world + self.spec.rank) * size
         positions = slice(start, start + size)
         indices = self.order[positions]
         variants = torch.from_numpy(self.variants[positions])
@@ -175,30 +172,30 @@ class _Epoch(Dataset["Batch | DevitError"]):
     def _varied(
         self, indices: Int64Array, labels: Tensor, variants: Tensor, seeds: list[_Seeds]
     ) -> tuple[Tensor, Tensor]:
-        tools = _tools(self.asked)
-        if tools.crop is None:
+        timm = self.timm
+        if timm.crop is None:
             pixels = self.split.images[indices]
         else:
-            pixels = np.stack([self._cropped(int(i), tools.crop, one) for i, one in zip(indices, seeds, strict=True)])
+            pixels = np.stack([self._cropped(int(i), timm.crop, one) for i, one in zip(indices, seeds, strict=True)])
         images = apply_variant(torch.from_numpy(pixels), variants, self.schedule.augment)
-        if tools.policy is not None:
+        if timm.policy is not None:
             for image, one in zip(images, seeds, strict=True):
                 _seed_all(one.policy)
-                image.copy_(torch.from_numpy(_pixels(tools.policy(_picture(image.numpy())))))
-        if tools.erase is not None:
+                image.copy_(torch.from_numpy(_pixels(timm.policy(_picture(image.numpy())))))
+        if timm.erase is not None:
             images = images.float()
             for image, one in zip(images, seeds, strict=True):
                 _seed_all(one.erase)
-                tools.erase(image)
-        if tools.mix is not None:
+                timm.erase(image)
+        if timm.mix is not None:
             _seed_all(seeds[0].mix)
-            planes, labels = tools.mix(images.float().permute(0, 3, 1, 2), labels)  # (B, C, H, W)
+            planes, labels = timm.mix(images.float().permute(0, 3, 1, 2), labels)  # (B, C, H, W)
             images = planes.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
         return images, labels
 
     def _cropped(self, index: int, crop: _OnPicture, seeds: _Seeds) -> UInt8Array:
         images = self.split.images
-        whole = images.whole(index) if isinstance(images, Pictures) else images[index : index + 1][0]
+        whole = images.whole(index) if isinstance(images, LazyImages) else images[index : index + 1][0]
         _seed_all(seeds.crop)
         return _pixels(crop(_picture(whole)))
 
@@ -207,7 +204,7 @@ _OnPicture = Callable[[Image.Image], Image.Image]
 
 
 class _Seeds(NamedTuple):
-    """What timm's parts draw from, for one image."""
+    """Seeds of timm's augmentations of one image."""
 
     crop: int
     policy: int
@@ -216,8 +213,8 @@ class _Seeds(NamedTuple):
     """The first image's is that of the batch."""
 
 
-class _Tools(NamedTuple):
-    """timm's parts, as far as the recipe asks for them."""
+class _TimmParts(NamedTuple):
+    """Augmentations of timm, those that the recipe asks for."""
 
     crop: _OnPicture | None = None
     policy: _OnPicture | None = None
@@ -227,27 +224,17 @@ class _Tools(NamedTuple):
     """From images ``(B, C, H, W)`` and int64 labels ``(B,)`` to mixed images and float32 ``(B, K)``."""
 
 
-class _Asked(NamedTuple):
-    """What timm's parts are made from."""
-
-    augment: AugmentRecipe
-    image_size: tuple[int, ...]
-    """H, W, C."""
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 @lru_cache(maxsize=8)
-def _tools(asked: _Asked) -> _Tools:
+def _timm_parts(
+    augment: AugmentRecipe, image_size: tuple[int, ...], classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> _TimmParts:
     """Make them once, before workers start, so that these need not load timm."""
-    augment, mean = asked.augment, asked.mean
     if variant_count(augment) is not None:
-        return _Tools()
+        return _TimmParts()
     from devit_decompose.models.timm_models import import_timm
 
     data = import_timm().data
-    height, width, colours = asked.image_size
+    height, width, colours = image_size
     crop = policy = erase = mix = None
     if augment.crop:
         crop = data.transforms.RandomResizedCropAndInterpolation((height, width), interpolation="bicubic")
@@ -267,10 +254,10 @@ def _tools(asked: _Asked) -> _Tools:
             ) from err
     if augment.erase > 0:
         pixelwise = data.random_erasing.RandomErasing(augment.erase, mode="pixel", device="cpu")
-        erase = _Eraser(pixelwise, mean, asked.std)
+        erase = _Eraser(pixelwise, mean, std)
     if augment.mixup > 0 or augment.cutmix > 0:
-        mix = data.mixup.Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=asked.classes)
-    return _Tools(crop, policy, erase, mix)
+        mix = data.mixup.Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=classes)
+    return _TimmParts(crop, policy, erase, mix)
 
 
 class _Eraser:
@@ -286,14 +273,6 @@ class _Eraser:
         noise = self._erase(torch.full((colours, height, width), math.nan)).permute(1, 2, 0)  # (H, W, C)
         filled = ((noise * self._std + self._mean) * 255).clamp(0, 255)
         image.copy_(torch.where(noise.isnan(), image, filled))
-
-
-def _from_workers(whole: _Epoch, workers: int) -> Iterator[Batch]:
-    # A generator of its own: else the loader takes a number from the global one.
-    for made in DataLoader(whole, batch_size=None, num_workers=workers, generator=torch.Generator()):
-        if isinstance(made, DevitError):
-            raise made
-        yield made
 
 
 def _reach(augment: AugmentRecipe) -> int:

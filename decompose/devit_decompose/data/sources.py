@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.images import Images, Int64Array, PictureArrays, PictureFiles, UInt8Array
+from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
+from devit_decompose.models.inference import Images
 from devit_decompose.recipe.schema import DataRecipe
 
 PAIRS = 100
@@ -234,8 +236,8 @@ def _files_below(folder: Path, name: str) -> list[str]:
     return sorted(found)
 
 
-def _files(recipe: DataRecipe, folder: Path, names: list[str]) -> PictureFiles:
-    return PictureFiles(folder, tuple(names), preprocess_of(recipe))
+def _files(recipe: DataRecipe, folder: Path, names: list[str]) -> ImageFiles:
+    return ImageFiles(folder, tuple(names), preprocess_of(recipe))
 
 
 def _read_cifar100(recipe: DataRecipe, folder: Path) -> Source:
@@ -245,7 +247,7 @@ def _read_cifar100(recipe: DataRecipe, folder: Path) -> Source:
     for part in parts:
         pixels: UInt8Array = np.ascontiguousarray(part.data)  # (n, 32, 32, 3)
         is_as_it_is = pixels.shape[1:] == spec.shape and spec.resize_to in (0, pixels.shape[1])
-        images: Images = pixels if is_as_it_is else PictureArrays(pixels, spec)
+        images: Images = pixels if is_as_it_is else ResizedImages(pixels, spec)
         sets.append(Labelled(images, np.array(part.targets, np.int64)))
     names = tuple(parts[0].classes)
     return Source(sets[0], sets[1], _class_names(recipe, folder, names, are_fixed=True))

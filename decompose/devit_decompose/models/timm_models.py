@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from devit_contract.errors import InputError, ManifestError
-from devit_decompose.models.model import Model, ModelConfig, StemLayer
-from devit_decompose.models.weights import SAME_SHAPE, filled_model, from_timm, read_state
+from devit_decompose.models.model import ModelConfig, StemLayer
+from devit_decompose.models.weights import SAME_SHAPE, from_timm
 
 _INSTALL = "pip install 'devit[timm]'"
 
@@ -116,28 +115,6 @@ def timm_config(
     except (ValueError, ManifestError) as err:
         raise InputError(f"timm:{name}: expected a plain ViT or DeiT: {err}: choose another model") from err
     return config
-
-
-def timm_model(name: str, *, weights: Path | None = None, classes: tuple[int, ...], fresh_head: bool = False) -> Model:
-    """Build our model with the shape, weights and pixel statistics of a timm model, ready for inference.
-
-    Args:
-        name: A name that timm knows, with or without the tag of its weights.
-        weights: A file with them; without it timm downloads its published ones.
-        classes: Global labels of the head's outputs.
-        fresh_head: Replace a head that is missing or has another number of classes.
-
-    Raises:
-        InputError: timm is not installed, has no such model, or cannot download it; or the file cannot be read.
-        ManifestError: The file holds other tensors.
-    """
-    model = _build(name) if weights is not None else _download(name)
-    config = timm_config(model, **_pixels(model), classes=classes)
-    state = model.state_dict() if weights is None else read_state(weights)
-    try:
-        return filled_model(config, from_timm(state, config, fresh_head=fresh_head))
-    except ManifestError as err:
-        raise ManifestError(f"{weights or f'timm:{name}'}: {err}: {SAME_SHAPE}") from err
 
 
 def published_tensors(name: str, config: ModelConfig, *, fresh_head: bool = False) -> dict[str, Tensor]:

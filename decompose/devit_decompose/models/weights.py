@@ -78,40 +78,12 @@ def load_model(path: Path, config: ModelConfig) -> Model:
         InputError: The file cannot be read.
         ManifestError: Its tensors are not those of the configuration.
     """
-    arrays, _ = read_tensors(path, _HINT)
+    arrays = read_tensors(path, _HINT)
     state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     try:
         return filled_model(config, _from_own(state, config))
     except ManifestError as err:
         raise ManifestError(f"{path}: {err}: {_HINT}") from err
-
-
-def initial_weights(source: str, config: ModelConfig, *, fresh_head: bool = False) -> Model:
-    """Build a model with trained weights to start from, ready for inference.
-
-    Positions of another image size are resampled. A ``timm:NAME`` model gives the same answers whatever mean and std
-    the configuration normalises pixels by; a file has to be made with the same.
-
-    Args:
-        source: ``timm:NAME`` for timm's published weights (needs the network), or a file, told by its tensors' names.
-        config: The model to fill.
-        fresh_head: Replace a head that is missing or has another number of classes by a new one; the caller seeds
-            torch. A head with as many classes is kept.
-
-    Raises:
-        InputError: The source cannot be read.
-        ManifestError: Its tensors are not those of the configuration; they are named.
-    """
-    if source.startswith("timm:"):
-        # It builds on this module, and timm is an extra.
-        from devit_decompose.models.timm_models import published_tensors
-
-        return filled_model(config, published_tensors(source.removeprefix("timm:"), config, fresh_head=fresh_head))
-    state = read_state(Path(source))
-    try:
-        return filled_model(config, _translated(state, config, fresh_head))
-    except ManifestError as err:
-        raise ManifestError(f"{source}: {err}: {SAME_SHAPE}") from err
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -122,7 +94,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ManifestError: It holds something else than tensors by name.
     """
     if path.suffix == ".safetensors":
-        arrays, _ = read_tensors(path, _SOURCES)
+        arrays = read_tensors(path, _SOURCES)
         state: object = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     elif path.suffix in (".pth", ".pt", ".bin"):
         state = _read_pickle(path)
@@ -214,6 +186,21 @@ def from_cct(
     return _fitted(state, layout, config, fresh_head, grid)
 
 
+def translated(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: bool) -> dict[str, Tensor]:
+    """Translate the tensors of this project, of timm or of the public CCT, told apart by their names.
+
+    Raises:
+        ManifestError: They are of none of these, or do not fit; see :func:`from_timm`.
+    """
+    if "patch_embed.proj.weight" in state:
+        return from_timm(state, config, fresh_head=fresh_head)
+    if "classifier.attention_pool.weight" in state:
+        return from_cct(state, config, fresh_head=fresh_head)
+    if "tokenizer.layers.0.weight" in state:
+        return _from_own(state, config, fresh_head=fresh_head)
+    raise ManifestError(f"expected a known model's tensors, found {_listed(state)}: {_SOURCES}")
+
+
 def filled_model(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Model:
     """Build a model from translated tensors, ready for inference; what is not among them stays fresh."""
     model = Model(config)
@@ -239,16 +226,6 @@ def _from_own(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: b
     layout = _Layout({name: (name,) for name in shapes}, shapes, "positions", ("head", "distillation_head"))
     is_same_size = "positions" in state and tuple(state["positions"].shape) == shapes["positions"]
     return _fitted(state, layout, config, fresh_head, config.token_grid if is_same_size else None)
-
-
-def _translated(state: Mapping[str, Tensor], config: ModelConfig, fresh_head: bool) -> dict[str, Tensor]:
-    if "patch_embed.proj.weight" in state:
-        return from_timm(state, config, fresh_head=fresh_head)
-    if "classifier.attention_pool.weight" in state:
-        return from_cct(state, config, fresh_head=fresh_head)
-    if "tokenizer.layers.0.weight" in state:
-        return _from_own(state, config, fresh_head=fresh_head)
-    raise ManifestError(f"expected a known model's tensors, found {_listed(state)}: {_SOURCES}")
 
 
 def _fitted(

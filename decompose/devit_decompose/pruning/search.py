@@ -14,14 +14,15 @@ from typing import Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.pruning.cost import macs, parameters
-from devit_decompose.pruning.importance import Importance
+from devit_decompose.pruning.importance import Importance, importance
 from devit_decompose.pruning.shrink import Dimension, Shape, allowed_sizes, keep_best, kept_blocks, prune
+from devit_decompose.recipe.schema import Recipe, ShrinkRecipe
 
 BudgetOf = Literal["macs", "parameters"]
 Score = Callable[[Model], float]
@@ -52,6 +53,44 @@ class SearchRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: Shape
 
 
+def search_submodel(
+    recipe: Recipe,
+    source: Model,
+    shrink: ShrinkRecipe,
+    device: int,
+    images: npt.NDArray[np.uint8],
+    score: Score,
+    progress: Progress,
+) -> tuple[Model, SearchRecord]:
+    """Find the submodel of one device by pruning ``source`` to its share of the teacher's cost.
+
+    Args:
+        recipe: Tells the teacher's cost.
+        source: What is pruned.
+        shrink: How.
+        device: Whose submodel it is.
+        images: Training images ``(n, H, W, C)`` for the importance.
+        score: Judges a candidate, in 0 to 1.
+        progress: Told of every candidate.
+    """
+    whole = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
+    share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
+    cost = macs(whole, with_head=False) if shrink.budget_of == "macs" else parameters(whole)
+    return search(
+        source,
+        importance(source, images, shrink.importance),
+        score,
+        depth=shrink.depth,
+        budget=round(share * cost),
+        budget_of=shrink.budget_of,
+        dimensions=shrink.dimensions,
+        candidates=shrink.candidates,
+        tolerance=shrink.tolerance,
+        seed=recipe.seed * 1000 + device,
+        progress=progress,
+    )
+
+
 def search(
     source: Model,
     importance: Importance,
@@ -71,7 +110,7 @@ def search(
     Args:
         source: The trained model.
         importance: Its scores, which decide what goes when a size is given.
-        score: Judges a pruned model, in 0 to 1; see :class:`ReadoutAccuracy` and :class:`OwnAccuracy`.
+        score: Judges a pruned model, in 0 to 1; see :class:`ReadoutAccuracy`.
         depth: Blocks that are kept.
         budget: Multiply-accumulates of one image without the model's own head, or parameters.
         budget_of: Which of them.
@@ -113,21 +152,6 @@ def search(
 
 
 @dataclass(frozen=True, eq=False)
-class OwnAccuracy:
-    """Scores a model by its own head: the share of images that it answers right."""
-
-    images: npt.NDArray[np.uint8]
-    """Shape ``(n, H, W, C)``."""
-    labels: npt.NDArray[np.int64]
-    """Positions among the model's outputs, ``(n,)``."""
-
-    def __call__(self, model: Model) -> float:
-        """Score a model."""
-        answers = _run(model, model.__call__, self.images)
-        return float(np.mean(answers.argmax(axis=1) == self.labels))
-
-
-@dataclass(frozen=True, eq=False)
 class ReadoutAccuracy:
     """Scores a model by what its feature still tells: the accuracy of a linear readout that is fitted afresh.
 
@@ -142,7 +166,8 @@ class ReadoutAccuracy:
 
     def __call__(self, model: Model) -> float:
         """Score a model."""
-        features = _run(model, model.features, self.images).astype(np.float64)
+        model.eval()
+        features = run(model.features, self.images, model.positions.device, batch=_BATCH).astype(np.float64)
         # Every second image in the order of labels: both halves hold all classes.
         order = np.argsort(self.labels, kind="stable")
         halves = order[::2], order[1::2]
@@ -165,19 +190,6 @@ def _ridge(
     weight = np.linalg.solve(gram, centred.T @ (targets - mean))
     answers: npt.NDArray[np.int64] = ((asked - centre) @ weight + mean).argmax(axis=1)
     return answers
-
-
-def _run(
-    model: Model, function: Callable[[torch.Tensor], torch.Tensor], images: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
-    model.eval()
-    device = model.positions.device
-    with torch.inference_mode():
-        parts = [
-            function(torch.from_numpy(images[start : start + _BATCH].copy()).to(device)).float().cpu().numpy()
-            for start in range(0, len(images), _BATCH)
-        ]
-    return np.concatenate(parts)
 
 
 def _cost(config: ModelConfig, budget_of: BudgetOf) -> int:

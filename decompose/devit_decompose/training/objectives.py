@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from devit_contract.artefacts.head import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_decompose.models.model import Model, QueryKeyValue
 from devit_decompose.recipe.schema import DistilRecipe, EnsembleRecipe, RelationRecipe
 from devit_decompose.training.failout import Failout

@@ -7,11 +7,8 @@ further runs with the same teacher find the answers made.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +16,11 @@ import msgspec
 import numpy as np
 import torch
 
-from devit_contract.artefacts.files import make_folder, write_bytes
+from devit_contract.artefacts.files import exclusive_lock, make_folder, write_bytes
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_decompose.data.batches import Batch, apply_variant, variant_count
-from devit_decompose.data.splits import Split
+from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
 from devit_decompose.recipe.schema import AugmentRecipe
 from devit_decompose.training.accelerator import Machine
@@ -78,7 +75,7 @@ class StoredTeacher:
         with machine.main_first():
             if machine.is_main:
                 make_folder(place)
-                with _alone(place):
+                with exclusive_lock(place / "lock"):  # another run may make the same answers
                     _fill(place, model, split, augment, count, machine, progress)
         self._machine = machine
         self._logits = _open(place / "logits.npy", (count, len(split), len(model.config.classes)), "r")
@@ -103,14 +100,6 @@ def _key(model: Model, split: Split, augment: AugmentRecipe, precision: str) -> 
         whole.update(name.encode() + value.detach().cpu().numpy().tobytes())
     whole.update(split.digest().encode())
     return whole.hexdigest()[:16]
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Wait until no other run makes the same answers."""
-    with (place / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _open(path: Path, shape: tuple[int, int, int], mode: Literal["r", "r+", "w+"]) -> Answers:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
-from devit_decompose.data.batches import Batch, batches
-from devit_decompose.data.splits import Split
+from devit_decompose.data.batches import Batch, BatchSpec, batches
+from devit_decompose.data.dataset import Split
+from devit_decompose.models import inference
 from devit_decompose.recipe.schema import DataRecipe, Schedule
 from devit_decompose.training.accelerator import Machine, Prepared
 from devit_decompose.training.losses import total
@@ -99,6 +101,19 @@ def fit(stage: Stage, run: Run, *, seed: int) -> StageResult:
     return StageResult(state["epoch"], state["best_epoch"], state["best"])
 
 
+def score_of(module: nn.Module, split: Split, machine: Machine) -> Callable[[], float]:
+    """Make the score of a stage: accuracy over a split that all processes share among themselves."""
+
+    def score() -> float:
+        mine = np.arange(machine.rank, len(split), machine.world)
+        if not len(mine):
+            return machine.sum(0) / len(split)
+        answers = inference.run(module, split.images[mine])
+        return machine.sum(round(inference.accuracy(answers, split.labels[mine]) * len(mine))) / len(split)
+
+    return score
+
+
 def learning_rate(schedule: Schedule, epoch: float) -> float:
     """Rate at a point in time counted in epochs from 0: linear up, down by a line or a cosine, then constant."""
     if epoch < schedule.warmup_epochs:
@@ -135,18 +150,8 @@ def _epoch(stage: Stage, run: Run, prepared: Prepared, state: dict[str, Any], se
     means = _Means()
     stage.objective.train()
     torch.manual_seed(seed * 100_003 + epoch * 101 + machine.rank)  # for drop path
-    stream = batches(
-        stage.split,
-        schedule,
-        classes=stage.classes,
-        seed=seed,
-        epoch=epoch,
-        rank=machine.rank,
-        world=machine.world,
-        workers=run.data.workers,
-        mean=run.data.mean,
-        std=run.data.std,
-    )
+    spec = BatchSpec(seed, epoch, stage.classes, run.data.mean, run.data.std, machine.rank, machine.world)
+    stream = batches(stage.split, schedule, spec, workers=run.data.workers)
     for step, batch in zip(range(steps), stream, strict=False):
         for group in prepared.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, epoch + step // schedule.accumulate * schedule.accumulate / steps)

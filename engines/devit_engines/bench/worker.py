@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError, InputError
 from devit_engines.bench.messages import Failed, Line, Ready, Stint
@@ -22,7 +23,7 @@ from devit_engines.board import detect_board
 from devit_engines.building.backends import BACKENDS, RunSettings
 from devit_engines.building.build_all import load_engine, stored_key
 from devit_engines.building.store import Store
-from devit_engines.engine import Engine, EngineSpec, UInt8Array
+from devit_engines.engine import Engine, EngineSpec
 from devit_engines.null import NullEngine, PacedEngine, busy
 
 

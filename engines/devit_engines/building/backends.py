@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from devit_contract.choices import CudaChoice, HostMemory
 from devit_contract.errors import EngineError, InputError
 from devit_engines import ort
 from devit_engines.board import Board
@@ -51,10 +52,8 @@ class RunSettings:
 
     threads: int = 1
     """Of ONNX Runtime, inside one operator."""
-    cuda: str = "auto"
-    """Python's way to CUDA, see :data:`devit_engines.cuda.api.CHOICES`."""
-    host_memory: str = "pinned"
-    """See :data:`devit_engines.trt.engine.HOST_MEMORY`."""
+    cuda: CudaChoice = "auto"
+    host_memory: HostMemory = "pinned"
     use_graph: bool = True
     """Replay runs as a CUDA graph."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import Precision
 from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.service.progress import Progress, no_progress
 from devit_engines.accuracy import GateResult, digest_of_reference
@@ -48,7 +49,7 @@ def build_engines(
     submodels: Sequence[int] | None = None,
     baseline: bool = False,
     backend: str = "auto",
-    precision: str = "fp16",
+    precision: Precision = "fp16",
     settings: RunSettings = AS_USUAL,
     board: Board | None = None,
     progress: Progress = no_progress,
@@ -95,7 +96,7 @@ def load_engine(
     device: int | None,
     *,
     backend: str = "auto",
-    precision: str = "fp16",
+    precision: Precision = "fp16",
     settings: RunSettings = AS_USUAL,
     board: Board | None = None,
 ) -> Engine:
@@ -131,7 +132,7 @@ def stored_key(
     device: int | None,
     *,
     backend: str = "auto",
-    precision: str = "fp16",
+    precision: Precision = "fp16",
     board: Board | None = None,
 ) -> EngineKey:
     """Find the key of the engine that :func:`load_engine` loads, without loading it.
@@ -143,7 +144,7 @@ def stored_key(
 
 
 def _stored(
-    bundle: Bundle, store: Store, device: int | None, backend: str, precision: str, board: Board | None
+    bundle: Bundle, store: Store, device: int | None, backend: str, precision: Precision, board: Board | None
 ) -> tuple[Job, EngineKey]:
     """The first rung that this bundle's golden images have let pass, else the first that is there at all.
 

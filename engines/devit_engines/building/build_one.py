@@ -9,9 +9,10 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
+from devit_contract.machine import power_mode
 from devit_contract.service.progress import Progress
 from devit_engines.accuracy import ENOUGH_IMAGES, GateResult, Thresholds, digest_of_reference, reference_of, run_gate
-from devit_engines.board import power_mode, toolkit_version
+from devit_engines.board import toolkit_version
 from devit_engines.building.backends import Built, RunSettings
 from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency
 from devit_engines.building.target import Job

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -18,11 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
-from devit_contract.artefacts.files import new_folder, open_lock, read_json, write_bytes, write_json
+from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
+from devit_contract.choices import Rung
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_engines.accuracy import GateResult
 
@@ -40,7 +39,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backend_version: str
     device_name: str
     compute_capability: str
-    rung: str
+    rung: Rung
     options: tuple[str, ...]
     """Build options, ``name=value``."""
 
@@ -79,7 +78,7 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A faster rung that did not pass the gate on this device."""
 
-    rung: str
+    rung: Rung
     failures: tuple[str, ...]
     latency: Latency | None = None
     """What the rung that was taken costs is the difference to this; absent where none could be built."""
@@ -206,22 +205,15 @@ class Store:
 
         Args:
             digest: The key's.
-            on_wait: Called once before waiting for another builder.
+            on_wait: Called before waiting for another builder.
 
         Raises:
             EngineError: The store cannot be written.
         """
         path = self.folder / "locks" / digest
-        has_waited = False
+        self._make_folder(path.parent)
         while True:
-            with self._lock_file(path) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if not has_waited:
-                        on_wait()
-                    has_waited = True
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with exclusive_lock(path, on_wait=on_wait) as file:
                 if not _is_at(path, file):
                     continue  # whoever held it has removed it; the next one may lock another file by now
                 try:
@@ -232,10 +224,9 @@ class Store:
                         path.unlink()
                 return
 
-    def _lock_file(self, path: Path) -> IO[bytes]:
+    def _make_folder(self, folder: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return open_lock(path)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise EngineError(
                 f"{self.folder}: the store cannot be written ({err.strerror}): choose another with --store"
@@ -276,10 +267,10 @@ class Store:
         return content
 
 
-def _is_at(path: Path, file: IO[bytes]) -> bool:
+def _is_at(path: Path, file: int) -> bool:
     """Whether an open file is still the one of that name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
         return False
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import InputError, ManifestError
+from devit_contract.choices import Precision, Role
+from devit_contract.errors import ManifestError
 from devit_engines.board import Board
 from devit_engines.building.backends import Backend, BuildRequest
 from devit_engines.building.store import EngineKey, Store, default_folder
@@ -23,11 +23,11 @@ class Job:
     """Index of the submodel; absent for the baseline."""
     backend: Backend
     board: Board
-    precision: str = "fp16"
+    precision: Precision = "fp16"
     """``fp16``: every rung in turn; ``fp32``: that one alone."""
 
     @property
-    def role(self) -> str:
+    def role(self) -> Role:
         """Of its files in the manifest."""
         return "baseline" if self.device is None else "submodel"
 
@@ -82,32 +82,15 @@ class Job:
 
         Raises:
             InputError: A file cannot be read.
-            ManifestError: A file has changed since the bundle was opened, or the bundle has no rung fp32.
+            ManifestError: A file has another digest than the manifest, or the bundle has no rung fp32.
         """
         return BuildRequest(
             name=self.name,
             rung=key.rung,
-            graph=self._graph(key.rung),
-            plain_graph=self._graph("fp32"),
+            graph=self.bundle.read(self.role, device=self.device, rung=key.rung),
+            plain_graph=self.bundle.read(self.role, device=self.device, rung="fp32"),
             fp32_nodes=self.bundle.manifest.graph(self.role, self.device).fp32_nodes.get(key.rung, ()),
             board=self.board,
             store=self.store.folder,
             drafts=self.store.folder / f".{key.digest}.",
         )
-
-    def _graph(self, rung: str) -> bytes:
-        """Read the ONNX file of a rung.
-
-        Raises:
-            InputError: It cannot be read.
-            ManifestError: It has changed since the bundle was opened.
-        """
-        expected = self.bundle.manifest.file(self.role, device=self.device, rung=rung).sha256
-        path = self.bundle.path(self.role, device=self.device, rung=rung)
-        try:
-            content = path.read_bytes()
-        except OSError as err:
-            raise InputError(f"{path}: cannot be read ({err.strerror}): copy the bundle again") from err
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found another: copy the bundle again")
-        return content

@@ -13,14 +13,15 @@ from __future__ import annotations
 import ctypes
 import threading
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.choices import CudaChoice
 from devit_contract.errors import DeviceLostError, EngineError, InputError
 
-CHOICES = ("auto", "pycuda", "cuda-bindings", "ctypes")
+CHOICES: tuple[CudaChoice, ...] = get_args(CudaChoice)
 
 NON_BLOCKING_STREAM = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream."""

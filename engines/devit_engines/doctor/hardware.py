@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from devit_engines.board import NO_GPU, clocks, power_mode, read_text
+from devit_contract.machine import clocks, memory_bytes, power_mode, read_text
+from devit_engines.board import NO_GPU
 from devit_engines.doctor.finding import Finding, Machine
 
 BUILDER_MEMORY_GB = 2.0
@@ -86,10 +87,10 @@ def clock(machine: Machine) -> Finding | None:
 
 def memory(machine: Machine) -> Finding | None:
     """Say what memory is left; None where the kernel does not tell."""
-    sizes_kb = dict(re.findall(r"^(\w+):\s+(\d+) kB$", read_text(machine.root / "proc/meminfo"), re.MULTILINE))
-    if not {"MemTotal", "MemAvailable"} <= sizes_kb.keys():
+    found = memory_bytes(machine.root)
+    if not {"MemTotal", "MemAvailable"} <= found.keys():
         return None
-    total_gb, available_gb = (_gb(int(sizes_kb[name])) for name in ("MemTotal", "MemAvailable"))
+    total_gb, available_gb = (found[name] / 1e9 for name in ("MemTotal", "MemAvailable"))
     text = f"{available_gb:.1f} of {total_gb:.1f} GB available{_swaps(machine.root)}"
     # ONNX Runtime optimises a graph in tens of MB: only a TensorRT builder is this hungry.
     if not machine.board.is_jetson or available_gb >= BUILDER_MEMORY_GB:
@@ -109,13 +110,8 @@ def disk(store: Path, free_bytes: int) -> Finding:
 
 def _swaps(root: Path) -> str:
     """Sum up ``/proc/swaps``; zram is memory itself, compressed, and no room beside it."""
-    sizes_kb = {"zram": 0, "swap": 0}
+    sizes_bytes = {"zram": 0, "swap": 0}
     for name, size_kb in re.findall(r"^(/\S*)\s+\S+\s+(\d+)", read_text(root / "proc/swaps"), re.MULTILINE):
-        sizes_kb["zram" if name.startswith("/dev/zram") else "swap"] += int(size_kb)
-    found = [f"{kind} {_gb(size_kb):.1f} GB" for kind, size_kb in sizes_kb.items() if size_kb]
+        sizes_bytes["zram" if name.startswith("/dev/zram") else "swap"] += int(size_kb) * 1024
+    found = [f"{kind} {size_bytes / 1e9:.1f} GB" for kind, size_bytes in sizes_bytes.items() if size_bytes]
     return "".join(f", {each}" for each in found) or ", no swap"
-
-
-def _gb(size_kb: int) -> float:
-    """Turn the kernel's kB, which are of 1,024 bytes, to GB of 10^9."""
-    return size_kb * 1024 / 1e9

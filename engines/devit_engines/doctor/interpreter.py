@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-from devit_engines.board import read_text
+from devit_contract.machine import read_text
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import Precision
 from devit_contract.errors import DevitError
 from devit_contract.service.progress import Progress
 from devit_engines.building.backends import RunSettings, backend_of
@@ -53,7 +54,7 @@ class Outcome:
 
 
 def run_selftest(
-    findings: list[Finding], *, backend: str, precision: str, settings: RunSettings, progress: Progress
+    findings: list[Finding], *, backend: str, precision: Precision, settings: RunSettings, progress: Progress
 ) -> Outcome:
     """Build both submodels and the undivided model in a store that is thrown away.
 

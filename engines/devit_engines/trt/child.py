@@ -16,8 +16,8 @@ import msgspec
 
 from devit_contract.artefacts.files import write_bytes
 from devit_contract.errors import EngineError, InputError
+from devit_contract.machine import available_bytes
 from devit_engines.engine import CannotCompileError
-from devit_engines.memory import available_bytes
 from devit_engines.trt.worker import GRAPH, PLAIN_GRAPH, PLAN, REQUEST, RESULT, WorkerRequest, WorkerResult
 
 _KILLED = -9
@@ -89,7 +89,7 @@ def workspace_bytes(root: Path = Path("/")) -> int:
     """A quarter of the memory that is free now, within 64 MiB and 4 GiB: CPU and GPU of a Jetson share it.
 
     Raises:
-        EngineError: ``proc/meminfo`` under ``root`` does not say how much there is.
+        InputError: ``proc/meminfo`` under ``root`` does not say how much there is.
     """
     available = available_bytes(root)
     return min(max(available // _SHARE_OF_MEMORY, _SMALLEST_WORKSPACE), _LARGEST_WORKSPACE)

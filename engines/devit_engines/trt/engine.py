@@ -9,14 +9,12 @@ from types import ModuleType
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.choices import HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.api import Cuda, HostBuffer
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.trt.builder import LoadedPlan
-
-HOST_MEMORY = ("pinned", "mapped")
-"""``pinned``: images and features are copied; ``mapped``: the GPU reads and writes the CPU's memory, which saves the
-copies where both share it, as on a Jetson."""
 
 
 class TrtEngine(CheckedEngine):
@@ -32,7 +30,7 @@ class TrtEngine(CheckedEngine):
         spec: EngineSpec,
         open_cuda: Callable[[], Cuda],
         *,
-        host_memory: str = "pinned",
+        host_memory: HostMemory = "pinned",
         use_graph: bool = True,
         trt: ModuleType | None = None,
     ) -> None:
@@ -162,7 +160,7 @@ class TrtEngine(CheckedEngine):
         except EngineError as err:
             self._graph_failure = str(err)
 
-    def _buffer(self, size_bytes: int, host_memory: str) -> _Buffer:
+    def _buffer(self, size_bytes: int, host_memory: HostMemory) -> _Buffer:
         cuda = self._cuda
         is_mapped = host_memory == "mapped"
         host = cuda.allocate_host(size_bytes, mapped=is_mapped)

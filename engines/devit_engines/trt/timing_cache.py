@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from devit_contract.artefacts.files import open_lock, write_bytes
+from devit_contract.artefacts.files import exclusive_lock, write_bytes
 from devit_contract.errors import InputError
 
 Merge = Callable[[bytes, bytes], bytes]
@@ -37,8 +36,7 @@ def merge_into(path: Path, new: bytes, merge: Merge) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_lock(path.with_suffix(".lock")) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(path.with_suffix(".lock")):
             write_bytes(path, merge(read_cache(path), new))
     except OSError as err:
         raise InputError(f"{path}: cannot be written ({err.strerror}): choose another store with --store") from err

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import EnergyError
 from devit_profiling.calibrate.meter_log import MeterLog
-from devit_profiling.figures.energy import Float64Array
 from devit_profiling.record.calibration import Alignment
 
 GRID_S = 0.1

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import EnergyError, InputError
 from devit_profiling.calibrate.align import GRID_S, Aligned, align
 from devit_profiling.calibrate.meter_log import MeterLog, read_meter_log
-from devit_profiling.figures.energy import Float64Array, rising
+from devit_profiling.figures.energy import rising
 from devit_profiling.figures.interval import NORMAL_95, step_error
 from devit_profiling.figures.power import Power, power_of
 from devit_profiling.figures.settling import time_constant
@@ -81,15 +82,15 @@ def _with_line(
     rises = rising(power.time_s)
     time_s, rails_w = power.time_s[rises], power.rails_w[rises]
     readings_w: Float64Array = rails_w.sum(axis=1)
-    if _range_w(readings_w) < _least_range_w(readings_w, board.total_step_mw):
+    if _range_w(readings_w) < _least_range_w(readings_w, board.total_lsb_mw):
         raise EnergyError(
             f"{name}: expected steps of the load in its power, found {readings_w.min():.2f} W to "
             f"{readings_w.max():.2f} W throughout: calibrate with a run that has idle and loaded phases"
         )
     constant = time_constant(readings_w, time_s, recording.run.phases, name, board.tau_s)
     aligned = align(readings_w, time_s, log, constant.tau_s)
-    stretches = _stretches(aligned, time_s, rails_w, board.total_step_mw)
-    line = _line(stretches, name, _least_range_w(readings_w, board.total_step_mw))
+    stretches = _stretches(aligned, time_s, rails_w, board.total_lsb_mw)
+    line = _line(stretches, name, _least_range_w(readings_w, board.total_lsb_mw))
     return Calibration(
         schema=SCHEMA,
         device=name,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import InputError
-from devit_profiling.figures.energy import Float64Array
 
 TIME_COLUMN, POWER_COLUMN = "time_s", "power_w"
 

@@ -25,7 +25,7 @@ from devit_profiling.record.calibration import Calibration
 from devit_profiling.record.record import WINDOW, CutShort, Phase, Plan, Recording, Run, Scenario
 from devit_profiling.record.run_folder import LATENCY_FILE, RUN_FILE, log_name, read_recording, stamps_name
 
-SCHEMA = 1
+SCHEMA = 2
 GAIN_ERROR_PERCENT = 5.0
 """Stated for AGX Xavier (its thermal design guide); no figure is published for Orin, so it is taken over."""
 
@@ -68,14 +68,14 @@ class DeviceReport(msgspec.Struct, frozen=True):
     scope: str
     not_measured: str
     rails: tuple[str, ...]
-    code_step_mw: dict[str, int]
-    """Of the rails of the total: one step of the sensor's converter."""
+    lsb_mw: dict[str, int]
+    """Of the rails of the total: one LSB of the sensor's converter."""
     interval_ms: int
     """Asked for."""
     period_ms: float | None
     """Median distance of the samples as they came."""
     samples: int
-    foreign_lines: int
+    unparsed_lines: int
     sensor_notes: tuple[str, ...] = ()
     """What the sensor's own program left out or changed."""
     sampler_cpu_percent: float | None = None
@@ -212,11 +212,11 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
         scope=power.scope,
         not_measured=power.not_measured,
         rails=rail_names(power.log),
-        code_step_mw={rail: board.code_step_mw[rail] for rail in board.total_rails} if board is not None else {},
+        lsb_mw={rail: board.lsb_mw[rail] for rail in board.total_rails} if board is not None else {},
         interval_ms=plan.interval_ms,
         period_ms=round(float(np.median(gaps_s)) * 1e3, 3) if gaps_s.size else None,
         samples=len(power.log.samples),
-        foreign_lines=power.log.foreign_lines,
+        unparsed_lines=power.log.unparsed_lines,
         sensor_notes=power.sensor_notes,
         sampler_cpu_percent=_percent(cost.sampler_cpu_s, cost.duration_s) if cost is not None else None,
         reader_cpu_percent=_percent(cost.reader_cpu_s, cost.duration_s) if cost is not None else None,

@@ -25,7 +25,7 @@ class WindowAnswers(msgspec.Struct, frozen=True):
 
     number: int
     duration_s: float
-    """On the asking machine's clock."""
+    """On the host's clock."""
     answers: int
     """Failed ones left out, as in the figures below."""
     per_second: float
@@ -105,7 +105,7 @@ def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s:
     Args:
         rows: The answers.
         names: Device index to name, of the whole cell.
-        windows_s: Window to its length, on the asking machine's clock.
+        windows_s: Window to its length, on the host's clock.
     """
     states = Counter(row.state.name.lower() for row in rows)
     given = [row for row in rows if row.is_answered]

@@ -98,11 +98,15 @@ def node_left_out(run: Run, power: Power | None, energy: DeviceEnergy | None = N
 
 
 def _is_here(device: DeviceRecord, run: Run) -> bool:
-    """Tell whether a device is the asking machine: its clock always reads what that machine's does."""
-    edges = [edge for phase in run.phases for edge in (phase.start, phase.end) if device.name in edge.asked_ns]
-    return bool(edges) and all(
-        edge.asked_ns[device.name][0] <= edge.marks[device.name].monotonic_ns <= edge.asked_ns[device.name][1]
-        for edge in edges
+    """Tell whether a device is the host: its clock always reads what that machine's does."""
+    boundaries = [
+        boundary for phase in run.phases for boundary in (phase.start, phase.end) if device.name in boundary.asked_ns
+    ]
+    return bool(boundaries) and all(
+        boundary.asked_ns[device.name][0]
+        <= boundary.snapshots[device.name].monotonic_ns
+        <= boundary.asked_ns[device.name][1]
+        for boundary in boundaries
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.tegrastats import Log, StampedSample
+from devit_profiling.sensor.sensor_lines import SensorLog, StampedSample
 
 
 class Conditions(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class Conditions(msgspec.Struct, frozen=True):
     """By window: median of the fastest core's clock."""
 
 
-def conditions(log: Log, phases: Sequence[Phase], device: str) -> Conditions:
+def conditions(log: SensorLog, phases: Sequence[Phase], device: str) -> Conditions:
     """Read the conditions of the windows among the phases of a scenario."""
     windows = {phase.number: _samples(log, phase, device) for phase in phases if phase.kind == WINDOW}
     samples = [sample for window in windows.values() for sample in window]
@@ -63,8 +63,8 @@ _MAX_CLOCK_DROP = 0.1
 _JUNCTION = "tj"
 
 
-def _samples(log: Log, phase: Phase, device: str) -> list[StampedSample]:
-    start_ns, end_ns = phase.start.marks[device].monotonic_ns, phase.end.marks[device].monotonic_ns
+def _samples(log: SensorLog, phase: Phase, device: str) -> list[StampedSample]:
+    start_ns, end_ns = phase.start.snapshots[device].monotonic_ns, phase.end.snapshots[device].monotonic_ns
     return [sample for sample in log.samples if start_ns <= sample.monotonic_ns < end_ns]
 
 

@@ -53,7 +53,7 @@ def undivided_times(record: UndividedRecord, phases: Sequence[Phase]) -> Undivid
     name = record.device
     ended = {phase.number: phase for phase in phases if phase.kind == WINDOW}
     windows = [window for window in record.windows if window.number in ended]
-    spans = [(phase.start.marks[name], phase.end.marks[name]) for phase in ended.values()]
+    spans = [(phase.start.snapshots[name], phase.end.snapshots[name]) for phase in ended.values()]
     inferences = sum(end.inferences - start.inferences for start, end in spans)
     busy_ns = sum(end.busy_ns - start.busy_ns for start, end in spans)
     total_s = sum(end.monotonic_ns - start.monotonic_ns for start, end in spans) / 1e9

@@ -1,4 +1,4 @@
-"""Phases of a run measured between a device's own marks, and the idle baseline made of two of them."""
+"""Phases of a run measured between a device's own snapshots, and the idle baseline made of two of them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Meter:
             minimum: The least to accept of the phase, by default the rules of :func:`~.energy.measure_window`.
         """
         name = self._power.device.name
-        start_s = phase.start.marks[name].monotonic_ns / 1e9
-        end_s = phase.end.marks[name].monotonic_ns / 1e9
+        start_s = phase.start.snapshots[name].monotonic_ns / 1e9
+        end_s = phase.end.snapshots[name].monotonic_ns / 1e9
         title = f"{phase.kind} {phase.number}" if phase.kind == WINDOW else phase.kind
         unsettled_s = self._unsettled_s(phase, start_s, end_s, name, title)
         try:

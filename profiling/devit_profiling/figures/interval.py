@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_profiling.figures.student import quantile_95
 
 NORMAL_95 = 1.960

@@ -1,4 +1,4 @@
-"""From a device's power and its marks to joules per inference."""
+"""From a device's power and its snapshots to joules per inference."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def _window_figures(
     phase: Phase, power: Power, measured: Measured, idle: Baseline | None, *, is_idle: bool
 ) -> WindowFigures:
     name, energy = power.device.name, measured.energy
-    start, end = phase.start.marks[name], phase.end.marks[name]
+    start, end = phase.start.snapshots[name], phase.end.snapshots[name]
     inferences = end.inferences - start.inferences
     dynamic_j = energy.dynamic_j(idle.mean_w) if idle is not None else None
     flags = list(energy.flags)

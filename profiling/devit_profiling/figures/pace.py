@@ -34,7 +34,7 @@ def pace(rows: Sequence[AnswerRow], phases: Sequence[Phase], rate_hz: float) -> 
         rate_hz: Requests that were due in a second.
     """
     windows = [phase for phase in phases if phase.kind == WINDOW]
-    spans = [(phase.start.desk_ns, phase.end.desk_ns) for phase in windows]
+    spans = [(phase.start.host_ns, phase.end.host_ns) for phase in windows]
     late_ms = [
         row.late_us / 1e3
         for row in rows

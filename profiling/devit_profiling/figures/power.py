@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_profiling.figures.interval import offset_95_w
 from devit_profiling.record.calibration import Calibration
 from devit_profiling.record.record import DeviceRecord, Recording
 from devit_profiling.sensor.board_table import Board
-from devit_profiling.sensor.boards import board_of_model, guess_board, total_mw, why_no_total
-from devit_profiling.sensor.sensor_lines import parse_sensor_log, sensor_notes
-from devit_profiling.sensor.tegrastats import SIMULATED, Log
+from devit_profiling.sensor.boards import BoardTotal, total_mw, why_no_total
+from devit_profiling.sensor.sensor_lines import SensorLog, parse_sensor_log
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Power:
     """A device's samples, ready to be integrated."""
 
     device: DeviceRecord
-    log: Log
+    log: SensorLog
     board: Board | None
     is_board_guessed: bool
     is_simulated: bool
@@ -54,7 +53,7 @@ class Power:
     @property
     def step_mw(self) -> tuple[float, ...]:
         """What one step of the converter of each rail makes in the total, in milliwatts."""
-        return tuple(self.gain * step_mw for step_mw in self.board.total_step_mw) if self.board is not None else ()
+        return tuple(self.gain * lsb_mw for lsb_mw in self.board.total_lsb_mw) if self.board is not None else ()
 
     def fixed_95_w(self, mean_w: float) -> float:
         """Half-width of 95 % in watts of what is wrong alike in all windows of a mean power, and that is known of.
@@ -81,41 +80,34 @@ class Power:
 
 def power_of(recording: Recording, device: DeviceRecord) -> Power:
     """Read a device's log and find the board whose rule makes the total."""
-    lines = recording.lines[device.name]
-    log = parse_sensor_log(lines)
-    model = device.description.board_model
-    board, is_guessed = board_of_model(model), False
-    if board is None and log.samples:
-        board = guess_board(log.samples[0].sample)
-        is_guessed = board is not None
-    rails = board.total_rails if board is not None else ()
-    points = []
-    if board is not None:
-        whole = [sample for sample in log.samples if total_mw(board, sample.sample.rails_mw) is not None]
-        points = [(sample.monotonic_ns / 1e9, [sample.sample.rails_mw[rail] for rail in rails]) for sample in whole]
+    log = parse_sensor_log(recording.lines[device.name])
+    total = BoardTotal(device.description.board_model)
+    whole = [sample for sample in log.samples if total.add(sample.sample) is not None]
+    rails = total.board.total_rails if total.board is not None else ()
+    rails_mw = [[sample.sample.rails_mw[rail] for rail in rails] for sample in whole]
     return Power(
         device=device,
         log=log,
-        board=board,
-        is_board_guessed=is_guessed,
-        is_simulated=SIMULATED in model.upper() or any(sample.sample.is_simulated for sample in log.samples),
-        time_s=np.array([time_s for time_s, _ in points], np.float64),
-        rails_w=np.array([rails_mw for _, rails_mw in points], np.float64).reshape(len(points), len(rails)) / 1e3,
-        not_measured=_why_no_total(device, log, board, has_total=bool(points)),
-        sensor_notes=sensor_notes(lines),
+        board=total.board,
+        is_board_guessed=total.is_guessed,
+        is_simulated=total.is_simulated,
+        time_s=np.array([sample.monotonic_ns / 1e9 for sample in whole], np.float64),
+        rails_w=np.array(rails_mw, np.float64).reshape(len(whole), len(rails)) / 1e3,
+        not_measured=_why_no_total(device, log, total.board, has_total=bool(whole)),
+        sensor_notes=log.notes,
     )
 
 
-def rail_names(log: Log) -> tuple[str, ...]:
+def rail_names(log: SensorLog) -> tuple[str, ...]:
     """List the rails of a log in the order of its lines."""
     return tuple(dict.fromkeys(rail for sample in log.samples for rail in sample.sample.rails_mw))
 
 
-def _why_no_total(device: DeviceRecord, log: Log, board: Board | None, *, has_total: bool) -> str:
+def _why_no_total(device: DeviceRecord, log: SensorLog, board: Board | None, *, has_total: bool) -> str:
     if not log.samples:
         if device.sensor_problem:
             return device.sensor_problem
-        return f"{log.foreign_lines} lines came from the sampler, none of them is a sample of tegrastats or hwmon-power"
+        return f"none of {log.unparsed_lines} lines of the sampler is a sample of tegrastats or hwmon-power"
     if has_total:
         return ""
     return why_no_total(board, device.description.board_model, rail_names(log))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, Phase
 
 GUARD_TAUS = 5.0
@@ -96,10 +96,10 @@ def _steps_s(phases: Sequence[Phase], device: str) -> Iterable[tuple[float, floa
     """Give start and end of every phase that begins with a change of the load, on the device's clock."""
     for before, phase in itertools.pairwise(phases):
         if (before.kind in _RESTS) != (phase.kind in _RESTS):
-            yield phase.start.marks[device].monotonic_ns / 1e9, phase.end.marks[device].monotonic_ns / 1e9
+            yield phase.start.snapshots[device].monotonic_ns / 1e9, phase.end.snapshots[device].monotonic_ns / 1e9
 
 
 def changed_s(phases: Sequence[Phase], phase: Phase, device: str) -> float | None:
     """Tell when the load last changed at or before a phase's start, on the device's clock; ``None`` if it never did."""
-    start_s = phase.start.marks[device].monotonic_ns / 1e9
+    start_s = phase.start.snapshots[device].monotonic_ns / 1e9
     return max((step_s for step_s, _ in _steps_s(phases, device) if step_s <= start_s), default=None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from devit_contract.wire.messages import PowerLine
 from devit_profiling.figures.answers import AnswerStats
 from devit_profiling.figures.cell import CellEnergy
 from devit_profiling.figures.conditions import conditions
@@ -15,7 +16,6 @@ from devit_profiling.figures.interval import Estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Phase, Plan, Scenario
 from devit_profiling.sensor.sensor_lines import parse_sensor_log
-from devit_profiling.sensor.tegrastats import StampedLine
 
 SETTLED_C_PER_MIN = 0.5
 """Largest slope of a temperature that counts as settled. A board that warms with a time constant of 1.5 min, as the
@@ -87,7 +87,7 @@ def cold_and_hot(windows: Sequence[Phase], plan: Plan) -> tuple[Sequence[Phase],
     return windows[:count], windows[len(windows) - count :]
 
 
-def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan) -> bool:
+def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]], plan: Plan) -> bool:
     """Tell whether no temperature has changed any more over the last windows.
 
     Args:
@@ -106,7 +106,7 @@ def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLin
 
 
 def sustained(
-    windows: Sequence[Phase], lines: Mapping[str, Sequence[StampedLine]], plan: Plan, cold: Part, hot: Part
+    windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]], plan: Plan, cold: Part, hot: Part
 ) -> Sustained:
     """Put the first windows beside the last ones.
 
@@ -131,10 +131,10 @@ def _span(plan: Plan) -> int:
     return max(LAST_WINDOWS, math.ceil(LAST_S / plan.duration_s))
 
 
-def _slope_c_per_min(device: str, lines: Sequence[StampedLine], windows: Sequence[Phase]) -> float | None:
+def _slope_c_per_min(device: str, lines: Sequence[PowerLine], windows: Sequence[Phase]) -> float | None:
     """Fit the zone's readings in neighbouring windows; few lines are enough, for somebody waits."""
-    start_ns = windows[0].start.marks[device].monotonic_ns
-    end_ns = windows[-1].end.marks[device].monotonic_ns
+    start_ns = windows[0].start.snapshots[device].monotonic_ns
+    end_ns = windows[-1].end.snapshots[device].monotonic_ns
     inside = [line for line in lines if start_ns <= line.monotonic_ns < end_ns]
     log = parse_sensor_log(inside[:: max(1, len(inside) // _LINES)])
     return conditions(log, windows, device).temperature_slope_c_per_min
@@ -143,7 +143,7 @@ def _slope_c_per_min(device: str, lines: Sequence[StampedLine], windows: Sequenc
 _LINES = 100
 
 
-def _devices(lines: Mapping[str, Sequence[StampedLine]], cold: Part, hot: Part) -> Iterator[ColdAndHot]:
+def _devices(lines: Mapping[str, Sequence[PowerLine]], cold: Part, hot: Part) -> Iterator[ColdAndHot]:
     for first, last in zip(cold.energies, hot.energies, strict=True):
         yield ColdAndHot(
             name=last.device,

@@ -1,7 +1,7 @@
 """Measures a running cell by a plan of idle and loaded phases, and keeps all raw data of it.
 
-No figure crosses clocks: the edges of every phase are marked by each device on the clock that also stamps its power
-samples. The asking machine's own clock is used for latency, answers per second, and to show all devices side by side.
+No figure crosses clocks: each device takes its snapshots at the boundaries of a phase on the clock that also stamps its
+power samples. The host's own clock is used for latency, answers per second, and to show all devices side by side.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from devit_profiling.record.record import Plan
 
 @dataclass(frozen=True)
 class Sent:
-    """When a request was made, on the asking machine's monotonic clock."""
+    """When a request was made, on the host's monotonic clock."""
 
     due_ns: int
     """When it was meant to be made; what its latency counts from."""

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from devit_contract.artefacts.files import make_folder
 from devit_contract.errors import EnergyError, EngineError
+from devit_contract.machine import board_model
 from devit_contract.service.progress import Progress
 from devit_contract.wire.messages import Description
 from devit_engines.bench.child import EngineChild, engine_command
@@ -19,7 +20,6 @@ from devit_engines.bench.messages import Ready
 from devit_profiling.figures.analysis import Report
 from devit_profiling.load.local_run import NO_ENGINE, LocalMeasurement, Measured, local_run
 from devit_profiling.load.local_run import planned_s as engine_s
-from devit_profiling.load.node_power import board_model
 from devit_profiling.load.watch import Watch
 from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import LOCAL, CutShort, DeviceRecord, Plan, Recording, Scenario

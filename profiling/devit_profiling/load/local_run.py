@@ -23,9 +23,9 @@ from devit_profiling.record.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    Boundary,
     CellDevice,
     DeviceRecord,
-    Edge,
     NodeRecord,
     Phase,
     Plan,
@@ -101,9 +101,9 @@ class LocalMeasurement:
         self.wait(self._plan.settle_s)
         for number in range(1, self._plan.windows + 1):
             watch(f"{WINDOW} {number} of {self._plan.windows}")
-            start = self._edge(time.monotonic_ns())
+            start = self._boundary(time.monotonic_ns())
             self.wait(self._plan.duration_s)
-            found.phases.append(Phase(scenario.name, WINDOW, number, start, self._edge(time.monotonic_ns())))
+            found.phases.append(Phase(scenario.name, WINDOW, number, start, self._boundary(time.monotonic_ns())))
 
     def let_samples_arrive(self) -> None:
         """Wait for a sample behind the last phase, which would have no end without it."""
@@ -129,12 +129,12 @@ class LocalMeasurement:
         if duration_s == 0:
             return
         watch(kind)
-        start = self._edge(time.monotonic_ns())
+        start = self._boundary(time.monotonic_ns())
         self.wait(duration_s)
-        found.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._edge(time.monotonic_ns())))
+        found.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._boundary(time.monotonic_ns())))
 
     def _work(self, scenario: Scenario, kind: str, number: int, stints: Sequence[Stint], found: Measured) -> None:
-        start = self._edge(stints[0].start_ns)
+        start = self._boundary(stints[0].start_ns)
         for stint in stints:
             sent_ns = stint.start_ns
             for taken_us in stint.taken_us:
@@ -142,12 +142,12 @@ class LocalMeasurement:
                 sent_ns += taken_us * 1000
             self._inferences += len(stint.taken_us)
             self._busy_ns += stint.end_ns - stint.start_ns
-        found.phases.append(Phase(scenario.name, kind, number, start, self._edge(stints[-1].end_ns)))
+        found.phases.append(Phase(scenario.name, kind, number, start, self._boundary(stints[-1].end_ns)))
 
-    def _edge(self, at_ns: int) -> Edge:
+    def _boundary(self, at_ns: int) -> Boundary:
         """Mark a moment: engine, sampler and this process share a clock."""
-        mark = Mark(at_ns, self._inferences, self._busy_ns)
-        return Edge(at_ns, {self._name: mark}, {self._name: (at_ns, at_ns)})
+        snapshot = Mark(at_ns, self._inferences, self._busy_ns)
+        return Boundary(at_ns, {self._name: snapshot}, {self._name: (at_ns, at_ns)})
 
     def _row(self, scenario: Scenario, window: int, taken_us: int, sent_ns: int) -> AnswerRow:
         """Note an inference as an answer: there is no network, no queue and nothing to decode."""

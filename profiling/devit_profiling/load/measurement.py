@@ -1,4 +1,4 @@
-"""Takes a cell through the phases of its scenarios, and gathers what comes: marks, answers and power samples."""
+"""Takes a cell through the phases of its scenarios, and gathers what comes: snapshots, answers and power samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from devit_contract.artefacts.fleet import Device
 from devit_contract.errors import LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
-from devit_contract.wire.messages import Description, Mark, SamplingCost
+from devit_contract.wire.messages import Description, Mark, PowerLine, SamplingCost
 from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.load_generator import Sent, ask
 from devit_profiling.load.watch import STEP_S, Watch, scenario_s
@@ -28,16 +28,15 @@ from devit_profiling.record.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    Boundary,
     CutShort,
     DeviceRecord,
-    Edge,
     Phase,
     Plan,
     Scenario,
     UndividedRecord,
     UndividedWindow,
 )
-from devit_profiling.sensor.tegrastats import StampedLine
 
 
 class Measurement:
@@ -47,7 +46,7 @@ class Measurement:
         """Start with nothing."""
         self.phases: list[Phase] = []
         self._rows: list[AnswerRow] = []
-        self.lines: dict[str, list[StampedLine]] = {device.name: [] for device in devices}
+        self.lines: dict[str, list[PowerLine]] = {device.name: [] for device in devices}
         self.problems: dict[str, str] = {}
         """Device to why there are no power samples, or no more."""
         self.costs: dict[str, SamplingCost] = {}
@@ -122,7 +121,7 @@ class Measurement:
         self._collect()
 
     def let_samples_arrive(self) -> None:
-        """Wait for the samples behind the last edge, without which the last window would have no end."""
+        """Wait for the samples behind the last boundary, without which the last window would have no end."""
         self._pass(_TAIL_PERIODS * self._plan.interval_ms / 1000 if self._sampling else 0.0)
 
     def measure(self, scenario: Scenario, pictures: Iterator[Picture]) -> None:
@@ -164,15 +163,15 @@ class Measurement:
     def _run_undivided(self, scenario: Scenario, watch: Watch) -> None:
         """Have the undivided model run back to back: the warm-up, then window by window."""
         plan, name = self._plan, scenario.device
-        start = self._edge()
+        start = self._boundary()
         self._client.undivided(name, "run")
         for window in range(plan.windows + 1):
             kind, length_s = (WINDOW, plan.duration_s + _MARGIN_S) if window else (WARM_UP, plan.warm_up_s)
-            done = start.marks[name].inferences + (0 if window else plan.warm_up_answers)
-            while _since_s(start) < length_s or self._mark(name).inferences < done:
+            done = start.snapshots[name].inferences + (0 if window else plan.warm_up_answers)
+            while _since_s(start) < length_s or self._snapshot(name).inferences < done:
                 watch.show(f"{WINDOW} {window} of {plan.windows}" if window else WARM_UP)
                 self._pass(max(0.001, min(STEP_S, length_s - _since_s(start))))
-            end = self._edge()
+            end = self._boundary()
             told = self._client.undivided(name, "state" if window < plan.windows else "rest")
             self.phases.append(Phase(scenario.name, kind, window, start, end))
             if window and self.undivided is not None:
@@ -184,16 +183,16 @@ class Measurement:
         """Let the cell idle."""
         if duration_s == 0:
             return
-        start = self._edge()
+        start = self._boundary()
         while (passed_s := _since_s(start)) < duration_s + _MARGIN_S:
             watch.show(kind)
             self._pass(min(STEP_S, duration_s + _MARGIN_S - passed_s))
-        self.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._edge()))
+        self.phases.append(Phase(scenario.name, kind, OUTSIDE, start, self._boundary()))
 
     def _load(self, scenario: Scenario, pictures: Iterator[Picture], watch: Watch) -> None:
-        """Ask without a pause: the warm-up, then window by window; neighbouring phases share an edge."""
+        """Ask without a pause: the warm-up, then window by window; neighbouring phases share a boundary."""
         plan = self._plan
-        start, window, answers = self._edge(), OUTSIDE, 0
+        start, window, answers = self._boundary(), OUTSIDE, 0
         self._is_loading = True
         wanted = itertools.takewhile(lambda _: self._is_loading, pictures)
         with closing(ask(self._client, wanted, plan, scenario.mask)) as answered:
@@ -207,7 +206,7 @@ class Measurement:
                 length_s = plan.warm_up_s if window == OUTSIDE else plan.duration_s + _MARGIN_S
                 if not (self._is_loading and is_warm and _since_s(start) >= length_s):
                     continue
-                end = self._edge()
+                end = self._boundary()
                 kind = WARM_UP if window == OUTSIDE else WINDOW
                 self.phases.append(Phase(scenario.name, kind, window, start, end))
                 self.done = window
@@ -225,24 +224,24 @@ class Measurement:
             return False
         return not is_settled(windows, self.lines, plan)
 
-    def _edge(self) -> Edge:
-        """Have every device mark this moment."""
-        marks, asked_ns = {}, {}
+    def _boundary(self) -> Boundary:
+        """Ask every device for a snapshot of this moment."""
+        snapshots, asked_ns = {}, {}
         for device in self._devices:
             before_ns = time.monotonic_ns()
-            marks[device.name] = self._mark(device.name)
+            snapshots[device.name] = self._snapshot(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self._collect()
         now_ns = time.monotonic_ns()
-        marks[NODE] = Mark(now_ns, self._given, 0)  # this machine's own, for the node's power where it runs here
-        return Edge(now_ns, marks, asked_ns)
+        snapshots[NODE] = Mark(now_ns, self._given, 0)  # this machine's own, for the node's power where it runs here
+        return Boundary(now_ns, snapshots, asked_ns)
 
-    def _mark(self, device: str) -> Mark:
-        """Ask for a mark that counts what the scenario is about."""
-        mark = self._client.mark(device)
+    def _snapshot(self, device: str) -> Mark:
+        """Ask for a snapshot that counts what the scenario is about."""
+        snapshot = self._client.mark(device)
         if device != self._undivided_on:
-            return mark
-        return structs.replace(mark, inferences=mark.undivided_inferences, busy_ns=mark.undivided_busy_ns)
+            return snapshot
+        return structs.replace(snapshot, inferences=snapshot.undivided_inferences, busy_ns=snapshot.undivided_busy_ns)
 
     def _pass(self, duration_s: float) -> None:
         self._client.wait(duration_s)
@@ -253,7 +252,7 @@ class Measurement:
             lines = self.lines.get(telemetry.device)
             if lines is None:
                 continue
-            lines.extend(StampedLine(line.monotonic_ns, line.text) for line in telemetry.lines)
+            lines.extend(telemetry.lines)
             if telemetry.ended:
                 self.problems[telemetry.device] = telemetry.ended
                 self._sampling.discard(telemetry.device)
@@ -274,8 +273,8 @@ def _window_text(scenario: Scenario, window: int, plan: Plan) -> str:
     return f"{WINDOW} {window}" + ("" if is_sustained(scenario, plan) else f" of {plan.windows}")
 
 
-def _since_s(edge: Edge) -> float:
-    return (time.monotonic_ns() - edge.desk_ns) / 1e9
+def _since_s(boundary: Boundary) -> float:
+    return (time.monotonic_ns() - boundary.host_ns) / 1e9
 
 
 def _row(scenario: Scenario, window: int, answer: Answer, sent: Sent) -> AnswerRow:

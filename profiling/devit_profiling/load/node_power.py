@@ -5,15 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 
 from devit_contract.artefacts.fleet import parse_endpoint
 from devit_contract.errors import EnergyError
-from devit_contract.wire.messages import Description, SamplingCost
+from devit_contract.machine import board_model
+from devit_contract.wire.messages import Description, PowerLine, SamplingCost
 from devit_profiling.record.record import NODE, DeviceRecord
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sensor.tegrastats import StampedLine
 
 ELSEWHERE = (
     "the node runs on another machine than profile: run profile there, or state its watts as [[extra]] in the fleet "
@@ -44,7 +43,7 @@ class NodePower:
                 self._problem = str(err)
 
     @property
-    def lines(self) -> tuple[StampedLine, ...]:
+    def lines(self) -> tuple[PowerLine, ...]:
         """All that have come."""
         return tuple(self._sampler.lines) if self._sampler is not None else ()
 
@@ -98,10 +97,3 @@ def is_here(endpoint: str) -> bool:
                 probe.bind(address)
                 return True
     return False
-
-
-def board_model(root: Path = Path("/")) -> str:
-    """Read the device tree's model; empty on machines that have none."""
-    with suppress(OSError):
-        return (root / "proc/device-tree/model").read_text("utf-8", "replace").rstrip("\0\n")
-    return ""

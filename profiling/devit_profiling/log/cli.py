@@ -1,4 +1,4 @@
-"""``profile parse``: what it takes, and how it prints a log of ``tegrastats``."""
+"""``profile parse``: reads a log of ``tegrastats``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
+    from devit_profiling.log.formats import LogSummary, SamplingPeriod, Spread
     from devit_profiling.log.reader import LogReader
-    from devit_profiling.log.summary import LogSummary, Spread
+    from devit_profiling.sensor.board_table import Board
 
 
 def parse(
@@ -29,9 +30,8 @@ def parse(
 
     It may come from any release from L4T 28 to 39 (JetPack 3 to 7).
     """
-    from devit_profiling.log.export import csv_table, json_lines
+    from devit_profiling.log.formats import csv_table, json_lines, summarise
     from devit_profiling.log.reader import STANDARD_INPUT, LogReader, open_lines
-    from devit_profiling.log.summary import summarise
     from devit_profiling.sensor.boards import board_of_key
 
     if as_json and as_csv:
@@ -55,18 +55,18 @@ def _print_lines(lines: Iterable[str]) -> None:
 def _show(summary: LogSummary, reader: LogReader) -> None:
     from devit_profiling.sensor.boards import why_no_total
 
-    board = reader.board
+    board = reader.total.board
     rows = [_row(summary.total, "")] if summary.total is not None else []
-    rows += [_row(rail, _part(rail.name, reader)) for rail in summary.rails]
+    rows += [_row(rail, _part(rail.name, board)) for rail in summary.rails]
     rows += [_row(other, "") for other in summary.others]
     title = "SIMULATED, no measurement of a board" if summary.is_simulated else ""
     terminal.print_table(title, ("what", "least", "mean", "most", "samples", "note"), rows, numbers=(1, 2, 3, 4))
-    typer.echo(f"samples: {summary.samples}, foreign lines: {reader.foreign_lines}")
-    typer.echo(f"period: {_period(summary)}")
+    typer.echo(f"samples: {summary.samples}, unparsed lines: {reader.unparsed_lines}")
+    typer.echo(f"period: {_period(summary.period)}")
     if board is None:
         typer.echo("board: not known by its lines, so there is no total; if you know it, give --board NAME")
         return
-    typer.echo(f"board: {board.title} ({board.key}){', guessed' if reader.is_board_guessed else ''}")
+    typer.echo(f"board: {board.title} ({board.key}){', guessed' if reader.total.is_guessed else ''}")
     if summary.total is not None:
         typer.echo(f"total: {' + '.join(board.total_rails)}, {board.scope}")
     else:
@@ -79,16 +79,17 @@ def _row(spread: Spread, note: str) -> list[str]:
     return [f"{spread.name}, {spread.unit}", *figures, f"{spread.samples:,}", note]
 
 
-def _part(rail: str, reader: LogReader) -> str:
-    if rail in reader.total_rails:
-        return "total" if len(reader.total_rails) == 1 else "part of the total"
-    return "inside another" if reader.board is not None and rail in reader.board.nested_rails else ""
+def _part(rail: str, board: Board | None) -> str:
+    if board is None:
+        return ""
+    if rail in board.total_rails:
+        return "total" if len(board.total_rails) == 1 else "part of the total"
+    return "inside another" if rail in board.nested_rails else ""
 
 
-def _period(summary: LogSummary) -> str:
-    cadence = summary.cadence
-    if cadence is None:
+def _period(period: SamplingPeriod | None) -> str:
+    if period is None:
         return "unknown, as no stamps tell it"
-    pauses = f", {cadence.pauses} pauses left out" if cadence.pauses else ""
-    error = f"give or take {cadence.error_s * 1000:.0f} ms"
-    return f"{cadence.period_s * 1000:.0f} ms by stamps of whole seconds, {error}{pauses}"
+    pauses = f", {period.pauses} pauses left out" if period.pauses else ""
+    error = f"give or take {period.error_s * 1000:.0f} ms"
+    return f"{period.period_s * 1000:.0f} ms by stamps of whole seconds, {error}{pauses}"

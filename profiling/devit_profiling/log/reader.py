@@ -12,10 +12,9 @@ import msgspec
 
 from devit_contract.errors import InputError
 from devit_profiling.sensor.board_table import Board
-from devit_profiling.sensor.boards import guess_board, total_mw
-from devit_profiling.sensor.hwmon_lines import note_of
+from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.sensor_lines import parse_sensor_line
+from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
 STANDARD_INPUT = "-"
 
@@ -39,11 +38,10 @@ class LogReader:
         Args:
             name: Of the log, for messages.
             lines: With their line ends, so that a last line that was cut off is seen.
-            board: Whose rule makes the total; ``None``: the first one that a sample looks like.
+            board: Whose rule makes the total; ``None``: the first board that a sample fits.
         """
-        self.board = board
-        self.is_board_guessed = False
-        self.foreign_lines = 0
+        self.total = BoardTotal(board=board)
+        self.unparsed_lines = 0
         """Lines with text that are no samples."""
         self._name = name
         self._lines = lines
@@ -59,25 +57,14 @@ class LogReader:
             sample = parse_sensor_line(line)
             if sample is not None:
                 samples += 1
-                yield Reading(number, sample, self._total_mw(sample))
+                yield Reading(number, sample, self.total.add(sample))
             elif line.strip() and note_of(line) is None:
-                self.foreign_lines += 1
+                self.unparsed_lines += 1
         if not samples:
             raise InputError(
-                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found {self.foreign_lines} others: "
-                "record some with tegrastats --logfile FILE"
+                f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found "
+                f"{self.unparsed_lines} others: record some with tegrastats --logfile FILE"
             )
-
-    @property
-    def total_rails(self) -> tuple[str, ...]:
-        """The rails that make the total; empty where there is none to make."""
-        return self.board.total_rails if self.board is not None else ()
-
-    def _total_mw(self, sample: Sample) -> int | None:
-        if self.board is None:
-            self.board = guess_board(sample)
-            self.is_board_guessed = self.board is not None
-        return total_mw(self.board, sample.rails_mw) if self.board is not None else None
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import msgspec
 
+from devit_contract.arrays import Float64Array
 from devit_contract.artefacts.files import read_json, write_json
 from devit_contract.errors import ManifestError
-from devit_profiling.figures.energy import Float64Array
 
 SCHEMA = 1
 _Watts = TypeVar("_Watts", float, Float64Array)

@@ -1,4 +1,4 @@
-"""What a run is made of: its plan, phases and marks, and the raw data that were gathered in them."""
+"""What a run is made of: its plan, phases and snapshots, and the raw data that were gathered in them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import msgspec
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.errors import InputError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, SamplingCost
+from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, PowerLine, SamplingCost
 from devit_profiling.record.calibration import Calibration
-from devit_profiling.sensor.tegrastats import StampedLine
 
-SCHEMA = 1
+SCHEMA = 2
 TOGETHER = "together"
 """Name of the scenario in which the whole cell is asked."""
 IDLE, IDLE_AFTER, SETTLE, WARM_UP, WINDOW = "idle", "idle after", "settle", "warm-up", "window"
@@ -84,16 +83,16 @@ QUICK = Plan(is_quick=True, has_alone=False, has_idle_after=False, settle_s=0.0,
 """A first look in about 20 s: the whole cell, one window, no interval of confidence."""
 
 
-class Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Boundary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The boundary of a phase: the moment on every clock, and what every device had done by then."""
 
-    desk_ns: int
+    host_ns: int
     """Monotonic clock of the machine that asks; for answers per second only."""
-    marks: dict[str, Mark]
+    snapshots: dict[str, Mark]
     """By device, each on its own clock; and of the node's machine where it was sampled, which is the one that asks:
     what it has done are answers."""
     asked_ns: dict[str, tuple[int, int]] = {}
-    """By device: the asking machine's clock before and behind the question for its mark; not in older runs."""
+    """By device: the host's clock before and behind the question for its snapshot; not in older runs."""
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,8 +103,8 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of :data:`IDLE`, :data:`IDLE_AFTER`, :data:`SETTLE`, :data:`WARM_UP`, :data:`WINDOW`."""
     number: int
     """Of a window, from 1; :data:`OUTSIDE` for other phases."""
-    start: Edge
-    end: Edge
+    start: Boundary
+    end: Boundary
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds."""
@@ -114,8 +113,8 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def duration_s(self) -> float:
-        """Length on the asking machine's clock."""
-        return (self.end.desk_ns - self.start.desk_ns) / 1e9
+        """Length on the host's clock."""
+        return (self.end.host_ns - self.start.host_ns) / 1e9
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +127,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = ""
     """The device that works alone; empty where all do."""
     is_undivided: bool = False
-    """Whether that device runs the undivided model by itself, and nobody is asked; its marks count that model."""
+    """Whether that device runs the undivided model by itself, and nobody is asked; its snapshots count that model."""
     is_idle: bool = False
     """Whether nothing runs: its windows are those of a machine at rest."""
 
@@ -275,7 +274,7 @@ class AnswerRow:
     """Device index to why its feature is not in the answer."""
     devices: tuple[DeviceTiming, ...]
     sent_ns: int | None = None
-    """The asking machine's monotonic clock when the request was due, which the latency counts from; absent in older
+    """The host's monotonic clock when the request was due, which the latency counts from; absent in older
     runs."""
     late_us: int = 0
     """How much later than that it was made: only with requests at a fixed rate."""
@@ -291,6 +290,6 @@ class Recording:
     """All raw data of a run."""
 
     run: Run
-    lines: Mapping[str, tuple[StampedLine, ...]]
+    lines: Mapping[str, tuple[PowerLine, ...]]
     """By device name; empty where nothing was sampled."""
     answers: tuple[AnswerRow, ...]

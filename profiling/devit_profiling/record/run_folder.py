@@ -23,9 +23,8 @@ from devit_contract.artefacts.files import new_folder, read_json, write_bytes, w
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import InputError, ManifestError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.messages import DeviceTiming, PowerLine
 from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Run
-from devit_profiling.sensor.tegrastats import StampedLine
 
 RUN_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
@@ -91,16 +90,16 @@ def _check_run(path: Path, run: Run) -> None:
     if not devices or not scenarios:
         raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
     for number, phase in enumerate(run.phases):
-        for edge in (phase.start, phase.end):
-            if missing := devices - edge.marks.keys():
+        for boundary in (phase.start, phase.end):
+            if missing := devices - boundary.snapshots.keys():
                 raise ManifestError(
-                    f"{path}: phases[{number}]: expected a mark of {', '.join(sorted(missing))}: {_HINT}"
+                    f"{path}: phases[{number}]: expected a snapshot of {', '.join(sorted(missing))}: {_HINT}"
                 )
         if phase.scenario not in scenarios:
             raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")
 
 
-def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
+def _read_lines(folder: Path, device: str) -> tuple[PowerLine, ...]:
     path = folder / stamps_name(device)
     texts = _read_text(folder / log_name(device)).split("\n")[:-1]
     stamps = []
@@ -112,7 +111,7 @@ def _read_lines(folder: Path, device: str) -> tuple[StampedLine, ...]:
             f"{folder / log_name(device)}: expected {len(stamps)} lines, as many as {path.name} has, "
             f"found {len(texts)}: {_HINT}"
         )
-    return tuple(StampedLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
+    return tuple(PowerLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
 
 
 def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:

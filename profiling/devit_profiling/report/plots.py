@@ -36,7 +36,7 @@ def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) 
     Args:
         name: Unique in the page; identifiers begin with it.
         power: The device's samples, at least one.
-        phases: Their bands are shaded, by the device's own marks.
+        phases: Their bands are shaded, by the device's own snapshots.
         axis: Common to all devices of the page.
     """
     device, samples = power.device.name, power.log.samples
@@ -192,8 +192,8 @@ def _shade(axes: Axes, device: str, phases: Sequence[Phase], axis: TimeAxis) -> 
     """Shade the phases, and name each scenario above its first one."""
     named: set[str] = set()
     for phase in phases:
-        start_s = axis.device_s(device, phase.start.marks[device].monotonic_ns)
-        end_s = axis.device_s(device, phase.end.marks[device].monotonic_ns)
+        start_s = axis.device_s(device, phase.start.snapshots[device].monotonic_ns)
+        end_s = axis.device_s(device, phase.end.snapshots[device].monotonic_ns)
         if phase.kind != SETTLE:
             axes.axvspan(start_s, end_s, facecolor=PHASE_COLOURS[phase.kind], edgecolor="white", linewidth=1.0)
         if phase.scenario not in named:

@@ -89,7 +89,7 @@ def _window_rows(report: Report, recording: Recording) -> Iterator[tuple[str | i
 
 
 def _clock_cells(phase: Phase, device: str, axis: TimeAxis) -> tuple[str | int, ...]:
-    start, end = phase.start.marks[device], phase.end.marks[device]
+    start, end = phase.start.snapshots[device], phase.end.snapshots[device]
     duration_s = (end.monotonic_ns - start.monotonic_ns) / 1e9
     return f"{axis.device_s(device, start.monotonic_ns):.6f}", f"{duration_s:.6f}", end.inferences - start.inferences
 

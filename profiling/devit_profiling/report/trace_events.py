@@ -1,8 +1,8 @@
 """``trace.json``: a run in the Trace Event Format, as Perfetto and chrome://tracing open it.
 
-A process each for the asking machine, the fusion node and every device; a track each for phases and for answers under
+A process each for the host, the fusion node and every device; a track each for phases and for answers under
 way at once; counters for rails and totals. All times are microseconds since the run's first recorded moment, on the
-asking machine's clock. The record has durations of the ways between machines, both ways in one; half each is assumed.
+host's clock. The record has durations of the ways between machines, both ways in one; half each is assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from devit_profiling.sensor.tegrastats import SIMULATED
 TRACE_FILE = "trace.json"
 MAX_ANSWERS = 500
 """Of each window that are drawn, from its start: viewers become slow beyond some hundred thousand events."""
-DESK_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
+HOST_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
 PHASES_TID, FIRST_ANSWER_TID = 1, 2
 
 Args = dict[str, str | int | float]
@@ -74,7 +74,7 @@ def trace_of(recording: Recording, powers: Sequence[Power]) -> Trace:
     answers, left_out = _drawn(recording.answers)
     slices = [*_phase_slices(recording, axis, pids), *_answer_slices(answers, names, pids, axis)]
     counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
-    titles = {DESK_PID: "asking machine"}
+    titles = {HOST_PID: "host"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
     events = sorted([*slices, *counters], key=_order)
     simulated = [power.device.name for power in powers if power.is_simulated]
@@ -141,21 +141,21 @@ def _slice(name: str, pid: int, tid: int, start_us: int, end_us: int, cat: str, 
 
 
 def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int]) -> Iterable[Event]:
-    """Draw scenarios and phases on the asking machine's clock, and phases by every device's own marks."""
+    """Draw scenarios and phases on the host's clock, and phases by every device's own snapshots."""
     phases = recording.run.phases
     for scenario in recording.run.scenarios:
         inside = [phase for phase in phases if phase.scenario == scenario.name]
         if inside:
-            start_us, end_us = axis.desk_us(inside[0].start.desk_ns), axis.desk_us(inside[-1].end.desk_ns)
-            yield _slice(scenario.name, DESK_PID, PHASES_TID, start_us, end_us, "scenario")
+            start_us, end_us = axis.host_us(inside[0].start.host_ns), axis.host_us(inside[-1].end.host_ns)
+            yield _slice(scenario.name, HOST_PID, PHASES_TID, start_us, end_us, "scenario")
     for phase in phases:
         title, args = _phase_title(phase), {"scenario": phase.scenario}
-        start_us, end_us = axis.desk_us(phase.start.desk_ns), axis.desk_us(phase.end.desk_ns)
-        yield _slice(title, DESK_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
+        start_us, end_us = axis.host_us(phase.start.host_ns), axis.host_us(phase.end.host_ns)
+        yield _slice(title, HOST_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
         for name in axis.clocks:
-            start_us = axis.device_us(name, phase.start.marks[name].monotonic_ns)
-            end_us = axis.device_us(name, phase.end.marks[name].monotonic_ns)
-            done = phase.end.marks[name].inferences - phase.start.marks[name].inferences
+            start_us = axis.device_us(name, phase.start.snapshots[name].monotonic_ns)
+            end_us = axis.device_us(name, phase.end.snapshots[name].monotonic_ns)
+            done = phase.end.snapshots[name].inferences - phase.start.snapshots[name].inferences
             yield _slice(title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
 
 
@@ -166,19 +166,19 @@ def _phase_title(phase: Phase) -> str:
 def _answer_slices(
     rows: Sequence[AnswerRow], names: Mapping[int, str], pids: Mapping[str, int], axis: TimeAxis
 ) -> Iterable[Event]:
-    """Draw each answer at the asking machine, at the node, and at each device whose feature is in it."""
+    """Draw each answer at the host, at the node, and at each device whose feature is in it."""
     lanes: dict[int, list[int]] = {}
     for number, row in enumerate(rows, 1):
         assert row.sent_ns is not None  # chosen so
-        start_us = axis.desk_us(row.sent_ns)
+        start_us = axis.host_us(row.sent_ns)
         latency_us = round(row.latency_ms * 1000)
         node_us = row.wait_us + row.collect_us + row.fuse_us
         title = f"answer {number}"
         args: Args = {"scenario": row.scenario, "window": row.window, "state": row.state.name.lower()}
         for index, why in sorted(row.missing.items()):
             args[f"without {names.get(index, index)}"] = why
-        tid = _lane(lanes, DESK_PID, start_us, latency_us)
-        yield _slice(title, DESK_PID, tid, start_us, start_us + latency_us, "answer", args)
+        tid = _lane(lanes, HOST_PID, start_us, latency_us)
+        yield _slice(title, HOST_PID, tid, start_us, start_us + latency_us, "answer", args)
         arrived_us = start_us + max(0, latency_us - node_us) // 2
         at_node = (("wait", row.wait_us), ("collect", row.collect_us), ("fuse", row.fuse_us))
         yield from _nested(title, NODE_PID, lanes, arrived_us, at_node)

@@ -1,4 +1,4 @@
-"""Every known kind of Jetson: which of its rails add up to its power, and how finely and how fast its sensor tells it.
+"""Every known kind of Jetson: which rails add up to its power, and the resolution and lag of its sensor.
 
 No Jetson says which rail is its total. On Orin Nano ``VDD_IN`` contains the other rails; AGX Orin has no such rail,
 and there ``VDDQ_VDD2_1V8AO`` is fed from ``VIN_SYS_5V0``, so adding all rails would count it twice.
@@ -12,56 +12,56 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the lines of a board show, to guess it by."""
+class Fingerprint:
+    """What the lines of a board show, to guess the board from."""
 
     rails: frozenset[str]
-    """All of these are there; if there are none here, the lines have no rail either."""
+    """The lines have all of these; empty: they have no rail at all."""
     cores: frozenset[int]
-    """How many cores the lines list, those that are off too."""
+    """Possible numbers of listed cores, those that are off counted."""
     ram_total_mb: tuple[int, int]
-    """Smallest and largest total of its memory sizes."""
+    """Smallest and largest total memory of its variants."""
     zones: frozenset[str] = frozenset()
-    """One of these is there, in lower case; empty: they do not matter."""
+    """The lines have one of these, in lower case; empty: any zones."""
     lacks: frozenset[str] = frozenset()
-    """None of these rails is there."""
+    """The lines have none of these rails."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """What is known of one kind of Jetson; ``BOARDS`` lists them."""
+    """One kind of Jetson; ``BOARDS`` lists them."""
 
     key: str
     """Short name for options and files."""
     title: str
     model_prefixes: tuple[str, ...]
-    """How the text of ``/proc/device-tree/model`` may begin; the longest that fits any board counts."""
+    """How ``/proc/device-tree/model`` may begin; the longest prefix of all boards wins."""
     total_rails: tuple[str, ...]
     """The rails to add for the total, each exactly once; empty: the board has no power monitor."""
     scope: str
     """What that total covers. Joules of different scopes are not comparable."""
-    code_step_mw: Mapping[str, int]
-    """Per rail: one step of the sensor's converter; all rails of the total, and what else is known."""
+    lsb_mw: Mapping[str, int]
+    """Per rail: one LSB of the sensor's converter; all rails of the total, and others where known."""
     nested_rails: frozenset[str] = frozenset()
     """Rails whose power is in the total already."""
-    looks: tuple[Look, ...] = ()
-    """A line that fits one of them may come from this board; without any, it is never guessed."""
+    fingerprints: tuple[Fingerprint, ...] = ()
+    """Lines that fit one of them may come from this board; without any, it is never guessed."""
     # Fitted to clean load steps of one 100 ms log of one Orin Nano (L4T 36.4.7): 0.39 to 0.41 s upwards, 0.45 to
     # 0.52 s downwards. Other boards are unmeasured and take the same value.
     tau_s: float = 0.43
     """Time constant of the sensor's averaging: after a step of power the reading lags as a first-order filter does."""
 
     @property
-    def total_step_mw(self) -> tuple[int, ...]:
-        """The converter step of each rail of the total, in milliwatts."""
-        return tuple(self.code_step_mw[rail] for rail in self.total_rails)
+    def total_lsb_mw(self) -> tuple[int, ...]:
+        """The LSB of each rail of the total, in milliwatts."""
+        return tuple(self.lsb_mw[rail] for rail in self.total_rails)
 
 
-def _steps(**step_mw: int) -> Mapping[str, int]:
-    return MappingProxyType(step_mw)
+def _lsb(**lsb_mw: int) -> Mapping[str, int]:
+    return MappingProxyType(lsb_mw)
 
 
-# Code steps are distances between neighbouring readings in recorded lines, where nothing else is said. Model strings
+# An LSB is the distance between neighbouring readings in recorded lines, where nothing else is said. Model strings
 # are those of the device trees; Adafruit-PlatformDetect lists the early ones. "energymon" stands for its page
 # jetson/JetsonPowerRails.md, which follows NVIDIA's developer guide and the device trees of L4T 32.6.1.
 
@@ -76,8 +76,8 @@ TX1 = Board(
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
     nested_rails=frozenset({"VDD_CPU", "VDD_GPU"}),
-    code_step_mw=_steps(VDD_IN=19, VDD_CPU=19, VDD_GPU=19),
-    looks=(Look(frozenset({"VDD_IN", "VDD_CPU", "VDD_GPU"}), frozenset({4}), (3500, 4096)),),
+    lsb_mw=_lsb(VDD_IN=19, VDD_CPU=19, VDD_GPU=19),
+    fingerprints=(Fingerprint(frozenset({"VDD_IN", "VDD_CPU", "VDD_GPU"}), frozenset({4}), (3500, 4096)),),
 )
 
 NANO = Board(
@@ -87,8 +87,8 @@ NANO = Board(
     total_rails=("POM_5V_IN",),  # energymon
     scope="module input (POM_5V_IN)",
     nested_rails=frozenset({"POM_5V_GPU", "POM_5V_CPU"}),
-    code_step_mw=_steps(POM_5V_IN=40, POM_5V_GPU=40, POM_5V_CPU=40),
-    looks=(Look(frozenset({"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}), frozenset({4}), (3500, 4096)),),
+    lsb_mw=_lsb(POM_5V_IN=40, POM_5V_GPU=40, POM_5V_CPU=40),
+    fingerprints=(Fingerprint(frozenset({"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}), frozenset({4}), (3500, 4096)),),
 )
 
 NANO_2GB = Board(
@@ -97,8 +97,8 @@ NANO_2GB = Board(
     model_prefixes=("NVIDIA Jetson Nano 2GB",),
     total_rails=(),  # energymon: it has no INA3221
     scope="",
-    code_step_mw=_steps(),
-    looks=(Look(frozenset(), frozenset({4}), (1700, 2048)),),  # no other Jetson has 2 GB
+    lsb_mw=_lsb(),
+    fingerprints=(Fingerprint(frozenset(), frozenset({4}), (1700, 2048)),),  # no other Jetson has 2 GB
 )
 
 _TX2_PARTS = frozenset({"VDD_CPU", "VDD_GPU", "VDD_SOC", "VDD_DDR"})  # L4T 28
@@ -113,12 +113,14 @@ TX2 = Board(
     total_rails=_VDD_IN,  # energymon, NVIDIA developer forum topic 201037
     scope=_MODULE_INPUT,
     nested_rails=_TX2_PARTS | _TX2_SYS_PARTS | _TX2_WIFI,
-    code_step_mw=MappingProxyType(
+    lsb_mw=MappingProxyType(
         {rail: 19 if "DDR" in rail else 76 for rail in sorted(_TX2_PARTS | _TX2_SYS_PARTS)}
         | {"VDD_IN": 38}
         | dict.fromkeys(sorted(_TX2_WIFI), 19)
     ),
-    looks=tuple(Look(parts | {"VDD_IN"}, frozenset({6}), (3500, 8192)) for parts in (_TX2_PARTS, _TX2_SYS_PARTS)),
+    fingerprints=tuple(
+        Fingerprint(parts | {"VDD_IN"}, frozenset({6}), (3500, 8192)) for parts in (_TX2_PARTS, _TX2_SYS_PARTS)
+    ),
 )
 
 TX2_NX = Board(
@@ -128,8 +130,8 @@ TX2_NX = Board(
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
     nested_rails=frozenset({"VDD_CPU_GPU", "VDD_SOC"}),
-    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU=40, VDD_SOC=40),  # no recording: taken over from Xavier NX
-    looks=(Look(frozenset({"VDD_IN", "VDD_CPU_GPU", "VDD_SOC"}), frozenset({6}), (3500, 4096)),),
+    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU=40, VDD_SOC=40),  # no recording: taken over from Xavier NX
+    fingerprints=(Fingerprint(frozenset({"VDD_IN", "VDD_CPU_GPU", "VDD_SOC"}), frozenset({6}), (3500, 4096)),),
 )
 
 XAVIER_NX = Board(
@@ -139,9 +141,11 @@ XAVIER_NX = Board(
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
     nested_rails=_CPU_GPU_CV_SOC,
-    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
+    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     # The rails of the small Orins; their zone tj is what it lacks.
-    looks=(Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (6500, 16384), zones=frozenset({"ao", "aux"})),),
+    fingerprints=(
+        Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (6500, 16384), zones=frozenset({"ao", "aux"})),
+    ),
 )
 
 AGX_XAVIER = Board(
@@ -152,8 +156,10 @@ AGX_XAVIER = Board(
     total_rails=("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
     scope="sum of 6 module rails",
     # Of an early image of the 16 GB module the recorded readings lie 72 mW apart.
-    code_step_mw=_steps(GPU=155, CPU=155, SOC=155, CV=155, VDDRQ=155, SYS5V=155),
-    looks=(Look(frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}), frozenset({8}), (7000, 65536)),),
+    lsb_mw=_lsb(GPU=155, CPU=155, SOC=155, CV=155, VDDRQ=155, SYS5V=155),
+    fingerprints=(
+        Fingerprint(frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}), frozenset({8}), (7000, 65536)),
+    ),
 )
 
 ORIN_NANO = Board(
@@ -165,8 +171,8 @@ ORIN_NANO = Board(
     total_rails=_VDD_IN,
     scope=_MODULE_INPUT,
     nested_rails=_CPU_GPU_CV_SOC,
-    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
-    looks=(Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (3000, 8192), zones=frozenset({"tj"})),),
+    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
+    fingerprints=(Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (3000, 8192), zones=frozenset({"tj"})),),
 )
 
 _CV_ZONES = frozenset({"cv0", "cv1", "cv2"})
@@ -178,11 +184,11 @@ ORIN_NX = Board(
     total_rails=_VDD_IN,  # as Orin Nano: the modules share their carriers
     scope=_MODULE_INPUT,
     nested_rails=_CPU_GPU_CV_SOC,
-    code_step_mw=_steps(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
+    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     # It has the accelerators that Orin Nano lacks, and so their zones; with 16 GB it has eight cores.
-    looks=(
-        Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6, 8}), (6500, 16384), zones=_CV_ZONES),
-        Look(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({8}), (12000, 16384), zones=frozenset({"tj"})),
+    fingerprints=(
+        Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6, 8}), (6500, 16384), zones=_CV_ZONES),
+        Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({8}), (12000, 16384), zones=frozenset({"tj"})),
     ),
 )
 
@@ -195,8 +201,10 @@ AGX_ORIN = Board(
     total_rails=("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
     scope="sum of 3 module rails",
     nested_rails=frozenset({"VDDQ_VDD2_1V8AO"}),
-    code_step_mw=_steps(VDD_GPU_SOC=400, VDD_CPU_CV=400, VIN_SYS_5V0=101, VDDQ_VDD2_1V8AO=100),
-    looks=(Look(frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}), frozenset({8, 12}), (28000, 65536)),),
+    lsb_mw=_lsb(VDD_GPU_SOC=400, VDD_CPU_CV=400, VIN_SYS_5V0=101, VDDQ_VDD2_1V8AO=100),
+    fingerprints=(
+        Fingerprint(frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}), frozenset({8, 12}), (28000, 65536)),
+    ),
 )
 
 _THOR_PARTS = frozenset({"VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"})
@@ -212,9 +220,9 @@ AGX_THOR = Board(
     total_rails=("VIN",),
     scope="whole board (VIN)",
     nested_rails=_THOR_PARTS,
-    # Readings lie 380 to 395 mW apart. The step of the INA238 is not known, and taken to be no finer.
-    code_step_mw=_steps(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
-    looks=(Look(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
+    # Readings lie 380 to 395 mW apart. The LSB of the INA238 is not known, and taken to be no finer.
+    lsb_mw=_lsb(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
+    fingerprints=(Fingerprint(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
 )
 
 THOR = Board(
@@ -224,8 +232,8 @@ THOR = Board(
     # Lines of two releases without VIN, recorded on such carriers.
     total_rails=("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
     scope="sum of 3 module rails",
-    code_step_mw=_steps(VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
-    looks=(Look(_THOR_PARTS, _THOR_CORES, _THOR_RAM_MB, lacks=frozenset({"VIN"})),),
+    lsb_mw=_lsb(VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
+    fingerprints=(Fingerprint(_THOR_PARTS, _THOR_CORES, _THOR_RAM_MB, lacks=frozenset({"VIN"})),),
 )
 
 DRIVE_ORIN = Board(
@@ -234,7 +242,7 @@ DRIVE_ORIN = Board(
     model_prefixes=("NVIDIA DRIVE AGX Orin", "NVIDIA DRIVE Orin"),
     total_rails=(),  # its tegrastats prints no rail
     scope="",
-    code_step_mw=_steps(),
+    lsb_mw=_lsb(),
 )
 
 BOARDS: Mapping[str, Board] = MappingProxyType(
@@ -246,4 +254,4 @@ BOARDS: Mapping[str, Board] = MappingProxyType(
         )
     }
 )
-"""All known boards by key, in the order in which they are guessed: a more telling look before a plainer one."""
+"""All known boards by key, in the order in which they are guessed: a more specific fingerprint before a plainer one."""

@@ -1,4 +1,4 @@
-"""Finds the board that lines came from, and adds up its power by the rule of the table.
+"""From samples to the total power of their board, by the rule of the table.
 
 A board that is not in the table has no total: none is guessed from the rails' names.
 """
@@ -8,8 +8,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from devit_contract.errors import InputError
-from devit_profiling.sensor.board_table import BOARDS, Board, Look
+from devit_profiling.sensor.board_table import BOARDS, Board, Fingerprint
 from devit_profiling.sensor.sample import Sample
+from devit_profiling.sensor.tegrastats import SIMULATED
+
+
+class BoardTotal:
+    """Adds up the power of each sample of one board: the one that its model names, else the first that samples fit."""
+
+    def __init__(self, model: str = "", board: Board | None = None) -> None:
+        """Find the board.
+
+        Args:
+            model: Text of ``/proc/device-tree/model``; empty if it is not known.
+            board: The board, where it is known by other means.
+        """
+        self.board = board or board_of_model(model)
+        self.is_guessed = False
+        self.is_simulated = SIMULATED in model.upper()
+        """Whether the model, or any sample so far, says that it is simulated."""
+
+    def add(self, sample: Sample) -> int | None:
+        """Give a sample's total in milliwatts; ``None`` for an unknown board or without a rail of its rule."""
+        self.is_simulated = self.is_simulated or sample.is_simulated
+        if self.board is None:
+            self.board = guess_board(sample)
+            self.is_guessed = self.board is not None
+        return total_mw(self.board, sample.rails_mw) if self.board is not None else None
 
 
 def board_of_key(key: str) -> Board:
@@ -41,9 +66,9 @@ def guess_board(sample: Sample) -> Board | None:
     """Guess the board from one line, for logs that do not name theirs; say "guessed" where the result is shown.
 
     Rails, number of cores, memory size and zones must fit. An Orin NX of 8 GB whose zones CV0 to CV2 have no power
-    passes for an Orin Nano; rule, scope and step of the two are the same.
+    passes for an Orin Nano; rule, scope and LSB of the two are the same.
     """
-    fitting = (board for board in BOARDS.values() if any(_fits(sample, look) for look in board.looks))
+    fitting = (board for board in BOARDS.values() if any(_fits(sample, known) for known in board.fingerprints))
     return next(fitting, None)
 
 
@@ -71,14 +96,14 @@ def why_no_total(board: Board | None, model: str, rails: Iterable[str]) -> str:
     return f"expected the rails {', '.join(board.total_rails)} of {board.title}, found these: {found}"
 
 
-def _fits(sample: Sample, look: Look) -> bool:
-    smallest_mb, largest_mb = look.ram_total_mb
+def _fits(sample: Sample, known: Fingerprint) -> bool:
+    smallest_mb, largest_mb = known.ram_total_mb
     return (
-        look.rails <= sample.rails_mw.keys()
-        and look.lacks.isdisjoint(sample.rails_mw)
-        and bool(look.rails) == bool(sample.rails_mw)
+        known.rails <= sample.rails_mw.keys()
+        and known.lacks.isdisjoint(sample.rails_mw)
+        and bool(known.rails) == bool(sample.rails_mw)
         and sample.ram_total_mb is not None
         and smallest_mb <= sample.ram_total_mb <= largest_mb
-        and (not sample.cpu or len(sample.cpu) in look.cores)
-        and (not look.zones or any(zone.lower() in look.zones for zone in sample.temperatures_c))
+        and (not sample.cpu or len(sample.cpu) in known.cores)
+        and (not known.zones or any(zone.lower() in known.zones for zone in sample.temperatures_c))
     )

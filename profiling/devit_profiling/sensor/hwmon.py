@@ -1,7 +1,7 @@
-"""``hwmon-power``: prints the power of a Jetson's rails, read off its monitor chips, faster than ``tegrastats`` can.
+"""``hwmon-power``: prints the power of a Jetson's rails from its monitor chips, faster than ``tegrastats`` can.
 
 It is a drop-in for ``tegrastats`` in ``agent.toml``: a child process that prints a line every ``--interval``
-milliseconds until nobody reads them. The lines' format stands in ``hwmon_lines.py``.
+milliseconds until its reader closes. The lines' format is specified in ``sensor_lines.py``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from devit_contract.errors import DevitError, EnergyError
-from devit_profiling.sensor.hwmon_lines import note_line, sample_line
-from devit_profiling.sensor.hwmon_rails import Found, RailReader, find_rails
+from devit_profiling.sensor.hwmon_rails import PowerChips, RailReader, find_rails
+from devit_profiling.sensor.sensor_lines import note_line, sample_line
+
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STDOUT, _STDERR = 1, 2
+_STATE = Path("/run/devit")
+_MAX_LINE_BYTES = 4000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print lines until nobody reads them, or SIGTERM, SIGINT or SIGHUP comes.
+    """Print lines until the reader closes, or SIGTERM, SIGINT or SIGHUP comes.
 
     Returns:
-        0 when the reader has gone, 130 after a signal, 1 after a named failure.
+        0 when the reader has closed, 130 after a signal, 1 after a named failure.
     """
     options = _parser().parse_args(argv)
-    # Blocked, they wait for `_pause`: none ends the process between changing a chip and setting it back.
+    # Blocked, they wait for `_pause`: none ends the process between changing a chip and restoring it.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         return _print_lines(options.root, options.interval, options.state, is_fast=options.fast_sensor)
@@ -38,11 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(BrokenPipeError):
             os.write(_STDERR, f"error: {err}\n".encode())
         return 1
-
-
-_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_STDOUT, _STDERR = 1, 2
-_STATE = Path("/run/devit")
 
 
 def _print_lines(root: Path, period_ms: int, state: Path, *, is_fast: bool) -> int:
@@ -56,18 +56,18 @@ def _print_lines(root: Path, period_ms: int, state: Path, *, is_fast: bool) -> i
         return _sample(reader, period_ms, is_simulated=root != Path("/"))
 
 
-def _set_averaging(found: Found, period_ms: int, state: Path, stack: ExitStack, *, is_fast: bool) -> Sequence[str]:
-    """Make the chips fast until the stack unwinds, where that is asked; else set back what a killed program left."""
+def _set_averaging(found: PowerChips, period_ms: int, state: Path, stack: ExitStack, *, is_fast: bool) -> Sequence[str]:
+    """Speed the chips up until the stack unwinds, with ``--fast-sensor``; else restore what a killed program left."""
     if not is_fast and not state.exists():
         return ()
     from devit_profiling.sensor.hwmon_averaging import (  # loads numpy: only where needed
         fast_averaging,
-        set_back_left_over,
+        restore_stale,
     )
 
     if is_fast:
         return stack.enter_context(fast_averaging(found.chips, period_ms, state))
-    note = set_back_left_over(found.chips, state)
+    note = restore_stale(found.chips, state)
     return (note,) if note else ()
 
 
@@ -100,20 +100,17 @@ def _print(line: str) -> None:
         os.write(_STDOUT, line.encode()[:_MAX_LINE_BYTES] + b"\n")
 
 
-_MAX_LINE_BYTES = 4000
-
-
 def _first(reader: RailReader) -> str:
     return next(iter(reader.problems.values()))
 
 
-def _why_none(found: Found) -> str:
+def _why_none(found: PowerChips) -> str:
     return "; ".join(found.notes) if found.notes else "found none: this is no Jetson, or its sensor is not on I2C"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="hwmon-power", description="Print the power of a Jetson's rails, read off its monitor chips (INA3221)."
+        prog="hwmon-power", description="Print the power of a Jetson's rails from its monitor chips (INA3221)."
     )
     parser.add_argument(
         "--interval", type=_period, default=100, metavar="MS", help="period in milliseconds (default: %(default)s)"
@@ -121,14 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fast-sensor",
         action="store_true",
-        help="let the chips average no longer than the period; root only, set back at the end",
+        help="experimental, no board has run it: let the chips average no longer than the period; root only",
     )
     parser.add_argument(
         "--state",
         type=Path,
         default=_STATE,
         metavar="DIR",
-        help="folder that remembers what --fast-sensor found, emptied by a reboot (default: %(default)s)",
+        help="folder that keeps what --fast-sensor must restore, lost at a reboot (default: %(default)s)",
     )
     parser.add_argument(
         "--root",

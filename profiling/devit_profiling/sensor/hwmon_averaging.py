@@ -1,8 +1,10 @@
-"""Sets how many conversions the chips average, and sets it back, whatever ends the program that did it.
+"""Lets the chips average fewer conversions, and restores them however the program ends.
+
+Experimental: no board has run it.
 
 A chip that averages 512 conversions of 0.84 ms follows a step of the load with a time constant of 0.43 s. For a period
-of 20 ms, 16 of them are as many as fit. What was found is written to a file before anything is changed. The file is
-removed when all is as it was; the next start finds it where a program was killed by force, and sets back from it.
+of 20 ms, 16 of them are as many as fit. The chips' state is written to a file before anything is changed. The file is
+removed when the state is restored; after a kill, the next start finds the file and restores from it.
 
 Two facts of the driver (Linux, ``drivers/hwmon/ina3221.c``) decide the order of what is written here. Reading
 ``update_interval`` gives the time of all conversions once (newer kernels) or times ``samples`` (older ones), while
@@ -18,18 +20,17 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import make_folder, read_json, write_json
-from devit_contract.errors import DevitError, EnergyError, InputError
+from devit_contract.artefacts.files import exclusive_lock, make_folder, read_json, remove_file, write_json
+from devit_contract.errors import DevitError, EnergyError
 from devit_profiling.sensor.hwmon_rails import Chip
-from devit_profiling.sensor.state_folder import held
 
 STATE_FILE = "sensor.json"
 SAMPLES = (1, 4, 16, 64, 128, 256, 512, 1024)
-"""What an INA3221 can average."""
+"""Numbers of conversions that an INA3221 can average."""
 
 
 class ChipState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A chip as it was found."""
+    """A chip before anything was changed."""
 
     device: str
     samples: int
@@ -39,8 +40,8 @@ class ChipState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The interval with ``samples`` at 1; only where the interval is about to be changed too."""
 
 
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state file."""
+class SensorState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The state file: what to restore."""
 
     schema: int
     chips: tuple[ChipState, ...]
@@ -48,21 +49,21 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @contextmanager
 def fast_averaging(chips: Sequence[Chip], period_ms: int, folder: Path) -> Iterator[list[str]]:
-    """Let every chip average no longer than a period; set back at the end of the block.
+    """Let every chip average no longer than a period; restore it at the end of the block.
 
     Signals that would end the process at once must be blocked meanwhile.
 
     Args:
-        chips: Of this machine.
-        period_ms: Of the readings.
-        folder: For the state file; one that is empty after a reboot, as the chips' settings are.
+        chips: The chips of this machine.
+        period_ms: Period of the readings.
+        folder: Folder of the state file, lost at a reboot as the chips' settings are.
 
     Yields:
         What was changed, one sentence a chip.
 
     Raises:
         EnergyError: No chip's averaging can be set, permission is missing, or another program has set it.
-        InputError: The state cannot be written.
+        InputError: The state file cannot be written.
     """
     settable = [chip for chip in chips if (chip.folder / "samples").exists()]
     if not settable:
@@ -73,18 +74,18 @@ def fast_averaging(chips: Sequence[Chip], period_ms: int, folder: Path) -> Itera
     for chip in settable:
         _check_permission(chip)
     make_folder(folder)
-    with _alone(folder):
-        set_back(chips, folder)
-        found = {chip.device: _found(chip) for chip in settable}
-        _remember(folder, found)
+    with _lock(folder):
+        restore(chips, folder)
+        before = {chip.device: _state_of(chip) for chip in settable}
+        _keep(folder, before)
         try:
-            yield [_hasten(chip, period_ms, found, folder) for chip in settable]
+            yield [_speed_up(chip, period_ms, before, folder) for chip in settable]
         finally:
-            set_back(chips, folder)
+            restore(chips, folder)
 
 
-def set_back_left_over(chips: Sequence[Chip], folder: Path) -> str:
-    """Set back what a program that was killed has left.
+def restore_stale(chips: Sequence[Chip], folder: Path) -> str:
+    """Restore the averaging that a killed program has left.
 
     Returns:
         What was done, or why not, in one sentence; empty where there was nothing to do.
@@ -92,15 +93,15 @@ def set_back_left_over(chips: Sequence[Chip], folder: Path) -> str:
     if not (folder / STATE_FILE).exists():
         return ""
     try:
-        with _alone(folder):
-            set_back(chips, folder)
+        with _lock(folder):
+            restore(chips, folder)
     except DevitError as err:
         return f"the averaging of the sensor is not the one the board started with: {err}"
-    return "the averaging that a killed program had left was set back"
+    return "the averaging that a killed program had left is restored"
 
 
-def set_back(chips: Sequence[Chip], folder: Path) -> None:
-    """Give every chip what the state file says, and remove the file; without a file there is nothing to do.
+def restore(chips: Sequence[Chip], folder: Path) -> None:
+    """Restore every chip from the state file, and remove the file; do nothing without a file.
 
     Raises:
         EnergyError: A chip does not take it; the file stays.
@@ -111,23 +112,20 @@ def set_back(chips: Sequence[Chip], folder: Path) -> None:
     if not path.exists():
         return
     here = {chip.device: chip for chip in chips}
-    for state in read_json(path, State, schema=1, hint=f"remove {path} and start the board anew").chips:
-        if state.device in here:  # else its driver is gone, and with it what was set
-            _restore(here[state.device], state)
-    try:
-        path.unlink()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
+    for state in read_json(path, SensorState, schema=1, hint=f"remove {path} and restart the board").chips:
+        if state.device in here:  # else its driver is gone, and its settings with it
+            _restore_chip(here[state.device], state)
+    remove_file(path)
 
 
-def _hasten(chip: Chip, period_ms: int, found: dict[str, ChipState], folder: Path) -> str:
-    """Choose as many samples as fit into a period, never more than there were."""
-    before = found[chip.device]
+def _speed_up(chip: Chip, period_ms: int, states: dict[str, ChipState], folder: Path) -> str:
+    """Choose as many samples as fit into a period, never more than before."""
+    before = states[chip.device]
     _write(chip, "samples", 1)
     once_ms = _read(chip, "update_interval") if before.update_interval_ms is not None else None
     if once_ms is not None and once_ms > period_ms:
-        found[chip.device] = msgspec.structs.replace(before, once_ms=once_ms)
-        _remember(folder, found)
+        states[chip.device] = msgspec.structs.replace(before, once_ms=once_ms)
+        _keep(folder, states)
         _write(chip, "update_interval", period_ms)
         once_ms = _read(chip, "update_interval")
     # Less than half a millisecond reads as 0; where nothing is known, one sample is the only sure choice.
@@ -136,29 +134,29 @@ def _hasten(chip: Chip, period_ms: int, found: dict[str, ChipState], folder: Pat
     if samples > 1:
         _write(chip, "samples", samples)
     text = f"{chip.device} averages {samples} conversions instead of {before.samples}"
-    if found[chip.device].once_ms is not None:
-        text += f", of {once_ms} ms instead of {found[chip.device].once_ms} ms"
+    if states[chip.device].once_ms is not None:
+        text += f", of {once_ms} ms instead of {states[chip.device].once_ms} ms"
     return f"{text}, as --fast-sensor asks"
 
 
-def _restore(chip: Chip, state: ChipState) -> None:
+def _restore_chip(chip: Chip, state: ChipState) -> None:
     if state.once_ms is not None:
         _write(chip, "samples", 1)
         _write(chip, "update_interval", state.once_ms)
     _write(chip, "samples", state.samples)
     if (samples := _read(chip, "samples")) != state.samples:
         raise EnergyError(
-            f"{chip.folder / 'samples'}: expected {state.samples} as before, found {samples}: start the board anew"
+            f"{chip.folder / 'samples'}: expected {state.samples} as before, found {samples}: restart the board"
         )
 
 
-def _found(chip: Chip) -> ChipState:
+def _state_of(chip: Chip) -> ChipState:
     interval_ms = _read(chip, "update_interval") if (chip.folder / "update_interval").exists() else None
     return ChipState(chip.device, _read(chip, "samples"), interval_ms)
 
 
-def _remember(folder: Path, found: dict[str, ChipState]) -> None:
-    write_json(folder / STATE_FILE, State(1, tuple(found.values())))
+def _keep(folder: Path, states: dict[str, ChipState]) -> None:
+    write_json(folder / STATE_FILE, SensorState(1, tuple(states.values())))
 
 
 def _check_permission(chip: Chip) -> None:
@@ -184,5 +182,6 @@ def _write(chip: Chip, attribute: str, value: int) -> None:
         raise EnergyError(f"{path}: cannot be set to {value} ({err.strerror}): run as root") from err
 
 
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    return held(folder, "another program samples with --fast-sensor now: wait for its end, or leave it out here")
+def _lock(folder: Path) -> AbstractContextManager[int]:
+    busy = "another program samples with --fast-sensor: wait for its end, or leave the option out"
+    return exclusive_lock(folder, busy=EnergyError(f"{folder}: {busy}"))

@@ -9,7 +9,7 @@ driver               files of a rail                                            
 ``ina238``           ``hwmon/hwmonN/power1_input`` (uW)                               uW / 1000; board input of a Thor
 ==================== ================================================================ =================================
 
-All lie below ``/sys/bus/i2c/drivers/DRIVER/BUS-ADDRESS``. The number of an hwmon or iio folder changes from boot to
+All are below ``/sys/bus/i2c/drivers/DRIVER/BUS-ADDRESS``. The number of an hwmon or iio folder changes from boot to
 boot, so rails are known by their labels. Voltage and current are two reads a fraction of a millisecond apart.
 Kernel documentation: hwmon/ina3221, hwmon/ina238. The Thor's VIN: rbonghi/jetson_stats, pull request 900.
 """
@@ -25,13 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+_NUMBER_BYTES = 32
+_UNCONNECTED = "NC"
+_SUM_WORD = "shunt"
+"""The channel with the sum of the shunt voltages is no rail; its label says so, and its number differs by release."""
+_BOARD_INPUT = "VIN"
+
 
 @dataclass(frozen=True)
 class Rail:
-    """A rail and the files that tell its power."""
+    """A rail and the files of its power."""
 
     name: str
-    """As its label says."""
+    """Its label."""
     place: str
     """Where it is measured, for people: ``1-0040 channel 2``."""
     files: tuple[Path, ...]
@@ -51,8 +57,8 @@ class Chip:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a machine has to measure its power with."""
+class PowerChips:
+    """The power monitor chips of a machine and their rails."""
 
     rails: tuple[Rail, ...]
     chips: tuple[Chip, ...]
@@ -60,8 +66,8 @@ class Found:
     """What was left out, and why."""
 
 
-def find_rails(root: Path = Path("/")) -> Found:
-    """Look for the chips below ``root``, which holds ``sys``; every rail is read once to see that it can be."""
+def find_rails(root: Path = Path("/")) -> PowerChips:
+    """Find the chips below ``root``, which holds ``sys``; every rail is read once as a check."""
     chips = tuple(Chip(device.name, folder) for device, folder in _folders(root))
     notes: list[str] = []
     rails: dict[str, Rail] = {}
@@ -72,7 +78,7 @@ def find_rails(root: Path = Path("/")) -> Found:
             notes.append(f"{rail.name} ({rail.place}) is left out: {problem}")
         else:
             rails[rail.name] = rail
-    return Found(tuple(rails.values()), chips, tuple(notes))
+    return PowerChips(tuple(rails.values()), chips, tuple(notes))
 
 
 class RailReader:
@@ -126,7 +132,7 @@ class RailReader:
                 for descriptor in descriptors:
                     power *= int(os.pread(descriptor, _NUMBER_BYTES, 0))
             except (OSError, ValueError) as err:
-                self.problems[name] = _words(err)
+                self.problems[name] = _reason(err)
                 continue
             rails_mw.append((name, round(power / divisor)))
         return (start_ns + time.monotonic_ns()) // 2, rails_mw
@@ -135,13 +141,6 @@ class RailReader:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._descriptors.append(descriptor)
         return descriptor
-
-
-_NUMBER_BYTES = 32
-_UNCONNECTED = "NC"
-_SUM_WORD = "shunt"
-"""The channel with the sum of the shunt voltages is no rail; its label says so, and its number differs by release."""
-_BOARD_INPUT = "VIN"
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, Path]]:
@@ -181,10 +180,10 @@ def _problem_of(rail: Rail) -> str:
             reader.read()
             return reader.problems.get(rail.name, "")
     except OSError as err:
-        return _words(err)
+        return _reason(err)
 
 
-def _words(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     text = error.strerror or str(error) if isinstance(error, OSError) else "it gives no number"
     return f"reading it fails ({text})"
 

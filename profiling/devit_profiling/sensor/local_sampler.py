@@ -11,10 +11,9 @@ from pathlib import Path
 from types import TracebackType
 
 from devit_contract.errors import EnergyError
-from devit_contract.wire.messages import SamplingCost
+from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.sensor.hwmon_rails import find_rails
 from devit_profiling.sensor.sampler import PowerSampler
-from devit_profiling.sensor.tegrastats import StampedLine
 
 
 def find_sensor(root: Path = Path("/")) -> tuple[str, ...]:
@@ -55,7 +54,7 @@ class LocalSampler:
             EnergyError: This machine has no sensor.
         """
         self.command = tuple(command) or find_sensor(root)
-        self.lines: list[StampedLine] = []
+        self.lines: list[PowerLine] = []
         """All that have come."""
         self.problem = ""
         """Why no more will come; empty while sampling goes on."""

@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import IO
 
 from devit_contract.errors import EnergyError
-from devit_contract.wire.messages import SamplingCost
-from devit_profiling.sensor.hwmon_lines import time_ns_of
-from devit_profiling.sensor.tegrastats import StampedLine
+from devit_contract.wire.messages import PowerLine, SamplingCost
+from devit_profiling.sensor.sensor_lines import time_ns_of
 
 
 class PowerSampler:
@@ -96,7 +95,7 @@ class PowerSampler:
         """Give the descriptor to poll. On any event, error and hang-up too, :meth:`read_lines` has something to do."""
         return _pipe(self._running()).fileno()
 
-    def read_lines(self) -> list[StampedLine]:
+    def read_lines(self) -> list[PowerLine]:
         """Take the lines that have arrived, without waiting; an empty list if there are none.
 
         A line that tells when it was read at the sensor carries that time. All others of one call carry the time of
@@ -149,12 +148,12 @@ class PowerSampler:
             return  # its number may be another process's by now
         self._latest = time.monotonic_ns(), cpu_s_of(child.pid)
 
-    def _stamped(self, text: str, now_ns: int) -> StampedLine:
+    def _stamped(self, text: str, now_ns: int) -> PowerLine:
         own_ns = time_ns_of(text)
         if own_ns is None or not self._last_own_ns < own_ns <= now_ns:
-            return StampedLine(now_ns, text)
+            return PowerLine(now_ns, text)
         self._last_own_ns = own_ns
-        return StampedLine(own_ns, text)
+        return PowerLine(own_ns, text)
 
     def _end_text(self) -> str:
         """Say how the child ended, with its last words; its output is closed, so it is about to be gone."""

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
@@ -36,32 +35,6 @@ from devit_profiling.sensor.sample import CoreLoad, EngineLoad, Sample
 
 SIMULATED = "SIMULATED"
 """The token that marks a line as made by the simulator."""
-
-
-@dataclass(frozen=True)
-class StampedLine:
-    """A line of text and when it arrived."""
-
-    monotonic_ns: int
-    """``time.monotonic_ns()`` of the machine that read it."""
-    text: str
-
-
-@dataclass(frozen=True)
-class StampedSample:
-    """A sample and when its line arrived."""
-
-    monotonic_ns: int
-    sample: Sample
-
-
-@dataclass(frozen=True)
-class Log:
-    """The samples of a recording."""
-
-    samples: tuple[StampedSample, ...]
-    foreign_lines: int
-    """Lines with text that are no samples: dates, summaries, messages of other programs."""
 
 
 def parse_line(line: str) -> Sample | None:

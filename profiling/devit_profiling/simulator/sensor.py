@@ -50,7 +50,7 @@ def recursive_average(board: Board, seed: int) -> Sensor:
     # What is left of the old after one conversion, 1 - 1/N, as a lag; a single sample keeps nothing.
     tau_s = -_CONVERSION_S / math.log(1 - 1 / samples) if samples > 1 else 0.0
     gain = {rail: 1 + draw.uniform(-_MAX_GAIN, _MAX_GAIN) for rail in POWER[board.key].idle_mw}
-    zero_mw, step_mw = _zero_mw(board), board.code_step_mw
+    zero_mw, step_mw = _zero_mw(board), board.lsb_mw
     offset_mw = {rail: zero_mw[rail] + draw.uniform(-_MAX_OFFSET, _MAX_OFFSET) * step_mw[rail] for rail in zero_mw}
     return Sensor(f"average of {samples}", tau_s, gain, offset_mw)
 
@@ -78,8 +78,7 @@ class Readings:
         self._tau_s = sensor.tau_s
         self._seen_mw = list(settled_mw)
         self._rails = [
-            (float(board.code_step_mw[rail]), sensor.gain[rail], sensor.offset_mw[rail])
-            for rail in POWER[board.key].idle_mw
+            (float(board.lsb_mw[rail]), sensor.gain[rail], sensor.offset_mw[rail]) for rail in POWER[board.key].idle_mw
         ]
         self._ripple_steps = ripple_steps
         self._random = random.Random(f"ripple {seed}")

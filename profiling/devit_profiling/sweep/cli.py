@@ -1,8 +1,9 @@
-"""``profile sweep``: what it takes and what it prints."""
+"""``profile sweep``: measures this device in several power modes."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ import typer
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
+    from devit_profiling.record.record import Plan
+    from devit_profiling.sweep.sweep import SweepTarget
     from devit_profiling.sweep.verdict import Sweep
 
 
@@ -26,7 +29,7 @@ def sweep(
         str | None, typer.Option(metavar="N,...", help="Power modes of this device, as nvpmodel numbers them.")
     ] = None,
     deadline_ms: Annotated[
-        float | None, typer.Option(metavar="MS", min=0.0, help="Which 99 of 100 inferences shall keep.")
+        float | None, typer.Option(metavar="MS", min=0.0, help="Deadline that 99 of 100 inferences must keep.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Bundle folder, built on this device.")] = None,
     submodel: Annotated[int, typer.Option(metavar="N", min=0, help="Which submodel runs.")] = 0,
@@ -48,28 +51,26 @@ def sweep(
         typer.Option(metavar="DIR", help="Folder with calibrations (default: ~/.config/devit/calibrations)."),
     ] = None,
     state: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder that remembers the mode that was found, for a killed sweep.")
+        Path, typer.Option(metavar="DIR", help="Folder that keeps the mode to restore after a killed sweep.")
     ] = Path("/var/lib/devit"),
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs.")] = Path("runs"),
     restore: Annotated[
-        bool, typer.Option("--restore", help="Only set back the mode that a killed sweep has changed.")
+        bool, typer.Option("--restore", help="Only restore the mode that a killed sweep has changed.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON on standard output.")] = False,
 ) -> None:
     """Measure this device in several power modes, as root, and name the cheapest that keeps a deadline.
 
-    Runs on the device itself; the mode that was found is set again at the end, after Ctrl-C too, and after a kill by
-    the next start. Modes that need a reboot are left out and named.
+    Run it on the device itself. The mode before the sweep is restored at the end, after Ctrl-C too, and by the next
+    start after a kill. Modes that need a reboot are left out and named.
     """
     from devit_engines.bench.child import engine_command
-    from devit_profiling.load.local_run import planned_s
     from devit_profiling.record.calibration import default_folder
     from devit_profiling.record.record import Plan
-    from devit_profiling.sweep.nvpmodel import NvpModel, set_back_left_over
-    from devit_profiling.sweep.sweep import Bench
-    from devit_profiling.sweep.sweep import sweep as run_sweep
+    from devit_profiling.sweep.nvpmodel import NvpModel, restore_stale
+    from devit_profiling.sweep.sweep import SweepTarget
 
-    if note := set_back_left_over(NvpModel(), state):
+    if note := restore_stale(NvpModel(), state):
         typer.echo(f"note: {note}", err=True)
     if restore:
         return
@@ -78,17 +79,27 @@ def sweep(
     numbers = _numbers(power_modes)
     command = engine_command(bundle, submodel, store, threads, engine)
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
-    bench = Bench(name, submodel, command, NvpModel(), state, calibrations=calibrations or default_folder())
+    target = SweepTarget(name, submodel, command, NvpModel(), state, calibrations=calibrations or default_folder())
+    _measure(target, numbers, deadline_ms, plan, out, as_json=as_json)
+
+
+def _measure(
+    target: SweepTarget, modes: Sequence[int], deadline_ms: float, plan: Plan, out: Path, *, as_json: bool
+) -> None:
+
+    from devit_profiling.load.local_run import planned_s
+    from devit_profiling.sweep.sweep import sweep as run_sweep
+
     _end_with_the_terminal()
-    typer.echo(f"{len(numbers)} modes, about {len(numbers) * planned_s(plan) / 60:.1f} min", err=True)
+    typer.echo(f"{len(modes)} modes, about {len(modes) * planned_s(plan) / 60:.1f} min", err=True)
     with terminal.progress_bar(quiet=as_json) as progress:
-        folder, found = run_sweep(bench, numbers, deadline_ms, plan, out, progress)
+        folder, found = run_sweep(target, modes, deadline_ms, plan, out, progress)
     if as_json:
         terminal.print_json(found)
     else:
         show(folder, found)
     if not found.is_whole:
-        typer.echo("interrupted: the figures are of the modes that were measured whole", err=True)
+        typer.echo("interrupted: the figures cover the modes that were measured to their end", err=True)
         raise typer.Exit(130)
 
 
@@ -96,19 +107,19 @@ def show(folder: Path, found: Sweep) -> None:
     """Print a verdict for people."""
     from devit_profiling.sweep.verdict import SWEEP_HEADER, sweep_rows
 
-    mark = ": SIMULATED power, no measurement of a board" if found.is_simulated else ""
-    title = f"Power modes of {found.device}{mark}"
+    simulated = ": SIMULATED power, no measurement of a board" if found.is_simulated else ""
+    title = f"Power modes of {found.device}{simulated}"
     terminal.print_table(title, SWEEP_HEADER, sweep_rows(found), numbers=(1, 2, 4, 5, 6))
     typer.echo(found.verdict)
     for line in found.refused:
         typer.echo(f"note: {line}")
     calibrated = "calibrated" if found.is_calibrated else "not calibrated"
     typer.echo(f"note: joules of {found.scope or 'no total'}, {calibrated}; back to back, one image at a time")
-    typer.echo(f"note: {found.found} is set again")
+    typer.echo(f"note: {found.found} is restored")
     typer.echo(f"report: {folder / 'report.html'}")
 
 
 def _end_with_the_terminal() -> None:
-    """Have a lost connection end the sweep as Ctrl-C does; under nohup it goes on."""
+    """End the sweep at a lost connection as at Ctrl-C; under nohup it continues."""
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -1,7 +1,7 @@
-"""Reads and sets a Jetson's power mode by ``nvpmodel``, and sets it back, whatever ends the program that changed it.
+"""Reads and sets a Jetson's power mode by ``nvpmodel``, and restores it however the program ends.
 
-What was found is written to a file before anything is changed, in a folder that outlives a reboot, as the mode does.
-The file is removed when the mode is back; the next start finds it where a program was killed by force.
+The mode is written to a file before it is changed, in a folder that outlives a reboot, as the mode does. The file is
+removed when the mode is restored; after a kill, the next start finds the file.
 
 ``nvpmodel`` asks before modes that only a reboot can bring, "DO YOU WANT TO REBOOT NOW? enter YES/yes to confirm".
 It is always told no.
@@ -18,37 +18,32 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import make_folder, read_json, write_json
-from devit_contract.errors import DevitError, EnergyError, InputError
-from devit_profiling.sensor.state_folder import held
+from devit_contract.artefacts.files import exclusive_lock, make_folder, read_json, remove_file, write_json
+from devit_contract.errors import DevitError, EnergyError
+from devit_contract.machine import PowerMode
 
 STATE_FILE = "power-mode.json"
 STATE_FOLDER = Path("/var/lib/devit")
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that end a sweep, after the mode is back."""
+"""Signals that end a sweep, after the mode is restored."""
+_BUSY = "another program sweeps power modes: wait for its end"
+# Of L4T 32 to 38: "NV Power Mode: MAXN", then the number on a line of its own; warnings and the fan's mode may stand
+# around them.
+_MODE = re.compile(r"NV Power Mode\s*:\s*(?P<name>\S+)\s*\n\s*(?P<number>\d+)\s*$", re.MULTILINE)
+_REBOOT = re.compile(r"reboot required|want to reboot", re.IGNORECASE)
+_TIMEOUT_S = 60.0
 
 
 class RebootError(EnergyError):
     """A mode that only a reboot can bring."""
 
 
-class PowerMode(msgspec.Struct, frozen=True):
-    """A mode as the board calls it; numbers mean something else on every board."""
-
-    number: int
-    name: str
-
-    def __str__(self) -> str:
-        """For people: ``mode 0 (MAXN)``."""
-        return f"mode {self.number} ({self.name})"
-
-
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state file."""
+class ModeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The state file: what to restore."""
 
     schema: int
     number: int
-    """Of the mode that was found."""
+    """Number of the mode before the sweep."""
 
 
 class NvpModel:
@@ -59,7 +54,7 @@ class NvpModel:
         self._command = tuple(command)
 
     def query(self) -> PowerMode:
-        """Ask for the mode of now.
+        """Ask for the present mode.
 
         Raises:
             EnergyError: The program is missing, or tells none.
@@ -99,7 +94,7 @@ class NvpModel:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=_TIMEOUT_S,
-                start_new_session=True,  # Ctrl-C reaches this process, which then sets the mode back
+                start_new_session=True,  # Ctrl-C reaches this process, which then restores the mode
                 check=False,
             )
         except OSError as err:
@@ -116,70 +111,62 @@ class NvpModel:
 
 @contextmanager
 def mode_kept(nvpmodel: NvpModel, folder: Path) -> Iterator[PowerMode]:
-    """Let the block change the mode; set it back at its end.
+    """Let the block change the mode; restore it at the end.
 
     Yields:
-        The mode that was found.
+        The mode before the block.
 
     Raises:
-        EnergyError: The mode is not told, cannot be set back, or another sweep is under way.
+        EnergyError: The mode is not told, cannot be restored, or another sweep is running.
         InputError: The state cannot be written.
     """
     make_folder(folder)
-    with held(folder, "another program sweeps power modes now: wait for its end"):
-        _set_back(nvpmodel, folder)
+    with exclusive_lock(folder, busy=EnergyError(f"{folder}: {_BUSY}")):
+        _restore(nvpmodel, folder)
         found = nvpmodel.query()
-        write_json(folder / STATE_FILE, State(1, found.number))
+        write_json(folder / STATE_FILE, ModeState(1, found.number))
         try:
             yield found
         finally:
-            # Blocked, they wait: none ends the process before the mode is back.
+            # Blocked, they wait: none ends the process before the mode is restored.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
             try:
-                _set_back(nvpmodel, folder)
+                _restore(nvpmodel, folder)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def set_back_left_over(nvpmodel: NvpModel, folder: Path) -> str:
-    """Set back what a program that was killed has left.
+def restore_stale(nvpmodel: NvpModel, folder: Path) -> str:
+    """Restore the mode that a killed program has left.
 
     Returns:
         What was done, in one sentence; empty where there was nothing to do.
 
     Raises:
-        DevitError: It cannot be set back; the state file stays.
+        DevitError: It cannot be restored; the state file stays.
     """
     if not (folder / STATE_FILE).exists():
         return ""
-    with held(folder, "another program sweeps power modes now: wait for its end"):
-        found = _set_back(nvpmodel, folder)
+    with exclusive_lock(folder, busy=EnergyError(f"{folder}: {_BUSY}")):
+        found = _restore(nvpmodel, folder)
     return f"{found}, which a killed sweep had changed, is set again" if found is not None else ""
 
 
-def _set_back(nvpmodel: NvpModel, folder: Path) -> PowerMode | None:
+def _restore(nvpmodel: NvpModel, folder: Path) -> PowerMode | None:
     """Set what the state file says, and remove it; ``None`` where there is no file."""
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    number = read_json(path, State, schema=1, hint=f"set the mode by hand with nvpmodel -m, and remove {path}").number
+    number = read_json(
+        path, ModeState, schema=1, hint=f"set the mode by hand with nvpmodel -m, and remove {path}"
+    ).number
     try:
-        # Even where it is the mode of now: a mode that was declined may be written down for the next start.
+        # Even where it is the present mode: a mode that was declined may be written down for the next start.
         found = nvpmodel.set(number)
     except DevitError as err:
         raise type(err)(f"power mode {number}, in which the sweep found the board, is not set again: {err}") from err
-    try:
-        path.unlink()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
+    remove_file(path)
     return found
-
-
-# Of L4T 32 to 38: "NV Power Mode: MAXN", then the number on a line of its own; warnings and the fan's mode may stand
-# around them.
-_MODE = re.compile(r"NV Power Mode\s*:\s*(?P<name>\S+)\s*\n\s*(?P<number>\d+)\s*$", re.MULTILINE)
-_REBOOT = re.compile(r"reboot required|want to reboot", re.IGNORECASE)
-_TIMEOUT_S = 60.0
 
 
 def _last(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which power mode is the cheapest that keeps the deadline, and what that is worth."""
+"""The verdict of a sweep: the power mode with the least energy that keeps the deadline."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from devit_contract.machine import PowerMode
 from devit_profiling.figures.analysis import Report, ScenarioReport
 from devit_profiling.figures.interval import Estimate
 from devit_profiling.report.text import interval, joules, number
-from devit_profiling.sweep.nvpmodel import PowerMode
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
+SWEEP_HEADER = ("mode", "p50 ms", "p99 ms", "deadline", "idle W", "W", "J/inf.", "95 % interval")
 
 
 class ModeFigures(msgspec.Struct, frozen=True):
@@ -46,7 +47,7 @@ class Sweep(msgspec.Struct, frozen=True):
     scope: str
     deadline_ms: float
     found: PowerMode
-    """The mode before the sweep, which was set again."""
+    """The mode before the sweep, which is restored."""
     modes: tuple[ModeFigures, ...]
     refused: tuple[str, ...]
     """Modes that need a reboot, a sentence each."""
@@ -65,7 +66,7 @@ def judge(
     *,
     is_whole: bool,
 ) -> Sweep:
-    """Read the figures of the modes off a sweep's report, whose scenarios they are, and choose."""
+    """Take the figures of each mode from its scenario in the report, and choose a mode."""
     scenarios = {scenario.name: scenario for scenario in report.scenarios}
     figures = tuple(_figures(mode, scenarios[str(mode)], deadline_ms) for mode in modes)
     device = report.devices[0]
@@ -107,9 +108,6 @@ def choose(modes: Sequence[ModeFigures], deadline_ms: float) -> tuple[ModeFigure
     if rivals:
         text += f"; intervals do not tell it apart from {', '.join(rivals)}"
     return first, text
-
-
-SWEEP_HEADER = ("mode", "p50 ms", "p99 ms", "deadline", "idle W", "W", "J/inf.", "95 % interval")
 
 
 def sweep_rows(sweep: Sweep) -> list[list[str]]:
@@ -163,4 +161,4 @@ def _p99_ms(mode: ModeFigures) -> float:
 
 
 def _title(mode: ModeFigures) -> str:
-    return f"mode {mode.number} ({mode.name})"
+    return str(PowerMode(mode.number, mode.name))

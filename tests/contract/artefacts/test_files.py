@@ -7,6 +7,8 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ import pytest
 from devit_contract.artefacts.files import (
     Tensors,
     check_replaceable,
+    exclusive_lock,
     make_folder,
     new_folder,
     read_json,
@@ -82,6 +85,8 @@ def test_a_full_disk_is_one_line_and_leaves_old_content_whole(tmp_path: Path) ->
         (draft / "part").write_bytes(b"old")
     code = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from devit_contract.errors import InputError
 from devit_contract.artefacts.files import new_folder, write_bytes
@@ -126,6 +131,38 @@ def test_a_replaced_folder_holds_nothing_of_the_old_one(tmp_path: Path) -> None:
             (draft / name).write_text(name)
     assert names(path) == ["new"]
     assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "new file"])
+def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path, kind: str) -> None:
+    path = tmp_path if kind == "folder" else tmp_path / "lock"
+    if kind == "file":
+        path.touch(0o444)
+    busy = InputError("somebody has it")
+    with exclusive_lock(path), pytest.raises(InputError, match="somebody has it"), exclusive_lock(path, busy=busy):
+        pass
+    with exclusive_lock(path, busy=busy):
+        pass
+
+
+def test_a_lock_that_another_holds_is_waited_for(tmp_path: Path) -> None:
+    waits, order = threading.Event(), []
+
+    def second() -> None:
+        with exclusive_lock(tmp_path, on_wait=waits.set):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as pool, exclusive_lock(tmp_path):
+        done = pool.submit(second)
+        assert waits.wait(30)
+        order.append("first")
+    done.result(30)
+    assert order == ["first", "second"]
+
+
+def test_a_lock_in_a_folder_that_is_absent_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be opened: No such file"), exclusive_lock(tmp_path / "none" / "lock"):
+        pass
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, OSError])
@@ -216,15 +253,14 @@ def test_a_struct_written_as_json_is_read_back_and_gives_the_same_bytes_again(tm
     assert read_json(tmp_path / "b", Thing, schema=1, hint="") == thing
 
 
-def test_tensors_and_metadata_are_read_back_whatever_their_memory_order(tmp_path: Path) -> None:
+def test_tensors_are_read_back_whatever_their_memory_order(tmp_path: Path) -> None:
     tensors: Tensors = {
         "fortran": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
         "strided": np.arange(10, dtype=np.int64)[::3],
         "number": np.array(7.0),
     }
-    write_tensors(tmp_path / "t", tensors, {"who": "test"})
-    found, metadata = read_tensors(tmp_path / "t", "")
-    assert metadata == {"who": "test"}
+    write_tensors(tmp_path / "t", tensors)
+    found = read_tensors(tmp_path / "t", "")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)

@@ -18,8 +18,8 @@ KEYS = {
     for number, name in enumerate(("node", "jetson1", "jetson2", "desk"))
 }
 PLAIN = """
-schema = 1
-[[node]]
+schema = 2
+[node]
 endpoint = "tcp://127.0.0.1:7711"
 client_endpoint = "tcp://[::1]:7712"
 [[device]]
@@ -30,8 +30,8 @@ name = "jetson2"
 submodel = 1
 """
 KEYED = f"""
-schema = 1
-[[node]]
+schema = 2
+[node]
 endpoint = "tcp://10.0.0.2:7711"
 client_endpoint = "tcp://*:7712"
 public_key = "{KEYS["node"]}"
@@ -119,16 +119,17 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
         (KEYED, "k_min = 2", "queue = -1", "serving.queue: expected 0 to 4096, found -1"),
         (KEYED, "k_min = 2", "gather_ms = nan", "serving.gather_ms: expected 0 to 60000, found nan"),
         (KEYED, "k_min = 2", "kmin = 2", "unknown field `kmin`"),
-        (PLAIN, "schema = 1", "schema = 2", "field schema: expected 1, found 2"),
-        (PLAIN, "submodel = 1", "", "missing required field `submodel`"),
+        (PLAIN, "schema = 2", "schema = 3", "field schema: expected 2, found 3"),
+        (PLAIN, "[node]", "[[node]]", "[[node]] is the form of schema 1: write [node] instead, and schema = 2"),
+        ("schema = 1\nnode = []\ndevice = []", "", "", "[[node]] is the form of schema 1"),
         (
-            PLAIN,
-            '[[device]]\nname = "jetson1"',
-            '[[node]]\nendpoint = "tcp://127.0.0.1:1"\nclient_endpoint = "tcp://127.0.0.1:2"\n'
-            '[[device]]\nname = "jetson1"',
-            "expected one [[node]], found 2",
+            KEYED,
+            "k_min = 2",
+            'feature_dtype = "half"',
+            "field serving.feature_dtype: expected float16 or float32, found",
         ),
-        ("schema = 1\nnode = []\ndevice = []", "", "", "expected at least one [[node]] and one [[device]]"),
+        (PLAIN, "submodel = 1", "", "missing required field `submodel`"),
+        ("device = []" + PLAIN.partition("[[device]]")[0], "", "", "has no [[device]]: see examples/fleet.toml"),
     ],
 )
 def test_a_fleet_that_contradicts_itself_is_refused_in_one_line(
@@ -168,6 +169,19 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
             "threads: expected 1 to 256, found 3000000000",
         ),
         ('bundle = "bundle"', "", "missing required field `bundle`"),
+        *[
+            (
+                'bundle = "bundle"',
+                f'bundle = "bundle"\n{field} = "{found}"',
+                f"field {field}: expected {allowed}, found '{found}': see examples/agent.toml",
+            )
+            for field, found, allowed in (
+                ("backend", "trt", "auto, ort or tensorrt"),
+                ("precision", "FP16", "fp16 or fp32"),
+                ("cuda", "cupy", "auto, ctypes, cuda-bindings or pycuda"),
+                ("host_memory", "maped", "mapped or pinned"),
+            )
+        ],
     ],
 )
 def test_an_agent_file_that_contradicts_itself_is_refused_in_one_line(

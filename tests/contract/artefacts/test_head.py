@@ -6,16 +6,15 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
+from devit_contract.arrays import Float64Array
 from devit_contract.artefacts.files import read_tensors, write_tensors
 from devit_contract.artefacts.head import RIDGE, Fusion, FusionHead, FusionStatistics, columns_of, devices_of, mask_of
 from devit_contract.errors import ManifestError
-
-Float64Array = npt.NDArray[np.float64]
 
 
 def training_features(dims: tuple[int, ...], rng: np.random.Generator, count: int = 400) -> Float64Array:
@@ -52,7 +51,7 @@ def columns(dims: tuple[int, ...], mask: int) -> tuple[list[int], list[int]]:
 all_dims = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(0.4)
 @given(dims=all_dims, seed=st.integers(0, 1 << 32), data=st.data())
 def test_a_subset_answers_as_the_full_head_over_features_filled_in_by_regression(
     dims: tuple[int, ...], seed: int, data: st.DataObject
@@ -92,7 +91,7 @@ def test_all_devices_give_the_plain_linear_head() -> None:
     np.testing.assert_allclose(found, features @ head.weight.T + head.bias, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(0.3)
 @given(dims=all_dims, seed=st.integers(0, 1 << 32))
 def test_uncertainty_is_a_covariance_that_shrinks_with_devices_to_zero(dims: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -156,7 +155,7 @@ def test_a_file_without_one_of_its_tensors_or_with_another_shape_is_refused(tmp_
     rng = np.random.default_rng(6)
     path = tmp_path / "fusion.safetensors"
     head_of(training_features((3, 2), rng), (3, 2), rng).save(path)
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {other: tensor for other, tensor in tensors.items() if other != name})
     with pytest.raises(ManifestError, match=rf"fusion\.safetensors: expected a tensor '{name}'"):
         FusionHead.load(path)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.opened import opened_files
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import write_tensors
-from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.errors import InputError, ManifestError
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
@@ -43,15 +45,79 @@ def test_the_tiny_bundle_opens_and_its_golden_set_is_complete() -> None:
     assert {path.name for path in TINY.iterdir()} == {file.name for file in bundle.manifest.files} | {"manifest.json"}
 
 
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_one_changed_byte_in_any_file_is_refused_with_both_digests(folder: Path, name: str) -> None:
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
+    damage(folder / name)
     expected = next(file.sha256 for file in Bundle(TINY).manifest.files if file.name == name)
     with pytest.raises(
         ManifestError, match=f"{re.escape(name)}: expected sha256 {expected[:12]}, found [0-9a-f]{{12}}"
     ):
+        Bundle(folder).verify()
+
+
+def test_each_file_is_refused_when_it_is_read_and_the_others_are_not(folder: Path) -> None:
+    """A damaged file of another submodel must not keep this one from its work."""
+    damaged = folder / "submodel-1.fp32.onnx"
+    damage(damaged)
+    bundle = Bundle(folder)
+    assert bundle.read("submodel", device=0, rung="fp32") == (TINY / "submodel-0.fp32.onnx").read_bytes()
+    assert bundle.fusion_head().dims == (6, 4)
+    assert len(bundle.golden()["images"]) > 0
+    with pytest.raises(ManifestError, match=f"{damaged}: expected sha256"):
+        bundle.read("submodel", device=1, rung="fp32")
+    for name in ("fusion.safetensors", "golden.safetensors"):
+        damage(folder / name)
+    with pytest.raises(ManifestError, match=r"fusion\.safetensors: expected sha256"):
+        bundle.fusion_head()
+    with pytest.raises(ManifestError, match=r"golden\.safetensors: expected sha256"):
+        bundle.golden()
+
+
+def test_a_file_that_changes_after_the_bundle_was_opened_is_refused(folder: Path) -> None:
+    bundle = Bundle(folder)
+    bundle.verify()
+    damage(folder / "submodel-0.fp16.onnx")
+    with pytest.raises(ManifestError, match="expected sha256"):
+        bundle.read("submodel", device=0, rung="fp16")
+
+
+def test_opening_reads_the_manifest_and_reading_one_file_reads_that_one(folder: Path) -> None:
+    with opened_files(folder) as opened:
+        bundle = Bundle(folder)
+        assert opened == ["manifest.json"]
+        bundle.read("submodel", device=1, rung="fp16")
+        assert opened[1:] == ["submodel-1.fp16.onnx"]
+        bundle.fusion_head()
+        assert opened[2:] == ["fusion.safetensors"]
+        bundle.verify()
+        assert sorted(opened[3:]) == FILES
+
+
+def test_a_file_of_another_size_is_refused_without_reading_it(folder: Path) -> None:
+    path = folder / "submodel-1.fp32.onnx"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(
+        ManifestError, match=f"expected {len(content)} bytes, found {len(content) - 1}: copy the bundle"
+    ):
+        Bundle(folder)
+
+
+def test_a_file_that_is_not_listed_or_listed_twice_is_refused(folder: Path) -> None:
+    (folder / ".hidden").touch()
+    (folder / "manifest.json.sig").touch()
+    Bundle(folder)
+    (folder / "submodel-9.fp32.onnx").touch()
+    with pytest.raises(ManifestError, match=r"submodel-9\.fp32\.onnx: not listed in manifest\.json: remove it"):
+        Bundle(folder)
+    edit(folder, lambda raw: raw["files"].append(raw["files"][0]))
+    with pytest.raises(ManifestError, match="listed more than once"):
         Bundle(folder)
 
 
@@ -71,21 +137,30 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda raw: raw.update(schema=1), "field schema: expected 2, found 1"),
+        (lambda raw: raw.update(schema=1), "field schema: expected 3, found 1"),
         (lambda raw: raw.update(missing="zeros"), "expected conditional-mean, found 'zeros'"),
         (lambda raw: raw.update(submodels=[]), "submodels: expected 1 to 64, found 0"),
         (lambda raw: raw.update(surprise=1), "unknown field `surprise`"),
         (lambda raw: raw.pop("labels"), "missing required field `labels`"),
-        (lambda raw: raw["files"][0].update(role="virus"), "role: expected one of submodel"),
-        (lambda raw: raw["files"][0].update(rung="int4"), "rung: expected one of fp16"),
+        (
+            lambda raw: raw["files"][0].update(role="virus"),
+            "field files[0].role: expected baseline, fusion, golden, samples, submodel or teacher, found 'virus'",
+        ),
+        (
+            lambda raw: raw["files"][0].update(rung="int4"),
+            "field files[0].rung: expected fp16, fp16-attn32 or fp32, found 'int4'",
+        ),
         (
             lambda raw: raw["submodels"][0].update(rungs=["int4"]),
-            "rungs: expected some of fp16, fp16-attn32, fp32, found",
+            "field submodels[0].rungs[0]: expected fp16, fp16-attn32 or fp32, found 'int4'",
         ),
         (lambda raw: raw["submodels"][0]["fp32_nodes"].update(fast=[]), "fp32_nodes: expected rungs fp16, fp16-attn32"),
         (lambda raw: raw["submodels"][1].pop("ranges"), "missing required field `ranges`"),
         (lambda raw: raw["preprocess"].update(colour="cmyk"), "colour: expected gray or rgb, found 'cmyk'"),
-        (lambda raw: raw["preprocess"].update(interpolation="magic"), "interpolation: expected nearest"),
+        (
+            lambda raw: raw["preprocess"].update(interpolation="magic"),
+            "interpolation: expected bicubic, bilinear or nearest, found 'magic'",
+        ),
         (lambda raw: raw["preprocess"].update(height=0), "height and width: expected 1 to 4096"),
         (lambda raw: raw["preprocess"].update(resize_to=7), "resize_to: expected 0, or from the crop's longer side"),
     ],
@@ -118,7 +193,7 @@ def test_a_golden_set_of_unequal_lengths_is_refused(folder: Path) -> None:
 
 def test_files_and_graphs_that_are_not_there_are_named() -> None:
     manifest = Bundle(TINY).manifest
-    with pytest.raises(ManifestError, match="expected a file of role submodel, device 7, rung fp32, found none"):
+    with pytest.raises(ManifestError, match="lists no file of role submodel, device 7, rung fp32"):
         manifest.file("submodel", device=7, rung="fp32")
     with pytest.raises(ManifestError, match="expected a submodel 7, found submodels 0 to 1"):
         manifest.graph("submodel", 7)
@@ -128,10 +203,8 @@ def test_files_and_graphs_that_are_not_there_are_named() -> None:
 
 def replace_golden(folder: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
     write_tensors(folder / "golden.safetensors", tensors)
-    edit(
-        folder,
-        lambda raw: raw["files"][-1].update(sha256=describe_file(folder, "golden.safetensors", "golden").sha256),
-    )
+    entry = describe_file(folder, "golden.safetensors", "golden")
+    edit(folder, lambda raw: raw["files"][-1].update(sha256=entry.sha256, size_bytes=entry.size_bytes))
 
 
 def test_a_manifest_is_written_with_the_same_bytes_again(tmp_path: Path) -> None:

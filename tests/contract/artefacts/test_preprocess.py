@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.support.properties import examples
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import check_image, decode_image, fit_image, load_image, picture_size
@@ -153,7 +154,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
     assert time.process_time() - start_s < 1.0
 
 
-@settings(max_examples=150, deadline=None)
+@examples(1.5)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "WEBP"]),
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
@@ -185,7 +186,7 @@ def test_an_image_that_the_graph_does_not_take_is_refused(image: npt.NDArray[np.
     rubbish=st.binary(min_size=1, max_size=8),
     kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "WEBP"]),
 )
-@settings(max_examples=300, deadline=None)
+@examples(3)
 def test_a_damaged_picture_is_read_or_refused_and_nothing_else(place: int, rubbish: bytes, kind: str) -> None:
     """Pictures come from strangers: whatever else escaped would end the edge agent that decodes them."""
     buffer = io.BytesIO()
@@ -287,7 +288,7 @@ def test_each_orientation_turns_the_pixels_as_exif_says(
 
 
 @given(rubbish=st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@examples(2)
 def test_a_damaged_orientation_counts_as_none(rubbish: bytes) -> None:
     """One of ImageNet's pictures has such a tag: training must not end there."""
     file = io.BytesIO()
@@ -373,7 +374,7 @@ def test_torchs_own_resize_agrees_within_one_level(interpolation: str) -> None:
 
 def test_training_sees_the_bytes_that_a_device_sees(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs it; devices run without")
-    from devit_decompose.data.splits import load_dataset
+    from devit_decompose.data.dataset import load_dataset
     from devit_decompose.recipe.schema import DataRecipe
 
     for part in ("train", "test"):

@@ -15,8 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 from zmq.utils import z85
 
 from devit_contract.artefacts.revoked import RevokedKeys, restore, revoke, revoked_path
@@ -214,7 +215,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=300, deadline=None)
+@examples(3)
 @given(hits=st.lists(damages(), min_size=1, max_size=4))
 def test_random_damage_never_lets_a_key_in_again(sealed: bytes, hits: list[tuple[float, float, bytes]]) -> None:
     """In place, without a new inode, and one after the other, as a failing disk or a careless copy does it."""

@@ -90,7 +90,7 @@ def desk(tmp_path: Path) -> Desk:
 def test_a_signed_bundle_is_admitted_and_its_signer_named(desk: Desk) -> None:
     path = sign_manifest(desk.bundle, desk.key, "desk")
     assert path == desk.bundle / "manifest.json.sig"
-    assert verify_bundle(desk.bundle, desk.signers) == "desk"
+    assert verify_bundle(desk.bundle, desk.signers)[1] == "desk"
     assert desk.admit() == "desk"
     bundle, signer = open_admitted(desk.bundle, desk.signers, desk.memory)
     assert (bundle.manifest, signer) == (Bundle(desk.bundle).manifest, "desk")
@@ -157,7 +157,7 @@ def test_files_exchanged_for_each_other_are_refused(desk: Desk) -> None:
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    assert "submodel-0.fp32.onnx: expected sha256" in desk.refusal()
+    assert "submodel-0.fp32.onnx: expected " in desk.refusal()
 
 
 def test_an_unsigned_bundle_is_refused(desk: Desk) -> None:
@@ -263,7 +263,7 @@ def test_a_certificate_is_refused_for_signing_but_its_authority_may_be_allowed(d
 
 def test_a_broken_bundle_is_not_signed(desk: Desk) -> None:
     (desk.bundle / "fusion.safetensors").write_bytes(b"")
-    with pytest.raises(ManifestError, match=r"fusion\.safetensors: expected sha256"):
+    with pytest.raises(ManifestError, match=r"fusion\.safetensors: expected 952 bytes, found 0"):
         sign_manifest(desk.bundle, desk.key, "desk")
     assert not (desk.bundle / "manifest.json.sig").exists()
 
@@ -357,7 +357,7 @@ def test_a_bundle_that_is_refused_leaves_no_memory(desk: Desk) -> None:
     desk.sign(9)
     head = desk.bundle / "fusion.safetensors"
     content = head.read_bytes()
-    head.write_bytes(b"")
+    head.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert "expected sha256" in desk.refusal()
     head.write_bytes(content)
     desk.sign(1)

@@ -91,8 +91,13 @@ def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path, monkeypatch: p
         assert opened.recv(4096) == b"STATUS=waiting"
 
 
-def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemd_no_socket_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise AssertionError("a socket was made")
+
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     supervisor = Supervisor()
+    monkeypatch.setattr(socket, "socket", refuse)
     supervisor.ready("ready")
     supervisor.alive()
+    supervisor.stopping()

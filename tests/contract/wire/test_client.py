@@ -168,7 +168,7 @@ def test_where_nobody_listens_the_client_says_so_in_its_time(tmp_path: Path) -> 
 @pytest.mark.parametrize("wrong", ["client key", "node key", "no key"])
 def test_a_wrong_key_is_said_long_before_the_time_is_over(cell: LocalCell, wrong: str) -> None:
     stranger = KeyPair(*zmq.curve_keypair())
-    node_key = cell.fleet.node[0].public_key.encode()
+    node_key = cell.fleet.node.public_key.encode()
     keys: dict[str, tuple[KeyPair | None, bytes | None]] = {
         "client key": (stranger, node_key),
         "node key": (cell.client_keys, stranger.public),
@@ -177,7 +177,7 @@ def test_a_wrong_key_is_said_long_before_the_time_is_over(cell: LocalCell, wrong
     own, expected = keys[wrong]
     start_s = time.monotonic()
     with (
-        Client(cell.fleet.node[0].client_endpoint, keys=own, node_key=expected, timeout_s=60) as client,
+        Client(cell.fleet.node.client_endpoint, keys=own, node_key=expected, timeout_s=60) as client,
         pytest.raises(RefusedError, match="the node does not accept this client, the handshake failed"),
     ):
         client.status()
@@ -256,3 +256,4 @@ def test_a_client_may_be_closed_twice(cell: LocalCell) -> None:
     client = cell.client()
     client.close()
     client.close()
+    assert client._link.socket.closed

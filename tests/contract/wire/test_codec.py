@@ -9,9 +9,10 @@ from contextlib import suppress
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
+from tests.support.properties import examples
 
 from devit_contract.errors import WireError
 from devit_contract.wire.codec import (
@@ -237,7 +238,7 @@ def test_a_message_cut_off_or_lengthened_anywhere_is_refused(name: str) -> None:
         unpack(golden + b"\0")
 
 
-@settings(max_examples=300)
+@examples(3)
 @given(tail=st.binary(max_size=300), header=st.binary(min_size=100, max_size=100), is_plausible=st.booleans())
 def test_random_bytes_raise_nothing_but_a_refusal(tail: bytes, header: bytes, is_plausible: bool) -> None:
     """With ``is_plausible`` magic, lengths and checksum hold, so that the inner checks are reached."""
@@ -257,7 +258,7 @@ def test_random_bytes_raise_nothing_but_a_refusal(tail: bytes, header: bytes, is
                 message.array()
 
 
-@settings(max_examples=300)
+@examples(3)
 @given(
     dims=st.lists(st.sampled_from([0, 1, 2, 3, 6, 255, 65536, 2**31, 2**32 - 1]), min_size=4, max_size=4),
     ndim=st.integers(0, 5),

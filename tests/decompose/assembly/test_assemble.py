@@ -21,15 +21,17 @@ from devit_contract.errors import InputError, ManifestError
 from devit_contract.service.progress import no_progress
 from devit_decompose.assembly import features as features_module
 from devit_decompose.assembly.assemble import Order, assemble, set_head
+from devit_decompose.assembly.data_recipe import data_recipe
 from devit_decompose.assembly.features import FeatureCache, weights_digest
-from devit_decompose.assembly.record import Assembly, data_recipe, load_as, load_assembly
 from devit_decompose.assembly.ridge import LinearHead
-from devit_decompose.data.splits import load_dataset
-from devit_decompose.decomposition import Decomposition, load_decomposition
+from devit_decompose.data.dataset import load_dataset
 from devit_decompose.evaluate import evaluate, load_cell
+from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_decompose.models.timm_models import import_timm
-from devit_decompose.subset_accuracy import accuracy, joined_features, run
+from devit_decompose.models_folder.assembly import Assembly, load_assembly
+from devit_decompose.models_folder.decomposition import Decomposition, load_decomposition
+from devit_decompose.models_folder.subset_accuracy import joined_features
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
@@ -147,7 +149,7 @@ def test_each_submodel_keeps_its_own_linear_probe_as_its_head(
 ) -> None:
     """Also the DeiT, whose two heads' mean it is."""
     out, _, assembly = assembled
-    test = load_as(assembly.data, SPEC).test
+    test = load_dataset(assembly.data, SPEC).test
     for model, record in zip(load_cell(out).submodels, assembly.backbones, strict=True):
         assert accuracy(run(model, test.images), test.labels) == pytest.approx(record.probe_test_accuracy, abs=0.042)
 
@@ -162,7 +164,7 @@ def test_features_are_timms_own(
 ) -> None:
     """The code of timm on the pictures of the test, with its own normalisation."""
     out, _, assembly = assembled
-    images = load_as(assembly.data, SPEC).test.images[:4]
+    images = load_dataset(assembly.data, SPEC).test.images[:4]
     theirs = timm.create_model("test_vit", img_size=32, num_classes=5)
     from safetensors.torch import load_file
 
@@ -225,7 +227,7 @@ def test_features_do_not_depend_on_the_processes_that_decode(
     monkeypatch.setattr(features_module, "_BATCH", 7)
     torch.manual_seed(0)
     model = Model(small_config()).eval()
-    images = load_as(data_recipe("folder", folder, SPEC, PIXELS, name="x"), SPEC).test.images
+    images = load_dataset(data_recipe("folder", folder, SPEC, PIXELS, name="x"), SPEC).test.images
     found = [
         FeatureCache(tmp_path / str(workers), SPEC, workers).features(model, "w", images, "d", lambda done: None)
         for workers in (0, 2)
@@ -237,7 +239,7 @@ def test_features_do_not_depend_on_the_processes_that_decode(
 def test_a_damaged_picture_is_named_by_whichever_process_finds_it(tmp_path: Path, folder: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "test" / "red" / "03.png").write_bytes(b"no picture")
-    images = load_as(data_recipe("folder", broken, SPEC, PIXELS, name="x"), SPEC).test.images
+    images = load_dataset(data_recipe("folder", broken, SPEC, PIXELS, name="x"), SPEC).test.images
     for workers in (0, 1):
         cache = FeatureCache(tmp_path / "cache", SPEC, workers)
         with pytest.raises(InputError, match=r"red/03\.png"):
@@ -292,7 +294,7 @@ def test_a_deits_two_heads_average_to_one_linear_head() -> None:
 
 def test_idx_images_become_larger_and_coloured_and_keep_their_places(idx_folder: Path) -> None:
     recipe = data_recipe("idx", idx_folder, SPEC, PIXELS, name="squares")
-    plain, large = load_dataset(recipe), load_as(recipe, SPEC)
+    plain, large = load_dataset(recipe), load_dataset(recipe, SPEC)
     assert recipe.validation_images == 60
     assert (large.preprocess, plain.test.images.shape) == (SPEC, (200, 8, 8, 1))
     image = large.test.images[:1]

@@ -6,18 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
+from devit_contract.arrays import Int64Array
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.service.progress import no_progress
 from devit_decompose.assembly import logistic
 from devit_decompose.assembly import ridge as ridge_module
 from devit_decompose.assembly.logistic import fit_logistic
 from devit_decompose.assembly.ridge import STRENGTHS, LinearHead, Parts, Ridge, columns_of_parts, moments_of
-from devit_decompose.subset_accuracy import statistics_of
-
-Int64Array = npt.NDArray[np.int64]
+from devit_decompose.models_folder.subset_accuracy import statistics_of
 
 
 def made_up(
@@ -46,7 +46,7 @@ def least_squares(parts: Parts, labels: Int64Array, classes: int, strength: floa
     return LinearHead(weight, found[-1] - weight @ mean)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(0.25)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(6, 60),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing.process
 import random
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -9,15 +10,16 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.support.properties import examples
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.batches import Batch, apply_variant, batches, variant_count
-from devit_decompose.data.images import PictureFiles
-from devit_decompose.data.splits import Split
+from devit_decompose.data.batches import Batch, BatchSpec, apply_variant, batches, variant_count
+from devit_decompose.data.dataset import Split
+from devit_decompose.data.lazy_images import ImageFiles
 from devit_decompose.recipe.schema import AugmentRecipe, Schedule
 
 PLAIN = AugmentRecipe(flip=False, shift_pixels=0)
@@ -53,7 +55,7 @@ def pictures(folder: Path, count: int) -> Split:
     for number, name in enumerate(names):
         pixels = generator.integers(0, 256, (20 + number, 30, 3), np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    return Split(PictureFiles(folder, names, Preprocess(16, 16, "rgb")), np.arange(count, dtype=np.int64) % CLASSES)
+    return Split(ImageFiles(folder, names, Preprocess(16, 16, "rgb")), np.arange(count, dtype=np.int64) % CLASSES)
 
 
 def made(
@@ -82,14 +84,8 @@ def made(
         batches(
             split,
             schedule,
-            classes=CLASSES,
-            seed=seed,
-            epoch=epoch,
-            rank=rank,
-            world=world,
+            BatchSpec(seed, epoch, CLASSES, MEAN[:colours], STD[:colours], rank, world),
             workers=workers,
-            mean=MEAN[:colours],
-            std=STD[:colours],
         )
     )
 
@@ -263,7 +259,7 @@ def test_batches_of_timms_augmentation_depend_on_seed_and_epoch_alone(colours: i
 
 
 @needs_timm
-@settings(max_examples=8)
+@examples(0.08)
 @given(world=st.sampled_from([1, 2, 4]), epoch=st.integers(0, 9))
 def test_the_slices_of_all_processes_are_varied_like_the_batches_of_one(world: int, epoch: int) -> None:
     split = split_of(16, 16, 16)
@@ -278,7 +274,7 @@ def test_a_crop_shows_a_part_of_the_picture_at_full_size(tmp_path: Path) -> None
     ramp = np.zeros((64, 128, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = 2 * np.arange(128)[None, :], 4 * np.arange(64)[:, None]
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    images = PictureFiles(tmp_path, ("ramp.png",) * 16, Preprocess(16, 16, "rgb"))
+    images = ImageFiles(tmp_path, ("ramp.png",) * 16, Preprocess(16, 16, "rgb"))
     split = Split(images, np.zeros(16, np.int64))
     augment = msgspec.structs.replace(PLAIN, crop=True, shift_pixels=5)
     crops = joined(made(split, augment, batch=16)).images
@@ -379,8 +375,8 @@ def test_a_picture_that_cannot_be_read_ends_training_with_one_line(tmp_path: Pat
 
 
 def test_images_in_memory_that_are_flipped_and_shifted_need_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a loader was made")
+    def refuse(*_: object) -> None:
+        raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("devit_decompose.data.batches.DataLoader", refuse)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
     assert len(made(split_of(12), AugmentRecipe(), workers=2)) == 3

@@ -16,9 +16,9 @@ from PIL import Image
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import load_image
 from devit_contract.errors import InputError
-from devit_decompose.data.images import PictureArrays, PictureFiles
+from devit_decompose.data.dataset import load_dataset
+from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
 from devit_decompose.data.sources import paired, preprocess_of, read_idx, read_source
-from devit_decompose.data.splits import load_dataset
 from devit_decompose.models.timm_models import import_torchvision
 from devit_decompose.recipe.schema import DataRecipe
 
@@ -151,7 +151,7 @@ def test_too_few_images_to_pair_are_refused(labels: list[int]) -> None:
 def test_a_folder_of_pictures_is_a_data_set(folder: Path) -> None:
     data = load_dataset(recipe_of(folder))
     assert data.class_names == ("cat", "dog")
-    assert isinstance(data.training.images, PictureFiles)
+    assert isinstance(data.training.images, ImageFiles)
     assert [len(part) for part in (data.training, data.validation, data.test)] == [4, 2, 2]
     reds = [part.images[:][:, 3, 3, 0].tolist() for part in (data.training, data.validation)]
     assert sorted(reds[0] + reds[1]) == [0, 1, 2, 100, 101, 102]
@@ -178,7 +178,7 @@ def test_hidden_files_are_left_out_and_deeper_folders_and_links_are_not(folder: 
     picture(folder / "elsewhere" / "5.png", 105)
     (folder / "train" / "dog" / "link").symlink_to(folder / "elsewhere")
     training = read_source(recipe_of(folder)).training
-    assert isinstance(training.images, PictureFiles)
+    assert isinstance(training.images, ImageFiles)
     assert training.images.names == (
         *(f"cat/{number}.png" for number in range(3)),
         *(f"dog/{number}.png" for number in range(3)),
@@ -299,7 +299,7 @@ def test_cifar_100_is_kept_in_memory_at_its_own_size(cifar: Path) -> None:
 def test_cifar_100_is_enlarged_when_images_are_taken(cifar: Path, tmp_path: Path) -> None:
     recipe = recipe_of(cifar, source="cifar100", classes=100, size=(48, 48), validation_images=100)
     test = load_dataset(recipe).test
-    assert isinstance(test.images, PictureArrays)
+    assert isinstance(test.images, ResizedImages)
     Image.fromarray(test.images.pixels[5]).save(tmp_path / "five.png")
     np.testing.assert_array_equal(test.images[5:6][0], load_image(tmp_path / "five.png", preprocess_of(recipe)))
 
@@ -346,7 +346,7 @@ def test_flowers_102_trains_on_the_makers_training_and_validation_part(
     training, test, names = read_source(recipe)
     assert len(training.labels) == len(test.labels) == 204
     assert names[:2] == ("pink primrose", "hard-leaved pocket orchid")
-    assert isinstance(training.images, PictureFiles)
+    assert isinstance(training.images, ImageFiles)
     assert (training.images.names[0], training.images.names[-1]) == ("image_00307.jpg", "image_00306.jpg")
     for part in (training, test):
         assert np.abs(part.images[:][:, 3, 3, 0].astype(int) - part.labels).max() <= 3  # JPEG rounds
@@ -371,7 +371,7 @@ def test_stanford_cars_are_read_by_their_development_kit(tmp_path: Path) -> None
     recipe = recipe_of(tmp_path, source="stanford_cars", classes=196, validation_images=196)
     training, test, found = read_source(recipe)
     assert found[195] == "Car 195"
-    assert isinstance(test.images, PictureFiles)
+    assert isinstance(test.images, ImageFiles)
     assert (training.labels[0], test.images.names[391]) == (1, "cars_test/00392.jpg")
     assert np.abs(test.images[:][:, 3, 3, 0].astype(int) - test.labels).max() <= 3  # JPEG rounds
     assert len(load_dataset(recipe).training) == 196

@@ -5,14 +5,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.errors import InputError
+from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import PRESETS, Model, ModelConfig, StemLayer, uniform_config
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.importance import Importance, importance
-from devit_decompose.pruning.search import OwnAccuracy, ReadoutAccuracy, SearchRecord, _Space, search
+from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, _Space, search
 from devit_decompose.pruning.shrink import Dimension, allowed_sizes
 
 ALL: tuple[Dimension, ...] = ("heads", "head_width", "width", "neurons", "stem")
@@ -188,7 +190,7 @@ def test_a_grid_with_few_shapes_gives_few_candidates(source: Model, scores: Impo
     assert record.drawn == 7 * 20
 
 
-@settings(deadline=None, max_examples=25)
+@examples(0.25)
 @given(
     name=st.sampled_from(["ViT-B/16", "DeiT-S", "CCT-7/7x2"]),
     share=st.floats(0.07, 0.45),
@@ -231,7 +233,7 @@ def test_a_readout_finds_what_the_own_head_has_not_learnt(backbone: str) -> None
             model.distillation_head.weight.zero_()
         for parameter in model.blocks.parameters():
             parameter.mul_(5.0)
-    assert OwnAccuracy(images, labels)(model) == pytest.approx(0.25)
+    assert accuracy(run(model.eval(), images), labels) == pytest.approx(0.25)
     assert ReadoutAccuracy(images, labels)(model) > 0.9
 
 
@@ -241,15 +243,3 @@ def test_a_readout_of_noise_is_near_chance() -> None:
     images = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 1), dtype=np.uint8)
     labels = np.random.default_rng(1).integers(0, 4, 400)
     assert 0.15 < ReadoutAccuracy(images, labels)(Model(config())) < 0.35
-
-
-def test_own_accuracy_counts_right_answers() -> None:
-    torch.manual_seed(0)
-    model = Model(config()).eval()
-    images, _ = labelled(300)
-    with torch.no_grad():
-        answers = model(torch.from_numpy(images)).argmax(dim=1).numpy()
-    wrong = answers.copy()
-    wrong[:75] = (wrong[:75] + 1) % 4
-    assert OwnAccuracy(images, answers)(model) == 1.0
-    assert OwnAccuracy(images, wrong)(model) == 0.75

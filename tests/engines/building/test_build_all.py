@@ -9,16 +9,19 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from tests.support.opened import opened_files
 
+from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, BundleFile, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_engines import ort
 from devit_engines.board import Board
 from devit_engines.building import backends
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
-from devit_engines.engine import CheckedEngine, EngineSpec, Float32Array, UInt8Array
+from devit_engines.engine import CheckedEngine, EngineSpec
 
 
 class Perturbed(ort.OrtEngine):
@@ -48,7 +51,7 @@ def rewrite(bundle: Bundle, **changes: object) -> Bundle:
     return Bundle(bundle.folder)
 
 
-def with_file(bundle: Bundle, role: str, name: str) -> tuple[BundleFile, ...]:
+def with_file(bundle: Bundle, role: str, name: str) -> tuple[FileEntry, ...]:
     """The manifest's files, one of them digested again."""
     return tuple(
         describe_file(bundle.folder, name, role) if file.role == role else file for file in bundle.manifest.files
@@ -218,7 +221,7 @@ def test_new_golden_images_judge_the_stored_engine_again(
     """The same graph in a new bundle need not be built again, but what it passed were other images."""
     build_engines(tiny, store, submodels=[0], board=board)
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
     newer = rewrite(tiny, files=with_file(tiny, "golden", path.name))
     with pytest.raises(EngineError, match="judged by others: run devit build"):
@@ -235,7 +238,7 @@ def test_new_golden_images_judge_the_stored_engine_again(
 
 def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundle, store: Store, board: Board) -> None:
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {**tensors, "features.1": tensors["features.1"][:, :3]})
     broken = rewrite(tiny, files=with_file(tiny, "golden", path.name))
     with pytest.raises(ManifestError, match=r"expected feature dims \(6, 4\), found \(6, 3\)"):
@@ -244,7 +247,7 @@ def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundl
 
 def test_a_golden_set_without_images_or_baseline_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "baseline.logits"})
     bare = rewrite(tiny, files=with_file(tiny, "golden", path.name))
     with pytest.raises(ManifestError, match=r"expected baseline\.logits"):
@@ -253,6 +256,22 @@ def test_a_golden_set_without_images_or_baseline_is_refused(tiny: Bundle, store:
     empty = rewrite(tiny, files=with_file(tiny, "golden", path.name))
     with pytest.raises(ManifestError, match="expected images"):
         build_engines(empty, store, board=board)
+
+
+def test_a_build_reads_its_own_graph_alone_and_loading_reads_none(tiny: Bundle, store: Store, board: Board) -> None:
+    """A damaged graph of another submodel stops neither."""
+    for rung in ("fp16", "fp32"):
+        path = tiny.path("submodel", device=1, rung=rung)
+        path.write_bytes(bytes(path.stat().st_size))
+    with opened_files(tiny.folder) as opened:
+        build_engines(Bundle(tiny.folder), store, submodels=[0], board=board)
+        graphs = {name for name in opened if name.endswith(".onnx")}
+        assert graphs == {"submodel-0.fp32.onnx"}
+        opened.clear()
+        load_engine(Bundle(tiny.folder), store, 0, board=board).close()
+        assert opened == ["manifest.json"]
+    with pytest.raises(ManifestError, match=r"submodel-1\.fp32\.onnx: expected sha256"):
+        build_engines(Bundle(tiny.folder), store, submodels=[1], board=board)
 
 
 def test_a_model_that_changed_behind_the_open_bundle_is_refused(tiny: Bundle, store: Store, board: Board) -> None:

@@ -270,7 +270,7 @@ def test_nothing_is_installed_for_what_is_no_bundle_or_outside_a_clone(device: D
     assert not device.record.exists()
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="installs")
 @pytest.mark.timeout(600)
 def test_the_whole_of_it_builds_the_shipped_bundle_in_an_environment_of_its_own(tmp_path: Path) -> None:
     """Really: venv, pip install with the packages it downloads, doctor, two engines judged on golden images."""

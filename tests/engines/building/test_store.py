@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
 from devit_contract.errors import EngineError, InputError, NotBuiltError
 from devit_engines.accuracy import GateResult
@@ -123,7 +124,7 @@ def test_any_flipped_bit_of_the_engine_is_found(kept: Store, place: int) -> None
             kept.read(KEY.digest)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(4)
 @given(st.integers(0, 1 << 14))
 def test_a_flipped_bit_of_the_record_is_an_error_or_the_same_engine(kept: Store, place: int) -> None:
     """The record names the engine's digest: damaged, it may lie about a figure, but not load other bytes."""

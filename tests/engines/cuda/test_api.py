@@ -768,7 +768,7 @@ print("CUDA", driver.CUDA_VERSION)
 """
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="installs")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("wheel", WHEELS)
 def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path, wheel: str) -> None:
@@ -790,7 +790,7 @@ def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path,
     }
     for command in (
         ["-c", COMPARE],
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not system", "-k", "bindings", __file__],
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not nightly", "-k", "bindings", __file__],
     ):
         done = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

@@ -146,7 +146,7 @@ def test_the_workspace_is_a_quarter_of_free_memory_within_bounds(
 
 
 def test_unknown_memory_is_an_error_and_not_a_guess(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="expected MemAvailable"):
+    with pytest.raises(InputError, match="no line MemAvailable"):
         workspace_bytes(tmp_path)
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import HostMemory
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.api import open_cuda
 from devit_engines.engine import EngineSpec
 from devit_engines.trt.builder import PlanRequest, build_plan
-from devit_engines.trt.engine import HOST_MEMORY, TrtEngine
+from devit_engines.trt.engine import TrtEngine
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
 
@@ -55,7 +57,7 @@ def engine_of(trt: ModuleType, content: bytes, spec: EngineSpec, cuda: str = "ct
 
 
 @pytest.mark.parametrize("cuda", ["ctypes", "cuda-bindings", "pycuda"])
-@pytest.mark.parametrize("host_memory", HOST_MEMORY)
+@pytest.mark.parametrize("host_memory", get_args(HostMemory))
 @pytest.mark.parametrize("use_graph", [False, True])
 def test_features_are_the_golden_ones_however_it_is_run(
     trt: ModuleType, driver: FakeDriver, bundle: Bundle, spec: EngineSpec, cuda: str, host_memory: str, use_graph: bool

@@ -16,7 +16,8 @@ import pytest
 import torch
 from tests.engines.fakes.fake_tensorrt import VERSIONS
 
-from devit_contract.artefacts.manifest import RUNGS, Bundle
+from devit_contract.artefacts.manifest import Bundle
+from devit_contract.choices import RUNGS
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_export.graph import export_features
 from devit_export.variants import make_rung
@@ -24,7 +25,7 @@ from devit_export.variants import make_rung
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 DEADLINE_S = 900
-pytestmark = [pytest.mark.system, pytest.mark.timeout(DEADLINE_S)]
+pytestmark = [pytest.mark.nightly(part="installs"), pytest.mark.timeout(DEADLINE_S)]
 
 STUBS = """
 #include <stddef.h>

@@ -16,8 +16,9 @@ from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, describe_file, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_contract.service.progress import no_progress
 from devit_engines.accuracy import GateResult, run_gate
@@ -218,7 +219,7 @@ def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_pass
     """The old one must neither be loaded nor stand in the way."""
     build_engines(tiny, store, submodels=[0], board=ORIN)
     path = tiny.path("golden")
-    tensors, _ = read_tensors(path, "")
+    tensors = read_tensors(path, "")
     write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
     files = tuple(
         describe_file(tiny.folder, path.name, "golden") if file.role == "golden" else file

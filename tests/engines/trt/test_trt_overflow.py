@@ -18,10 +18,10 @@ from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
+from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import write_bytes, write_tensors
 from devit_contract.artefacts.head import FusionHead, FusionStatistics
 from devit_contract.artefacts.manifest import (
-    RUNGS,
     SCHEMA,
     Bundle,
     GraphRecord,
@@ -29,9 +29,9 @@ from devit_contract.artefacts.manifest import (
     Parity,
     Preprocess,
     SubsetAccuracy,
-    describe_file,
     write_manifest,
 )
+from devit_contract.choices import RUNGS
 from devit_engines.board import Board
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from devit_contract.errors import DevitError, EnergyError, InputError, ManifestError
+from devit_contract.wire.messages import PowerLine
 from devit_profiling.calibrate.fit import calibrate
 from devit_profiling.calibrate.meter_log import read_meter_log
 from devit_profiling.cli import app
@@ -24,7 +25,6 @@ from devit_profiling.record.record import IDLE, WINDOW, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.report import OUTPUTS, write_report
 from devit_profiling.sensor.board_table import BOARDS
-from devit_profiling.sensor.tegrastats import StampedLine
 from devit_profiling.simulator.board import SimulatedBoard
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def make_bench(
     lines = []
     for step in range(round(LENGTH_S / STEP_S) + 1):
         time_s = step * STEP_S
-        lines.append(StampedLine(round((CLOCK_S + time_s) * 1e9), board.line(time_s, load(time_s))))
+        lines.append(PowerLine(round((CLOCK_S + time_s) * 1e9), board.line(time_s, load(time_s))))
     device = recording.run.devices[0]
     about = msgspec.structs.replace(device.description, board_model=BOARDS[key].model_prefixes[0])
     run = msgspec.structs.replace(
@@ -119,11 +119,11 @@ def test_calibrated_joules_are_the_true_ones_within_what_is_stated(fake_run: Fak
         report = analyse(calibrated_run(bench, found))
         (energy,) = report.scenarios[0].energies
         phases = [phase for phase in read_recording(bench.run).run.phases if phase.kind in (IDLE, WINDOW)]
-        edges_s = [
-            (edge.marks["jetson1"].monotonic_ns / 1e9 - CLOCK_S for edge in (phase.start, phase.end))
+        boundaries_s = [
+            (boundary.snapshots["jetson1"].monotonic_ns / 1e9 - CLOCK_S for boundary in (phase.start, phase.end))
             for phase in phases
         ]
-        idle_w, *true_w = [bench.true_w(*ends_s) for ends_s in edges_s]
+        idle_w, *true_w = [bench.true_w(*ends_s) for ends_s in boundaries_s]
         mean_true_w = sum(true_w) / len(true_w)
         assert energy.mean_w is not None
         assert energy.idle_w is not None

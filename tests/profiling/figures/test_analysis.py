@@ -231,7 +231,7 @@ def test_one_simulated_device_leaves_the_other_a_measurement(
 def test_requested_and_measured_period_stand_in_the_report(fake_run: FakeRun) -> None:
     device = analyse_recording(fake_run.recording()).devices[0]
     assert (device.interval_ms, device.period_ms) == (100, 100.0)
-    assert device.code_step_mw == {"VDD_IN": 40}
+    assert device.lsb_mw == {"VDD_IN": 40}
 
 
 def test_same_files_give_the_same_report(fake_run: FakeRun, tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ def test_folder_without_a_run_is_told_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "text"),
     [
-        ("run.json", '"schema": 1', '"schema": 2', "field schema: expected 1, found 2"),
+        ("run.json", '"schema": 2', '"schema": 3', "field schema: expected 2, found 3"),
         ("run.json", '"windows": 2', '"windows": "two"', "field plan.windows"),
         ("run.json", '"kind": "window"', '"kind": "door"', "kind: expected one of"),
-        ("run.json", '"jetson1": {', '"jetson7": {', "expected a mark of jetson1"),
+        ("run.json", '"jetson1": {', '"jetson7": {', "expected a snapshot of jetson1"),
         ("run.json", "{", "", "not a JSON file"),
         ("latency.csv", "scenario,window", "window,scenario", "expected the columns"),
         ("latency.csv", ",full,", ",splendid,", "line 2"),

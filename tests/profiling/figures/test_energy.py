@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devit_contract.arrays import Float64Array
 from devit_contract.errors import EnergyError
 from devit_profiling.figures.energy import (
     IDLE_MINIMUM,
-    Float64Array,
     Minimum,
     burst_j,
     energy_j,

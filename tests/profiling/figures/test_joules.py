@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from devit_contract.wire.messages import Mark
+from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.analysis import analyse_recording
 from devit_profiling.figures.joules import DeviceEnergy
-from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -91,7 +90,7 @@ def test_clock_that_goes_backwards_costs_its_window_one_sentence(fake_run: FakeR
     recording = fake_run.recording()
     phases = list(recording.run.phases)
     last = next(place for place, phase in enumerate(phases) if phase.number == 2)
-    end = msgspec.structs.replace(phases[last].end, marks={"jetson1": Mark(5_000_000_000, 3, 0)})
+    end = msgspec.structs.replace(phases[last].end, snapshots={"jetson1": Mark(5_000_000_000, 3, 0)})
     phases[last] = msgspec.structs.replace(phases[last], end=end)
     run = msgspec.structs.replace(recording.run, phases=tuple(phases))
     (energy,) = analyse_recording(replace(recording, run=run)).scenarios[0].energies
@@ -106,7 +105,7 @@ def test_samples_whose_clock_goes_backwards_are_dropped_and_told(fake_run: FakeR
     recording = fake_run.recording()
     lines = list(recording.lines["jetson1"])
     place = next(place for place, line in enumerate(lines) if line.monotonic_ns >= 1020 * 10**9)
-    lines[place] = StampedLine(lines[place].monotonic_ns - 5 * 10**9, lines[place].text)
+    lines[place] = PowerLine(lines[place].monotonic_ns - 5 * 10**9, lines[place].text)
     (energy,) = analyse_recording(replace(recording, lines={"jetson1": tuple(lines)})).scenarios[0].energies
     assert any(flag.endswith("1 power samples dropped because their stamps did not rise") for flag in energy.flags)
     assert energy.total_j_per_inference is not None

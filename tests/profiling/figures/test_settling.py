@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devit_profiling.figures.energy import Float64Array
+from devit_contract.arrays import Float64Array
 from devit_profiling.figures.settling import fit_step
 from devit_profiling.sensor.board_table import ORIN_NANO
 from devit_profiling.sensor.boards import total_mw

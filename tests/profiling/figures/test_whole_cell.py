@@ -12,16 +12,15 @@ import pytest
 
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.service.progress import no_progress
-from devit_contract.wire.messages import Description, Mark
+from devit_contract.wire.messages import Description, Mark, PowerLine
 from devit_profiling.figures.analysis import Report, analyse, analyse_recording
 from devit_profiling.load.cell_run import run_profile
 from devit_profiling.load.images import random_pictures
 from devit_profiling.load.node_power import ELSEWHERE, is_here
-from devit_profiling.record.record import NODE, DeviceRecord, Edge, Phase, Plan, Recording
+from devit_profiling.record.record import NODE, Boundary, DeviceRecord, Phase, Plan, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.page import render_html
 from devit_profiling.report.text import doubts, summary_rows
-from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun, LiveCell
@@ -36,30 +35,30 @@ SWITCH = Extra("switch", 4.5, "wall meter")
 
 
 def with_node(recording: Recording, *, same_clock: bool = False) -> Recording:
-    """Put a node of 3 W beside a run's devices, sampled on the asking machine's clock, and a switch of 4.5 W."""
+    """Put a node of 3 W beside a run's devices, sampled on the host's clock, and a switch of 4.5 W."""
     run = recording.run
 
-    def edge(edge: Edge, answers: int) -> Edge:
-        marks = {**edge.marks, NODE: Mark(edge.desk_ns, answers, 0)}
+    def boundary(boundary: Boundary, answers: int) -> Boundary:
+        snapshots = {**boundary.snapshots, NODE: Mark(boundary.host_ns, answers, 0)}
         if same_clock:
             first = run.devices[0].name
-            marks[first] = msgspec.structs.replace(marks[first], monotonic_ns=edge.desk_ns)
-        return msgspec.structs.replace(edge, marks=marks)
+            snapshots[first] = msgspec.structs.replace(snapshots[first], monotonic_ns=boundary.host_ns)
+        return msgspec.structs.replace(boundary, snapshots=snapshots)
 
     phases = tuple(
         Phase(
             phase.scenario,
             phase.kind,
             phase.number,
-            edge(phase.start, 100 * max(0, phase.number - 1)),
-            edge(phase.end, 100 * phase.number),
+            boundary(phase.start, 100 * max(0, phase.number - 1)),
+            boundary(phase.end, 100 * phase.number),
         )
         for phase in run.phases
     )
     record = DeviceRecord(NODE, -1, Description("NVIDIA Jetson Orin Nano", "", "", "tegrastats", 0))
-    first_ns, last_ns = phases[0].start.desk_ns, phases[-1].end.desk_ns
+    first_ns, last_ns = phases[0].start.host_ns, phases[-1].end.host_ns
     stamps = range(first_ns - 10**9, last_ns + 10**9, 10**8)
-    lines = {**recording.lines, NODE: tuple(StampedLine(stamp, NODE_LINE) for stamp in stamps)}
+    lines = {**recording.lines, NODE: tuple(PowerLine(stamp, NODE_LINE) for stamp in stamps)}
     return replace(
         recording, run=msgspec.structs.replace(run, phases=phases, node=record, extras=(SWITCH,)), lines=lines
     )
@@ -108,13 +107,11 @@ def test_node_without_a_sensor_is_left_out_in_words(two_devices: FakeRun) -> Non
 
 
 def test_node_on_the_machine_of_a_device_is_not_added_twice(fake_run: FakeRun) -> None:
-    """Device and asking machine read the same clock at every edge: they are one."""
+    """Device and host read the same clock at every boundary: they are one."""
     recording = with_node(fake_run.recording(), same_clock=True)
     stamps = [line.monotonic_ns for line in recording.lines[NODE]]
     lines = {**recording.lines}
-    lines["jetson1"] = tuple(
-        StampedLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False)
-    )
+    lines["jetson1"] = tuple(PowerLine(stamp, line.text) for stamp, line in zip(stamps, lines["jetson1"], strict=False))
     report = analyse_recording(replace(recording, lines=lines))
     cell = report.scenarios[0].cell
     assert cell is not None

@@ -78,7 +78,7 @@ def test_each_device_is_asked_alone_and_then_all_together(recording: Recording) 
     assert all(len(row.devices) == 2 and row.latency_ms > 0 for row in together)
 
 
-def test_phases_come_in_order_and_share_their_edges(recording: Recording) -> None:
+def test_phases_come_in_order_and_share_their_boundaries(recording: Recording) -> None:
     phases = [phase for phase in recording.run.phases if phase.scenario == "together"]
     assert [(phase.kind, phase.number) for phase in phases] == [
         ("settle", 0),
@@ -96,7 +96,7 @@ def test_phases_come_in_order_and_share_their_edges(recording: Recording) -> Non
 def test_marks_count_the_inferences_of_their_phase(recording: Recording) -> None:
     """In a phase at rest nobody works; in a window the counter rises by about the answers in it."""
     for phase in recording.run.phases:
-        done = phase.end.marks["jetson1"].inferences - phase.start.marks["jetson1"].inferences
+        done = phase.end.snapshots["jetson1"].inferences - phase.start.snapshots["jetson1"].inferences
         if phase.kind in ("settle", "idle", "idle after") or phase.scenario == "jetson2 alone":
             assert done == 0
         elif phase.kind == "window":
@@ -109,12 +109,12 @@ def test_warm_up_has_its_number_of_answers(recording: Recording) -> None:
         assert sum(row.scenario == scenario.name and row.window == 0 for row in recording.answers) >= 5
 
 
-def test_samples_cover_all_edges_on_the_devices_own_clock(recording: Recording) -> None:
-    """A line is needed before the first edge and behind the last one."""
+def test_samples_cover_all_boundaries_on_the_devices_own_clock(recording: Recording) -> None:
+    """A line is needed before the first boundary and behind the last one."""
     stamps = [line.monotonic_ns for line in recording.lines["jetson1"]]
     assert stamps == sorted(stamps)
-    assert stamps[0] < recording.run.phases[0].start.marks["jetson1"].monotonic_ns
-    assert stamps[-1] > recording.run.phases[-1].end.marks["jetson1"].monotonic_ns
+    assert stamps[0] < recording.run.phases[0].start.snapshots["jetson1"].monotonic_ns
+    assert stamps[-1] > recording.run.phases[-1].end.snapshots["jetson1"].monotonic_ns
 
 
 def test_device_without_a_sensor_is_recorded_with_the_reason(recording: Recording) -> None:

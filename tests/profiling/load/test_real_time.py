@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from devit_contract.wire.messages import Mark
+from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.joules import device_energy
 from devit_profiling.figures.power import power_of
-from devit_profiling.record.record import IDLE, OUTSIDE, WARM_UP, WINDOW, Edge, Phase, Plan, Recording
+from devit_profiling.record.record import IDLE, OUTSIDE, WARM_UP, WINDOW, Boundary, Phase, Plan, Recording
 from devit_profiling.sensor.board_table import BOARDS
 from devit_profiling.sensor.local_sampler import LocalSampler
-from devit_profiling.sensor.tegrastats import StampedLine
 from devit_profiling.simulator.board import SIMULATED_BOARDS
 
 if TYPE_CHECKING:
@@ -41,11 +40,11 @@ while True:
 """Rests until it is told to work; first among all (as root), so that a busy machine does not make its load unsteady."""
 
 
-def edge(moment_ns: int) -> Edge:
-    return Edge(moment_ns, {NAME: Mark(moment_ns, moment_ns * RATE_HZ // 10**9, 0)})
+def boundary(moment_ns: int) -> Boundary:
+    return Boundary(moment_ns, {NAME: Mark(moment_ns, moment_ns * RATE_HZ // 10**9, 0)})
 
 
-def sampled(key: str, truth: Path, worker: int, until_ns: int) -> tuple[StampedLine, ...]:
+def sampled(key: str, truth: Path, worker: int, until_ns: int) -> tuple[PowerLine, ...]:
     simulator = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", key, "--truth", str(truth))
     with LocalSampler(100, command=(*simulator, "--watch-pid", str(worker))) as sampler:
         sampler.collect((until_ns - time.monotonic_ns()) / 1e9 + 0.5)
@@ -61,29 +60,29 @@ def true_w(truth: Path, ends_ns: Sequence[int]) -> float:
     return float(end_j - start_j) / (ends_ns[1] - ends_ns[0]) * 1e9
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="endurance")
 def test_joules_of_every_board_in_real_time_are_the_true_ones(fake_run: FakeRun, tmp_path: Path) -> None:
     """All at once; what they watch works as hard as this machine lets it."""
-    edges_ns = [time.monotonic_ns() + round(1e9 * offset_s) for offset_s in np.cumsum([START_S, IDLE_S])]
+    boundaries_ns = [time.monotonic_ns() + round(1e9 * offset_s) for offset_s in np.cumsum([START_S, IDLE_S])]
     with (
         subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE) as worker,
         ThreadPoolExecutor(len(SIMULATED_BOARDS)) as pool,
     ):
-        until_ns = edges_ns[1] + round(1e9 * (WARM_UP_S + WINDOW_S))
+        until_ns = boundaries_ns[1] + round(1e9 * (WARM_UP_S + WINDOW_S))
         jobs = {key: pool.submit(sampled, key, tmp_path / key, worker.pid, until_ns) for key in SIMULATED_BOARDS}
-        time.sleep(max(0.0, (edges_ns[1] - time.monotonic_ns()) / 1e9))  # the idle phase is measured meanwhile
+        time.sleep(max(0.0, (boundaries_ns[1] - time.monotonic_ns()) / 1e9))  # the idle phase is measured meanwhile
         assert worker.stdin is not None
-        edges_ns[1] = time.monotonic_ns()
+        boundaries_ns[1] = time.monotonic_ns()
         worker.stdin.write(b"work\n")
         worker.stdin.flush()
-        edges_ns += [edges_ns[1] + round(1e9 * WARM_UP_S), until_ns]
+        boundaries_ns += [boundaries_ns[1] + round(1e9 * WARM_UP_S), until_ns]
         lines = {key: job.result(60.0) for key, job in jobs.items()}
         worker.kill()
-    edges = [edge(moment_ns) for moment_ns in edges_ns]
+    boundaries = [boundary(moment_ns) for moment_ns in boundaries_ns]
     phases = [
         Phase("", kind, number, start, end)
         for (kind, number), start, end in zip(
-            ((IDLE, OUTSIDE), (WARM_UP, OUTSIDE), (WINDOW, 1)), edges, edges[1:], strict=False
+            ((IDLE, OUTSIDE), (WARM_UP, OUTSIDE), (WINDOW, 1)), boundaries, boundaries[1:], strict=False
         )
     ]
     run = fake_run.recording().run
@@ -93,7 +92,7 @@ def test_joules_of_every_board_in_real_time_are_the_true_ones(fake_run: FakeRun,
         energy = device_energy(power, phases, Plan(idle_s=IDLE_S, windows=1, has_idle_after=False))
         assert energy.total_j_per_inference is not None, energy
         assert energy.dynamic_j_per_inference is not None, energy
-        idle_w, busy_w = (true_w(tmp_path / key, ends_ns) for ends_ns in (edges_ns[:2], edges_ns[2:]))
+        idle_w, busy_w = (true_w(tmp_path / key, ends_ns) for ends_ns in (boundaries_ns[:2], boundaries_ns[2:]))
         total = energy.total_j_per_inference.mean * RATE_HZ / busy_w - 1
         dynamic = energy.dynamic_j_per_inference
         error_w = dynamic.mean * RATE_HZ - (busy_w - idle_w)

@@ -42,7 +42,7 @@ def profile(cell: LocalCell, out: Path, *more: str) -> subprocess.CompletedProce
 
 
 def cell_joules_per_answer(run: Path) -> float:
-    """Twenty lines that know nothing of the package: trapezoids between the marks, from the raw files alone."""
+    """Twenty lines that know nothing of the package: trapezoids between the snapshots, from the raw files alone."""
     record = json.loads((run / "run.json").read_text())
     windows = [phase for phase in record["phases"] if phase["kind"] == "window" and phase["scenario"] == "together"]
     with (run / "latency.csv").open() as file:
@@ -51,7 +51,7 @@ def cell_joules_per_answer(run: Path) -> float:
     for window in windows:
         joules = 0.0
         for name, rails in RAILS.items():
-            start, end = (window[edge]["marks"][name]["monotonic_ns"] / 1e9 for edge in ("start", "end"))
+            start, end = (window[boundary]["snapshots"][name]["monotonic_ns"] / 1e9 for boundary in ("start", "end"))
             stamps = [int(line.split(",")[1]) / 1e9 for line in (run / f"{name}.stamps.csv").read_text().split()[1:]]
             watts = []
             for line in (run / f"{name}.tegrastats.log").read_text().splitlines():

@@ -32,7 +32,7 @@ def test_summary_tells_board_rule_cadence_and_ranges() -> None:
     words = [line.split() for line in text.splitlines()]
     assert ["VDD_IN,", "mW", "13,588", "15,370", "15,558", "18", "total"] in words
     assert any(line[:2] == ["VDD_SOC,", "mW"] and line[-2:] == ["inside", "another"] for line in words)
-    assert "samples: 18, foreign lines: 1" in text
+    assert "samples: 18, unparsed lines: 1" in text
     assert "period: 1000 ms by stamps of whole seconds, give or take 59 ms" in text
     assert "board: Jetson Orin Nano (orin-nano), guessed" in text
     assert "total: VDD_IN, module input (VDD_IN)" in text

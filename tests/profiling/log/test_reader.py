@@ -28,14 +28,13 @@ def test_samples_come_with_the_number_of_their_line_and_their_total() -> None:
         readings = list(reader)
     assert [reading.line for reading in readings] == list(range(1, 19))
     assert all(reading.total_mw == reading.sample.rails_mw["VDD_IN"] for reading in readings)
-    assert (reader.foreign_lines, reader.board, reader.is_board_guessed) == (1, ORIN_NANO, True)
-    assert reader.total_rails == ("VDD_IN",)
+    assert (reader.unparsed_lines, reader.total.board, reader.total.is_guessed) == (1, ORIN_NANO, True)
 
 
 def test_named_board_is_believed_and_not_called_guessed() -> None:
     reader = LogReader("log", [LINE], AGX_ORIN)
     assert [reading.total_mw for reading in reader] == [None]
-    assert (reader.board, reader.is_board_guessed) == (AGX_ORIN, False)
+    assert (reader.total.board, reader.total.is_guessed) == (AGX_ORIN, False)
 
 
 def test_board_is_guessed_from_the_first_sample_that_shows_it() -> None:
@@ -47,7 +46,7 @@ def test_board_is_guessed_from_the_first_sample_that_shows_it() -> None:
 def test_empty_lines_are_not_counted() -> None:
     reader = LogReader("log", ["Tue Jan 26 18:22:31 UTC 2021\n", "\n", LINE + "\n", " \n", "done"])
     assert len(list(reader)) == 1
-    assert reader.foreign_lines == 2
+    assert reader.unparsed_lines == 2
 
 
 def test_last_line_that_was_cut_off_loses_its_last_value() -> None:
@@ -97,8 +96,8 @@ def test_error_of_the_block_keeps_its_name(tmp_path: Path) -> None:
         raise BrokenPipeError
 
 
-def test_log_of_the_power_chips_is_read_too_and_its_notes_are_no_foreign_lines() -> None:
+def test_log_of_the_power_chips_is_read_too_and_its_notes_are_not_unparsed_lines() -> None:
     lines = ["INA3221 note: VDD_SOC is left out\n", "INA3221 86400123456789ns VDD_IN 4361mW\n", "Tue Jan 26\n"]
     reader = LogReader("log", lines, ORIN_NANO)
     assert [(reading.line, reading.total_mw) for reading in reader] == [(2, 4361)]
-    assert reader.foreign_lines == 1
+    assert reader.unparsed_lines == 1

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from devit_contract.wire.messages import SamplingCost
+from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.figures.analysis import DeviceReport, analyse_recording
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.report import render_html
-from devit_profiling.sensor.tegrastats import StampedLine
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -40,7 +39,7 @@ def test_joules_are_the_same_whichever_sensor_the_lines_are_of(fake_run: FakeRun
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference == other.total_j_per_inference
     assert device_of(chips).rails == ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
-    assert device_of(chips).foreign_lines == 0
+    assert device_of(chips).unparsed_lines == 0
 
 
 def test_a_board_is_not_guessed_from_the_chips_rails_alone(fake_run: FakeRun) -> None:
@@ -57,12 +56,12 @@ def test_simulated_chips_are_called_simulated(fake_run: FakeRun) -> None:
 def test_the_sensors_notes_stand_in_the_report_and_survive_the_folder(fake_run: FakeRun, tmp_path: Path) -> None:
     recording = fake_run.changed(line=CHIPS).recording()
     (name, lines), *_ = recording.lines.items()
-    noted = replace(recording, lines={name: (StampedLine(1, f"INA3221 note: {NOTE}"), *lines)})
+    noted = replace(recording, lines={name: (PowerLine(1, f"INA3221 note: {NOTE}"), *lines)})
     write_recording(tmp_path / "run", noted)
     again = read_recording(tmp_path / "run")
     assert again == noted
     assert device_of(again).sensor_notes == (NOTE,)
-    assert device_of(again).foreign_lines == 0
+    assert device_of(again).unparsed_lines == 0
     assert NOTE in render_html(analyse_recording(again), again)
 
 

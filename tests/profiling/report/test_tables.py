@@ -138,11 +138,11 @@ def test_requests_are_recorded_with_their_time(recorded_run: Path) -> None:
     ends_ns = [sent + row.latency_ms * 1e6 for sent, row in zip(sent_ns, recording.answers, strict=True)]
     assert all(end <= after for end, after in zip(ends_ns, sent_ns[1:], strict=False))
     phases = recording.run.phases
-    assert phases[0].start.desk_ns < sent_ns[0] < sent_ns[-1] < phases[-1].end.desk_ns
+    assert phases[0].start.host_ns < sent_ns[0] < sent_ns[-1] < phases[-1].end.host_ns
     for phase in phases:
-        for edge in (phase.start, phase.end):
-            for before_ns, behind_ns in edge.asked_ns.values():
-                assert before_ns < behind_ns <= edge.desk_ns
+        for boundary in (phase.start, phase.end):
+            for before_ns, behind_ns in boundary.asked_ns.values():
+                assert before_ns < behind_ns <= boundary.host_ns
 
 
 def test_recording_without_these_times_is_still_read(recorded_run: Path, real_run: Path) -> None:

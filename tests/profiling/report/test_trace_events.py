@@ -89,7 +89,7 @@ def test_every_answer_is_drawn_where_its_time_went(two_devices: FakeRun) -> None
     read = trace(replace(two_devices, answers=3).recording())
     slices = named(read, "answer 1")
     by_pid = {event["pid"]: event for event in slices}
-    client = by_pid[pid_of(read, "asking machine")]
+    client = by_pid[pid_of(read, "host")]
     assert (client["ts"], client["dur"]) == (11_000_000, 5000)
     assert client["args"] == {"scenario": "together", "window": 0, "state": "full"}
     first, second = by_pid[pid_of(read, "jetson1")], by_pid[pid_of(read, "jetson2")]
@@ -110,9 +110,7 @@ def test_phases_stand_on_every_machine_at_the_same_time(two_devices: FakeRun) ->
     """Clocks a million seconds apart, brought together."""
     read = trace(two_devices.recording())
     windows = named(read, "window 1")
-    assert {event["pid"] for event in windows} == {
-        pid_of(read, name) for name in ("asking machine", "jetson1", "jetson2")
-    }
+    assert {event["pid"] for event in windows} == {pid_of(read, name) for name in ("host", "jetson1", "jetson2")}
     assert {(event["ts"], event["dur"]) for event in windows} == {(14_000_000, 10_000_000)}
     (scenario,) = named(read, "together")
     assert scenario["dur"] == 46_000_000

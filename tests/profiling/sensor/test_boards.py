@@ -57,13 +57,13 @@ def first_sample(name: str) -> Sample:
 
 def sample_like(board: Board) -> Sample:
     """Make a sample that looks as this board's do."""
-    look = board.looks[0]
+    known = board.fingerprints[0]
     return Sample(
         ram_used_mb=100,
-        ram_total_mb=look.ram_total_mb[1],
-        cpu=(CoreLoad(0, 729),) * max(look.cores),
-        temperatures_c=dict.fromkeys(look.zones, 40.0),
-        rails_mw=dict.fromkeys(look.rails, 1000),
+        ram_total_mb=known.ram_total_mb[1],
+        cpu=(CoreLoad(0, 729),) * max(known.cores),
+        temperatures_c=dict.fromkeys(known.zones, 40.0),
+        rails_mw=dict.fromkeys(known.rails, 1000),
     )
 
 
@@ -115,7 +115,9 @@ def test_guess_finds_the_board_of_every_recording_with_rails(row: dict[str, str]
     assert total_mw(board, sample.rails_mw) == int(row["total_mw"])
 
 
-@pytest.mark.parametrize("board", [board for board in BOARDS.values() if board.looks], ids=lambda board: str(board.key))
+@pytest.mark.parametrize(
+    "board", [board for board in BOARDS.values() if board.fingerprints], ids=lambda board: str(board.key)
+)
 def test_no_board_looks_like_one_that_is_guessed_before_it(board: Board) -> None:
     assert guess_board(sample_like(board)) is board
 
@@ -178,10 +180,10 @@ def test_total_without_one_of_its_rails_is_absent(board: Board) -> None:
 @every_board
 def test_every_row_agrees_with_itself(board: Board) -> None:
     assert not board.nested_rails & set(board.total_rails)
-    assert board.code_step_mw.keys() <= board.nested_rails | set(board.total_rails)
-    assert len(board.total_step_mw) == len(board.total_rails)
+    assert board.lsb_mw.keys() <= board.nested_rails | set(board.total_rails)
+    assert len(board.total_lsb_mw) == len(board.total_rails)
     assert bool(board.scope) == bool(board.total_rails)
-    assert all(set(board.total_rails) <= look.rails for look in board.looks)
+    assert all(set(board.total_rails) <= known.rails for known in board.fingerprints)
     assert BOARDS[board.key] is board
 
 
@@ -189,7 +191,7 @@ def test_every_row_agrees_with_itself(board: Board) -> None:
 def test_figures_for_simulation_are_of_the_rails_of_the_board(key: str) -> None:
     board, power = BOARDS[key], POWER[key]
     assert list(power.idle_mw) == list(power.load_mw)
-    assert set(power.idle_mw) == set(board.code_step_mw) == {*board.total_rails, *board.nested_rails}
+    assert set(power.idle_mw) == set(board.lsb_mw) == {*board.total_rails, *board.nested_rails}
     assert all(power.idle_mw[rail] < power.load_mw[rail] for rail in power.idle_mw)
 
 

@@ -21,8 +21,8 @@ import pytest
 from tests.profiling.sysfs_tree import break_file, orin_nano
 
 from devit_profiling.sensor.hwmon_averaging import STATE_FILE
-from devit_profiling.sensor.hwmon_lines import parse_hwmon_line, time_ns_of
 from devit_profiling.sensor.sampler import PowerSampler
+from devit_profiling.sensor.sensor_lines import parse_hwmon_line, time_ns_of
 
 PROGRAM = [sys.executable, "-m", "devit_profiling.sensor.hwmon"]
 DEADLINE_S = 30.0
@@ -49,6 +49,19 @@ def lines_of(child: subprocess.Popen[str], count: int) -> list[str]:
     lines = [child.stdout.readline().rstrip("\n") for _ in range(count)]
     assert all(lines), child.communicate(timeout=DEADLINE_S)[1]
     return lines
+
+
+def sampler_parent(root: Path, then: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a process that samples with --fast-sensor, and does this after the first line."""
+    command = [*PROGRAM, "--root", str(root), "--fast-sensor", "--state", str(root / "state")]
+    code = (
+        "import os, select, signal\n"
+        "from devit_profiling.sensor.sampler import PowerSampler\n"
+        f"with PowerSampler({command!r}, 20) as sampler:\n"
+        "    select.select([sampler], [], [])\n"
+        f"    {then}\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE_S, check=False)
 
 
 def first_sample(child: subprocess.Popen[str]) -> list[str]:
@@ -188,7 +201,7 @@ def test_what_a_killed_program_left_is_set_back_at_the_next_start(tmp_path: Path
         assert samples_of(folder) == (16 if again else 512)
         child.terminate()
         child.wait(DEADLINE_S)
-    note = "instead of 512" if again else "the averaging that a killed program had left was set back"
+    note = "instead of 512" if again else "the averaging that a killed program had left is restored"
     assert note in lines[0]
     assert samples_of(folder) == 512
     assert not (state / STATE_FILE).exists()
@@ -209,7 +222,7 @@ def test_a_kill_at_any_step_of_setting_is_mended_by_the_next_start(tmp_path: Pat
         "        steps.append(work)\n"
         "        return work(*arguments)\n"
         "    return step\n"
-        "averaging._write, averaging._remember = counted(averaging._write), counted(averaging._remember)\n"
+        "averaging._write, averaging._keep = counted(averaging._write), counted(averaging._keep)\n"
         f"hwmon.main(['--root', {str(tmp_path)!r}, '--interval', '20', '--fast-sensor', '--state', {str(state)!r}])\n"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE_S, check=False)
@@ -222,16 +235,7 @@ def test_a_kill_at_any_step_of_setting_is_mended_by_the_next_start(tmp_path: Pat
 
 def test_an_agent_that_is_killed_leaves_the_sensor_as_it_was(tmp_path: Path) -> None:
     folder = orin_nano(tmp_path, samples=512, update_interval=1)
-    command = [*PROGRAM, "--root", str(tmp_path), "--fast-sensor", "--state", str(tmp_path / "state")]
-    code = (
-        "import os, select, signal\n"
-        "from devit_profiling.sensor.sampler import PowerSampler\n"
-        f"with PowerSampler({command!r}, 20) as sampler:\n"
-        "    select.select([sampler], [], [])\n"
-        "    print(sampler.pid, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    parent = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE_S, check=False)
+    parent = sampler_parent(tmp_path, "print(sampler.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     assert parent.returncode == -signal.SIGKILL
     try:
         descriptor = os.pidfd_open(int(parent.stdout))
@@ -281,15 +285,8 @@ def test_without_permission_it_is_refused_in_one_line_and_changes_nothing() -> N
 def test_a_child_that_may_not_be_signalled_ends_by_the_closed_pipe(tmp_path: Path) -> None:
     """As under sudo: the sampler's parent has no right to end it."""
     folder = orin_nano(tmp_path, samples=512, update_interval=1)
-    command = [*PROGRAM, "--root", str(tmp_path), "--fast-sensor", "--state", str(tmp_path / "state")]
-    code = (
-        "import os, select\n"
-        "from devit_profiling.sensor.sampler import PowerSampler\n"
-        f"with PowerSampler({command!r}, 20) as sampler:\n"
-        "    select.select([sampler], [], [])\n"
-        "    os.setresuid(65534, 65534, 65534)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], timeout=DEADLINE_S, check=True)
+    parent = sampler_parent(tmp_path, "os.setresuid(65534, 65534, 65534)")
+    assert parent.returncode == 0, parent.stderr
     assert samples_of(folder) == 512
 
 

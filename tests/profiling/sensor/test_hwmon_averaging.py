@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.profiling.sysfs_tree import hwmon_chip, iio_chip, orin_nano
 
 from devit_contract.errors import DevitError, EnergyError, ManifestError
 from devit_profiling.sensor import hwmon_averaging
-from devit_profiling.sensor.hwmon_averaging import SAMPLES, STATE_FILE, fast_averaging, set_back, set_back_left_over
+from devit_profiling.sensor.hwmon_averaging import SAMPLES, STATE_FILE, fast_averaging, restore, restore_stale
 from devit_profiling.sensor.hwmon_rails import Chip, find_rails
 
 CONVERSION_US = (140, 204, 332, 588, 1100, 2116, 4156, 8244)
@@ -122,10 +122,10 @@ def test_only_one_program_may_set_the_sensor(tmp_path: Path) -> None:
     state = tmp_path / "state"
     chips = find_rails(tmp_path).chips
     with fast_averaging(chips, 20, state):
-        with pytest.raises(EnergyError, match="another program samples with --fast-sensor now"):
+        with pytest.raises(EnergyError, match="another program samples with --fast-sensor"):
             fast_averaging(chips, 1000, state).__enter__()
         assert samples_of(folder) == 16
-        assert "another program" in set_back_left_over(chips, state)
+        assert "another program" in restore_stale(chips, state)
         assert samples_of(folder) == 16
     assert samples_of(folder) == 512
 
@@ -138,17 +138,17 @@ def test_what_a_killed_program_left_is_set_back_once(tmp_path: Path) -> None:
     gone = {"device": "9-0040", "samples": 64, "update_interval_ms": 1, "once_ms": None}
     (state / STATE_FILE).write_text(json.dumps({"schema": 1, "chips": [chip, gone]}))
     chips = find_rails(tmp_path).chips
-    assert set_back_left_over(chips, state) == "the averaging that a killed program had left was set back"
+    assert restore_stale(chips, state) == "the averaging that a killed program had left is restored"
     assert samples_of(folder) == 512
-    assert set_back_left_over(chips, state) == ""
+    assert restore_stale(chips, state) == ""
 
 
 def test_a_broken_state_file_is_told_and_changes_nothing(tmp_path: Path) -> None:
     folder = orin_nano(tmp_path, samples=16, update_interval=1)
     (tmp_path / STATE_FILE).write_text('{"schema": 1, "chips": [{"device": 3}]}')
     with pytest.raises(ManifestError, match=r"chips\[0\]"):
-        set_back(find_rails(tmp_path).chips, tmp_path)
-    assert "chips[0]" in set_back_left_over(find_rails(tmp_path).chips, tmp_path)
+        restore(find_rails(tmp_path).chips, tmp_path)
+    assert "chips[0]" in restore_stale(find_rails(tmp_path).chips, tmp_path)
     assert samples_of(folder) == 16
 
 
@@ -185,7 +185,6 @@ class DriverDouble:
             self.conversion_us = min(CONVERSION_US, key=lambda known: abs(known - wanted_us))
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     channels=st.integers(1, 3),
     samples=st.sampled_from(SAMPLES),

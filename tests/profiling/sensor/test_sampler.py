@@ -14,9 +14,10 @@ import pytest
 import zmq
 
 from devit_contract.errors import EnergyError
+from devit_contract.wire.messages import PowerLine
 from devit_profiling.sensor import sampler as sampler_module
 from devit_profiling.sensor.sampler import PowerSampler, cpu_s_of
-from devit_profiling.sensor.tegrastats import StampedLine, parse_line
+from devit_profiling.sensor.tegrastats import parse_line
 
 DEADLINE_S = 30.0
 SIMULATOR = [sys.executable, "-m", "devit_profiling.simulator.program", "--board", "orin-nano"]
@@ -31,10 +32,10 @@ def wait_readable(sampler: PowerSampler, until_s: float) -> None:
     assert readable, "no line before the deadline"
 
 
-def take(sampler: PowerSampler, count: int) -> list[StampedLine]:
+def take(sampler: PowerSampler, count: int) -> list[PowerLine]:
     """Read until there are ``count`` lines, as a poller loop does."""
     until_s = time.monotonic() + DEADLINE_S
-    lines: list[StampedLine] = []
+    lines: list[PowerLine] = []
     while len(lines) < count:
         wait_readable(sampler, until_s)
         lines += sampler.read_lines()

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.properties import examples
 
+from devit_contract.wire.messages import PowerLine
 from devit_profiling.sensor.sample import CoreLoad, EngineLoad, Sample
 from devit_profiling.sensor.sensor_lines import parse_sensor_log
-from devit_profiling.sensor.tegrastats import StampedLine, parse_line
+from devit_profiling.sensor.tegrastats import parse_line
 
 DATA = Path(__file__).parents[2] / "data" / "tegrastats"
 NONE = "none"
@@ -65,10 +67,10 @@ def test_every_line_of_a_recording_has_the_rails_of_its_first(row: dict[str, str
     assert len(rails) == 1
 
 
-def test_summary_behind_the_samples_is_a_foreign_line() -> None:
-    lines = [StampedLine(number, text) for number, text in enumerate(recorded_lines("orin_nano_l4t36_02_load_log.txt"))]
-    log = parse_sensor_log([*lines, StampedLine(99, "")])
-    assert (len(log.samples), log.foreign_lines) == (18, 1)
+def test_summary_behind_the_samples_is_an_unparsed_line() -> None:
+    lines = [PowerLine(number, text) for number, text in enumerate(recorded_lines("orin_nano_l4t36_02_load_log.txt"))]
+    log = parse_sensor_log([*lines, PowerLine(99, "")])
+    assert (len(log.samples), log.unparsed_lines) == (18, 1)
     assert log.samples[3].monotonic_ns == 3
 
 
@@ -267,7 +269,7 @@ def test_broken_cpu_list_is_absent_as_a_whole(text: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "\n", "RAM", "RAM 1697/76", "RAM 1697/7620kB", "SWAP 0/3810MB", "VDD_IN 1mW/1mW"])
-def test_text_without_the_memory_part_is_foreign(line: str) -> None:
+def test_text_without_the_memory_part_is_not_parsed(line: str) -> None:
     assert parse_line(line) is None
 
 
@@ -397,7 +399,7 @@ def line_of(sample: Sample, blank: str, unit: str) -> str:
     return blank.join(tokens) + "\n"
 
 
-@settings(deadline=None, max_examples=50)
+@examples(0.5)
 @given(SAMPLES, st.data())
 def test_any_line_that_is_cut_off_loses_values_and_changes_none(sample: Sample, data: st.DataObject) -> None:
     line = line_of(sample, " ", data.draw(st.sampled_from(["", "mW"])))

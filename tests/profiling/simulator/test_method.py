@@ -29,13 +29,13 @@ from devit_profiling.record.record import (
     SETTLE,
     WARM_UP,
     WINDOW,
+    Boundary,
     DeviceRecord,
-    Edge,
     Phase,
     Plan,
 )
 from devit_profiling.sensor.board_table import AGX_ORIN, BOARDS, NANO, ORIN_NANO, Board
-from devit_profiling.sensor.tegrastats import Log
+from devit_profiling.sensor.sensor_lines import SensorLog
 from devit_profiling.simulator.board import SIMULATED_BOARDS, Cadence, SimulatedBoard, Stretch, play
 from devit_profiling.simulator.power import Physics
 from devit_profiling.simulator.sensor import RIPPLE_STEPS, recursive_average
@@ -55,14 +55,14 @@ every_ripple = pytest.mark.parametrize("ripple_steps", [0.0, RIPPLE_STEPS], ids=
 class Timetable:
     """Phases of a run, and the inferences that are made in it."""
 
-    edges_s: tuple[float, ...]
+    boundaries_s: tuple[float, ...]
     kinds: tuple[str, ...]
     rate_hz: float
 
     @property
     def load_s(self) -> tuple[float, float]:
         """Start and end of the load."""
-        return self.edges_s[self.kinds.index(WARM_UP)], self.edges_s[self.kinds.index(WINDOW) + PLAN.windows]
+        return self.boundaries_s[self.kinds.index(WARM_UP)], self.boundaries_s[self.kinds.index(WINDOW) + PLAN.windows]
 
     def inferences(self, time_s: float) -> int:
         """Count the inferences that are done by a moment."""
@@ -70,12 +70,12 @@ class Timetable:
         return int(self.rate_hz * min(max(time_s - start_s, 0.0), end_s - start_s))
 
     def phases(self) -> list[Phase]:
-        """Mark the edges as a device does."""
-        marks = [Mark(round(time_s * 1e9), self.inferences(time_s), 0) for time_s in self.edges_s]
-        edges = [Edge(mark.monotonic_ns, {NAME: mark}) for mark in marks]
+        """Take snapshots at the boundaries as a device does."""
+        snapshots = [Mark(round(time_s * 1e9), self.inferences(time_s), 0) for time_s in self.boundaries_s]
+        boundaries = [Boundary(snapshot.monotonic_ns, {NAME: snapshot}) for snapshot in snapshots]
         first = self.kinds.index(WINDOW)
         return [
-            Phase("", kind, place - first + 1 if kind == WINDOW else OUTSIDE, edges[place], edges[place + 1])
+            Phase("", kind, place - first + 1 if kind == WINDOW else OUTSIDE, boundaries[place], boundaries[place + 1])
             for place, kind in enumerate(self.kinds)
         ]
 
@@ -89,8 +89,8 @@ def timetable(rate_hz: float) -> Timetable:
         WINDOW: PLAN.duration_s,
         IDLE_AFTER: PLAN.idle_s,
     }
-    edges_s = np.cumsum([1.0, *(lengths_s[kind] for kind in kinds)]).tolist()
-    return Timetable(tuple(edges_s), kinds, rate_hz)
+    boundaries_s = np.cumsum([1.0, *(lengths_s[kind] for kind in kinds)]).tolist()
+    return Timetable(tuple(boundaries_s), kinds, rate_hz)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run_virtually(board: Board, seed: int, sensor: str, ripple_steps: float, *, 
         physics=physics if drifts else replace(physics, leakage_per_c=0.0),
         keeps_history=True,
     )
-    load_s, end_s = table.load_s, table.edges_s[-1] + 1.0
+    load_s, end_s = table.load_s, table.boundaries_s[-1] + 1.0
     work = [Stretch(load_s[0], 0.0), Stretch(load_s[1], load), Stretch(end_s, 0.0)]
     times_s, readings_mw = [], []
     for time_s, _ in play(simulated, work, Cadence(PLAN.interval_ms, seed=seed, pauses_per_min=0.5)):
@@ -137,7 +137,7 @@ def run_virtually(board: Board, seed: int, sensor: str, ripple_steps: float, *, 
         readings_mw.append([rails_mw[rail] for rail in board.total_rails])
     power = Power(
         device=RECORD,
-        log=Log((), 0),
+        log=SensorLog((), 0, ()),
         board=board,
         is_board_guessed=False,
         is_simulated=True,
@@ -171,13 +171,13 @@ def truth(table: Timetable, energy_j: Callable[[float, float], float]) -> Truth:
     def joules(kind: str) -> float:
         return sum(
             energy_j(start_s, end_s)
-            for found, start_s, end_s in zip(table.kinds, table.edges_s, table.edges_s[1:], strict=False)
+            for found, start_s, end_s in zip(table.kinds, table.boundaries_s, table.boundaries_s[1:], strict=False)
             if found == kind
         )
 
     idle_w = (joules(IDLE) + joules(IDLE_AFTER)) / (2 * PLAN.idle_s)
     first = table.kinds.index(WINDOW)
-    start_s, end_s = table.edges_s[first], table.edges_s[first + PLAN.windows]
+    start_s, end_s = table.boundaries_s[first], table.boundaries_s[first + PLAN.windows]
     count = table.inferences(end_s) - table.inferences(start_s)
     total_j, length_s = joules(WINDOW), end_s - start_s
     return Truth(total_j / count, (total_j - idle_w * length_s) / count, total_j / length_s)
@@ -258,7 +258,7 @@ def test_truth_lies_in_the_interval_of_most_runs(board: Board, sensor: str, ripp
     check(found, board, ripple_steps, least=17 / 20)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @every_board
 @every_sensor
 @every_ripple
@@ -268,7 +268,7 @@ def test_truth_lies_in_the_interval_of_ninety_in_a_hundred_runs(board: Board, se
     check(found, board, ripple_steps, least=0.90)
 
 
-@pytest.mark.system
+@pytest.mark.nightly(part="models")
 @pytest.mark.parametrize("board", [AGX_ORIN, NANO], ids=lambda board: str(board.key))
 @every_sensor
 @every_ripple

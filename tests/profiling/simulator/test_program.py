@@ -65,7 +65,7 @@ def test_reading_has_risen_by_63_percent_one_time_constant_after_a_step(board: B
     for rail, power_mw in rails_mw.items():
         idle_mw, load_mw = POWER[board.key].idle_mw[rail], POWER[board.key].load_mw[rail]
         expected_mw = idle_mw + (1 - math.exp(-1)) * (load_mw - idle_mw)
-        assert abs(power_mw - expected_mw) <= board.code_step_mw[rail]
+        assert abs(power_mw - expected_mw) <= board.lsb_mw[rail]
 
 
 def test_lag_does_not_depend_on_the_sampling_period() -> None:
@@ -87,7 +87,7 @@ def test_full_load_settles_at_the_figures_of_the_board(board: Board) -> None:
     for rail, power_mw in sample.rails_mw.items():
         # A rail that reads below zero without power does so under load.
         expected_mw = POWER[board.key].load_mw[rail] + min(POWER[board.key].idle_mw[rail], 0)
-        assert power_mw == pytest.approx(expected_mw, abs=board.code_step_mw[rail])
+        assert power_mw == pytest.approx(expected_mw, abs=board.lsb_mw[rail])
 
 
 @every_board
@@ -95,7 +95,7 @@ def test_readings_are_whole_steps_of_the_sensor(board: Board) -> None:
     simulated = SimulatedBoard(board)
     for number in range(50):
         for rail, power_mw in sample_of(simulated.line(number * 0.106, (number % 7) / 7)).rails_mw.items():
-            assert power_mw % board.code_step_mw[rail] == 0
+            assert power_mw % board.lsb_mw[rail] == 0
 
 
 def test_readings_at_constant_load_are_noisy() -> None:

@@ -36,9 +36,7 @@ def test_averages_are_settings_of_the_chip_and_errors_lie_in_their_ranges() -> N
     assert (len(taus_s), taus_s[0]) == (8, 0.0)
     assert taus_s[-1] == pytest.approx(0.86, abs=0.01)
     gains = np.array([list(sensor.gain.values()) for sensor in sensors])
-    steps = np.array(
-        [[sensor.offset_mw[rail] / AGX_ORIN.code_step_mw[rail] for rail in sensor.gain] for sensor in sensors]
-    )
+    steps = np.array([[sensor.offset_mw[rail] / AGX_ORIN.lsb_mw[rail] for rail in sensor.gain] for sensor in sensors])
     assert 0.97 <= gains.min() < 0.971 < 1.029 < gains.max() <= 1.03
     assert -2.0 <= steps.min() < -1.9 < 1.9 < steps.max() <= 2.0
 
@@ -65,7 +63,7 @@ def test_default_ripple_is_that_of_a_recorded_board() -> None:
     """Root mean square over its four rails, without straight lines and without what the steps themselves cause."""
     samples = [parse_line(line) for line in LOG.read_text(encoding="utf-8").splitlines()[STEADY:]]
     squares = []
-    for rail, step_mw in AGX_ORIN.code_step_mw.items():
+    for rail, step_mw in AGX_ORIN.lsb_mw.items():
         readings = np.array([sample.rails_mw[rail] for sample in samples if sample is not None]) / step_mw
         places = np.arange(readings.size)
         left = readings - np.polyval(np.polyfit(places, readings, 1), places)
@@ -75,7 +73,7 @@ def test_default_ripple_is_that_of_a_recorded_board() -> None:
 
 def test_gpu_rail_of_thor_reads_one_step_below_zero_at_idle() -> None:
     simulated = SimulatedBoard(AGX_THOR, ripple_steps=0.0)
-    step_mw = AGX_THOR.code_step_mw["VDD_GPU"]
+    step_mw = AGX_THOR.lsb_mw["VDD_GPU"]
     assert f"VDD_GPU -{step_mw}mW/-{step_mw}mW " in simulated.line(0.0, 0.0)
 
 
@@ -90,7 +88,7 @@ def test_readings_of_a_steady_board_average_to_what_gain_and_offset_show(key: st
             rails_mw = simulated.rails_mw()
             found_mw.append(sum(rails_mw[rail] for rail in BOARDS[key].total_rails))
     seen_w = simulated.seen_j(10.0, 400.0) / 390.0
-    assert np.mean(found_mw) / 1000 == pytest.approx(seen_w, abs=0.12 * max(BOARDS[key].total_step_mw) / 1000)
+    assert np.mean(found_mw) / 1000 == pytest.approx(seen_w, abs=0.12 * max(BOARDS[key].total_lsb_mw) / 1000)
 
 
 def test_lines_come_late_by_up_to_nine_percent_and_pause_for_up_to_three_seconds() -> None:

@@ -13,7 +13,8 @@ import pytest
 from tests.profiling.power_modes import ModeBoard, mode_board
 
 from devit_contract.errors import DevitError, EnergyError
-from devit_profiling.sweep.nvpmodel import STATE_FILE, NvpModel, PowerMode, RebootError, mode_kept, set_back_left_over
+from devit_contract.machine import PowerMode
+from devit_profiling.sweep.nvpmodel import STATE_FILE, NvpModel, RebootError, mode_kept, restore_stale
 
 # As boards print it: with a warning about the fan, with the fan's mode, plain.
 PRINTED = {
@@ -70,7 +71,7 @@ def test_mode_that_needs_a_reboot_is_declined_and_named(board: ModeBoard) -> Non
 
 
 def test_mode_that_is_not_set_tells_what_nvpmodel_said(board: ModeBoard) -> None:
-    with pytest.raises(EnergyError, match=r"expected mode 9, found mode 2 \(SIMULATED_2\), it said 'NVPM ERROR"):
+    with pytest.raises(EnergyError, match=r"expected mode 9, found SIMULATED_2 \(mode 2\), it said 'NVPM ERROR"):
         NvpModel().set(9)
 
 
@@ -97,7 +98,7 @@ def test_mode_is_set_again_even_if_it_is_the_mode_of_now(board: ModeBoard) -> No
 def test_two_sweeps_do_not_run_at_once(board: ModeBoard) -> None:
     with (
         mode_kept(NvpModel(), board.folder / "state"),
-        pytest.raises(EnergyError, match="another program sweeps power modes now"),
+        pytest.raises(EnergyError, match="another program sweeps power modes"),
         mode_kept(NvpModel(), board.folder / "state"),
     ):
         pass
@@ -144,10 +145,10 @@ def test_mode_comes_back_at_the_start_after_a_kill(board: ModeBoard) -> None:
     state = board.folder / "state"
     assert end_by(board, signal.SIGKILL) == -signal.SIGKILL
     assert board.mode == 0
-    note = set_back_left_over(NvpModel(), state)
-    assert note == "mode 2 (SIMULATED_2), which a killed sweep had changed, is set again"
+    note = restore_stale(NvpModel(), state)
+    assert note == "SIMULATED_2 (mode 2), which a killed sweep had changed, is set again"
     assert board.mode == 2
-    assert set_back_left_over(NvpModel(), state) == ""
+    assert restore_stale(NvpModel(), state) == ""
 
 
 def test_next_sweep_after_a_kill_keeps_the_mode_that_the_first_one_found(board: ModeBoard) -> None:
@@ -162,4 +163,4 @@ def test_damaged_state_says_what_to_do(board: ModeBoard) -> None:
     state.mkdir()
     (state / STATE_FILE).write_text("{}")
     with pytest.raises(DevitError, match="set the mode by hand with nvpmodel -m, and remove"):
-        set_back_left_over(NvpModel(), state)
+        restore_stale(NvpModel(), state)

@@ -22,7 +22,7 @@ from devit_profiling.record.record import Plan
 from devit_profiling.report.report import JSON_FILE, OUTPUTS, write_report
 from devit_profiling.sweep.cli import show
 from devit_profiling.sweep.nvpmodel import STATE_FILE, NvpModel
-from devit_profiling.sweep.sweep import Bench, sweep
+from devit_profiling.sweep.sweep import SweepTarget, sweep
 from devit_profiling.sweep.verdict import ModeFigures, Sweep, choose
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
@@ -62,20 +62,20 @@ def test_cheapest_of_the_modes_that_keep_the_deadline_is_chosen() -> None:
     assert chosen is not None
     assert chosen.number == 1
     assert text == (
-        "mode 1 (M1) is the cheapest that keeps the deadline of 10.0 ms, with 0.0400 J per inference and a p99 of "
+        "M1 (mode 1) is the cheapest that keeps the deadline of 10.0 ms, with 0.0400 J per inference and a p99 of "
         "9.00 ms"
     )
 
 
 def test_modes_whose_intervals_touch_are_not_told_apart() -> None:
     _, text = choose([figures(0, 0.041, 4), figures(1, 0.04, 9), figures(2, 0.05, 9)], 10)
-    assert text.endswith("; intervals do not tell it apart from mode 0 (M0)")
+    assert text.endswith("; intervals do not tell it apart from M0 (mode 0)")
 
 
 def test_deadline_that_no_mode_keeps_names_the_quickest() -> None:
     chosen, text = choose([figures(0, 0.05, 14), figures(1, 0.04, 19)], 10)
     assert chosen is None
-    assert text == "no mode keeps the deadline of 10.0 ms; the quickest is mode 0 (M0) with a p99 of 14.0 ms"
+    assert text == "no mode keeps the deadline of 10.0 ms; the quickest is M0 (mode 0) with a p99 of 14.0 ms"
 
 
 def test_modes_without_joules_have_no_cheapest() -> None:
@@ -93,8 +93,8 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModeBoard:
     return board
 
 
-def bench(board: ModeBoard) -> Bench:
-    return Bench("local", 0, engine_command(board, TINY, PACES_MS), NvpModel(), board.folder / "state")
+def bench(board: ModeBoard) -> SweepTarget:
+    return SweepTarget("local", 0, engine_command(board, TINY, PACES_MS), NvpModel(), board.folder / "state")
 
 
 def test_modes_listed_twice_or_not_at_all_are_refused_before_anything_is_changed(board: ModeBoard) -> None:
@@ -115,7 +115,7 @@ def test_sweep_names_the_cheapest_mode_and_restores_the_one_it_found(
     assert not (board.folder / "state" / STATE_FILE).exists()
     assert [(mode.number, mode.keeps_deadline) for mode in found.modes] == [(0, True), (1, True), (2, False)]
     assert found.cheapest == 1
-    assert found.verdict.startswith("SIMULATED: mode 1 (SIMULATED_1) is the cheapest that keeps the deadline of 600 ms")
+    assert found.verdict.startswith("SIMULATED: SIMULATED_1 (mode 1) is the cheapest that keeps the deadline of 600 ms")
     assert found.refused[0].startswith("power mode 3 needs a reboot")
     assert found.is_simulated
     assert found.is_whole
@@ -123,7 +123,7 @@ def test_sweep_names_the_cheapest_mode_and_restores_the_one_it_found(
     show(folder, found)
     said = capsys.readouterr().out
     assert said.startswith("Power modes of local: SIMULATED power, no measurement of a board")
-    assert "mode 1 (SIMULATED_1) is the cheapest" in said
+    assert "SIMULATED_1 (mode 1) is the cheapest" in said
     assert "note: joules of module input (VDD_IN), not calibrated" in said
     assert "note: power mode 3 needs a reboot" in said
     # It is a run like any other: its report is made again from its raw files.
@@ -179,7 +179,7 @@ def test_command_gives_the_mode_back_whatever_ends_it(board: ModeBoard, number: 
     if number == signal.SIGKILL:
         restoring = arguments(board, "--restore")
         done = subprocess.run(restoring, capture_output=True, text=True, timeout=60, check=True)
-        assert "mode 2 (SIMULATED_2), which a killed sweep had changed, is set again" in done.stderr
+        assert "SIMULATED_2 (mode 2), which a killed sweep had changed, is set again" in done.stderr
         assert board.mode == 2
     end_s = time.monotonic() + 30.0
     while any(Path(f"/proc/{pid}").exists() for pid in below):  # engine and sampler have ended by themselves

@@ -24,8 +24,7 @@ def main(bundle: Path, allowed_signers: Path, running: Path | None) -> str:
     Raises:
         DevitError: It is not signed, not whole, or not of the running submodels.
     """
-    signer = verify_bundle(bundle, allowed_signers)
-    found = Bundle(bundle)
+    found, signer = verify_bundle(bundle, allowed_signers)
     if running is not None and running.exists() and _graphs(found) != _graphs(Bundle(running)):
         raise ManifestError(
             f"{bundle}: expected the submodels that run now, found others, which the node would refuse one by one: "

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.images import Images, Int64Array, Pictures, UInt8Array, select
+from devit_decompose.data.lazy_images import LazyImages, ResizedImages, select
 from devit_decompose.data.sources import PAIRS, paired, preprocess_of, read_source
+from devit_decompose.models.inference import Images
 from devit_decompose.recipe.schema import DataRecipe
 
 __all__ = ["Dataset", "Images", "Int64Array", "Split", "UInt8Array", "balanced_indices", "load_dataset"]
@@ -73,10 +75,15 @@ class Dataset:
     """How a picture becomes one of the images."""
 
 
-def load_dataset(recipe: DataRecipe) -> Dataset:
+def load_dataset(recipe: DataRecipe, preprocess: Preprocess | None = None) -> Dataset:
     """Read a data set; its validation part is drawn from the training part, the same number of each class.
 
     Of ``pairs``, the single images are split first, and each part is paired for itself: no picture is in two parts.
+
+    Args:
+        recipe: What to read.
+        preprocess: What models of other images take: IDX images are then enlarged, and gray ones become red, green
+            and blue.
 
     Raises:
         InputError: A file is missing, is damaged, or does not fit the recipe.
@@ -106,7 +113,10 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
         training = Split(*paired(training.images[:], training.labels, classes, (recipe.split_seed, 1)))
         validation = Split(*paired(validation.images[:], validation.labels, classes, (recipe.split_seed, 2)))
         test = Split(*paired(test.images[:], test.labels, classes, (0, 0)))  # the same for every split
-    return Dataset(training, validation, test, source.class_names, recipe.name, preprocess_of(recipe))
+    own = preprocess_of(recipe)
+    if preprocess is not None and preprocess != own:
+        training, validation, test = (_resized(split, preprocess) for split in (training, validation, test))
+    return Dataset(training, validation, test, source.class_names, recipe.name, preprocess or own)
 
 
 def balanced_indices(labels: Int64Array, count: int, classes: int, seed: int) -> Int64Array:
@@ -128,6 +138,11 @@ def balanced_indices(labels: Int64Array, count: int, classes: int, seed: int) ->
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
+def _resized(split: Split, spec: Preprocess) -> Split:
+    pixels = np.asarray(split.images)
+    return Split(ResizedImages(np.repeat(pixels, 3 // pixels.shape[3], axis=3), spec), split.labels)
+
+
 def _few(labels: Int64Array, recipe: DataRecipe, classes: int) -> Int64Array:
     try:
         return balanced_indices(labels, recipe.training_images, classes, recipe.split_seed)
@@ -136,7 +151,7 @@ def _few(labels: Int64Array, recipe: DataRecipe, classes: int) -> Int64Array:
 
 
 def _pieces(images: Images) -> Iterator[bytes]:
-    if isinstance(images, Pictures):
+    if isinstance(images, LazyImages):
         yield from images.pieces()
     else:
         for start in range(0, len(images), _CHUNK_IMAGES):

@@ -7,44 +7,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.files import sha256_of_file
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import decode_image, picture_size
 from devit_contract.errors import InputError
-
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
+from devit_decompose.models.inference import Images
 
 _LONGEST_PIXELS = 4096
 """Longest side that Preprocess allows."""
 
 
-class Images(Protocol):
-    """What a split's images can do, in memory or not; NumPy arrays fit."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(n, H, W, C)``."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: Int64Array | slice, /) -> UInt8Array:
-        """Take some, ``(count, H, W, C)``."""
-        ...
+Self = TypeVar("Self", bound="LazyImages")
 
 
-Self = TypeVar("Self", bound="Pictures")
-
-
-class Pictures(ABC):
+class LazyImages(ABC):
     """Images that are made when they are taken, by the one preprocessing that client and agent have."""
 
     preprocess: Preprocess
@@ -101,7 +84,7 @@ class Pictures(ABC):
 
 
 @dataclass(frozen=True)
-class PictureFiles(Pictures):
+class ImageFiles(LazyImages):
     """Picture files below one folder."""
 
     root: Path
@@ -112,7 +95,7 @@ class PictureFiles(Pictures):
     def __len__(self) -> int:
         return len(self.names)
 
-    def select(self, indices: Int64Array) -> PictureFiles:
+    def select(self, indices: Int64Array) -> ImageFiles:
         """Keep the files at some positions, ``(count,)``."""
         return replace(self, names=tuple(self.names[index] for index in indices))
 
@@ -135,7 +118,7 @@ class PictureFiles(Pictures):
 
 
 @dataclass(frozen=True)
-class PictureArrays(Pictures):
+class ResizedImages(LazyImages):
     """Images of one size in memory, brought to another size when they are taken."""
 
     pixels: UInt8Array
@@ -145,7 +128,7 @@ class PictureArrays(Pictures):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def select(self, indices: Int64Array) -> PictureArrays:
+    def select(self, indices: Int64Array) -> ResizedImages:
         """Keep the images at some positions, ``(count,)``."""
         return replace(self, pixels=self.pixels[indices])
 
@@ -162,4 +145,4 @@ class PictureArrays(Pictures):
 
 def select(images: Images, indices: Int64Array) -> Images:
     """Keep the images at some positions, ``(count,)``; pictures stay undecoded."""
-    return images.select(indices) if isinstance(images, Pictures) else images[indices]
+    return images.select(indices) if isinstance(images, LazyImages) else images[indices]

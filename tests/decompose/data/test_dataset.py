@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import load_image
 from devit_contract.errors import InputError
-from devit_decompose.data.images import PictureArrays, PictureFiles
-from devit_decompose.data.splits import Dataset, Int64Array, Split, UInt8Array, balanced_indices, load_dataset
+from devit_decompose.data.dataset import Dataset, Split, balanced_indices, load_dataset
+from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
 from devit_decompose.recipe.schema import DataRecipe
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -57,14 +58,14 @@ def each(images: UInt8Array) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def write_pictures(folder: Path, count: int) -> PictureFiles:
+def write_pictures(folder: Path, count: int) -> ImageFiles:
     """Write PNG files of 12 x 10 random pixels."""
     generator = np.random.default_rng(5)
     names = tuple(f"{'ab'[i % 2]}/{i}.png" for i in range(count))
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (10, 12, 3), np.uint8)).save(folder / name)
-    return PictureFiles(folder, names, Preprocess(6, 4, "rgb", resize_to=8))
+    return ImageFiles(folder, names, Preprocess(6, 4, "rgb", resize_to=8))
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="the Debian package dataset-fashion-mnist is not installed")
@@ -204,7 +205,7 @@ def test_the_digest_of_images_in_memory_is_that_of_their_bytes() -> None:
 
 def test_the_digest_of_picture_files_is_of_names_and_bytes_and_decodes_nothing(tmp_path: Path) -> None:
     def digest(names: tuple[str, ...], size: int = 4) -> str:
-        return Split(PictureFiles(tmp_path, names, Preprocess(size, size, "rgb")), np.zeros(len(names), int)).digest()
+        return Split(ImageFiles(tmp_path, names, Preprocess(size, size, "rgb")), np.zeros(len(names), int)).digest()
 
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(b"no picture")
@@ -232,7 +233,7 @@ def test_a_subset_of_picture_files_stays_undecoded(tmp_path: Path) -> None:
     split = Split(images, np.array([0, 1, 0, 1]))
     (tmp_path / "a" / "0.png").write_bytes(b"damaged")
     subset = split.of_classes((1,))
-    assert isinstance(subset.images, PictureFiles)
+    assert isinstance(subset.images, ImageFiles)
     assert subset.images.names == ("b/1.png", "b/3.png")
     np.testing.assert_array_equal(subset.images[:], split.images[np.array([1, 3])])
     assert len(split.select(np.array([0]))) == 1
@@ -260,7 +261,7 @@ def test_a_whole_picture_has_its_own_size(tmp_path: Path) -> None:
 
 def test_an_array_is_enlarged_as_a_picture_file_is(tmp_path: Path) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    images = PictureArrays(pixels, Preprocess(20, 20, "rgb"))
+    images = ResizedImages(pixels, Preprocess(20, 20, "rgb"))
     Image.fromarray(pixels[2]).save(tmp_path / "two.png")
     np.testing.assert_array_equal(images[2:][0], load_image(tmp_path / "two.png", images.preprocess))
     np.testing.assert_array_equal(images.whole(2), pixels[2])

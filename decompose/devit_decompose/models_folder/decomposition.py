@@ -6,9 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import read_json, sha256_of_file
-from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.errors import ManifestError
+from devit_contract.artefacts.file_list import FileEntry, check_digests, check_listing, find_entry
+from devit_contract.artefacts.files import read_json
+from devit_contract.artefacts.manifest import Preprocess, SubsetAccuracy
+from devit_contract.choices import Role
 from devit_decompose.models.model import ModelConfig
 from devit_decompose.pruning.search import SearchRecord
 from devit_decompose.recipe.schema import Recipe
@@ -16,17 +17,6 @@ from devit_decompose.recipe.schema import Recipe
 SCHEMA = 2
 FILE_NAME = "decomposition.json"
 _HINT = "make the models again with devit decompose"
-
-
-class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of the folder, by what it is for."""
-
-    role: str
-    """``teacher``, ``submodel``, ``fusion`` or ``samples``."""
-    name: str
-    sha256: str
-    device: int | None = None
-    """Which submodel; absent where the role has only one file."""
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,14 +38,9 @@ class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the epoch that was kept, in 0 to 1."""
 
 
-class SubsetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How good the answer of one subset of devices is."""
+class SubsetRecord(SubsetAccuracy, frozen=True, forbid_unknown_fields=True):
+    """How good the answer of one subset of devices is, also with the missing features filled in two simpler ways."""
 
-    mask: int
-    """Bit i is set where device i is present."""
-    validation_accuracy: float
-    """With the missing features predicted from those present (conditional mean), in 0 to 1; so is the next."""
-    test_accuracy: float
     test_accuracy_with_zeros: float
     """With zeros in the place of missing features; the node does not do this, it is here to be beaten."""
     test_accuracy_with_mean: float
@@ -99,18 +84,15 @@ class Decomposition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     teacher_test_accuracy: float | None
     subsets: tuple[SubsetRecord, ...]
     """One entry for each of the 2^N - 1 subsets, by rising mask."""
-    files: tuple[FileRecord, ...]
+    files: tuple[FileEntry, ...]
 
-    def file(self, role: str, device: int | None = None) -> FileRecord:
+    def file(self, role: Role, device: int | None = None) -> FileEntry:
         """Find the file of a role.
 
         Raises:
             ManifestError: There is none.
         """
-        for record in self.files:
-            if record.role == role and record.device == device:
-                return record
-        raise ManifestError(f"{FILE_NAME}: expected a file of role {role}, device {device}, found none: {_HINT}")
+        return find_entry(self.files, role, device, None, list_name=FILE_NAME, hint=_HINT)
 
 
 def load_decomposition(folder: Path) -> Decomposition:
@@ -121,10 +103,6 @@ def load_decomposition(folder: Path) -> Decomposition:
         ManifestError: The format or a digest is broken.
     """
     decomposition = read_json(folder / FILE_NAME, Decomposition, schema=SCHEMA, hint=_HINT)
-    for record in decomposition.files:
-        found = sha256_of_file(folder / record.name)
-        if found != record.sha256:
-            raise ManifestError(
-                f"{folder / record.name}: expected sha256 {record.sha256[:12]}, found {found[:12]}: {_HINT}"
-            )
+    check_listing(folder, decomposition.files, _HINT)
+    check_digests(folder, decomposition.files, _HINT)
     return decomposition

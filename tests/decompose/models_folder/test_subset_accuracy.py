@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.errors import InputError
 from devit_contract.service.progress import no_progress
-from devit_decompose.data.splits import load_dataset
-from devit_decompose.decomposition import FILE_NAME, load_decomposition
+from devit_decompose.data.dataset import load_dataset
 from devit_decompose.evaluate import Evaluation, evaluate, load_cell, mcnemar
+from devit_decompose.models.inference import run
+from devit_decompose.models_folder.decomposition import FILE_NAME, load_decomposition
+from devit_decompose.models_folder.subset_accuracy import joined_features
 from devit_decompose.recipe.schema import Recipe
-from devit_decompose.subset_accuracy import joined_features, run
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
 

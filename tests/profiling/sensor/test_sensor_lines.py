@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devit_profiling.sensor.hwmon_lines import note_line, note_of, parse_hwmon_line, sample_line, time_ns_of
-from devit_profiling.sensor.sensor_lines import parse_sensor_line, parse_sensor_log, sensor_notes
-from devit_profiling.sensor.tegrastats import StampedLine, parse_line
+from devit_contract.wire.messages import PowerLine
+from devit_profiling.sensor.sensor_lines import (
+    note_line,
+    note_of,
+    parse_hwmon_line,
+    parse_sensor_line,
+    parse_sensor_log,
+    sample_line,
+    time_ns_of,
+)
+from devit_profiling.sensor.tegrastats import parse_line
 
 RECORDED = Path(__file__).parents[2] / "data" / "tegrastats"
 LINE = "INA3221 86400123456789ns VDD_IN 4361mW VDD_CPU_GPU_CV 444mW VDD_GPU -392mW"
@@ -76,16 +84,16 @@ def test_no_recorded_line_of_tegrastats_passes_for_one_of_the_chips() -> None:
             assert parse_sensor_line(line) == parse_line(line)
 
 
-def test_a_note_stays_on_one_line_and_is_neither_sample_nor_foreign() -> None:
+def test_a_note_stays_on_one_line_and_is_neither_sample_nor_unparsed() -> None:
     note = note_line("VDD_SOC (1-0040 channel 3)\nis left out")
-    lines = [StampedLine(1, note), StampedLine(2, LINE), StampedLine(3, note), StampedLine(4, "garbage")]
+    lines = [PowerLine(1, note), PowerLine(2, LINE), PowerLine(3, note), PowerLine(4, "garbage")]
     log = parse_sensor_log(lines)
     assert note == "INA3221 note: VDD_SOC (1-0040 channel 3) is left out"
-    assert (len(log.samples), log.foreign_lines) == (1, 1)
-    assert sensor_notes(lines) == ("VDD_SOC (1-0040 channel 3) is left out",)
+    assert (len(log.samples), log.unparsed_lines) == (1, 1)
+    assert log.notes == ("VDD_SOC (1-0040 channel 3) is left out",)
 
 
 def test_the_log_keeps_the_stamps_that_came_with_the_lines() -> None:
     """A recording is read from its stamps file: what a line says is what the sampler stamped it with."""
-    (sample,) = parse_sensor_log([StampedLine(5, LINE)]).samples
+    (sample,) = parse_sensor_log([PowerLine(5, LINE)]).samples
     assert sample.monotonic_ns == 5

@@ -8,25 +8,28 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from devit_contract.artefacts.files import Tensors, new_folder, sha256_of_file, write_json, write_tensors
-from devit_contract.artefacts.head import Float32Array, Float64Array, FusionHead
+from devit_contract.arrays import Float32Array, Float64Array
+from devit_contract.artefacts.file_list import FileEntry, describe_file
+from devit_contract.artefacts.files import Tensors, new_folder, write_json, write_tensors
+from devit_contract.artefacts.head import FusionHead
+from devit_contract.choices import Role
 from devit_contract.service.progress import Progress
-from devit_decompose.data.splits import Dataset, balanced_indices
-from devit_decompose.decomposition import (
+from devit_decompose.data.dataset import Dataset, balanced_indices
+from devit_decompose.models.inference import accuracy, run
+from devit_decompose.models.model import Model
+from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.decomposition import (
     FILE_NAME,
     SCHEMA,
     DataRecord,
     Decomposition,
-    FileRecord,
     ModelRecord,
     StageRecord,
 )
-from devit_decompose.models.model import Model
-from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.subset_accuracy import joined_features, statistics_of, subset_records
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.search import SearchRecord
 from devit_decompose.recipe.schema import Recipe
-from devit_decompose.subset_accuracy import accuracy, joined_features, run, statistics_of, subset_records
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,12 @@ def _samples(data: Dataset, count: int) -> Tensors:
     return {"images": data.validation.images[chosen], "labels": data.validation.labels[chosen]}
 
 
-def _write_files(folder: Path, made: Made, head: FusionHead, samples: Tensors) -> tuple[FileRecord, ...]:
+def _write_files(folder: Path, made: Made, head: FusionHead, samples: Tensors) -> tuple[FileEntry, ...]:
     records = []
 
-    def write(role: str, name: str, device: int | None, content: Callable[[Path], None]) -> None:
+    def write(role: Role, name: str, device: int | None, content: Callable[[Path], None]) -> None:
         content(folder / name)
-        records.append(FileRecord(role, name, sha256_of_file(folder / name), device))
+        records.append(describe_file(folder, name, role, device=device))
 
     if made.teacher is not None:
         teacher = made.teacher

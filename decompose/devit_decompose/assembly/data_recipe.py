@@ -1,4 +1,4 @@
-"""``assembly.json``: how a cell was assembled from trained backbones, beside its ``decomposition.json``."""
+"""How a data set is read for ``devit assemble``, by what is in its folder."""
 
 from __future__ import annotations
 
@@ -7,62 +7,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from devit_contract.artefacts.files import read_json
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
-from devit_decompose.data.images import PictureArrays
 from devit_decompose.data.sources import PAIRS, read_idx, read_source
-from devit_decompose.data.splits import Dataset, Split, load_dataset
 from devit_decompose.recipe.schema import DataRecipe
 
-SCHEMA = 1
-FILE_NAME = "assembly.json"
-_HINT = "make the models again with devit assemble"
 _SAMPLES = 256
 """About so many images in the golden set, and at least one of each class."""
 _CLASS_COUNTS = {"pairs": PAIRS, "cifar100": 100, "flowers102": 102, "stanford_cars": 196}
-
-
-class BackboneRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One trained model of the cell, by itself."""
-
-    name: str
-    """As timm calls it."""
-    weights_sha256: str
-    """Of its shape and weights without a head."""
-    probe_validation_accuracy: float
-    """Of a linear head on this backbone's features alone, in 0 to 1; so is the next."""
-    probe_test_accuracy: float
-
-
-class HeadRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One way in which the fusion was trained."""
-
-    method: str
-    """``ridge`` or ``logistic``."""
-    strength: float
-    validation_accuracy: float
-    """In 0 to 1."""
-
-
-class Assembly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
-
-    schema: int
-    data: DataRecipe
-    backbones: tuple[BackboneRecord, ...]
-    heads: tuple[HeadRecord, ...]
-    """All that were tried, the one that was kept first."""
-
-
-def load_assembly(folder: Path) -> Assembly:
-    """Read ``assembly.json``.
-
-    Raises:
-        InputError: The file cannot be read.
-        ManifestError: The format is broken.
-    """
-    return read_json(folder / FILE_NAME, Assembly, schema=SCHEMA, hint=_HINT)
 
 
 def data_recipe(
@@ -116,23 +68,6 @@ def data_recipe(
         validation_images = _tenth(recipe)
     samples = classes * max(1, min(_SAMPLES, validation_images) // classes)
     return msgspec.structs.replace(recipe, validation_images=validation_images, sample_images=samples)
-
-
-def load_as(recipe: DataRecipe, spec: Preprocess) -> Dataset:
-    """Read a data set as its models want it: IDX images are enlarged, and gray ones become red, green and blue.
-
-    Raises:
-        InputError: A file is missing, is damaged, or does not fit the recipe.
-    """
-    data = load_dataset(recipe)
-    if data.preprocess == spec:
-        return data
-
-    def fitted(split: Split) -> Split:
-        pixels = np.asarray(split.images)
-        return Split(PictureArrays(np.repeat(pixels, 3 // pixels.shape[3], axis=3), spec), split.labels)
-
-    return Dataset(fitted(data.training), fitted(data.validation), fitted(data.test), data.class_names, data.name, spec)
 
 
 def _tenth(recipe: DataRecipe) -> int:

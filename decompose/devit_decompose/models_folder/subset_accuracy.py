@@ -1,55 +1,17 @@
-"""How good the parts and the whole are: features, their statistics, the accuracy of every subset of devices."""
+"""The accuracy of every subset of devices, from the features of all submodels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from devit_contract.artefacts.head import Float32Array, Fusion, FusionHead, FusionStatistics, columns_of
-from devit_decompose.data.splits import Images, Int64Array, Split
-from devit_decompose.decomposition import SubsetRecord
+from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics, columns_of
+from devit_decompose.models.inference import Images, accuracy, run
 from devit_decompose.models.model import Model
-from devit_decompose.training.accelerator import Machine
-
-_BATCH = 500
-
-
-def run(function: Callable[[Tensor], Tensor], images: Images, device: torch.device | None = None) -> Float32Array:
-    """Apply a model to uint8 images ``(n, H, W, C)`` batch by batch, in float32, without gradients.
-
-    Args:
-        function: From a batch ``(B, H, W, C)`` to ``(B, dim)``.
-        images: All of them.
-        device: Where the model is; by default that of ``function`` if it is a module, else the CPU.
-    """
-    if device is None and isinstance(function, nn.Module):
-        device = next(function.parameters()).device
-    with torch.inference_mode():
-        parts = [
-            function(torch.from_numpy(images[start : start + _BATCH].copy()).to(device)).float().cpu().numpy()
-            for start in range(0, len(images), _BATCH)
-        ]
-    return np.concatenate(parts)
-
-
-def accuracy(logits: npt.NDArray[np.floating], labels: Int64Array) -> float:
-    """Share of images, in 0 to 1, whose largest logit is the label's."""
-    return float(np.mean(logits.argmax(axis=1) == labels))
-
-
-def score_of(module: nn.Module, split: Split, machine: Machine) -> Callable[[], float]:
-    """Make the judge of a stage: accuracy over a split that all processes share out among themselves."""
-
-    def score() -> float:
-        mine = np.arange(machine.rank, len(split), machine.world)
-        correct = accuracy(run(module, split.images[mine]), split.labels[mine]) * len(mine) if len(mine) else 0.0
-        return machine.sum(round(correct)) / len(split)
-
-    return score
+from devit_decompose.models_folder.decomposition import SubsetRecord
 
 
 def joined_features(submodels: Sequence[Model], images: Images) -> Float32Array:

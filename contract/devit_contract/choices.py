@@ -1,0 +1,25 @@
+"""Closed sets of words that files, options and signatures share."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples"]
+"""What a file of a bundle or of a models folder is for."""
+Rung = Literal["fp16", "fp16-attn32", "fp32"]
+"""Precision rungs from fast to exact: every LayerNorm in FP32; every attention too; everything."""
+RUNGS: tuple[Rung, ...] = get_args(Rung)
+BackendChoice = Literal["auto", "tensorrt", "ort"]
+"""Back end of an engine; ``auto``: TensorRT's engine where there is one."""
+Precision = Literal["fp16", "fp32"]
+"""``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
+CudaChoice = Literal["auto", "pycuda", "cuda-bindings", "ctypes"]
+"""Python's way to CUDA."""
+HostMemory = Literal["pinned", "mapped"]
+"""``pinned``: images and features are copied; ``mapped``: the GPU reads and writes host memory, which saves the copies
+where both share it, as on a Jetson."""
+FeatureDtype = Literal["float32", "float16"]
+"""What features travel as: ``float16`` halves their bytes, and rounds them."""
+Colour = Literal["gray", "rgb"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+"""As Pillow names them."""
