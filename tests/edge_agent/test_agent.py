@@ -153,7 +153,7 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
         ('sensor = "x"', "sensor"),
         ('node = "tcp://10.0.0.2:7711"', "expected keys"),
         ('bundle = "nowhere"', "nowhere/manifest.json"),
-        ('backend = "abacus"', "back end abacus"),
+        ('backend = "abacus"', "found 'abacus'"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_exit_code_78(tmp_path: Path, change: str, complaint: str) -> None:
@@ -193,7 +193,7 @@ def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(
 
 
 def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: HandMadeNode) -> None:
-    patient = "import devit_edge_agent.agent as agent; agent._DRAIN_NS *= 30\n"
+    patient = "import devit_edge_agent.agent as agent; agent._SHUTDOWN_NS *= 30\n"
     child = node.start("--engine", "paced:100", before=patient)
     node.welcome()
     image = np.zeros((6, 8, 1), np.uint8)
