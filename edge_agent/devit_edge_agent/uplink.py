@@ -21,6 +21,7 @@ import zmq
 
 from devit_contract.artefacts.fleet import AgentConfig
 from devit_contract.artefacts.keys import KeyPair
+from devit_contract.choices import FeatureDtype
 from devit_contract.errors import RefusedError, WireError
 from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
@@ -56,7 +57,7 @@ class Uplink:
         self.boot_id = secrets.randbits(64)
         self.run_id: int | None = None
         """The node's run; ``None`` until it has accepted this device."""
-        self.feature_dtype = "float32"
+        self.feature_dtype: FeatureDtype = "float32"
         """What the node wants features as."""
         self._hello, self._revision = body(hello), revision
         self._hello_ns: int | None = None

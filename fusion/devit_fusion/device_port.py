@@ -14,6 +14,7 @@ import zmq
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
+from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
 from devit_contract.wire.codec import AGENT_SKIPS, Copies, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import (
@@ -55,7 +56,7 @@ _ALIVE_NS = 2_000_000_000
 """A device whose last message is no older is alive: a HELLO of another process has a duplicate name."""
 _MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
 _SKIP_REASONS = {reason: MissingReason(reason.name.lower()) for reason in AGENT_SKIPS}
-_DTYPES = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
+_DTYPES: dict[FeatureDtype, Dtype] = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
 
 
 class DeviceHandler(Protocol):
@@ -101,7 +102,7 @@ class DevicePort:
         links: Mapping[str, Link],
         manifest: Manifest,
         run_id: int,
-        feature_dtype: str = "float32",
+        feature_dtype: FeatureDtype = "float32",
     ) -> None:
         """Bind the port.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import InputError
 
 INPUT = "image"
@@ -43,7 +43,7 @@ class InferRequest:
     """What a client wants."""
 
     request_id: str | None
-    images: npt.NDArray[np.uint8]
+    images: UInt8Array
     """Shape ``(B, H, W, C)``."""
     device_mask: int
     """Devices to ask, bit i for device i; 0 asks all."""
@@ -111,7 +111,7 @@ def _json_bytes(header_length: str, body_bytes: int) -> int:
     return int(header_length)
 
 
-def _images(inputs: tuple[_Input, ...], binary: memoryview, image_shape: Shape) -> npt.NDArray[np.uint8]:
+def _images(inputs: tuple[_Input, ...], binary: memoryview, image_shape: Shape) -> UInt8Array:
     """Read the only input, ``(B, H, W, C)``."""
     names = [tensor.name for tensor in inputs]
     if names != [INPUT]:
@@ -137,7 +137,7 @@ def _images(inputs: tuple[_Input, ...], binary: memoryview, image_shape: Shape) 
     return np.frombuffer(binary, np.uint8).reshape(tensor.shape)
 
 
-def _json_pixels(raw: msgspec.Raw, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+def _json_pixels(raw: msgspec.Raw, shape: tuple[int, ...]) -> UInt8Array:
     """Read numbers, nested as the shape is or in one row."""
     try:
         values = np.array(msgspec.json.decode(raw))

@@ -38,7 +38,7 @@ class EnergyMeter:
         self._last: tuple[int, int] | None = None
 
     def name_board(self, board_model: str) -> None:
-        """Take the device's own word for its board; samples of an unknown one count only if their rails fit one."""
+        """Set the board by the device's model; with an unknown one, samples count only if their rails fit a board."""
         was_simulated = self._total.is_simulated
         self._total = BoardTotal(board_model)
         self._total.is_simulated |= was_simulated
@@ -54,7 +54,7 @@ class EnergyMeter:
                 self._add(line.monotonic_ns, power_mw)
 
     def reading(self) -> MeteredEnergy | None:
-        """Tell the energy so far; ``None`` where nothing could be measured."""
+        """The energy so far; ``None`` if nothing could be measured."""
         board = self._total.board
         if board is None or not self._has_total:
             return None

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
 from devit_contract.wire.codec import Dtype, Message
 
@@ -127,7 +128,7 @@ class Welcome(msgspec.Struct, frozen=True):
 
     credit: int
     """Frames in flight at the same time."""
-    feature_dtype: str
+    feature_dtype: FeatureDtype
 
 
 class Refused(msgspec.Struct, frozen=True):

@@ -7,15 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from devit_contract.arrays import UInt8Array
 from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, array_payload
 from devit_contract.wire.messages import ControlReply
 
-Picture = npt.NDArray[np.uint8] | bytes | None
+Picture = UInt8Array | bytes | None
 """An image as the graph takes it, uint8 ``(H, W, C)``; the bytes of a picture file for the agents to decode; ``None``:
 every agent takes the image of its own source."""
 

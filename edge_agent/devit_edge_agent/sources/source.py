@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from devit_contract.arrays import UInt8Array
 
 
 @dataclass(frozen=True)
 class Captured:
     """One image of the device's own."""
 
-    image: npt.NDArray[np.uint8]
+    image: UInt8Array
     """Shape ``(H, W, C)``, as the graph takes it."""
     captured_ns: int
     """On this machine's ``time.monotonic_ns``: when the frame's last byte was read, or a file was. A camera's

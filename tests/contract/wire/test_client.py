@@ -256,4 +256,4 @@ def test_a_client_may_be_closed_twice(cell: LocalCell) -> None:
     client = cell.client()
     client.close()
     client.close()
-    assert client._socket.closed
+    assert client._link.socket.closed
