@@ -11,7 +11,7 @@ Takes the devit on the PATH; where there is none, makes a virtual environment an
 
   BUNDLE              bundle folder from devit export
   --submodels N,...   submodels to build, comma separated (default: all)
-  --baseline          build the undivided teacher too (default: no)
+  --baseline          build the baseline model too (default: no)
   --precision NAME    fp16 or fp32 (default: devit build's)
   --cuda NAME         pycuda, cuda-bindings or ctypes (default: devit build's)
   --allowed-signers FILE

@@ -35,7 +35,7 @@ def collect(models: Path, row: str) -> None:
         for device, record in enumerate(found.submodels)
     ]
     fusion = Fusion(FusionHead.load(models / found.file("fusion").name))
-    answers = fusion.batch_logits(joined_features(submodels, test.images), fusion.head.everyone).argmax(axis=1)
+    answers = fusion.batch_logits(joined_features(submodels, test.images), fusion.head.all_devices).argmax(axis=1)
     content = json.loads((models / "decomposition.json").read_bytes())
     right = np.packbits(answers == test.labels)
     content["right"] = base64.b64encode(zlib.compress(right.tobytes(), 9)).decode()

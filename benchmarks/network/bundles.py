@@ -73,7 +73,7 @@ def write_null_bundle(folder: Path, dims: Sequence[int], classes: int, shape: tu
 def write_bundle(
     folder: Path, submodels: Sequence[Submodel], head: FusionHead | None, classes: int, golden: Float32Array
 ) -> None:
-    """Write a bundle whose graphs have one rung.
+    """Write a bundle whose graphs have one variant.
 
     Args:
         folder: Absent or empty.
@@ -87,14 +87,14 @@ def write_bundle(
         for device, submodel in enumerate(submodels):
             name = f"submodel-{device}.{PLAIN}.onnx"
             write_bytes(draft / name, submodel.graph)
-            files.append(describe_file(draft, name, "submodel", device=device, rung=PLAIN))
+            files.append(describe_file(draft, name, "submodel", device=device, variant=PLAIN))
         if head is not None:
             head.save(draft / "fusion.safetensors")
             files.append(describe_file(draft, "fusion.safetensors", "fusion"))
             tensors: Tensors = {"images": golden, "labels": np.zeros(len(golden), np.int64)}
             tensors |= {f"features.{device}": submodel.features for device, submodel in enumerate(submodels)}
             joined = np.concatenate([submodel.features for submodel in submodels], axis=1)
-            tensors["logits"] = Fusion(head).batch_logits(joined, head.everyone)
+            tensors["logits"] = Fusion(head).batch_logits(joined, head.all_devices)
             write_tensors(draft / "golden.safetensors", tensors)
             files.append(describe_file(draft, "golden.safetensors", "golden"))
         write_manifest(draft, _manifest(submodels, classes, golden.shape[1:], tuple(files)))
@@ -125,7 +125,7 @@ def _record(submodel: Submodel) -> GraphRecord:
     return GraphRecord(
         output_dim=submodel.features.shape[1],
         macs=submodel.macs,
-        rungs=(PLAIN,),
+        variants=(PLAIN,),
         parity=(parity,),
         class_subset=(0,),
         ranges={},

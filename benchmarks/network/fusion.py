@@ -49,8 +49,8 @@ def _measure(parent: Connection, duration_s: float, heads: Sequence[str]) -> Non
         features = {device: rng.normal(size=dim).astype(np.float32) for device in range(devices)}
         partial_frames = [{i: f for i, f in features.items() if i != lost} for lost in range(devices)]
         sides = (partial(_fused, fusion, partial_frames), partial(_fused, fusion, [features] * devices))
-        missing, everyone = alternate(head, sides, duration_s)
-        figures.append(ratio(f"{head}, p50", p50, missing, everyone, WANTED))
+        missing, all_devices = alternate(head, sides, duration_s)
+        figures.append(ratio(f"{head}, p50", p50, missing, all_devices, WANTED))
     parent.send(figures)
 
 

@@ -67,7 +67,7 @@ def run(duration_s: float, count: int) -> Report:
         write_null_bundle(bundle, (DIM,) * count, CLASSES, (SIDE, SIDE, 3))
         node = children.start(_node, bundle, _fleet(pairs, devices), pairs["node"], node_core)
         endpoint, client_endpoint, node_pid = receive(node, tuple)
-        digests = [Bundle(bundle).manifest.file("submodel", device=i, rung="fp32").sha256 for i in range(count)]
+        digests = [Bundle(bundle).manifest.file("submodel", device=i, variant="fp32").sha256 for i in range(count)]
         told = Node(endpoint, pairs["node"].public, digests, DIM)
         devices_pid = receive(children.start(serve, told, devices, other_core), int)
         os.sched_setaffinity(0, {other_core})

@@ -28,6 +28,8 @@ from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client, Picture
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import (
+    BaselineState,
+    BaselineStep,
     Description,
     DeviceState,
     DeviceStatus,
@@ -38,13 +40,13 @@ from devit_contract.wire.messages import (
     PowerLine,
     SamplingCost,
     Telemetry,
-    UndividedState,
-    UndividedStep,
 )
 
 __all__ = [
     "AddressError",
     "Answer",
+    "BaselineState",
+    "BaselineStep",
     "Client",
     "ConfigurationError",
     "Description",
@@ -77,8 +79,6 @@ __all__ = [
     "State",
     "Telemetry",
     "TrainError",
-    "UndividedState",
-    "UndividedStep",
     "WireError",
     "check_key",
     "load_fleet",

@@ -6,13 +6,13 @@ from typing import Literal, get_args
 
 Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples"]
 """What a file of a bundle or of a models folder is for."""
-Rung = Literal["fp16", "fp16-attn32", "fp32"]
-"""Precision rungs from fast to exact: every LayerNorm in FP32; every attention too; everything."""
-RUNGS: tuple[Rung, ...] = get_args(Rung)
+Variant = Literal["fp16", "fp16-attn32", "fp32"]
+"""Precision variants from fast to exact: every LayerNorm in FP32; every attention too; everything."""
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 BackendChoice = Literal["auto", "tensorrt", "ort"]
 """Back end of an engine; ``auto``: TensorRT if it is installed."""
 Precision = Literal["fp16", "fp32"]
-"""``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
+"""``fp16``: the fastest variant that passed on this device; ``fp32``: that one alone."""
 CudaChoice = Literal["auto", "pycuda", "cuda-bindings", "ctypes"]
 """Python's way to CUDA."""
 HostMemory = Literal["pinned", "mapped"]

@@ -98,7 +98,9 @@ def status(
         print_json(found)
         return
     frames = ", ".join(f"{count} {state}" for state, count in sorted(found.frames.items())) or "none"
-    title = f"{found.bundle}: deadline {found.deadline_ms:g} ms, k_min {found.k_min}, frames ended: {frames}"
+    title = (
+        f"{found.bundle}: deadline {found.deadline_ms:g} ms, min_devices {found.min_devices}, frames ended: {frames}"
+    )
     header = ["device", "model", "state", "sent", "seen, s", "missed", "p50, ms", "engine"]
     print_table(title, header, [_device_row(device) for device in found.devices], numbers=(1, 4, 5, 6))
     for event in found.events[:_EVENTS_SHOWN]:

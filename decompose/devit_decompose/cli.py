@@ -62,10 +62,10 @@ def decompose(
         return
     teacher_cost = 0 if result.teacher is None else result.teacher.macs
     rows = [["teacher", "all classes", f"{result.teacher_test_accuracy:.2%}", f"{teacher_cost / 1e6:.1f}"]]
-    everyone = (1 << len(result.submodels)) - 1
+    all_devices = (1 << len(result.submodels)) - 1
     cost = sum(model.macs for model in result.submodels)
     for subset in result.subsets:
-        if subset.mask == everyone:
+        if subset.mask == all_devices:
             rows.append(
                 ["fused", f"{len(result.submodels)} devices", f"{subset.test_accuracy:.2%}", f"{cost / 1e6:.1f}"]
             )
@@ -191,7 +191,7 @@ def _show_evaluation(found: Evaluation) -> None:
     teacher_macs = "" if found.teacher_macs is None else f"{found.teacher_macs / 1e6:,.1f}"
     devices, cost = len(found.submodel_macs), sum(found.submodel_macs) / 1e6
     rows = [
-        ["undivided teacher", _percent(found.teacher_accuracy), teacher_macs],
+        ["baseline model", _percent(found.teacher_accuracy), teacher_macs],
         [f"fused, {devices} devices", _percent(found.fused_accuracy), f"{cost:,.1f}"],
     ]
     title = f"{found.name} on {found.test_images:,} test images of {found.data}"

@@ -184,10 +184,10 @@ def _figures(
     cell: LoadedCell, dataset: Dataset, features: Float32Array, teacher: Right | None, digest: str
 ) -> tuple[Evaluation, Right]:
     labels, found = dataset.test.labels, cell.decomposition
-    masks = range(1, cell.head.everyone + 1)
+    masks = range(1, cell.head.all_devices + 1)
     fusion = Fusion(cell.head)
     right = {mask: fusion.batch_logits(features, mask).argmax(axis=1) == labels for mask in masks}
-    fused = right[cell.head.everyone]
+    fused = right[cell.head.all_devices]
     with_zeros = {mask: accuracy(filled_logits(cell.head, features, mask, 0.0), labels) for mask in masks}
     mean = cell.head.statistics.mean
     with_mean = {mask: accuracy(filled_logits(cell.head, features, mask, mean), labels) for mask in masks}
@@ -204,7 +204,7 @@ def _figures(
         subsets_with_zeros={_key(mask): 100 * one for mask, one in with_zeros.items()},
         subsets_with_mean={_key(mask): 100 * one for mask, one in with_mean.items()},
         class_subsets=tuple(
-            _class_subset(device, classes, right, cell.head.everyone, labels)
+            _class_subset(device, classes, right, cell.head.all_devices, labels)
             for device, classes in enumerate(found.class_subsets)
         ),
         classes=_classes(found.class_names, labels, fused, teacher),
@@ -213,15 +213,15 @@ def _figures(
 
 
 def _class_subset(
-    device: int, classes: Sequence[int], right: dict[int, Right], everyone: int, labels: Int64Array
+    device: int, classes: Sequence[int], right: dict[int, Right], all_devices: int, labels: Int64Array
 ) -> ClassSubsetFigures:
     is_one = np.isin(labels, classes)
-    others = everyone & ~(1 << device)
+    others = all_devices & ~(1 << device)
     return ClassSubsetFigures(
         device=device,
         classes=tuple(classes),
         images=int(is_one.sum()),
-        fused_accuracy=_percent(right[everyone][is_one]),
+        fused_accuracy=_percent(right[all_devices][is_one]),
         without_device=_percent(right[others][is_one]) if others else None,
         device_alone=_percent(right[1 << device][is_one]),
     )
@@ -244,7 +244,7 @@ def _compared(fused: Right, against: Path, data: Path | None, digest: str, label
             "compare cells of one data set"
         )
     features = joined_features(cell.submodels, dataset.test.images)
-    other = Fusion(cell.head).batch_logits(features, cell.head.everyone).argmax(axis=1) == labels
+    other = Fusion(cell.head).batch_logits(features, cell.head.all_devices).argmax(axis=1) == labels
     first, second = int(np.sum(fused & ~other)), int(np.sum(other & ~fused))
     return Comparison(str(against), 100 * float(other.mean()), first, second, mcnemar(first, second))
 

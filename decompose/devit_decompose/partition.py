@@ -190,10 +190,10 @@ def _filled(attraction: Float64Array, sizes: tuple[int, ...]) -> Int64Array:
 
 
 def _exchange(attraction: Float64Array, part_of: Int64Array, parts: int) -> None:
-    everyone = np.arange(len(attraction))
+    all_devices = np.arange(len(attraction))
     while True:
         to_part = attraction @ np.eye(parts)[part_of]  # (K, N)
-        move = to_part[:, part_of] - to_part[everyone, part_of][:, np.newaxis]  # [a, b]: a goes to b's part
+        move = to_part[:, part_of] - to_part[all_devices, part_of][:, np.newaxis]  # [a, b]: a goes to b's part
         gain = move + move.T - 2 * attraction  # they would not meet there: each takes the other's place
         one, other = np.unravel_index(gain.argmax(), gain.shape)
         if gain[one, other] <= _ROUNDING:

@@ -17,8 +17,8 @@ from devit_contract.artefacts.preprocess import check_image, decode_image
 from devit_contract.errors import DeviceLostError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import Control, ControlReply, Mark, Question, UndividedStep, body, read_body
-from devit_edge_agent.full_model import Undivided
+from devit_contract.wire.messages import BaselineStep, Control, ControlReply, Mark, Question, body, read_body
+from devit_edge_agent.baseline_model import BaselineModel
 from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources.source import Source
@@ -92,7 +92,7 @@ class EdgeAgent:
         self._problem = ""
         self._supervisor = Supervisor()
         self._swap = Swap(settings, log)
-        self._undivided = Undivided(settings, log)
+        self._baseline = BaselineModel(settings, log)
         self._power = PowerFeed(self._config.tegrastats)
         self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
         self._poller = zmq.Poller()
@@ -114,7 +114,7 @@ class EdgeAgent:
         """Stop sampling, close link, source and engine."""
         self._power.stop()
         self._uplink.close()
-        self._undivided.close()
+        self._baseline.close()
         self._swap.close()
         if self._source is not None:
             self._source.close()
@@ -150,13 +150,13 @@ class EdgeAgent:
         if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):
             self._queue.clear()
             self._power.stop()
-            self._undivided.free()
+            self._baseline.free()
             self._supervisor.waiting("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
         self._feed_power()
         self._tend_swap()
-        self._undivided.tend()
+        self._baseline.tend()
         if self._source is not None:
             self._tend_source(self._source)
         if self._config.free_running and self._source is not None:
@@ -321,13 +321,13 @@ class EdgeAgent:
         if question is Question.DESCRIBE:
             reply = ControlReply(description=describe(self._loaded, Path(self._config.root)))
         elif question is Question.MARK:
-            undivided = self._undivided
-            undivided.keep()
-            counted = self._inferences, self._busy_ns, undivided.inferences, undivided.busy_ns
+            baseline = self._baseline
+            baseline.keep()
+            counted = self._inferences, self._busy_ns, baseline.inferences, baseline.busy_ns
             mark = Mark(time.monotonic_ns(), *counted)
             reply = ControlReply(mark=mark)
-        elif question is Question.UNDIVIDED:
-            reply = self._ask_undivided(control.step)
+        elif question is Question.BASELINE:
+            reply = self._ask_baseline(control.step)
         elif question is Question.SAMPLE_START:
             error = self._power.start(control.interval_ms, self._poller)
             reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
@@ -338,9 +338,9 @@ class EdgeAgent:
             reply = ControlReply(error=f"{self._config.name}: only the node answers {str(question)!r}")
         self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
 
-    def _ask_undivided(self, step: UndividedStep) -> ControlReply:
+    def _ask_baseline(self, step: BaselineStep) -> ControlReply:
         try:
-            return ControlReply(undivided=self._undivided.ask(step, self._loaded))
+            return ControlReply(baseline=self._baseline.ask(step, self._loaded))
         except EngineError as err:
             return ControlReply(error=f"{self._config.name}: {err}")
 

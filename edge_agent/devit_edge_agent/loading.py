@@ -133,8 +133,8 @@ def self_check(settings: Settings, loaded: Loaded) -> None:
         require_accuracy(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
 
 
-def open_undivided(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
-    """Load the bundle's undivided model beside what serves, send the golden images through it, and warm it.
+def open_baseline(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
+    """Load the bundle's baseline model beside what serves, send the golden images through it, and warm it.
 
     Returns:
         What the engine is called, and the engine.
@@ -148,7 +148,7 @@ def open_undivided(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
     store = Store(Path(config.store) if config.store else None)
     if bundle.manifest.baseline is None:
         raise EngineError(
-            f"{bundle.folder}: expected the undivided model (baseline), found none: take a bundle that was exported "
+            f"{bundle.folder}: expected the baseline model (baseline), found none: take a bundle that was exported "
             "from a decomposition"
         )
     opened = _open(settings, bundle, store, "baseline")

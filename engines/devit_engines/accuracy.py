@@ -172,7 +172,7 @@ def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
 
 def _fused_with(bundle: Bundle, golden: Tensors, device: int) -> Callable[[Float32Array], Float32Array]:
     head = bundle.fusion_head()
-    everyone = head.subset(head.everyone)
+    all_devices = head.subset(head.all_devices)
     features = [golden[f"features.{i}"] for i in range(len(bundle.manifest.submodels))]
     found = tuple(feature.shape[1] for feature in features)
     if found != head.dims:
@@ -180,7 +180,7 @@ def _fused_with(bundle: Bundle, golden: Tensors, device: int) -> Callable[[Float
 
     def answer(outputs: Float32Array) -> Float32Array:
         joined = np.concatenate([*features[:device], outputs, *features[device + 1 :]], axis=1)  # (n, sum of dims)
-        return joined @ everyone.weight.T + everyone.bias
+        return joined @ all_devices.weight.T + all_devices.bias
 
     return answer
 

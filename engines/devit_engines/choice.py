@@ -23,7 +23,7 @@ class OpenedEngine:
     title: str
     """For people: ``TensorRT 10.3.0, fp16``, ``null engine``."""
     model_sha256: str
-    """Of the graph that it computes; a stand-in gives that of rung fp32."""
+    """Of the graph that it computes; a stand-in gives that of variant fp32."""
     engine: Engine
 
 
@@ -72,4 +72,4 @@ def open_engine(
         engine = PacedEngine(null, float(pace), wait=busy if kind == "busy" else time.sleep)
     else:
         raise InputError(f"--engine {choice}: expected built, null, paced:MS or busy:MS, e.g. paced:5")
-    return OpenedEngine(f"{choice} engine", bundle.manifest.file(role, device=index, rung="fp32").sha256, engine)
+    return OpenedEngine(f"{choice} engine", bundle.manifest.file(role, device=index, variant="fp32").sha256, engine)

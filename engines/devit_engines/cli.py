@@ -30,13 +30,13 @@ StoreOption = Annotated[
 SubmodelsOption = Annotated[
     str | None, typer.Option(metavar="N,...", help="Submodels to take, comma separated (default: all).")
 ]
-BaselineOption = Annotated[bool, typer.Option(help="Take the undivided teacher too.")]
+BaselineOption = Annotated[bool, typer.Option(help="Take the baseline model too.")]
 BackendOption = Annotated[
     BackendChoice, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT if it is installed.")
 ]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest rung first, fp32 takes that one alone."),
+    typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest variant first, fp32 takes that one alone."),
 ]
 CudaOption = Annotated[
     CudaChoice, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
@@ -90,7 +90,7 @@ def build(
     if as_json:
         print_json([_for_programs(engine, opened) for engine in built])
         return
-    header = ["model", "rung", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
+    header = ["model", "variant", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
     title = f"{bundle}: {row.title} engines{instead}, in {opened.folder}"
     print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
@@ -104,7 +104,7 @@ def list_engines(store: StoreOption = None, as_json: JsonOption = False) -> None
     if as_json:
         print_json(entries)
         return
-    header = ["key", "model", "rung", "built by", "for", "created (UTC)"]
+    header = ["key", "model", "variant", "built by", "for", "created (UTC)"]
     print_table(f"{opened.folder}: {len(entries)} engines", header, [_entry_row(entry) for entry in entries])
 
 
@@ -225,7 +225,7 @@ def _row(engine: BuiltEngine) -> list[str]:
     bound = accuracy.flip_rate_bound
     return [
         name_of(engine.model),
-        record.key.rung,
+        record.key.variant,
         f"{record.file.size_bytes / 1e6:.2f} MB",
         "kept" if engine.was_cached else f"{record.build_s:.1f} s",
         f"{accuracy.cosine_min:.5f}",
@@ -240,4 +240,4 @@ def _entry_row(entry: Entry) -> list[str]:
         return [entry.digest[:12], "damaged", "", "", "", ""]
     key, created = entry.record.key, entry.record.created[:16].replace("T", " ")
     built_by, built_for = f"{key.backend} {key.backend_version}", f"{key.device_name}, {key.compute_capability}"
-    return [entry.digest[:12], entry.title, key.rung, built_by, built_for, created]
+    return [entry.digest[:12], entry.title, key.variant, built_by, built_for, created]

@@ -19,7 +19,7 @@ _Self = TypeVar("_Self", bound="CheckedEngine")
 
 
 class CannotCompileError(EngineError):
-    """A back end makes no engine of a graph; another rung of it may do."""
+    """A back end makes no engine of a graph; another variant of it may do."""
 
 
 class Engine(AbstractContextManager["Engine"], Protocol):

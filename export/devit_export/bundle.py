@@ -29,7 +29,7 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import RUNGS, Role, Rung
+from devit_contract.choices import VARIANTS, Role, Variant
 from devit_contract.errors import ExportError, InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.models.inference import run
@@ -39,7 +39,7 @@ from devit_export.graph import ExportedGraph, export_features, export_logits
 from devit_export.parity import measure, measure_half
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
-from devit_export.variants import RungGraph, make_rung
+from devit_export.variants import VariantGraph, make_variant
 
 FUSION_NAME = "fusion.safetensors"
 GOLDEN_NAME = "golden.safetensors"
@@ -47,7 +47,7 @@ _HINT = "make the models again with devit decompose"
 
 
 def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progress = no_progress) -> Manifest:
-    """Export every submodel and the undivided teacher, check each against PyTorch, and write the bundle.
+    """Export every submodel and the baseline model, check each against PyTorch, and write the bundle.
 
     The bundle of an assembled cell has no baseline, since the cell has no teacher. The same models give the same bytes.
     An existing bundle at ``out`` is replaced only when the new one is whole.
@@ -89,7 +89,7 @@ class _Work:
         self.decomposition = decomposition
         self.progress = progress
         graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
-        self.steps = graphs * len(RUNGS) + 2  # fusion with golden set, manifest
+        self.steps = graphs * len(VARIANTS) + 2  # fusion with golden set, manifest
         _check_image_sizes(models, decomposition)
         self.golden = _samples(models, decomposition)
         self.head = _fusion_head(models, decomposition)
@@ -97,7 +97,7 @@ class _Work:
         self.files: list[FileEntry] = []
 
     def add_graph(self, folder: Path, device: int | None) -> None:
-        """Export a submodel, or the baseline (None), in every rung, measured against PyTorch over the golden images."""
+        """Export a submodel, or the baseline (None), in every variant, and measure each against PyTorch."""
         whole = self.decomposition
         role: Role
         if device is None:
@@ -109,7 +109,7 @@ class _Work:
             raise AssertionError("a cell without a teacher has no baseline")
         stem = role if device is None else f"{role}-{device}"
         plain = f"{stem}.fp32.onnx"
-        self._report(f"{stem}.{RUNGS[0]}.onnx")
+        self._report(f"{stem}.{VARIANTS[0]}.onnx")
         model = load_model(self.models / weights, record.config)
         images: UInt8Array = self.golden["images"]
         reference = _answers(weights, model if device is None else model.features, images)
@@ -117,20 +117,20 @@ class _Work:
         ranges = scan_ranges(plain, graph.content, images)
         parity = []
         fp32_nodes: dict[str, tuple[str, ...]] = {}
-        for rung in RUNGS:
-            name = f"{stem}.{rung}.onnx"
+        for variant in VARIANTS:
+            name = f"{stem}.{variant}.onnx"
             self._report(name)
-            made = make_rung(graph, rung, ranges.overflows, name)
-            parity.append(_parity(name, rung, graph, made, images, reference))
+            made = make_variant(graph, variant, ranges.overflows, name)
+            parity.append(_parity(name, variant, graph, made, images, reference))
             write_bytes(folder / name, made.content)
-            self.files.append(describe_file(folder, name, role, device=device, rung=rung))
-            if rung != "fp32":
-                fp32_nodes[rung] = made.fp32_nodes
+            self.files.append(describe_file(folder, name, role, device=device, variant=variant))
+            if variant != "fp32":
+                fp32_nodes[variant] = made.fp32_nodes
         self.golden[output] = reference
         self.records[device] = GraphRecord(
             output_dim=reference.shape[1],
             macs=record.macs,
-            rungs=RUNGS,
+            variants=VARIANTS,
             parity=tuple(parity),
             class_subset=record.config.classes if device is None else whole.class_subsets[device],
             # Four digits, since another thread count rounds otherwise.
@@ -144,7 +144,7 @@ class _Work:
         """Write the fusion head, and the golden set with the answers of all submodels fused."""
         self._report(FUSION_NAME)
         joined = np.concatenate([self.golden[f"features.{device}"] for device in range(len(self.head.dims))], axis=1)
-        self.golden["logits"] = Fusion(self.head).batch_logits(joined, self.head.everyone)
+        self.golden["logits"] = Fusion(self.head).batch_logits(joined, self.head.all_devices)
         self.head.save(folder / FUSION_NAME)
         write_tensors(folder / GOLDEN_NAME, self.golden)
         self.files.append(describe_file(folder, FUSION_NAME, "fusion"))
@@ -178,13 +178,13 @@ class _Work:
 
 
 def _parity(
-    name: str, rung: Rung, graph: ExportedGraph, made: RungGraph, images: UInt8Array, reference: Float32Array
+    name: str, variant: Variant, graph: ExportedGraph, made: VariantGraph, images: UInt8Array, reference: Float32Array
 ) -> Parity:
-    """Measure one rung against PyTorch."""
-    compare = measure if rung == "fp32" else measure_half
+    """Measure one variant against PyTorch."""
+    compare = measure if variant == "fp32" else measure_half
     difference = compare(name, made.content, images, reference)
     return Parity(
-        rung=rung,
+        variant=variant,
         max_abs_error=difference.max_abs,
         mean_abs_error=difference.mean_abs,
         nodes_before=graph.nodes_before,

@@ -74,11 +74,11 @@ def _rows(manifest: Manifest) -> list[list[str]]:
     rows = []
     for file in manifest.files:
         size = _short((file.size_bytes or 0) / 1e6)
-        if file.rung is None:
+        if file.variant is None:
             rows.append([file.name, "", size, "", "", "", ""])
             continue
         graph = manifest.graph(file.role, file.device)
-        parity = next(parity for parity in graph.parity if parity.rung == file.rung)
+        parity = next(parity for parity in graph.parity if parity.variant == file.variant)
         counts = [str(count) for count in (parity.nodes_before, parity.nodes_after, parity.casts)]
         rows.append([file.name, _short(graph.macs / 1e6), size, *counts, f"{parity.max_abs_error:.1e}"])
     return rows

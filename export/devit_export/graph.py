@@ -37,7 +37,7 @@ class ExportedGraph:
 
     content: bytes
     expected: Expected
-    """What the rules expect of it, and of every rung made of it."""
+    """What the rules expect of it, and of every variant made of it."""
     nodes_before: int
     """Graph nodes as torch exports them, before onnxsim."""
     nodes_after: int
@@ -59,7 +59,7 @@ def export_features(model: Model, name: str) -> ExportedGraph:
 
 
 def export_logits(model: Model, name: str) -> ExportedGraph:
-    """Export an undivided model: uint8 ``images`` to float32 ``logits`` ``(batch, K)``; see :func:`export_features`."""
+    """Export a baseline model: uint8 ``images`` to float32 ``logits`` ``(batch, K)``; see :func:`export_features`."""
     return _export(model, _expected(model, "logits", len(model.config.classes)), name)
 
 

@@ -68,7 +68,7 @@ def measure_half(name: str, graph: bytes, images: UInt8Array, reference: Float32
     since that provider computes FP16 in FP32; :mod:`devit_export.ranges` does.
 
     Args:
-        name: The graph's file name, for the message; the rung is part of it.
+        name: The graph's file name, for the message; the variant is part of it.
         graph: The ONNX file's bytes.
         images: Shape ``(n, H, W, C)``.
         reference: What PyTorch answers, shape ``(n, dim)``.

@@ -1,7 +1,7 @@
-"""Makes the graph of each precision rung and checks it against every rule; says what stays in FP32.
+"""Makes the graph of each precision variant and checks it against every rule; says what stays in FP32.
 
 =============== ==================================================================================================
-rung            in FP32
+variant            in FP32
 =============== ==================================================================================================
 ``fp16``        every LayerNormalization, and every node that makes or takes a tensor whose numbers may overflow
 ``fp16-attn32`` the same, and of every attention the scaling of the query, both products and the softmax
@@ -25,7 +25,7 @@ from devit_export.rules import Graph, check_graph
 
 
 @dataclass(frozen=True)
-class RungGraph:
+class VariantGraph:
     """One ONNX file."""
 
     content: bytes
@@ -35,12 +35,12 @@ class RungGraph:
     casts: int
 
 
-def make_rung(graph: ExportedGraph, rung: str, overflows: Collection[str], name: str) -> RungGraph:
-    """Write the graph of one rung.
+def make_variant(graph: ExportedGraph, variant: str, overflows: Collection[str], name: str) -> VariantGraph:
+    """Write the graph of one variant.
 
     Args:
         graph: As exported, in FP32.
-        rung: One of :data:`devit_contract.artefacts.manifest.RUNGS`.
+        variant: One of :data:`devit_contract.artefacts.manifest.VARIANTS`.
         overflows: Tensors that FP16 may not hold, see :func:`devit_export.ranges.scan_ranges`.
         name: The file name it will have, for messages.
 
@@ -48,21 +48,21 @@ def make_rung(graph: ExportedGraph, rung: str, overflows: Collection[str], name:
         ExportError: The graph breaks a rule.
     """
     model = onnx.load_from_string(graph.content)
-    if rung == "fp32":
-        return RungGraph(graph.content, (), len(model.graph.node), count_casts(model))
-    kept = set(kept_nodes(Graph(model, name), rung, overflows))
+    if variant == "fp32":
+        return VariantGraph(graph.content, (), len(model.graph.node), count_casts(model))
+    kept = set(kept_nodes(Graph(model, name), variant, overflows))
     lowered = lower_precision(model, kept, name)
     check_graph(lowered, graph.expected, name)
     content = lowered.SerializeToString(deterministic=True)
-    return RungGraph(content, full_nodes(model, kept, name), len(lowered.graph.node), count_casts(lowered))
+    return VariantGraph(content, full_nodes(model, kept, name), len(lowered.graph.node), count_casts(lowered))
 
 
-def kept_nodes(graph: Graph, rung: str, overflows: Collection[str]) -> Iterator[str]:
-    """Yield the nodes of an FP32 graph that a rung of mixed precision keeps in FP32, by name."""
+def kept_nodes(graph: Graph, variant: str, overflows: Collection[str]) -> Iterator[str]:
+    """Yield the nodes of an FP32 graph that a variant of mixed precision keeps in FP32, by name."""
     for node in graph.nodes:
         if node.op_type == "LayerNormalization" or not set(overflows).isdisjoint((*node.input, *node.output)):
             yield node.name
-    if rung == "fp16-attn32":
+    if variant == "fp16-attn32":
         for attention in graph.attentions():
             nodes = (attention.query, attention.product, attention.softmax, *attention.mixers)
             yield from (node.name for node in nodes if node is not None)

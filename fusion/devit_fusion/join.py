@@ -39,11 +39,11 @@ class Frame:
         """The devices whose features are here."""
         return mask_of(list(self.features))
 
-    def state(self, everyone: int, k_min: int) -> State:
-        """Judge the frame by its features, for a cell whose devices have the mask ``everyone``."""
-        if self.mask == everyone:
+    def state(self, all_devices: int, min_devices: int) -> State:
+        """Judge the frame by its features, for a cell whose devices have the mask ``all_devices``."""
+        if self.mask == all_devices:
             return State.FULL
-        needed = min(k_min, self.requested.bit_count())
+        needed = min(min_devices, self.requested.bit_count())
         return State.PARTIAL if len(self.features) >= needed else State.FAILED
 
 

@@ -190,7 +190,7 @@ class FusionNode:
             preprocess=manifest.preprocess,
             frames=dict(self._scheduler.ended),
             devices=self._scheduler.device_status(),
-            k_min=serving.k_min,
+            min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=version("devit"),
             uptime_s=(time.monotonic_ns() - self._start_ns) / 1e9,

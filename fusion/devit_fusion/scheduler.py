@@ -58,7 +58,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[int, int], Request] = {}  # waiting or dispatched, by the client's run and number
-        self._grace_end_ns = time.monotonic_ns() + round(serving.gather_ms * 1e6)
+        self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
         self._is_in_grace = False
         """Whether the first request in the queue waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
@@ -91,7 +91,7 @@ class Scheduler:
         self.dispatch_waiting()
         if len(self._waiting) > self._serving.queue:
             now_ns = time.monotonic_ns()
-            requested = request.picture.mask or self._fusion.head.everyone
+            requested = request.picture.mask or self._fusion.head.all_devices
             devices = range(len(self._fusion.head.dims))
             missing = {
                 index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
@@ -110,7 +110,7 @@ class Scheduler:
         """
         now_ns = time.monotonic_ns()
         while self._waiting:
-            requested = self._waiting[0].picture.mask or self._fusion.head.everyone
+            requested = self._waiting[0].picture.mask or self._fusion.head.all_devices
             wanted = [link for link in self._links.values() if requested >> link.index & 1]
             if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
                 self._is_in_grace = True
@@ -259,7 +259,7 @@ class Scheduler:
             self._links[device].answered += 1
 
     def _send_answer(self, request: Request, frame: Frame, now_ns: int) -> None:
-        state = frame.state(self._fusion.head.everyone, self._serving.k_min)
+        state = frame.state(self._fusion.head.all_devices, self._serving.min_devices)
         logits = self._fusion.logits(frame.features).tobytes() if state is not State.FAILED else b""
         content = AnswerBody(
             logits=logits,

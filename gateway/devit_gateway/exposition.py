@@ -100,7 +100,7 @@ def _node(status: NodeStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily("devit_frames_open", "Frames that have not ended.", value=status.open_frames)
     yield GaugeMetricFamily("devit_requests_waiting", "Requests that wait for a device.", value=status.waiting_requests)
     yield GaugeMetricFamily("devit_node_uptime_seconds", "Since the node's start.", value=status.uptime_s)
-    yield GaugeMetricFamily("devit_devices_needed", "Fewest ready devices that give answers.", value=status.k_min)
+    yield GaugeMetricFamily("devit_devices_needed", "Fewest ready devices that give answers.", value=status.min_devices)
 
 
 def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:

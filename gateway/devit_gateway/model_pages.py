@@ -127,7 +127,7 @@ def device_count(status: NodeStatus) -> int:
 def why_not_ready(status: NodeStatus) -> str:
     """Why the cell gives no answers now; empty if it does."""
     ready = sum(device.state is DeviceState.READY for device in status.devices)
-    if ready >= status.k_min:
+    if ready >= status.min_devices:
         return ""
     states = ", ".join(f"{device.name} {device.state}" for device in status.devices)
-    return f"expected at least {status.k_min} ready devices, found {ready} ({states}): see devit status"
+    return f"expected at least {status.min_devices} ready devices, found {ready} ({states}): see devit status"

@@ -155,7 +155,7 @@ def _show(figures: Figures, *, as_json: bool) -> None:
     answers = ", ".join(f"{count} {state}" for state, count in figures.answers.items())
     teacher = figures.teacher_accuracy
     rows = [
-        *([["accuracy, undivided teacher", f"{teacher:.1%}"]] if teacher is not None else []),
+        *([["accuracy, baseline model", f"{teacher:.1%}"]] if teacher is not None else []),
         ["accuracy, all devices", f"{figures.full_accuracy:.1%}"],
         [f"accuracy, without {figures.killed_device} (killed)", f"{figures.partial_accuracy:.1%}"],
         ["answers, by state", answers],

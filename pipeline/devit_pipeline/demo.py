@@ -54,7 +54,7 @@ class Figures(msgspec.Struct, frozen=True):
     engines_cached: int
     engines_built: int
     teacher_accuracy: float | None
-    """Absent where the bundle has no undivided teacher."""
+    """Absent where the bundle has no baseline model."""
     full_accuracy: float
     partial_accuracy: float
     """With one of the agents killed."""

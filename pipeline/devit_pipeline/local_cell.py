@@ -47,7 +47,7 @@ class LocalCell:
         *,
         store: Path | None = None,
         deadline_ms: float = 1000.0,
-        k_min: int = 1,
+        min_devices: int = 1,
         credit: int = 2,
         queue: int = 64,
         http: str = "",
@@ -60,7 +60,7 @@ class LocalCell:
             devices: The agents.
             store: Engine store; ``None`` is the user's default.
             deadline_ms: From a frame's dispatch to its end.
-            k_min: Fewest features an answer is given on.
+            min_devices: Fewest features an answer is given on.
             credit: Frames in flight per device.
             queue: Requests that may wait.
             http: ``HOST:PORT`` of an HTTP gateway to start too, port 0 for a free one; empty for none.
@@ -72,7 +72,7 @@ class LocalCell:
         self._http = http
         self.http_url = ""
         """Where the gateway listens, with the real port; empty without one."""
-        self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {k_min}\ncredit = {credit}\nqueue = {queue}\n"
+        self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {min_devices}\ncredit = {credit}\nqueue = {queue}\n"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keys: dict[str, KeyPair] = {}
         self.fleet_path = self.folder / "fleet.toml"

@@ -48,7 +48,7 @@ Images = Annotated[
 ]
 Baseline = Annotated[
     str | None,
-    _load(metavar="DEVICE", help="Run the undivided model on this device too; needs devit build --baseline there."),
+    _load(metavar="DEVICE", help="Run the baseline model on this device too; needs devit build --baseline there."),
 ]
 Bundle = Annotated[
     Path | None, _engine(metavar="DIR", help="Bundle whose engine runs here (default: none, idle power only).")
@@ -160,7 +160,7 @@ def cell(
     if quick and sustained is not None:
         raise typer.BadParameter("give --quick or --sustained, not both: a quick look is one window")
     sustained_s = 60 * sustained if sustained is not None else None
-    plan = _plan(ctx.params, undivided=baseline, sustained_s=sustained_s, **load_of(rate, in_flight, fleet))
+    plan = _plan(ctx.params, baseline=baseline, sustained_s=sustained_s, **load_of(rate, in_flight, fleet))
     names = [name.strip() for name in devices.split(",")]
     with terminal.progress_bar(quiet=as_json) as progress:
         folder = _measure_cell(fleet, key, names, images or [], plan, out, progress, calibrations)

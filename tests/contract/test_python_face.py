@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.house.pages import DOCS, ROOT, blocks
+from tests.project.pages import DOCS, ROOT, blocks
 
 import devit
 from devit_contract import errors

@@ -28,7 +28,7 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import RUNGS
+from devit_contract.choices import VARIANTS
 
 if TYPE_CHECKING:
     import onnx
@@ -57,11 +57,11 @@ class Layer:
         outputs = pixels @ self.weight.astype(np.float64) + self.bias.astype(np.float64)
         return (np.maximum(outputs, 0.0) if self.has_relu else outputs).astype(np.float32)
 
-    def graph(self, rung: str) -> onnx.ModelProto:
-        """Write the same as an ONNX graph, in half precision unless the rung is ``fp32``."""
+    def graph(self, variant: str) -> onnx.ModelProto:
+        """Write the same as an ONNX graph, in half precision unless the variant is ``fp32``."""
         from onnx import TensorProto, helper, numpy_helper
 
-        half = rung != "fp32"
+        half = variant != "fp32"
         kind, number = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
         last = "outputs" if half else "features"
         nodes = [
@@ -141,16 +141,16 @@ def accuracy(logits: Float32Array, split: Split) -> float:
     return float(np.mean(logits.argmax(axis=1) == split.labels))
 
 
-def parity(layer: Layer, rung: str, images: UInt8Array) -> Parity:
+def parity(layer: Layer, variant: str, images: UInt8Array) -> Parity:
     """Compare the graph with numpy, by onnx's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
-    graph = layer.graph(rung)
+    graph = layer.graph(variant)
     (outputs,) = ReferenceEvaluator(graph).run(None, {"images": images})
     errors = np.abs(np.asarray(outputs, np.float32) - layer.numpy(images))
     kinds = [node.op_type for node in graph.graph.node]
     return Parity(
-        rung=rung,
+        variant=variant,
         max_abs_error=round(float(errors.max()), 9),
         mean_abs_error=round(float(errors.mean()), 9),
         nodes_before=len(kinds),
@@ -178,21 +178,21 @@ def record(layer: Layer, classes: tuple[int, ...], images: UInt8Array) -> GraphR
     return GraphRecord(
         output_dim=len(layer.bias),
         macs=layer.weight.size,
-        rungs=RUNGS,
-        parity=tuple(parity(layer, rung, images) for rung in RUNGS),
+        variants=VARIANTS,
+        parity=tuple(parity(layer, variant, images) for variant in VARIANTS),
         class_subset=classes,
         ranges=ranges(layer, images),
         overflows=(),
         attentions=0,
-        fp32_nodes={rung: () for rung in RUNGS if rung != "fp32"},
+        fp32_nodes={variant: () for variant in VARIANTS if variant != "fp32"},
     )
 
 
-def write_graph(folder: Path, layer: Layer, role: str, device: int | None, rung: str) -> FileEntry:
-    """Write one rung of one model."""
-    name = f"{role}.{rung}.onnx" if device is None else f"{role}-{device}.{rung}.onnx"
-    write_bytes(folder / name, layer.graph(rung).SerializeToString(deterministic=True))
-    return describe_file(folder, name, role, device=device, rung=rung)
+def write_graph(folder: Path, layer: Layer, role: str, device: int | None, variant: str) -> FileEntry:
+    """Write one variant of one model."""
+    name = f"{role}.{variant}.onnx" if device is None else f"{role}-{device}.{variant}.onnx"
+    write_bytes(folder / name, layer.graph(variant).SerializeToString(deterministic=True))
+    return describe_file(folder, name, role, device=device, variant=variant)
 
 
 def make(folder: Path) -> None:
@@ -209,7 +209,9 @@ def make(folder: Path) -> None:
         *((layer, "submodel", device) for device, layer in enumerate(layers)),
         (baseline, "baseline", None),
     ]
-    files = [write_graph(folder, layer, role, device, rung) for layer, role, device in graphs for rung in RUNGS]
+    files = [
+        write_graph(folder, layer, role, device, variant) for layer, role, device in graphs for variant in VARIANTS
+    ]
     head.save(folder / "fusion.safetensors")
     files.append(describe_file(folder, "fusion.safetensors", "fusion"))
     write_golden(folder / "golden.safetensors", golden, layers, baseline, folder / "fusion.safetensors")
@@ -242,7 +244,7 @@ def subsets(layers: list[Layer], head: FusionHead, validation: Split, test: Spli
     """Measure every subset of devices."""
     fusion = Fusion(head)
     found = []
-    for mask in range(1, head.everyone + 1):
+    for mask in range(1, head.all_devices + 1):
         shares = []
         for split in (validation, test):
             features = np.concatenate([layer.numpy(split.images) for layer in layers], axis=1)

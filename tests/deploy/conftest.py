@@ -127,7 +127,7 @@ class Fleet:
             "devit_client_port": client_port,
             "devit_deadline_ms": 2000,  # two cores run it all
             "devit_queue": 512,  # at 50 frames/s, ten seconds without a device: as long as a node may take to come back
-            "devit_gather_ms": 10000,  # long enough for a whole cell to be switched
+            "devit_startup_grace_ms": 10000,  # long enough for a whole cell to be switched
             "devit_clients": [{"name": "desk", "public_key": desk}],
         }
         devices = {

@@ -80,7 +80,7 @@ def make_bundle(folder: Path, serial: int, key: Path | None, *, kind: str = "goo
                 graph.doc_string = "another"
                 onnx.save(graph, folder / file.name)
     files = tuple(
-        describe_file(folder, file.name, file.role, device=file.device, rung=file.rung) for file in manifest.files
+        describe_file(folder, file.name, file.role, device=file.device, variant=file.variant) for file in manifest.files
     )
     write_manifest(folder, msgspec.structs.replace(manifest, files=files))
     if key is not None:

@@ -185,7 +185,7 @@ def test_a_bundle_whose_engines_do_not_pass_is_not_switched_to(fleet: Fleet, fir
     before = fleet.started
     played = fleet.play("upgrade.yml", fleet.release("untrue", serial=4, bundle="untrue"))
     assert played.code != 0
-    assert "no rung passes on this device" in played.said
+    assert "no variant passes on this device" in played.said
     assert fleet.releases_in_use == everywhere(first.version)
     assert fleet.started == before
     assert_all_answer(fleet)

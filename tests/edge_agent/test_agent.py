@@ -66,7 +66,7 @@ def test_an_agent_introduces_itself_and_says_ready_only_when_it_is_accepted(node
     assert select.select([child.stdout], [], [], 0)[0] == []
     content = read_body(hello, Hello)
     assert (content.name, content.submodel, content.feature_dim) == ("jetson1", 0, 6)
-    assert content.model_sha256 == bundle.manifest.file("submodel", device=0, rung="fp32").sha256
+    assert content.model_sha256 == bundle.manifest.file("submodel", device=0, variant="fp32").sha256
     assert hello.boot_id != 0
     assert hello.engine_revision != 0
     node.accept(hello)

@@ -26,7 +26,7 @@ DEADLINE_S = 20
 
 @pytest.fixture
 def hello(bundle: Bundle) -> Hello:
-    digest = bundle.manifest.file("submodel", device=0, rung="fp32").sha256
+    digest = bundle.manifest.file("submodel", device=0, variant="fp32").sha256
     return Hello("jetson1", 0, 6, digest, "by hand", ("float32",), "0")
 
 

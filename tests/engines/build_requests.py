@@ -22,16 +22,16 @@ def graph_file(path: Path) -> GraphFile:
     return GraphFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def graph_of(rung: str) -> GraphFile:
-    """Describe the graph of a rung."""
-    return graph_file(TINY / f"submodel-0.{rung}.onnx")
+def graph_of(variant: str) -> GraphFile:
+    """Describe the graph of a variant."""
+    return graph_file(TINY / f"submodel-0.{variant}.onnx")
 
 
 def tiny_request(folder: Path, **changes: Any) -> BuildRequest:  # noqa: ANN401 - any field
-    """Ask for rung fp16, with everything that is written below ``folder``."""
+    """Ask for variant fp16, with everything that is written below ``folder``."""
     request = BuildRequest(
         name="submodel 0",
-        rung="fp16",
+        variant="fp16",
         graph=graph_of("fp16"),
         fp32_graph=graph_of("fp32"),
         fp32_nodes=(),

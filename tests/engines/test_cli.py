@@ -42,7 +42,7 @@ def test_build_prints_a_table_of_what_was_built_and_how_well_it_agrees(tiny: Bun
 def test_build_prints_json_for_programs(tiny: Bundle, store: Store) -> None:
     done = devit("build", tiny.folder, "--submodels", "1", "--store", store.folder, "--json")
     (engine,) = json.loads(done.stdout)
-    assert (engine["model"], engine["record"]["key"]["rung"], engine["was_cached"]) == (1, "fp32", False)
+    assert (engine["model"], engine["record"]["key"]["variant"], engine["was_cached"]) == (1, "fp32", False)
     assert engine["path"] == str(store.folder / engine["digest"])
     assert engine["record"]["accuracy"]["flips"] == 0
 
@@ -87,8 +87,8 @@ def test_prune_keeps_what_a_kept_bundle_needs(tiny: Bundle, store: Store) -> Non
     first, second = build_engines(tiny, store)
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
     assert "0 engines removed" in done.stdout
-    tiny.path("submodel", device=0, rung="fp32").unlink()
-    files = tuple(file for file in tiny.manifest.files if (file.device, file.rung) != (0, "fp32"))
+    tiny.path("submodel", device=0, variant="fp32").unlink()
+    files = tuple(file for file in tiny.manifest.files if (file.device, file.variant) != (0, "fp32"))
     write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
     done = devit("engines", "prune", "--store", store.folder, "--keep", tiny.folder)
     assert f"removed {first.digest[:12]} (submodel 0 of tiny): its graph is in no kept bundle" in done.stdout

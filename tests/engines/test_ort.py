@@ -27,14 +27,14 @@ GOLDEN = Bundle(TINY).golden()
 
 @pytest.mark.parametrize(("device", "dim"), [(0, 6), (1, 4)])
 def test_every_submodel_gives_the_golden_features(tiny: Bundle, device: int, dim: int) -> None:
-    path = tiny.path("submodel", device=device, rung="fp32")
+    path = tiny.path("submodel", device=device, variant="fp32")
     with OrtEngine(path.read_bytes(), EngineSpec("submodel", (6, 8, 1), dim)) as engine:
         outputs = engine.features(GOLDEN["images"])
     np.testing.assert_allclose(outputs, GOLDEN[f"features.{device}"], atol=1e-5)
 
 
 def test_the_baseline_gives_the_golden_logits(tiny: Bundle) -> None:
-    with OrtEngine(tiny.path("baseline", rung="fp32").read_bytes(), EngineSpec("baseline", (6, 8, 1), 4)) as engine:
+    with OrtEngine(tiny.path("baseline", variant="fp32").read_bytes(), EngineSpec("baseline", (6, 8, 1), 4)) as engine:
         np.testing.assert_allclose(engine.features(GOLDEN["images"]), GOLDEN["baseline.logits"], atol=1e-5)
 
 

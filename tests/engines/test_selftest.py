@@ -33,11 +33,11 @@ def selftest(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, timeout=120)
 
 
-def test_the_shipped_bundle_is_a_vit_of_every_rung_with_enough_golden_images() -> None:
+def test_the_shipped_bundle_is_a_vit_of_every_variant_with_enough_golden_images() -> None:
     manifest = Bundle(BUNDLE).manifest
     for graph in (*manifest.submodels, manifest.baseline):
         assert graph is not None
-        assert graph.rungs == ("fp16", "fp16-attn32", "fp32")
+        assert graph.variants == ("fp16", "fp16-attn32", "fp32")
     assert len(Bundle(BUNDLE).golden()["images"]) >= 256
 
 

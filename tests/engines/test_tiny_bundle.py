@@ -44,5 +44,5 @@ make_tiny_bundle.make(Path({str(tmp_path)!r}))
     made, kept = Bundle(tmp_path), Bundle(DATA / "tiny-bundle")
     for name, tensor in kept.golden().items():
         np.testing.assert_allclose(made.golden()[name], tensor, atol=1e-4)
-    assert made.manifest.submodels[0].rungs == kept.manifest.submodels[0].rungs
+    assert made.manifest.submodels[0].variants == kept.manifest.submodels[0].variants
     assert made.manifest.preprocess == kept.manifest.preprocess

@@ -216,7 +216,7 @@ def models_folder(teacher: Model, ensemble: Ensemble, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="session")
 def assembled(sample_model: Callable[[str], Model]) -> Ensemble:
-    """Trained DeiTs that are joined as they are, one of them pruned: no recipe, no undivided teacher."""
+    """Trained DeiTs that are joined as they are, one of them pruned: no recipe, no baseline model."""
     return _ensemble((sample_model("deit"), sample_model("pruned")))
 
 

@@ -48,14 +48,14 @@ def by_reference(content: bytes, images: UInt8Array) -> Float32Array:
     return answer
 
 
-def fused(bundle: Bundle, rung: str, images: UInt8Array, run: Run) -> Float32Array:
+def fused(bundle: Bundle, variant: str, images: UInt8Array, run: Run) -> Float32Array:
     """Logits ``(n, K)`` of all devices."""
     head = FusionHead.load(bundle.path("fusion"))
     features = [
-        run(bundle.path("submodel", device=device, rung=rung).read_bytes(), images)
+        run(bundle.path("submodel", device=device, variant=variant).read_bytes(), images)
         for device in range(len(bundle.manifest.submodels))
     ]
-    return Fusion(head).batch_logits(np.concatenate(features, axis=1), head.everyone)
+    return Fusion(head).batch_logits(np.concatenate(features, axis=1), head.all_devices)
 
 
 def check_agreement(what: str, expected: Float32Array, found: Float32Array) -> None:
@@ -73,17 +73,17 @@ def check_agreement(what: str, expected: Float32Array, found: Float32Array) -> N
     assert 1.0 - len(flips) / len(expected) >= AGREEMENT
 
 
-@pytest.mark.parametrize("rung", ["fp16", "fp16-attn32"])
+@pytest.mark.parametrize("variant", ["fp16", "fp16-attn32"])
 @pytest.mark.parametrize("run", [by_onnx_runtime, by_reference])
-def test_fused_answers_agree_with_those_in_fp32(bundle: Bundle, images: UInt8Array, rung: str, run: Run) -> None:
+def test_fused_answers_agree_with_those_in_fp32(bundle: Bundle, images: UInt8Array, variant: str, run: Run) -> None:
     assert len(images) == 1000
     expected = fused(bundle, "fp32", images, by_onnx_runtime)
-    check_agreement(f"{rung}, {run.__name__}", expected, fused(bundle, rung, images, run))
+    check_agreement(f"{variant}, {run.__name__}", expected, fused(bundle, variant, images, run))
 
 
-@pytest.mark.parametrize("rung", ["fp16", "fp16-attn32"])
-def test_the_undivided_teachers_answers_agree_with_those_in_fp32(bundle: Bundle, images: UInt8Array, rung: str) -> None:
+@pytest.mark.parametrize("variant", ["fp16", "fp16-attn32"])
+def test_the_baseline_answers_agree_with_those_in_fp32(bundle: Bundle, images: UInt8Array, variant: str) -> None:
     expected, found = (
-        by_onnx_runtime(bundle.path("baseline", rung=name).read_bytes(), images) for name in ("fp32", rung)
+        by_onnx_runtime(bundle.path("baseline", variant=name).read_bytes(), images) for name in ("fp32", variant)
     )
-    check_agreement(f"baseline {rung}", expected, found)
+    check_agreement(f"baseline {variant}", expected, found)

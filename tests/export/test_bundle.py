@@ -19,7 +19,7 @@ import torch
 from devit_contract.artefacts.files import read_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.manifest import Bundle, Manifest, Preprocess, SubsetAccuracy
-from devit_contract.choices import RUNGS
+from devit_contract.choices import VARIANTS
 from devit_contract.errors import DevitError, EngineError, ExportError, InputError, ManifestError
 from devit_contract.service.progress import no_progress
 from devit_decompose.models.inference import run
@@ -31,8 +31,8 @@ from devit_engines.building.store import Store
 from devit_export.bundle import export_bundle
 from devit_export.parity import run_graph
 
-BASELINE = {f"baseline.{rung}.onnx" for rung in RUNGS}
-FILES = {f"submodel-{device}.{rung}.onnx" for device in (0, 1) for rung in RUNGS} | BASELINE
+BASELINE = {f"baseline.{variant}.onnx" for variant in VARIANTS}
+FILES = {f"submodel-{device}.{variant}.onnx" for device in (0, 1) for variant in VARIANTS} | BASELINE
 FILES |= {"fusion.safetensors", "golden.safetensors", "manifest.json"}
 Written = tuple[Path, Manifest]
 
@@ -107,19 +107,19 @@ def test_the_manifest_says_what_devices_need(written: Written, preprocess: Prepr
 GRAPHS = (("submodel", 0), ("submodel", 1), ("baseline", None))
 
 
-def test_every_graph_has_three_rungs_with_their_figures(written: Written) -> None:
+def test_every_graph_has_three_variants_with_their_figures(written: Written) -> None:
     folder, manifest = written
     for role, device in GRAPHS:
         graph = manifest.graph(role, device)
-        assert graph.rungs == tuple(parity.rung for parity in graph.parity) == ("fp16", "fp16-attn32", "fp32")
+        assert graph.variants == tuple(parity.variant for parity in graph.parity) == ("fp16", "fp16-attn32", "fp32")
         assert {parity.nodes_before for parity in graph.parity} == {graph.parity[0].nodes_before}
         for parity in graph.parity:
-            name = manifest.file(role, device=device, rung=parity.rung).name
-            assert name.endswith(f".{parity.rung}.onnx")
+            name = manifest.file(role, device=device, variant=parity.variant).name
+            assert name.endswith(f".{parity.variant}.onnx")
             nodes = [node.op_type for node in onnx.load(folder / name).graph.node]
             assert (parity.nodes_after, parity.casts) == (len(nodes), nodes.count("Cast"))
             assert 0.0 <= parity.simplify_max_abs_error < 1e-5
-            assert 0.0 < parity.mean_abs_error < parity.max_abs_error < (1e-5 if parity.rung == "fp32" else 0.05)
+            assert 0.0 < parity.mean_abs_error < parity.max_abs_error < (1e-5 if parity.variant == "fp32" else 0.05)
 
 
 def test_nodes_that_stay_in_fp32_are_named_as_in_the_fp32_graph(written: Written) -> None:
@@ -127,7 +127,7 @@ def test_nodes_that_stay_in_fp32_are_named_as_in_the_fp32_graph(written: Written
     folder, manifest = written
     for role, device in GRAPHS:
         graph = manifest.graph(role, device)
-        path = folder / manifest.file(role, device=device, rung="fp32").name
+        path = folder / manifest.file(role, device=device, variant="fp32").name
         kinds = {node.name: node.op_type for node in onnx.load(path).graph.node}
         assert graph.fp32_nodes.keys() == {"fp16", "fp16-attn32"}
         assert {kinds[name] for name in graph.fp32_nodes["fp16"]} >= {"LayerNormalization"}
@@ -139,7 +139,7 @@ def test_the_range_of_every_float_tensor_is_told_and_none_overflows(written: Wri
     folder, manifest = written
     for role, device in GRAPHS:
         graph = manifest.graph(role, device)
-        path = folder / manifest.file(role, device=device, rung="fp32").name
+        path = folder / manifest.file(role, device=device, variant="fp32").name
         computed = {output for node in onnx.load(path).graph.node for output in node.output}
         assert graph.ranges.keys() == computed
         assert all(0.0 < largest < 65504.0 for largest in graph.ranges.values())
@@ -193,11 +193,11 @@ def _fused(folder: Path) -> npt.NDArray[np.float32]:
     bundle = Bundle(folder)
     images = bundle.golden()["images"]
     features = [
-        run_graph("a submodel", bundle.path("submodel", device=device, rung="fp32").read_bytes(), images)
+        run_graph("a submodel", bundle.path("submodel", device=device, variant="fp32").read_bytes(), images)
         for device in range(len(bundle.manifest.submodels))
     ]
     head = FusionHead.load(bundle.path("fusion"))
-    return Fusion(head).batch_logits(np.concatenate(features, axis=1), head.everyone)
+    return Fusion(head).batch_logits(np.concatenate(features, axis=1), head.all_devices)
 
 
 def test_a_deit_beside_a_cct_answers_as_the_trained_ensemble(written: Written, ensemble: Ensemble) -> None:
@@ -215,7 +215,7 @@ def test_deits_alone_answer_as_the_trained_ensemble(written_assembled: Written, 
     np.testing.assert_allclose(_fused(written_assembled[0]), expected, atol=1e-4)
 
 
-def test_a_cell_without_an_undivided_teacher_has_a_bundle_without_a_baseline(written_assembled: Written) -> None:
+def test_a_cell_without_an_baseline_has_a_bundle_without_a_baseline(written_assembled: Written) -> None:
     folder, manifest = written_assembled
     assert Bundle(folder).manifest == manifest
     assert {path.name for path in folder.iterdir()} == FILES - BASELINE

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper
 
-from devit_contract.choices import RUNGS
+from devit_contract.choices import VARIANTS
 from devit_contract.errors import ExportError
 from devit_export.graph import ExportedGraph
 from devit_export.lint import ALL, lint, tables
-from devit_export.variants import make_rung
+from devit_export.variants import make_variant
 
 TYPES = {"FP32", "FP16", "BF16", "FP8", "FP4", "INT64", "INT32", "INT8", "INT4", "UINT8", "BOOL"}
 
@@ -99,11 +99,11 @@ def test_only_the_asked_releases_are_held_against() -> None:
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "cct"])
-def test_every_rung_of_our_models_passes_in_every_release(
+def test_every_variant_of_our_models_passes_in_every_release(
     kind: str, sample_graph: Callable[[str], ExportedGraph]
 ) -> None:
-    for rung in RUNGS:
-        lint(onnx.load_from_string(make_rung(sample_graph(kind), rung, (), "x.onnx").content), "x.onnx")
+    for variant in VARIANTS:
+        lint(onnx.load_from_string(make_variant(sample_graph(kind), variant, (), "x.onnx").content), "x.onnx")
 
 
 def test_each_table_says_where_it_is_from_and_whether_it_is_that_releases_own() -> None:

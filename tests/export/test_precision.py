@@ -338,12 +338,12 @@ def test_a_cast_that_does_nothing_is_refused() -> None:
 
 @dataclass(frozen=True)
 class Deep:
-    """A ViT of 12 blocks, small in everything else, and what each rung keeps in FP32."""
+    """A ViT of 12 blocks, small in everything else, and what each variant keeps in FP32."""
 
     model: onnx.ModelProto
 
-    def kept(self, rung: str) -> set[str]:
-        return set(kept_nodes(Graph(self.model, "x.onnx"), rung, ()))
+    def kept(self, variant: str) -> set[str]:
+        return set(kept_nodes(Graph(self.model, "x.onnx"), variant, ()))
 
     def casts(self, keep_fp32: set[str]) -> int:
         lowered = lower_precision(self.model, keep_fp32, "x.onnx")
@@ -417,7 +417,7 @@ def test_small_models_compute_in_real_fp16_what_they_compute_in_fp32(
     model = onnx.load_from_string(sample_graph(kind).content)
     images = np.random.default_rng(2).integers(0, 256, (4, 10, 14, 3), np.uint8)
     expected = by_reference(model, images)
-    for rung in ("fp16", "fp16-attn32"):
-        lowered = lower_precision(model, set(kept_nodes(Graph(model, "x.onnx"), rung, ())), "x.onnx")
+    for variant in ("fp16", "fp16-attn32"):
+        lowered = lower_precision(model, set(kept_nodes(Graph(model, "x.onnx"), variant, ())), "x.onnx")
         found = by_reference(lowered, images)
         assert 0.0 < np.abs(found - expected).mean() < 0.01 * np.abs(expected).mean()

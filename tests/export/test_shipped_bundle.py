@@ -9,7 +9,7 @@ import pytest
 
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import RUNGS
+from devit_contract.choices import VARIANTS
 from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.pruning.cost import macs
 from devit_decompose.recipe.reader import load_recipe
@@ -37,10 +37,10 @@ def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) ->
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5, err_msg=name)
     for role, device in [("baseline", None), *(("submodel", device) for device in range(4))]:
-        for rung in RUNGS:
-            graphs = [bundle.path(role, device=device, rung=rung).read_bytes() for bundle in (exported, shipped)]
+        for variant in VARIANTS:
+            graphs = [bundle.path(role, device=device, variant=variant).read_bytes() for bundle in (exported, shipped)]
             outputs = [run_graph(role, graph, theirs["images"]) for graph in graphs]
-            np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5 if rung == "fp32" else 1e-3)
+            np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5 if variant == "fp32" else 1e-3)
         ours_record, theirs_record = (bundle.manifest.graph(role, device) for bundle in (exported, shipped))
         assert ours_record.fp32_nodes == theirs_record.fp32_nodes
         assert ours_record.overflows == theirs_record.overflows == ()

@@ -1,4 +1,4 @@
-"""Each rung keeps in FP32 what it says, and its graph is held against all rules."""
+"""Each variant keeps in FP32 what it says, and its graph is held against all rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from devit_decompose.models.model import Model
 from devit_export.graph import ExportedGraph
 from devit_export.parity import measure_half
 from devit_export.rules import Expected, Graph
-from devit_export.variants import kept_nodes, make_rung
+from devit_export.variants import kept_nodes, make_variant
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
@@ -36,8 +36,10 @@ def exported(kind: str, sample_graph: Callable[[str], ExportedGraph]) -> Exporte
     return sample_graph(kind)
 
 
-def _graph(exported: ExportedGraph, rung: str, overflows: tuple[str, ...] = ()) -> Graph:
-    return Graph(onnx.load_from_string(make_rung(exported, rung, overflows, f"x.{rung}.onnx").content), rung)
+def _graph(exported: ExportedGraph, variant: str, overflows: tuple[str, ...] = ()) -> Graph:
+    return Graph(
+        onnx.load_from_string(make_variant(exported, variant, overflows, f"x.{variant}.onnx").content), variant
+    )
 
 
 def _type_of(graph: Graph, node: onnx.NodeProto) -> int:
@@ -76,15 +78,15 @@ def test_fp16_attn32_keeps_scaling_products_and_softmax_in_fp32_too(exported: Ex
 
 
 def test_the_nodes_named_are_those_that_are_in_fp32(exported: ExportedGraph) -> None:
-    for rung in ("fp16", "fp16-attn32"):
-        made = make_rung(exported, rung, (), "x.onnx")
+    for variant in ("fp16", "fp16-attn32"):
+        made = make_variant(exported, variant, (), "x.onnx")
         graph = Graph(onnx.load_from_string(made.content), "x.onnx")
         in_full = {node.name for node in graph.nodes if node.op_type != "Cast" and _type_of(graph, node) == FULL}
         assert set(made.fp32_nodes) == in_full
 
 
 def test_fp32_is_the_exported_graph(exported: ExportedGraph) -> None:
-    made = make_rung(exported, "fp32", (), "x.fp32.onnx")
+    made = make_variant(exported, "fp32", (), "x.fp32.onnx")
     assert made.content == exported.content
     assert (made.fp32_nodes, made.casts) == ((), 1)
 
@@ -101,29 +103,31 @@ def test_what_makes_or_takes_a_tensor_that_may_overflow_stays_in_fp32(exported: 
     assert f"{tensor}.fp16" not in graph.types
 
 
-def test_every_rung_answers_as_torch_does(exported: ExportedGraph, model: Model) -> None:
+def test_every_variant_answers_as_torch_does(exported: ExportedGraph, model: Model) -> None:
     images = np.random.default_rng(5).integers(0, 256, (30, *model.config.image_size), np.uint8)
     reference = run(model.features, images)
-    for rung in ("fp16", "fp16-attn32"):
-        difference = measure_half(f"x.{rung}.onnx", make_rung(exported, rung, (), "x").content, images, reference)
+    for variant in ("fp16", "fp16-attn32"):
+        difference = measure_half(
+            f"x.{variant}.onnx", make_variant(exported, variant, (), "x").content, images, reference
+        )
         assert 0.0 < difference.mean_abs < 0.01 * np.abs(reference).mean()
 
 
-def test_a_rung_is_the_same_bytes_twice(exported: ExportedGraph) -> None:
-    assert make_rung(exported, "fp16", (), "x").content == make_rung(exported, "fp16", (), "x").content
+def test_a_variant_is_the_same_bytes_twice(exported: ExportedGraph) -> None:
+    assert make_variant(exported, "fp16", (), "x").content == make_variant(exported, "fp16", (), "x").content
 
 
-def test_a_rung_that_breaks_a_rule_is_refused_under_its_own_name(exported: ExportedGraph) -> None:
+def test_a_variant_that_breaks_a_rule_is_refused_under_its_own_name(exported: ExportedGraph) -> None:
     expected: Expected = replace(exported.expected, norms=exported.expected.norms + 1)
     with pytest.raises(ExportError, match=r"^x\.fp16\.onnx: expected \d+ LayerNormalization nodes"):
-        make_rung(replace(exported, expected=expected), "fp16", (), "x.fp16.onnx")
+        make_variant(replace(exported, expected=expected), "fp16", (), "x.fp16.onnx")
 
 
 def test_weights_take_half_the_space(exported: ExportedGraph) -> None:
     """But those of the norms."""
     sizes = []
-    for rung in ("fp16", "fp32"):
-        model = onnx.load_from_string(make_rung(exported, rung, (), "x").content)
+    for variant in ("fp16", "fp32"):
+        model = onnx.load_from_string(make_variant(exported, variant, (), "x").content)
         arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
         sizes.append(sum(array.nbytes for array in arrays if array.dtype != np.int64))
     assert sizes[0] < 0.56 * sizes[1]

@@ -52,7 +52,7 @@ class Device:
         self.submodel = submodel
         self.boot_id = secrets.randbits(64)
         self.run_id = 0
-        digest = bundle.manifest.file("submodel", device=submodel, rung="fp32").sha256
+        digest = bundle.manifest.file("submodel", device=submodel, variant="fp32").sha256
         self.dim = bundle.manifest.submodels[submodel].output_dim
         self.hello = Hello(f"jetson{submodel}", submodel, self.dim, digest, "by hand", ("float32",), "0")
         self.socket, self.monitor = connect_dealer(
@@ -594,7 +594,7 @@ def test_clients_that_talk_rubbish_are_refused_and_stop_nothing(start: Start) ->
 
 def test_requests_that_meet_a_node_just_started_wait_for_its_devices(start: Start) -> None:
     """As long as they waited for those, their deadline does not count."""
-    scene = start("deadline_ms = 500\ngather_ms = 20000")
+    scene = start("deadline_ms = 500\nstartup_grace_ms = 20000")
     client = scene.client()
     client.status()
     asked = Asked(client)
@@ -612,7 +612,7 @@ def test_requests_that_meet_a_node_just_started_wait_for_its_devices(start: Star
 
 
 def test_requests_wait_for_no_device_that_they_do_not_ask_and_for_none_that_was_there_once(start: Start) -> None:
-    scene = start("deadline_ms = 20000\ngather_ms = 20000")
+    scene = start("deadline_ms = 20000\nstartup_grace_ms = 20000")
     first, client = scene.greeted(0), scene.client()
     with within(5.0):
         asked = Asked(client, mask=0b01)
@@ -626,7 +626,7 @@ def test_requests_wait_for_no_device_that_they_do_not_ask_and_for_none_that_was_
 
 
 def test_a_device_that_does_not_come_is_waited_for_once_and_no_longer_than_the_fleet_file_says(start: Start) -> None:
-    scene = start("deadline_ms = 20000\ngather_ms = 300")
+    scene = start("deadline_ms = 20000\nstartup_grace_ms = 300")
     client = scene.client()
     with within(5.0):
         answers = [client.classify(IMAGE) for _ in range(2)]

@@ -11,7 +11,7 @@ from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, MissingReason
 from devit_fusion.join import Frame, Join
 
-EVERYONE = 0b111
+ALL_DEVICES = 0b111
 FEATURE = np.ones(2, np.float32)
 
 
@@ -21,7 +21,7 @@ def timing(device: int) -> DeviceTiming:
 
 def opened(join: Join, *, now_ns: int = 0, awaited: tuple[int, ...] = (0, 1, 2)) -> Frame:
     missing = {device: MissingReason.ABSENT for device in range(3) if device not in awaited}
-    return join.open(EVERYONE, now_ns, now_ns + 100, set(awaited), missing)
+    return join.open(ALL_DEVICES, now_ns, now_ns + 100, set(awaited), missing)
 
 
 def test_a_frame_ends_full_with_its_last_feature() -> None:
@@ -29,7 +29,7 @@ def test_a_frame_ends_full_with_its_last_feature() -> None:
     frame = opened(join)
     assert [join.add(frame.frame_id, device, FEATURE, timing(device)) for device in (2, 0)] == [None, None]
     assert join.add(frame.frame_id, 1, FEATURE, timing(1)) is frame
-    assert frame.state(EVERYONE, k_min=3) is State.FULL
+    assert frame.state(ALL_DEVICES, min_devices=3) is State.FULL
     assert len(join) == 0
 
 
@@ -39,7 +39,7 @@ def test_a_frame_ends_partial_when_the_rest_is_skipped_and_says_why() -> None:
     join.add(frame.frame_id, 0, FEATURE, timing(0))
     join.skip(frame.frame_id, 1, MissingReason.DECODE)
     assert join.lose(2, MissingReason.ABSENT) == [frame]
-    assert frame.state(EVERYONE, k_min=1) is State.PARTIAL
+    assert frame.state(ALL_DEVICES, min_devices=1) is State.PARTIAL
     assert (frame.mask, frame.missing) == (0b001, {1: MissingReason.DECODE, 2: MissingReason.ABSENT})
 
 
@@ -54,7 +54,7 @@ def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wished", "came", "k_min", "state"),
+    ("wished", "came", "min_devices", "state"),
     [
         (0b111, (0, 1, 2), 3, State.FULL),
         (0b111, (0, 1), 2, State.PARTIAL),
@@ -64,11 +64,11 @@ def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
         (0b010, (), 3, State.FAILED),
     ],
 )
-def test_the_state_follows_from_what_came_what_was_asked_and_k_min(
-    wished: int, came: tuple[int, ...], k_min: int, state: State
+def test_the_state_follows_from_what_came_what_was_asked_and_min_devices(
+    wished: int, came: tuple[int, ...], min_devices: int, state: State
 ) -> None:
     frame = Frame(1, wished, 0, 100, set(), {}, set(), features=dict.fromkeys(came, FEATURE))
-    assert frame.state(EVERYONE, k_min) is state
+    assert frame.state(ALL_DEVICES, min_devices) is state
 
 
 def test_late_and_double_features_are_counted_and_never_used() -> None:
@@ -89,7 +89,7 @@ def test_a_frame_that_waits_for_nobody_has_ended_already() -> None:
     join = Join()
     frame = opened(join, awaited=())
     assert len(join) == 0
-    assert frame.state(EVERYONE, k_min=1) is State.FAILED
+    assert frame.state(ALL_DEVICES, min_devices=1) is State.FAILED
 
 
 steps = st.one_of(

@@ -154,8 +154,8 @@ def test_agents_come_back_to_a_node_that_was_restarted(make_cell: MakeCell, bund
         ask_until(client, bundle.golden()["images"][0], lambda answer: answer.state is State.FULL)
 
 
-def test_fewer_features_than_k_min_are_a_failed_frame_without_logits(make_cell: MakeCell, bundle: Bundle) -> None:
-    cell = make_cell(k_min=2)
+def test_fewer_features_than_min_devices_are_a_failed_frame_without_logits(make_cell: MakeCell, bundle: Bundle) -> None:
+    cell = make_cell(min_devices=2)
     picture = bundle.golden()["images"][0]
     with cell.client() as client:
         cell.kill("jetson1")
@@ -258,7 +258,7 @@ class LyingAgent:
         )
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.socket.setsockopt(zmq.SNDTIMEO, 20_000)
-        digest = bundle.manifest.file("submodel", device=0, rung="fp32").sha256
+        digest = bundle.manifest.file("submodel", device=0, variant="fp32").sha256
         self.hello = Hello(name, 0, bundle.manifest.submodels[0].output_dim, digest, "lies", ("float32",), "0")
 
     def greet(self) -> Message:

@@ -87,7 +87,7 @@ def test_ready_comes_with_both_ports_open_and_a_loop_that_hangs_starves_the_watc
 def test_a_bad_fleet_file_ends_it_for_good_and_an_address_in_use_does_not(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         runs = {
-            78: command(tmp_path / "bad", serving="k_min = 9"),
+            78: command(tmp_path / "bad", serving="min_devices = 9"),
             1: command(tmp_path / "taken", endpoint=f"tcp://127.0.0.1:{taken.getsockname()[1]}"),
         }
         for expected, words in runs.items():

@@ -39,7 +39,7 @@ STATUS = NodeStatus(
         ),
         DeviceStatus("jetson2", 1, DeviceState.ABSENT),
     ),
-    k_min=1,
+    min_devices=1,
     deadline_ms=50.0,
     wire_bytes={"devices_in": 100, "clients_out": 50},
     software="0.1.0",

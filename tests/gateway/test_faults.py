@@ -38,7 +38,7 @@ def is_down(reply: Reply) -> bool:
 
 
 def test_too_few_devices_fail_the_batch_and_tell_its_states(make_cell: MakeCell, start: Start, images: Images) -> None:
-    cell = make_cell(k_min=2)
+    cell = make_cell(min_devices=2)
     gateway = start(to=cell)
     assert gateway.ask("/readyz").status == 200
     cell.kill("jetson2")

@@ -53,7 +53,7 @@ def golden(bundle: Bundle) -> Golden:
             kept.append(index)
     assert len(kept) >= 16
     fusion, joined = Fusion(head), np.concatenate(features, axis=1)[kept]  # (n, D)
-    masks = range(1, head.everyone + 1)
+    masks = range(1, head.all_devices + 1)
     images = np.asarray(tensors["images"], np.uint8)
     return Golden([images[index] for index in kept], {mask: fusion.batch_logits(joined, mask) for mask in masks})
 

@@ -55,9 +55,9 @@ def check_ends(record: Record, frames: int) -> None:
 def check_reasons(record: Record) -> None:
     """The node counts what its answers say, and they say a reason for each feature that is not there."""
     assert record.counted == record.missing
-    everyone = (1 << len(record.status.devices)) - 1
+    all_devices = (1 << len(record.status.devices)) - 1
     for outcome in record.outcomes:
-        assert outcome.mask ^ sum(1 << device for device in outcome.missing) == everyone, outcome
+        assert outcome.mask ^ sum(1 << device for device in outcome.missing) == all_devices, outcome
 
 
 def undisturbed(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -47,7 +47,7 @@ class Liar:
         )
         self.socket.setsockopt(zmq.RCVTIMEO, round(DEADLINE_S * 1000))
         self.socket.setsockopt(zmq.SNDTIMEO, round(DEADLINE_S * 1000))
-        digest = manifest.file("submodel", device=self.index, rung="fp32").sha256
+        digest = manifest.file("submodel", device=self.index, variant="fp32").sha256
         self._hello = Hello(name, self.index, self.dim, digest, "lies", ("float32",), "0")
 
     def __enter__(self) -> Liar:

@@ -114,7 +114,7 @@ class FakeRun:
         names = [device.name for device in self.devices] + list(self.others)
         node = NodeRecord(
             image_shape=(6, 8, 1),
-            k_min=1,
+            min_devices=1,
             deadline_ms=50.0,
             frames={},
             devices=tuple(CellDevice(name, index, "ready", 0, 0, 0) for index, name in enumerate(names)),

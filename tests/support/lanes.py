@@ -20,10 +20,10 @@ MACHINE = (
     "tests/edge_agent/",
     "tests/export/test_latency.py",
     "tests/fusion/",
-    "tests/house/test_network_benchmarks.py",
-    "tests/house/test_services.py",
+    "tests/project/test_network_benchmarks.py",
+    "tests/project/test_services.py",
     "tests/network/",
-    "tests/profiling/figures/test_full_model.py",
+    "tests/profiling/figures/test_baseline_model.py",
     "tests/profiling/figures/test_thermal.py",
     "tests/profiling/load/",
     "tests/profiling/sensor/test_sampler.py",
@@ -36,8 +36,8 @@ TOGETHER = ("tests/export/",)
 APART = (
     "tests/decompose/test_examples.py",
     "tests/engines/trt/test_real_wheels.py",
-    "tests/house/test_console_blocks.py",
-    "tests/house/test_light_install.py",
+    "tests/project/test_console_blocks.py",
+    "tests/project/test_light_install.py",
     "tests/network/test_fuzz.py",
 )
 """Files of long tests that share nothing."""
@@ -52,7 +52,7 @@ LONG = (
     "tests/pipeline/test_cli.py",
     "tests/gateway/test_faults.py",
     "tests/profiling/report/test_report.py",
-    "tests/house/test_docs.py",
+    "tests/project/test_docs.py",
 )
 """Lanes of many seconds: they begin first, so that workers end together."""
 

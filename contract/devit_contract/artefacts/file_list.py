@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import check_digest, sha256_of_file
-from devit_contract.choices import Role, Rung
+from devit_contract.choices import Role, Variant
 from devit_contract.errors import InputError, ManifestError
 
 
@@ -23,7 +23,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """Absent in lists of older versions."""
     device: int | None = None
     """Which submodel; absent where the role has only one file."""
-    rung: Rung | None = None
+    variant: Variant | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that lead out of the folder."""
@@ -32,7 +32,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 def find_entry(
-    files: tuple[FileEntry, ...], role: Role, device: int | None, rung: Rung | None, *, list_name: str, hint: str
+    files: tuple[FileEntry, ...], role: Role, device: int | None, variant: Variant | None, *, list_name: str, hint: str
 ) -> FileEntry:
     """Find a file by what it is for.
 
@@ -40,17 +40,17 @@ def find_entry(
         ManifestError: ``list_name`` lists none.
     """
     for file in files:
-        if (file.role, file.device, file.rung) == (role, device, rung):
+        if (file.role, file.device, file.variant) == (role, device, variant):
             return file
-    raise ManifestError(f"{list_name}: lists no file of role {role}, device {device}, rung {rung}: {hint}")
+    raise ManifestError(f"{list_name}: lists no file of role {role}, device {device}, variant {variant}: {hint}")
 
 
 def describe_file(
-    folder: Path, name: str, role: Role, *, device: int | None = None, rung: Rung | None = None
+    folder: Path, name: str, role: Role, *, device: int | None = None, variant: Variant | None = None
 ) -> FileEntry:
     """Digest a file that was written, and describe it for the list."""
     path = folder / name
-    return FileEntry(role, name, sha256_of_file(path), path.stat().st_size, device, rung)
+    return FileEntry(role, name, sha256_of_file(path), path.stat().st_size, device, variant)
 
 
 def check_listing(folder: Path, files: tuple[FileEntry, ...], hint: str, *, with_digests: bool = False) -> None:

@@ -36,13 +36,13 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     deadline_ms: float = 50.0
     """From a request's arrival to its end with whatever has come; half of it is the most it waits for credit."""
-    k_min: int = 1
+    min_devices: int = 1
     """Fewest features an answer is given on."""
     credit: int = 2
     """Frames in flight per device."""
     queue: int = 64
     """Requests that may wait for a free device; one more is refused at once."""
-    gather_ms: float = 1000.0
+    startup_grace_ms: float = 1000.0
     """How long the first requests after the node's start may wait for devices that have not connected yet."""
     feature_dtype: FeatureDtype = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
@@ -123,7 +123,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backend: BackendChoice = "auto"
     """``auto``: TensorRT's engine if there is one, else ONNX Runtime's."""
     precision: Precision = "fp16"
-    """``fp16``: the fastest rung that passed on this device; ``fp32``: that one alone."""
+    """``fp16``: the fastest variant that passed on this device; ``fp32``: that one alone."""
     cuda: CudaChoice = "auto"
     """The Python binding of CUDA."""
     host_memory: HostMemory = "pinned"
@@ -236,10 +236,10 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
     serving = fleet.serving
     checks = (
         ("deadline_ms", serving.deadline_ms, 1, 60_000),
-        ("k_min", serving.k_min, 1, len(fleet.device)),
+        ("min_devices", serving.min_devices, 1, len(fleet.device)),
         ("credit", serving.credit, 1, 16),
         ("queue", serving.queue, 0, 4096),
-        ("gather_ms", serving.gather_ms, 0, 60_000),
+        ("startup_grace_ms", serving.startup_grace_ms, 0, 60_000),
     )
     for field, value, low, high in checks:
         if not low <= value <= high:

@@ -81,7 +81,7 @@ class FusionHead:
             raise ManifestError(f"fusion head: expected shapes {expected} for dims {self.dims}, found {found}: {_HINT}")
 
     @property
-    def everyone(self) -> int:
+    def all_devices(self) -> int:
         """The mask of all devices: bit i stands for device i."""
         return (1 << len(self.dims)) - 1
 
@@ -92,7 +92,7 @@ class FusionHead:
             mask: The devices present.
             inverse: M above, used where fewer features are missing than present; the result is the same.
         """
-        if mask == self.everyone:
+        if mask == self.all_devices:
             return SubsetHead(self.weight.astype(np.float32), self.bias.astype(np.float32))
         present, missing = columns_of(self.dims, mask)
         if inverse is not None and len(missing) < len(present):
@@ -164,7 +164,7 @@ class Fusion:
     def __init__(self, head: FusionHead) -> None:
         """Compute the heads that a cell needs most."""
         self.head = head
-        self._full = head.subset(head.everyone)
+        self._full = head.subset(head.all_devices)
         self._inverse: Float64Array | None = None
         self._kept: dict[int, SubsetHead] = {}  # least recently used first
         self._worker = ThreadPoolExecutor(1, "fusion-head")  # its thread starts with its first task
@@ -174,7 +174,7 @@ class Fusion:
             every = np.arange(sum(head.dims))
             self._inverse = np.asarray(np.linalg.inv(_regular(head.statistics.covariance, every)), np.float64)
             for device in range(count):
-                self._keep(head.everyone ^ 1 << device)
+                self._keep(head.all_devices ^ 1 << device)
 
     def logits(self, features: Mapping[int, Float32Array]) -> Float32Array:
         """Fuse one frame.
@@ -212,7 +212,7 @@ class Fusion:
         return np.asarray(features[:, present] @ subset.weight.T + subset.bias, np.float32)
 
     def _find(self, mask: int) -> SubsetHead | None:
-        if mask == self.head.everyone:
+        if mask == self.head.all_devices:
             return self._full
         if self._coming is not None and self._coming[1].done():
             (done, future), self._coming = self._coming, None

@@ -3,10 +3,10 @@
 Files are listed by role, so that a new kind of file is a new entry and not a new schema:
 
 ========== ========= ====== ==================================================================
-role       device    rung   content
+role       device    variant   content
 ========== ========= ====== ==================================================================
 submodel   0 to N-1  yes    ONNX graph, uint8 images ``(batch, H, W, C)`` to features ``(batch, dim)``
-baseline   absent    yes    ONNX graph of the undivided teacher, the same images to logits ``(batch, K)``
+baseline   absent    yes    ONNX graph of the baseline model, the same images to logits ``(batch, K)``
 fusion     absent    absent safetensors: the linear head and the statistics for missing devices
 golden     absent    absent safetensors: images, labels, features of every submodel, logits
 ========== ========= ====== ==================================================================
@@ -23,7 +23,7 @@ import numpy as np
 from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
-from devit_contract.choices import Colour, Interpolation, Role, Rung
+from devit_contract.choices import Colour, Interpolation, Role, Variant
 from devit_contract.errors import ManifestError
 
 SCHEMA = 3
@@ -63,14 +63,14 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far an exported graph is from the trained model, over the golden images."""
 
-    rung: Rung
+    variant: Variant
     max_abs_error: float
     """Largest absolute difference of any output number."""
     mean_abs_error: float
     nodes_before: int
     """Graph nodes before onnxsim."""
     nodes_after: int
-    """Graph nodes of this rung, its Casts included."""
+    """Graph nodes of this variant, its Casts included."""
     casts: int
     """Cast nodes: that of the uint8 input, and one wherever numbers go from one float type to the other."""
     simplify_max_abs_error: float
@@ -78,13 +78,13 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of the bundle, whatever its rungs."""
+    """One model of the bundle, whatever its variants."""
 
     output_dim: int
     """Feature dimension of a submodel, number of classes of the baseline."""
     macs: int
     """Multiply-accumulates of one image."""
-    rungs: tuple[Rung, ...]
+    variants: tuple[Variant, ...]
     """In the order in which an engine build tries them."""
     parity: tuple[Parity, ...]
     class_subset: tuple[int, ...]
@@ -96,12 +96,12 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attentions: int
     """Attention blocks, each of which TensorRT may fuse into one kernel."""
     fp32_nodes: dict[str, tuple[str, ...]]
-    """Of each rung but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
+    """Of each variant but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
 
     def __post_init__(self) -> None:
-        """Refuse FP32 nodes of rungs that are not there."""
-        if unknown := [rung for rung in self.fp32_nodes if rung not in self.rungs]:
-            raise ValueError(f"fp32_nodes: expected rungs {', '.join(self.rungs)}, found {unknown[0]!r}")
+        """Refuse FP32 nodes of variants that are not there."""
+        if unknown := [variant for variant in self.fp32_nodes if variant not in self.variants]:
+            raise ValueError(f"fp32_nodes: expected variants {', '.join(self.variants)}, found {unknown[0]!r}")
 
 
 class SubsetAccuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,20 +135,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     files: tuple[FileEntry, ...]
     baseline: GraphRecord | None = None
     baseline_accuracy: SubsetAccuracy | None = None
-    """The undivided teacher's; its mask is 0."""
+    """The baseline model's; its mask is 0."""
 
     def __post_init__(self) -> None:
         """Refuse what later code could not use."""
         if not 1 <= len(self.submodels) <= MAX_SUBMODELS:
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
 
-    def file(self, role: Role, *, device: int | None = None, rung: Rung | None = None) -> FileEntry:
+    def file(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> FileEntry:
         """Find a file by what it is for.
 
         Raises:
             ManifestError: There is none.
         """
-        return find_entry(self.files, role, device, rung, list_name=FILE_NAME, hint=_HINT)
+        return find_entry(self.files, role, device, variant, list_name=FILE_NAME, hint=_HINT)
 
     def graph(self, role: Role, device: int | None) -> GraphRecord:
         """Find the record of a submodel or of the baseline.
@@ -190,18 +190,18 @@ class Bundle:
             if other.name not in known and not other.name.startswith("."):
                 raise ManifestError(f"{other}: not listed in {FILE_NAME}: remove it, or {_COPY_HINT}")
 
-    def path(self, role: Role, *, device: int | None = None, rung: Rung | None = None) -> Path:
+    def path(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> Path:
         """Name a file by what it is for; to use its content, :meth:`read` it."""
-        return self.folder / self.manifest.file(role, device=device, rung=rung).name
+        return self.folder / self.manifest.file(role, device=device, variant=variant).name
 
-    def read(self, role: Role, *, device: int | None = None, rung: Rung | None = None) -> bytes:
+    def read(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> bytes:
         """Read a file by what it is for.
 
         Raises:
             InputError: It cannot be read.
             ManifestError: It is not listed, or has another digest.
         """
-        file = self.manifest.file(role, device=device, rung=rung)
+        file = self.manifest.file(role, device=device, variant=variant)
         return read_bytes(self.folder / file.name, _COPY_HINT, sha256=file.sha256)
 
     def verify(self) -> None:

@@ -28,6 +28,8 @@ from devit_contract.wire.client_link import ClientLink
 from devit_contract.wire.codec import Dtype, Kind, Message, pack
 from devit_contract.wire.messages import (
     AnswerBody,
+    BaselineState,
+    BaselineStep,
     Control,
     ControlReply,
     Description,
@@ -37,8 +39,6 @@ from devit_contract.wire.messages import (
     Refused,
     SamplingCost,
     Telemetry,
-    UndividedState,
-    UndividedStep,
     body,
     read_body,
 )
@@ -191,13 +191,13 @@ class Client:
         """Ask an agent for its clock and its counters, at this moment."""
         return self._found(self._ask(Control(Question.MARK, device)).mark, device)
 
-    def undivided(self, device: str, step: UndividedStep) -> UndividedState:
-        """Have an agent load, run, rest or free the bundle's undivided model, or ask for its state.
+    def baseline(self, device: str, step: BaselineStep) -> BaselineState:
+        """Have an agent load, run, rest or free the bundle's baseline model, or ask for its state.
 
         Raises:
             QuestionFailedError: It failed; the text says why, and what to run.
         """
-        state = self._found(self._ask(Control(Question.UNDIVIDED, device, step=step)).undivided, device)
+        state = self._found(self._ask(Control(Question.BASELINE, device, step=step)).baseline, device)
         if state.problem:
             raise QuestionFailedError(f"{device}: {state.problem}")
         return state

@@ -114,9 +114,9 @@ class State(enum.IntEnum):
     CERTAIN = 2
     """Fewer were requested because the answer was already certain."""
     PARTIAL = 3
-    """Fewer than all, at least ``k_min``."""
+    """Fewer than all, at least ``min_devices``."""
     FAILED = 4
-    """Fewer than ``k_min``: no logits."""
+    """Fewer than ``min_devices``: no logits."""
 
 
 class Reason(enum.IntEnum):

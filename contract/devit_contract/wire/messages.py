@@ -42,8 +42,8 @@ class Question(_TextEnum):
     """An agent: sample power, and send :class:`Telemetry`."""
     SAMPLE_STOP = "sample-stop"
     """An agent: stop sampling, and report :class:`SamplingCost`."""
-    UNDIVIDED = "undivided"
-    """An agent: take a step with the bundle's undivided model, as :class:`UndividedState`."""
+    BASELINE = "baseline"
+    """An agent: take a step with the bundle's baseline model, as :class:`BaselineState`."""
     PING = "ping"
     """An agent, by the node alone: reply."""
 
@@ -101,10 +101,10 @@ class MissingReason(_TextEnum):
     """The client asked for other devices. Nothing."""
 
 
-UndividedStep = Literal["load", "run", "rest", "state", "free"]
-"""What an agent may be asked to do with the bundle's undivided model; ``state`` only reports."""
-UndividedPhase = Literal["nothing", "loading", "resting", "running", "freeing", "failed"]
-"""What an agent's undivided model is doing."""
+BaselineStep = Literal["load", "run", "rest", "state", "free"]
+"""What an agent may be asked to do with the bundle's baseline model; ``state`` only reports."""
+BaselinePhase = Literal["nothing", "loading", "resting", "running", "freeing", "failed"]
+"""What an agent's baseline model is doing."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -144,8 +144,8 @@ class Control(msgspec.Struct, frozen=True):
     device: str = ""
     interval_ms: int = 0
     """``sample-start``: sampling period."""
-    step: UndividedStep = "state"
-    """``undivided``: what to do."""
+    step: BaselineStep = "state"
+    """``baseline``: what to do."""
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -174,9 +174,9 @@ class Mark(msgspec.Struct, frozen=True):
     inferences: int
     busy_ns: int
     """Time spent in the engine since start."""
-    undivided_inferences: int = 0
-    """Of the undivided model, run for the profiler."""
-    undivided_busy_ns: int = 0
+    baseline_inferences: int = 0
+    """Of the baseline model, run for the profiler."""
+    baseline_busy_ns: int = 0
 
 
 class Histogram(msgspec.Struct):
@@ -264,7 +264,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     frames: dict[str, int]
     """Frames ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
     devices: tuple[DeviceStatus, ...]
-    k_min: int
+    min_devices: int
     deadline_ms: float
     wire_bytes: dict[str, int]
     """Headers included: ``devices_in`` and ``clients_in`` of every message, ``devices_out`` of frames,
@@ -298,10 +298,10 @@ class SamplingCost(msgspec.Struct, frozen=True):
     """CPU time of the agent to read the samples and pass them on."""
 
 
-class UndividedState(msgspec.Struct, frozen=True):
-    """How an agent's undivided model is, and the times of its inferences since the last such message."""
+class BaselineState(msgspec.Struct, frozen=True):
+    """How an agent's baseline model is, and the times of its inferences since the last such message."""
 
-    state: UndividedPhase
+    state: BaselinePhase
     engine: str
     problem: str
     """Why it failed, with what to run; empty if it did not."""
@@ -321,7 +321,7 @@ class ControlReply(msgspec.Struct, frozen=True):
     mark: Mark | None = None
     sampling: SamplingCost | None = None
     """To ``sample-stop``: what the last sampling cost."""
-    undivided: UndividedState | None = None
+    baseline: BaselineState | None = None
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):

@@ -75,7 +75,7 @@ class Decomposition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     class_subsets: tuple[tuple[int, ...], ...]
     """Global labels each submodel was first trained on."""
     teacher: ModelRecord | None
-    """The undivided model; absent where trained models were assembled."""
+    """The baseline model; absent where trained models were assembled."""
     submodels: tuple[ModelRecord, ...]
     stages: tuple[StageRecord, ...]
     searches: tuple[SearchRecord, ...]

@@ -47,7 +47,7 @@ def subset_records(
                 filled_logits(head, test_features, mask, head.statistics.mean), test_labels
             ),
         )
-        for mask in range(1, head.everyone + 1)
+        for mask in range(1, head.all_devices + 1)
     )
 
 

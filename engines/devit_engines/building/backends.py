@@ -1,4 +1,4 @@
-"""The table of back ends: who turns an ONNX graph into an engine, and which precision rungs it takes."""
+"""The table of back ends: who turns an ONNX graph into an engine, and which precision variants it takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Rung
+from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Variant
 from devit_contract.errors import EngineError, InputError
 from devit_engines import ort
 from devit_engines.cuda.open import open_cuda
@@ -43,8 +43,8 @@ class Backend:
     """For people."""
     file_name: str
     """Of the engine in its folder of the store."""
-    rungs: tuple[Rung, ...]
-    """Precision rungs that it can run as they are meant."""
+    variants: tuple[Variant, ...]
+    """Precision variants that it can run as they are meant."""
     options: tuple[str, ...]
     """Build options that are part of the key, ``name=value``."""
     has_graphs: bool
@@ -81,7 +81,7 @@ BACKENDS: dict[str, Backend] = {
         name="tensorrt",
         title="TensorRT",
         file_name="engine.plan",
-        rungs=("fp16", "fp16-attn32", "fp32"),
+        variants=("fp16", "fp16-attn32", "fp32"),
         options=("batch=1", "tf32=off"),
         has_graphs=True,
         version=plan.installed_version,
@@ -94,7 +94,7 @@ BACKENDS: dict[str, Backend] = {
         file_name="model.onnx",
         # ONNX Runtime's CPU provider computes an fp16 graph in fp32 between Casts: slower, and its parity proves
         # nothing about fp16.
-        rungs=("fp32",),
+        variants=("fp32",),
         options=(),
         has_graphs=False,
         version=ort.installed_version,

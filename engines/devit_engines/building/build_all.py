@@ -30,7 +30,7 @@ class StoredEngine:
     @property
     def title(self) -> str:
         """For people: ``TensorRT 10.3.0, fp16``."""
-        return f"{self.target.backend.title} {self.key.backend_version}, {self.key.rung}"
+        return f"{self.target.backend.title} {self.key.backend_version}, {self.key.variant}"
 
     def load(self, settings: RunSettings = DEFAULT_SETTINGS) -> CheckedEngine:
         """Load the engine.
@@ -68,9 +68,9 @@ def build_engines(
         bundle: What to build.
         store: Where the engines go.
         submodels: Indices; None builds all of them.
-        baseline: Build the undivided teacher too.
+        baseline: Build the baseline model too.
         backend: Name in the table of back ends, or ``auto``.
-        precision: ``fp16`` tries the fastest rung first; ``fp32`` takes that one alone.
+        precision: ``fp16`` tries the fastest variant first; ``fp32`` takes that one alone.
         settings: How the engine is run while it is checked.
         board: The device to build for; None is the one that this runs on.
         progress: Called with every model as a stage of its own, in golden images.
@@ -79,7 +79,7 @@ def build_engines(
         The submodels in the order given, then the baseline.
 
     Raises:
-        EngineError: A model is not in the bundle, the back end is missing, or no rung passed the accuracy check.
+        EngineError: A model is not in the bundle, the back end is missing, or no variant passed the accuracy check.
         ManifestError: The bundle is broken.
         InputError: A file cannot be read, or the store not be written.
     """
@@ -108,7 +108,7 @@ def find_engine(
 ) -> StoredEngine:
     """Find what :func:`build_engines` stored for this bundle on this device.
 
-    The first rung that this bundle's golden images have validated wins, else the first that is there at all. With
+    The first variant that this bundle's golden images have validated wins, else the first that is there at all. With
     ``auto``, ONNX Runtime's engine will do if TensorRT has none.
 
     Args:
@@ -116,7 +116,7 @@ def find_engine(
         store: Where it was built to.
         model: Which model of the bundle.
         backend: Name in the table of back ends, or ``auto``.
-        precision: ``fp16`` takes the fastest rung that has passed, ``fp32`` that one alone.
+        precision: ``fp16`` takes the fastest variant that has passed, ``fp32`` that one alone.
         board: The device to load for; None is the one that this runs on.
 
     Raises:

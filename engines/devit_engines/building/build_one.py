@@ -1,4 +1,4 @@
-"""One model becomes an engine in the store: rung after rung is built and checked here until one passes."""
+"""One model becomes an engine in the store: variant after variant is built and checked here until one passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from devit_engines.accuracy import ENOUGH_IMAGES, AccuracyResult, check_accuracy
 from devit_engines.board import toolkit_version
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.latency import measure_latency
-from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedRung, Latency
+from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedVariant, Latency
 from devit_engines.building.target import Target
 from devit_engines.engine import CannotCompileError, ModelRef
 from devit_engines.trt.request import Built, Report
@@ -40,10 +40,10 @@ class BuiltEngine:
 
 
 def build_one(target: Target, settings: RunSettings, progress: Progress) -> BuiltEngine:
-    """Take the first rung that the store holds, else build rung after rung until one passes the accuracy check.
+    """Take the first variant in the store, else build one after the other until one passes the accuracy check.
 
     Raises:
-        EngineError: No rung passes, or the back end fails for reasons that every rung shares.
+        EngineError: No variant passes, or the back end fails for reasons that every variant shares.
         InputError: A graph cannot be read, or the store not be written.
         ManifestError: The bundle is broken.
     """
@@ -52,17 +52,17 @@ def build_one(target: Target, settings: RunSettings, progress: Progress) -> Buil
     for key in keys:
         if (found := _validated(target, key)) is not None:
             return BuiltEngine(target.model, found, True, time.monotonic() - start_s)
-    failed: list[FailedRung] = []
+    failed: list[FailedVariant] = []
     for key in keys:
         with target.store.lock(key.digest, lambda: progress(target.name, 0, 1, "waiting for another build of it")):
             found = _validated(target, key)  # another process may have built it meanwhile
-            made = found or _build_rung(target, key, settings, tuple(failed), progress)
+            made = found or _build_variant(target, key, settings, tuple(failed), progress)
         if isinstance(made, EngineRecord):
             return BuiltEngine(target.model, made, found is not None, time.monotonic() - start_s)
         failed.append(made)
-    failures = "; ".join(f"{each.rung}: {', '.join(each.failures)}" for each in failed)
+    failures = "; ".join(f"{each.variant}: {', '.join(each.failures)}" for each in failed)
     raise EngineError(
-        f"{target.name}: no rung passes on this device ({failures}), nothing was stored: "
+        f"{target.name}: no variant passes on this device ({failures}), nothing was stored: "
         "make the bundle again with devit export"
     )
 
@@ -75,50 +75,50 @@ def _validated(target: Target, key: EngineKey) -> EngineRecord | None:
     return entry.record if entry.record.validated_against == reference_digest(target.bundle) else None
 
 
-def _build_rung(
-    target: Target, key: EngineKey, settings: RunSettings, failed: tuple[FailedRung, ...], progress: Progress
-) -> EngineRecord | FailedRung:
-    """Build, check and store one rung under the lock of its key, or say why it does not pass.
+def _build_variant(
+    target: Target, key: EngineKey, settings: RunSettings, failed: tuple[FailedVariant, ...], progress: Progress
+) -> EngineRecord | FailedVariant:
+    """Build, check and store one variant under the lock of its key, or say why it does not pass.
 
     An intact engine that other golden images have validated is not built again, only checked.
 
     Args:
         target: The model.
-        key: The rung.
+        key: The variant.
         settings: How the engine is run while it is checked.
-        failed: Faster rungs that did not pass, for the record.
+        failed: Faster variants that did not pass, for the record.
         progress: Called while it is built, and for the golden images.
     """
     entry = target.store.find(key.digest)
     if entry is not None and entry.damage is None:
         record, content = target.store.read(key.digest)
-        built, build_s = Built(content, record.route, record.warnings), record.build_s
+        built, build_s = Built(content, record.precision_method, record.warnings), record.build_s
     else:
         start_s = time.monotonic()
         try:
             built = target.backend.build(target.request(key), _build_report(target, key, progress))
         except CannotCompileError as err:
-            return FailedRung(key.rung, (str(err),))
+            return FailedVariant(key.variant, (str(err),))
         build_s = time.monotonic() - start_s
     accuracy, latency, notes = _checked(target, key, built.content, settings, progress)
     if failures := accuracy.failures():
         target.store.drop(key.digest)  # it may have passed with an older bundle's golden images
-        return FailedRung(key.rung, tuple(failures), latency)
+        return FailedVariant(key.variant, tuple(failures), latency)
     record = _record(target, key, built, build_s, accuracy, latency, notes, failed)
     target.store.keep(record, built.content)
     return record
 
 
 def _build_report(target: Target, key: EngineKey, progress: Progress) -> Report:
-    """Turn what a build reports into progress, measured against the last build of the same model and rung here."""
-    wanted = (target.title, key.rung, key.backend)
-    known = [each for each in target.store.records() if (each.title, each.key.rung, each.key.backend) == wanted]
+    """Turn what a build reports into progress, measured against the last build of the same model and variant here."""
+    wanted = (target.title, key.variant, key.backend)
+    known = [each for each in target.store.records() if (each.title, each.key.variant, each.key.backend) == wanted]
     expected_s = max(known, key=lambda record: record.created).build_s if known else None
     about = "" if expected_s is None else f" of about {expected_s:.0f} s"
 
     def report(elapsed_s: float, phase: str) -> None:
         done = 0.0 if expected_s is None else min(elapsed_s / max(expected_s, 1e-3), 0.99)
-        progress(target.name, done, 1.0, f"building {key.rung}: {elapsed_s:.0f} s{about}, {phase}")
+        progress(target.name, done, 1.0, f"building {key.variant}: {elapsed_s:.0f} s{about}, {phase}")
 
     report(0.0, "starting")
     return report
@@ -131,7 +131,7 @@ def _checked(
     reference = reference_of(target.bundle, target.model)
     notes: list[str] = []
     for use_graph in (False, True) if target.backend.has_graphs and settings.use_graph else (False,):
-        note = f"checking {key.rung}{', replayed' if use_graph else ''}"
+        note = f"checking {key.variant}{', replayed' if use_graph else ''}"
         with target.backend.load(content, target.spec(key), replace(settings, use_graph=use_graph)) as engine:
             report = partial(progress, target.name, total=len(reference.images), note=note)
             accuracy = check_accuracy(engine.unchecked_features, reference, report)
@@ -154,7 +154,7 @@ def _record(
     accuracy: AccuracyResult,
     latency: Latency,
     notes: tuple[str, ...],
-    failed: tuple[FailedRung, ...],
+    failed: tuple[FailedVariant, ...],
 ) -> EngineRecord:
     mode = power_mode()
     return EngineRecord(
@@ -170,7 +170,7 @@ def _record(
         l4t=target.board.l4t,
         power_mode=None if mode is None else str(mode),
         cuda=toolkit_version(Path("/")),
-        route=built.route,
+        precision_method=built.precision_method,
         warnings=(*built.warnings, *notes),
-        failed_rungs=failed,
+        failed_variants=failed,
     )

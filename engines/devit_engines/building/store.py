@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
-from devit_contract.choices import Rung
+from devit_contract.choices import Variant
 from devit_contract.errors import InputError, ManifestError, NotBuiltError
 from devit_engines.accuracy import AccuracyResult
 
@@ -40,7 +40,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backend_version: str
     device_name: str
     compute_capability: str
-    rung: Rung
+    variant: Variant
     options: tuple[str, ...]
     """Build options, ``name=value``."""
 
@@ -76,13 +76,13 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs: int
 
 
-class FailedRung(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A faster rung that did not pass the accuracy check on this device."""
+class FailedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A faster variant that did not pass the accuracy check on this device."""
 
-    rung: Rung
+    variant: Variant
     failures: tuple[str, ...]
     latency: Latency | None = None
-    """What the rung that was taken costs is the difference to this; absent where none could be built."""
+    """What the variant that was taken costs is the difference to this; absent where none could be built."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -106,11 +106,11 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """As nvpmodel calls it; it decides latency and joules."""
     cuda: str | None = None
     """The toolkit's release."""
-    route: str = ""
+    precision_method: str = ""
     """How the back end got its precision, where there is more than one way."""
     warnings: tuple[str, ...] = ()
     """What the back end said while it built."""
-    failed_rungs: tuple[FailedRung, ...] = ()
+    failed_variants: tuple[FailedVariant, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import Precision, Rung
+from devit_contract.choices import Precision, Variant
 from devit_contract.errors import ManifestError
 from devit_engines.board import Board
 from devit_engines.building.backends import Backend
@@ -44,31 +44,33 @@ class Target:
         return f"devit build {self.bundle.folder} {graph}{store}"
 
     def engine_keys(self) -> list[EngineKey]:
-        """List the keys of the rungs that the back end takes, in the manifest's order.
+        """List the keys of the variants that the back end takes, in the manifest's order.
 
         Raises:
-            ManifestError: There is no such rung.
+            ManifestError: There is no such variant.
             EngineError: The back end is not installed.
         """
-        offered = self.bundle.manifest.graph(*role_of(self.model)).rungs
-        rungs = [rung for rung in offered if rung in self.backend.rungs and self.precision in ("fp16", rung)]
-        if not rungs:
+        offered = self.bundle.manifest.graph(*role_of(self.model)).variants
+        variants = [
+            variant for variant in offered if variant in self.backend.variants and self.precision in ("fp16", variant)
+        ]
+        if not variants:
             raise ManifestError(
-                f"{self.name}: back end {self.backend.name} takes {', '.join(self.backend.rungs)}, the bundle holds "
+                f"{self.name}: back end {self.backend.name} takes {', '.join(self.backend.variants)}, the bundle holds "
                 f"{', '.join(offered)}: make the bundle again with devit export"
             )
         version = self.backend.version()
         return [
             EngineKey(
-                model_sha256=self._graph(rung).sha256,
+                model_sha256=self._graph(variant).sha256,
                 backend=self.backend.name,
                 backend_version=version,
                 device_name=self.board.name,
                 compute_capability=self.board.compute_capability,
-                rung=rung,
+                variant=variant,
                 options=self.backend.options,
             )
-            for rung in rungs
+            for variant in variants
         ]
 
     def spec(self, key: EngineKey) -> EngineSpec:
@@ -82,21 +84,21 @@ class Target:
         """Say what the engine of a key is built from.
 
         Raises:
-            ManifestError: The bundle has no rung fp32.
+            ManifestError: The bundle has no variant fp32.
         """
         store = self.store.folder
         cache = timing_cache_path(store, key.backend_version, key.device_name, key.compute_capability)
         return BuildRequest(
             name=self.name,
-            rung=key.rung,
-            graph=self._graph(key.rung),
+            variant=key.variant,
+            graph=self._graph(key.variant),
             fp32_graph=self._graph("fp32"),
-            fp32_nodes=self.bundle.manifest.graph(*role_of(self.model)).fp32_nodes.get(key.rung, ()),
+            fp32_nodes=self.bundle.manifest.graph(*role_of(self.model)).fp32_nodes.get(key.variant, ()),
             timing_cache=str(cache),
             temp_prefix=str(store / f".{key.digest}."),
         )
 
-    def _graph(self, rung: Rung) -> GraphFile:
+    def _graph(self, variant: Variant) -> GraphFile:
         role, index = role_of(self.model)
-        path = self.bundle.path(role, device=index, rung=rung)
-        return GraphFile(str(path), self.bundle.manifest.file(role, device=index, rung=rung).sha256)
+        path = self.bundle.path(role, device=index, variant=variant)
+        return GraphFile(str(path), self.bundle.manifest.file(role, device=index, variant=variant).sha256)

@@ -12,7 +12,7 @@ from devit_engines.doctor.finding import Finding, Machine
 BUILDER_MEMORY_GB = 2.0
 """A TensorRT builder takes 1.2 GB of host memory for its kernel library alone (NVIDIA/TensorRT issue 3657)."""
 STORE_ROOM_GB = 1.0
-"""Four ViT-S engines of three rungs, 30 to 90 MB each."""
+"""Four ViT-S engines of three variants, 30 to 90 MB each."""
 
 _LAST_JETPACK = {"sm_53": "4", "sm_62": "4", "sm_72": "5"}
 """Boards for which NVIDIA makes no newer JetPack, by their GPU."""

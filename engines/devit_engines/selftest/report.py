@@ -48,7 +48,7 @@ class SelfTest:
 def run_selftest(
     findings: list[Finding], backend: BackendChoice, precision: Precision, settings: RunSettings, progress: Progress
 ) -> tuple[SelfTest, DevitError | None]:
-    """Build both submodels and the undivided model in a store that is thrown away.
+    """Build both submodels and the baseline model in a store that is thrown away.
 
     Args:
         findings: The doctor's, for the report.
@@ -94,7 +94,7 @@ def as_markdown(found: SelfTest) -> str:
     if found.failure:
         lines += [found.failure, ""]
     lines += [
-        "| model | rung | route | cosine min | rel. L2 | flips | p50 ms | p99 ms | fused | casts |",
+        "| model | variant | precision method | cosine min | rel. L2 | flips | p50 ms | p99 ms | fused | casts |",
         "|" + "---|" * 10,
     ]
     remarks = []
@@ -103,8 +103,8 @@ def as_markdown(found: SelfTest) -> str:
         accuracy, latency = record.accuracy, record.latency
         cells = [
             name,
-            record.key.rung,
-            record.route or found.backend,
+            record.key.variant,
+            record.precision_method or found.backend,
             f"{accuracy.cosine_min:.5f}",
             f"{accuracy.relative_l2:.3%}",
             f"{accuracy.flips} of {accuracy.images}",
@@ -115,10 +115,10 @@ def as_markdown(found: SelfTest) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
         remarks += [f"- {name}: {warning}" for warning in record.warnings]
-        for failed in record.failed_rungs:
+        for failed in record.failed_variants:
             why = ", ".join(failed.failures)
             cost = "" if failed.latency is None else f", p50 {failed.latency.p50_ms:.3f} ms"
-            remarks.append(f"- {name}: rung {failed.rung} failed ({why}){cost}")
+            remarks.append(f"- {name}: variant {failed.variant} failed ({why}){cost}")
     lines += remarks
     lines += ["", "| what | found | state |", "|---|---|---|"]
     lines += [f"| {finding.name} | {finding.found} | {finding.state} |" for finding in found.findings]

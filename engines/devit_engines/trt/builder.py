@@ -3,7 +3,7 @@
 ===================== ============================================ ======================================
 what                  8.6                                          10 and 11
 ===================== ============================================ ======================================
-precision             the FP32 graph, flag ``FP16``, the rung's    the rung's own graph, strongly typed
+precision             the FP32 graph, flag ``FP16``, the variant's    the variant's own graph, strongly typed
                       FP32 nodes pinned layer by layer
 network flag          ``EXPLICIT_BATCH``                           ``STRONGLY_TYPED``
 ``IProgressMonitor``  absent                                       phases, and a way to cancel
@@ -73,7 +73,7 @@ def build_plan(
             raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
         return Built(
             content=bytes(memoryview(serialized)),
-            route="strongly typed" if is_typed else "fp16 flag",
+            precision_method="strongly typed" if is_typed else "fp16 flag",
             warnings=(*unpinned, *log.warnings),
             timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
         )
@@ -248,7 +248,7 @@ def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool,
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     found = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or "no reason given"
     raise CannotCompileError(
-        f"{request.name}: TensorRT {trt.__version__} cannot read the graph of rung {request.rung} ({found}): "
+        f"{request.name}: TensorRT {trt.__version__} cannot read the graph of variant {request.variant} ({found}): "
         "make the bundle again with devit export"
     )
 
@@ -269,7 +269,7 @@ def _configured(trt: ModuleType, builder: Any, network: Any, request: BuildReque
 
 
 def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> tuple[str, ...]:  # noqa: ANN401
-    """Without strong typing: FP16 wherever TensorRT likes, but the rung's FP32 nodes as they are.
+    """Without strong typing: FP16 wherever TensorRT likes, but the variant's FP32 nodes as they are.
 
     Returns:
         A warning about nodes without a layer, if there are any.

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import read_bytes
-from devit_contract.choices import Rung
+from devit_contract.choices import Variant
 
 Report = Callable[[float, str], None]
 """Called with the seconds since a build began and its current phase."""
@@ -36,13 +36,13 @@ class BuildRequest(msgspec.Struct, frozen=True):
 
     name: str
     """For messages: ``submodel 0``."""
-    rung: Rung
+    variant: Variant
     graph: GraphFile
-    """The rung's ONNX graph, whose types are its precision."""
+    """The variant's ONNX graph, whose types are its precision."""
     fp32_graph: GraphFile
     """The FP32 graph; what a TensorRT without strong typing builds."""
     fp32_nodes: tuple[str, ...]
-    """Nodes of the FP32 graph that the rung keeps in FP32."""
+    """Nodes of the FP32 graph that the variant keeps in FP32."""
     timing_cache: str
     """File that makes the next build faster."""
     temp_prefix: str
@@ -57,7 +57,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
     """An engine's file, and how it was built."""
 
     content: bytes
-    route: str = ""
+    precision_method: str = ""
     """``strongly typed`` or ``fp16 flag``; empty where there is one way alone."""
     warnings: tuple[str, ...] = ()
     """The library's about FP16 and normalisation, and ours about a build that had to be repeated."""

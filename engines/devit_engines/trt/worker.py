@@ -34,7 +34,7 @@ class BuildFailed(msgspec.Struct, frozen=True, tag=True):
 
     error: str
     is_about_graph: bool = False
-    """Whether another rung may do."""
+    """Whether another variant may do."""
 
 
 def main(folder: Path, workspace_bytes: int) -> int:

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 
 from devit_profiling.figures.answers import AnswerStats, Pace, answer_stats, pace
+from devit_profiling.figures.baseline_model import AgainstBaseline, BaselineTimes, against_baseline, baseline_times
 from devit_profiling.figures.cell import CellContext, CellEnergy, cell_energy, node_left_out
 from devit_profiling.figures.energy import rising
 from devit_profiling.figures.evidence import Evidence
-from devit_profiling.figures.full_model import AgainstUndivided, UndividedTimes, against_undivided, undivided_times
 from devit_profiling.figures.joules import DeviceEnergy, device_energy
 from devit_profiling.figures.power import Power, rail_names
 from devit_profiling.figures.thermal import Part, Sustained, cold_and_hot, is_sustained, sustained
@@ -41,8 +41,8 @@ class ScenarioReport(msgspec.Struct, frozen=True):
     """Only where requests went to all devices."""
     pace: Pace | None = None
     """Only where requests were sent at a fixed rate."""
-    undivided: UndividedTimes | None = None
-    """Only where a device ran the undivided model; there were no requests then."""
+    baseline: BaselineTimes | None = None
+    """Only where a device ran the baseline model; there were no requests then."""
     sustained: Sustained | None = None
     """Only where windows were repeated until the temperature settled, and at least two have ended."""
     is_idle: bool = False
@@ -118,8 +118,8 @@ class Report(msgspec.Struct, frozen=True):
     """Where the run ended before its plan did."""
     node: DeviceReport | None = None
     """The node's machine, which has no submodel (-1); absent where it was not sampled."""
-    against_undivided: AgainstUndivided | None = None
-    """Absent where the undivided model, or the cell as a whole, was not measured."""
+    against_baseline: AgainstBaseline | None = None
+    """Absent where the baseline model, or the cell as a whole, was not measured."""
     is_local: bool = False
     """Whether this machine was measured, without node and network."""
 
@@ -150,17 +150,17 @@ def analyse(evidence: Evidence) -> Report:
         ),
         cut_short=run.cut_short,
         node=_device_report(evidence.node, run.plan) if evidence.node is not None else None,
-        against_undivided=_against_undivided(scenarios),
+        against_baseline=_against_baseline(scenarios),
         is_local=run.is_local,
     )
 
 
-def _against_undivided(scenarios: Sequence[ScenarioReport]) -> AgainstUndivided | None:
-    alone = next((scenario for scenario in scenarios if scenario.undivided is not None), None)
+def _against_baseline(scenarios: Sequence[ScenarioReport]) -> AgainstBaseline | None:
+    alone = next((scenario for scenario in scenarios if scenario.baseline is not None), None)
     whole = next((scenario for scenario in scenarios if scenario.cell is not None), None)
-    if alone is None or alone.undivided is None or whole is None:
+    if alone is None or alone.baseline is None or whole is None:
         return None
-    return against_undivided(alone.undivided, alone.energies[0], whole.energies, whole.cell, whole.answers.p50_ms)
+    return against_baseline(alone.baseline, alone.energies[0], whole.energies, whole.cell, whole.answers.p50_ms)
 
 
 def _left_out(evidence: Evidence) -> Iterator[str]:
@@ -254,7 +254,7 @@ def _phases_report(evidence: Evidence, scenario: Scenario, phases: Sequence[Phas
         node = device_energy(evidence.node, phases, run.plan) if evidence.node is not None else None
         context = CellContext(node, node_left_out(evidence, node), run.extras)
         cell = cell_energy(energies, asked, given, len(names), context)
-    rate_hz, undivided = (None, run.undivided) if scenario.is_undivided else (run.plan.rate_hz, None)
+    rate_hz, baseline = (None, run.baseline) if scenario.is_baseline else (run.plan.rate_hz, None)
     return ScenarioReport(
         name=scenario.name,
         asked=(scenario.device,) if scenario.device else tuple(names[index] for index in sorted(names)),
@@ -262,6 +262,6 @@ def _phases_report(evidence: Evidence, scenario: Scenario, phases: Sequence[Phas
         energies=energies,
         cell=cell,
         pace=pace(all_rows, phases, rate_hz) if rate_hz is not None else None,
-        undivided=undivided_times(undivided, phases) if undivided is not None else None,
+        baseline=baseline_times(baseline, phases) if baseline is not None else None,
         is_idle=scenario.is_idle,
     )

@@ -1,7 +1,7 @@
 """Two runs side by side: for every figure the difference, and whether it is statistically significant.
 
 Welch's t test on the windows of each run. Overlapping intervals would not do: two 95 % intervals may overlap although
-the difference is significant. The standard errors of the sensor's steps and of the idle baseline, which windows do not
+the difference is significant. The standard errors of the sensor's steps and of the idle power, which windows do not
 show, are added to that of the windows.
 """
 
@@ -220,7 +220,7 @@ def _welch(first: RunFigure, second: RunFigure) -> tuple[float, float] | None:
     # A relative width of 1e-12 is what sums of doubles leave of equal values.
     if variance <= (1e-12 * max(abs(first.estimate.mean), abs(second.estimate.mean))) ** 2:
         return 0.0, 1.0 if math.isclose(first.estimate.mean, second.estimate.mean, rel_tol=1e-9) else 0.0
-    # Welch and Satterthwaite; steps and baseline count as known, so it has no end of degrees of freedom.
+    # Welch and Satterthwaite; steps and idle power count as known, so it has no end of degrees of freedom.
     freedom = variance**2 / freedom_parts if freedom_parts > 0 else math.inf
     error = math.sqrt(variance)
     return quantile_95(freedom) * error, two_sided_p(change / error, freedom)

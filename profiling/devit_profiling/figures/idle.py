@@ -1,4 +1,4 @@
-"""Phases of a run measured between a device's own snapshots, and the idle baseline made of two of them."""
+"""Phases of a run measured between a device's own snapshots, and the idle power made of two of them."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class PhaseIntegrator:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class IdlePower:
     """Idle power before and after the load, as far as it was measured."""
 
     mean_w: float
     drift_w: float | None
-    """Change from before to after; absent for a single baseline."""
+    """Change from before to after; absent for a single idle phase."""
     drift: float | None
     """The same as a share of the first."""
     steps: StepError
@@ -104,7 +104,7 @@ class Baseline:
         return NORMAL_95 * self.error_w
 
 
-def idle_baseline(integrator: PhaseIntegrator, phases: Sequence[Phase], plan: Plan) -> Baseline | None:
+def idle_power(integrator: PhaseIntegrator, phases: Sequence[Phase], plan: Plan) -> IdlePower | None:
     """Measure the idle phases; ``None`` without any."""
     measured = {}
     for phase in phases:
@@ -122,7 +122,7 @@ def idle_baseline(integrator: PhaseIntegrator, phases: Sequence[Phase], plan: Pl
         first_w = measured[IDLE].energy.mean_w
         drift_w = measured[IDLE_AFTER].energy.mean_w - first_w
         drift = drift_w / first_w if first_w != 0 else None
-    return Baseline(
+    return IdlePower(
         mean_w=sum(means_w) / len(means_w),
         drift_w=drift_w,
         drift=drift,
@@ -132,14 +132,14 @@ def idle_baseline(integrator: PhaseIntegrator, phases: Sequence[Phase], plan: Pl
     )
 
 
-def drift_warning(baseline: Baseline, steps_mw: Sequence[float]) -> str | None:
-    """Warn of a baseline that drifts by more than 3 % or two steps of the converter."""
-    if baseline.drift_w is None:
+def drift_warning(idle: IdlePower, steps_mw: Sequence[float]) -> str | None:
+    """Warn of an idle power that drifts by more than 3 % or two steps of the converter."""
+    if idle.drift_w is None:
         return None
-    steps = abs(baseline.drift_w) * 1000 / max(steps_mw)
-    if steps <= _MAX_DRIFT_STEPS and (baseline.drift is None or abs(baseline.drift) <= _MAX_DRIFT):
+    steps = abs(idle.drift_w) * 1000 / max(steps_mw)
+    if steps <= _MAX_DRIFT_STEPS and (idle.drift is None or abs(idle.drift) <= _MAX_DRIFT):
         return None
-    share = f"by {baseline.drift:+.1%}" if baseline.drift is not None else f"by {baseline.drift_w:+.3f} W"
+    share = f"by {idle.drift:+.1%}" if idle.drift is not None else f"by {idle.drift_w:+.3f} W"
     return (
         f"idle power drifted {share}, {steps:.1f} steps of the sensor, from before to after, "
         "expected at most 3 % and 2 steps: let the board settle longer"

@@ -41,7 +41,7 @@ class Estimate(msgspec.Struct, frozen=True):
     steps_95: float | None = None
     """Half-width that the steps of the sensor's converter cause; repeats at constant power do not show it."""
     idle_95: float | None = None
-    """Half-width of the idle baseline, by its scatter and drift; only of what is measured above idle."""
+    """Half-width of the idle power, by its scatter and drift; only of what is measured above idle."""
 
 
 def mean_of(figure: Estimate | None) -> float | None:

@@ -9,7 +9,7 @@ import msgspec
 
 from devit_profiling.figures.conditions import Conditions, conditions, throttling_warnings
 from devit_profiling.figures.energy import Minimum, WindowEnergy, resolution_w
-from devit_profiling.figures.idle import Baseline, PhaseIntegrator, PhasePower, drift_warning, idle_baseline
+from devit_profiling.figures.idle import IdlePower, PhaseIntegrator, PhasePower, drift_warning, idle_power
 from devit_profiling.figures.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
 from devit_profiling.figures.power import Power
 from devit_profiling.figures.settling import TimeConstant, time_constant
@@ -30,7 +30,7 @@ class WindowFigures(msgspec.Struct, frozen=True):
     inferences: int
     energy: WindowEnergy
     dynamic_j: float | None
-    """Above idle, of the part that power samples cover; absent without an idle baseline."""
+    """Above idle, of the part that power samples cover; absent without an idle power."""
     warnings: tuple[str, ...]
     """Beside those of ``energy``, one sentence each."""
     busy_s: float | None = None
@@ -48,9 +48,9 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     """Why there are no joules; empty where there are."""
     windows: tuple[WindowFigures, ...] = ()
     idle_w: float | None = None
-    """Mean of the baselines before and after, as far as they were measured; of a machine at rest, of its windows."""
+    """Mean of the idle powers before and after, as far as they were measured; of a machine at rest, of its windows."""
     idle_drift: float | None = None
-    """Change of the baseline from before to after, as a share of the first."""
+    """Change of the idle power from before to after, as a share of the first."""
     mean_w: float | None = None
     peak_w: float | None = None
     total_j_per_inference: Estimate | None = None
@@ -92,7 +92,7 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle:
     constant = time_constant(power.total_w, power.time_s, phases, name, power.board.tau_s)
     integrator = PhaseIntegrator(power, phases, constant)
     warnings = integrator.warnings
-    idle = idle_baseline(integrator, phases, plan)
+    idle = idle_power(integrator, phases, plan)
     if idle is not None and (warning := drift_warning(idle, power.step_mw)) is not None:
         warnings.append(warning)
     minimum = None if plan.window_samples is None else Minimum(0.0, plan.window_samples)
@@ -125,7 +125,7 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle:
 class DeviceFigures:
     """What was measured of one device, before it is divided by inferences."""
 
-    idle: Baseline | None
+    idle: IdlePower | None
     constant: TimeConstant
     windows: Sequence[WindowFigures]
     steps: StepError
@@ -197,7 +197,7 @@ def _offset_warning(energy: DeviceEnergy) -> Sequence[str]:
 
 
 def _window_figures(
-    phase: Phase, power: Power, measured: PhasePower, idle: Baseline | None, *, is_idle: bool
+    phase: Phase, power: Power, measured: PhasePower, idle: IdlePower | None, *, is_idle: bool
 ) -> WindowFigures:
     name, energy = power.device.name, measured.energy
     start, end = phase.start.snapshots[name], phase.end.snapshots[name]

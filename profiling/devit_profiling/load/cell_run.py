@@ -93,22 +93,22 @@ def measure_cell(
         cut_short=cut_short,
         node=node.record,
         extras=tuple(fleet.extra),
-        undivided=measurement.undivided,
+        baseline=measurement.baseline,
     )
     write_recording(out / name, Recording(run, measurement.lines | {NODE: node.lines}, measurement.answers))
     return out / name
 
 
 def cell_scenarios(devices: Sequence[Device], plan: Plan) -> tuple[Scenario, ...]:
-    """List the scenarios of a run in their order: the undivided model, each device alone, all together."""
+    """List the scenarios of a run in their order: the baseline model, each device alone, all together."""
     alone = [Scenario(f"{device.name} alone", 1 << device.submodel, device.name) for device in devices]
     # First, so that what is missing for it is known before anything was measured.
-    undivided = [
-        Scenario(f"{device.name} undivided", 1 << device.submodel, device.name, is_undivided=True)
+    baseline = [
+        Scenario(f"{device.name} baseline", 1 << device.submodel, device.name, is_baseline=True)
         for device in devices
-        if device.name == plan.undivided
+        if device.name == plan.baseline
     ]
-    return (*undivided, *(alone if plan.has_alone else ()), Scenario(TOGETHER, 0))
+    return (*baseline, *(alone if plan.has_alone else ()), Scenario(TOGETHER, 0))
 
 
 def raise_if_cut_short(cut_short: CutShort | None) -> None:
@@ -128,9 +128,9 @@ def _devices(fleet: Fleet, names: Sequence[str], plan: Plan) -> list[Device]:
     for name in names:
         if list(names).count(name) > 1:
             raise InputError(f"device {name!r} is named twice: name it once")
-    if plan.undivided and plan.undivided not in names:
+    if plan.baseline and plan.baseline not in names:
         raise InputError(
-            f"device {plan.undivided!r} of the undivided model: expected one that is measured: {', '.join(names)}"
+            f"device {plan.baseline!r} of the baseline model: expected one that is measured: {', '.join(names)}"
         )
     return [fleet.find_device(name) for name in names]
 

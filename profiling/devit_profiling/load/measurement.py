@@ -15,10 +15,10 @@ from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.thermal import is_settled, is_sustained
+from devit_profiling.load.baseline_driver import BaselineDriver
 from devit_profiling.load.load_generator import Sent, send_requests
 from devit_profiling.load.sampling import Sampling
 from devit_profiling.load.schedule import STEP_S, Watch
-from devit_profiling.load.undivided import UndividedDriver
 from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
     IDLE,
@@ -29,6 +29,7 @@ from devit_profiling.record.record import (
     WARM_UP,
     WINDOW,
     AnswerRow,
+    BaselineRecord,
     Boundary,
     CutShort,
     DeviceRecord,
@@ -36,7 +37,6 @@ from devit_profiling.record.record import (
     PhaseKind,
     Plan,
     Scenario,
-    UndividedRecord,
 )
 
 # Two clocks never run equally fast, and a window that is a microsecond too short for a rule would break it.
@@ -65,7 +65,7 @@ class Measurement:
         self._devices = devices
         self._plan = plan
         self._progress = progress
-        self._driver: UndividedDriver | None = None
+        self._driver: BaselineDriver | None = None
         self._scenario = Scenario("", 0)
         self._done = OUTSIDE
         self._rows: list[AnswerRow] = []
@@ -98,8 +98,8 @@ class Measurement:
         return tuple(row if (row.scenario, row.window) in ended else replace(row, window=OUTSIDE) for row in self._rows)
 
     @property
-    def undivided(self) -> UndividedRecord | None:
-        """What the undivided model has done; absent where none was loaded."""
+    def baseline(self) -> BaselineRecord | None:
+        """What the baseline model has done; absent where none was loaded."""
         return self._driver.record if self._driver is not None else None
 
     def has_begun(self, scenario: Scenario) -> bool:
@@ -115,13 +115,13 @@ class Measurement:
         plan = self._plan
         self._scenario, self._done = scenario, OUTSIDE
         watch = Watch(self._progress, plan, scenario)
-        if scenario.is_undivided:
-            self._driver = UndividedDriver(self._client, scenario.device, self.sampling.wait, watch.show)
-        with self._driver.loaded() if self._driver is not None and scenario.is_undivided else nullcontext():
+        if scenario.is_baseline:
+            self._driver = BaselineDriver(self._client, scenario.device, self.sampling.wait, watch.show)
+        with self._driver.loaded() if self._driver is not None and scenario.is_baseline else nullcontext():
             self._rest(SETTLE, plan.settle_s, watch)
             self._rest(IDLE, plan.idle_s, watch)
-            if self._driver is not None and scenario.is_undivided:
-                self._run_undivided(self._driver, watch)
+            if self._driver is not None and scenario.is_baseline:
+                self._run_baseline(self._driver, watch)
             else:
                 self._load(pictures, watch)
             if plan.has_idle_after:
@@ -129,8 +129,8 @@ class Measurement:
                 self._rest(IDLE_AFTER, plan.idle_s, watch)
         watch.finish()
 
-    def _run_undivided(self, driver: UndividedDriver, watch: Watch) -> None:
-        """Have the undivided model run back to back: the warm-up, then window by window."""
+    def _run_baseline(self, driver: BaselineDriver, watch: Watch) -> None:
+        """Have the baseline model run back to back: the warm-up, then window by window."""
         plan, name = self._plan, self._scenario.device
         start = self._boundary()
         driver.run()
@@ -204,7 +204,7 @@ class Measurement:
 
     def _snapshot(self, device: str) -> Mark:
         """Ask for a snapshot that counts what the scenario is about."""
-        if self._driver is not None and self._scenario.is_undivided and self._scenario.device == device:
+        if self._driver is not None and self._scenario.is_baseline and self._scenario.device == device:
             return self._driver.snapshot()
         return self._client.mark(device)
 

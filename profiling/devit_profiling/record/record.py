@@ -54,8 +54,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests in flight at once; with 1 the latency has no queueing in it."""
     rate_hz: float | None = None
     """Requests a second, sent whatever has been answered; absent: each answer makes the next request due."""
-    undivided: str = ""
-    """Device that runs the undivided model too, before anything else; empty: none does."""
+    baseline: str = ""
+    """Device that runs the baseline model too, before anything else; empty: none does."""
     sustained_s: float | None = None
     """Longest time in which windows of all devices together are repeated until the temperature has settled; absent: as
     many windows as in any scenario."""
@@ -124,14 +124,14 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the requests: bit i for device i; 0 asks all."""
     device: str = ""
     """The device that works alone; empty where all work."""
-    is_undivided: bool = False
-    """Whether that device runs the undivided model by itself, without requests; its snapshots count that model."""
+    is_baseline: bool = False
+    """Whether that device runs the baseline model by itself, without requests; its snapshots count that model."""
     is_idle: bool = False
     """Whether nothing runs: its windows are those of a machine at rest."""
 
 
-class UndividedWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Inferences of the undivided model in one window, timed by its device."""
+class BaselineWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inferences of the baseline model in one window, timed by its device."""
 
     number: int
     inferences: int
@@ -141,12 +141,12 @@ class UndividedWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p99_ms: float | None
 
 
-class UndividedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The undivided model on one device."""
+class BaselineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The baseline model on one device."""
 
     device: str
     engine: str
-    windows: tuple[UndividedWindow, ...]
+    windows: tuple[BaselineWindow, ...]
 
 
 class CellDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,7 +164,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run keeps of the node's status."""
 
     image_shape: tuple[int, int, int]
-    k_min: int
+    min_devices: int
     deadline_ms: float
     frames: dict[str, int]
     """Frames ended since the node's start, by state."""
@@ -184,7 +184,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
             for device in status.devices
         )
-        return cls(status.image_shape, status.k_min, status.deadline_ms, status.frames, devices)
+        return cls(status.image_shape, status.min_devices, status.deadline_ms, status.frames, devices)
 
 
 class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -246,7 +246,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The node's machine, without a submodel (-1); absent in runs without a node."""
     extras: tuple[Extra, ...] = ()
     """``[[extra]]`` of the fleet file."""
-    undivided: UndividedRecord | None = None
+    baseline: BaselineRecord | None = None
 
     @property
     def machines(self) -> tuple[DeviceRecord, ...]:

@@ -72,8 +72,8 @@ def show_report(folder: Path, report: Report, *, as_json: bool) -> None:
     if rows := thermal.thermal_rows(report):
         terminal.print_table(thermal.thermal_title(report), thermal.THERMAL_HEADER, rows, numbers=(2, 3, 5, 6))
         typer.echo(f"{thermal.thermal_text(report)}.")
-    if report.against_undivided is not None:
-        typer.echo(f"{summary.against_undivided_text(report)}.\n{summary.PAPER}.")
+    if report.against_baseline is not None:
+        typer.echo(f"{summary.against_baseline_text(report)}.\n{summary.PAPER}.")
     for scenario in report.scenarios:
         if scenario.pace is not None:
             typer.echo(f"{scenario.name}: {summary.pace_text(scenario)}")

@@ -15,7 +15,7 @@ from devit_profiling.report.plots import PHASE_COLOURS, energy_svg, histogram_sv
 from devit_profiling.report.summary import (
     PAPER,
     SUMMARY_HEADER,
-    against_undivided_text,
+    against_baseline_text,
     calibration_notes,
     legend,
     load_text,
@@ -45,7 +45,7 @@ def render_html(report: Report, evidence: Evidence) -> str:
         thermal_text=thermal_text(report),
         at_rest=AT_REST,
         pace_text=pace_text,
-        against_undivided=against_undivided_text(report),
+        against_baseline=against_baseline_text(report),
         paper=PAPER,
         warnings=list(warnings(report)),
         calibrations=list(calibration_notes(report)),
@@ -87,7 +87,7 @@ def _latency_plot(recording: Recording) -> str | None:
     rows = {
         scenario.name: [row for row in recording.answers if row.scenario == scenario.name and row.window > 0]
         for scenario in recording.run.scenarios
-        if not scenario.is_undivided
+        if not scenario.is_baseline
     }
     if not any(row.is_answered for answers in rows.values() for row in answers):
         return None

@@ -25,10 +25,10 @@ def summary_rows(report: Report) -> list[list[str]]:
     for scenario in report.scenarios:
         times = {device.device: device for device in scenario.answers.devices}
         for energy in scenario.energies:
-            device, arrival, undivided = boards[energy.device], times.get(energy.device), scenario.undivided
+            device, arrival, baseline = boards[energy.device], times.get(energy.device), scenario.baseline
             p50_ms, p99_ms = (arrival.arrival_p50_ms, arrival.arrival_p99_ms) if arrival is not None else (None, None)
-            if undivided is not None:
-                p50_ms, p99_ms = undivided.p50_ms, undivided.p99_ms
+            if baseline is not None:
+                p50_ms, p99_ms = baseline.p50_ms, baseline.p99_ms
             rows.append(
                 [
                     scenario.name if scenario.cell is None else f"{energy.device}{together}",
@@ -105,13 +105,13 @@ def pace_text(scenario: ScenarioReport) -> str:
     )
 
 
-def against_undivided_text(report: Report) -> str:
-    """Compare an answer of the cell with one of the undivided model; empty where that was not measured."""
-    found = report.against_undivided
+def against_baseline_text(report: Report) -> str:
+    """Compare an answer of the cell with one of the baseline model; empty where that was not measured."""
+    found = report.against_baseline
     if found is None:
         return ""
     beside = [
-        f"{title} {number(value)} J{_change(value, found.undivided_j)}"
+        f"{title} {number(value)} J{_change(value, found.baseline_j)}"
         for title, value in (
             (f"{found.device} alone spends", found.device_j),
             ("all named devices together", found.devices_j),
@@ -119,10 +119,10 @@ def against_undivided_text(report: Report) -> str:
         )
         if value is not None
     ]
-    energy = f"{number(found.undivided_j)} J" if found.undivided_j is not None else "energy not measured"
+    energy = f"{number(found.baseline_j)} J" if found.baseline_j is not None else "energy not measured"
     return (
-        f"one inference of the undivided model on {found.device} takes {number(found.undivided_ms)} ms and {energy}; "
-        f"an answer of the cell takes {number(found.answer_ms)} ms{_change(found.answer_ms, found.undivided_ms)}, the "
+        f"one inference of the baseline model on {found.device} takes {number(found.baseline_ms)} ms and {energy}; "
+        f"an answer of the cell takes {number(found.answer_ms)} ms{_change(found.answer_ms, found.baseline_ms)}, the "
         f"network included, and for it {', '.join(beside) or 'no joules were measured'}"
     )
 

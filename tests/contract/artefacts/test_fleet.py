@@ -37,7 +37,7 @@ client_endpoint = "tcp://*:7712"
 public_key = "{KEYS["node"]}"
 [serving]
 deadline_ms = 20
-k_min = 2
+min_devices = 2
 [[device]]
 name = "jetson1"
 submodel = 0
@@ -71,7 +71,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_fleet_on_loopback_needs_no_keys_and_has_defaults(tmp_path: Path) -> None:
     fleet = load_fleet(write(tmp_path, PLAIN))
     assert not fleet.has_keys
-    assert fleet.serving == Serving(deadline_ms=50.0, k_min=1, credit=2, queue=64)
+    assert fleet.serving == Serving(deadline_ms=50.0, min_devices=1, credit=2, queue=64)
     assert fleet.find_device("jetson2").submodel == 1
     with pytest.raises(InputError, match="device 'jetson3': expected one of jetson1, jetson2"):
         fleet.find_device("jetson3")
@@ -80,7 +80,7 @@ def test_a_fleet_on_loopback_needs_no_keys_and_has_defaults(tmp_path: Path) -> N
 def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
     fleet = load_fleet(write(tmp_path, KEYED))
     assert fleet.has_keys
-    assert fleet.serving == Serving(deadline_ms=20.0, k_min=2)
+    assert fleet.serving == Serving(deadline_ms=20.0, min_devices=2)
     assert (fleet.device[0].host, fleet.client[0].name) == ("jetson1.local", "desk")
 
 
@@ -113,18 +113,23 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
         (KEYED, "deadline_ms = 20", "deadline_ms = 0", "serving.deadline_ms: expected 1 to 60000, found 0"),
         (KEYED, "deadline_ms = 20", "deadline_ms = nan", "serving.deadline_ms: expected 1 to 60000, found nan"),
         (KEYED, "deadline_ms = 20", 'deadline_ms = "20"', "field serving.deadline_ms: Expected `float`, got `str`"),
-        (KEYED, "k_min = 2", "k_min = 3", "serving.k_min: expected 1 to 2, found 3"),
-        (KEYED, "k_min = 2", "k_min = 0", "serving.k_min: expected 1 to 2, found 0"),
-        (KEYED, "k_min = 2", "credit = 17", "serving.credit: expected 1 to 16, found 17"),
-        (KEYED, "k_min = 2", "queue = -1", "serving.queue: expected 0 to 4096, found -1"),
-        (KEYED, "k_min = 2", "gather_ms = nan", "serving.gather_ms: expected 0 to 60000, found nan"),
-        (KEYED, "k_min = 2", "kmin = 2", "unknown field `kmin`"),
+        (KEYED, "min_devices = 2", "min_devices = 3", "serving.min_devices: expected 1 to 2, found 3"),
+        (KEYED, "min_devices = 2", "min_devices = 0", "serving.min_devices: expected 1 to 2, found 0"),
+        (KEYED, "min_devices = 2", "credit = 17", "serving.credit: expected 1 to 16, found 17"),
+        (KEYED, "min_devices = 2", "queue = -1", "serving.queue: expected 0 to 4096, found -1"),
+        (
+            KEYED,
+            "min_devices = 2",
+            "startup_grace_ms = nan",
+            "serving.startup_grace_ms: expected 0 to 60000, found nan",
+        ),
+        (KEYED, "min_devices = 2", "kmin = 2", "unknown field `kmin`"),
         (PLAIN, "schema = 2", "schema = 3", "field schema: expected 2, found 3"),
         (PLAIN, "[node]", "[[node]]", "[[node]] is the form of schema 1: write [node] instead, and schema = 2"),
         ("schema = 1\nnode = []\ndevice = []", "", "", "[[node]] is the form of schema 1"),
         (
             KEYED,
-            "k_min = 2",
+            "min_devices = 2",
             'feature_dtype = "half"',
             "field serving.feature_dtype: expected float16 or float32, found",
         ),

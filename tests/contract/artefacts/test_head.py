@@ -71,7 +71,7 @@ def test_a_subset_answers_as_the_full_head_over_features_filled_in_by_regression
     rng = np.random.default_rng(seed)
     training = training_features(dims, rng)
     head = head_of(training, dims, rng)
-    mask = data.draw(st.integers(1, head.everyone), label="mask")
+    mask = data.draw(st.integers(1, head.all_devices), label="mask")
     features = rng.normal(0.0, 2.0, (7, sum(dims)))
     expected = filled_in(features, training, *columns(dims, mask)) @ head.weight.T + head.bias
     found = Fusion(head).batch_logits(features.astype(np.float32), mask)
@@ -87,7 +87,7 @@ def test_a_head_that_is_computed_late_answers_as_the_direct_formula(
     """In every way it may come: prepared, computed at once, predicted frame by frame, and from the thread."""
     rng = np.random.default_rng(seed)
     head = head_of(training_features(dims, rng), dims, rng)
-    masks = data.draw(st.lists(st.integers(1, head.everyone), min_size=1, max_size=5), label="masks")
+    masks = data.draw(st.lists(st.integers(1, head.all_devices), min_size=1, max_size=5), label="masks")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(head_module, "_QUICK_MACS", 1 << 60 if is_quick else 0)
         fusion = Fusion(head)
@@ -165,7 +165,7 @@ def test_all_devices_give_the_plain_linear_head() -> None:
     dims = (4, 2)
     head = head_of(training_features(dims, rng), dims, rng)
     features = rng.normal(0.0, 1.0, (5, 6))
-    found = Fusion(head).batch_logits(features.astype(np.float32), head.everyone)
+    found = Fusion(head).batch_logits(features.astype(np.float32), head.all_devices)
     np.testing.assert_allclose(found, features @ head.weight.T + head.bias, rtol=1e-5, atol=1e-5)
 
 
@@ -174,13 +174,13 @@ def test_all_devices_give_the_plain_linear_head() -> None:
 def test_uncertainty_is_a_covariance_that_shrinks_with_devices_to_zero(dims: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
     head = head_of(training_features(dims, rng), dims, rng)
-    assert not error_covariance(head, head.everyone).any()
-    for mask in range(1, head.everyone + 1):
+    assert not error_covariance(head, head.all_devices).any()
+    for mask in range(1, head.all_devices + 1):
         covariance = error_covariance(head, mask)
         scale = max(float(np.trace(covariance)), 1e-9)
         np.testing.assert_allclose(covariance, covariance.T, atol=1e-4 * scale)
         assert np.linalg.eigvalsh(covariance).min() >= -1e-4 * scale
-        for device in devices_of(head.everyone & ~mask):
+        for device in devices_of(head.all_devices & ~mask):
             more = error_covariance(head, mask | 1 << device)
             assert np.trace(more) <= scale * (1 + 1e-3)
 

@@ -66,11 +66,11 @@ def test_each_file_is_refused_when_it_is_read_and_the_others_are_not(folder: Pat
     damaged = folder / "submodel-1.fp32.onnx"
     damage(damaged)
     bundle = Bundle(folder)
-    assert bundle.read("submodel", device=0, rung="fp32") == (TINY / "submodel-0.fp32.onnx").read_bytes()
+    assert bundle.read("submodel", device=0, variant="fp32") == (TINY / "submodel-0.fp32.onnx").read_bytes()
     assert bundle.fusion_head().dims == (6, 4)
     assert len(bundle.golden()["images"]) > 0
     with pytest.raises(ManifestError, match=f"{damaged}: expected sha256"):
-        bundle.read("submodel", device=1, rung="fp32")
+        bundle.read("submodel", device=1, variant="fp32")
     for name in ("fusion.safetensors", "golden.safetensors"):
         damage(folder / name)
     with pytest.raises(ManifestError, match=r"fusion\.safetensors: expected sha256"):
@@ -84,14 +84,14 @@ def test_a_file_that_changes_after_the_bundle_was_opened_is_refused(folder: Path
     bundle.verify()
     damage(folder / "submodel-0.fp16.onnx")
     with pytest.raises(ManifestError, match="expected sha256"):
-        bundle.read("submodel", device=0, rung="fp16")
+        bundle.read("submodel", device=0, variant="fp16")
 
 
 def test_opening_reads_the_manifest_and_reading_one_file_reads_that_one(folder: Path) -> None:
     with opened_files(folder) as opened:
         bundle = Bundle(folder)
         assert opened == ["manifest.json"]
-        bundle.read("submodel", device=1, rung="fp16")
+        bundle.read("submodel", device=1, variant="fp16")
         assert opened[1:] == ["submodel-1.fp16.onnx"]
         bundle.fusion_head()
         assert opened[2:] == ["fusion.safetensors"]
@@ -147,14 +147,17 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
             "field files[0].role: expected baseline, fusion, golden, samples, submodel or teacher, found 'virus'",
         ),
         (
-            lambda raw: raw["files"][0].update(rung="int4"),
-            "field files[0].rung: expected fp16, fp16-attn32 or fp32, found 'int4'",
+            lambda raw: raw["files"][0].update(variant="int4"),
+            "field files[0].variant: expected fp16, fp16-attn32 or fp32, found 'int4'",
         ),
         (
-            lambda raw: raw["submodels"][0].update(rungs=["int4"]),
-            "field submodels[0].rungs[0]: expected fp16, fp16-attn32 or fp32, found 'int4'",
+            lambda raw: raw["submodels"][0].update(variants=["int4"]),
+            "field submodels[0].variants[0]: expected fp16, fp16-attn32 or fp32, found 'int4'",
         ),
-        (lambda raw: raw["submodels"][0]["fp32_nodes"].update(fast=[]), "fp32_nodes: expected rungs fp16, fp16-attn32"),
+        (
+            lambda raw: raw["submodels"][0]["fp32_nodes"].update(fast=[]),
+            "fp32_nodes: expected variants fp16, fp16-attn32",
+        ),
         (lambda raw: raw["submodels"][1].pop("ranges"), "missing required field `ranges`"),
         (lambda raw: raw["preprocess"].update(colour="cmyk"), "colour: expected gray or rgb, found 'cmyk'"),
         (
@@ -193,8 +196,8 @@ def test_a_golden_set_of_unequal_lengths_is_refused(folder: Path) -> None:
 
 def test_files_and_graphs_that_are_not_there_are_named() -> None:
     manifest = Bundle(TINY).manifest
-    with pytest.raises(ManifestError, match="lists no file of role submodel, device 7, rung fp32"):
-        manifest.file("submodel", device=7, rung="fp32")
+    with pytest.raises(ManifestError, match="lists no file of role submodel, device 7, variant fp32"):
+        manifest.file("submodel", device=7, variant="fp32")
     with pytest.raises(ManifestError, match="expected a submodel 7, found submodels 0 to 1"):
         manifest.graph("submodel", 7)
     assert manifest.graph("submodel", 1).output_dim == 4

@@ -42,7 +42,7 @@ STATUS = NodeStatus(
     preprocess=Preprocess(height=6, width=8, colour="gray"),
     frames={"full": 3},
     devices=(DeviceStatus("jetson1", 0, DeviceState.READY, rejected={"crc": 1}),),
-    k_min=1,
+    min_devices=1,
     deadline_ms=50.0,
     wire_bytes={"devices_in": 1},
 )

@@ -91,17 +91,17 @@ def test_only_what_was_asked_for_is_built(tiny: Bundle, store: Store, board: Boa
     assert baseline.model == "baseline"
 
 
-def test_onnx_runtime_takes_the_fp32_rung_though_fp16_stands_first(tiny: Bundle, store: Store, board: Board) -> None:
-    assert tiny.manifest.submodels[0].rungs[0] == "fp16"
+def test_onnx_runtime_takes_the_fp32_variant_though_fp16_stands_first(tiny: Bundle, store: Store, board: Board) -> None:
+    assert tiny.manifest.submodels[0].variants[0] == "fp16"
     (built,) = build_engines(tiny, store, submodels=[0], board=board)
-    assert built.record.key.rung == "fp32"
-    graph = tiny.path("submodel", device=0, rung="fp32")
+    assert built.record.key.variant == "fp32"
+    graph = tiny.path("submodel", device=0, variant="fp32")
     assert (store.folder / built.digest / "model.onnx").read_bytes() == graph.read_bytes()
 
 
-def test_a_bundle_without_a_rung_for_the_back_end_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
+def test_a_bundle_without_a_variant_for_the_back_end_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
     only_half = tuple(
-        msgspec.structs.replace(record, rungs=("fp16",), fp32_nodes={}) for record in tiny.manifest.submodels
+        msgspec.structs.replace(record, variants=("fp16",), fp32_nodes={}) for record in tiny.manifest.submodels
     )
     with pytest.raises(ManifestError, match="ort takes fp32, the bundle holds fp16"):
         build_engines(rewrite(tiny, submodels=only_half), store, board=board)
@@ -158,7 +158,7 @@ def test_an_engine_that_computes_wrongly_is_never_stored(
 ) -> None:
     spoil(monkeypatch, change)
     with pytest.raises(
-        EngineError, match=f"submodel 0: no rung passes on this device .*fp32: .*{figure}.*nothing was stored"
+        EngineError, match=f"submodel 0: no variant passes on this device .*fp32: .*{figure}.*nothing was stored"
     ):
         build_engines(tiny, store, board=board)
     assert store.entries() == []
@@ -263,8 +263,8 @@ def test_a_golden_set_without_images_or_baseline_is_refused(tiny: Bundle, store:
 
 def test_a_build_reads_its_own_graph_alone_and_loading_reads_none(tiny: Bundle, store: Store, board: Board) -> None:
     """A damaged graph of another submodel stops neither."""
-    for rung in ("fp16", "fp32"):
-        path = tiny.path("submodel", device=1, rung=rung)
+    for variant in ("fp16", "fp32"):
+        path = tiny.path("submodel", device=1, variant=variant)
         path.write_bytes(bytes(path.stat().st_size))
     with opened_files(tiny.folder) as opened:
         build_engines(Bundle(tiny.folder), store, submodels=[0], board=board)
@@ -278,7 +278,9 @@ def test_a_build_reads_its_own_graph_alone_and_loading_reads_none(tiny: Bundle, 
 
 
 def test_a_model_that_changed_behind_the_open_bundle_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
-    tiny.path("submodel", device=0, rung="fp32").write_bytes(tiny.path("submodel", device=1, rung="fp32").read_bytes())
+    tiny.path("submodel", device=0, variant="fp32").write_bytes(
+        tiny.path("submodel", device=1, variant="fp32").read_bytes()
+    )
     with pytest.raises(ManifestError, match="copy the bundle again"):
         build_engines(tiny, store, submodels=[0], board=board)
 

@@ -63,7 +63,7 @@ def test_a_name_that_a_version_lacks_is_an_attribute_error(version: str, kind: s
 
 def test_every_version_builds_a_plan_of_batch_one_that_can_be_loaded(trt: ModuleType) -> None:
     plan = built(trt)
-    assert plan.route == ("fp16 flag" if trt.__version__.startswith("8.") else "strongly typed")
+    assert plan.precision_method == ("fp16 flag" if trt.__version__.startswith("8.") else "strongly typed")
     assert plan.warnings == ()
     loaded = LoadedPlan(trt, plan.content, "submodel 0")
     assert loaded.signature() == (("UINT8", (1, 6, 8, 1)), ("FLOAT", (1, 6)))
@@ -72,14 +72,14 @@ def test_every_version_builds_a_plan_of_batch_one_that_can_be_loaded(trt: Module
 
 
 def test_fp32_is_not_rounded_to_tf32_and_layers_can_be_looked_at(trt: ModuleType) -> None:
-    content = built(trt, rung="fp32", graph=graph_of("fp32")).content
+    content = built(trt, variant="fp32", graph=graph_of("fp32")).content
     assert b'"tf32": false' in content
     assert b'"fp16_flag": false' in content
     assert f'"verbosity": {int(trt.ProfilingVerbosity.DETAILED)}'.encode() in content
 
 
-def test_without_strong_typing_the_rungs_nodes_are_pinned_one_by_one() -> None:
-    """TensorRT 8.6: the FP32 graph, the flag, and FP32 for what the rung keeps."""
+def test_without_strong_typing_the_variants_nodes_are_pinned_one_by_one() -> None:
+    """TensorRT 8.6: the FP32 graph, the flag, and FP32 for what the variant keeps."""
     trt = make_module("8.6.1")
     names = [node for node in _node_names(Path(graph_of("fp32").path).read_bytes())]
     plan = built(trt, fp32_nodes=(names[3], "not there"))
@@ -89,13 +89,13 @@ def test_without_strong_typing_the_rungs_nodes_are_pinned_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_every_node_that_a_shipped_rung_keeps_has_its_layer(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_node_that_a_shipped_variant_keeps_has_its_layer(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not tells:
         monkeypatch.setenv("FAKE_TRT_NO_METADATA", "1")
     manifest = Bundle(SELFTEST).manifest
-    for rung in ("fp16", "fp16-attn32"):
-        graph, plain = (graph_file(SELFTEST / f"submodel-0.{each}.onnx") for each in (rung, "fp32"))
-        nodes = manifest.submodels[0].fp32_nodes[rung]
+    for variant in ("fp16", "fp16-attn32"):
+        graph, plain = (graph_file(SELFTEST / f"submodel-0.{each}.onnx") for each in (variant, "fp32"))
+        nodes = manifest.submodels[0].fp32_nodes[variant]
         plan = built(make_module("8.6.1"), graph=graph, fp32_graph=plain, fp32_nodes=nodes)
         assert plan.warnings == ()
         pinned = json.loads(plan.content[32:].partition(b"}")[0] + b"}")["pinned"]
@@ -146,7 +146,7 @@ def test_warnings_about_fp16_are_kept(trt: ModuleType, monkeypatch: pytest.Monke
 def test_a_graph_that_is_none_is_refused_in_the_parsers_words(trt: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "none.onnx").write_bytes(b"no graph")
     none = graph_file(tmp_path / "none.onnx")
-    with pytest.raises(EngineError, match=r"cannot read the graph of rung fp16 \(node 0: failed to parse"):
+    with pytest.raises(EngineError, match=r"cannot read the graph of variant fp16 \(node 0: failed to parse"):
         built(trt, graph=none, fp32_graph=none)
 
 

@@ -47,9 +47,9 @@ def bundle() -> Bundle:
     return Bundle(TINY)
 
 
-def plan_of(trt: ModuleType, bundle: Bundle, rung: str = "fp32") -> bytes:
-    nodes = bundle.manifest.submodels[0].fp32_nodes.get(rung, ())
-    request = tiny_request(Path("not written"), rung=rung, graph=graph_of(rung), fp32_nodes=nodes)
+def plan_of(trt: ModuleType, bundle: Bundle, variant: str = "fp32") -> bytes:
+    nodes = bundle.manifest.submodels[0].fp32_nodes.get(variant, ())
+    request = tiny_request(Path("not written"), variant=variant, graph=graph_of(variant), fp32_nodes=nodes)
     return build_plan(trt, request, 1 << 26, b"", lambda phase: True).content
 
 

@@ -17,10 +17,10 @@ import torch
 from tests.engines.fakes.fake_tensorrt import VERSIONS
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import RUNGS
+from devit_contract.choices import VARIANTS
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_export.graph import export_features
-from devit_export.variants import make_rung
+from devit_export.variants import make_variant
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
@@ -166,8 +166,8 @@ SELFTEST = ROOT / "engines" / "devit_engines" / "selftest" / "bundle"
 SHIPPED = ROOT / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"
 
 
-def write_rungs(folder: Path) -> int:
-    """Every rung of a small ViT, DeiT and CCT, and of the shipped bundle; how many."""
+def write_variants(folder: Path) -> int:
+    """Every variant of a small ViT, DeiT and CCT, and of the shipped bundle; how many."""
     for backbone, stem in (
         ("vit", (StemLayer(64, 8, 8, batch_norm=False),)),
         ("deit", (StemLayer(64, 8, 8, batch_norm=False),)),
@@ -186,8 +186,8 @@ def write_rungs(folder: Path) -> int:
         )
         torch.manual_seed(1)
         graph = export_features(Model(config).eval(), backbone)
-        for rung in RUNGS:
-            (folder / f"{backbone}.{rung}.onnx").write_bytes(make_rung(graph, rung, (), backbone).content)
+        for variant in VARIANTS:
+            (folder / f"{backbone}.{variant}.onnx").write_bytes(make_variant(graph, variant, (), backbone).content)
     graph = Bundle(SELFTEST).manifest.submodels[0]
     (folder / "nodes.json").write_text(json.dumps(graph.fp32_nodes["fp16-attn32"]))
     shutil.copy(SELFTEST / "submodel-0.fp32.onnx", folder / "selftest.fp32.onnx")
@@ -196,9 +196,9 @@ def write_rungs(folder: Path) -> int:
     return len(list(folder.glob("*.onnx")))
 
 
-def test_nvidias_compiler_builds_every_rung_through_the_adapter(tmp_path: Path) -> None:
+def test_nvidias_compiler_builds_every_variant_through_the_adapter(tmp_path: Path) -> None:
     """TensorRT-RTX compiles for a GPU that is not there; nothing runs."""
-    count = write_rungs(tmp_path)
+    count = write_variants(tmp_path)
     assert count >= 9
     python = environment(tmp_path / "venv", *RTX)
     path = f"{ROOT / 'engines'}:{ROOT / 'contract'}"

@@ -92,7 +92,7 @@ def _device(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def test_a_bundle_becomes_engines_that_give_its_features(device: Device, tiny: Bundle, store: Store, cuda: str) -> None:
     settings = RunSettings(cuda=cuda)
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN, settings=settings)
-    assert (built.record.key.rung, built.was_cached) == ("fp16", False)
+    assert (built.record.key.variant, built.was_cached) == ("fp16", False)
     golden = tiny.golden()
     with load_engine(tiny, store, 0, board=ORIN, settings=settings) as engine:
         assert isinstance(engine, TrtEngine)
@@ -106,7 +106,7 @@ def test_a_bundle_becomes_engines_that_give_its_features(device: Device, tiny: B
         assert found.by_precision.keys() <= {"FP16", "FP32", "other"}
     record, _ = store.read(built.digest)
     assert record.key.backend_version == device.version
-    assert record.route == ("fp16 flag" if device.version == "8.6.1" else "strongly typed")
+    assert record.precision_method == ("fp16 flag" if device.version == "8.6.1" else "strongly typed")
     assert (record.key.compute_capability, record.l4t) == ("sm_87", "36.4.3")
     assert record.latency.runs >= 10
 
@@ -165,11 +165,11 @@ def test_a_damaged_plan_is_found_by_its_digest_and_built_again(
     assert path.read_bytes() == whole
 
 
-def test_precision_fp32_takes_that_rung_alone(device: Device, tiny: Bundle, store: Store) -> None:
+def test_precision_fp32_takes_that_variant_alone(device: Device, tiny: Bundle, store: Store) -> None:
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN, precision="fp32")
-    assert built.record.key.rung == "fp32"
+    assert built.record.key.variant == "fp32"
     assert built.record.accuracy.max_abs_error < 1e-4
-    assert find_engine(tiny, store, 0, board=ORIN).key.rung == "fp32"
+    assert find_engine(tiny, store, 0, board=ORIN).key.variant == "fp32"
 
 
 def test_a_build_that_had_to_be_repeated_says_so_in_its_record(
@@ -192,27 +192,27 @@ def test_a_build_that_had_to_be_repeated_says_so_in_its_record(
     assert any("the kernel killed the first build" in note for note in notes)
 
 
-def test_a_failed_build_of_every_rung_stores_nothing(
+def test_a_failed_build_of_every_variant_stores_nothing(
     jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRT_FAIL", "no tactic")
-    with pytest.raises(EngineError, match=r"no rung passes .*fp16: .*no tactic.*; fp32: .*no tactic"):
+    with pytest.raises(EngineError, match=r"no variant passes .*fp16: .*no tactic.*; fp32: .*no tactic"):
         build_engines(tiny, store, board=ORIN)
     assert store.entries() == []
     assert store.leftovers() == []
 
 
-def test_a_rung_that_cannot_be_compiled_leaves_the_next_one(
+def test_a_variant_that_cannot_be_compiled_leaves_the_next_one(
     jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRT_REFUSE", "fp16")
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    assert built.record.key.rung == "fp32"
-    failed = built.record.failed_rungs
-    assert [(each.rung, each.latency) for each in failed] == [("fp16", None), ("fp16-attn32", None)]
+    assert built.record.key.variant == "fp32"
+    failed = built.record.failed_variants
+    assert [(each.variant, each.latency) for each in failed] == [("fp16", None), ("fp16-attn32", None)]
 
 
-def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_passes(
+def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_variant_that_passes(
     jetpack62: Device, tiny: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old one must neither be loaded nor stand in the way."""
@@ -234,17 +234,17 @@ def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_rung_that_pass
 
     monkeypatch.setattr(build_one, "check_accuracy", first_fails)
     (built,) = build_engines(newer, store, submodels=[0], board=ORIN)
-    assert built.record.key.rung == "fp16-attn32"
+    assert built.record.key.variant == "fp16-attn32"
     assert find_engine(newer, store, 0, board=ORIN).key.digest == built.digest
     assert [entry.digest for entry in store.entries()] == [built.digest]
     load_engine(newer, store, 0, board=ORIN).close()
 
 
-def test_precision_chooses_between_stored_rungs(jetpack62: Device, tiny: Bundle, store: Store) -> None:
+def test_precision_chooses_between_stored_variants(jetpack62: Device, tiny: Bundle, store: Store) -> None:
     for precision in ("fp16", "fp32"):
         build_engines(tiny, store, submodels=[0], board=ORIN, precision=precision)
-    assert find_engine(tiny, store, 0, board=ORIN).key.rung == "fp16"
-    assert find_engine(tiny, store, 0, board=ORIN, precision="fp32").key.rung == "fp32"
+    assert find_engine(tiny, store, 0, board=ORIN).key.variant == "fp16"
+    assert find_engine(tiny, store, 0, board=ORIN, precision="fp32").key.variant == "fp32"
 
 
 def test_timings_that_cannot_be_kept_cost_no_engine(jetpack62: Device, tiny: Bundle, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_timings_that_cannot_be_kept_cost_no_engine(jetpack62: Device, tiny: Bun
 def test_the_self_test_reports_a_device(jetpack62: Device) -> None:
     found, error = run_selftest([], "auto", "fp16", RunSettings(), no_progress)
     assert error is None
-    assert [each.engine.record.key.rung for each in found.tested] == ["fp16"] * 3
+    assert [each.engine.record.key.variant for each in found.tested] == ["fp16"] * 3
     assert "| submodel 0 | fp16 | strongly typed |" in as_markdown(found)
 
 

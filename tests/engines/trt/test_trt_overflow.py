@@ -32,7 +32,7 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import RUNGS
+from devit_contract.choices import VARIANTS
 from devit_engines.board import Board
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
@@ -63,7 +63,7 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """One submodel whose rung fp16 keeps nothing in FP32, and whose rung fp16-attn32 keeps what overflows."""
+    """One submodel whose variant fp16 keeps nothing in FP32, and whose variant fp16-attn32 keeps what overflows."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     plain, images = runpy.run_path(str(BROKEN))["broken_graph"]()
@@ -72,10 +72,10 @@ def bundle(tmp_path: Path) -> Bundle:
     kept = {"fp16": (), "fp16-attn32": tuple(kept_nodes(Graph(plain, "broken"), "fp16", ranges.overflows))}
     assert kept["fp16-attn32"]
     files = []
-    for rung in RUNGS:
-        model = plain if rung == "fp32" else lower_precision(plain, kept[rung], "broken")
-        write_bytes(folder / f"submodel-0.{rung}.onnx", model.SerializeToString())
-        files.append(describe_file(folder, f"submodel-0.{rung}.onnx", "submodel", device=0, rung=rung))
+    for variant in VARIANTS:
+        model = plain if variant == "fp32" else lower_precision(plain, kept[variant], "broken")
+        write_bytes(folder / f"submodel-0.{variant}.onnx", model.SerializeToString())
+        files.append(describe_file(folder, f"submodel-0.{variant}.onnx", "submodel", device=0, variant=variant))
     features = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"images": images})[
         0
     ]
@@ -94,13 +94,13 @@ def bundle(tmp_path: Path) -> Bundle:
     record = GraphRecord(
         output_dim=features.shape[1],
         macs=1,
-        rungs=RUNGS,
-        parity=tuple(Parity(rung, 0.0, 0.0, 1, 1, 1, 0.0) for rung in RUNGS),
+        variants=VARIANTS,
+        parity=tuple(Parity(variant, 0.0, 0.0, 1, 1, 1, 0.0) for variant in VARIANTS),
         class_subset=(0, 1, 2),
         ranges=ranges.maxima,
         overflows=ranges.overflows,
         attentions=0,
-        fp32_nodes={rung: full_nodes(plain, nodes, "broken") for rung, nodes in kept.items()},
+        fp32_nodes={variant: full_nodes(plain, nodes, "broken") for variant, nodes in kept.items()},
     )
     manifest = Manifest(
         schema=SCHEMA,
@@ -120,14 +120,14 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle(folder)
 
 
-def test_the_check_fails_the_first_rung_and_passes_the_one_that_repairs_it(
+def test_the_check_fails_the_first_variant_and_passes_the_one_that_repairs_it(
     version: str, bundle: Bundle, store: Store
 ) -> None:
     (built,) = build_engines(bundle, store, board=ORIN)
-    assert built.record.key.rung == "fp16-attn32"
+    assert built.record.key.variant == "fp16-attn32"
     record, _ = store.read(built.digest)
-    (failed,) = record.failed_rungs
-    assert failed.rung == "fp16"
+    (failed,) = record.failed_variants
+    assert failed.variant == "fp16"
     assert any("smallest cosine" in words for words in failed.failures)
     assert failed.latency.runs >= 10
     assert [entry.digest for entry in store.entries()] == [built.digest]  # what failed was never kept
@@ -136,7 +136,7 @@ def test_the_check_fails_the_first_rung_and_passes_the_one_that_repairs_it(
 def test_onnx_runtime_would_have_hidden_it(bundle: Bundle) -> None:
     """Its CPU computes the same FP16 graph in FP32."""
     golden = bundle.golden()
-    content = bundle.path("submodel", device=0, rung="fp16").read_bytes()
+    content = bundle.path("submodel", device=0, variant="fp16").read_bytes()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     hidden = session.run(None, {"images": golden["images"]})[0]
     evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(content))

@@ -206,7 +206,7 @@ def test_fewer_than_two_samples_are_insufficient_for_any_minimum(count: int) -> 
         measure_window(np.ones(count), every(0.1, count), 0.0, 10.0, ANY)
 
 
-def test_ten_seconds_of_slow_samples_make_an_idle_baseline() -> None:
+def test_ten_seconds_of_slow_samples_make_idle_power() -> None:
     assert measure_window(np.ones(20), every(1.03, 20), 1.0, 11.0, Minimum(10.0, 8)).mean_w == pytest.approx(1.0)
 
 

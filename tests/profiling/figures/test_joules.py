@@ -32,7 +32,7 @@ def test_idle_power_that_drifts_by_two_steps_is_warned_of_though_it_is_little_of
     assert not energy_of(fake_run.changed(idle_after_mw=4070)).warnings
 
 
-def test_baseline_that_drifts_widens_the_interval_above_idle_alone(fake_run: FakeRun) -> None:
+def test_idle_power_that_drifts_widens_the_interval_above_idle_alone(fake_run: FakeRun) -> None:
     """Anywhere between 4.0 and 4.4 W, evenly: 0.4 / sqrt(12) W, for 0.1 s an inference."""
     energy = energy_of(fake_run.changed(idle_after_mw=4400))
     assert energy.total_j_per_inference is not None

@@ -1,4 +1,4 @@
-"""The undivided model beside the submodel: loaded, run back to back on golden images and freed, for the profiler.
+"""The baseline model beside the submodel: loaded, run back to back on golden images and freed, for the profiler.
 
 ::
 
@@ -19,8 +19,8 @@ import numpy as np
 
 from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
-from devit_contract.wire.messages import UndividedPhase, UndividedState, UndividedStep
-from devit_edge_agent.loading import Loaded, Settings, open_undivided
+from devit_contract.wire.messages import BaselinePhase, BaselineState, BaselineStep
+from devit_edge_agent.loading import Loaded, Settings, open_baseline
 from devit_engines.accuracy import reference_of
 from devit_engines.engine import Engine
 
@@ -28,8 +28,8 @@ _IDLE_TIMEOUT_S = 30.0
 """Without a question for that long, the client that asked for it has gone."""
 
 
-class Undivided:
-    """At most one undivided model; to be asked from one thread."""
+class BaselineModel:
+    """At most one baseline model; to be asked from one thread."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
         """Start with none."""
@@ -38,7 +38,7 @@ class Undivided:
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._go = threading.Event()
-        self._state: UndividedPhase = "nothing"
+        self._state: BaselinePhase = "nothing"
         self._engine, self._problem = "", ""
         self._taken_ns: list[int] = []
         self._asked_s = 0.0
@@ -47,12 +47,12 @@ class Undivided:
         self.busy_ns = 0
         """Time in its engine since the agent's start."""
 
-    def ask(self, step: UndividedStep, loaded: Loaded) -> UndividedState:
+    def ask(self, step: BaselineStep, loaded: Loaded) -> BaselineState:
         """Take a step, and report the state after it.
 
         Args:
             step: What to do; ``state`` only reports.
-            loaded: The serving engine, whose bundle holds the undivided model.
+            loaded: The serving engine, whose bundle holds the baseline model.
 
         Raises:
             EngineError: It is to be loaded, and another one is there.
@@ -76,7 +76,7 @@ class Undivided:
     def tend(self) -> None:
         """Free it if no question came for a while."""
         if self._thread is not None and not self._end.is_set() and time.monotonic() - self._asked_s > _IDLE_TIMEOUT_S:
-            self._log.log(Priority.WARNING, "the undivided model is freed: no question came for a while")
+            self._log.log(Priority.WARNING, "the baseline model is freed: no question came for a while")
             self.free()
 
     def free(self) -> None:
@@ -92,25 +92,25 @@ class Undivided:
 
     def _load(self, loaded: Loaded) -> None:
         if self._thread is not None and self._thread.is_alive():
-            raise EngineError("an undivided model is loaded here already: another profile runs; try again after it")
+            raise EngineError("a baseline model is loaded here already: another profile runs; try again after it")
         self._end.clear()
         self._go.clear()
         self._state, self._engine, self._problem = "loading", "", ""
-        self._thread = threading.Thread(target=self._live, args=(loaded,), name="undivided", daemon=True)
+        self._thread = threading.Thread(target=self._live, args=(loaded,), name="baseline", daemon=True)
         self._thread.start()
 
     def _live(self, loaded: Loaded) -> None:
         try:
-            name, engine = open_undivided(self._settings, loaded.bundle)
+            name, engine = open_baseline(self._settings, loaded.bundle)
             with engine:
                 self._engine, self._state = name, "resting"
                 self._serve(engine, loaded)
         except DevitError as err:
             self._problem, self._state = " ".join(str(err).split()), "failed"
-            self._log.log(Priority.ERROR, f"the undivided model: {self._problem}")
+            self._log.log(Priority.ERROR, f"the baseline model: {self._problem}")
         except Exception as err:  # this thread's traceback would be lost, and the submodel must keep serving
             self._problem, self._state = f"{type(err).__name__}: {err}: this is a bug, report it", "failed"
-            self._log.log(Priority.ERROR, f"the undivided model: {self._problem}")
+            self._log.log(Priority.ERROR, f"the baseline model: {self._problem}")
 
     def _serve(self, engine: Engine, loaded: Loaded) -> None:
         images = cycle(reference_of(loaded.bundle, "baseline").images[:, np.newaxis])  # each (1, H, W, C)
@@ -126,7 +126,7 @@ class Undivided:
             self.busy_ns += taken_ns
             self._taken_ns.append(taken_ns)
 
-    def _report(self) -> UndividedState:
+    def _report(self) -> BaselineState:
         """Report the state, and the inferences since the last report."""
         taken, self._taken_ns = self._taken_ns, []
         times_ms = np.percentile(np.array(taken) / 1e6, (50, 95, 99)).tolist() if taken else (None, None, None)
@@ -134,4 +134,4 @@ class Undivided:
         state = self._state
         if state != "failed" and self._end.is_set():
             state = "freeing" if is_alive else "nothing"
-        return UndividedState(state, self._engine, self._problem, len(taken), *times_ms)
+        return BaselineState(state, self._engine, self._problem, len(taken), *times_ms)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.edge_agent.hand_made_node import HandMadeNode
-from tests.house.arm64 import QEMU, Arm64Python
+from tests.project.arm64 import QEMU, Arm64Python
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.answer import Answer

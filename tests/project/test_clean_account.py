@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.house.account import GROUP, OTHER_USER, Account
-from tests.house.test_light_install import HEAVY, ROOT, find_python, sh
+from tests.project.account import GROUP, OTHER_USER, Account
+from tests.project.test_light_install import HEAVY, ROOT, find_python, sh
 
 from devit_contract.artefacts.keys import new_keys
 from devit_contract.artefacts.manifest import Bundle

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tests.house.pages import DOCS, GENERATED, ROOT
+from tests.project.pages import DOCS, GENERATED, ROOT
 
 from devit_contract.wire.messages import MissingReason
 

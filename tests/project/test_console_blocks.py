@@ -15,7 +15,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from tests.house.pages import PAGES, ROOT, blocks, command_lines, commands_and_outputs, our_commands, parse
+from tests.project.pages import PAGES, ROOT, blocks, command_lines, commands_and_outputs, our_commands, parse
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 BUNDLE = ROOT / "pipeline" / "devit_pipeline" / "fashion_mnist" / "bundle"

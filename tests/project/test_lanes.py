@@ -18,7 +18,7 @@ def test_a_lane_holds_folders_and_files_that_are_there() -> None:
 def test_a_test_is_in_the_lane_of_its_folder_or_of_its_file() -> None:
     assert lane("tests/fusion/test_node.py::test_it[a/b]") == "machine"
     assert lane("tests/export/test_cli.py::test_it") == "tests/export/"
-    assert lane("tests/house/test_light_install.py::test_it") == "tests/house/test_light_install.py::test_it"
+    assert lane("tests/project/test_light_install.py::test_it") == "tests/project/test_light_install.py::test_it"
     assert lane("tests/contract/artefacts/test_head.py::test_it") == "tests/contract/artefacts/test_head.py"
 
 

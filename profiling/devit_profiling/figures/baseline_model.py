@@ -1,4 +1,4 @@
-"""The undivided model on one device, beside what its parts cost in the cell: the claim of the paper, to be checked."""
+"""The baseline model on one device, beside what its parts cost in the cell: the claim of the paper, to be checked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 from devit_profiling.figures.cell import CellEnergy
 from devit_profiling.figures.interval import mean_of
 from devit_profiling.figures.joules import DeviceEnergy
-from devit_profiling.record.record import WINDOW, Phase, UndividedRecord
+from devit_profiling.record.record import WINDOW, BaselineRecord, Phase
 
 
-class UndividedTimes(msgspec.Struct, frozen=True):
-    """Inferences of the undivided model, back to back on golden images, over the windows of its scenario."""
+class BaselineTimes(msgspec.Struct, frozen=True):
+    """Inferences of the baseline model, back to back on golden images, over the windows of its scenario."""
 
     device: str
     engine: str
@@ -27,15 +27,15 @@ class UndividedTimes(msgspec.Struct, frozen=True):
     p99_ms: float | None
 
 
-class AgainstUndivided(msgspec.Struct, frozen=True):
-    """An answer of the cell beside one of the undivided model; each figure is absent where it was not measured.
+class AgainstBaseline(msgspec.Struct, frozen=True):
+    """An answer of the cell beside one of the baseline model; each figure is absent where it was not measured.
 
     Energies are totals, idle power included.
     """
 
     device: str
-    """Where the undivided model ran."""
-    undivided_j: float | None
+    """Where the baseline model ran."""
+    baseline_j: float | None
     """Per inference of it."""
     device_j: float | None
     """Of the same device, per inference of its submodel while all devices are asked."""
@@ -43,13 +43,13 @@ class AgainstUndivided(msgspec.Struct, frozen=True):
     """Of all named devices together, per answer."""
     whole_j: float | None
     """Of the cell with all that is known of it, per answer."""
-    undivided_ms: float | None
+    baseline_ms: float | None
     """Median, in the engine."""
     answer_ms: float | None
     """Median of an answer of the cell, from request to answer: network and fusion are in it."""
 
 
-def undivided_times(record: UndividedRecord, phases: Sequence[Phase]) -> UndividedTimes:
+def baseline_times(record: BaselineRecord, phases: Sequence[Phase]) -> BaselineTimes:
     """Sum up the windows that have ended."""
     name = record.device
     ended = {phase.number: phase for phase in phases if phase.kind == WINDOW}
@@ -58,7 +58,7 @@ def undivided_times(record: UndividedRecord, phases: Sequence[Phase]) -> Undivid
     inferences = sum(end.inferences - start.inferences for start, end in spans)
     busy_ns = sum(end.busy_ns - start.busy_ns for start, end in spans)
     total_s = sum(end.monotonic_ns - start.monotonic_ns for start, end in spans) / 1e9
-    return UndividedTimes(
+    return BaselineTimes(
         device=name,
         engine=record.engine,
         inferences=inferences,
@@ -70,17 +70,17 @@ def undivided_times(record: UndividedRecord, phases: Sequence[Phase]) -> Undivid
     )
 
 
-def against_undivided(
-    times: UndividedTimes,
+def against_baseline(
+    times: BaselineTimes,
     alone: DeviceEnergy,
     together: Sequence[DeviceEnergy],
     cell: CellEnergy | None,
     answer_ms: float | None,
-) -> AgainstUndivided:
-    """Put the undivided model on a device beside the cell.
+) -> AgainstBaseline:
+    """Put the baseline model on a device beside the cell.
 
     Args:
-        times: Of the undivided model.
+        times: Of the baseline model.
         alone: Energy of the device that it ran on.
         together: Energies while the whole cell is asked.
         cell: Their sum.
@@ -89,13 +89,13 @@ def against_undivided(
     same = next((energy for energy in together if energy.device == times.device), None)
     whole = cell.whole if cell is not None else None
     has_more = cell is not None and any(part.kind != "device" and not part.left_out for part in cell.parts)
-    return AgainstUndivided(
+    return AgainstBaseline(
         device=times.device,
-        undivided_j=mean_of(alone.total_j_per_inference),
+        baseline_j=mean_of(alone.total_j_per_inference),
         device_j=mean_of(same.total_j_per_inference) if same is not None else None,
         devices_j=mean_of(cell.total_j_per_answer) if cell is not None else None,
         whole_j=whole.total_j_per_answer.mean if whole is not None and has_more else None,
-        undivided_ms=times.p50_ms,
+        baseline_ms=times.p50_ms,
         answer_ms=answer_ms,
     )
 

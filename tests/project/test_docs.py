@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 import typer.testing
-from tests.house.pages import DOCS, GENERATED, PAGES, ROOT, blocks
+from tests.project.pages import DOCS, GENERATED, PAGES, ROOT, blocks
 
 from devit_contract.artefacts.fleet import AgentConfig, Fleet
 from devit_pipeline.cli import COMMANDS, app
