@@ -66,7 +66,7 @@ def read_all(data: bytes) -> bool:
             continue
     # There is one way to write a message; fields that a newer sender has added are dropped.
     written = wire.pack(message)
-    assert written == data if len(written) == len(data) and data[4] == 0 else wire.unpack(written) == message
+    assert written == data if len(written) == len(data) and data[4] == wire.MINOR else wire.unpack(written) == message
     return True
 
 
