@@ -102,6 +102,7 @@ def refresh_digest(folder: Path, name: str) -> None:
     for record in raw["files"]:
         if record["name"] == name:
             record["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            record["size_bytes"] = (folder / name).stat().st_size
     (folder / FILE_NAME).write_text(json.dumps(raw))
 
 

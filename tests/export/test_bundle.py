@@ -74,6 +74,7 @@ def _change_tensor(models: Path, file: str, tensor: str, value: npt.NDArray[Any]
     for entry in raw["files"]:
         if entry["name"] == file:
             entry["sha256"] = hashlib.sha256((models / file).read_bytes()).hexdigest()
+            entry["size_bytes"] = (models / file).stat().st_size
     record.write_text(json.dumps(raw))
 
 
