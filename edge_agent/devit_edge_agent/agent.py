@@ -14,6 +14,7 @@ import zmq
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.preprocess import check_image, decode_image
+from devit_contract.closing import Closing
 from devit_contract.errors import DeviceLostError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
@@ -54,7 +55,7 @@ class Inference:
     """From an own source: when its image was captured."""
 
 
-class EdgeAgent:
+class EdgeAgent(Closing):
     """Serves one engine; a context manager. Build it, then call :meth:`serve`."""
 
     def __init__(
@@ -101,14 +102,6 @@ class EdgeAgent:
         if source is not None and source.fileno() >= 0:
             self._poller.register(source.fileno(), zmq.POLLIN)
         self._supervisor.starting("waiting for the node")
-
-    def __enter__(self) -> EdgeAgent:
-        """Use the agent in a ``with`` block."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Stop sampling, close link, source and engine."""
-        self.close()
 
     def close(self) -> None:
         """Stop sampling, close link, source and engine."""

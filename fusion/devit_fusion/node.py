@@ -15,6 +15,7 @@ from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import RevokedKeys
+from devit_contract.closing import Closing
 from devit_contract.errors import AddressError, InputError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.messages import NodeStatus
@@ -32,7 +33,7 @@ _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""
 
 
-class FusionNode:
+class FusionNode(Closing):
     """Serves one cell; a context manager. Build it, then call :meth:`serve`."""
 
     def __init__(
@@ -92,14 +93,6 @@ class FusionNode:
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
             self._revocation = Revocation(revoked, fleet, self._authenticator, *ports, self._events)
-
-    def __enter__(self) -> FusionNode:
-        """Use the node in a ``with`` block."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Close both ports."""
-        self.close()
 
     def close(self) -> None:
         """Close both ports."""

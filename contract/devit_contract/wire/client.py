@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
+from devit_contract.closing import Closing
 from devit_contract.errors import (
     DevitError,
     InputError,
@@ -49,7 +50,7 @@ T = TypeVar("T")
 __all__ = ["Answer", "Client", "Picture"]
 
 
-class Client:
+class Client(Closing):
     """A connection to one fusion node; a context manager, for one thread."""
 
     def __init__(
@@ -97,14 +98,6 @@ class Client:
         node = fleet.node
         node_key = node.public_key.encode() if fleet.has_keys else None
         return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s)
-
-    def __enter__(self) -> Client:
-        """Use the connection in a ``with`` block."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Close the connection."""
-        self.close()
 
     def close(self) -> None:
         """Close the connection; pending answers are lost. Calling it twice is allowed."""
