@@ -62,6 +62,7 @@ MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
 _CRC = struct.Struct("<I")
 _DEVICE = struct.Struct("<H")
 _DEVICE_OFFSET = 10
+_NO_DIMS = (0, 0, 0, 0)
 _CRC_OFFSET = HEADER.size - _CRC.size
 
 
@@ -159,7 +160,7 @@ _REASONS = {int(reason): reason for reason in Reason}
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message in memory; fields as in the table above."""
+    """A message in memory; fields as in the table above, those after ``device`` in its order."""
 
     kind: Kind
     dtype: Dtype = Dtype.NONE
@@ -269,32 +270,9 @@ def unpack(data: bytes | memoryview) -> Message:
 
 
 def _head(message: Message) -> bytes:
-    dims = message.dims + (0,) * (4 - len(message.dims))
-    return HEADER.pack(
-        MAGIC,
-        MINOR,
-        message.kind,
-        HEADER.size,
-        message.dtype,
-        len(message.dims),
-        message.device,
-        *dims,
-        message.engine_revision,
-        message.mask,
-        message.state,
-        message.reason,
-        message.run_id,
-        message.frame_id,
-        message.boot_id,
-        message.dispatch_ns,
-        message.deadline_us,
-        message.queue_us,
-        message.decode_us,
-        message.inference_us,
-        message.capture_age_us,
-        len(message.payload),
-        0,
-    )[:_CRC_OFFSET]
+    dims, after_device = message.dims, msgspec.structs.astuple(message)[5:]
+    first = MAGIC, MINOR, message.kind, HEADER.size, message.dtype, len(dims), message.device
+    return HEADER.pack(*first, *dims, *_NO_DIMS[len(dims) :], *after_device, len(message.payload), 0)[:_CRC_OFFSET]
 
 
 def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], payload_bytes: int) -> None:
