@@ -33,6 +33,19 @@ Tensors = dict[str, npt.NDArray[Any]]
 _CHUNK_BYTES = 1 << 20
 
 
+@contextmanager
+def named_failure(what: str, hint: str = "") -> Iterator[None]:
+    """Say ``what`` failed, why, and what to run, where the system refuses something in this block.
+
+    Raises:
+        InputError: It does, by an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise InputError(f"{what} ({err.strerror}): {hint}" if hint else f"{what}: {err.strerror}") from err
+
+
 def sha256_of_file(path: Path) -> str:
     """Digest a file, as 64 hex digits.
 
@@ -40,12 +53,9 @@ def sha256_of_file(path: Path) -> str:
         InputError: The file cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read: {err.strerror}") from err
+    with named_failure(f"{path}: cannot be read"), path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -56,10 +66,8 @@ def read_bytes(path: Path, hint: str, *, sha256: str = "") -> bytes:
         InputError: The file cannot be read.
         ManifestError: It has another digest.
     """
-    try:
+    with named_failure(f"{path}: cannot be read", hint):
         content = path.read_bytes()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
     if sha256:
         check_digest(path, sha256, hashlib.sha256(content).hexdigest(), hint)
     return content
@@ -81,23 +89,19 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     Raises:
         InputError: The disk is full or the folder cannot be written; nothing half-written stays.
     """
-    try:
+    with named_failure(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as err:
-        raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException as err:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(err, OSError):
-            raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-        raise
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def make_folder(path: Path) -> None:
@@ -106,12 +110,9 @@ def make_folder(path: Path) -> None:
     Raises:
         InputError: It can't be made, or nothing can be written to it.
     """
-    try:
+    with named_failure(f"{path}: cannot be written", "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as err:
-        raise InputError(f"{path}: cannot be written: {err.strerror}: choose another folder") from err
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def check_replaceable(path: Path, marker: str) -> None:
@@ -157,13 +158,11 @@ def exclusive_lock(
         InputError: It cannot be opened.
     """
     flags = os.O_CLOEXEC | (os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
-    try:
+    with named_failure(f"{path}: cannot be opened"):
         try:
             handle = os.open(path, flags, 0o644)
         except PermissionError:
             handle = os.open(path, os.O_CLOEXEC | os.O_RDONLY)  # another user's in a shared folder; enough for flock(2)
-    except OSError as err:
-        raise InputError(f"{path}: cannot be opened: {err.strerror}") from err
     try:
         _lock(handle, busy, on_wait)
         yield handle
@@ -177,10 +176,8 @@ def remove_file(path: Path) -> None:
     Raises:
         InputError: It cannot be removed.
     """
-    try:
+    with named_failure(f"{path}: cannot be removed", "remove it by hand"):
         path.unlink()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
 
 
 def _lock(handle: int, busy: DevitError | None, on_wait: Callable[[], None]) -> None:
@@ -200,28 +197,24 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     An existing folder of that name is replaced only at the end, so a reader finds the old or the new one.
     """
-    try:
+    with named_failure(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as err:
-        raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-    old = draft.with_name(draft.name + ".old")
-    try:
-        shared = path.parent.stat().st_mode & 0o2020
-        draft.chmod(0o755 | (shared if shared == 0o2020 else 0))  # what is shared with a group stays so
-        yield draft
-        if path.exists():
-            path.rename(old)
-        draft.rename(path)
-    except BaseException as err:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(err, OSError):
-            raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        old = draft.with_name(draft.name + ".old")
+        try:
+            shared = path.parent.stat().st_mode & 0o2020
+            draft.chmod(0o755 | (shared if shared == 0o2020 else 0))  # what is shared with a group stays so
+            yield draft
+            if path.exists():
+                path.rename(old)
+            draft.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:

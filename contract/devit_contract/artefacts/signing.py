@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import exclusive_lock, read_bytes, read_json, write_bytes, write_json
+from devit_contract.artefacts.files import exclusive_lock, named_failure, read_bytes, read_json, write_bytes, write_json
 from devit_contract.artefacts.manifest import FILE_NAME, Bundle
 from devit_contract.errors import InputError, ManifestError
 
@@ -132,10 +132,8 @@ def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = F
         InputError: A higher one was accepted before, or the memory cannot be read or written.
         ManifestError: The memory breaks its format.
     """
-    try:
+    with named_failure(f"{memory}: cannot be written"):
         memory.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise InputError(f"{memory}: cannot be written: {err.strerror}") from err
     with exclusive_lock(memory.parent):
         serials = _read_memory(memory)
         if serials.get(name) == serial:
