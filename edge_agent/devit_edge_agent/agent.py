@@ -15,10 +15,10 @@ import zmq
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.preprocess import check_image, decode_image
 from devit_contract.closing import Closing
-from devit_contract.errors import DeviceLostError, EngineError, InputError, RefusedError, WireError
+from devit_contract.errors import DeviceLostError, EnergyError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import BaselineStep, Control, ControlReply, Mark, Question, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Mark, Question, body, read_body
 from devit_edge_agent.baseline_model import BaselineModel
 from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
@@ -147,8 +147,10 @@ class EdgeAgent(Closing):
             self._supervisor.waiting("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
-        self._feed_power()
-        self._tend_swap()
+        self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
+        offered = self._swap.take_loaded()
+        if offered is not None:
+            self._uplink.introduce(offered.hello, offered.engine.revision)
         self._baseline.tend()
         if self._source is not None:
             self._tend_source(self._source)
@@ -167,7 +169,8 @@ class EdgeAgent(Closing):
         except RefusedError as err:
             if not self._swap.is_offered:
                 raise
-            self._take_back(str(err))
+            self._swap.refuse(str(err))
+            self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
 
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
@@ -190,15 +193,6 @@ class EdgeAgent(Closing):
         self._supervisor.ready(text)
         self._on_ready()
         self._on_ready = lambda: None
-
-    def _tend_swap(self) -> None:
-        offered = self._swap.take_loaded()
-        if offered is not None:
-            self._uplink.introduce(offered.hello, offered.engine.revision)
-
-    def _take_back(self, why: str) -> None:
-        self._swap.refuse(why)
-        self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
 
     def _run(self, task: Task) -> None:
         message = task.message
@@ -283,9 +277,9 @@ class EdgeAgent(Closing):
             return
         try:
             self._newest = self._infer(captured.image, start_ns, captured.captured_ns)
-        except DeviceLostError:
-            raise  # nothing in this process can bring the GPU back
         except EngineError as err:
+            if isinstance(err, DeviceLostError):
+                raise  # nothing in this process can bring the GPU back
             self._newest = None
             self._log_throttled(f"the engine failed on an image of the own source: {err}")
 
@@ -306,39 +300,29 @@ class EdgeAgent(Closing):
 
     def _control(self, message: Message) -> None:
         try:
-            control = read_body(message, Control)
-        except WireError as err:  # e.g. a question of a newer version
-            self._send(Kind.CONTROL, body(ControlReply(error=f"{self._config.name}: {err}")), frame_id=message.frame_id)
-            return
-        reply, question = ControlReply(), control.question
-        if question is Question.DESCRIBE:
-            reply = ControlReply(description=describe(self._loaded, Path(self._config.root)))
-        elif question is Question.MARK:
-            baseline = self._baseline
-            baseline.keep()
-            counted = self._inferences, self._busy_ns, baseline.inferences, baseline.busy_ns
-            mark = Mark(time.monotonic_ns(), *counted)
-            reply = ControlReply(mark=mark)
-        elif question is Question.BASELINE:
-            reply = self._ask_baseline(control.step)
-        elif question is Question.SAMPLE_START:
-            error = self._power.start(control.interval_ms, self._poller)
-            reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
-        elif question is Question.SAMPLE_STOP:
-            self._power.stop()
-            reply = ControlReply(sampling=self._power.cost)
-        elif question is Question.STATUS:  # PING wants any reply
-            reply = ControlReply(error=f"{self._config.name}: only the node answers {str(question)!r}")
+            reply = self._reply(read_body(message, Control))
+        except (WireError, EngineError, EnergyError) as err:  # a WireError: e.g. a question of a newer version
+            reply = ControlReply(error=f"{self._config.name}: {err}")
         self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
 
-    def _ask_baseline(self, step: BaselineStep) -> ControlReply:
-        try:
-            return ControlReply(baseline=self._baseline.ask(step, self._loaded))
-        except EngineError as err:
-            return ControlReply(error=f"{self._config.name}: {err}")
-
-    def _feed_power(self) -> None:
-        self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
+    def _reply(self, control: Control) -> ControlReply:
+        question, baseline = control.question, self._baseline
+        if question is Question.DESCRIBE:
+            return ControlReply(description=describe(self._loaded, Path(self._config.root)))
+        if question is Question.MARK:
+            baseline.keep()
+            counted = self._inferences, self._busy_ns, baseline.inferences, baseline.busy_ns
+            return ControlReply(mark=Mark(time.monotonic_ns(), *counted))
+        if question is Question.BASELINE:
+            return ControlReply(baseline=baseline.ask(control.step, self._loaded))
+        if question is Question.SAMPLE_START:
+            self._power.start(control.interval_ms, self._poller)
+        elif question is Question.SAMPLE_STOP:
+            self._power.stop()
+            return ControlReply(sampling=self._power.cost)
+        elif question is Question.STATUS:
+            raise WireError("question", f"only the node answers {str(question)!r}")
+        return ControlReply()  # PING wants any reply
 
     def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:
         message = Message(
