@@ -72,7 +72,9 @@ class LocalCell:
         self._http = http
         self.http_url = ""
         """Where the gateway listens, with the real port; empty without one."""
-        self._serving = f"deadline_ms = {deadline_ms:g}\nk_min = {min_devices}\ncredit = {credit}\nqueue = {queue}\n"
+        self._serving = (
+            f"deadline_ms = {deadline_ms:g}\nmin_devices = {min_devices}\ncredit = {credit}\nqueue = {queue}\n"
+        )
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keys: dict[str, KeyPair] = {}
         self.fleet_path = self.folder / "fleet.toml"

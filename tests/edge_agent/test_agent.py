@@ -151,7 +151,7 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_pat
         ('name = "Jetson 1"', "found 'Jetson 1'"),
         ("schema = 2", "field schema: expected 1, found 2"),
         ('sensor = "x"', "sensor"),
-        ('node = "tcp://10.0.0.2:7711"', "expected keys"),
+        ('node = "tcp://10.0.0.2:7711"', "needs node_public_key and secret_key"),
         ('bundle = "nowhere"', "nowhere/manifest.json"),
         ('backend = "abacus"', "expected auto, ort or tensorrt, found 'abacus'"),
     ],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from devit_contract.artefacts.files import make_folder
 from devit_contract.artefacts.fleet import Device, Fleet
-from devit_contract.errors import InputError, LinkError
+from devit_contract.errors import InputError, LinkError, LostLinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Client, Picture
 from devit_profiling.load.load_generator import ImageSet
@@ -116,10 +116,10 @@ def raise_if_cut_short(cut_short: CutShort | None) -> None:
 
     Raises:
         KeyboardInterrupt: It was Ctrl-C or SIGTERM.
-        LinkError: The link to the node or to a device was lost, or a local engine failed.
+        LostLinkError: The link to the node or to a device was lost, or a local engine failed.
     """
     if cut_short is not None:
-        raise KeyboardInterrupt if cut_short.is_interrupt else LinkError(cut_short.cause)
+        raise KeyboardInterrupt if cut_short.is_interrupt else LostLinkError(cut_short.cause)
 
 
 def _devices(fleet: Fleet, names: Sequence[str], plan: Plan) -> list[Device]:
