@@ -67,14 +67,9 @@ class EdgeAgent(Closing):
         log: Log,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Connect to the node in the background.
+        """Connect to the node in the background; engine and source are closed with the agent.
 
-        Args:
-            settings: What holds for the whole process.
-            loaded: The warm engine and its facts; closed with the agent.
-            source: The device's own images; closed with the agent.
-            log: Where events go.
-            on_ready: Called once, when the node has accepted this device.
+        ``on_ready`` is called once, when the node has accepted this device.
         """
         self._config = settings.config
         self._loaded = loaded
@@ -116,9 +111,8 @@ class EdgeAgent(Closing):
     def serve(self, should_stop: Callable[[], bool], should_reload: Callable[[], bool] = lambda: False) -> None:
         """Run until ``should_stop``, then disconnect from the node and finish the queued frames.
 
-        Args:
-            should_stop: Called at least five times a second.
-            should_reload: Likewise; if true, the engine is loaded again and takes over if it is good.
+        Both functions are called at least five times a second. If ``should_reload`` is true, the engine is loaded again
+        and takes over if it is good.
 
         Raises:
             RefusedError: The node refuses this device or its bundle; trying again would not help.

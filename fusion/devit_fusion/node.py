@@ -48,13 +48,8 @@ class FusionNode(Closing):
     ) -> None:
         """Bind both ports.
 
-        Args:
-            bundle: What is served.
-            fleet: Devices, clients and addresses.
-            keys: The node's own, or ``None`` without encryption.
-            head: The fusion head, if not the bundle's.
-            revoked: Keys that are not accepted any more; reread five times a second.
-            log: Where events go.
+        ``keys`` are the node's own, ``None`` without encryption; ``head`` stands for the bundle's. Keys in ``revoked``,
+        reread five times a second, are not accepted any more.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.

@@ -38,14 +38,7 @@ class Address:
 def check_address(
     text: str, *, has_token: bool, tls_cert: Path | None, tls_key: Path | None, is_behind_proxy: bool
 ) -> Address:
-    """Check that an address that others can reach is protected.
-
-    Args:
-        text: ``HOST:PORT``.
-        has_token: Whether clients must show a token.
-        tls_cert: Certificate chain, with ``tls_key``.
-        tls_key: Its private key.
-        is_behind_proxy: Whether a proxy in front ends TLS.
+    """Check that an address, ``HOST:PORT``, is protected if others can reach it; a proxy in front may end TLS.
 
     Raises:
         InputError: It is no address, certificate and key do not fit, or others can reach it without token or TLS.

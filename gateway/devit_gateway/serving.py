@@ -23,10 +23,7 @@ _GRACE_S = 5
 
 
 def listen(address: Address) -> tuple[socket.socket, str]:
-    """Open the port.
-
-    Returns:
-        The socket, and its URL with the real port.
+    """Open the port; return the socket, and its URL with the real port.
 
     Raises:
         AddressError: The address cannot be bound.

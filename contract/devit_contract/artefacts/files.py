@@ -146,13 +146,8 @@ def exclusive_lock(
 ) -> Iterator[int]:
     """Keep other processes of this project out while the block runs; the kernel frees the lock of a killed one.
 
-    Args:
-        path: A folder that exists, or a file, which is made if it is absent.
-        busy: Raised if another process has the lock; without it, wait for the lock.
-        on_wait: Called before waiting.
-
-    Yields:
-        The locked file's descriptor.
+    ``path`` is a folder that exists, or a file, which is made if it is absent; its descriptor is yielded. If another
+    process has the lock, ``busy`` is raised, or without it ``on_wait`` is called, and then the lock waited for.
 
     Raises:
         InputError: It cannot be opened.
@@ -218,13 +213,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
-    """Decode a JSON file into a msgspec struct whose field ``schema`` must have the given number.
+    """Decode a JSON file into a frozen msgspec struct whose field ``schema`` must have the given number.
 
-    Args:
-        path: The file.
-        kind: A frozen :class:`msgspec.Struct` with an integer field ``schema``.
-        schema: The only schema version that this code reads.
-        hint: What to run next, appended to every error.
+    Every error ends with ``hint``: what to run next.
 
     Raises:
         InputError: The file cannot be read.
@@ -234,11 +225,7 @@ def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
 
 
 def decode_json(path: Path, content: bytes, kind: type[T], *, schema: int, hint: str) -> T:
-    """Decode what was read from a JSON file as :func:`read_json` does.
-
-    Raises:
-        ManifestError: As there.
-    """
+    """Decode what was read from a JSON file as :func:`read_json` does."""
     try:
         raw = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
@@ -265,11 +252,7 @@ def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
 
 
 def convert(path: Path, raw: object, kind: type[T], *, schema: int, hint: str) -> T:
-    """Turn what was read from ``path`` into a struct, as :func:`read_json` does.
-
-    Raises:
-        ManifestError: It has another schema version, or a field is missing or of the wrong type.
-    """
+    """Turn what was read from ``path`` into a struct, as :func:`read_json` does."""
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != schema:
         raise ManifestError(f"{path}: field schema: expected {schema}, found {found!r}: {hint}")
@@ -304,12 +287,7 @@ def write_json(path: Path, value: msgspec.Struct) -> None:
 
 
 def read_tensors(path: Path, hint: str, *, sha256: str = "") -> Tensors:
-    """Read a safetensors file.
-
-    Args:
-        path: The file.
-        hint: What to run where it is no good.
-        sha256: Digest that the bytes read must have; empty where none is known.
+    """Read a safetensors file; with ``sha256``, the bytes read have that digest.
 
     Raises:
         InputError: The file cannot be read.

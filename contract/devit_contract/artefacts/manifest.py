@@ -174,9 +174,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: bytes | None = None) -> None:
         """Read the manifest, and check that the folder holds the files it lists; none of them is read.
 
-        Args:
-            folder: The bundle.
-            manifest: Content of ``manifest.json``, e.g. the bytes whose signature was verified; read if left out.
+        ``manifest`` may be the content of ``manifest.json``, e.g. the bytes whose signature was verified.
 
         Raises:
             InputError: The manifest cannot be read, or a file is missing.
@@ -232,10 +230,9 @@ class Bundle:
     def golden(self) -> Tensors:
         """Read the golden set.
 
-        Returns:
-            ``images`` uint8 ``(n, H, W, C)``, ``labels`` int64 ``(n,)``, ``features.<i>`` float32 ``(n, dim)`` of
-            every submodel, ``logits`` float32 ``(n, K)`` of all of them fused, and, where there is a baseline,
-            ``baseline.logits`` float32 ``(n, K)``.
+        It holds ``images`` uint8 ``(n, H, W, C)``, ``labels`` int64 ``(n,)``, ``features.<i>`` float32 ``(n, dim)`` of
+        every submodel, ``logits`` float32 ``(n, K)`` of all of them fused, and, where there is a baseline,
+        ``baseline.logits`` float32 ``(n, K)``.
 
         Raises:
             InputError: It cannot be read.

@@ -56,13 +56,10 @@ class Client(Closing):
     def __init__(
         self, endpoint: str, *, keys: KeyPair | None = None, node_key: bytes | None = None, timeout_s: float = 10.0
     ) -> None:
-        """Connect in the background; the first question finds out whether the node answers.
+        """Connect to a node's ``client_endpoint`` in the background; the first question finds out whether it answers.
 
-        Args:
-            endpoint: The node's ``client_endpoint``.
-            keys: Own keys, if the node wants any.
-            node_key: The node's public key, with ``keys``.
-            timeout_s: How long any single answer may take.
+        A node with keys takes ``keys``, this client's own, with ``node_key``, the node's public one. Any single answer
+        may take ``timeout_s``.
 
         Raises:
             AddressError: The endpoint is not usable.
@@ -104,11 +101,7 @@ class Client(Closing):
         self._link.close()
 
     def classify(self, picture: Picture, *, mask: int = 0) -> Answer:
-        """Ask for one image and wait for its answer.
-
-        Args:
-            picture: The image.
-            mask: Devices to ask, bit i for device i; 0 asks all.
+        """Ask for one image and wait for its answer; ``mask`` has bit i for device i, and 0 asks all.
 
         Raises:
             NoAnswerError: The node does not answer in time.
@@ -120,12 +113,8 @@ class Client(Closing):
     def stream(self, pictures: Iterable[Picture], *, in_flight: int = 4, mask: int = 0) -> Iterator[Answer]:
         """Ask for many images, several in flight, and yield their answers in the order of the images.
 
-        The iterable is read as answers come, so it may be endless or end by a clock.
-
-        Raises:
-            NoAnswerError: The node does not answer in time.
-            RefusedError: The node refuses this client.
-            InputError: The node refuses an image.
+        The iterable is read as answers come, so it may be endless or end by a clock. It raises what :meth:`classify`
+        does.
         """
         if not self._labels:
             self.status()
@@ -153,13 +142,10 @@ class Client(Closing):
         return number
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
-        """Take what has been answered to :meth:`submit`, waiting for at least one if there is none.
+        """Take what has been answered to :meth:`submit`; if there is nothing, wait for it, at most ``timeout_s``.
 
         Every number comes back once: with its answer, or with the error that ended it (refused, or its time is over).
-
-        Args:
-            timeout_s: How long to wait at most; the list is empty then.
-            wake: A file descriptor that ends the wait when it becomes readable.
+        The wait also ends when ``wake``, a file descriptor, becomes readable.
 
         Raises:
             RefusedError: The node refuses this client.
