@@ -31,10 +31,11 @@ from devit_contract.wire.messages import (
     read_body,
 )
 from devit_contract.wire.sockets import (
+    DEVICES,
     Connection,
     Context,
     Sent,
-    device_router,
+    bind_router,
     receive_routed,
     send_routed,
     user_id,
@@ -109,7 +110,7 @@ class DevicePort:
         Raises:
             AddressError: The address cannot be bound.
         """
-        self.socket, self.endpoint, self.monitor = device_router(context, endpoint, keys)
+        self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, DEVICES, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0
         self.bytes_out = 0

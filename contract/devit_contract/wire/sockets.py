@@ -47,6 +47,8 @@ HANDSHAKE_FAILURES = (
 
 DEVICES = b"devices"
 CLIENTS = b"clients"
+_MAX_BYTES = {DEVICES: MAX_DEVICE_MESSAGE_BYTES, CLIENTS: MAX_IMAGE_MESSAGE_BYTES}
+"""Largest message accepted; a peer that announces more is disconnected."""
 
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
 _HANDSHAKE_MS = 2000
@@ -68,14 +70,11 @@ def open_context() -> Iterator[Context]:
         context.destroy(linger=0)
 
 
-def bind_router(
-    context: Context, endpoint: str, domain: bytes, keys: KeyPair | None, *, max_bytes: int
-) -> tuple[Socket, str, Monitor]:
+def bind_router(context: Context, endpoint: str, domain: bytes, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
     """Open the node's side of a port; return the socket, the endpoint with its real port, and its connections' monitor.
 
     With keys, an :class:`Authenticator` must live in the context before. Port 0 of the endpoint takes a free one;
-    ``domain``, :data:`DEVICES` or :data:`CLIENTS`, says whose keys are accepted. A peer that announces a message of
-    more than ``max_bytes`` is disconnected.
+    ``domain``, :data:`DEVICES` or :data:`CLIENTS`, says whose keys are accepted.
 
     Raises:
         AddressError: The address cannot be bound.
@@ -86,7 +85,7 @@ def bind_router(
     socket.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _CURVE_OVERHEAD_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_BYTES[domain] + _CURVE_OVERHEAD_BYTES)
     if keys is not None:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
@@ -154,16 +153,6 @@ def reconnect(socket: Socket, endpoint: str) -> None:
     with suppress(zmq.ZMQError):  # it has given the endpoint up already
         socket.disconnect(endpoint)
     socket.connect(endpoint)
-
-
-def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
-    """Open the port that devices connect to."""
-    return bind_router(context, endpoint, DEVICES, keys, max_bytes=MAX_DEVICE_MESSAGE_BYTES)
-
-
-def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
-    """Open the port that clients connect to."""
-    return bind_router(context, endpoint, CLIENTS, keys, max_bytes=MAX_IMAGE_MESSAGE_BYTES)
 
 
 class SocketEvent(NamedTuple):
