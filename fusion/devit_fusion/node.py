@@ -81,6 +81,8 @@ class FusionNode(Closing):
         except AddressError:
             self.close()
             raise
+        self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
+        """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
         self._scheduler = Scheduler(fusion, fleet.serving, *ports, run_id, self._events)
@@ -92,16 +94,6 @@ class FusionNode(Closing):
     def close(self) -> None:
         """Close both ports."""
         self._opened.__exit__(None, None, None)
-
-    @property
-    def endpoint(self) -> str:
-        """Where devices connect, with the real port."""
-        return self._devices.endpoint
-
-    @property
-    def client_endpoint(self) -> str:
-        """Where clients connect, with the real port."""
-        return self._clients.endpoint
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Run until ``should_stop``, which is called at least five times a second."""

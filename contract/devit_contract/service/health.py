@@ -33,11 +33,13 @@ class HealthFile:
 
     def ready(self, status: str) -> None:
         """Write that the service is ready."""
-        self._write(f"{_READY}{status}")
+        self.waiting(f"{_READY}{status}")
 
     def waiting(self, status: str) -> None:
         """Write what the service waits for."""
-        self._write(status)
+        if self._path is not None:
+            with suppress(InputError):
+                write_bytes(self._path, f"{status}\n".encode())
 
     def alive(self) -> None:
         """Touch the file, at most once a second; call it from the loop that does the work."""
@@ -45,11 +47,6 @@ class HealthFile:
             self._next_alive_s = now_s + _ALIVE_S
             with suppress(OSError):
                 os.utime(self._path)
-
-    def _write(self, text: str) -> None:
-        if self._path is not None:
-            with suppress(InputError):
-                write_bytes(self._path, f"{text}\n".encode())
 
 
 def check_health(path: Path, *, max_age_s: float = MAX_AGE_S) -> str:

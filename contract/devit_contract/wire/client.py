@@ -265,7 +265,7 @@ class Client(Closing):
             latency_s = time.perf_counter() - request.sent_s
             requests.end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
         elif message.kind is Kind.CONTROL and request.is_question:
-            requests.end_question(number, read_body(message, ControlReply))
+            requests.end(number, read_body(message, ControlReply))
         elif message.kind is Kind.REFUSED:
             requests.end(number, InputError(read_body(message, Refused).text))
 
