@@ -35,14 +35,6 @@ _SHUTDOWN_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Task:
-    """A frame, or a trigger, that waits for the engine."""
-
-    message: Message
-    read_ns: int
-
-
-@dataclass(frozen=True)
 class Inference:
     """A feature, and the time that its frame waited for it."""
 
@@ -76,7 +68,7 @@ class EdgeAgent(Closing):
         self._source = source
         self._log = log
         self._on_ready = on_ready
-        self._queue: deque[Task] = deque()
+        self._queue: deque[tuple[Message, int]] = deque()  # frames and triggers for the engine, and when each came
         self._newest: Inference | None = None
         self._inferences = 0
         self._busy_ns = 0
@@ -127,8 +119,8 @@ class EdgeAgent(Closing):
         end_ns = time.monotonic_ns() + _SHUTDOWN_NS
         while self._uplink.run_id is not None and (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
             self._turn()
-        for task in self._queue:
-            self._skip(task.message, Reason.STOPPING)
+        for message, _ in self._queue:
+            self._skip(message, Reason.STOPPING)
 
     def _turn(self) -> None:
         is_busy = (self._queue and not self._uplink.is_introducing) or self._power.has_more
@@ -151,7 +143,7 @@ class EdgeAgent(Closing):
         if self._config.free_running and self._source is not None:
             self._run_free(self._source)
         if self._queue and not self._uplink.is_introducing:
-            self._run(self._queue.popleft())
+            self._run(*self._queue.popleft())
 
     def _receive(self) -> None:
         try:
@@ -168,7 +160,7 @@ class EdgeAgent(Closing):
 
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
-            self._queue.append(Task(message, time.monotonic_ns()))
+            self._queue.append((message, time.monotonic_ns()))
         elif message.kind is Kind.WELCOME:
             self._welcomed()
         elif message.kind is Kind.CONTROL:
@@ -188,10 +180,9 @@ class EdgeAgent(Closing):
         self._on_ready()
         self._on_ready = lambda: None
 
-    def _run(self, task: Task) -> None:
-        message = task.message
+    def _run(self, message: Message, read_ns: int) -> None:
         start_ns = time.monotonic_ns()
-        if message.deadline_us and start_ns - task.read_ns >= message.deadline_us * 1000:
+        if message.deadline_us and start_ns - read_ns >= message.deadline_us * 1000:
             self._skip(message, Reason.EXPIRED)
             return
         try:
@@ -226,7 +217,7 @@ class EdgeAgent(Closing):
                 frame_id=message.frame_id,
                 boot_id=self._uplink.boot_id,
                 dispatch_ns=message.dispatch_ns,
-                queue_us=(start_ns - task.read_ns) // 1000,
+                queue_us=(start_ns - read_ns) // 1000,
                 decode_us=inference.decode_us,
                 inference_us=inference.inference_us,
                 capture_age_us=min(age_us, 0xFFFFFFFF),

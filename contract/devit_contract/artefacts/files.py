@@ -35,11 +35,7 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def named_failure(what: str, hint: str = "") -> Iterator[None]:
-    """Say ``what`` failed, why, and what to run, where the system refuses something in this block.
-
-    Raises:
-        InputError: It does, by an ``OSError``.
-    """
+    """Turn an ``OSError`` of this block into an :class:`InputError`: ``what`` failed, why, and what to run."""
     try:
         yield
     except OSError as err:
@@ -74,11 +70,7 @@ def read_bytes(path: Path, hint: str, *, sha256: str = "") -> bytes:
 
 
 def check_digest(path: Path, expected: str, found: str, hint: str) -> None:
-    """Compare a file's digest with the one it was listed with.
-
-    Raises:
-        ManifestError: They differ.
-    """
+    """Compare a file's digest with the one it was listed with; a :class:`ManifestError` says that they differ."""
     if found != expected:
         raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found {found[:12]}: {hint}")
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from devit_contract.artefacts.files import write_bytes
+from devit_contract.artefacts.files import named_failure, write_bytes
 from devit_contract.errors import InputError
 
 VARIABLE = "DEVIT_HEALTH_FILE"
@@ -55,12 +55,10 @@ def check_health(path: Path, *, max_age_s: float = MAX_AGE_S) -> str:
     Raises:
         InputError: It is not ready, its loop has not turned for ``max_age_s``, or it has written nothing yet.
     """
-    try:
+    with named_failure(f"{path}: the service has written no state", "see its log"):
         text = path.read_text("utf-8", "replace").strip()
         # The clock may be set either way: the next turn of the loop puts it right.
         age_s = abs(time.time() - path.stat().st_mtime)
-    except OSError as err:
-        raise InputError(f"{path}: the service has written no state ({err.strerror}): see its log") from err
     if age_s > max_age_s:
         raise InputError(
             f"the service's loop last turned {age_s:.0f} s ago, more than {max_age_s:g} s ({text}): restart the service"

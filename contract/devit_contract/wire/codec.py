@@ -40,6 +40,7 @@ never empty;
 from __future__ import annotations
 
 import enum
+import math
 import struct
 import zlib
 from typing import Any
@@ -285,9 +286,7 @@ def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], pay
                 "dims", f"{kind.name}: {dtype.name} takes no shape, found {ndim} dims, {payload_bytes} bytes"
             )
         return
-    count = 1
-    for dim in dims[:ndim]:
-        count *= dim  # Python integers: four u32 cannot overflow
+    count = math.prod(dims[:ndim])  # Python integers: four u32 cannot overflow
     if ndim == 0 or count == 0 or count * numpy_type.itemsize != payload_bytes:
         raise WireError(
             "dims", f"{kind.name}: expected {dims[:ndim]} {dtype.name} in {payload_bytes} payload bytes, which differ"
