@@ -63,11 +63,7 @@ class ClientPort:
     """One ROUTER socket for any number of clients."""
 
     def __init__(self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest) -> None:
-        """Bind the port.
-
-        Raises:
-            AddressError: The address cannot be bound.
-        """
+        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, CLIENTS, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0

@@ -105,11 +105,7 @@ class DevicePort:
         run_id: int,
         feature_dtype: FeatureDtype = "float32",
     ) -> None:
-        """Bind the port.
-
-        Raises:
-            AddressError: The address cannot be bound.
-        """
+        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, DEVICES, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0

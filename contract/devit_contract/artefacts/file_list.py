@@ -34,11 +34,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 def find_entry(
     files: tuple[FileEntry, ...], role: Role, device: int | None, variant: Variant | None, *, list_name: str, hint: str
 ) -> FileEntry:
-    """Find a file by what it is for.
-
-    Raises:
-        ManifestError: ``list_name`` lists none.
-    """
+    """Find a file by what it is for; a :class:`ManifestError` says that ``list_name`` lists none."""
     for file in files:
         if (file.role, file.device, file.variant) == (role, device, variant):
             return file

@@ -158,11 +158,7 @@ def exclusive_lock(
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file that has to be there.
-
-    Raises:
-        InputError: It cannot be removed.
-    """
+    """Remove a file; an :class:`InputError` says that it cannot be removed, or is not there."""
     with named_failure(f"{path}: cannot be removed", "remove it by hand"):
         path.unlink()
 

@@ -91,11 +91,7 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.node.public_key != ""
 
     def find_device(self, name: str) -> Device:
-        """Find a device by name.
-
-        Raises:
-            InputError: There is none of that name.
-        """
+        """Find a device by name; an :class:`InputError` lists those there are."""
         for device in self.device:
             if device.name == name:
                 return device

@@ -145,19 +145,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
 
     def file(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> FileEntry:
-        """Find a file by what it is for.
-
-        Raises:
-            ManifestError: There is none.
-        """
+        """Find a file by what it is for; a :class:`ManifestError` says that there is none."""
         return find_entry(self.files, role, device, variant, list_name=FILE_NAME, hint=_HINT)
 
     def graph(self, role: Role, device: int | None) -> GraphRecord:
-        """Find the record of a submodel or of the baseline.
-
-        Raises:
-            ManifestError: There is none.
-        """
+        """Find the record of a submodel or of the baseline; a :class:`ManifestError` says that there is none."""
         if role == "baseline" and self.baseline is not None:
             return self.baseline
         if role == "submodel" and device is not None and 0 <= device < len(self.submodels):

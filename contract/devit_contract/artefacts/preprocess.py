@@ -107,11 +107,7 @@ def fit_image(pixels: npt.NDArray[np.uint8], spec: Preprocess) -> npt.NDArray[np
 
 
 def check_image(image: npt.NDArray[np.uint8], spec: Preprocess) -> None:
-    """Check an image that is ready for the graph.
-
-    Raises:
-        InputError: Its type or shape is not what the graph takes.
-    """
+    """Check that an image is what the graph takes; an :class:`InputError` says which type and shape that is."""
     if image.dtype != np.uint8 or image.shape != spec.shape:
         raise InputError(f"image: expected uint8 {spec.shape}, found {image.dtype} {image.shape}")
 

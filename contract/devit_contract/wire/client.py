@@ -86,11 +86,7 @@ class Client(Closing):
 
     @classmethod
     def of_fleet(cls, fleet: Fleet, keys: KeyPair | None, *, timeout_s: float = 10.0) -> Client:
-        """Connect to a fleet's first node.
-
-        Raises:
-            InputError: The fleet uses keys and none was given.
-        """
+        """Connect to a fleet's node; a key must be given if the fleet has keys, see :func:`require_key`."""
         require_key(fleet, keys)
         node = fleet.node
         node_key = node.public_key.encode() if fleet.has_keys else None
@@ -271,10 +267,6 @@ class Client(Closing):
 
 
 def require_key(fleet: Fleet, keys: KeyPair | None) -> None:
-    """Check before connecting that there is a key if the fleet needs one.
-
-    Raises:
-        InputError: The fleet uses keys and none was given.
-    """
+    """Check before connecting that there is a key if the fleet needs one: else an :class:`InputError`."""
     if fleet.has_keys and keys is None:
         raise InputError(f"{fleet.node.client_endpoint}: expected a client key, found none: give one with --key")
