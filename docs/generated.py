@@ -46,6 +46,7 @@ def fill(text: str) -> str:
         "programs": lambda _: "\n".join(_programs()),
         "struct": lambda name: "\n".join(_structs(name, told)),
         "docstring": _docstring,
+        "kinds": lambda name: "\n".join(_kinds(name)),
         "members": lambda name: "\n".join(_members(name)),
         "readme": _paragraph,
     }
@@ -196,6 +197,21 @@ def _docstring(name: str) -> str:
     """Show a module's docstring below its first line, tables and all."""
     text = inspect.getdoc(importlib.import_module(name)) or ""
     return f"````{{eval-rst}}\n{_no_roles(text.partition(chr(10))[2]).strip()}\n````"
+
+
+def _kinds(name: str) -> Iterator[str]:
+    """List a class and all below it in its module, each with what its docstring says; then what the module says."""
+    module, _, attribute = name.partition(":")
+    loaded = importlib.import_module(module)
+
+    def listed(kind: type, depth: int) -> Iterator[str]:
+        yield f"{'  ' * depth}- `{kind.__name__}`: {_markdown(inspect.getdoc(kind) or '')}"
+        for below in kind.__subclasses__():
+            if below.__module__ == module:
+                yield from listed(below, depth + 1)
+
+    yield from listed(getattr(loaded, attribute), 0)
+    yield f"\n{_markdown((inspect.getdoc(loaded) or '').partition(chr(10))[2])}"
 
 
 def _paragraph(start: str) -> str:

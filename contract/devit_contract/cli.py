@@ -175,13 +175,12 @@ def _picture_paths(names: list[str]) -> Iterator[Path]:
 
 
 def _result(name: str, answer: Answer) -> dict[str, object]:
-    probabilities = answer.probabilities() if answer.logits is not None else None
-    named = zip(answer.labels, probabilities, strict=True) if probabilities is not None else ()
+    probabilities = answer.probabilities().tolist() if answer.logits is not None else []
     return {
         "image": name,
-        "label": answer.label if probabilities is not None else None,
-        "probability": float(probabilities.max()) if probabilities is not None else None,
-        "probabilities": {label: float(value) for label, value in named},
+        "label": answer.label if probabilities else None,
+        "probability": max(probabilities, default=None),
+        "probabilities": dict(zip(answer.labels, probabilities, strict=True)) if probabilities else {},
         "state": answer.state.name.lower(),
         "mask": answer.mask,
         "missing": answer.missing,
@@ -207,10 +206,5 @@ def _result(name: str, answer: Answer) -> dict[str, object]:
 
 def _answer_row(result: dict[str, object]) -> list[str]:
     probability = "-" if result["probability"] is None else f"{result['probability']:.1%}"
-    return [
-        str(result["image"]),
-        str(result["label"] or "-"),
-        probability,
-        str(result["state"]),
-        f"{result['latency_ms']:.1f}",
-    ]
+    shown = result["image"], result["label"] or "-", probability, result["state"], f"{result['latency_ms']:.1f}"
+    return [str(each) for each in shown]

@@ -1,34 +1,12 @@
 """The one tree of errors that a user can meet, and what each of them means.
 
-::
-
-    DevitError            one line for the user, exit code 1
-    ├── InputError        a file, image or option that the user gave is not usable
-    ├── ManifestError     a file of the project's own formats breaks its format or its digest
-    ├── WireError         bytes from the network break the message format
-    ├── LinkError         something failed between client, node and agent
-    │   ├── AddressError         an address cannot be bound or connected to, e.g. as it is in use
-    │   ├── RefusedError         the node refuses this client or device, whatever it sends
-    │   ├── NoAnswerError        the peer did not answer in time: it may if you try again
-    │   ├── LostLinkError        the link ended before the answer came
-    │   ├── QuestionFailedError  the node or an agent could not do what it was asked to
-    │   ├── FrameFailedError     too few devices answered, so that an image has no answer
-    │   └── PeerProtocolError    the peer speaks another version of the protocol, or none
-    ├── ExportError       a model cannot be turned into a graph that keeps its meaning
-    ├── EngineError       an engine cannot be built, found, loaded or run
-    │   ├── NotBuiltError        the store holds none that this bundle and this machine can take
-    │   └── DeviceLostError      the GPU's context is lost; only a new process helps, exit code 70
-    ├── EnergyError       power samples do not carry the figure that was asked for
-    ├── TrainError        training cannot start, resume or continue
-    └── ConfigurationError    a service cannot start with its files as they are; a restart does not help, exit code 78
-
 A message says what is wrong, and what to run next. Commands catch :class:`DevitError` in one place and print it; every
 other exception is a bug and keeps its traceback.
 """
 
 
 class DevitError(Exception):
-    """Any failure that has a name. Its text is one line, written for the user."""
+    """Any failure that has a name, exit code 1. Its text is one line, written for the user."""
 
 
 class InputError(DevitError):
@@ -93,7 +71,7 @@ class NotBuiltError(EngineError):
 
 
 class DeviceLostError(EngineError):
-    """The GPU's context is lost; only a new process helps."""
+    """The GPU's context is lost; only a new process helps, exit code 70."""
 
 
 class EnergyError(DevitError):
@@ -105,4 +83,4 @@ class TrainError(DevitError):
 
 
 class ConfigurationError(DevitError):
-    """A service cannot start with its files as they are; a restart does not help."""
+    """A service cannot start with its files as they are; a restart does not help, exit code 78."""

@@ -133,11 +133,7 @@ def _rows(stored: list[StoredKey], owners: dict[str, tuple[str, str]], revoked: 
 
 
 def _key_to_revoke(name: str, fleet: Fleet) -> bytes:
-    """Public key of a device or client.
-
-    Raises:
-        InputError: There is none of that name, it has no key, or its key is the node's own.
-    """
+    """Find the public key of a device or client, which is not the node's own."""
     from devit_contract.errors import InputError
 
     keys = {device.name: device.public_key for device in fleet.device}

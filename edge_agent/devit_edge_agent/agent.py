@@ -14,10 +14,11 @@ import zmq
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.preprocess import check_image, decode_image
-from devit_contract.errors import DeviceLostError, EngineError, InputError, RefusedError, WireError
+from devit_contract.closing import Closing
+from devit_contract.errors import DeviceLostError, EnergyError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import BaselineStep, Control, ControlReply, Mark, Question, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Mark, Question, body, read_body
 from devit_edge_agent.baseline_model import BaselineModel
 from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed
@@ -34,14 +35,6 @@ _SHUTDOWN_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Task:
-    """A frame, or a trigger, that waits for the engine."""
-
-    message: Message
-    read_ns: int
-
-
-@dataclass(frozen=True)
 class Inference:
     """A feature, and the time that its frame waited for it."""
 
@@ -54,7 +47,7 @@ class Inference:
     """From an own source: when its image was captured."""
 
 
-class EdgeAgent:
+class EdgeAgent(Closing):
     """Serves one engine; a context manager. Build it, then call :meth:`serve`."""
 
     def __init__(
@@ -66,21 +59,16 @@ class EdgeAgent:
         log: Log,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Connect to the node in the background.
+        """Connect to the node in the background; engine and source are closed with the agent.
 
-        Args:
-            settings: What holds for the whole process.
-            loaded: The warm engine and its facts; closed with the agent.
-            source: The device's own images; closed with the agent.
-            log: Where events go.
-            on_ready: Called once, when the node has accepted this device.
+        ``on_ready`` is called once, when the node has accepted this device.
         """
         self._config = settings.config
         self._loaded = loaded
         self._source = source
         self._log = log
         self._on_ready = on_ready
-        self._queue: deque[Task] = deque()
+        self._queue: deque[tuple[Message, int]] = deque()  # frames and triggers for the engine, and when each came
         self._newest: Inference | None = None
         self._inferences = 0
         self._busy_ns = 0
@@ -102,14 +90,6 @@ class EdgeAgent:
             self._poller.register(source.fileno(), zmq.POLLIN)
         self._supervisor.starting("waiting for the node")
 
-    def __enter__(self) -> EdgeAgent:
-        """Use the agent in a ``with`` block."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Stop sampling, close link, source and engine."""
-        self.close()
-
     def close(self) -> None:
         """Stop sampling, close link, source and engine."""
         self._power.stop()
@@ -123,9 +103,8 @@ class EdgeAgent:
     def serve(self, should_stop: Callable[[], bool], should_reload: Callable[[], bool] = lambda: False) -> None:
         """Run until ``should_stop``, then disconnect from the node and finish the queued frames.
 
-        Args:
-            should_stop: Called at least five times a second.
-            should_reload: Likewise; if true, the engine is loaded again and takes over if it is good.
+        Both functions are called at least five times a second. If ``should_reload`` is true, the engine is loaded again
+        and takes over if it is good.
 
         Raises:
             RefusedError: The node refuses this device or its bundle; trying again would not help.
@@ -140,8 +119,8 @@ class EdgeAgent:
         end_ns = time.monotonic_ns() + _SHUTDOWN_NS
         while self._uplink.run_id is not None and (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
             self._turn()
-        for task in self._queue:
-            self._skip(task.message, Reason.STOPPING)
+        for message, _ in self._queue:
+            self._skip(message, Reason.STOPPING)
 
     def _turn(self) -> None:
         is_busy = (self._queue and not self._uplink.is_introducing) or self._power.has_more
@@ -154,15 +133,17 @@ class EdgeAgent:
             self._supervisor.waiting("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
-        self._feed_power()
-        self._tend_swap()
+        self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
+        offered = self._swap.take_loaded()
+        if offered is not None:
+            self._uplink.introduce(offered.hello, offered.engine.revision)
         self._baseline.tend()
         if self._source is not None:
             self._tend_source(self._source)
         if self._config.free_running and self._source is not None:
             self._run_free(self._source)
         if self._queue and not self._uplink.is_introducing:
-            self._run(self._queue.popleft())
+            self._run(*self._queue.popleft())
 
     def _receive(self) -> None:
         try:
@@ -174,11 +155,12 @@ class EdgeAgent:
         except RefusedError as err:
             if not self._swap.is_offered:
                 raise
-            self._take_back(str(err))
+            self._swap.refuse(str(err))
+            self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
 
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
-            self._queue.append(Task(message, time.monotonic_ns()))
+            self._queue.append((message, time.monotonic_ns()))
         elif message.kind is Kind.WELCOME:
             self._welcomed()
         elif message.kind is Kind.CONTROL:
@@ -198,19 +180,9 @@ class EdgeAgent:
         self._on_ready()
         self._on_ready = lambda: None
 
-    def _tend_swap(self) -> None:
-        offered = self._swap.take_loaded()
-        if offered is not None:
-            self._uplink.introduce(offered.hello, offered.engine.revision)
-
-    def _take_back(self, why: str) -> None:
-        self._swap.refuse(why)
-        self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
-
-    def _run(self, task: Task) -> None:
-        message = task.message
+    def _run(self, message: Message, read_ns: int) -> None:
         start_ns = time.monotonic_ns()
-        if message.deadline_us and start_ns - task.read_ns >= message.deadline_us * 1000:
+        if message.deadline_us and start_ns - read_ns >= message.deadline_us * 1000:
             self._skip(message, Reason.EXPIRED)
             return
         try:
@@ -245,7 +217,7 @@ class EdgeAgent:
                 frame_id=message.frame_id,
                 boot_id=self._uplink.boot_id,
                 dispatch_ns=message.dispatch_ns,
-                queue_us=(start_ns - task.read_ns) // 1000,
+                queue_us=(start_ns - read_ns) // 1000,
                 decode_us=inference.decode_us,
                 inference_us=inference.inference_us,
                 capture_age_us=min(age_us, 0xFFFFFFFF),
@@ -290,9 +262,9 @@ class EdgeAgent:
             return
         try:
             self._newest = self._infer(captured.image, start_ns, captured.captured_ns)
-        except DeviceLostError:
-            raise  # nothing in this process can bring the GPU back
         except EngineError as err:
+            if isinstance(err, DeviceLostError):
+                raise  # nothing in this process can bring the GPU back
             self._newest = None
             self._log_throttled(f"the engine failed on an image of the own source: {err}")
 
@@ -313,39 +285,29 @@ class EdgeAgent:
 
     def _control(self, message: Message) -> None:
         try:
-            control = read_body(message, Control)
-        except WireError as err:  # e.g. a question of a newer version
-            self._send(Kind.CONTROL, body(ControlReply(error=f"{self._config.name}: {err}")), frame_id=message.frame_id)
-            return
-        reply, question = ControlReply(), control.question
-        if question is Question.DESCRIBE:
-            reply = ControlReply(description=describe(self._loaded, Path(self._config.root)))
-        elif question is Question.MARK:
-            baseline = self._baseline
-            baseline.keep()
-            counted = self._inferences, self._busy_ns, baseline.inferences, baseline.busy_ns
-            mark = Mark(time.monotonic_ns(), *counted)
-            reply = ControlReply(mark=mark)
-        elif question is Question.BASELINE:
-            reply = self._ask_baseline(control.step)
-        elif question is Question.SAMPLE_START:
-            error = self._power.start(control.interval_ms, self._poller)
-            reply = ControlReply(error=f"{self._config.name}: {error}" if error else "")
-        elif question is Question.SAMPLE_STOP:
-            self._power.stop()
-            reply = ControlReply(sampling=self._power.cost)
-        elif question is Question.STATUS:  # PING wants any reply
-            reply = ControlReply(error=f"{self._config.name}: only the node answers {str(question)!r}")
+            reply = self._reply(read_body(message, Control))
+        except (WireError, EngineError, EnergyError) as err:  # a WireError: e.g. a question of a newer version
+            reply = ControlReply(error=f"{self._config.name}: {err}")
         self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
 
-    def _ask_baseline(self, step: BaselineStep) -> ControlReply:
-        try:
-            return ControlReply(baseline=self._baseline.ask(step, self._loaded))
-        except EngineError as err:
-            return ControlReply(error=f"{self._config.name}: {err}")
-
-    def _feed_power(self) -> None:
-        self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
+    def _reply(self, control: Control) -> ControlReply:
+        question, baseline = control.question, self._baseline
+        if question is Question.DESCRIBE:
+            return ControlReply(description=describe(self._loaded, Path(self._config.root)))
+        if question is Question.MARK:
+            baseline.keep()
+            counted = self._inferences, self._busy_ns, baseline.inferences, baseline.busy_ns
+            return ControlReply(mark=Mark(time.monotonic_ns(), *counted))
+        if question is Question.BASELINE:
+            return ControlReply(baseline=baseline.ask(control.step, self._loaded))
+        if question is Question.SAMPLE_START:
+            self._power.start(control.interval_ms, self._poller)
+        elif question is Question.SAMPLE_STOP:
+            self._power.stop()
+            return ControlReply(sampling=self._power.cost)
+        elif question is Question.STATUS:
+            raise WireError("question", f"only the node answers {str(question)!r}")
+        return ControlReply()  # PING wants any reply
 
     def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:
         message = Message(

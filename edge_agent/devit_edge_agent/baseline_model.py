@@ -48,11 +48,7 @@ class BaselineModel:
         """Time in its engine since the agent's start."""
 
     def ask(self, step: BaselineStep, loaded: Loaded) -> BaselineState:
-        """Take a step, and report the state after it.
-
-        Args:
-            step: What to do; ``state`` only reports.
-            loaded: The serving engine, whose bundle holds the baseline model.
+        """Take a step with the baseline model of the serving engine's bundle, and report the state after it.
 
         Raises:
             EngineError: It is to be loaded, and another one is there.

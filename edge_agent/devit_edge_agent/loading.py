@@ -92,11 +92,7 @@ def read_again(settings: Settings) -> Settings:
 
 
 def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -> Loaded:
-    """Load the engine of the bundle that ``agent.toml`` names now, and warm it.
-
-    Args:
-        settings: What holds for the whole process.
-        tell: Called with each step as it begins.
+    """Load the engine of the bundle that ``agent.toml`` names now, and warm it; each step is told as it begins.
 
     Raises:
         InputError: A file is not usable, or the bundle is older than one that this device has run.
@@ -135,9 +131,6 @@ def self_check(settings: Settings, loaded: Loaded) -> None:
 
 def open_baseline(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
     """Load the bundle's baseline model beside what serves, send the golden images through it, and warm it.
-
-    Returns:
-        What the engine is called, and the engine.
 
     Raises:
         EngineError: The bundle has none, it was not built on this device, does not compute what was trained, or memory

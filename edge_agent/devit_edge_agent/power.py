@@ -38,27 +38,22 @@ class PowerFeed:
         """Whether something waits to be sent, for which no event will come."""
         return bool(self._waiting or self._ended)
 
-    def start(self, interval_ms: int, poller: zmq.Poller) -> str:
+    def start(self, interval_ms: int, poller: zmq.Poller) -> None:
         """Start sampling; a running sampling ends first.
 
-        Returns:
-            Why it could not be started, empty if it was.
+        Raises:
+            EnergyError: It could not be started.
         """
         self.stop()
         self.cost = None
         if not self._command:
-            return "expected a power sensor, found none: set `tegrastats` in agent.toml"
+            raise EnergyError("expected a power sensor, found none: set `tegrastats` in agent.toml")
         if not 10 <= interval_ms <= 60_000:
-            return f"expected a sampling interval of 10 to 60000 ms, found {interval_ms}"
-        sampler = PowerSampler(self._command, interval_ms)
-        try:
-            sampler.__enter__()
-        except EnergyError as err:
-            return str(err)
+            raise EnergyError(f"expected a sampling interval of 10 to 60000 ms, found {interval_ms}")
+        sampler = PowerSampler(self._command, interval_ms).__enter__()
         self._sampler, self._descriptor, self._poller = sampler, sampler.fileno(), poller
         self._reader_cpu_ns = 0
         poller.register(self._descriptor, zmq.POLLIN)
-        return ""
 
     def stop(self) -> None:
         """Stop sampling, if it runs; unsent lines are dropped."""

@@ -16,18 +16,10 @@ from devit_edge_agent.sources.open import open_source
 def open_agent(
     path: Path, engine_choice: str, *, log: Log, on_ready: Callable[[], None] = lambda: None
 ) -> Iterator[EdgeAgent]:
-    """Load and warm the engine, open the source, connect.
+    """Load and warm the engine that ``agent.toml`` names, open the source, connect.
 
-    Args:
-        path: ``agent.toml``.
-        engine_choice: ``built``, ``null`` or ``paced:MS``.
-        log: Where events go.
-        on_ready: Called once, when the node has accepted this device.
-
-    Raises:
-        InputError: A file, name or key is not usable.
-        ManifestError: ``agent.toml`` or the bundle is broken.
-        EngineError: The engine was not built on this device, or memory is short.
+    ``on_ready`` is called once, when the node has accepted this device. It raises what :func:`read_settings`,
+    :func:`load` and :func:`open_source` do.
     """
     settings = read_settings(path, engine_choice)
     loaded = load(settings, Supervisor().starting)

@@ -43,15 +43,7 @@ class Uplink:
     """One link, for one thread."""
 
     def __init__(self, config: AgentConfig, keys: KeyPair | None, log: Log, hello: Hello, revision: int) -> None:
-        """Connect in the background.
-
-        Args:
-            config: ``agent.toml``.
-            keys: Own keys, or ``None`` without encryption.
-            log: Where changes of the link go.
-            hello: How this device introduces itself.
-            revision: The engine's.
-        """
+        """Connect in the background; introduce this device by ``hello`` with the engine's ``revision``."""
         self._config = config
         self._log = log
         self.boot_id = secrets.randbits(64)

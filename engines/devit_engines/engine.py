@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.choices import Role
+from devit_contract.closing import Closing
 from devit_contract.errors import EngineError
 
 ModelRef = int | Literal["baseline"]
 """Index of a submodel, or the bundle's baseline model."""
-_Self = TypeVar("_Self", bound="CheckedEngine")
 
 
 class CannotCompileError(EngineError):
@@ -84,7 +84,7 @@ class EngineSpec:
     """Unsigned, 32 bits."""
 
 
-class CheckedEngine(ABC):
+class CheckedEngine(Closing):
     """Base of the engines here: a back end fills in :meth:`_run`, what goes in and comes out is checked once."""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -138,12 +138,6 @@ class CheckedEngine(ABC):
 
     def close(self) -> None:
         self._is_closed = True
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
     @abstractmethod
     def _run(self, images: UInt8Array) -> Float32Array:

@@ -11,13 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.closing import Closing
 from devit_contract.errors import EngineError
 from devit_engines.engine import Engine
 
 _Result = TypeVar("_Result")
 
 
-class ThreadBoundEngine:
+class ThreadBoundEngine(Closing):
     """An :class:`~devit_engines.engine.Engine` that is opened, run and closed in one thread; callers wait for it.
 
     A call takes 21 us longer, one in a hundred 40 us: measured with a null engine on a busy server's CPU.
@@ -55,12 +56,6 @@ class ThreadBoundEngine:
         self._is_closed = True
         with self._executor:
             self._executor.submit(self._close).result()
-
-    def __enter__(self) -> ThreadBoundEngine:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
     def _wait_for(self, work: Callable[[Engine], _Result]) -> _Result:
         if self._is_closed:

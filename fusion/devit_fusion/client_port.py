@@ -15,10 +15,11 @@ from devit_contract.errors import WireError
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import (
+    CLIENTS,
     Connection,
     Context,
     Sent,
-    client_router,
+    bind_router,
     receive_routed,
     send_routed,
     user_id,
@@ -62,12 +63,8 @@ class ClientPort:
     """One ROUTER socket for any number of clients."""
 
     def __init__(self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest) -> None:
-        """Bind the port.
-
-        Raises:
-            AddressError: The address cannot be bound.
-        """
-        self.socket, self.endpoint, self.monitor = client_router(context, endpoint, keys)
+        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
+        self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, CLIENTS, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0
         """Connections that ended without a message."""

@@ -31,10 +31,11 @@ from devit_contract.wire.messages import (
     read_body,
 )
 from devit_contract.wire.sockets import (
+    DEVICES,
     Connection,
     Context,
     Sent,
-    device_router,
+    bind_router,
     receive_routed,
     send_routed,
     user_id,
@@ -104,12 +105,8 @@ class DevicePort:
         run_id: int,
         feature_dtype: FeatureDtype = "float32",
     ) -> None:
-        """Bind the port.
-
-        Raises:
-            AddressError: The address cannot be bound.
-        """
-        self.socket, self.endpoint, self.monitor = device_router(context, endpoint, keys)
+        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
+        self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, DEVICES, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.bytes_in = 0
         self.bytes_out = 0

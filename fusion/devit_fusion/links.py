@@ -20,14 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.wire.messages import (
-    DeviceState,
-    DeviceStatus,
-    DeviceTiming,
-    Hello,
-    Histogram,
-    MissingReason,
-)
+from devit_contract.wire.messages import DeviceState, DeviceStatus, DeviceTiming, Hello, Histogram, MissingReason
 
 FAILURES_TO_OPEN = 3
 """Late or missing answers in a row that suspend a device: its circuit breaker opens."""

@@ -15,6 +15,7 @@ from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import RevokedKeys
+from devit_contract.closing import Closing
 from devit_contract.errors import AddressError, InputError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.messages import NodeStatus
@@ -32,7 +33,7 @@ _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""
 
 
-class FusionNode:
+class FusionNode(Closing):
     """Serves one cell; a context manager. Build it, then call :meth:`serve`."""
 
     def __init__(
@@ -47,13 +48,8 @@ class FusionNode:
     ) -> None:
         """Bind both ports.
 
-        Args:
-            bundle: What is served.
-            fleet: Devices, clients and addresses.
-            keys: The node's own, or ``None`` without encryption.
-            head: The fusion head, if not the bundle's.
-            revoked: Keys that are not accepted any more; reread five times a second.
-            log: Where events go.
+        ``keys`` are the node's own, ``None`` without encryption; ``head`` stands for the bundle's. Keys in ``revoked``,
+        reread five times a second, are not accepted any more.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
@@ -85,6 +81,8 @@ class FusionNode:
         except AddressError:
             self.close()
             raise
+        self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
+        """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
         self._scheduler = Scheduler(fusion, fleet.serving, *ports, run_id, self._events)
@@ -93,27 +91,9 @@ class FusionNode:
         if revoked is not None and self._authenticator is not None:
             self._revocation = Revocation(revoked, fleet, self._authenticator, *ports, self._events)
 
-    def __enter__(self) -> FusionNode:
-        """Use the node in a ``with`` block."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Close both ports."""
-        self.close()
-
     def close(self) -> None:
         """Close both ports."""
         self._opened.__exit__(None, None, None)
-
-    @property
-    def endpoint(self) -> str:
-        """Where devices connect, with the real port."""
-        return self._devices.endpoint
-
-    @property
-    def client_endpoint(self) -> str:
-        """Where clients connect, with the real port."""
-        return self._clients.endpoint
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Run until ``should_stop``, which is called at least five times a second."""

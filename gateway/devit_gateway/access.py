@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from devit_contract.artefacts.files import named_failure
 from devit_contract.artefacts.fleet import is_loopback, parse_endpoint
 from devit_contract.errors import InputError
 
@@ -37,14 +38,7 @@ class Address:
 def check_address(
     text: str, *, has_token: bool, tls_cert: Path | None, tls_key: Path | None, is_behind_proxy: bool
 ) -> Address:
-    """Check that an address that others can reach is protected.
-
-    Args:
-        text: ``HOST:PORT``.
-        has_token: Whether clients must show a token.
-        tls_cert: Certificate chain, with ``tls_key``.
-        tls_key: Its private key.
-        is_behind_proxy: Whether a proxy in front ends TLS.
+    """Check that an address, ``HOST:PORT``, is protected if others can reach it; a proxy in front may end TLS.
 
     Raises:
         InputError: It is no address, certificate and key do not fit, or others can reach it without token or TLS.
@@ -75,19 +69,16 @@ def load_token(path: Path) -> bytes:
         InputError: The file is missing, readable for others than its owner, or holds no token; the message never
             holds the text.
     """
-    try:
+    hint = f"make one with (umask 077; openssl rand -hex 32 > {path})"
+    with named_failure(f"{path}: cannot be read", hint):
         mode = path.stat().st_mode & 0o777
         token = path.read_bytes().strip()
-    except OSError as err:
-        raise InputError(
-            f"{path}: cannot be read ({err.strerror}): make one with (umask 077; openssl rand -hex 32 > {path})"
-        ) from err
     if mode & 0o077:
         raise InputError(f"{path}: expected mode 0600, found {mode:04o}: chmod 600 {path}")
     if not _TOKEN.fullmatch(token):
         raise InputError(
             f"{path}: expected a token of 16 to 512 printable characters without blanks, found other text of "
-            f"{len(token)} bytes: make one with (umask 077; openssl rand -hex 32 > {path})"
+            f"{len(token)} bytes: {hint}"
         )
     return token
 

@@ -24,7 +24,7 @@ from devit_gateway import model_pages
 from devit_gateway.access import OPEN_PATH, TokenGate
 from devit_gateway.bodies import BodyReader, compress
 from devit_gateway.exposition import write_metrics
-from devit_gateway.infer_request import InferRequest, Shape, max_body_bytes, parse_request
+from devit_gateway.infer_request import max_body_bytes, parse_request
 from devit_gateway.infer_response import MODEL, VERSION, write_response
 from devit_gateway.joules import MeteredEnergy
 from devit_gateway.node_client import AsyncNodeClient
@@ -69,7 +69,11 @@ class Pages:
         room = self._bodies.reserve(request, max_bytes)
         try:
             content = await self._bodies.read(request, max_bytes)
-            wanted = await _parse(content, request.headers.get("inference-header-content-length"), status.image_shape)
+            about = request.headers.get("inference-header-content-length"), status.image_shape
+            if len(content) < _LARGE_BYTES:
+                wanted = parse_request(content, *about)
+            else:
+                wanted = await to_thread.run_sync(parse_request, content, *about)
             parsed_ns = time.monotonic_ns()
             results = await self._node.classify(list(wanted.images), mask=wanted.device_mask)
         finally:
@@ -140,15 +144,7 @@ def build_app(
     version: str,
     timeout_s: float,
 ) -> Starlette:
-    """Make the application.
-
-    Args:
-        node: The client of the node.
-        token: What clients must show; ``None`` for no token.
-        energies: Gives the energy of metered devices.
-        version: Of this package.
-        timeout_s: How long the node may take for an answer.
-    """
+    """Make the application; clients must show the ``token``, if any. For the rest, see :class:`Pages`."""
     pages = Pages(node, energies, version, timeout_s)
     routes = [
         Route(OPEN_PATH, pages.live),
@@ -170,7 +166,7 @@ def build_app(
     return Starlette(
         routes=routes,
         middleware=[Middleware(TokenGate, token=token)] if token is not None else [],
-        exception_handlers={HTTPException: _http_error, InputError: _refused, DevitError: _unavailable},
+        exception_handlers={HTTPException: _http_error, DevitError: _failed},
     )
 
 
@@ -178,12 +174,6 @@ def _check_model(request: Request) -> None:
     name, version = request.path_params.get("model", MODEL), request.path_params.get("version", VERSION)
     if (name, version) != (MODEL, VERSION):
         raise HTTPException(404, f"expected the model {MODEL}, version {VERSION}, found another name or version")
-
-
-async def _parse(content: bytes, header_length: str | None, image_shape: Shape) -> InferRequest:
-    if len(content) < _LARGE_BYTES:
-        return parse_request(content, header_length, image_shape)
-    return await to_thread.run_sync(parse_request, content, header_length, image_shape)
 
 
 def _failure(results: list[Answer | DevitError]) -> Response:
@@ -199,9 +189,7 @@ def _failure(results: list[Answer | DevitError]) -> Response:
 def _why(result: Answer | DevitError) -> str:
     if isinstance(result, DevitError):
         return _line(result)
-    if result.state is not State.FAILED:
-        return ""
-    return f"too few devices ({result.why})"
+    return f"too few devices ({result.why})" if result.state is State.FAILED else ""
 
 
 def _infer_response(body: bytes, json_bytes: int | None, accept_encoding: str) -> Response:
@@ -219,12 +207,8 @@ async def _http_error(_request: Request, err: Exception) -> Response:
     return _json({"error": err.detail}, status=err.status_code, headers=err.headers)
 
 
-async def _refused(_request: Request, err: Exception) -> Response:
-    return _json({"error": _line(err)}, status=400)
-
-
-async def _unavailable(_request: Request, err: Exception) -> Response:
-    return _json({"error": _line(err)}, status=503)
+async def _failed(_request: Request, err: Exception) -> Response:
+    return _json({"error": _line(err)}, status=400 if isinstance(err, InputError) else 503)
 
 
 def _line(err: Exception) -> str:

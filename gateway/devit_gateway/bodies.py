@@ -29,10 +29,7 @@ class BodyReader:
         self._held_bytes = 0
 
     def reserve(self, request: Request, max_bytes: int) -> int:
-        """Reserve room for a body before reading it; release it by :meth:`release`.
-
-        Returns:
-            How many bytes were taken.
+        """Reserve room for a body before reading it; tell how many bytes, to :meth:`release` them.
 
         Raises:
             HTTPException: 413, the request says that its body is longer than ``max_bytes``; 503, there is no room now.
@@ -103,11 +100,7 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def compress(content: bytes, accept_encoding: str) -> tuple[bytes, str | None]:
-    """Compress for a client by its ``Accept-Encoding``.
-
-    Returns:
-        The content, and the value of ``Content-Encoding``; ``None`` if it is not compressed.
-    """
+    """Compress for a client by its ``Accept-Encoding``; without a ``Content-Encoding``, the content is as it was."""
     for part in accept_encoding.lower().split(","):
         name, _, quality = part.partition(";")
         if quality.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000"):

@@ -48,26 +48,23 @@ def gateway(
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.service.lifecycle import StopSignal
     from devit_gateway.access import check_address, load_token
-    from devit_gateway.run import Settings, run_gateway
+    from devit_gateway.run import run_gateway
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
     token = load_token(token_file) if token_file is not None else None
-    settings = Settings(
-        fleet=load_fleet(fleet),
-        keys=load_keys(key) if key is not None else None,
-        address=check_address(
+    run_gateway(
+        load_fleet(fleet),
+        load_keys(key) if key is not None else None,
+        check_address(
             http, has_token=token is not None, tls_cert=tls_cert, tls_key=tls_key, is_behind_proxy=behind_proxy
         ),
+        should_stop,
         token=token,
         timeout_s=timeout_s,
         power_interval_ms=sample_power,
         logs_requests=log_requests,
+        on_ready=lambda url: terminal.print_json({"ready": True, "pid": os.getpid(), "http": url}, indent=0),
     )
-
-    def announce(url: str) -> None:
-        terminal.print_json({"ready": True, "pid": os.getpid(), "http": url}, indent=0)
-
-    run_gateway(settings, should_stop, announce)
 
 
 def main() -> NoReturn:

@@ -30,16 +30,9 @@ _HISTOGRAMS = {
 def write_metrics(
     status: NodeStatus | None, energies: Sequence[MeteredEnergy], *, version: str, accept: str = ""
 ) -> tuple[bytes, str]:
-    """Write all metrics.
+    """Write all metrics of a node, if it answers, and of the gateway, whose ``version`` this is; give their type too.
 
-    Args:
-        status: The node's; ``None`` if it does not answer.
-        energies: Of the devices that are metered.
-        version: Of the gateway.
-        accept: The header ``Accept``: OpenMetrics if it names that, else the plain format.
-
-    Returns:
-        The text and its content type.
+    They are in OpenMetrics if the header ``Accept`` names that, else in the plain format.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(NodeCollector(status, energies, version))
@@ -58,16 +51,21 @@ class NodeCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; those of the node only if it answers."""
-        build = {"version": self._version}
-        if self._status is not None:
-            build |= {"node_version": self._status.software, "bundle": self._status.bundle}
+        status, build = self._status, {"version": self._version}
+        if status is not None:
+            build |= {"node_version": status.software, "bundle": status.bundle}
         yield InfoMetricFamily("devit_build", "What runs here.", value=build)
-        is_up = float(self._status is not None)
-        yield GaugeMetricFamily("devit_node_up", "Whether the fusion node answers.", value=is_up)
-        yield from _energy(self._energies)
-        if self._status is not None:
-            yield from _node(self._status)
-            yield from _devices(self._status.devices)
+        yield GaugeMetricFamily("devit_node_up", "Whether the fusion node answers.", value=float(status is not None))
+        if self._energies:
+            yield _counter(
+                "devit_device_energy_joules",
+                "Energy of a device while this gateway had it sampled, all rails of its total.",
+                ("device", "scope", "simulated"),
+                {(e.device, e.scope, "true" if e.is_simulated else "false"): e.energy_j for e in self._energies},
+            )
+        if status is not None:
+            yield from _node(status)
+            yield from _devices(status.devices)
 
 
 def _node(status: NodeStatus) -> Iterator[Metric]:
@@ -76,27 +74,24 @@ def _node(status: NodeStatus) -> Iterator[Metric]:
         frames["failed"] -= frames["shed"]  # so that outcomes add up to all frames
     yield _counter("devit_frames", "Frames that have ended.", ("outcome",), {(key,): n for key, n in frames.items()})
     if status.frame_time is not None:
-        family = HistogramMetricFamily(
-            "devit_frame_duration_seconds", "From a request's arrival at the node to its answer.", labels=[]
-        )
-        _add(family, [], status.frame_time)
-        yield family
+        text = "From a request's arrival at the node to its answer."
+        yield _histogram("devit_frame_duration_seconds", text, (), {(): status.frame_time})
     yield _counter(
         "devit_wire_bytes",
         "Bytes of messages at the node.",
         ("direction",),
         {(direction,): n for direction, n in status.wire_bytes.items()},
     )
-    refused = CounterMetricFamily("devit_auth_failures", "Connections without an allowed key, and false names.")
-    refused.add_metric([], status.refused_handshakes + status.unknown_peers)
-    yield refused
-    text = "Invalid messages of clients."
+    text = "Connections without an allowed key, and false names."
+    yield CounterMetricFamily("devit_auth_failures", text, value=status.refused_handshakes + status.unknown_peers)
     yield _counter(
-        "devit_requests_refused", text, ("reason",), {(why,): n for why, n in status.refused_requests.items()}
+        "devit_requests_refused",
+        "Invalid messages of clients.",
+        ("reason",),
+        {(why,): n for why, n in status.refused_requests.items()},
     )
-    floods = CounterMetricFamily("devit_floods", "Connections shut because their message did not end.")
-    floods.add_metric([], status.floods)
-    yield floods
+    text = "Connections shut because their message did not end."
+    yield CounterMetricFamily("devit_floods", text, value=status.floods)
     yield GaugeMetricFamily("devit_frames_open", "Frames that have not ended.", value=status.open_frames)
     yield GaugeMetricFamily("devit_requests_waiting", "Requests that wait for a device.", value=status.waiting_requests)
     yield GaugeMetricFamily("devit_node_uptime_seconds", "Since the node's start.", value=status.uptime_s)
@@ -140,23 +135,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         engines.add_metric([device.name], about)
     yield engines
     for field, (name, text) in _HISTOGRAMS.items():
-        family = HistogramMetricFamily(name, text, labels=by_device)
-        for device in devices:
-            histogram = getattr(device, field)
-            if histogram is not None:
-                _add(family, [device.name], histogram)
-        yield family
-
-
-def _energy(energies: Sequence[MeteredEnergy]) -> Iterator[Metric]:
-    if not energies:
-        return
-    yield _counter(
-        "devit_device_energy_joules",
-        "Energy of a device while this gateway had it sampled, all rails of its total.",
-        ("device", "scope", "simulated"),
-        {(e.device, e.scope, "true" if e.is_simulated else "false"): e.energy_j for e in energies},
-    )
+        yield _histogram(name, text, by_device, {(device.name,): getattr(device, field) for device in devices})
 
 
 def _counter(
@@ -168,8 +147,14 @@ def _counter(
     return family
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    """Add a histogram, whose buckets are counted up for Prometheus."""
-    bounds = [*(repr(bound) for bound in histogram.bounds_s), "+Inf"]
-    counts = accumulate(histogram.counts)
-    family.add_metric(labels, list(zip(bounds, counts, strict=True)), histogram.sum_s)
+def _histogram(
+    name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], Histogram | None]
+) -> HistogramMetricFamily:
+    """Make a family of those histograms that are there; their buckets are counted up for Prometheus."""
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for key, histogram in values.items():
+        if histogram is not None:
+            bounds = [*(repr(bound) for bound in histogram.bounds_s), "+Inf"]
+            counts = accumulate(histogram.counts)
+            family.add_metric(key, list(zip(bounds, counts, strict=True)), histogram.sum_s)
+    return family

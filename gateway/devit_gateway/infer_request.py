@@ -76,12 +76,9 @@ def max_body_bytes(image_shape: Shape) -> int:
 
 
 def parse_request(content: bytes, header_length: str | None, image_shape: Shape) -> InferRequest:
-    """Read a request.
+    """Read a request, a decompressed body, for a bundle that takes images of ``image_shape``, ``(H, W, C)``.
 
-    Args:
-        content: The body, decompressed.
-        header_length: The header ``Inference-Header-Content-Length``; ``None`` if it is missing: all is JSON.
-        image_shape: What the bundle takes, ``(H, W, C)``.
+    Without ``header_length``, the header ``Inference-Header-Content-Length``, all of it is JSON.
 
     Raises:
         InputError: Anything does not fit; nothing else is raised, whatever the bytes.

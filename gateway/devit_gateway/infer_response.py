@@ -47,16 +47,9 @@ def mask_datatype(devices: int) -> str:
 def write_response(
     request: InferRequest, answers: Sequence[Answer], labels: tuple[str, ...], devices: int
 ) -> tuple[bytes, int | None]:
-    """Write a response.
+    """Write a response for a cell of so many devices; none of the answers, one for each image, may be a failed one.
 
-    Args:
-        request: What the client wants.
-        answers: One for each image, none of them failed.
-        labels: Names of the classes.
-        devices: How many devices the cell has.
-
-    Returns:
-        The body, and the length of its JSON if binary data follows.
+    The second value is the length of the JSON if binary data follows.
     """
     outputs: list[dict[str, Any]] = []
     binary = []

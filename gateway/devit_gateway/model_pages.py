@@ -26,9 +26,6 @@ class _Duration:
         self.count += count
         self.ns += ns
 
-    def page(self) -> Page:
-        return {"count": self.count, "ns": self.ns}
-
 
 @dataclass
 class Statistics:
@@ -112,7 +109,7 @@ def statistics_page(statistics: Statistics) -> Page:
                 "last_inference": statistics.last_inference_ms,
                 "inference_count": statistics.inferences,
                 "execution_count": statistics.inferences,
-                "inference_stats": {name: getattr(statistics, name).page() for name in names},
+                "inference_stats": {name: getattr(statistics, name) for name in names},
                 "batch_stats": [],
             }
         ]

@@ -80,12 +80,10 @@ class AsyncNodeClient:
     """A client of one node; a context manager around its thread. Coroutines of any one event loop may call it."""
 
     def __init__(self, connect: Callable[[], Client], *, in_flight: int, timeout_s: float) -> None:
-        """Keep what opens a connection; the node need not be there.
+        """Keep what opens a connection, and another one after the node has refused one; the node need not be there.
 
-        Args:
-            connect: Opens a connection, and another one after the node has refused one.
-            in_flight: Images that the node has at the same time; more wait here.
-            timeout_s: How long an image may wait here; the connection has its own timeout.
+        It has ``in_flight`` images at the same time; more wait here, for ``timeout_s`` at most. The connection has its
+        own timeout.
         """
         self._connect = connect
         self._in_flight = in_flight

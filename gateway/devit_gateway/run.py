@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from devit_contract.artefacts.fleet import Fleet
@@ -19,64 +18,44 @@ from devit_gateway.power_watch import PowerWatch
 from devit_gateway.serving import listen, serve
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to run."""
-
-    fleet: Fleet
-    keys: KeyPair | None
-    address: Address
-    token: bytes | None = field(repr=False)
-    timeout_s: float | None
-    """How long the node may take for an answer; ``None``: five seconds and twice the fleet's deadline."""
-    power_interval_ms: int
-    """0 leaves the agents' sensors alone."""
-    logs_requests: bool
-
-
-def run_gateway(settings: Settings, should_stop: StopSignal, on_ready: Callable[[str], None]) -> None:
+def run_gateway(
+    fleet: Fleet,
+    keys: KeyPair | None,
+    address: Address,
+    should_stop: StopSignal,
+    *,
+    token: bytes | None,
+    timeout_s: float | None,
+    power_interval_ms: int,
+    logs_requests: bool,
+    on_ready: Callable[[str], None],
+) -> None:
     """Serve until ``should_stop``.
 
-    Args:
-        settings: How to run.
-        should_stop: Set by signals.
-        on_ready: Called with the URL once it accepts connections, even without a node.
+    The node may take ``timeout_s`` for an answer; ``None`` stands for five seconds and twice the fleet's deadline. A
+    ``power_interval_ms`` of 0 leaves the agents' sensors alone. ``on_ready`` is called with the URL once it accepts
+    connections, even without a node.
 
     Raises:
         InputError: The fleet uses keys and none was given.
         AddressError: The address cannot be bound.
     """
     # A frame may wait as long as another takes.
-    timeout_s = settings.timeout_s or 5.0 + 2 * settings.fleet.serving.deadline_ms / 1000
+    answer_s = timeout_s or 5.0 + 2 * fleet.serving.deadline_ms / 1000
 
     def connect() -> Client:
-        return Client.of_fleet(settings.fleet, settings.keys, timeout_s=timeout_s)
+        return Client.of_fleet(fleet, keys, timeout_s=answer_s)
 
-    require_key(settings.fleet, settings.keys)  # reported now, not at the first question
+    require_key(fleet, keys)  # reported now, not at the first question
     with ExitStack() as stack:
-        opened, url = listen(settings.address)
+        opened, url = listen(address)
         stack.callback(opened.close)
-        watch = None
-        if settings.power_interval_ms:
-            watch = stack.enter_context(PowerWatch(connect, settings.power_interval_ms))
-        in_flight = settings.fleet.serving.credit  # as many as the devices hold: more would only age at the node
-        node = stack.enter_context(AsyncNodeClient(connect, in_flight=in_flight, timeout_s=timeout_s))
+        watch = stack.enter_context(PowerWatch(connect, power_interval_ms)) if power_interval_ms else None
+        in_flight = fleet.serving.credit  # as many as the devices hold: more would only age at the node
+        node = stack.enter_context(AsyncNodeClient(connect, in_flight=in_flight, timeout_s=answer_s))
 
         def energies() -> tuple[MeteredEnergy, ...]:
             return watch.readings if watch is not None else ()
 
-        app = build_app(
-            node,
-            token=settings.token,
-            energies=energies,
-            version=version("devit"),
-            timeout_s=timeout_s,
-        )
-        serve(
-            app,
-            opened,
-            settings.address,
-            should_stop,
-            on_ready=lambda: on_ready(url),
-            logs_requests=settings.logs_requests,
-        )
+        app = build_app(node, token=token, energies=energies, version=version("devit"), timeout_s=answer_s)
+        serve(app, opened, address, should_stop, on_ready=lambda: on_ready(url), logs_requests=logs_requests)

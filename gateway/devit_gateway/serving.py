@@ -23,10 +23,7 @@ _GRACE_S = 5
 
 
 def listen(address: Address) -> tuple[socket.socket, str]:
-    """Open the port.
-
-    Returns:
-        The socket, and its URL with the real port.
+    """Open the port; return the socket, and its URL with the real port.
 
     Raises:
         AddressError: The address cannot be bound.
@@ -58,13 +55,8 @@ def serve(
 ) -> None:
     """Serve until ``should_stop``; pending requests get some seconds to end.
 
-    Args:
-        app: The application.
-        opened: Where it listens, from :func:`listen`.
-        address: Its TLS files.
-        should_stop: Set by signals.
-        on_ready: Called once the port accepts connections.
-        logs_requests: Write a line on stderr for each request; headers are never in it.
+    ``on_ready`` is called once the port, ``opened`` by :func:`listen`, accepts connections. With ``logs_requests``,
+    stderr gets a line for each request; headers are never in it.
     """
     if logs_requests:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")

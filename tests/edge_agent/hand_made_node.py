@@ -12,7 +12,7 @@ import zmq
 
 from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
 from devit_contract.wire.messages import Control, ControlReply, Welcome, body, read_body
-from devit_contract.wire.sockets import device_router, open_context
+from devit_contract.wire.sockets import DEVICES, bind_router, open_context
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 RUN = "from devit_edge_agent.cli import main; main()"
@@ -26,7 +26,7 @@ class HandMadeNode:
         self.folder = folder
         self.store = store
         self._opened = open_context()
-        self.socket, self.endpoint, _ = device_router(self._opened.__enter__(), "tcp://127.0.0.1:0", None)
+        self.socket, self.endpoint, _ = bind_router(self._opened.__enter__(), "tcp://127.0.0.1:0", DEVICES, None)
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.child: subprocess.Popen[str] | None = None
 

@@ -15,11 +15,12 @@ from tests.network.zmtp_peer import ZmtpPeer
 
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES
 from devit_contract.wire.sockets import (
+    CLIENTS,
+    DEVICES,
     Context,
     Socket,
-    client_router,
+    bind_router,
     connect_dealer,
-    device_router,
     open_context,
     receive_routed,
 )
@@ -33,8 +34,8 @@ class GuardedPort:
     """A router with a guard, and the loop of a node around them."""
 
     def __init__(self, context: Context, *, limit_bytes: int, is_client_port: bool = False) -> None:
-        open_port = client_router if is_client_port else device_router
-        self.router, self.endpoint, self._monitor = open_port(context, "tcp://127.0.0.1:0", None)
+        domain = CLIENTS if is_client_port else DEVICES
+        self.router, self.endpoint, self._monitor = bind_router(context, "tcp://127.0.0.1:0", domain, None)
         self.guard = FloodGuard(limit_bytes)
         self.delivered: Counter[bytes] = Counter()
         """Messages by routing id."""

@@ -12,11 +12,11 @@ TAKEN_NAME = """
 import select
 
 import zmq
-from devit_contract.wire.sockets import device_router, open_context, receive_routed
+from devit_contract.wire.sockets import DEVICES, bind_router, open_context, receive_routed
 from tests.network.zmtp_peer import ZmtpPeer
 
 with open_context() as context:
-    router, endpoint, _ = device_router(context, "tcp://127.0.0.1:0", None)
+    router, endpoint, _ = bind_router(context, "tcp://127.0.0.1:0", DEVICES, None)
     router.setsockopt(zmq.RCVTIMEO, 10_000)
     older = ZmtpPeer(endpoint, b"jetson1")
     older.send(b"one")
@@ -36,11 +36,11 @@ print("alive")
 
 FULL_QUEUE = """
 import zmq
-from devit_contract.wire.sockets import connect_dealer, device_router, open_context
+from devit_contract.wire.sockets import DEVICES, bind_router, connect_dealer, open_context
 
 MESSAGES = 1000
 with open_context() as context:
-    router, endpoint, _ = device_router(context, "tcp://127.0.0.1:0", None)
+    router, endpoint, _ = bind_router(context, "tcp://127.0.0.1:0", DEVICES, None)
     router.setsockopt(zmq.SNDHWM, 0)
     router.setsockopt(zmq.RCVTIMEO, 10_000)
     dealer, monitor = connect_dealer(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import check_digest, sha256_of_file
+from devit_contract.artefacts.files import check_digest, named_failure, sha256_of_file
 from devit_contract.choices import Role, Variant
-from devit_contract.errors import InputError, ManifestError
+from devit_contract.errors import ManifestError
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -34,11 +34,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 def find_entry(
     files: tuple[FileEntry, ...], role: Role, device: int | None, variant: Variant | None, *, list_name: str, hint: str
 ) -> FileEntry:
-    """Find a file by what it is for.
-
-    Raises:
-        ManifestError: ``list_name`` lists none.
-    """
+    """Find a file by what it is for; a :class:`ManifestError` says that ``list_name`` lists none."""
     for file in files:
         if (file.role, file.device, file.variant) == (role, device, variant):
             return file
@@ -65,10 +61,8 @@ def check_listing(folder: Path, files: tuple[FileEntry, ...], hint: str, *, with
         path = folder / file.name
         if names.count(file.name) > 1:
             raise ManifestError(f"{path}: listed more than once: {hint}")
-        try:
+        with named_failure(f"{path}: cannot be read", hint):
             size_bytes = path.stat().st_size
-        except OSError as err:
-            raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
         if file.size_bytes not in (None, size_bytes):
             raise ManifestError(f"{path}: expected {file.size_bytes} bytes, found {size_bytes}: {hint}")
         if with_digests:

@@ -33,6 +33,15 @@ Tensors = dict[str, npt.NDArray[Any]]
 _CHUNK_BYTES = 1 << 20
 
 
+@contextmanager
+def named_failure(what: str, hint: str = "") -> Iterator[None]:
+    """Turn an ``OSError`` of this block into an :class:`InputError`: ``what`` failed, why, and what to run."""
+    try:
+        yield
+    except OSError as err:
+        raise InputError(f"{what} ({err.strerror}): {hint}" if hint else f"{what}: {err.strerror}") from err
+
+
 def sha256_of_file(path: Path) -> str:
     """Digest a file, as 64 hex digits.
 
@@ -40,12 +49,9 @@ def sha256_of_file(path: Path) -> str:
         InputError: The file cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read: {err.strerror}") from err
+    with named_failure(f"{path}: cannot be read"), path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -56,21 +62,15 @@ def read_bytes(path: Path, hint: str, *, sha256: str = "") -> bytes:
         InputError: The file cannot be read.
         ManifestError: It has another digest.
     """
-    try:
+    with named_failure(f"{path}: cannot be read", hint):
         content = path.read_bytes()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
     if sha256:
         check_digest(path, sha256, hashlib.sha256(content).hexdigest(), hint)
     return content
 
 
 def check_digest(path: Path, expected: str, found: str, hint: str) -> None:
-    """Compare a file's digest with the one it was listed with.
-
-    Raises:
-        ManifestError: They differ.
-    """
+    """Compare a file's digest with the one it was listed with; a :class:`ManifestError` says that they differ."""
     if found != expected:
         raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found {found[:12]}: {hint}")
 
@@ -81,23 +81,19 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     Raises:
         InputError: The disk is full or the folder cannot be written; nothing half-written stays.
     """
-    try:
+    with named_failure(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as err:
-        raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException as err:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(err, OSError):
-            raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-        raise
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def make_folder(path: Path) -> None:
@@ -106,12 +102,9 @@ def make_folder(path: Path) -> None:
     Raises:
         InputError: It can't be made, or nothing can be written to it.
     """
-    try:
+    with named_failure(f"{path}: cannot be written", "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as err:
-        raise InputError(f"{path}: cannot be written: {err.strerror}: choose another folder") from err
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def check_replaceable(path: Path, marker: str) -> None:
@@ -145,25 +138,18 @@ def exclusive_lock(
 ) -> Iterator[int]:
     """Keep other processes of this project out while the block runs; the kernel frees the lock of a killed one.
 
-    Args:
-        path: A folder that exists, or a file, which is made if it is absent.
-        busy: Raised if another process has the lock; without it, wait for the lock.
-        on_wait: Called before waiting.
-
-    Yields:
-        The locked file's descriptor.
+    ``path`` is a folder that exists, or a file, which is made if it is absent; its descriptor is yielded. If another
+    process has the lock, ``busy`` is raised, or without it ``on_wait`` is called, and then the lock waited for.
 
     Raises:
         InputError: It cannot be opened.
     """
     flags = os.O_CLOEXEC | (os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
-    try:
+    with named_failure(f"{path}: cannot be opened"):
         try:
             handle = os.open(path, flags, 0o644)
         except PermissionError:
             handle = os.open(path, os.O_CLOEXEC | os.O_RDONLY)  # another user's in a shared folder; enough for flock(2)
-    except OSError as err:
-        raise InputError(f"{path}: cannot be opened: {err.strerror}") from err
     try:
         _lock(handle, busy, on_wait)
         yield handle
@@ -172,15 +158,9 @@ def exclusive_lock(
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file that has to be there.
-
-    Raises:
-        InputError: It cannot be removed.
-    """
-    try:
+    """Remove a file; an :class:`InputError` says that it cannot be removed, or is not there."""
+    with named_failure(f"{path}: cannot be removed", "remove it by hand"):
         path.unlink()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be removed ({err.strerror}): remove it by hand") from err
 
 
 def _lock(handle: int, busy: DevitError | None, on_wait: Callable[[], None]) -> None:
@@ -200,38 +180,30 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     An existing folder of that name is replaced only at the end, so a reader finds the old or the new one.
     """
-    try:
+    with named_failure(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as err:
-        raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-    old = draft.with_name(draft.name + ".old")
-    try:
-        shared = path.parent.stat().st_mode & 0o2020
-        draft.chmod(0o755 | (shared if shared == 0o2020 else 0))  # what is shared with a group stays so
-        yield draft
-        if path.exists():
-            path.rename(old)
-        draft.rename(path)
-    except BaseException as err:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(err, OSError):
-            raise InputError(f"{path}: cannot be written: {err.strerror}") from err
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        old = draft.with_name(draft.name + ".old")
+        try:
+            shared = path.parent.stat().st_mode & 0o2020
+            draft.chmod(0o755 | (shared if shared == 0o2020 else 0))  # what is shared with a group stays so
+            yield draft
+            if path.exists():
+                path.rename(old)
+            draft.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
-    """Decode a JSON file into a msgspec struct whose field ``schema`` must have the given number.
+    """Decode a JSON file into a frozen msgspec struct whose field ``schema`` must have the given number.
 
-    Args:
-        path: The file.
-        kind: A frozen :class:`msgspec.Struct` with an integer field ``schema``.
-        schema: The only schema version that this code reads.
-        hint: What to run next, appended to every error.
+    Every error ends with ``hint``: what to run next.
 
     Raises:
         InputError: The file cannot be read.
@@ -241,11 +213,7 @@ def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:
 
 
 def decode_json(path: Path, content: bytes, kind: type[T], *, schema: int, hint: str) -> T:
-    """Decode what was read from a JSON file as :func:`read_json` does.
-
-    Raises:
-        ManifestError: As there.
-    """
+    """Decode what was read from a JSON file as :func:`read_json` does."""
     try:
         raw = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
@@ -272,11 +240,7 @@ def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
 
 
 def convert(path: Path, raw: object, kind: type[T], *, schema: int, hint: str) -> T:
-    """Turn what was read from ``path`` into a struct, as :func:`read_json` does.
-
-    Raises:
-        ManifestError: It has another schema version, or a field is missing or of the wrong type.
-    """
+    """Turn what was read from ``path`` into a struct, as :func:`read_json` does."""
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != schema:
         raise ManifestError(f"{path}: field schema: expected {schema}, found {found!r}: {hint}")
@@ -311,12 +275,7 @@ def write_json(path: Path, value: msgspec.Struct) -> None:
 
 
 def read_tensors(path: Path, hint: str, *, sha256: str = "") -> Tensors:
-    """Read a safetensors file.
-
-    Args:
-        path: The file.
-        hint: What to run where it is no good.
-        sha256: Digest that the bytes read must have; empty where none is known.
+    """Read a safetensors file; with ``sha256``, the bytes read have that digest.
 
     Raises:
         InputError: The file cannot be read.

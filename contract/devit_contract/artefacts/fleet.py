@@ -91,11 +91,7 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.node.public_key != ""
 
     def find_device(self, name: str) -> Device:
-        """Find a device by name.
-
-        Raises:
-            InputError: There is none of that name.
-        """
+        """Find a device by name; an :class:`InputError` lists those there are."""
         for device in self.device:
             if device.name == name:
                 return device
@@ -156,10 +152,10 @@ def load_fleet(path: Path) -> Fleet:
     if not fleet.device:
         raise ManifestError(f"{path}: has no [[device]]: {_FLEET_HINT}")
     _check_numbers(path, fleet)
-    names = [device.name for device in fleet.device] + [client.name for client in fleet.client]
-    for name in names:
-        check_name(name, f"{path}: name")
-    _refuse_twins(path, "name", names)
+    members: tuple[Device | ClientEntry, ...] = *fleet.device, *fleet.client
+    for member in members:
+        check_name(member.name, f"{path}: name")
+    _refuse_twins(path, "name", [member.name for member in members])
     _check_extras(path, fleet.extra)
     _refuse_twins(path, "submodel", [str(device.submodel) for device in fleet.device])
     for endpoint in (fleet.node.endpoint, fleet.node.client_endpoint):
@@ -168,13 +164,13 @@ def load_fleet(path: Path) -> Fleet:
             raise InputError(
                 f"{path}: {endpoint}: others can reach this address, so it needs keys: make them with devit keys new"
             )
-    keys = [(device.name, device.public_key) for device in fleet.device]
-    keys += [(client.name, client.public_key) for client in fleet.client]
+    keys = [member.public_key for member in members]
     if fleet.has_keys:
-        for name, key in [*keys, ("node", fleet.node.public_key)]:
-            check_key(key, f"{path}: public_key of {name}")
-        _refuse_twins(path, "public_key", [key for _, key in keys])
-    elif any(key for _, key in keys):
+        for member in members:
+            check_key(member.public_key, f"{path}: public_key of {member.name}")
+        check_key(fleet.node.public_key, f"{path}: public_key of node")
+        _refuse_twins(path, "public_key", keys)
+    elif any(keys):
         raise InputError(f"{path}: public_key of node: missing, though devices or clients have keys")
     return fleet
 

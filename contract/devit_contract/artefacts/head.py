@@ -88,9 +88,7 @@ class FusionHead:
     def subset(self, mask: int, inverse: Float64Array | None = None) -> SubsetHead:
         """Compute the head for the devices whose bits are set in ``mask`` (at least one).
 
-        Args:
-            mask: The devices present.
-            inverse: M above, used where fewer features are missing than present; the result is the same.
+        ``inverse`` is M above, used where fewer features are missing than present; the result is the same.
         """
         if mask == self.all_devices:
             return SubsetHead(self.weight.astype(np.float32), self.bias.astype(np.float32))
@@ -120,13 +118,7 @@ class FusionHead:
     def load(
         cls, path: Path, *, sha256: str = "", dims: tuple[int, ...] | None = None, classes: int | None = None
     ) -> FusionHead:
-        """Read ``fusion.safetensors``.
-
-        Args:
-            path: The file.
-            sha256: Digest that the bytes read must have; empty where none is known.
-            dims: Feature dimensions that the head must have, if given.
-            classes: Number of classes that it must have, if given.
+        """Read ``fusion.safetensors``; digest, feature dimensions and number of classes must be those given, if any.
 
         Raises:
             InputError: The file cannot be read.
@@ -177,14 +169,7 @@ class Fusion:
                 self._keep(head.all_devices ^ 1 << device)
 
     def logits(self, features: Mapping[int, Float32Array]) -> Float32Array:
-        """Fuse one frame.
-
-        Args:
-            features: Device index to its feature, shape ``(dim,)``; at least one.
-
-        Returns:
-            Logits, shape ``(K,)``.
-        """
+        """Fuse one frame, at least one feature ``(dim,)`` by device index, into logits ``(K,)``."""
         devices = sorted(features)
         mask = mask_of(devices)
         joined = np.concatenate([features[device] for device in devices])
@@ -198,14 +183,9 @@ class Fusion:
         return np.asarray(subset.weight @ joined + subset.bias, np.float32)
 
     def batch_logits(self, features: Float32Array, mask: int) -> Float32Array:
-        """Fuse many frames of the same subset.
+        """Fuse many frames of the same subset of devices into logits ``(n, K)``.
 
-        Args:
-            features: All devices' features side by side, shape ``(n, sum of dims)``; the missing ones are not read.
-            mask: The devices present.
-
-        Returns:
-            Logits, shape ``(n, K)``.
+        ``features`` has all devices' side by side, shape ``(n, sum of dims)``; the missing ones are not read.
         """
         present, _ = columns_of(self.head.dims, mask)
         subset = self._find(mask) or self._keep(mask)
@@ -249,16 +229,6 @@ class Fusion:
         return whole.astype(np.float32)
 
 
-def error_covariance(head: FusionHead, mask: int) -> Float64Array:
-    """Compute how uncertain the logits of a subset are, shape ``(K, K)``; zeros where no device is missing."""
-    present, missing = columns_of(head.dims, mask)
-    covariance, weight_missing = head.statistics.covariance, head.weight[:, missing]
-    predict = prediction(covariance, present, missing)
-    left_over = covariance[np.ix_(missing, missing)] - predict @ covariance[np.ix_(present, missing)]
-    uncertain: Float64Array = weight_missing @ left_over @ weight_missing.T
-    return uncertain
-
-
 def mask_of(devices: list[int]) -> int:
     """Set bit i for each device i.
 
@@ -293,11 +263,7 @@ def columns_of(dims: tuple[int, ...], mask: int) -> tuple[Columns, Columns]:
 
 
 def prediction(covariance: Float64Array, present: Columns, missing: Columns) -> Float64Array:
-    """Compute A, the matrix that predicts centred missing features from centred present ones.
-
-    Returns:
-        Shape ``(missing, present)``.
-    """
+    """Compute A, ``(missing, present)``, which predicts centred missing features from centred present ones."""
     solved = np.linalg.solve(_regular(covariance, present), covariance[np.ix_(present, missing)])
     return np.asarray(solved.T, np.float64)
 

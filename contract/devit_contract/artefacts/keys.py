@@ -15,7 +15,7 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
-from devit_contract.artefacts.files import exclusive_lock, write_bytes
+from devit_contract.artefacts.files import exclusive_lock, named_failure, read_bytes, write_bytes
 from devit_contract.errors import InputError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,62}"
@@ -57,10 +57,8 @@ def new_keys(folder: Path, name: str) -> KeyPair:
     """
     check_name(name)
     secret_path, public_path = folder / f"{name}.key_secret", folder / f"{name}.key"
-    try:
+    with named_failure(f"{folder}: cannot be made", "choose another folder with --dir"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as err:
-        raise InputError(f"{folder}: cannot be made ({err.strerror}): choose another folder with --dir") from err
     with exclusive_lock(folder):
         for path in (secret_path, public_path):
             if path.exists() or path.is_symlink():
@@ -82,10 +80,8 @@ def stored_keys(folder: Path) -> list[StoredKey]:
     Raises:
         InputError: There is no such folder, or it cannot be read.
     """
-    try:
+    with named_failure(f"{folder}: no folder with keys", "make a key with devit keys new"):
         names = {path.stem for path in folder.iterdir() if path.suffix in (".key", ".key_secret")}
-    except OSError as err:
-        raise InputError(f"{folder}: no folder with keys ({err.strerror}): make a key with devit keys new") from err
     return [_stored_key(folder, name) for name in sorted(names)]
 
 
@@ -102,11 +98,9 @@ def load_keys(secret_path: Path) -> KeyPair:
     is_credential = credential.is_absolute() and credential.exists()
     if is_credential:
         secret_path = credential
-    try:
+    with named_failure(f"{secret_path}: cannot be read", "make one with devit keys new"):
         mode = secret_path.stat().st_mode & 0o777
         text = secret_path.read_bytes().strip()
-    except OSError as err:
-        raise InputError(f"{secret_path}: cannot be read ({err.strerror}): make one with devit keys new") from err
     # systemd 254 and later lets the service in by an access list, which stat shows as 0440: systemd/systemd#29435.
     if mode & (0o037 if is_credential else 0o077):
         raise InputError(f"{secret_path}: expected mode 0600, found {mode:04o}: chmod 600 {secret_path}")
@@ -151,10 +145,7 @@ def _stored_key(folder: Path, name: str) -> StoredKey:
 def _read_public(path: Path) -> bytes:
     if not path.is_file():
         raise InputError(f"{path}: expected a file with a public key, found something else: remove it")
-    try:
-        return check_key(path.read_bytes().strip(), str(path))
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror})") from err
+    return check_key(read_bytes(path, "let this user read it, or remove it").strip(), str(path))
 
 
 def _is_number(raw: bytes) -> bool:

@@ -145,19 +145,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
 
     def file(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> FileEntry:
-        """Find a file by what it is for.
-
-        Raises:
-            ManifestError: There is none.
-        """
+        """Find a file by what it is for; a :class:`ManifestError` says that there is none."""
         return find_entry(self.files, role, device, variant, list_name=FILE_NAME, hint=_HINT)
 
     def graph(self, role: Role, device: int | None) -> GraphRecord:
-        """Find the record of a submodel or of the baseline.
-
-        Raises:
-            ManifestError: There is none.
-        """
+        """Find the record of a submodel or of the baseline; a :class:`ManifestError` says that there is none."""
         if role == "baseline" and self.baseline is not None:
             return self.baseline
         if role == "submodel" and device is not None and 0 <= device < len(self.submodels):
@@ -174,9 +166,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: bytes | None = None) -> None:
         """Read the manifest, and check that the folder holds the files it lists; none of them is read.
 
-        Args:
-            folder: The bundle.
-            manifest: Content of ``manifest.json``, e.g. the bytes whose signature was verified; read if left out.
+        ``manifest`` may be the content of ``manifest.json``, e.g. the bytes whose signature was verified.
 
         Raises:
             InputError: The manifest cannot be read, or a file is missing.
@@ -232,10 +222,9 @@ class Bundle:
     def golden(self) -> Tensors:
         """Read the golden set.
 
-        Returns:
-            ``images`` uint8 ``(n, H, W, C)``, ``labels`` int64 ``(n,)``, ``features.<i>`` float32 ``(n, dim)`` of
-            every submodel, ``logits`` float32 ``(n, K)`` of all of them fused, and, where there is a baseline,
-            ``baseline.logits`` float32 ``(n, K)``.
+        It holds ``images`` uint8 ``(n, H, W, C)``, ``labels`` int64 ``(n,)``, ``features.<i>`` float32 ``(n, dim)`` of
+        every submodel, ``logits`` float32 ``(n, K)`` of all of them fused, and, where there is a baseline,
+        ``baseline.logits`` float32 ``(n, K)``.
 
         Raises:
             InputError: It cannot be read.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from devit_contract.artefacts.files import named_failure
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
 
@@ -54,12 +55,10 @@ def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: The file is missing, is no picture, is damaged or too large.
     """
-    try:
+    with named_failure(f"{path}: cannot be read"):
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a regular file: give a picture")
         content = path.read_bytes()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read: {err.strerror}") from err
     return decode_image(content, spec, str(path))
 
 
@@ -108,11 +107,7 @@ def fit_image(pixels: npt.NDArray[np.uint8], spec: Preprocess) -> npt.NDArray[np
 
 
 def check_image(image: npt.NDArray[np.uint8], spec: Preprocess) -> None:
-    """Check an image that is ready for the graph.
-
-    Raises:
-        InputError: Its type or shape is not what the graph takes.
-    """
+    """Check that an image is what the graph takes; an :class:`InputError` says which type and shape that is."""
     if image.dtype != np.uint8 or image.shape != spec.shape:
         raise InputError(f"image: expected uint8 {spec.shape}, found {image.dtype} {image.shape}")
 

@@ -62,10 +62,8 @@ class RevokedKeys:
         """Read the file again if it has changed: one stat of it while it has not.
 
         A key is let in again only by a file in good order without it. As long as the file is damaged, cannot be read,
-        or is gone, its valid lines count, and so does every key that was revoked before; :attr:`problem` says so.
-
-        Returns:
-            The keys revoked since the last call, whose links are to be cut.
+        or is gone, its valid lines count, and so does every key that was revoked before; :attr:`problem` says so. The
+        keys returned are those revoked since the last call, whose links are to be cut.
         """
         self.problem = ""
         now_ns = time.time_ns()
@@ -105,10 +103,7 @@ def revoked_path(fleet: Path) -> Path:
 
 
 def revoke(path: Path, key: bytes, name: str) -> bool:
-    """Write a key into the file, with the day of today (UTC).
-
-    Returns:
-        Whether it was not there before.
+    """Write a key into the file, with the day of today (UTC); tell whether it was not there before.
 
     Raises:
         InputError: The file breaks its format (it is left as it is), or cannot be written.
@@ -123,14 +118,7 @@ def revoke(path: Path, key: bytes, name: str) -> bool:
 
 
 def restore(path: Path, key: bytes) -> bool:
-    """Take a key out of the file.
-
-    Returns:
-        Whether it was there.
-
-    Raises:
-        InputError: As :func:`revoke`.
-    """
+    """Take a key out of the file; tell whether it was there. It raises what :func:`revoke` does."""
     with exclusive_lock(path.parent):
         found = _read_sound(path)
         if key not in found.keys:

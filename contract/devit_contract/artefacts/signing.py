@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import exclusive_lock, read_bytes, read_json, write_bytes, write_json
+from devit_contract.artefacts.files import exclusive_lock, named_failure, read_bytes, read_json, write_bytes, write_json
 from devit_contract.artefacts.manifest import FILE_NAME, Bundle
 from devit_contract.errors import InputError, ManifestError
 
@@ -35,16 +35,11 @@ _MEMORY_SCHEMA = 1
 
 
 def sign_manifest(bundle_folder: Path, key: Path, identity: str) -> Path:
-    """Sign a bundle whose digests hold; an older signature of it is replaced.
+    """Sign a bundle whose digests hold, and return the signature's file; an older signature of it is replaced.
 
-    Args:
-        bundle_folder: The bundle.
-        key: OpenSSH's secret key file, or the public one of a key that ssh-agent holds. ssh-keygen asks for a
-            passphrase on the terminal.
-        identity: The signer's name in devices' files of allowed signers. It is no part of the signature.
-
-    Returns:
-        The signature's file.
+    ``key`` is OpenSSH's secret key file, or the public one of a key that ssh-agent holds; ssh-keygen asks for a
+    passphrase on the terminal. ``identity``, the signer's name in devices' files of allowed signers, is no part of the
+    signature.
 
     Raises:
         InputError: ssh-keygen is missing or cannot sign with this key, or a file cannot be read or written.
@@ -100,13 +95,10 @@ def signer_line(signature: Path, identity: str) -> str:
 
 
 def verify_bundle(folder: Path, allowed_signers: Path) -> tuple[Bundle, str]:
-    """Open a bundle whose signature and digests hold.
+    """Open a bundle whose signature and digests hold; tell who signed it, as ``allowed_signers`` calls them.
 
     ``manifest.json`` is read once: the bundle has the manifest of the bytes whose signature was verified. Later reads
     are checked against that manifest again, so a file that changes after this is refused when it is read.
-
-    Returns:
-        The bundle, and who signed it, as ``allowed_signers`` calls them.
 
     Raises:
         InputError: ssh-keygen or a file is missing.
@@ -122,20 +114,15 @@ def verify_bundle(folder: Path, allowed_signers: Path) -> tuple[Bundle, str]:
 def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = False) -> None:
     """Accept a bundle's serial, and remember it: from now on nothing below it is accepted under this name.
 
-    Args:
-        memory: File of all names and serials; made at the first call.
-        name: The bundle's name.
-        serial: The bundle's serial.
-        allow_older: Accept a lower serial too, and remember that one.
+    ``memory`` is the file of all names and serials, made at the first call. With ``allow_older``, a lower serial is
+    accepted and remembered too.
 
     Raises:
         InputError: A higher one was accepted before, or the memory cannot be read or written.
         ManifestError: The memory breaks its format.
     """
-    try:
+    with named_failure(f"{memory}: cannot be written"):
         memory.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise InputError(f"{memory}: cannot be written: {err.strerror}") from err
     with exclusive_lock(memory.parent):
         serials = _read_memory(memory)
         if serials.get(name) == serial:
@@ -154,14 +141,8 @@ def open_admitted(
     """Open a bundle as :func:`verify_bundle` does, unless it is older than one that this device has accepted.
 
     The serial is remembered last, so that a bundle that came damaged does not lock out the one before. Anyone who may
-    write to ``memory`` or ``allowed_signers`` decides what is admitted.
-
-    Returns:
-        The bundle, and who signed it.
-
-    Raises:
-        InputError: ssh-keygen or a file is missing, or the serial is lower than one accepted before.
-        ManifestError: The bundle is broken, not signed, or its signer is not allowed.
+    write to ``memory`` or ``allowed_signers`` decides what is admitted. It raises what :func:`verify_bundle` and
+    :func:`accept_serial` do.
     """
     bundle, signer = verify_bundle(bundle_folder, allowed_signers)
     accept_serial(memory, bundle.manifest.name, bundle.manifest.serial, allow_older=allow_older)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from devit_contract.artefacts.files import write_bytes
+from devit_contract.artefacts.files import named_failure, write_bytes
 from devit_contract.errors import InputError
 
 VARIABLE = "DEVIT_HEALTH_FILE"
@@ -33,11 +33,13 @@ class HealthFile:
 
     def ready(self, status: str) -> None:
         """Write that the service is ready."""
-        self._write(f"{_READY}{status}")
+        self.waiting(f"{_READY}{status}")
 
     def waiting(self, status: str) -> None:
         """Write what the service waits for."""
-        self._write(status)
+        if self._path is not None:
+            with suppress(InputError):
+                write_bytes(self._path, f"{status}\n".encode())
 
     def alive(self) -> None:
         """Touch the file, at most once a second; call it from the loop that does the work."""
@@ -46,11 +48,6 @@ class HealthFile:
             with suppress(OSError):
                 os.utime(self._path)
 
-    def _write(self, text: str) -> None:
-        if self._path is not None:
-            with suppress(InputError):
-                write_bytes(self._path, f"{text}\n".encode())
-
 
 def check_health(path: Path, *, max_age_s: float = MAX_AGE_S) -> str:
     """Read the last state of the service.
@@ -58,12 +55,10 @@ def check_health(path: Path, *, max_age_s: float = MAX_AGE_S) -> str:
     Raises:
         InputError: It is not ready, its loop has not turned for ``max_age_s``, or it has written nothing yet.
     """
-    try:
+    with named_failure(f"{path}: the service has written no state", "see its log"):
         text = path.read_text("utf-8", "replace").strip()
         # The clock may be set either way: the next turn of the loop puts it right.
         age_s = abs(time.time() - path.stat().st_mtime)
-    except OSError as err:
-        raise InputError(f"{path}: the service has written no state ({err.strerror}): see its log") from err
     if age_s > max_age_s:
         raise InputError(
             f"the service's loop last turned {age_s:.0f} s ago, more than {max_age_s:g} s ({text}): restart the service"

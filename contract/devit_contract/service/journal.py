@@ -79,13 +79,9 @@ class Supervisor:
         self._send(f"READY=1\nSTATUS={status}")
         self._health.ready(status)
 
-    def status(self, status: str) -> None:
-        """Report what the service does, in a line for people."""
-        self._send(f"STATUS={status}")
-
     def waiting(self, status: str) -> None:
-        """Report what the service waits for before it can serve."""
-        self.status(status)
+        """Report what the service waits for before it can serve, in a line for people."""
+        self._send(f"STATUS={status}")
         self._health.waiting(status)
 
     def stopping(self) -> None:

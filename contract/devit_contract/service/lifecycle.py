@@ -34,8 +34,7 @@ class StopSignal:
     def __init__(self, *, with_stdin: bool = False) -> None:
         """Take over SIGTERM and SIGINT.
 
-        Args:
-            with_stdin: Also stop when standard input is closed, as it is when the parent process dies in any way.
+        With ``with_stdin``, also stop when standard input is closed, as it is when the parent process dies in any way.
         """
         self._is_requested = False
         self._reader, self._writer = os.pipe()

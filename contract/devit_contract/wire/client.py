@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
+from devit_contract.closing import Closing
 from devit_contract.errors import (
     DevitError,
     InputError,
@@ -49,19 +50,16 @@ T = TypeVar("T")
 __all__ = ["Answer", "Client", "Picture"]
 
 
-class Client:
+class Client(Closing):
     """A connection to one fusion node; a context manager, for one thread."""
 
     def __init__(
         self, endpoint: str, *, keys: KeyPair | None = None, node_key: bytes | None = None, timeout_s: float = 10.0
     ) -> None:
-        """Connect in the background; the first question finds out whether the node answers.
+        """Connect to a node's ``client_endpoint`` in the background; the first question finds out whether it answers.
 
-        Args:
-            endpoint: The node's ``client_endpoint``.
-            keys: Own keys, if the node wants any.
-            node_key: The node's public key, with ``keys``.
-            timeout_s: How long any single answer may take.
+        A node with keys takes ``keys``, this client's own, with ``node_key``, the node's public one. Any single answer
+        may take ``timeout_s``.
 
         Raises:
             AddressError: The endpoint is not usable.
@@ -88,34 +86,18 @@ class Client:
 
     @classmethod
     def of_fleet(cls, fleet: Fleet, keys: KeyPair | None, *, timeout_s: float = 10.0) -> Client:
-        """Connect to a fleet's first node.
-
-        Raises:
-            InputError: The fleet uses keys and none was given.
-        """
+        """Connect to a fleet's node; a key must be given if the fleet has keys, see :func:`require_key`."""
         require_key(fleet, keys)
         node = fleet.node
         node_key = node.public_key.encode() if fleet.has_keys else None
         return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s)
-
-    def __enter__(self) -> Client:
-        """Use the connection in a ``with`` block."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Close the connection."""
-        self.close()
 
     def close(self) -> None:
         """Close the connection; pending answers are lost. Calling it twice is allowed."""
         self._link.close()
 
     def classify(self, picture: Picture, *, mask: int = 0) -> Answer:
-        """Ask for one image and wait for its answer.
-
-        Args:
-            picture: The image.
-            mask: Devices to ask, bit i for device i; 0 asks all.
+        """Ask for one image and wait for its answer; ``mask`` has bit i for device i, and 0 asks all.
 
         Raises:
             NoAnswerError: The node does not answer in time.
@@ -127,12 +109,8 @@ class Client:
     def stream(self, pictures: Iterable[Picture], *, in_flight: int = 4, mask: int = 0) -> Iterator[Answer]:
         """Ask for many images, several in flight, and yield their answers in the order of the images.
 
-        The iterable is read as answers come, so it may be endless or end by a clock.
-
-        Raises:
-            NoAnswerError: The node does not answer in time.
-            RefusedError: The node refuses this client.
-            InputError: The node refuses an image.
+        The iterable is read as answers come, so it may be endless or end by a clock. It raises what :meth:`classify`
+        does.
         """
         if not self._labels:
             self.status()
@@ -160,13 +138,10 @@ class Client:
         return number
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
-        """Take what has been answered to :meth:`submit`, waiting for at least one if there is none.
+        """Take what has been answered to :meth:`submit`; if there is nothing, wait for it, at most ``timeout_s``.
 
         Every number comes back once: with its answer, or with the error that ended it (refused, or its time is over).
-
-        Args:
-            timeout_s: How long to wait at most; the list is empty then.
-            wake: A file descriptor that ends the wait when it becomes readable.
+        The wait also ends when ``wake``, a file descriptor, becomes readable.
 
         Raises:
             RefusedError: The node refuses this client.
@@ -286,16 +261,12 @@ class Client:
             latency_s = time.perf_counter() - request.sent_s
             requests.end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
         elif message.kind is Kind.CONTROL and request.is_question:
-            requests.end_question(number, read_body(message, ControlReply))
+            requests.end(number, read_body(message, ControlReply))
         elif message.kind is Kind.REFUSED:
             requests.end(number, InputError(read_body(message, Refused).text))
 
 
 def require_key(fleet: Fleet, keys: KeyPair | None) -> None:
-    """Check before connecting that there is a key if the fleet needs one.
-
-    Raises:
-        InputError: The fleet uses keys and none was given.
-    """
+    """Check before connecting that there is a key if the fleet needs one: else an :class:`InputError`."""
     if fleet.has_keys and keys is None:
         raise InputError(f"{fleet.node.client_endpoint}: expected a client key, found none: give one with --key")

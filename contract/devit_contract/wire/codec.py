@@ -40,6 +40,7 @@ never empty;
 from __future__ import annotations
 
 import enum
+import math
 import struct
 import zlib
 from typing import Any
@@ -62,6 +63,7 @@ MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
 _CRC = struct.Struct("<I")
 _DEVICE = struct.Struct("<H")
 _DEVICE_OFFSET = 10
+_NO_DIMS = (0, 0, 0, 0)
 _CRC_OFFSET = HEADER.size - _CRC.size
 
 
@@ -159,7 +161,7 @@ _REASONS = {int(reason): reason for reason in Reason}
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message in memory; fields as in the table above."""
+    """A message in memory; fields as in the table above, those after ``device`` in its order."""
 
     kind: Kind
     dtype: Dtype = Dtype.NONE
@@ -269,32 +271,9 @@ def unpack(data: bytes | memoryview) -> Message:
 
 
 def _head(message: Message) -> bytes:
-    dims = message.dims + (0,) * (4 - len(message.dims))
-    return HEADER.pack(
-        MAGIC,
-        MINOR,
-        message.kind,
-        HEADER.size,
-        message.dtype,
-        len(message.dims),
-        message.device,
-        *dims,
-        message.engine_revision,
-        message.mask,
-        message.state,
-        message.reason,
-        message.run_id,
-        message.frame_id,
-        message.boot_id,
-        message.dispatch_ns,
-        message.deadline_us,
-        message.queue_us,
-        message.decode_us,
-        message.inference_us,
-        message.capture_age_us,
-        len(message.payload),
-        0,
-    )[:_CRC_OFFSET]
+    dims, after_device = message.dims, msgspec.structs.astuple(message)[5:]
+    first = MAGIC, MINOR, message.kind, HEADER.size, message.dtype, len(dims), message.device
+    return HEADER.pack(*first, *dims, *_NO_DIMS[len(dims) :], *after_device, len(message.payload), 0)[:_CRC_OFFSET]
 
 
 def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], payload_bytes: int) -> None:
@@ -307,9 +286,7 @@ def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], pay
                 "dims", f"{kind.name}: {dtype.name} takes no shape, found {ndim} dims, {payload_bytes} bytes"
             )
         return
-    count = 1
-    for dim in dims[:ndim]:
-        count *= dim  # Python integers: four u32 cannot overflow
+    count = math.prod(dims[:ndim])  # Python integers: four u32 cannot overflow
     if ndim == 0 or count == 0 or count * numpy_type.itemsize != payload_bytes:
         raise WireError(
             "dims", f"{kind.name}: expected {dims[:ndim]} {dtype.name} in {payload_bytes} payload bytes, which differ"

@@ -79,18 +79,13 @@ class Requests:
         """Send every open request on a new link: whatever was on its way on the old one, either way, is lost."""
         self.unsent = deque(self.open)
 
-    def end(self, number: int, result: Answer | DevitError) -> None:
-        """End an open request by its answer or an error."""
-        request = self.open.pop(number)
-        if not request.is_question:
-            self.answers[number] = result
-        elif isinstance(result, DevitError):
+    def end(self, number: int, result: Answer | ControlReply | DevitError) -> None:
+        """End an open request by its answer, its reply or an error."""
+        is_question = self.open.pop(number).is_question
+        if is_question and not isinstance(result, Answer):
             self.replies[number] = result
-
-    def end_question(self, number: int, reply: ControlReply) -> None:
-        """End an open question by its reply."""
-        del self.open[number]
-        self.replies[number] = reply
+        elif not is_question and not isinstance(result, ControlReply):
+            self.answers[number] = result
 
     def expire(self, now_s: float, error: DevitError) -> None:
         """End the requests whose time is over by an error."""

@@ -47,6 +47,8 @@ HANDSHAKE_FAILURES = (
 
 DEVICES = b"devices"
 CLIENTS = b"clients"
+_MAX_BYTES = {DEVICES: MAX_DEVICE_MESSAGE_BYTES, CLIENTS: MAX_IMAGE_MESSAGE_BYTES}
+"""Largest message accepted; a peer that announces more is disconnected."""
 
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
 _HANDSHAKE_MS = 2000
@@ -68,20 +70,11 @@ def open_context() -> Iterator[Context]:
         context.destroy(linger=0)
 
 
-def bind_router(
-    context: Context, endpoint: str, domain: bytes, keys: KeyPair | None, *, max_bytes: int
-) -> tuple[Socket, str, Monitor]:
-    """Open the node's side of a port.
+def bind_router(context: Context, endpoint: str, domain: bytes, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
+    """Open the node's side of a port; return the socket, the endpoint with its real port, and its connections' monitor.
 
-    Args:
-        context: The node's context; with keys, a :class:`Authenticator` must live in it before.
-        endpoint: ``tcp://HOST:PORT``; port 0 takes a free one.
-        domain: :data:`DEVICES` or :data:`CLIENTS`: whose keys are accepted.
-        keys: The node's keys, or ``None`` without encryption.
-        max_bytes: Largest message accepted; a peer that announces more is disconnected.
-
-    Returns:
-        The socket, the endpoint with its real port, and the monitor of its connections, of the first one too.
+    With keys, an :class:`Authenticator` must live in the context before. Port 0 of the endpoint takes a free one;
+    ``domain``, :data:`DEVICES` or :data:`CLIENTS`, says whose keys are accepted.
 
     Raises:
         AddressError: The address cannot be bound.
@@ -92,7 +85,7 @@ def bind_router(
     socket.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _CURVE_OVERHEAD_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_BYTES[domain] + _CURVE_OVERHEAD_BYTES)
     if keys is not None:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
@@ -126,14 +119,9 @@ def connect_dealer(
 ) -> tuple[Socket, Monitor]:
     """Open a device's or client's side; the connection is made and remade in the background.
 
-    Args:
-        context: Any context.
-        endpoint: The node's.
-        name: Routing id: a device's name; ``None`` lets the node choose, for clients.
-        keys: Own keys, or ``None`` without encryption.
-        node_key: The node's public key, or ``None``.
-        max_bytes: Largest message accepted.
-        events: What the monitor reports, from the first connection on (``zmq.EVENT_*`` or-ed together).
+    The routing id is ``name``, a device's; ``None`` lets the node choose, for clients. ``node_key`` is the node's
+    public key, and ``max_bytes`` the largest message accepted. The monitor reports ``events``, ``zmq.EVENT_*`` or-ed
+    together, from the first connection on.
     """
     socket = context.socket(zmq.DEALER)
     _set_common(socket)
@@ -165,16 +153,6 @@ def reconnect(socket: Socket, endpoint: str) -> None:
     with suppress(zmq.ZMQError):  # it has given the endpoint up already
         socket.disconnect(endpoint)
     socket.connect(endpoint)
-
-
-def device_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
-    """Open the port that devices connect to."""
-    return bind_router(context, endpoint, DEVICES, keys, max_bytes=MAX_DEVICE_MESSAGE_BYTES)
-
-
-def client_router(context: Context, endpoint: str, keys: KeyPair | None) -> tuple[Socket, str, Monitor]:
-    """Open the port that clients connect to."""
-    return bind_router(context, endpoint, CLIENTS, keys, max_bytes=MAX_IMAGE_MESSAGE_BYTES)
 
 
 class SocketEvent(NamedTuple):
@@ -214,12 +192,7 @@ class Authenticator:
     """
 
     def __init__(self, context: Context, allowed: Mapping[bytes, Mapping[bytes, str]]) -> None:
-        """Take over the context's authentication.
-
-        Args:
-            context: The context of the sockets to guard; make this before they bind.
-            allowed: Domain to (Z85 public key to name).
-        """
+        """Take over a context's authentication before its sockets bind; ``allowed`` is domain to (Z85 key to name)."""
         self._allowed = allowed
         self.refused = 0
         self.revoked: frozenset[bytes] = frozenset()

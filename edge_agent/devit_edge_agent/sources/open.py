@@ -28,12 +28,7 @@ from devit_edge_agent.sources.source import Source
 
 
 def open_source(text: str, preprocess: Preprocess, *, base: Path) -> Source:
-    """Open a source by its line in ``agent.toml``, see the table above.
-
-    Args:
-        text: The line.
-        preprocess: What the graph takes.
-        base: Folder that relative paths start from.
+    """Open a source by its line in ``agent.toml``, see the table above; relative paths start from ``base``.
 
     Raises:
         InputError: The line is not usable, the folder holds no picture, or gst-launch-1.0 is not installed.

@@ -45,14 +45,10 @@ class Pipeline:
 
 
 def parse_pipeline(text: str, *, base: Path) -> Pipeline:
-    """Read a preset with its parameters, or a pipeline followed by ``?size=WxH``.
+    """Read a preset with its parameters, e.g. ``v4l2?device=/dev/video0``, or a pipeline followed by ``?size=WxH``.
 
-    Frames are RGB for gray graphs too: GStreamer's GRAY8 goes from 16 to 235 or from 0 to 255, as the source pleases,
-    and preprocessing makes gray of colours as training does.
-
-    Args:
-        text: E.g. ``v4l2?device=/dev/video0`` or ``videotestsrc is-live=true ! identity ?size=64x48``.
-        base: Folder that a relative ``path`` starts from.
+    A relative ``path`` starts from ``base``. Frames are RGB for gray graphs too: GStreamer's GRAY8 goes from 16 to 235
+    or from 0 to 255, as the source pleases, and preprocessing makes gray of colours as training does.
 
     Raises:
         InputError: A parameter is unknown, missing or not usable, or quotes do not match.

@@ -87,7 +87,7 @@ def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv("WATCHDOG_PID", "1")
         supervisor = Supervisor()
         supervisor.alive()
-        supervisor.status("waiting")
+        supervisor.waiting("waiting")
         assert opened.recv(4096) == b"STATUS=waiting"
 
 

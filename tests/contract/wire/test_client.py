@@ -27,7 +27,7 @@ from devit_contract.errors import (
 from devit_contract.wire.client import Client
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, State, pack, unpack
 from devit_contract.wire.messages import Refused, body
-from devit_contract.wire.sockets import Socket, client_router, open_context
+from devit_contract.wire.sockets import CLIENTS, Socket, bind_router, open_context
 from devit_pipeline.local_cell import LocalCell
 
 IMAGE = np.zeros((6, 8, 1), np.uint8)
@@ -214,7 +214,7 @@ def test_a_question_that_was_refused_with_the_link_does_not_come_back() -> None:
 def plain_node(endpoint: str) -> Iterator[tuple[Socket, str]]:
     """The client port of a node without keys, with nothing behind it."""
     with open_context() as context:
-        yield client_router(context, endpoint, None)[:2]
+        yield bind_router(context, endpoint, CLIENTS, None)[:2]
 
 
 def refuse_next_request(router: Socket) -> None:

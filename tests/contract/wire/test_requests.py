@@ -68,7 +68,7 @@ def test_an_answer_is_handed_out_once_and_a_reply_is_no_answer() -> None:
     table.add(1, request())
     table.add(2, request(is_question=True))
     table.end(1, LATE)
-    table.end_question(2, ControlReply())
+    table.end(2, ControlReply())
     assert table.replies == {2: ControlReply()}
     assert table.take_answers() == [(1, LATE)]
     assert table.take_answers() == []

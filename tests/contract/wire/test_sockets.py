@@ -25,7 +25,6 @@ from devit_contract.wire.sockets import (
     Socket,
     bind_router,
     connect_dealer,
-    device_router,
     open_context,
     user_id,
 )
@@ -133,20 +132,20 @@ def peers() -> Iterator[Peers]:
 def port(context: Context) -> Port:
     keys, allowed = new_pair(), {DEVICES: dict[bytes, str](), CLIENTS: dict[bytes, str]()}
     gate = Authenticator(context, allowed)
-    return Port(context, keys, allowed, gate, *device_router(context, "tcp://127.0.0.1:0", keys))
+    return Port(context, keys, allowed, gate, *bind_router(context, "tcp://127.0.0.1:0", DEVICES, keys))
 
 
 @pytest.fixture
 def unguarded(context: Context) -> Port:
     """A port with keys that nobody checks."""
     keys = new_pair()
-    return Port(context, keys, {}, None, *device_router(context, "tcp://127.0.0.1:0", keys))
+    return Port(context, keys, {}, None, *bind_router(context, "tcp://127.0.0.1:0", DEVICES, keys))
 
 
 @pytest.fixture
 def plain(context: Context) -> Port:
     """A port without keys."""
-    return Port(context, new_pair(), {}, None, *device_router(context, "tcp://127.0.0.1:0", None))
+    return Port(context, new_pair(), {}, None, *bind_router(context, "tcp://127.0.0.1:0", DEVICES, None))
 
 
 def test_a_known_key_is_let_in_under_its_name(peers: Peers, port: Port) -> None:
@@ -251,13 +250,13 @@ def test_a_ports_monitor_tells_of_every_connection_from_the_first_on(plain: Port
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_a_taken_port_is_one_line_with_the_cure(context: Context, host: str) -> None:
     try:
-        router, endpoint, _ = bind_router(context, f"tcp://{host}:0", DEVICES, None, max_bytes=1000)
+        router, endpoint, _ = bind_router(context, f"tcp://{host}:0", DEVICES, None)
     except AddressError:
         pytest.skip(f"this machine has no address {host}")
     assert endpoint.startswith(f"tcp://{host}:")
     assert not endpoint.endswith(":0")
     with pytest.raises(AddressError, match="Address already in use: stop what listens there") as error:
-        bind_router(context, endpoint, DEVICES, None, max_bytes=1000)
+        bind_router(context, endpoint, DEVICES, None)
     assert str(error.value).startswith(endpoint)
     router.close()
     assert "\n" not in str(error.value)
@@ -265,7 +264,7 @@ def test_a_taken_port_is_one_line_with_the_cure(context: Context, host: str) -> 
 
 def test_an_address_of_another_machine_cannot_be_bound(context: Context) -> None:
     with pytest.raises(AddressError, match=r"192\.0\.2\.1:0: expected a free address of this machine"):
-        bind_router(context, "tcp://192.0.2.1:0", DEVICES, None, max_bytes=1000)
+        bind_router(context, "tcp://192.0.2.1:0", DEVICES, None)
 
 
 @pytest.mark.parametrize(
