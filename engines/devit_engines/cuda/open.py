@@ -21,10 +21,6 @@ from devit_engines.cuda.pycuda_driver import PycudaCuda
 def open_cuda(binding: CudaChoice = "auto", device: int = 0) -> Cuda:
     """Open CUDA for this thread.
 
-    Args:
-        binding: Way to the driver API.
-        device: Number of the GPU.
-
     Raises:
         InputError: There is no such binding.
         EngineError: Its package or the driver is missing, or there is no GPU.

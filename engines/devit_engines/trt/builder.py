@@ -27,10 +27,8 @@ from devit_engines.engine import CannotCompileError
 from devit_engines.trt.request import BuildRequest, Built
 
 _KEPT_ERRORS = 4
-
-
 Watch = Callable[[str], bool]
-"""Called with the current phase; False cancels the build."""
+"""Called from TensorRT's threads with the current phase; False cancels the build."""
 
 
 def can_be_cancelled(trt: ModuleType) -> bool:
@@ -43,12 +41,8 @@ def build_plan(
 ) -> Built:
     """Compile a graph for the GPU of this machine.
 
-    Args:
-        trt: The module ``tensorrt``.
-        request: What is built.
-        workspace_bytes: Memory that a layer may use for its intermediate results.
-        timing_cache: What former builds have learned, perhaps nothing.
-        watch: Called from TensorRT's threads.
+    A layer may use ``workspace_bytes`` of memory for its intermediate results; the timing cache is what former builds
+    have learned, perhaps nothing.
 
     Raises:
         CannotCompileError: TensorRT refuses the graph, fails at it, or was cancelled; its own words are in the text.
@@ -80,12 +74,9 @@ def build_plan(
 
 
 def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
-    """Put the timings of two caches together; where they do not belong together, the newer is taken alone.
+    """Put the timings of two caches together, of which the old one may be empty.
 
-    Args:
-        trt: The module ``tensorrt``.
-        old: What the file holds by now, perhaps nothing.
-        new: What a build has learned.
+    Where they do not belong together, the new one is taken alone.
     """
     if not old:
         return new
@@ -97,15 +88,10 @@ def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
 
 
 def node_of_layer(name: str, metadata: str | None, nodes: tuple[str, ...]) -> str | None:
-    """Find which of some ONNX nodes the parser made a layer of.
+    """Find which of some ONNX nodes the parser made a layer of, by the layer's name and metadata.
 
-    The layer's metadata names its node. Without metadata, the layer has the node's name, perhaps with a suffix; such a
-    suffix may also be part of another node's name, and then one layer more than needed stays in FP32.
-
-    Args:
-        name: Of the layer.
-        metadata: Of the layer.
-        nodes: Names to choose from.
+    The metadata names the node. Without metadata, the layer has the node's name, perhaps with a suffix; such a suffix
+    may also be part of another node's name, and then one layer more than needed stays in FP32.
     """
     if match := re.search(r"\[ONNX Layer: ([^\]|]+)", metadata or ""):
         node = match[1].strip()

@@ -36,10 +36,8 @@ def build_in_child(request: BuildRequest, report: Report, first_bytes: int | Non
     If the kernel kills that process, as it does when memory is short, a second one tries with a quarter of the
     workspace.
 
-    Args:
-        request: What is built.
-        report: Called twice a second.
-        first_bytes: Workspace of the first try; by default :func:`workspace_bytes`.
+    ``report`` is called twice a second. ``first_bytes`` is the workspace of the first try, by default
+    :func:`workspace_bytes`.
 
     Raises:
         CannotCompileError: TensorRT refuses the graph, in its own words.
