@@ -52,7 +52,7 @@ def build_plan(
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     with _listening(trt, request.name) as log:
-        builder = _made(lambda: trt.Builder(log), "a builder", request.name, log)
+        builder = _made(trt.Builder, "a builder", request.name, log)
         flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
         network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
         _parse(trt, network, request, is_typed, log)
@@ -81,7 +81,7 @@ def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
     if not old:
         return new
     with _listening(trt, "timing cache") as log:
-        config = _made(lambda: trt.Builder(log), "a builder", "timing cache", log).create_builder_config()
+        config = _made(trt.Builder, "a builder", "timing cache", log).create_builder_config()
         whole = config.create_timing_cache(new)
         whole.combine(config.create_timing_cache(old), False)  # False, and nothing changed, where they differ
         return bytes(memoryview(whole.serialize()))
@@ -113,7 +113,7 @@ class LoadedPlan:
         self._trt = trt
         self.name = name
         with _listening(trt, name) as log:
-            self._runtime = _made(lambda: trt.Runtime(log), "a runtime", name, log)
+            self._runtime = _made(trt.Runtime, "a runtime", name, log)
             self._engine = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
                 raise EngineError(
@@ -131,9 +131,13 @@ class LoadedPlan:
         is_input_first = modes[0] == trt.TensorIOMode.INPUT
         self.input_name, self.output_name = names if is_input_first else names[::-1]
 
-    def signature(self) -> tuple[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]]:
+    def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Type name and shape of the input and of the output, e.g. ``("UINT8", (1, 28, 28, 1))``."""
-        return self._end(self.input_name), self._end(self.output_name)
+        engine = self._engine
+        return tuple(
+            (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name)))
+            for name in (self.input_name, self.output_name)
+        )
 
     def bind(self, input_shape: tuple[int, ...], input_address: int, output_address: int) -> None:
         """Set shape and addresses, once.
@@ -171,37 +175,28 @@ class LoadedPlan:
         self._engine = None
         self._runtime = None
 
-    def _end(self, name: str) -> tuple[str, tuple[int, ...]]:
-        kind = self._engine.get_tensor_dtype(name)
-        return kind.name, tuple(self._engine.get_tensor_shape(name))
-
-
-class _Log:
-    """TensorRT's messages since :func:`_listening` began."""
-
-    errors: deque[str]
-    warnings: list[str]
-
-    def text(self) -> str:
-        """The last errors in brackets, to end a sentence with; empty where there were none."""
-        return f" ({'; '.join(self.errors)})" if self.errors else ""
-
 
 @cache
 def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only once the library is there
     """One logger per process: TensorRT keeps the first that it is given and warns about every other one."""
 
-    class Log(_Log, trt.ILogger):  # type: ignore[misc,name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
+        """TensorRT's messages since :func:`_listening` began."""
+
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors = deque(maxlen=_KEPT_ERRORS)
-            self.warnings = []
+            self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401 - the library's enum
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(" ".join(msg.split()))
             elif severity == trt.ILogger.Severity.WARNING and re.search("fp16|half|layernorm|normalization", msg, re.I):
                 self.warnings.append(" ".join(msg.split()))
+
+        def text(self) -> str:
+            """The last errors in brackets, to end a sentence with; empty where there were none."""
+            return f" ({'; '.join(self.errors)})" if self.errors else ""
 
     return Log()
 
@@ -217,17 +212,17 @@ def _listening(trt: ModuleType, name: str) -> Iterator[Any]:
     yield log
 
 
-def _made(make: Callable[[], Any], what: str, name: str, log: _Log) -> Any:  # noqa: ANN401 - an object of the library
+def _made(make: Callable[[Any], Any], what: str, name: str, log: Any) -> Any:  # noqa: ANN401 - the library's objects
     """A builder or runtime; without a usable GPU their constructors end in a TypeError."""
     try:
-        return make()
+        return make(log)
     except TypeError as err:
         raise EngineError(
             f"{name}: TensorRT makes {what} only where CUDA finds a GPU{log.text() or f' ({err})'}: run devit doctor"
         ) from err
 
 
-def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool, log: _Log) -> None:  # noqa: ANN401
+def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool, log: Any) -> None:  # noqa: ANN401
     parser = trt.OnnxParser(network, log)
     if parser.parse((request.graph if is_typed else request.fp32_graph).read()):
         return
@@ -264,7 +259,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
         return ()
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    missed = set(request.fp32_nodes)
+    missed = set(request.fp32_nodes) - {""}
     floats = (trt.DataType.FLOAT, trt.DataType.HALF)
     untyped = (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)  # their types are what they are
     for index in range(network.num_layers):
@@ -273,7 +268,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
         is_norm = layer.type == trt.LayerType.NORMALIZATION
         if node is None and not is_norm:
             continue
-        missed.discard(node or "")
+        missed -= {node}
         if is_norm:
             # get_layer gives the base class, as for every layer; this is how Python gets at a layer's own settings.
             layer.__class__ = trt.INormalizationLayer
@@ -282,7 +277,6 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
             layer.precision = trt.DataType.FLOAT
             for output in range(layer.num_outputs):
                 layer.set_output_type(output, trt.DataType.FLOAT)
-    missed.discard("")
     if not missed:
         return ()
     return (

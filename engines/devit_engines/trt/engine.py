@@ -47,7 +47,6 @@ class TrtEngine(CheckedEngine):
         super().__init__(spec)
         self._graph_failure: str | None = None
         self._wants_graph = use_graph
-        self._is_capturing = False
         self._graph: int | None = None
         self._release: list[Callable[[], None]] = []
         """What :meth:`close` calls, the last one first."""
@@ -111,7 +110,7 @@ class TrtEngine(CheckedEngine):
                 self._capture()
         return outputs
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, *, is_capturing: bool = False) -> None:
         """Queue copy, run and copy back."""
         cuda, stream, source, target = self._cuda, self._stream, self._input, self._output
         if source.is_copied:
@@ -119,7 +118,7 @@ class TrtEngine(CheckedEngine):
         try:
             self._plan.enqueue(stream)
         except EngineError:
-            if not self._is_capturing:
+            if not is_capturing:
                 cuda.synchronize(stream)  # raises DeviceLostError if the GPU is lost; TensorRT does not say
             raise
         if target.is_copied:
@@ -130,14 +129,11 @@ class TrtEngine(CheckedEngine):
         self._wants_graph, stream = False, self._stream
         try:
             self._cuda.begin_capture(stream)
-            self._is_capturing = True
             try:
-                self._enqueue()
+                self._enqueue(is_capturing=True)
             except EngineError:
                 self._cuda.destroy_graph(self._cuda.end_capture(stream))
                 raise
-            finally:
-                self._is_capturing = False
             graph = self._graph = self._cuda.end_capture(stream)
             self._release.insert(-1, lambda: self._cuda.destroy_graph(graph))  # after the stream has come to rest
         except DeviceLostError:
