@@ -79,11 +79,7 @@ class CtypesDriver:
 
 
 def load_library() -> ctypes.CDLL:
-    """Load the driver's library.
-
-    Raises:
-        EngineError: There is none.
-    """
+    """Load the driver's library, or say how to get one in an :class:`EngineError`."""
     try:
         return ctypes.CDLL(LIBRARY)
     except OSError as err:

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -51,26 +50,26 @@ def build_plan(
         ManifestError: A graph has changed since the bundle was opened.
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    with _listening(trt, request.name) as log:
-        builder = _made(trt.Builder, "a builder", request.name, log)
-        flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
-        network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
-        _parse(trt, network, request, is_typed, log)
-        config = _configured(trt, builder, network, request, workspace_bytes)
-        unpinned = () if is_typed else _pin(trt, network, config, request)
-        if not config.set_timing_cache(config.create_timing_cache(timing_cache), False):
-            config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
-        if can_be_cancelled(trt):
-            config.progress_monitor = _monitor(trt, watch)
-        serialized = builder.build_serialized_network(network, config)
-        if serialized is None:
-            raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
-        return Built(
-            content=bytes(memoryview(serialized)),
-            precision_method="strongly typed" if is_typed else "fp16 flag",
-            warnings=(*unpinned, *log.warnings),
-            timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
-        )
+    log = _fresh_log(trt, request.name)
+    builder = _made(trt.Builder, "a builder", request.name, log)
+    flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
+    network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
+    _parse(trt, network, request, is_typed, log)
+    config = _configured(trt, builder, network, request, workspace_bytes)
+    unpinned = () if is_typed else _pin(trt, network, config, request)
+    if not config.set_timing_cache(config.create_timing_cache(timing_cache), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
+    if can_be_cancelled(trt):
+        config.progress_monitor = _monitor(trt, watch)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
+    return Built(
+        content=bytes(memoryview(serialized)),
+        precision_method="strongly typed" if is_typed else "fp16 flag",
+        warnings=(*unpinned, *log.warnings),
+        timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
+    )
 
 
 def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
@@ -80,11 +79,11 @@ def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
     """
     if not old:
         return new
-    with _listening(trt, "timing cache") as log:
-        config = _made(trt.Builder, "a builder", "timing cache", log).create_builder_config()
-        whole = config.create_timing_cache(new)
-        whole.combine(config.create_timing_cache(old), False)  # False, and nothing changed, where they differ
-        return bytes(memoryview(whole.serialize()))
+    log = _fresh_log(trt, "timing cache")
+    config = _made(trt.Builder, "a builder", "timing cache", log).create_builder_config()
+    whole = config.create_timing_cache(new)
+    whole.combine(config.create_timing_cache(old), False)  # False, and nothing changed, where they differ
+    return bytes(memoryview(whole.serialize()))
 
 
 def node_of_layer(name: str, metadata: str | None, nodes: tuple[str, ...]) -> str | None:
@@ -102,7 +101,10 @@ def node_of_layer(name: str, metadata: str | None, nodes: tuple[str, ...]) -> st
 
 
 class LoadedPlan:
-    """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed."""
+    """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed.
+
+    Where TensorRT refuses something, an :class:`EngineError` gives its own words.
+    """
 
     def __init__(self, trt: ModuleType, content: bytes, name: str) -> None:
         """Deserialise a plan whose header has been checked (:func:`devit_engines.trt.plan.check_plan`).
@@ -112,18 +114,18 @@ class LoadedPlan:
         """
         self._trt = trt
         self.name = name
-        with _listening(trt, name) as log:
-            self._runtime = _made(trt.Runtime, "a runtime", name, log)
-            self._engine = self._runtime.deserialize_cuda_engine(content)
-            if self._engine is None:
-                raise EngineError(
-                    f"{name}: TensorRT {trt.__version__} refuses the plan{log.text()}: build it again with devit build"
-                )
-            self._context = self._engine.create_execution_context()
-            if self._context is None:
-                raise EngineError(
-                    f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: close other programs"
-                )
+        log = _fresh_log(trt, name)
+        self._runtime = _made(trt.Runtime, "a runtime", name, log)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise EngineError(
+                f"{name}: TensorRT {trt.__version__} refuses the plan{log.text()}: build it again with devit build"
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(
+                f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: close other programs"
+            )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(each) for each in names]
         if sorted(map(int, modes)) != sorted(map(int, (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT))):
@@ -140,26 +142,18 @@ class LoadedPlan:
         )
 
     def bind(self, input_shape: tuple[int, ...], input_address: int, output_address: int) -> None:
-        """Set shape and addresses, once.
-
-        Raises:
-            EngineError: TensorRT refuses them.
-        """
-        with _listening(self._trt, self.name) as log:
-            done = (
-                self._context.set_input_shape(self.input_name, input_shape)
-                and self._context.set_tensor_address(self.input_name, input_address)
-                and self._context.set_tensor_address(self.output_name, output_address)
-            )
-            if not done:
-                raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.text()}")
+        """Set shape and addresses, once."""
+        log = _fresh_log(self._trt, self.name)
+        done = (
+            self._context.set_input_shape(self.input_name, input_shape)
+            and self._context.set_tensor_address(self.input_name, input_address)
+            and self._context.set_tensor_address(self.output_name, output_address)
+        )
+        if not done:
+            raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.text()}")
 
     def enqueue(self, stream: int) -> None:
-        """Queue one run on a stream.
-
-        Raises:
-            EngineError: TensorRT fails.
-        """
+        """Queue one run on a stream."""
         if not self._context.execute_async_v3(stream):
             errors = _log_of(self._trt).text()
             raise EngineError(f"{self.name}: TensorRT could not run the engine{errors}: restart the program")
@@ -181,7 +175,7 @@ def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only 
     """One logger per process: TensorRT keeps the first that it is given and warns about every other one."""
 
     class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-        """TensorRT's messages since :func:`_listening` began."""
+        """TensorRT's messages since :func:`_fresh_log`."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -201,15 +195,14 @@ def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only 
     return Log()
 
 
-@contextmanager
-def _listening(trt: ModuleType, name: str) -> Iterator[Any]:
+def _fresh_log(trt: ModuleType, name: str) -> Any:  # noqa: ANN401 - the library's class
     try:
         log = _log_of(trt)
     except AttributeError as err:
         raise EngineError(f"{name}: expected TensorRT's Python module, found {trt.__name__}: {err}") from err
     log.errors.clear()
     log.warnings.clear()
-    yield log
+    return log
 
 
 def _made(make: Callable[[Any], Any], what: str, name: str, log: Any) -> Any:  # noqa: ANN401 - the library's objects

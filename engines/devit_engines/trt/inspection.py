@@ -31,11 +31,7 @@ class Inspection:
 
 
 def inspect_engine(engine: CheckedEngine) -> Inspection | None:
-    """Inspect a loaded engine; None where TensorRT did not make it.
-
-    Raises:
-        EngineError: TensorRT lists no layers.
-    """
+    """Inspect a loaded engine as :func:`inspect_plan` does; None where TensorRT did not make it."""
     return inspect_plan(engine.information(), engine.spec.name) if isinstance(engine, TrtEngine) else None
 
 
