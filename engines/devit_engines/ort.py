@@ -96,11 +96,7 @@ class OrtEngine(CheckedEngine):
 
 
 def installed_version() -> str:
-    """Read ONNX Runtime's version from its package metadata, without importing it.
-
-    Raises:
-        EngineError: It is not installed.
-    """
+    """Read ONNX Runtime's version from its package metadata, without importing it."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):
             return version(package)

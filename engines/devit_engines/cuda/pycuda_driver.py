@@ -28,11 +28,7 @@ class PycudaCuda(Cuda):
     """
 
     def __init__(self, device: int = 0) -> None:
-        """Make the device's primary context current in this thread.
-
-        Raises:
-            EngineError: pycuda is not installed, or there is no GPU.
-        """
+        """Make the device's primary context current in this thread."""
         try:
             self._pycuda = importlib.import_module("pycuda.driver")
         except ImportError as err:

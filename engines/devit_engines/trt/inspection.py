@@ -36,11 +36,7 @@ def inspect_engine(engine: CheckedEngine) -> Inspection | None:
 
 
 def inspect_plan(text: str, name: str) -> Inspection:
-    """Count the layers that ``get_engine_information`` lists; its schema changed with TensorRT 11, both are read.
-
-    Raises:
-        EngineError: It lists none.
-    """
+    """Count the layers that ``get_engine_information`` lists; its schema changed with TensorRT 11, both are read."""
     try:
         found = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as err:

@@ -16,11 +16,7 @@ _VERSION_AT = 24  # NVIDIA/TensorRT, samples/common/sampleEngines.cpp, printPlan
 
 
 def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> str:
-    """Read TensorRT's version from its package metadata, else from libnvinfer, without importing it.
-
-    Raises:
-        EngineError: There is none.
-    """
+    """Read TensorRT's version from its package metadata, else from libnvinfer, without importing it."""
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             return version(package)
