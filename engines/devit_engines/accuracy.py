@@ -110,12 +110,9 @@ def check_accuracy(
     reference: Reference,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> AccuracyResult:
-    """Send the golden images through an engine and compare its outputs.
+    """Send the golden images through an engine and compare its outputs, which need not be finite.
 
-    Args:
-        run: Images ``(batch, H, W, C)`` to outputs ``(batch, dim)``, which need not be finite.
-        reference: What to compare with.
-        progress: Called with the number of images that are done.
+    ``progress`` is called with the number of images that are done.
     """
     parts = []
     for start in range(0, len(reference.images), BATCH):
@@ -125,13 +122,7 @@ def check_accuracy(
 
 
 def require_accuracy(engine: Engine, bundle: Bundle, model: ModelRef, name: str) -> AccuracyResult:
-    """Check a loaded engine, which may not be what it was when it was built.
-
-    Args:
-        engine: Loaded.
-        bundle: With the golden images.
-        model: What the engine has to compute.
-        name: For messages.
+    """Check a loaded engine, which may not be what it was when it was built; ``name`` is for messages.
 
     Raises:
         EngineError: The engine fails, or does not compute what was trained.
@@ -146,7 +137,8 @@ def require_accuracy(engine: Engine, bundle: Bundle, model: ModelRef, name: str)
 def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
     """Compare outputs ``(n, dim)`` with the reference."""
     count = len(outputs)
-    margins = _margins(reference.logits)
+    ordered = np.sort(reference.logits, axis=1)  # (n, K)
+    margins = ordered[:, -1] - ordered[:, -2]  # (n,)
     margin = float(np.percentile(margins, 5))
     non_finite = outputs.size - int(np.count_nonzero(np.isfinite(outputs)))
     if non_finite:
@@ -183,13 +175,6 @@ def _fused_with(bundle: Bundle, golden: Tensors, device: int) -> Callable[[Float
         return joined @ all_devices.weight.T + all_devices.bias
 
     return answer
-
-
-def _margins(logits: Float32Array) -> Float32Array:
-    """Distance between the largest and the second largest logit, shape ``(n,)``."""
-    ordered = np.sort(logits, axis=1)
-    margins: Float32Array = ordered[:, -1] - ordered[:, -2]
-    return margins
 
 
 def _cosines(outputs: Float32Array, references: Float32Array) -> npt.NDArray[np.float64]:

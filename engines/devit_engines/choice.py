@@ -38,18 +38,11 @@ def open_engine(
     settings: RunSettings = DEFAULT_SETTINGS,
     check_size: Callable[[int], None] = lambda _size_bytes: None,
 ) -> OpenedEngine:
-    """Load the engine of a model, or open a stand-in.
+    """Load a model's engine that :func:`~devit_engines.building.build_all.find_engine` finds, or open a stand-in.
 
-    Args:
-        choice: ``built``; ``null`` answers zeros at once; ``paced:MS`` takes that many milliseconds for each answer;
-            ``busy:MS`` keeps a core busy for that long.
-        bundle: The bundle that the model belongs to.
-        store: Where its engine was built to.
-        model: Which model of the bundle.
-        backend: As of :func:`~devit_engines.building.build_all.find_engine`.
-        precision: As of :func:`~devit_engines.building.build_all.find_engine`.
-        settings: How the engine is run.
-        check_size: Called with the size of a built engine's file in bytes before it is loaded.
+    Of the stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that many milliseconds for each answer, and
+    ``busy:MS`` keeps a core busy for that long. ``check_size`` is called with the size of a built engine's file in
+    bytes before it is loaded.
 
     Raises:
         InputError: There is no such choice.

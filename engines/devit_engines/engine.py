@@ -28,17 +28,14 @@ class Engine(AbstractContextManager["Engine"], Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width, channels of one image."""
-        ...
 
     @property
     def output_dim(self) -> int:
         """Numbers per image: the feature dimension, or the number of classes of the baseline."""
-        ...
 
     @property
     def revision(self) -> int:
         """Name of this build, an unsigned 32-bit number; answers of different revisions must not be mixed."""
-        ...
 
     def features(self, images: UInt8Array) -> Float32Array:
         """Map images ``(batch, H, W, C)``, uint8, to features ``(batch, dim)``, float32, owned by the caller.
@@ -46,15 +43,12 @@ class Engine(AbstractContextManager["Engine"], Protocol):
         Raises:
             EngineError: The images have another type or shape, the back end failed, or an output is not finite.
         """
-        ...
 
     def warm_up(self, runs: int) -> None:
         """Answer ``runs`` black images, so that the first real one is as fast as the rest."""
-        ...
 
     def close(self) -> None:
         """Free the model; calling it twice is allowed, ``features`` afterwards is an error."""
-        ...
 
 
 def role_of(model: ModelRef) -> tuple[Role, int | None]:
@@ -90,24 +84,13 @@ class CheckedEngine(Closing):
     def __init__(self, spec: EngineSpec) -> None:
         """Keep what the engine has to be."""
         self.spec = spec
+        self.image_shape, self.output_dim, self.revision = spec.image_shape, spec.output_dim, spec.revision
         self._is_closed = False
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know of how it runs, for ``engine.json``."""
         return ()
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.spec.image_shape
-
-    @property
-    def output_dim(self) -> int:
-        return self.spec.output_dim
-
-    @property
-    def revision(self) -> int:
-        return self.spec.revision
 
     def features(self, images: UInt8Array) -> Float32Array:
         outputs = self.unchecked_features(images)

@@ -32,13 +32,9 @@ class PacedEngine(CheckedEngine):
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Slow ``inner`` down; closing this one closes it.
+        """Slow ``inner`` down to ``call_ms`` from call to answer, whatever the batch; closing this one closes it.
 
-        Args:
-            inner: The engine that answers, for example a :class:`NullEngine`.
-            call_ms: Time from call to answer in milliseconds, whatever the batch.
-            clock: Monotonic clock in seconds.
-            wait: Passes at most the given seconds; :func:`busy` keeps the core occupied instead of sleeping.
+        ``wait`` passes at most the given seconds; :func:`busy` keeps the core occupied instead of sleeping.
         """
         super().__init__(EngineSpec("paced engine", inner.image_shape, inner.output_dim, inner.revision))
         self._inner = inner

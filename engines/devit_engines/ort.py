@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -29,12 +30,9 @@ class OrtEngine(CheckedEngine):
     """An ONNX graph in ONNX Runtime's CPU provider."""
 
     def __init__(self, model: bytes, spec: EngineSpec, *, threads: int = 1) -> None:
-        """Load a graph.
+        """Load an ONNX file's content: one uint8 input ``(batch, H, W, C)``, one float32 output ``(batch, dim)``.
 
-        Args:
-            model: The ONNX file's content, one uint8 input ``(batch, H, W, C)``, one float32 output ``(batch, dim)``.
-            spec: What the graph has to be.
-            threads: Threads inside one operator, the calling thread among them.
+        ``threads`` run inside one operator, the calling thread among them.
 
         Raises:
             EngineError: ONNX Runtime is not installed, or the content is no such graph.
@@ -98,16 +96,10 @@ class OrtEngine(CheckedEngine):
 
 
 def installed_version() -> str:
-    """Read ONNX Runtime's version from its package metadata, without importing it.
-
-    Raises:
-        EngineError: It is not installed.
-    """
+    """Read ONNX Runtime's version from its package metadata, without importing it."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
-        try:
+        with suppress(PackageNotFoundError):
             return version(package)
-        except PackageNotFoundError:
-            continue
     raise EngineError("ONNX Runtime is not installed: run pip install onnxruntime")
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from tests.engines.changes import spoil
 
 import devit_engines
-from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.service.progress import no_progress
-from devit_engines.building import backends
 from devit_engines.building.backends import DEFAULT_SETTINGS
-from devit_engines.engine import CheckedEngine, EngineSpec
-from devit_engines.ort import OrtEngine
 from devit_engines.selftest.report import BUNDLE, as_markdown, run_selftest
 
 RUN = """
@@ -59,15 +55,7 @@ def test_programs_get_json() -> None:
 
 
 def test_a_device_that_computes_wrongly_fails_with_the_figures_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(OrtEngine):
-        def _run(self, images: UInt8Array) -> Float32Array:
-            return super()._run(images) * np.float32(1.2)
-
-    def load(content: bytes, spec: EngineSpec, settings: backends.RunSettings) -> CheckedEngine:
-        return Wrong(content, spec)
-
-    row = backends.BACKENDS["ort"]
-    monkeypatch.setitem(backends.BACKENDS, "ort", replace(row, load=load))
+    spoil(monkeypatch, lambda outputs: outputs * np.float32(1.2))
     found, error = run_selftest([], "ort", "fp16", DEFAULT_SETTINGS, no_progress)
     assert error is not None
     assert found.failure is not None

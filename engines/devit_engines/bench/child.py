@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -58,14 +58,9 @@ _Line = TypeVar("_Line", Ready, TimedRun)
 
 
 def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
-    """Give the command that runs a submodel's engine.
+    """Give the command that runs a submodel's engine, named as for :func:`devit_engines.choice.open_engine`.
 
-    Args:
-        bundle: Its folder.
-        submodel: Index.
-        store: Engine store, by default the user's.
-        threads: CPU threads of ONNX Runtime.
-        engine: As of :func:`devit_engines.choice.open_engine`.
+    Without a store, the user's own; ``threads`` are CPU threads of ONNX Runtime.
     """
     command = [sys.executable, "-m", "devit_engines.bench.worker", "--bundle", str(bundle), "--submodel", str(submodel)]
     command += ["--threads", str(threads), "--engine", engine]
@@ -79,12 +74,6 @@ class EngineChild:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Keep the command; nothing is started yet."""
-        self._command = list(command)
-        self._child: subprocess.Popen[bytes] | None = None
-        self._text = b""
-
-    def __enter__(self) -> EngineChild:
         """Start the process; :meth:`ready` waits until its engine is loaded.
 
         Raises:
@@ -92,27 +81,31 @@ class EngineChild:
         """
         try:
             self._child = subprocess.Popen(
-                self._command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
         except OSError as err:
             raise EngineError(
-                f"{self._command[0]}: cannot be started to run the engine ({err.strerror}): install the package again"
+                f"{command[0]}: cannot be started to run the engine ({err.strerror}): install the package again"
             ) from err
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._stdin, self._stdout = self._child.stdin, self._child.stdout
         self._text = b""
+
+    def __enter__(self) -> EngineChild:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         """End the process, without waiting for its current run after an error."""
-        (child, stdin, stdout), self._child = self._running(), None
-        stdin.close()
-        stdout.close()
+        self._stdin.close()
+        self._stdout.close()
         if kind is not None:
-            child.terminate()
+            self._child.terminate()
         try:
-            child.wait(_END_DEADLINE_S)
+            self._child.wait(_END_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            self._child.kill()
+            self._child.wait()
 
     def ready(self, meanwhile: Callable[[float], None], deadline_s: float = 300.0) -> Ready:
         """Wait until the engine is loaded.
@@ -123,33 +116,27 @@ class EngineChild:
         return self._line(Ready, meanwhile, deadline_s)
 
     def run(self, duration_s: float, meanwhile: Callable[[float], None]) -> TimedRun:
-        """Run it back to back.
-
-        Args:
-            duration_s: For this long.
-            meanwhile: Called with a number of seconds, and uses at most that many.
+        """Run it back to back; ``meanwhile`` is called with a number of seconds, and uses at most that many.
 
         Raises:
             EngineError: The engine fails, or does not answer.
         """
-        _, stdin, _ = self._running()
         try:
-            stdin.write(f"{duration_s}\n".encode())
+            self._stdin.write(f"{duration_s}\n".encode())
         except OSError as err:
             raise EngineError(f"the engine's process ended early ({err.strerror}): run it again") from err
         return self._line(TimedRun, meanwhile, duration_s + _LATE_S)
 
     def _line(self, kind: type[_Line], meanwhile: Callable[[float], None], limit_s: float) -> _Line:
         """Wait for a line of the process."""
-        _, _, stdout = self._running()
         end_s = time.monotonic() + limit_s
         while b"\n" not in self._text:
             if time.monotonic() > end_s:
                 raise EngineError(f"the engine did not answer within {limit_s:.0f} s: run its command by hand")
             meanwhile(_STEP_S)
-            if not select.select([stdout], [], [], 0)[0]:
+            if not select.select([self._stdout], [], [], 0)[0]:
                 continue
-            chunk = os.read(stdout.fileno(), 1 << 20)
+            chunk = os.read(self._stdout.fileno(), 1 << 20)
             if not chunk:
                 raise EngineError("the engine's process ended early: see its message")
             self._text += chunk
@@ -160,10 +147,3 @@ class EngineChild:
         if not isinstance(line, kind):
             raise EngineError(f"expected {kind.__name__} from the engine's process, found {line}: reinstall devit")
         return line
-
-    def _running(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
-        """Give the process, its input and its output."""
-        child = self._child
-        if child is None or child.stdin is None or child.stdout is None:
-            raise RuntimeError("the engine is used outside of its `with` block")
-        return child, child.stdin, child.stdout

@@ -60,13 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def timed_run(
     engine: Engine, image: UInt8Array, duration_s: float, clock_ns: Callable[[], int] = time.monotonic_ns
 ) -> TimedRun:
-    """Run an engine back to back.
+    """Run a warm engine back to back with one image ``(1, H, W, C)``.
 
-    Args:
-        engine: Warm.
-        image: Shape ``(1, H, W, C)``.
-        duration_s: Time after which no further inference begins; at least one is made.
-        clock_ns: Monotonic.
+    After ``duration_s`` no further inference begins; at least one is made.
     """
     taken_us: list[int] = []
     start_ns = before_ns = clock_ns()

@@ -64,19 +64,9 @@ def build_engines(
 ) -> list[BuiltEngine]:
     """Build the engines that the store lacks, and check each with the bundle's golden images on this device.
 
-    Args:
-        bundle: What to build.
-        store: Where the engines go.
-        submodels: Indices; None builds all of them.
-        baseline: Build the baseline model too.
-        backend: Name in the table of back ends, or ``auto``.
-        precision: ``fp16`` tries the fastest variant first; ``fp32`` takes that one alone.
-        settings: How the engine is run while it is checked.
-        board: The device to build for; None is the one that this runs on.
-        progress: Called with every model as a stage of its own, in golden images.
-
-    Returns:
-        The submodels in the order given, then the baseline.
+    Submodels are in the order given, all of them without a list; then comes the baseline. Precision ``fp16`` tries the
+    fastest variant first, ``fp32`` takes that one alone. Without a board, the device is the one that this runs on. The
+    progress counts golden images, with every model as a stage of its own.
 
     Raises:
         EngineError: A model is not in the bundle, the back end is missing, or no variant passed the accuracy check.
@@ -109,15 +99,7 @@ def find_engine(
     """Find what :func:`build_engines` stored for this bundle on this device.
 
     The first variant that this bundle's golden images have validated wins, else the first that is there at all. With
-    ``auto``, ONNX Runtime's engine will do if TensorRT has none.
-
-    Args:
-        bundle: The bundle that the engine belongs to.
-        store: Where it was built to.
-        model: Which model of the bundle.
-        backend: Name in the table of back ends, or ``auto``.
-        precision: ``fp16`` takes the fastest variant that has passed, ``fp32`` that one alone.
-        board: The device to load for; None is the one that this runs on.
+    ``auto``, ONNX Runtime's engine will do if TensorRT has none. Precision ``fp32`` takes that variant alone.
 
     Raises:
         NotBuiltError: It was not built here; the text names the command that builds it.
@@ -152,12 +134,11 @@ def load_engine(
     model: ModelRef,
     *,
     backend: BackendChoice = "auto",
-    precision: Precision = "fp16",
     settings: RunSettings = DEFAULT_SETTINGS,
     board: Board | None = None,
 ) -> CheckedEngine:
     """Find an engine as :func:`find_engine` does, and load it as :meth:`StoredEngine.load` does."""
-    return find_engine(bundle, store, model, backend=backend, precision=precision, board=board).load(settings)
+    return find_engine(bundle, store, model, backend=backend, board=board).load(settings)
 
 
 def _require_baseline(bundle: Bundle) -> None:

@@ -80,14 +80,8 @@ def _build_variant(
 ) -> EngineRecord | FailedVariant:
     """Build, check and store one variant under the lock of its key, or say why it does not pass.
 
-    An intact engine that other golden images have validated is not built again, only checked.
-
-    Args:
-        target: The model.
-        key: The variant.
-        settings: How the engine is run while it is checked.
-        failed: Faster variants that did not pass, for the record.
-        progress: Called while it is built, and for the golden images.
+    An intact engine that other golden images have validated is not built again, only checked. The record names the
+    faster variants that ``failed``.
     """
     entry = target.store.find(key.digest)
     if entry is not None and entry.damage is None:
@@ -104,7 +98,24 @@ def _build_variant(
     if failures := accuracy.failures():
         target.store.drop(key.digest)  # it may have passed with an older bundle's golden images
         return FailedVariant(key.variant, tuple(failures), latency)
-    record = _record(target, key, built, build_s, accuracy, latency, notes, failed)
+    mode = power_mode()
+    record = EngineRecord(
+        schema=SCHEMA,
+        title=target.title,
+        key=key,
+        file=EngineFile(target.backend.file_name, hashlib.sha256(built.content).hexdigest(), len(built.content)),
+        build_s=build_s,
+        accuracy=accuracy,
+        validated_against=reference_digest(target.bundle),
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        latency=latency,
+        l4t=target.board.l4t,
+        power_mode=None if mode is None else str(mode),
+        cuda=toolkit_version(Path("/")),
+        precision_method=built.precision_method,
+        warnings=(*built.warnings, *notes),
+        failed_variants=failed,
+    )
     target.store.keep(record, built.content)
     return record
 
@@ -144,33 +155,3 @@ def _checked(
             f"validated with {accuracy.images} golden images, {ENOUGH_IMAGES} are needed for a flip rate of 1 %"
         )
     return accuracy, latency, tuple(notes)
-
-
-def _record(
-    target: Target,
-    key: EngineKey,
-    built: Built,
-    build_s: float,
-    accuracy: AccuracyResult,
-    latency: Latency,
-    notes: tuple[str, ...],
-    failed: tuple[FailedVariant, ...],
-) -> EngineRecord:
-    mode = power_mode()
-    return EngineRecord(
-        schema=SCHEMA,
-        title=target.title,
-        key=key,
-        file=EngineFile(target.backend.file_name, hashlib.sha256(built.content).hexdigest(), len(built.content)),
-        build_s=build_s,
-        accuracy=accuracy,
-        validated_against=reference_digest(target.bundle),
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        latency=latency,
-        l4t=target.board.l4t,
-        power_mode=None if mode is None else str(mode),
-        cuda=toolkit_version(Path("/")),
-        precision_method=built.precision_method,
-        warnings=(*built.warnings, *notes),
-        failed_variants=failed,
-    )

@@ -209,9 +209,7 @@ class Store:
     def lock(self, digest: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Be the only builder of a key in all processes; the kernel frees the lock of a killed one.
 
-        Args:
-            digest: The key's.
-            on_wait: Called before waiting for another builder.
+        ``on_wait`` is called before waiting for another builder.
 
         Raises:
             InputError: The store cannot be written.
@@ -228,7 +226,8 @@ class Store:
                 if not _is_at(path, file):
                     continue  # its holder has removed it; the next process may lock another file by now
                 try:
-                    self._sweep(digest)
+                    for draft in self.folder.glob(f".{digest}.*"):  # of killed builds: under the lock none is running
+                        shutil.rmtree(draft, ignore_errors=True)
                     yield
                 finally:
                     with suppress(OSError):  # a file more does no harm
@@ -242,11 +241,6 @@ class Store:
             raise InputError(f"{self.folder}: expected a folder of engines, found a file: choose another with --store")
         matches = (re.fullmatch(pattern, path.name) for path in self.folder.iterdir())
         return sorted({match[1] for match in matches if match is not None})
-
-    def _sweep(self, digest: str) -> None:
-        """Delete drafts of killed builds; under the lock there can be no others."""
-        for draft in self.folder.glob(f".{digest}.*"):
-            shutil.rmtree(draft, ignore_errors=True)
 
     def _record(self, digest: str, hint: str) -> EngineRecord:
         path = self.folder / digest / RECORD_NAME

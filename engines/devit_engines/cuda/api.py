@@ -1,7 +1,6 @@
 """CUDA as the engines need it: device memory, streams and graphs by the driver API, in one thread.
 
-Work is done in the device's *primary* context, which TensorRT's runtime API uses too. :class:`Cuda` documents the
-methods once for all implementations.
+Work is done in the device's *primary* context, which TensorRT's runtime API uses too.
 """
 
 from __future__ import annotations
@@ -54,77 +53,6 @@ class HostBuffer:
     """Where the GPU sees this memory; only if it is mapped."""
 
 
-class Cuda(Protocol):
-    """Device memory, streams and graphs of one GPU, for the thread that opened it.
-
-    Every method raises :class:`EngineError` if CUDA refuses, or in another thread; :class:`DeviceLostError` once the
-    GPU's context is lost. Addresses and handles are CUDA's own numbers, which TensorRT takes as they are.
-    """
-
-    name: str
-    """``ctypes``, ``cuda-bindings`` or ``pycuda``."""
-
-    def allocate(self, size_bytes: int) -> int:
-        """Device memory, content undefined; returns its address."""
-        ...
-
-    def free(self, address: int) -> None:
-        """Give device memory back; nothing in flight may use it."""
-        ...
-
-    def allocate_host(self, size_bytes: int, *, mapped: bool = False) -> HostBuffer:
-        """Pinned CPU memory, content undefined; ``mapped`` gives it a device address too."""
-        ...
-
-    def free_host(self, buffer: HostBuffer) -> None:
-        """Give pinned memory back; its array must not be touched any more."""
-        ...
-
-    def create_stream(self) -> int:
-        """Make a queue of work that does not wait for the default stream; returns its ``CUstream``."""
-        ...
-
-    def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
-        ...
-
-    def copy_to_device(self, address: int, source: HostBuffer, size_bytes: int, stream: int) -> None:
-        """Queue a copy of the buffer's first bytes, which must not change before it has happened."""
-        ...
-
-    def copy_to_host(self, target: HostBuffer, address: int, size_bytes: int, stream: int) -> None:
-        """Queue a copy into the buffer's first bytes, which are valid after :meth:`synchronize`."""
-        ...
-
-    def synchronize(self, stream: int) -> None:
-        """Wait until all work of a stream has happened; other threads of Python run meanwhile."""
-        ...
-
-    def begin_capture(self, stream: int) -> None:
-        """From now on, record the stream's work instead of doing it. Has to be followed by :meth:`end_capture`."""
-        ...
-
-    def end_capture(self, stream: int) -> int:
-        """Make a graph of the recorded work, for :meth:`launch`; the stream is as before, also if this raises.
-
-        Raises:
-            EngineError: Something in between cannot be captured.
-        """
-        ...
-
-    def launch(self, graph: int, stream: int) -> None:
-        """Queue the work of a graph."""
-        ...
-
-    def destroy_graph(self, graph: int) -> None:
-        """Give a graph back; nothing in flight may use it."""
-        ...
-
-    def close(self) -> None:
-        """Release the context, after all else was given back; calling it twice is allowed."""
-        ...
-
-
 class Driver(Protocol):
     """A way to call one function of the driver API."""
 
@@ -139,15 +67,17 @@ class Driver(Protocol):
         Raises:
             EngineError: Driver or package have no such function.
         """
-        ...
 
     def error_name(self, code: int) -> str:
         """What ``cuda.h`` calls a CUresult."""
-        ...
 
 
-class DriverCuda:
-    """:class:`Cuda` by the functions of a :class:`Driver`."""
+class Cuda:
+    """Device memory, streams and graphs of one GPU, for the thread that opened it.
+
+    Every method raises :class:`EngineError` if CUDA refuses, or in another thread; :class:`DeviceLostError` once the
+    GPU's context is lost. Addresses and handles are CUDA's own numbers, which TensorRT takes as they are.
+    """
 
     def __init__(self, driver: Driver, device: int = 0) -> None:
         """Make the device's primary context current in this thread."""
@@ -165,12 +95,15 @@ class DriverCuda:
             raise
 
     def allocate(self, size_bytes: int) -> int:
+        """Device memory, content undefined; returns its address."""
         return self._call("cuMemAlloc", size_bytes)[0]
 
     def free(self, address: int) -> None:
+        """Give device memory back; nothing in flight may use it."""
         self._call("cuMemFree", address)
 
     def allocate_host(self, size_bytes: int, *, mapped: bool = False) -> HostBuffer:
+        """Pinned CPU memory, content undefined; ``mapped`` gives it a device address too."""
         (address,) = self._call("cuMemHostAlloc", size_bytes, MAPPED_HOST_MEMORY if mapped else 0)
         device_address = None
         if mapped:
@@ -185,28 +118,36 @@ class DriverCuda:
         return buffer
 
     def free_host(self, buffer: HostBuffer) -> None:
+        """Give pinned memory back; its array must not be touched any more."""
         self._call("cuMemFreeHost", self._host_address(buffer, 0))
         del self._host_addresses[buffer]
 
     def create_stream(self) -> int:
+        """Make a queue of work that does not wait for the default stream; returns its ``CUstream``."""
         return self._call("cuStreamCreate", NON_BLOCKING_STREAM)[0]
 
     def destroy_stream(self, stream: int) -> None:
+        """Give a stream back."""
         self._call("cuStreamDestroy", stream)
 
     def copy_to_device(self, address: int, source: HostBuffer, size_bytes: int, stream: int) -> None:
+        """Queue a copy of the buffer's first bytes, which must not change before it has happened."""
         self._call("cuMemcpyHtoDAsync", address, self._host_address(source, size_bytes), size_bytes, stream)
 
     def copy_to_host(self, target: HostBuffer, address: int, size_bytes: int, stream: int) -> None:
+        """Queue a copy into the buffer's first bytes, which are valid after :meth:`synchronize`."""
         self._call("cuMemcpyDtoHAsync", self._host_address(target, size_bytes), address, size_bytes, stream)
 
     def synchronize(self, stream: int) -> None:
+        """Wait until all work of a stream has happened; other threads of Python run meanwhile."""
         self._call("cuStreamSynchronize", stream)
 
     def begin_capture(self, stream: int) -> None:
+        """From now on, record the stream's work instead of doing it. Has to be followed by :meth:`end_capture`."""
         self._call("cuStreamBeginCapture", stream, _THREAD_LOCAL_CAPTURE)
 
     def end_capture(self, stream: int) -> int:
+        """Make a graph of the recorded work, for :meth:`launch`; the stream is as before, also if work was refused."""
         (graph,) = self._call("cuStreamEndCapture", stream)
         try:
             return self._call("cuGraphInstantiateWithFlags", graph, 0)[0]
@@ -214,13 +155,18 @@ class DriverCuda:
             self._call("cuGraphDestroy", graph)
 
     def launch(self, graph: int, stream: int) -> None:
+        """Queue the work of a graph."""
         self._call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
+        """Give a graph back; nothing in flight may use it."""
         self._call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Release the context; it stays current as long as others hold it, TensorRT or a second engine."""
+        """Release the context, after all else was given back; calling it twice is allowed.
+
+        It stays current as long as others hold it, TensorRT or a second engine.
+        """
         if self._is_closed:
             return
         self._release()

@@ -21,11 +21,7 @@ class BindingsDriver:
     name = "cuda-bindings"
 
     def __init__(self) -> None:
-        """Import the package, which finds the driver's library when the first function is called.
-
-        Raises:
-            EngineError: It is not installed.
-        """
+        """Import the package, which finds the driver's library when the first function is called."""
         try:
             self._module = importlib.import_module("cuda.bindings.driver")
         except ImportError as err:

@@ -3,67 +3,43 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
-from dataclasses import dataclass
+from typing import TypeAlias
 
 from devit_contract.errors import EngineError
 
 LIBRARY = "libcuda.so.1"
+_Types: TypeAlias = "tuple[type[ctypes._CDataType], ...]"
 
-
-@dataclass(frozen=True)
-class Out:
-    """A pointer through which a function returns something."""
-
-    type: type[ctypes._SimpleCData[int]] | type[c_void_p]
-
-
-@dataclass(frozen=True)
-class Prototype:
-    """One function of the library; it returns a CUresult, an int."""
-
-    symbol: str
-    """With the version suffix that ``cuda.h`` defines it to."""
-    parameters: tuple[type[ctypes._SimpleCData[int]] | type[c_void_p] | Out, ...]
-    """A handle is a ``c_void_p``."""
-
-    def find(self, library: ctypes.CDLL) -> Callable[..., int]:
-        """Find the function in a library.
-
-        Raises:
-            EngineError: It is not there.
-        """
-        types = [POINTER(given.type) if isinstance(given, Out) else given for given in self.parameters]
-        return _find(library, self.symbol, types)
-
-
-# cuda.h of CUDA 12.6 and 13.0; CUdevice is int, CUdeviceptr unsigned long long, enumerations are unsigned int.
-PROTOTYPES = {
-    "cuInit": Prototype("cuInit", (c_uint,)),
-    "cuDeviceGet": Prototype("cuDeviceGet", (Out(c_int), c_int)),
-    "cuDevicePrimaryCtxRetain": Prototype("cuDevicePrimaryCtxRetain", (Out(c_void_p), c_int)),
-    "cuDevicePrimaryCtxRelease": Prototype("cuDevicePrimaryCtxRelease_v2", (c_int,)),
-    "cuDevicePrimaryCtxGetState": Prototype("cuDevicePrimaryCtxGetState", (c_int, Out(c_uint), Out(c_int))),
-    "cuCtxSetCurrent": Prototype("cuCtxSetCurrent", (c_void_p,)),
-    "cuCtxPopCurrent": Prototype("cuCtxPopCurrent_v2", (Out(c_void_p),)),
-    "cuMemAlloc": Prototype("cuMemAlloc_v2", (Out(c_uint64), c_size_t)),
-    "cuMemFree": Prototype("cuMemFree_v2", (c_uint64,)),
-    "cuMemHostAlloc": Prototype("cuMemHostAlloc", (Out(c_void_p), c_size_t, c_uint)),
-    "cuMemFreeHost": Prototype("cuMemFreeHost", (c_void_p,)),
-    "cuMemHostGetDevicePointer": Prototype("cuMemHostGetDevicePointer_v2", (Out(c_uint64), c_void_p, c_uint)),
-    "cuMemcpyHtoDAsync": Prototype("cuMemcpyHtoDAsync_v2", (c_uint64, c_void_p, c_size_t, c_void_p)),
-    "cuMemcpyDtoHAsync": Prototype("cuMemcpyDtoHAsync_v2", (c_void_p, c_uint64, c_size_t, c_void_p)),
-    "cuStreamCreate": Prototype("cuStreamCreate", (Out(c_void_p), c_uint)),
-    "cuStreamDestroy": Prototype("cuStreamDestroy_v2", (c_void_p,)),
-    "cuStreamSynchronize": Prototype("cuStreamSynchronize", (c_void_p,)),
-    "cuStreamBeginCapture": Prototype("cuStreamBeginCapture_v2", (c_void_p, c_uint)),
-    "cuStreamEndCapture": Prototype("cuStreamEndCapture", (c_void_p, Out(c_void_p))),
-    "cuGraphInstantiateWithFlags": Prototype("cuGraphInstantiateWithFlags", (Out(c_void_p), c_void_p, c_ulonglong)),
-    "cuGraphDestroy": Prototype("cuGraphDestroy", (c_void_p,)),
-    "cuGraphLaunch": Prototype("cuGraphLaunch", (c_void_p, c_void_p)),
-    "cuGraphExecDestroy": Prototype("cuGraphExecDestroy", (c_void_p,)),
+# cuda.h of CUDA 12.6 and 13.0; CUdevice is int, CUdeviceptr unsigned long long, a handle a pointer, enumerations are
+# unsigned int. A POINTER is where a function returns something.
+PROTOTYPES: dict[str, _Types] = {
+    "cuInit": (c_uint,),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuDevicePrimaryCtxGetState": (c_int, POINTER(c_uint), POINTER(c_int)),
+    "cuCtxSetCurrent": (c_void_p,),
+    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
+    "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
+    "cuMemFree_v2": (c_uint64,),
+    "cuMemHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
+    "cuMemFreeHost": (c_void_p,),
+    "cuMemHostGetDevicePointer_v2": (POINTER(c_uint64), c_void_p, c_uint),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
+    "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
+    "cuStreamCreate": (POINTER(c_void_p), c_uint),
+    "cuStreamDestroy_v2": (c_void_p,),
+    "cuStreamSynchronize": (c_void_p,),
+    "cuStreamBeginCapture_v2": (c_void_p, c_uint),
+    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphExecDestroy": (c_void_p,),
 }
+"""Parameters of the library's functions, under their symbols; every one returns a CUresult, an int."""
 
 
 class CtypesDriver:
@@ -78,24 +54,21 @@ class CtypesDriver:
             EngineError: The library is missing, or too old.
         """
         library = load_library()
-        self._functions = {name: prototype.find(library) for name, prototype in PROTOTYPES.items()}
-        texts: tuple[type[ctypes._CDataType], ...] = (c_int, POINTER(c_char_p))
-        self._error_name = _find(library, "cuGetErrorName", texts)
-        self._error_text = _find(library, "cuGetErrorString", texts)
+        self._functions = {
+            symbol.removesuffix("_v2"): (_find(library, symbol, types), [_output_of(each) for each in types])
+            for symbol, types in PROTOTYPES.items()
+        }
+        self._error_name = _find(library, "cuGetErrorName", (c_int, POINTER(c_char_p)))
+        self._error_text = _find(library, "cuGetErrorString", (c_int, POINTER(c_char_p)))
 
     def call(self, function: str, *arguments: int) -> tuple[int, ...]:
+        perform, output_types = self._functions[function]
         given = iter(arguments)
-        values: list[object] = []
-        outputs: list[ctypes._SimpleCData[int] | c_void_p] = []
-        for parameter in PROTOTYPES[function].parameters:
-            if isinstance(parameter, Out):
-                outputs.append(parameter.type())
-                values.append(byref(outputs[-1]))
-            else:
-                values.append(next(given))
-        code = self._functions[function](*values)
+        # What a parameter points to is passed by reference, without a byref().
+        values = [next(given) if output_type is None else output_type() for output_type in output_types]
+        code = perform(*values)
         # ctypes reads a null pointer as None.
-        return code, *(output.value or 0 for output in outputs)
+        return code, *(value.value or 0 for value in values if not isinstance(value, int))
 
     def error_name(self, code: int) -> str:
         return _text_of(self._error_name, code)
@@ -106,11 +79,7 @@ class CtypesDriver:
 
 
 def load_library() -> ctypes.CDLL:
-    """Load the driver's library.
-
-    Raises:
-        EngineError: There is none.
-    """
+    """Load the driver's library, or say how to get one in an :class:`EngineError`."""
     try:
         return ctypes.CDLL(LIBRARY)
     except OSError as err:
@@ -120,7 +89,12 @@ def load_library() -> ctypes.CDLL:
         ) from err
 
 
-def _find(library: ctypes.CDLL, symbol: str, types: Sequence[type[ctypes._CDataType]]) -> Callable[..., int]:
+def _output_of(parameter: type[ctypes._CDataType]) -> Callable[[], ctypes._SimpleCData[int]] | None:
+    """Type of what a function returns through this parameter, if it does."""
+    return parameter._type_ if issubclass(parameter, ctypes._Pointer) else None
+
+
+def _find(library: ctypes.CDLL, symbol: str, types: _Types) -> Callable[..., int]:
     try:
         function = getattr(library, symbol)
     except AttributeError as err:

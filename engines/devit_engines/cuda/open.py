@@ -12,7 +12,7 @@ from typing import get_args
 
 from devit_contract.choices import CudaChoice
 from devit_contract.errors import InputError
-from devit_engines.cuda.api import Cuda, DriverCuda
+from devit_engines.cuda.api import Cuda
 from devit_engines.cuda.bindings_driver import BindingsDriver
 from devit_engines.cuda.ctypes_driver import CtypesDriver
 from devit_engines.cuda.pycuda_driver import PycudaCuda
@@ -20,10 +20,6 @@ from devit_engines.cuda.pycuda_driver import PycudaCuda
 
 def open_cuda(binding: CudaChoice = "auto", device: int = 0) -> Cuda:
     """Open CUDA for this thread.
-
-    Args:
-        binding: Way to the driver API.
-        device: Number of the GPU.
 
     Raises:
         InputError: There is no such binding.
@@ -33,4 +29,4 @@ def open_cuda(binding: CudaChoice = "auto", device: int = 0) -> Cuda:
         raise InputError(f"unknown CUDA binding {binding}: choose one of {', '.join(get_args(CudaChoice))}")
     if binding == "pycuda":
         return PycudaCuda(device)
-    return DriverCuda(BindingsDriver() if binding == "cuda-bindings" else CtypesDriver(), device)
+    return Cuda(BindingsDriver() if binding == "cuda-bindings" else CtypesDriver(), device)

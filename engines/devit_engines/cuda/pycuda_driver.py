@@ -11,56 +11,24 @@ import ctypes
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from devit_contract.errors import EngineError
-from devit_engines.cuda.api import MAPPED_HOST_MEMORY, NON_BLOCKING_STREAM, DriverCuda, HostBuffer
+from devit_engines.cuda.api import MAPPED_HOST_MEMORY, NON_BLOCKING_STREAM, Cuda, HostBuffer
 from devit_engines.cuda.ctypes_driver import CtypesDriver
 
-_Thing = TypeVar("_Thing")
 
-
-class _Freeable(Protocol):
-    """A ``DeviceAllocation`` or ``PagelockedHostAllocation``."""
-
-    def free(self) -> None: ...
-
-
-class _Stream(Protocol):
-    """A ``pycuda.driver.Stream``; destroyed with its last reference."""
-
-    handle: int
-
-    def synchronize(self) -> None: ...
-
-
-class _Context(Protocol):
-    """A ``pycuda.driver.Context``; detached with its last reference."""
-
-    handle: int
-
-    def push(self) -> None: ...
-
-    def pop(self) -> None: ...
-
-    def detach(self) -> None: ...
-
-
-class PycudaCuda(DriverCuda):
+class PycudaCuda(Cuda):
     """:class:`devit_engines.cuda.api.Cuda` by pycuda, without ``pycuda.autoinit``, whose context nothing else shares.
 
     pycuda reports failures to *free* something on stderr only.
     """
 
     def __init__(self, device: int = 0) -> None:
-        """Make the device's primary context current in this thread.
-
-        Raises:
-            EngineError: pycuda is not installed, or there is no GPU.
-        """
+        """Make the device's primary context current in this thread."""
         try:
             self._pycuda = importlib.import_module("pycuda.driver")
         except ImportError as err:
@@ -69,11 +37,12 @@ class PycudaCuda(DriverCuda):
                 "run PATH=/usr/local/cuda/bin:$PATH pip install pycuda, or choose ctypes"
             ) from err
         self._ctypes = CtypesDriver()
-        self._contexts: list[_Context] = []
+        # pycuda's own objects: a context is detached, and a stream destroyed, with its last reference.
+        self._contexts: list[Any] = []
         """The primary one, once it is retained."""
-        self._memory: dict[int, _Freeable] = {}
-        self._pinned: dict[HostBuffer, _Freeable] = {}
-        self._streams: dict[int, _Stream] = {}
+        self._memory: dict[int, Any] = {}
+        self._pinned: dict[HostBuffer, Any] = {}
+        self._streams: dict[int, Any] = {}
         super().__init__(self._ctypes, device)
         self.name = "pycuda"
 
@@ -94,7 +63,7 @@ class PycudaCuda(DriverCuda):
             array: npt.NDArray[np.uint8] = self._pycuda.pagelocked_empty((size_bytes,), np.uint8, mem_flags=flags)
             device_address = int(array.base.get_device_pointer()) if mapped else None  # type: ignore[union-attr]
         buffer = HostBuffer(array, device_address)
-        self._pinned[buffer] = array.base  # type: ignore[assignment]
+        self._pinned[buffer] = array.base
         self._host_addresses[buffer] = array.ctypes.data
         return buffer
 
@@ -106,9 +75,10 @@ class PycudaCuda(DriverCuda):
 
     def create_stream(self) -> int:
         with self._pushed("cuStreamCreate"):
-            stream: _Stream = self._pycuda.Stream(NON_BLOCKING_STREAM)
-        self._streams[stream.handle] = stream
-        return stream.handle
+            stream = self._pycuda.Stream(NON_BLOCKING_STREAM)
+        handle: int = stream.handle
+        self._streams[handle] = stream
+        return handle
 
     def destroy_stream(self, stream: int) -> None:
         with self._checked("cuStreamDestroy"):
@@ -131,7 +101,7 @@ class PycudaCuda(DriverCuda):
     def _retain(self, number: int) -> tuple[int, int]:
         with self._checked("cuDevicePrimaryCtxRetain"):
             self._pycuda.init()
-            context: _Context = self._pycuda.Device(number).retain_primary_context()
+            context = self._pycuda.Device(number).retain_primary_context()
         self._contexts.append(context)
         (device,) = self._call("cuDeviceGet", number)
         return device, context.handle
@@ -184,13 +154,13 @@ class PycudaCuda(DriverCuda):
         return EngineError(f"expected success, found {text}: run devit doctor")
 
 
-def _find(things: dict[int, _Thing], number: int, what: str) -> _Thing:
+def _find(things: dict[int, Any], number: int, what: str) -> Any:  # noqa: ANN401 - an object of pycuda
     if number not in things:
         raise EngineError(f"expected {what} of this CUDA, found {number:#x}: this is a bug, report it")
     return things[number]
 
 
-def _take(things: dict[int, _Thing], number: int, what: str) -> _Thing:
+def _take(things: dict[int, Any], number: int, what: str) -> Any:  # noqa: ANN401 - an object of pycuda
     """Find a thing and forget it, which destroys a stream."""
     thing = _find(things, number, what)
     del things[number]

@@ -17,13 +17,9 @@ _EXPECTED = {"JetPack": "6.0 or later", "Python": "3.10 or later", "engines": "T
 
 
 def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> list[Finding]:
-    """Examine a machine.
+    """Examine the machine whose files are below ``root``, and the Python that would build and run engines.
 
-    Args:
-        root: Folder of its files, ``/`` for this machine.
-        python: The Python that would build and run engines.
-        store: Folder of the engine store, for people.
-        free_bytes: Room on the store's disk.
+    The store's folder is for people; ``free_bytes`` is the room on its disk.
     """
     machine, files = read_machine(root, python), find_libraries(root)
     runtime, runtime_version = onnx_runtime(python)

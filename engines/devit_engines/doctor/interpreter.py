@@ -56,13 +56,13 @@ class Interpreter:
 
     def packages(self, *names: str) -> list[Package]:
         """Find distributions by name, in the order of the names, then of the path; hidden ones too."""
-        found = []
-        for name in names:
-            for distribution in distributions(name=name, path=[str(path) for path in self.paths]):
-                if _has_metadata(distribution):
-                    folder = Path(str(distribution.locate_file("")))
-                    found.append(Package(name, distribution.version, folder))
-        return found
+        paths = [str(path) for path in self.paths]
+        return [
+            Package(name, distribution.version, Path(str(distribution.locate_file(""))))
+            for name in names
+            for distribution in distributions(name=name, path=paths)
+            if _has_metadata(distribution)
+        ]
 
 
 def _has_metadata(distribution: Distribution) -> bool:

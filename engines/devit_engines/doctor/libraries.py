@@ -64,17 +64,13 @@ def libraries(machine: Machine, found: Libraries) -> Finding | None:
         return None
     if found.empty:
         return Finding("libraries", f"0 bytes: {', '.join(found.empty)}", "warning", _cure_of_empty(machine))
-    version = found.tensorrt
-    if version is not None and not found.has("libnvdla_compiler.so") and _needs_dla_compiler(version):
-        text = f"libnvinfer {version} needs libnvdla_compiler.so, which is absent"
+    needs_dla_compiler = found.tensorrt is not None and numbers(found.tensorrt)[:2] <= _LAST_WITH_DLA_COMPILER
+    if needs_dla_compiler and not found.has("libnvdla_compiler.so"):
+        text = f"libnvinfer {found.tensorrt} needs libnvdla_compiler.so, which is absent"
         return Finding("libraries", text, "warning", _cure_of_dla_compiler(machine))
     if not found.sizes:
         return Finding("libraries", "none of libcuda and libnvinfer", "warning", _cure_of_empty(machine))
     return Finding("libraries", f"{len(found.sizes)} of CUDA's driver and TensorRT, none empty")
-
-
-def _needs_dla_compiler(version: str) -> bool:
-    return numbers(version)[:2] <= _LAST_WITH_DLA_COMPILER
 
 
 def _cure_of_empty(machine: Machine) -> str:

@@ -48,17 +48,10 @@ class SelfTest:
 def run_selftest(
     findings: list[Finding], backend: BackendChoice, precision: Precision, settings: RunSettings, progress: Progress
 ) -> tuple[SelfTest, DevitError | None]:
-    """Build both submodels and the baseline model in a store that is thrown away.
-
-    Args:
-        findings: The doctor's, for the report.
-        backend: As for ``devit build``.
-        precision: As for ``devit build``.
-        settings: How the engines are run.
-        progress: Called with every model as a stage.
+    """Build both submodels and the baseline model as ``devit build`` does, in a store that is thrown away.
 
     Returns:
-        The report, and the error that the test ended with, if it failed.
+        The report, with the doctor's findings, and the error that the test ended with, if it failed.
     """
     row, bundle = backend_of(backend), Bundle(BUNDLE)
     tested: list[Tested] = []

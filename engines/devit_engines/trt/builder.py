@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -27,10 +26,8 @@ from devit_engines.engine import CannotCompileError
 from devit_engines.trt.request import BuildRequest, Built
 
 _KEPT_ERRORS = 4
-
-
 Watch = Callable[[str], bool]
-"""Called with the current phase; False cancels the build."""
+"""Called from TensorRT's threads with the current phase; False cancels the build."""
 
 
 def can_be_cancelled(trt: ModuleType) -> bool:
@@ -43,12 +40,8 @@ def build_plan(
 ) -> Built:
     """Compile a graph for the GPU of this machine.
 
-    Args:
-        trt: The module ``tensorrt``.
-        request: What is built.
-        workspace_bytes: Memory that a layer may use for its intermediate results.
-        timing_cache: What former builds have learned, perhaps nothing.
-        watch: Called from TensorRT's threads.
+    A layer may use ``workspace_bytes`` of memory for its intermediate results; the timing cache is what former builds
+    have learned, perhaps nothing.
 
     Raises:
         CannotCompileError: TensorRT refuses the graph, fails at it, or was cancelled; its own words are in the text.
@@ -57,55 +50,47 @@ def build_plan(
         ManifestError: A graph has changed since the bundle was opened.
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    with _listening(trt, request.name) as log:
-        builder = _made(lambda: trt.Builder(log), "a builder", request.name, log)
-        flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
-        network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
-        _parse(trt, network, request, is_typed, log)
-        config = _configured(trt, builder, network, request, workspace_bytes)
-        unpinned = () if is_typed else _pin(trt, network, config, request)
-        if not config.set_timing_cache(config.create_timing_cache(timing_cache), False):
-            config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
-        if can_be_cancelled(trt):
-            config.progress_monitor = _monitor(trt, watch)
-        serialized = builder.build_serialized_network(network, config)
-        if serialized is None:
-            raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
-        return Built(
-            content=bytes(memoryview(serialized)),
-            precision_method="strongly typed" if is_typed else "fp16 flag",
-            warnings=(*unpinned, *log.warnings),
-            timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
-        )
+    log = _fresh_log(trt, request.name)
+    builder = _made(trt.Builder, "a builder", request.name, log)
+    flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
+    network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
+    _parse(trt, network, request, is_typed, log)
+    config = _configured(trt, builder, network, request, workspace_bytes)
+    unpinned = () if is_typed else _pin(trt, network, config, request)
+    if not config.set_timing_cache(config.create_timing_cache(timing_cache), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
+    if can_be_cancelled(trt):
+        config.progress_monitor = _monitor(trt, watch)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
+    return Built(
+        content=bytes(memoryview(serialized)),
+        precision_method="strongly typed" if is_typed else "fp16 flag",
+        warnings=(*unpinned, *log.warnings),
+        timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
+    )
 
 
 def merged_cache(trt: ModuleType, old: bytes, new: bytes) -> bytes:
-    """Put the timings of two caches together; where they do not belong together, the newer is taken alone.
+    """Put the timings of two caches together, of which the old one may be empty.
 
-    Args:
-        trt: The module ``tensorrt``.
-        old: What the file holds by now, perhaps nothing.
-        new: What a build has learned.
+    Where they do not belong together, the new one is taken alone.
     """
     if not old:
         return new
-    with _listening(trt, "timing cache") as log:
-        config = _made(lambda: trt.Builder(log), "a builder", "timing cache", log).create_builder_config()
-        whole = config.create_timing_cache(new)
-        whole.combine(config.create_timing_cache(old), False)  # False, and nothing changed, where they differ
-        return bytes(memoryview(whole.serialize()))
+    log = _fresh_log(trt, "timing cache")
+    config = _made(trt.Builder, "a builder", "timing cache", log).create_builder_config()
+    whole = config.create_timing_cache(new)
+    whole.combine(config.create_timing_cache(old), False)  # False, and nothing changed, where they differ
+    return bytes(memoryview(whole.serialize()))
 
 
 def node_of_layer(name: str, metadata: str | None, nodes: tuple[str, ...]) -> str | None:
-    """Find which of some ONNX nodes the parser made a layer of.
+    """Find which of some ONNX nodes the parser made a layer of, by the layer's name and metadata.
 
-    The layer's metadata names its node. Without metadata, the layer has the node's name, perhaps with a suffix; such a
-    suffix may also be part of another node's name, and then one layer more than needed stays in FP32.
-
-    Args:
-        name: Of the layer.
-        metadata: Of the layer.
-        nodes: Names to choose from.
+    The metadata names the node. Without metadata, the layer has the node's name, perhaps with a suffix; such a suffix
+    may also be part of another node's name, and then one layer more than needed stays in FP32.
     """
     if match := re.search(r"\[ONNX Layer: ([^\]|]+)", metadata or ""):
         node = match[1].strip()
@@ -116,7 +101,10 @@ def node_of_layer(name: str, metadata: str | None, nodes: tuple[str, ...]) -> st
 
 
 class LoadedPlan:
-    """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed."""
+    """A plan in the GPU's memory with one execution context; :meth:`close` it before what it was bound to is freed.
+
+    Where TensorRT refuses something, an :class:`EngineError` gives its own words.
+    """
 
     def __init__(self, trt: ModuleType, content: bytes, name: str) -> None:
         """Deserialise a plan whose header has been checked (:func:`devit_engines.trt.plan.check_plan`).
@@ -126,18 +114,18 @@ class LoadedPlan:
         """
         self._trt = trt
         self.name = name
-        with _listening(trt, name) as log:
-            self._runtime = _made(lambda: trt.Runtime(log), "a runtime", name, log)
-            self._engine = self._runtime.deserialize_cuda_engine(content)
-            if self._engine is None:
-                raise EngineError(
-                    f"{name}: TensorRT {trt.__version__} refuses the plan{log.text()}: build it again with devit build"
-                )
-            self._context = self._engine.create_execution_context()
-            if self._context is None:
-                raise EngineError(
-                    f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: close other programs"
-                )
+        log = _fresh_log(trt, name)
+        self._runtime = _made(trt.Runtime, "a runtime", name, log)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise EngineError(
+                f"{name}: TensorRT {trt.__version__} refuses the plan{log.text()}: build it again with devit build"
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(
+                f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: close other programs"
+            )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(each) for each in names]
         if sorted(map(int, modes)) != sorted(map(int, (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT))):
@@ -145,31 +133,27 @@ class LoadedPlan:
         is_input_first = modes[0] == trt.TensorIOMode.INPUT
         self.input_name, self.output_name = names if is_input_first else names[::-1]
 
-    def signature(self) -> tuple[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]]:
+    def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Type name and shape of the input and of the output, e.g. ``("UINT8", (1, 28, 28, 1))``."""
-        return self._end(self.input_name), self._end(self.output_name)
+        engine = self._engine
+        return tuple(
+            (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name)))
+            for name in (self.input_name, self.output_name)
+        )
 
     def bind(self, input_shape: tuple[int, ...], input_address: int, output_address: int) -> None:
-        """Set shape and addresses, once.
-
-        Raises:
-            EngineError: TensorRT refuses them.
-        """
-        with _listening(self._trt, self.name) as log:
-            done = (
-                self._context.set_input_shape(self.input_name, input_shape)
-                and self._context.set_tensor_address(self.input_name, input_address)
-                and self._context.set_tensor_address(self.output_name, output_address)
-            )
-            if not done:
-                raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.text()}")
+        """Set shape and addresses, once."""
+        log = _fresh_log(self._trt, self.name)
+        done = (
+            self._context.set_input_shape(self.input_name, input_shape)
+            and self._context.set_tensor_address(self.input_name, input_address)
+            and self._context.set_tensor_address(self.output_name, output_address)
+        )
+        if not done:
+            raise EngineError(f"{self.name}: TensorRT refuses images of shape {input_shape}{log.text()}")
 
     def enqueue(self, stream: int) -> None:
-        """Queue one run on a stream.
-
-        Raises:
-            EngineError: TensorRT fails.
-        """
+        """Queue one run on a stream."""
         if not self._context.execute_async_v3(stream):
             errors = _log_of(self._trt).text()
             raise EngineError(f"{self.name}: TensorRT could not run the engine{errors}: restart the program")
@@ -185,31 +169,18 @@ class LoadedPlan:
         self._engine = None
         self._runtime = None
 
-    def _end(self, name: str) -> tuple[str, tuple[int, ...]]:
-        kind = self._engine.get_tensor_dtype(name)
-        return kind.name, tuple(self._engine.get_tensor_shape(name))
-
-
-class _Log:
-    """TensorRT's messages since :func:`_listening` began."""
-
-    errors: deque[str]
-    warnings: list[str]
-
-    def text(self) -> str:
-        """The last errors in brackets, to end a sentence with; empty where there were none."""
-        return f" ({'; '.join(self.errors)})" if self.errors else ""
-
 
 @cache
 def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only once the library is there
     """One logger per process: TensorRT keeps the first that it is given and warns about every other one."""
 
-    class Log(_Log, trt.ILogger):  # type: ignore[misc,name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
+        """TensorRT's messages since :func:`_fresh_log`."""
+
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors = deque(maxlen=_KEPT_ERRORS)
-            self.warnings = []
+            self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401 - the library's enum
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
@@ -217,31 +188,34 @@ def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only 
             elif severity == trt.ILogger.Severity.WARNING and re.search("fp16|half|layernorm|normalization", msg, re.I):
                 self.warnings.append(" ".join(msg.split()))
 
+        def text(self) -> str:
+            """The last errors in brackets, to end a sentence with; empty where there were none."""
+            return f" ({'; '.join(self.errors)})" if self.errors else ""
+
     return Log()
 
 
-@contextmanager
-def _listening(trt: ModuleType, name: str) -> Iterator[Any]:
+def _fresh_log(trt: ModuleType, name: str) -> Any:  # noqa: ANN401 - the library's class
     try:
         log = _log_of(trt)
     except AttributeError as err:
         raise EngineError(f"{name}: expected TensorRT's Python module, found {trt.__name__}: {err}") from err
     log.errors.clear()
     log.warnings.clear()
-    yield log
+    return log
 
 
-def _made(make: Callable[[], Any], what: str, name: str, log: _Log) -> Any:  # noqa: ANN401 - an object of the library
+def _made(make: Callable[[Any], Any], what: str, name: str, log: Any) -> Any:  # noqa: ANN401 - the library's objects
     """A builder or runtime; without a usable GPU their constructors end in a TypeError."""
     try:
-        return make()
+        return make(log)
     except TypeError as err:
         raise EngineError(
             f"{name}: TensorRT makes {what} only where CUDA finds a GPU{log.text() or f' ({err})'}: run devit doctor"
         ) from err
 
 
-def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool, log: _Log) -> None:  # noqa: ANN401
+def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool, log: Any) -> None:  # noqa: ANN401
     parser = trt.OnnxParser(network, log)
     if parser.parse((request.graph if is_typed else request.fp32_graph).read()):
         return
@@ -278,7 +252,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
         return ()
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    missed = set(request.fp32_nodes)
+    missed = set(request.fp32_nodes) - {""}
     floats = (trt.DataType.FLOAT, trt.DataType.HALF)
     untyped = (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)  # their types are what they are
     for index in range(network.num_layers):
@@ -287,7 +261,7 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
         is_norm = layer.type == trt.LayerType.NORMALIZATION
         if node is None and not is_norm:
             continue
-        missed.discard(node or "")
+        missed -= {node}
         if is_norm:
             # get_layer gives the base class, as for every layer; this is how Python gets at a layer's own settings.
             layer.__class__ = trt.INormalizationLayer
@@ -296,7 +270,6 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
             layer.precision = trt.DataType.FLOAT
             for output in range(layer.num_outputs):
                 layer.set_output_type(output, trt.DataType.FLOAT)
-    missed.discard("")
     if not missed:
         return ()
     return (

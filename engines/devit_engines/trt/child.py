@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -36,10 +36,8 @@ def build_in_child(request: BuildRequest, report: Report, first_bytes: int | Non
     If the kernel kills that process, as it does when memory is short, a second one tries with a quarter of the
     workspace.
 
-    Args:
-        request: What is built.
-        report: Called twice a second.
-        first_bytes: Workspace of the first try; by default :func:`workspace_bytes`.
+    ``report`` is called twice a second. ``first_bytes`` is the workspace of the first try, by default
+    :func:`workspace_bytes`.
 
     Raises:
         CannotCompileError: TensorRT refuses the graph, in its own words.
@@ -102,7 +100,10 @@ def _worker(folder: Path, workspace: int, errors: IO[bytes]) -> Iterator[subproc
         try:
             yield process
         except KeyboardInterrupt:
-            _cancel(process)
+            assert process.stdin is not None
+            process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_CANCEL_S)
             raise
         finally:
             process.kill()
@@ -122,15 +123,6 @@ def _follow(process: subprocess.Popen[bytes], report: Report) -> None:
         *lines, rest = (rest + piece).split(b"\n")
         if lines:
             phase = lines[-1].decode("utf-8", "replace")
-
-
-def _cancel(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        process.wait(_CANCEL_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 def _outcome(folder: Path, name: str, code: int, errors: IO[bytes]) -> Built:

@@ -36,13 +36,9 @@ class TrtEngine(CheckedEngine):
     ) -> None:
         """Load a plan whose header has been checked.
 
-        Args:
-            content: The plan.
-            spec: What it has to be.
-            open_cuda: Makes the GPU's context current; closed with the engine.
-            host_memory: ``pinned`` or ``mapped``.
-            use_graph: Record the run as a CUDA graph after the first one; a capture that fails leaves it as it is.
-            trt: The module ``tensorrt``; imported where absent.
+        ``open_cuda`` makes the GPU's context current, which is closed with the engine. ``use_graph`` records the run as
+        a CUDA graph after the first one; a capture that fails leaves it as it is. TensorRT is imported where it is not
+        given.
 
         Raises:
             EngineError: TensorRT or CUDA are missing or refuse the plan, or it is another model's.
@@ -51,7 +47,6 @@ class TrtEngine(CheckedEngine):
         super().__init__(spec)
         self._graph_failure: str | None = None
         self._wants_graph = use_graph
-        self._is_capturing = False
         self._graph: int | None = None
         self._release: list[Callable[[], None]] = []
         """What :meth:`close` calls, the last one first."""
@@ -115,31 +110,30 @@ class TrtEngine(CheckedEngine):
                 self._capture()
         return outputs
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, *, is_capturing: bool = False) -> None:
         """Queue copy, run and copy back."""
-        stream = self._stream
-        self._input.to_device(self._cuda, stream)
+        cuda, stream, source, target = self._cuda, self._stream, self._input, self._output
+        if source.is_copied:
+            cuda.copy_to_device(source.address, source.host, source.size_bytes, stream)
         try:
             self._plan.enqueue(stream)
         except EngineError:
-            if not self._is_capturing:
-                self._cuda.synchronize(stream)  # raises DeviceLostError if the GPU is lost; TensorRT does not say
+            if not is_capturing:
+                cuda.synchronize(stream)  # raises DeviceLostError if the GPU is lost; TensorRT does not say
             raise
-        self._output.to_host(self._cuda, stream)
+        if target.is_copied:
+            cuda.copy_to_host(target.host, target.address, target.size_bytes, stream)
 
     def _capture(self) -> None:
         """Record what :meth:`_enqueue` queues, after a run without capture, in which TensorRT initialises itself."""
         self._wants_graph, stream = False, self._stream
         try:
             self._cuda.begin_capture(stream)
-            self._is_capturing = True
             try:
-                self._enqueue()
+                self._enqueue(is_capturing=True)
             except EngineError:
                 self._cuda.destroy_graph(self._cuda.end_capture(stream))
                 raise
-            finally:
-                self._is_capturing = False
             graph = self._graph = self._cuda.end_capture(stream)
             self._release.insert(-1, lambda: self._cuda.destroy_graph(graph))  # after the stream has come to rest
         except DeviceLostError:
@@ -149,10 +143,9 @@ class TrtEngine(CheckedEngine):
 
     def _buffer(self, size_bytes: int, host_memory: HostMemory) -> _Buffer:
         cuda = self._cuda
-        is_mapped = host_memory == "mapped"
-        host = cuda.allocate_host(size_bytes, mapped=is_mapped)
+        host = cuda.allocate_host(size_bytes, mapped=host_memory == "mapped")
         self._release.append(lambda: cuda.free_host(host))
-        if host.device_address is not None and is_mapped:
+        if host.device_address is not None:
             return _Buffer(host, host.device_address, size_bytes, is_copied=False)
         address = cuda.allocate(size_bytes)
         self._release.append(lambda: cuda.free(address))
@@ -176,14 +169,6 @@ class _Buffer:
     address: int
     size_bytes: int
     is_copied: bool
-
-    def to_device(self, cuda: Cuda, stream: int) -> None:
-        if self.is_copied:
-            cuda.copy_to_device(self.address, self.host, self.size_bytes, stream)
-
-    def to_host(self, cuda: Cuda, stream: int) -> None:
-        if self.is_copied:
-            cuda.copy_to_host(self.host, self.address, self.size_bytes, stream)
 
 
 def _tensorrt(name: str) -> ModuleType:

@@ -31,40 +31,30 @@ class Inspection:
 
 
 def inspect_engine(engine: CheckedEngine) -> Inspection | None:
-    """Inspect a loaded engine; None where TensorRT did not make it.
-
-    Raises:
-        EngineError: TensorRT lists no layers.
-    """
+    """Inspect a loaded engine as :func:`inspect_plan` does; None where TensorRT did not make it."""
     return inspect_plan(engine.information(), engine.spec.name) if isinstance(engine, TrtEngine) else None
 
 
 def inspect_plan(text: str, name: str) -> Inspection:
-    """Count the layers that ``get_engine_information`` lists; its schema changed with TensorRT 11, both are read.
-
-    Raises:
-        EngineError: It lists none.
-    """
+    """Count the layers that ``get_engine_information`` lists; its schema changed with TensorRT 11, both are read."""
     try:
-        layers = json.loads(text)["Layers"]
+        found = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as err:
         raise EngineError(f"{name}: expected the inspector's layers as JSON, found {text[:60]!r}") from err
+    # Without details, a layer is its name alone.
+    layers = [layer if isinstance(layer, dict) else {"Name": layer} for layer in found]
     precisions = Counter(_precision(layer) for layer in layers)
     return Inspection(
         layers=len(layers),
         fused_attentions=sum(1 for layer in layers if _FUSED_ATTENTION.search(json.dumps(layer))),
-        casts=sum(1 for layer in layers if _CASTS.search(_kind(layer))),
+        casts=sum(1 for layer in layers if _CASTS.search(f"{layer.get('LayerType', '')} {layer.get('Name', '')}")),
         by_precision=dict(sorted(precisions.items())),
     )
 
 
-def _kind(layer: Any) -> str:  # noqa: ANN401 - parsed JSON
-    return f"{layer.get('LayerType', '')} {layer.get('Name', '')}" if isinstance(layer, dict) else str(layer)
-
-
-def _precision(layer: Any) -> str:  # noqa: ANN401 - parsed JSON
+def _precision(layer: dict[str, Any]) -> str:
     """TensorRT 8 and 10 say ``Format/Datatype``, 11 has a ``Datatype`` of its own; without details there is neither."""
-    outputs = layer.get("Outputs") if isinstance(layer, dict) else None
+    outputs = layer.get("Outputs")
     if not outputs or not isinstance(outputs[0], dict):
         return "other"
     kind = str(outputs[0].get("Datatype") or outputs[0].get("Format/Datatype") or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from devit_contract.errors import EngineError
@@ -15,22 +16,13 @@ _VERSION_AT = 24  # NVIDIA/TensorRT, samples/common/sampleEngines.cpp, printPlan
 
 
 def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> str:
-    """Read TensorRT's version from its package metadata, else from libnvinfer, without importing it.
-
-    Raises:
-        EngineError: There is none.
-    """
+    """Read TensorRT's version from its package metadata, else from libnvinfer, without importing it."""
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             return version(package)
-        except PackageNotFoundError:
-            continue
     for name in _LIBRARIES:
-        try:
-            library = load_library(name)
-        except OSError:
-            continue
-        return _spelled_out(int(library.getInferLibVersion()))
+        with suppress(OSError):
+            return _spelled_out(int(load_library(name).getInferLibVersion()))
     raise EngineError("TensorRT is not installed, neither its Python package nor libnvinfer: run devit doctor")
 
 
@@ -42,12 +34,7 @@ def plan_version(content: bytes) -> str | None:
 
 
 def check_plan(content: bytes, installed: str, name: str) -> None:
-    """Refuse what is no plan or another version's, before TensorRT sees it.
-
-    Args:
-        content: The plan.
-        installed: Version of the TensorRT that is to run it.
-        name: For messages.
+    """Refuse what is no plan or another version's, before the ``installed`` TensorRT sees it.
 
     Raises:
         EngineError: It cannot be run here.

@@ -9,8 +9,6 @@ from pathlib import Path
 from devit_contract.artefacts.files import exclusive_lock, write_bytes
 from devit_contract.errors import InputError
 
-Merge = Callable[[bytes, bytes], bytes]
-
 
 def timing_cache_path(store: Path, version: str, device: str, capability: str) -> Path:
     """Path of the cache for one kind of device: ``<store>/timing/10.3.0-nvidia-jetson-agx-orin-sm_87.cache``."""
@@ -26,7 +24,7 @@ def read_cache(path: Path) -> bytes:
         return b""
 
 
-def merge_into(path: Path, new: bytes, merge: Merge) -> None:
+def merge_into(path: Path, new: bytes, merge: Callable[[bytes, bytes], bytes]) -> None:
     """Add what a build has learned to what others have written since, alone with the file.
 
     Raises:

@@ -9,54 +9,18 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from tests.engines.changes import fewer_images, rewrite, spoil, with_golden
 from tests.support.opened import opened_files
 
-from devit_contract.arrays import Float32Array, UInt8Array
-from devit_contract.artefacts.file_list import FileEntry, describe_file
-from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, write_manifest
+from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError, ManifestError, NotBuiltError
 from devit_engines import ort
 from devit_engines.board import Board
 from devit_engines.building import backends
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
-from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.trt.request import BuildRequest, Built, Report
-
-
-class Perturbed(ort.OrtEngine):
-    """The right graph on a device that computes wrongly."""
-
-    def __init__(self, model: bytes, spec: EngineSpec, change: Callable[[Float32Array], Float32Array]) -> None:
-        """Pass every output through ``change``."""
-        super().__init__(model, spec)
-        self.change = change
-
-    def _run(self, images: UInt8Array) -> Float32Array:
-        return self.change(super()._run(images))
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Float32Array], Float32Array]) -> None:
-    """Let every engine that loads from now on compute wrongly."""
-
-    def load(content: bytes, spec: EngineSpec, settings: backends.RunSettings) -> CheckedEngine:
-        return Perturbed(content, spec, change)
-
-    monkeypatch.setitem(backends.BACKENDS, "ort", replace(backends.BACKENDS["ort"], load=load))
-
-
-def rewrite(bundle: Bundle, **changes: object) -> Bundle:
-    """Change fields of the manifest and open the bundle again."""
-    write_manifest(bundle.folder, msgspec.structs.replace(bundle.manifest, **changes))
-    return Bundle(bundle.folder)
-
-
-def with_file(bundle: Bundle, role: str, name: str) -> tuple[FileEntry, ...]:
-    """The manifest's files, one of them digested again."""
-    return tuple(
-        describe_file(bundle.folder, name, role) if file.role == role else file for file in bundle.manifest.files
-    )
 
 
 def test_every_submodel_and_the_baseline_are_built_then_found(tiny: Bundle, store: Store, board: Board) -> None:
@@ -223,10 +187,7 @@ def test_new_golden_images_judge_the_stored_engine_again(
 ) -> None:
     """The same graph in a new bundle need not be built again, but what it passed were other images."""
     build_engines(tiny, store, submodels=[0], board=board)
-    path = tiny.path("golden")
-    tensors = read_tensors(path, "")
-    write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
-    newer = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    newer = with_golden(tiny, fewer_images(48))
     with pytest.raises(EngineError, match=r"validated with other golden images .*: run devit build"):
         load_engine(newer, store, 0, board=board)
 
@@ -240,23 +201,18 @@ def test_new_golden_images_judge_the_stored_engine_again(
 
 
 def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundle, store: Store, board: Board) -> None:
-    path = tiny.path("golden")
-    tensors = read_tensors(path, "")
-    write_tensors(path, {**tensors, "features.1": tensors["features.1"][:, :3]})
-    broken = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    broken = with_golden(tiny, lambda tensors: {**tensors, "features.1": tensors["features.1"][:, :3]})
     with pytest.raises(ManifestError, match=r"expected feature dims \(6, 4\), found \(6, 3\)"):
         build_engines(broken, store, submodels=[0], board=board)
 
 
 def test_a_golden_set_without_images_or_baseline_is_refused(tiny: Bundle, store: Store, board: Board) -> None:
-    path = tiny.path("golden")
-    tensors = read_tensors(path, "")
-    write_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "baseline.logits"})
-    bare = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    bare = with_golden(
+        tiny, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "baseline.logits"}
+    )
     with pytest.raises(ManifestError, match=r"there is no baseline\.logits"):
         build_engines(bare, store, submodels=[], baseline=True, board=board)
-    write_tensors(path, {name: tensor[:0] for name, tensor in tensors.items()})
-    empty = rewrite(tiny, files=with_file(tiny, "golden", path.name))
+    empty = with_golden(tiny, fewer_images(0))
     with pytest.raises(ManifestError, match="there are no images"):
         build_engines(empty, store, board=board)
 

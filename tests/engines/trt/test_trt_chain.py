@@ -13,13 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 from tests.engines.build_requests import ENDS
+from tests.engines.changes import fewer_images, with_golden
 from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
-from devit_contract.artefacts.file_list import describe_file
-from devit_contract.artefacts.files import read_tensors, write_tensors
-from devit_contract.artefacts.manifest import Bundle, write_manifest
+from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_contract.service.progress import no_progress
 from devit_engines.accuracy import AccuracyResult, check_accuracy
@@ -217,15 +216,7 @@ def test_an_engine_that_new_golden_images_refuse_gives_way_to_the_variant_that_p
 ) -> None:
     """The old one must neither be loaded nor stand in the way."""
     build_engines(tiny, store, submodels=[0], board=ORIN)
-    path = tiny.path("golden")
-    tensors = read_tensors(path, "")
-    write_tensors(path, {name: tensor[:48] for name, tensor in tensors.items()})
-    files = tuple(
-        describe_file(tiny.folder, path.name, "golden") if file.role == "golden" else file
-        for file in tiny.manifest.files
-    )
-    write_manifest(tiny.folder, msgspec.structs.replace(tiny.manifest, files=files))
-    newer, calls = Bundle(tiny.folder), []
+    newer, calls = with_golden(tiny, fewer_images(48)), []
 
     def first_fails(*words: Any) -> AccuracyResult:  # noqa: ANN401 - what the check takes
         calls.append(words)
