@@ -229,6 +229,16 @@ class Fusion:
         return whole.astype(np.float32)
 
 
+def error_covariance(head: FusionHead, mask: int) -> Float64Array:
+    """Compute how uncertain the logits of a subset are, shape ``(K, K)``; zeros where no device is missing."""
+    present, missing = columns_of(head.dims, mask)
+    covariance, weight_missing = head.statistics.covariance, head.weight[:, missing]
+    predict = prediction(covariance, present, missing)
+    left_over = covariance[np.ix_(missing, missing)] - predict @ covariance[np.ix_(present, missing)]
+    uncertain: Float64Array = weight_missing @ left_over @ weight_missing.T
+    return uncertain
+
+
 def mask_of(devices: list[int]) -> int:
     """Set bit i for each device i.
 

@@ -23,8 +23,8 @@ from devit_contract.artefacts.head import (
     SubsetHead,
     columns_of,
     devices_of,
+    error_covariance,
     mask_of,
-    prediction,
 )
 from devit_contract.errors import ManifestError
 
@@ -38,16 +38,6 @@ def training_features(dims: tuple[int, ...], rng: np.random.Generator, count: in
 def head_of(features: Float64Array, dims: tuple[int, ...], rng: np.random.Generator, classes: int = 5) -> FusionHead:
     statistics = FusionStatistics(features.mean(axis=0), np.cov(features, rowvar=False).reshape(sum(dims), sum(dims)))
     return FusionHead(dims, rng.normal(0.0, 1.0, (classes, sum(dims))), rng.normal(0.0, 1.0, classes), statistics)
-
-
-def error_covariance(head: FusionHead, mask: int) -> Float64Array:
-    """How uncertain the logits of a subset are, shape ``(K, K)``; zeros where no device is missing."""
-    present, missing = columns_of(head.dims, mask)
-    covariance, weight_missing = head.statistics.covariance, head.weight[:, missing]
-    predict = prediction(covariance, present, missing)
-    left_over = covariance[np.ix_(missing, missing)] - predict @ covariance[np.ix_(present, missing)]
-    uncertain: Float64Array = weight_missing @ left_over @ weight_missing.T
-    return uncertain
 
 
 def filled_in(features: Float64Array, training: Float64Array, present: list[int], missing: list[int]) -> Float64Array:
