@@ -24,9 +24,9 @@ from devit_decompose.recipe.schema import DataRecipe
 
 PAIRS = 100
 """Classes of ``pairs``: 10 a + b for a picture of class a, left, and one of class b, right."""
-FASHION_MNIST = (  # https://github.com/zalandoresearch/fashion-mnist, "Labels"
-    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat") + ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-)
+# https://github.com/zalandoresearch/fashion-mnist, "Labels"
+_FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+FASHION_MNIST = tuple(_FASHION.split(", "))
 
 _RENAMED = {"idx", "pairs", "imagenet"}
 """Sources whose classes a recipe may name as it likes."""
