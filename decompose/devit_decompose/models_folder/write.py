@@ -45,7 +45,7 @@ class Made:
     teacher: Model | None = None
     stages: tuple[StageRecord, ...] = ()
     searches: tuple[SearchRecord, ...] = ()
-    features: tuple[Float32Array, Float32Array, Float32Array] | None = None
+    features: tuple[Float32Array, ...] | None = None
     """Of all submodels side by side, ``(n, sum of dims)``, over training, validation and test part, if they
     are known already."""
 
