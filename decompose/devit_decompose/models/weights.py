@@ -47,23 +47,17 @@ _UNREADABLE = (
     struct.error,
 )
 
-# Modules of a block: theirs, and ours that hold its rows one after another.
-_TIMM_BLOCK = {
-    "norm1": ("attention_norm",),
-    "attn.qkv": ("attention.query", "attention.key", "attention.value"),
-    "attn.proj": ("attention.project",),
-    "norm2": ("mlp_norm",),
-    "mlp.fc1": ("expand",),
-    "mlp.fc2": ("contract",),
-}
-_CCT_BLOCK = {
-    "pre_norm": ("attention_norm",),
-    "self_attn.qkv": ("attention.query", "attention.key", "attention.value"),
-    "self_attn.proj": ("attention.project",),
-    "norm1": ("mlp_norm",),
-    "linear1": ("expand",),
-    "linear2": ("contract",),
-}
+# Modules of a block: ours, which hold the rows of theirs one after another; timm's; those of the public CCT.
+_BLOCK: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("attention_norm",), "norm1", "pre_norm"),
+    (("attention.query", "attention.key", "attention.value"), "attn.qkv", "self_attn.qkv"),
+    (("attention.project",), "attn.proj", "self_attn.proj"),
+    (("mlp_norm",), "norm2", "norm1"),
+    (("expand",), "mlp.fc1", "linear1"),
+    (("contract",), "mlp.fc2", "linear2"),
+)
+_TIMM_BLOCK = {timm: ours for ours, timm, _ in _BLOCK}
+_CCT_BLOCK = {cct: ours for ours, _, cct in _BLOCK}
 
 
 def save_weights(path: Path, model: Model) -> None:
