@@ -61,14 +61,12 @@ def decompose(
     if result is None:  # one of torchrun's other processes
         return
     teacher_cost = 0 if result.teacher is None else result.teacher.macs
-    rows = [["teacher", "all classes", f"{result.teacher_test_accuracy:.2%}", f"{teacher_cost / 1e6:.1f}"]]
-    all_devices = (1 << len(result.submodels)) - 1
     cost = sum(model.macs for model in result.submodels)
-    for subset in result.subsets:
-        if subset.mask == all_devices:
-            rows.append(
-                ["fused", f"{len(result.submodels)} devices", f"{subset.test_accuracy:.2%}", f"{cost / 1e6:.1f}"]
-            )
+    whole = result.subsets[-1]  # of all devices
+    rows = [
+        ["teacher", "all classes", f"{result.teacher_test_accuracy:.2%}", f"{teacher_cost / 1e6:.1f}"],
+        ["fused", f"{len(result.submodels)} devices", f"{whole.test_accuracy:.2%}", f"{cost / 1e6:.1f}"],
+    ]
     print_table(f"{loaded.name}: models in {out}", ["model", "sees", "test accuracy", "MMACs"], rows, numbers=(2, 3))
 
 
@@ -204,24 +202,19 @@ def _show_evaluation(found: Evaluation) -> None:
         rows = [[key, *(_percent(way[key]) for way in ways)] for key in found.subsets]
         header = ["devices present", "missing predicted", "zeros", "mean"]
         print_table("filling of missing features", header, rows, numbers=(1, 2, 3))
-    rows = [
-        [
-            str(one.device),
-            str(len(one.classes)),
-            *map(_percent, (one.fused_accuracy, one.without_device, one.device_alone)),
-        ]
-        for one in found.class_subsets
-    ]
+    rows = []
+    for subset in found.class_subsets:
+        accuracies = (subset.fused_accuracy, subset.without_device, subset.device_alone)
+        rows.append([str(subset.device), str(len(subset.classes)), *map(_percent, accuracies)])
     header = ["device", "classes", "all devices", "without it", "it alone"]
     print_table("images of the classes that a device was first trained on", header, rows, numbers=(0, 1, 2, 3, 4))
     by_accuracy = sorted(found.classes, key=lambda one: 101.0 if one.fused_accuracy is None else one.fused_accuracy)
-    classes = found.classes if len(found.classes) <= _MANY_CLASSES else by_accuracy[:_MANY_CLASSES]
+    classes, title = found.classes, "classes"
+    if len(classes) > _MANY_CLASSES:
+        classes, title = tuple(by_accuracy[:_MANY_CLASSES]), f"the {_MANY_CLASSES} worst of {len(classes)} classes"
     rows = [
         [one.name, str(one.images), _percent(one.fused_accuracy), _percent(one.teacher_accuracy)] for one in classes
     ]
-    title = (
-        "classes" if len(classes) == len(found.classes) else f"the {len(classes)} worst of {len(found.classes)} classes"
-    )
     print_table(title, ["class", "images", "fused", "teacher"], rows, numbers=(1, 2, 3))
     if found.comparison is not None:
         one = found.comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import msgspec
 import numpy as np
@@ -25,7 +26,7 @@ from devit_decompose.training.objectives import (
     LabelObjective,
     Objective,
     TeacherAnswer,
-    relation_blocks,
+    answer_of,
 )
 
 _IMAGES = 2
@@ -62,7 +63,9 @@ def dry_run(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[st
     objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, seed=0)
     _step(objective, split, recipe.ensemble.schedule, _answer(teacher, split, None))
     progress("dry run", steps, steps)
-    return ["model", "MMACs", "share", "parameters", "classes"], _with_share(rows)
+    whole = float(rows[0][1])
+    shared = [[name, cost, f"{float(cost) / whole:.1%}", *rest] for name, cost, *rest in rows]
+    return ["model", "MMACs", "share", "parameters", "classes"], shared
 
 
 def _dry_run_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...], device: int) -> Model:
@@ -75,9 +78,7 @@ def _dry_run_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...], 
         quick = msgspec.structs.replace(recipe.shrink, candidates=1)
         student, _ = search_submodel(recipe, student, quick, device, split.images[:], lambda _model: 0.0, no_progress)
     objective = DistilObjective(student, source, recipe.distil)
-    relation = recipe.distil.used_relation
-    block = None if relation is None else relation_blocks(relation, student, source)[1]
-    _step(objective, split, recipe.distil.schedule, _answer(source, split, block))
+    _step(objective, split, recipe.distil.schedule, _answer(source, split, objective.teacher_block))
     return student
 
 
@@ -95,10 +96,7 @@ def _step(objective: Objective, split: Split, schedule: Schedule, answer: Teache
 
 
 def _answer(teacher: Model, split: Split, block: int | None) -> TeacherAnswer:
-    with torch.no_grad():
-        images = torch.from_numpy(split.images[:])
-        features, compared = (teacher.features(images), None) if block is None else teacher.observe(images, block)
-        return TeacherAnswer(torch.stack(teacher.answers(features)).mean(dim=0), features, compared)
+    return answer_of(teacher, torch.from_numpy(split.images[:]), block, nullcontext())
 
 
 def _noise(recipe: Recipe, classes: int) -> Split:
@@ -110,8 +108,3 @@ def _noise(recipe: Recipe, classes: int) -> Split:
 def _row(name: str, model: Model, *, with_head: bool) -> list[str]:
     config = model.config
     return [name, f"{macs(config, with_head=with_head) / 1e6:.2f}", f"{parameters(config):,}", str(len(config.classes))]
-
-
-def _with_share(rows: list[list[str]]) -> list[list[str]]:
-    whole = float(rows[0][1])
-    return [[name, cost, f"{float(cost) / whole:.1%}", *rest] for name, cost, *rest in rows]

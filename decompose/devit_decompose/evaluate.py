@@ -17,13 +17,13 @@ from devit_contract.choices import Role
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
 from devit_decompose.data.dataset import Dataset, load_dataset
-from devit_decompose.models.inference import accuracy, run
+from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
 from devit_decompose.models.weights import load_model
 from devit_decompose.models_folder.assembly import FILE_NAME as ASSEMBLY_NAME
 from devit_decompose.models_folder.assembly import load_assembly
 from devit_decompose.models_folder.decomposition import Decomposition, ModelRecord, load_decomposition
-from devit_decompose.models_folder.subset_accuracy import filled_logits, joined_features
+from devit_decompose.models_folder.subset_accuracy import filled_accuracies, joined_features
 
 Right = npt.NDArray[np.bool_]
 """For each test image, ``(n,)``, whether the answer is the label."""
@@ -97,13 +97,9 @@ class LoadedCell:
 
 
 def evaluate(models: Path, *, data: Path | None, against: Path | None, progress: Progress) -> Evaluation:
-    """Measure a models folder on its test images.
+    """Measure a models folder on its test images, in ``data`` or where the training had them.
 
-    Args:
-        models: The folder.
-        data: Folder of the data set; by default that of the training.
-        against: Another models folder, to be compared on the same images.
-        progress: Called after each model.
+    ``against`` is another models folder, to be compared on the same images.
 
     Raises:
         InputError: A file cannot be read, or the other cell has other test images.
@@ -184,13 +180,10 @@ def _figures(
     cell: LoadedCell, dataset: Dataset, features: Float32Array, teacher: Right | None, digest: str
 ) -> tuple[Evaluation, Right]:
     labels, found = dataset.test.labels, cell.decomposition
-    masks = range(1, cell.head.all_devices + 1)
-    fusion = Fusion(cell.head)
+    fusion, masks = Fusion(cell.head), range(1, cell.head.all_devices + 1)
     right = {mask: fusion.batch_logits(features, mask).argmax(axis=1) == labels for mask in masks}
     fused = right[cell.head.all_devices]
-    with_zeros = {mask: accuracy(filled_logits(cell.head, features, mask, 0.0), labels) for mask in masks}
-    mean = cell.head.statistics.mean
-    with_mean = {mask: accuracy(filled_logits(cell.head, features, mask, mean), labels) for mask in masks}
+    with_zeros, with_mean = filled_accuracies(cell.head, features, labels)
     figures = Evaluation(
         name=found.name,
         data=found.data.name,

@@ -2,6 +2,10 @@
 
 Every partition is a tuple of sorted tuples of class numbers, one for each submodel; each class is in one of them. The
 same arguments give the same partition.
+
+Of every function, ``parts`` is N, one for each submodel; ``seed`` decides between equals; ``sizes`` are the numbers of
+classes of the parts, by default sizes that differ by at most one. InputError is raised where there are more parts than
+classes, or ``sizes`` do not fit.
 """
 
 from __future__ import annotations
@@ -36,16 +40,7 @@ def partition_of(recipe: Recipe, training: Split, teacher: Model, validation: Sp
 
 
 def random_partition(classes: int, parts: int, seed: int, sizes: tuple[int, ...] = ()) -> Partition:
-    """Cut the shuffled classes into parts, as DeViT does.
-
-    Args:
-        classes: K, numbered from 0.
-        parts: N, one for each submodel.
-        seed: Shuffles the classes.
-        sizes: Classes of each part; empty: sizes that differ by at most one.
-
-    Raises:
-        InputError: There are more parts than classes, or ``sizes`` do not fit.
+    """Cut the shuffled K classes into parts, as DeViT does.
 
     >>> random_partition(5, 2, seed=0)
     ((2, 3, 4), (0, 1))
@@ -58,18 +53,9 @@ def random_partition(classes: int, parts: int, seed: int, sizes: tuple[int, ...]
 def balanced_partition(
     counts: npt.NDArray[np.integer], parts: int, seed: int, sizes: tuple[int, ...] = ()
 ) -> Partition:
-    """Give each part about the same number of images.
+    """Give each part about the same number of images, from the images of each class, ``(K,)``.
 
     The classes are dealt out, largest first, each to the part that has the fewest images and still has room.
-
-    Args:
-        counts: Images of each class, shape ``(K,)``.
-        parts: N, one for each submodel.
-        seed: Decides between equal classes and between equal parts.
-        sizes: Classes of each part; empty: sizes that differ by at most one.
-
-    Raises:
-        InputError: There are more parts than classes, or ``sizes`` do not fit.
 
     >>> balanced_partition(np.array([9, 1, 1, 7]), 2, seed=0)
     ((0, 1), (2, 3))
@@ -99,16 +85,8 @@ def confusion_partition(
 
     Two classes attract each other by the share of images of one that the teacher takes for the other. Parts are filled
     one by one, each with the class that its members attract most; then pairs of classes change places, the best pair
-    first, until no exchange raises the attraction inside the parts.
-
-    Args:
-        confusion: Shape ``(K, K)``, one row for each true class: images counted by answer, or probabilities.
-        parts: N, one for each submodel.
-        seed: Decides between equal attractions.
-        sizes: Classes of each part; empty: sizes that differ by at most one.
-
-    Raises:
-        InputError: There are more parts than classes, or ``sizes`` do not fit.
+    first, until no exchange raises the attraction inside the parts. ``confusion``, ``(K, K)``, has one row for each
+    true class: images counted by answer, or probabilities.
 
     >>> confusion_partition(np.array([[8, 0, 2, 0], [0, 9, 0, 1], [3, 0, 7, 0], [0, 1, 0, 9]]), 2, seed=0)
     ((0, 2), (1, 3))
@@ -124,12 +102,7 @@ def confusion_partition(
 
 
 def confusion_of(logits: npt.NDArray[np.floating], labels: Int64Array, classes: int) -> Float64Array:
-    """Average a model's answers by true class: row i holds the mean softmax over the images of class i.
-
-    Args:
-        logits: Shape ``(n, K)``.
-        labels: Shape ``(n,)``.
-        classes: K.
+    """Average a model's logits ``(n, K)`` by label ``(n,)``: row i is the mean softmax over the images of class i.
 
     Raises:
         InputError: A class has no image.

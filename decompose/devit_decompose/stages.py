@@ -16,22 +16,16 @@ from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
 from devit_decompose.data.dataset import Dataset, Split, load_dataset
 from devit_decompose.models.initial_weights import initial_weights
-from devit_decompose.models.model import Model
+from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.models_folder.decomposition import FILE_NAME, Decomposition, StageRecord
 from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.partition import partition_of
 from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
-from devit_decompose.recipe.schema import Recipe, Schedule, ShrinkRecipe
+from devit_decompose.recipe.schema import Recipe, Schedule, ShapeRecipe, ShrinkRecipe
 from devit_decompose.training.accelerator import Machine
-from devit_decompose.training.objectives import (
-    DistilObjective,
-    Ensemble,
-    EnsembleObjective,
-    LabelObjective,
-    relation_blocks,
-)
+from devit_decompose.training.objectives import DistilObjective, Ensemble, EnsembleObjective, LabelObjective
 from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
 from devit_decompose.training.train import Context, Stage, fit, load_checkpoint, save_checkpoint, score_of
 
@@ -43,18 +37,9 @@ def decompose(
 ) -> Decomposition | None:
     """Run every stage and write the models folder.
 
-    Checkpoints are kept in ``<out>.work`` until the folder is whole; with ``resume`` they are continued. Losses and
-    validation accuracies of every epoch go to ``<out>.log.csv``.
-
-    Args:
-        recipe: What is made.
-        out: The models folder; absent, empty or an older one.
-        resume: Continue an unfinished run of the same recipe.
-        progress: Called within every epoch.
-        teacher_cache: Folder that keeps the teacher's answers to all variants of the training images.
-
-    Returns:
-        What was written; None in all processes but the main one.
+    Checkpoints are kept in ``<out>.work`` until the folder is whole; with ``resume`` those of the same recipe are
+    continued. Losses and validation accuracies of every epoch go to ``<out>.log.csv``. ``teacher_cache`` keeps the
+    teacher's answers to all variants of the training images. None is returned in all processes but the main one.
 
     Raises:
         InputError: The recipe does not fit together, or the data are missing or do not fit.
@@ -115,12 +100,7 @@ class Stages:
         everything = tuple(range(recipe.data.class_count))
         self._seed_torch()
         config = recipe.teacher.config(recipe.data, everything)
-        is_trained = recipe.train is not None
-        teacher = (
-            initial_weights(recipe.teacher.weights, config, fresh_head=is_trained)
-            if recipe.teacher.weights
-            else Model(config)
-        )
+        teacher = _started(recipe.teacher, config, fresh_head=recipe.train is not None)
         self.context.machine.place(teacher)
         if recipe.train is not None:
             self._learn_labels("teacher", teacher, recipe.train, self.data.training, self.data.validation)
@@ -138,20 +118,12 @@ class Stages:
         source = own_teacher or of_classes(teacher, classes)
         self._seed_torch()
         student = self._student(source, classes, device, training, validation)
-        relation = recipe.distil.used_relation
-        block = None if relation is None else relation_blocks(relation, student, source)[1]
-        ask = self._teacher_for(source, training, recipe.distil.schedule, block) if recipe.distil.asks_teacher else None
-        self._fit(
-            Stage(
-                f"submodel-{device}",
-                DistilObjective(student, source, recipe.distil),
-                training,
-                recipe.distil.schedule,
-                score_of(student, validation, machine),
-                ask,
-                len(classes),
-            )
-        )
+        objective, schedule = DistilObjective(student, source, recipe.distil), recipe.distil.schedule
+        ask = None
+        if recipe.distil.asks_teacher:
+            ask = self._teacher_for(source, training, schedule, objective.teacher_block)
+        score = score_of(student, validation, machine)
+        self._fit(Stage(f"submodel-{device}", objective, training, schedule, score, ask, len(classes)))
         return student
 
     def ensemble(self, teacher: Model, submodels: list[Model]) -> Ensemble:
@@ -182,8 +154,7 @@ class Stages:
         recipe = self.recipe
         if recipe.students:
             shape = recipe.student(device)
-            config = shape.config(recipe.data, classes)
-            student = initial_weights(shape.weights, config, fresh_head=True) if shape.weights else Model(config)
+            student = _started(shape, shape.config(recipe.data, classes), fresh_head=True)
         if recipe.shrink is not None:
             student = self._shrunk(student if recipe.students else source, recipe.shrink, device, training, validation)
         self.context.machine.place(student)
@@ -222,14 +193,17 @@ class Stages:
         self._fit(Stage(name, objective, training, schedule, score, None, len(model.config.classes)))
 
     def _fit(self, stage: Stage) -> None:
-        result = fit(stage, self.context, seed=self._seed())
-        self.records.append(StageRecord(stage.name, result.epochs, result.best_epoch, result.best_score))
+        self.records.append(StageRecord(stage.name, *fit(stage, self.context, seed=self._seed())))
 
     def _seed(self) -> int:
         return self.recipe.seed * 1000 + len(self.records)
 
     def _seed_torch(self) -> None:
         torch.manual_seed(self._seed())
+
+
+def _started(shape: ShapeRecipe, config: ModelConfig, *, fresh_head: bool) -> Model:
+    return initial_weights(shape.weights, config, fresh_head=fresh_head) if shape.weights else Model(config)
 
 
 def _some(split: Split, count: int, seed: tuple[int, ...]) -> Split:

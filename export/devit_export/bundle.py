@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.file_list import FileEntry, describe_file
@@ -58,15 +56,14 @@ def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progres
         serial: Number of this bundle, from 1; a device that requires signatures refuses a lower one than before.
         progress: Called after each file.
 
-    Returns:
-        The manifest as it was written.
-
     Raises:
         InputError: A file cannot be read or written, ``out`` holds something else, or ``serial`` is below 1.
         ManifestError: The models folder breaks its format or a digest.
         ExportError: A graph breaks a rule, differs from the trained model, or a tool is missing.
     """
-    _check_request(out, serial)
+    if serial < 1:
+        raise InputError(f"serial: expected 1 or more, found {serial}")
+    check_replaceable(out, FILE_NAME)
     decomposition = load_decomposition(models)
     work = _Work(models, decomposition, progress)
     with new_folder(out) as folder:
@@ -92,7 +89,11 @@ class _Work:
         self.steps = graphs * len(VARIANTS) + 2  # fusion with golden set, manifest
         _check_image_sizes(models, decomposition)
         self.golden = _samples(models, decomposition)
-        self.head = _fusion_head(models, decomposition)
+        self.head = FusionHead.load(
+            models / decomposition.file("fusion").name,
+            dims=tuple(record.config.feature_dim for record in decomposition.submodels),
+            classes=len(decomposition.class_names),
+        )
         self.records: dict[int | None, GraphRecord] = {}
         self.files: list[FileEntry] = []
 
@@ -112,7 +113,9 @@ class _Work:
         self._report(f"{stem}.{VARIANTS[0]}.onnx")
         model = load_model(self.models / weights, record.config)
         images: UInt8Array = self.golden["images"]
-        reference = _answers(weights, model if device is None else model.features, images)
+        reference = run(model if device is None else model.features, images)
+        if not np.isfinite(reference).all():
+            raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
         ranges = scan_ranges(plain, graph.content, images)
         parity = []
@@ -194,12 +197,6 @@ def _parity(
     )
 
 
-def _check_request(out: Path, serial: int) -> None:
-    if serial < 1:
-        raise InputError(f"serial: expected 1 or more, found {serial}")
-    check_replaceable(out, FILE_NAME)
-
-
 def _check_image_sizes(models: Path, decomposition: Decomposition) -> None:
     """Check that the shared preprocessing gives the images of every model."""
     expected = decomposition.preprocess.shape
@@ -227,20 +224,3 @@ def _samples(models: Path, decomposition: Decomposition) -> Tensors:
     if shapes != expected or count == 0:
         raise ManifestError(f"{path}: expected tensors {expected} of at least one image, found {shapes}: {_HINT}")
     return tensors
-
-
-def _fusion_head(models: Path, decomposition: Decomposition) -> FusionHead:
-    """Read the fusion head and check that it fits the submodels."""
-    return FusionHead.load(
-        models / decomposition.file("fusion").name,
-        dims=tuple(record.config.feature_dim for record in decomposition.submodels),
-        classes=len(decomposition.class_names),
-    )
-
-
-def _answers(weights: str, function: Callable[[Tensor], Tensor], images: UInt8Array) -> Float32Array:
-    """Compute the reference by PyTorch, shape ``(n, dim)``."""
-    reference = run(function, images)
-    if not np.isfinite(reference).all():
-        raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")
-    return reference

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,11 +46,7 @@ class ExportedGraph:
 
 
 def export_features(model: Model, name: str) -> ExportedGraph:
-    """Export a submodel: uint8 ``images`` ``(batch, H, W, C)`` to float32 ``features`` ``(batch, dim)``.
-
-    Args:
-        model: The trained model, in evaluation mode.
-        name: Its file name, for messages.
+    """Export a trained submodel: uint8 ``images`` ``(batch, H, W, C)`` to float32 ``features`` ``(batch, dim)``.
 
     Raises:
         ExportError: A tool is missing, or the graph breaks a rule.
@@ -86,9 +82,12 @@ def _expected(model: Model, output_name: str, output_dim: int) -> Expected:
 
 
 def _export(module: nn.Module, expected: Expected, name: str) -> ExportedGraph:
-    simplify = _simplifier()
+    try:  # before any long work starts
+        import onnxsim
+    except ImportError as err:
+        raise ExportError(f"expected onnxsim to be installed, found: {err}: {_TOOLS_HINT}") from err
     raw = lower(_trace(module, expected, name), name)
-    simple = strip(simplify(raw))
+    simple = strip(onnxsim.simplify(raw)[0])
     check_graph(simple, expected, name)
     content = simple.SerializeToString(deterministic=True)
     change = _change(name, raw.SerializeToString(), content, expected.image_shape)
@@ -126,10 +125,6 @@ def lower(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
     ONNX's own converter has no way down for Pad, although nothing has changed about it but one more optional input.
 
-    Args:
-        model: As torch writes it.
-        name: The file name it will have, for messages.
-
     Raises:
         ExportError: A node means something else in opset 17.
     """
@@ -149,20 +144,6 @@ def lower(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return lowered
 
 
-def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-    """Import onnxsim before any long work starts."""
-    try:
-        import onnxsim
-    except ImportError as err:
-        raise ExportError(f"expected onnxsim to be installed, found: {err}: {_TOOLS_HINT}") from err
-
-    def simplify(raw: onnx.ModelProto) -> onnx.ModelProto:
-        simple: onnx.ModelProto = onnxsim.simplify(raw)[0]
-        return simple
-
-    return simplify
-
-
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a graph without notes, traces, inferred shapes and metadata of the tools.
 
@@ -174,8 +155,7 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = bare.graph
     graph.name = "devit"
     del graph.value_info[:]
-    parts = (bare, graph, *graph.node, *graph.input, *graph.output, *graph.initializer)
-    for part in parts:
+    for part in (bare, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
     return bare

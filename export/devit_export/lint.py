@@ -57,12 +57,7 @@ def tables() -> dict[str, OperatorTable]:
 
 
 def lint(model: onnx.ModelProto, name: str, versions: Collection[str] = ALL) -> None:
-    """Check a graph against the operator tables.
-
-    Args:
-        model: The graph, whole in memory.
-        name: Its file name, for the message.
-        versions: TensorRT releases that have to take it.
+    """Check a graph, whole in memory, against the operator tables of some TensorRT releases.
 
     Raises:
         ExportError: One of them lacks an operator, a type that a node computes in, or the opset; the text names it and

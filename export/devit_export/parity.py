@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.arrays import Float32Array, Float64Array, UInt8Array
 from devit_contract.errors import ExportError
 
 TOLERANCE = 1e-4
@@ -34,9 +33,7 @@ class Difference:
     mean_abs: float
 
 
-def measure(
-    name: str, graph: bytes, images: UInt8Array, reference: Float32Array, *, tolerance: float = TOLERANCE
-) -> Difference:
+def measure(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Difference:
     """Run a graph on ONNX Runtime's CPU provider and compare it with the model it came from.
 
     Args:
@@ -44,40 +41,32 @@ def measure(
         graph: The ONNX file's bytes.
         images: Shape ``(n, H, W, C)``.
         reference: What PyTorch answers, shape ``(n, dim)``.
-        tolerance: Largest accepted absolute difference.
 
     Raises:
-        ExportError: The graph cannot be run, its output has another shape, or it differs by more (or by NaN).
+        ExportError: The graph cannot be run, its output has another shape, or it differs by more than
+            :data:`TOLERANCE` (or by NaN).
     """
-    found = _outputs(name, graph, images, reference)
-    errors = np.abs(found.astype(np.float64) - reference)
-    difference = Difference(float(errors.max()), float(errors.mean()))
-    if not difference.max_abs <= tolerance:  # so that NaN is refused too
+    errors = np.abs(_outputs(name, graph, images, reference) - reference)
+    if not errors.max() <= TOLERANCE:  # so that NaN is refused too
         worst = np.unravel_index(int(np.argmax(errors)), errors.shape)
         raise ExportError(
-            f"{name}: expected the trained model's numbers within {tolerance:g}, found a difference of "
-            f"{difference.max_abs:.3g} at image {worst[0]}, output {worst[1]}: {_HINT}"
+            f"{name}: expected the trained model's numbers within {TOLERANCE:g}, found a difference of "
+            f"{errors.max():.3g} at image {worst[0]}, output {worst[1]}: {_HINT}"
         )
-    return difference
+    return Difference(float(errors.max()), float(errors.mean()))
 
 
 def measure_half(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Difference:
-    """Run a graph of mixed precision on ONNX Runtime's CPU provider and compare it with the model it came from.
+    """Run a graph of mixed precision and compare it with the model it came from, as :func:`measure` does.
 
     This proves that its types and its wiring are right and that weights survive FP16. It proves nothing about overflow,
     since that provider computes FP16 in FP32; :mod:`devit_export.ranges` does.
-
-    Args:
-        name: The graph's file name, for the message; the variant is part of it.
-        graph: The ONNX file's bytes.
-        images: Shape ``(n, H, W, C)``.
-        reference: What PyTorch answers, shape ``(n, dim)``.
 
     Raises:
         ExportError: The graph cannot be run, its output has another shape, a number is not finite, or the cosine of an
             image's output with its reference, the mean reference removed from both, is below 0.99.
     """
-    found = _outputs(name, graph, images, reference).astype(np.float64)
+    found = _outputs(name, graph, images, reference)
     if not np.isfinite(found).all():
         image = int(np.argmin(np.isfinite(found).all(axis=1)))
         raise ExportError(f"{name}: expected finite outputs, found others at image {image}: {_HINT}")
@@ -92,37 +81,24 @@ def measure_half(name: str, graph: bytes, images: UInt8Array, reference: Float32
     return Difference(float(errors.max()), float(errors.mean()))
 
 
-def _cosines(found: npt.NDArray[np.float64], reference: Float32Array) -> npt.NDArray[np.float64]:
+def _cosines(found: Float64Array, reference: Float32Array) -> Float64Array:
     """Compare directions image by image, ``(n, dim)`` to ``(n,)``, without what all images have in common."""
     centre = reference.mean(axis=0, dtype=np.float64) if len(reference) > 1 else 0.0
     ours, theirs = found - centre, reference - centre
-    cosines: npt.NDArray[np.float64] = (ours * theirs).sum(axis=1) / (
-        np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    )
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosines: Float64Array = (ours * theirs).sum(axis=1) / lengths
     return cosines
 
 
-def _outputs(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Float32Array:
+def _outputs(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Float64Array:
     found = run_graph(name, graph, images)
     if found.shape != reference.shape:
         raise ExportError(f"{name}: expected an output of shape {reference.shape}, found {found.shape}")
-    return found
+    return found.astype(np.float64)
 
 
 def run_graph(name: str, graph: bytes, images: UInt8Array) -> Float32Array:
-    """Run a graph with one input and one output on ONNX Runtime's CPU provider, in batches.
-
-    Args:
-        name: The graph's file name, for the message.
-        graph: The ONNX file's bytes.
-        images: Shape ``(n, H, W, C)``.
-
-    Returns:
-        Shape ``(n, dim)``.
-
-    Raises:
-        ExportError: ONNX Runtime refuses the graph or the images.
-    """
+    """Run a graph with one input and one output over images ``(n, H, W, C)``, in batches: ``(n, dim)``."""
     whole: Float32Array = np.concatenate([outputs[0] for outputs in run_batches(name, graph, images, _BATCH)])
     return whole
 

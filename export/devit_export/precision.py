@@ -31,27 +31,18 @@ def lower_precision(model: onnx.ModelProto, keep_fp32: Collection[str], name: st
     """Write an FP32 graph again in mixed precision.
 
     Weights are stored in the type that their node computes in, twice where both types are needed. The uint8 input is
-    cast straight to the needed type; float inputs and outputs keep their type.
-
-    Args:
-        model: Of float32 alone, its nodes with names of their own.
-        keep_fp32: Names of the nodes that compute in FP32. So do nodes with a weight beyond the range
-            of FP16, or of an operator without FP16.
-        name: The graph's file name, for messages.
+    cast straight to the needed type; float inputs and outputs keep their type. Beside the nodes in ``keep_fp32``, those
+    with a weight beyond the range of FP16, or of an operator without FP16, compute in FP32.
 
     Raises:
-        ExportError: The graph is not of float32 alone, or names do not fit.
+        ExportError: The graph is not of float32 alone, or a node has no name of its own, or a name has no node.
     """
     graph = Graph(model, name)
     return _Writer(graph, _full(graph, keep_fp32)).write()
 
 
 def full_nodes(model: onnx.ModelProto, keep_fp32: Collection[str], name: str) -> tuple[str, ...]:
-    """List the nodes that :func:`lower_precision` leaves in FP32, in their order.
-
-    Raises:
-        ExportError: As there.
-    """
+    """List the nodes that :func:`lower_precision` leaves in FP32, in their order."""
     graph = Graph(model, name)
     full = _full(graph, keep_fp32)
     return tuple(node.name for node in graph.nodes if node.name in full)
@@ -127,12 +118,8 @@ def _can_be_half(graph: Graph, node: onnx.NodeProto) -> bool:
             return False
     weights = [graph.constants[node.input[place]] for place in taken if node.input[place] in graph.constants]
     # Without float inputs it is an attribute that decides of which type the output is.
-    return bool(taken) and all(_fits_half(weight) for weight in weights)
-
-
-def _fits_half(weight: TensorProto) -> bool:
-    largest = np.abs(numpy_helper.to_array(weight)).max(initial=0.0)
-    return bool(largest <= HALF_MAX)  # so that NaN does not
+    largest = [np.abs(numpy_helper.to_array(weight)).max(initial=0.0) for weight in weights]
+    return bool(taken) and all(number <= HALF_MAX for number in largest)  # so that NaN does not fit
 
 
 def _floats(graph: Graph, tensors: Collection[str]) -> list[int]:

@@ -34,7 +34,7 @@ class Ranges:
 
 
 def scan_ranges(name: str, content: bytes, images: UInt8Array) -> Ranges:
-    """Run an FP32 graph over images and keep the largest absolute number of each tensor.
+    """Run an FP32 graph over images ``(n, H, W, C)`` and keep the largest absolute number of each tensor.
 
     Every tensor gets a ReduceMax and a ReduceMin as extra outputs, two numbers a batch, so memory stays that of the
     model however large it is.
@@ -42,11 +42,6 @@ def scan_ranges(name: str, content: bytes, images: UInt8Array) -> Ranges:
     A square counts with the largest number squared. A sum counts with the largest number times how many are summed,
     which is the safe bound: the order of a sum, and whether a mean divides first, is the device's choice. Matrix
     products and convolutions count by what they give, since they accumulate in FP32.
-
-    Args:
-        name: The graph's file name, for messages.
-        content: The ONNX file's bytes.
-        images: Shape ``(n, H, W, C)``.
 
     Raises:
         ExportError: The graph cannot be run, or a tensor holds numbers that are not finite.
@@ -80,12 +75,8 @@ def _with_extremes(model: onnx.ModelProto, tensors: list[str]) -> bytes:
 
 def _strained(graph: Graph, maxima: dict[str, float]) -> set[str]:
     """Find the tensors whose square or sum may pass the range of FP16 in a node that takes them."""
-    found = set()
-    for node in graph.nodes:
-        tensor = node.input[0] if node.input else ""
-        if tensor in maxima and _reach(graph, node, maxima[tensor]) > HALF_MAX:
-            found.add(tensor)
-    return found
+    takers = [node for node in graph.nodes if node.input and node.input[0] in maxima]
+    return {node.input[0] for node in takers if _reach(graph, node, maxima[node.input[0]]) > HALF_MAX}
 
 
 def _reach(graph: Graph, node: onnx.NodeProto, largest: float) -> float:

@@ -49,16 +49,7 @@ class Expected:
 
 
 def check_graph(model: onnx.ModelProto, expected: Expected, name: str) -> None:
-    """Check a graph against all rules.
-
-    Args:
-        model: The graph, whole in memory.
-        expected: What the trained model says about it.
-        name: Its file name, for the message.
-
-    Raises:
-        ExportError: A rule is broken; the text names the node, what was expected and what was found.
-    """
+    """Check a graph, whole in memory, against all rules; messages call it by its file ``name``."""
     rules: tuple[Callable[[Graph], None], ...] = (
         check_opset,
         check_types,
@@ -162,11 +153,7 @@ class Graph:
 
 
 def check_opset(graph: Graph) -> None:
-    """One operator set, the standard one at exactly opset 17, and no functions or branches of the model's own.
-
-    Raises:
-        ExportError: The graph has another.
-    """
+    """One operator set, the standard one at exactly opset 17, and no functions or branches of the model's own."""
     found = {entry.domain or "ai.onnx": entry.version for entry in graph.model.opset_import}
     if found != {"ai.onnx": OPSET} or graph.model.functions:
         text = ", ".join(f"{domain} {version}" for domain, version in found.items())
@@ -180,11 +167,7 @@ def check_opset(graph: Graph) -> None:
 
 
 def check_types(graph: Graph) -> None:
-    """ONNX's own full check: operators, attributes, types and shapes fit together.
-
-    Raises:
-        ExportError: They do not.
-    """
+    """ONNX's own full check: operators, attributes, types and shapes fit together."""
     try:
         onnx.checker.check_model(graph.model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
@@ -192,11 +175,7 @@ def check_types(graph: Graph) -> None:
 
 
 def check_ends(graph: Graph, expected: Expected) -> None:
-    """One uint8 input ``images`` and one float32 output, both with a free batch dimension of the same name.
-
-    Raises:
-        ExportError: Another input, output, type or shape.
-    """
+    """One uint8 input ``images`` and one float32 output, both with a free batch dimension of the same name."""
     inputs, outputs = list(graph.model.graph.input), list(graph.model.graph.output)
     _check_end(graph, inputs, INPUT_NAME, TensorProto.UINT8, expected.image_shape)
     _check_end(graph, outputs, expected.output_name, TensorProto.FLOAT, (expected.output_dim,))
@@ -209,9 +188,6 @@ def check_uint8(graph: Graph) -> None:
     """Only Casts to float32 or float16 take the uint8 input, and no other tensor is uint8.
 
     TensorRT takes UINT8 at network inputs alone and casts before anything else (its ONNX parser, 8.5 to 10.x).
-
-    Raises:
-        ExportError: Another node takes the input, or another tensor is uint8.
     """
     for node in graph.consumers(INPUT_NAME):
         if node.op_type != "Cast" or _cast_target(node) not in (TensorProto.FLOAT, TensorProto.FLOAT16):
@@ -223,11 +199,7 @@ def check_uint8(graph: Graph) -> None:
 
 
 def check_ranks(graph: Graph) -> None:
-    """No tensor has more than four dimensions, and the number of dimensions of each is known.
-
-    Raises:
-        ExportError: One has more, or shape inference finds none.
-    """
+    """No tensor has more than four dimensions, and the number of dimensions of each is known."""
     for tensor in graph.model.graph.initializer:
         if len(tensor.dims) > MAX_RANK:
             graph.refuse(f"at most {MAX_RANK} dimensions", f"{len(tensor.dims)} in weight {tensor.name}")
@@ -246,9 +218,6 @@ def check_norms(graph: Graph, norms: int) -> None:
 
     A norm written out squares in FP16 and overflows: a ViT-B fell from 85 % to 19 % top-1 on an Orin Nano with
     TensorRT 10.3 (onnxsim, scripts/nvidia/README.md).
-
-    Raises:
-        ExportError: Another number of them, another axis, or parts of one.
     """
     counts = Counter(node.op_type for node in graph.nodes)
     for node in graph.nodes:
@@ -266,9 +235,6 @@ def check_norm_types(graph: Graph) -> None:
 
     The squares inside it leave the range of FP16 from 256 on; TensorRT warns of such norms and lets them be ("Detected
     layernorm nodes in FP16"). Its attribute ``stash_type`` alone does not change the type of what goes in.
-
-    Raises:
-        ExportError: One has another type.
     """
     for node in graph.nodes:
         if node.op_type != "LayerNormalization":
@@ -284,10 +250,6 @@ def check_attention(graph: Graph, attentions: int) -> None:
 
     Graphs that scale queries and keys by its root each, as exported fused attention does, were compiled wrongly by
     TensorRT 10.3 to 10.7, even in FP32 (NVIDIA/TensorRT issues 4328, 4333, 4558, 4742).
-
-    Raises:
-        ExportError: Another place of the scale, something between a product and its Softmax, a product outside
-            attention, or another number of attentions.
     """
     found = list(graph.attentions())
     for attention in found:

@@ -36,16 +36,13 @@ class VariantGraph:
 
 
 def make_variant(graph: ExportedGraph, variant: str, overflows: Collection[str], name: str) -> VariantGraph:
-    """Write the graph of one variant.
+    """Write one variant of a graph, checked against every rule.
 
     Args:
         graph: As exported, in FP32.
-        variant: One of :data:`devit_contract.artefacts.manifest.VARIANTS`.
+        variant: One of :data:`devit_contract.choices.VARIANTS`.
         overflows: Tensors that FP16 may not hold, see :func:`devit_export.ranges.scan_ranges`.
         name: The file name it will have, for messages.
-
-    Raises:
-        ExportError: The graph breaks a rule.
     """
     model = onnx.load_from_string(graph.content)
     if variant == "fp32":

@@ -135,20 +135,15 @@ def _serve(cell: LocalCell) -> None:
 
     should_stop = StopSignal()
     node = cell.fleet.node
-    addresses = {
-        "endpoint": node.endpoint,
-        "client_endpoint": node.client_endpoint,
-        **({"http": cell.http_url} if cell.http_url else {}),
-        "fleet": str(cell.fleet_path),
-        "client_key": str(cell.client_key_path),
-        "pids": cell.pids,
-    }
-    terminal.print_json(addresses, indent=0)
+    addresses = {"endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
+    if cell.http_url:
+        addresses["http"] = cell.http_url
+    files = {"fleet": str(cell.fleet_path), "client_key": str(cell.client_key_path)}
+    terminal.print_json({**addresses, **files, "pids": cell.pids}, indent=0)
     should_stop.wait()
 
 
 def _show(figures: Figures, *, as_json: bool) -> None:
-
     if as_json:
         terminal.print_json(figures)
         return

@@ -128,12 +128,8 @@ def demo_cell(
 ) -> Iterator[LocalCell]:
     """Build this machine's engines and bring a cell up: one agent a submodel, on simulated boards.
 
-    Args:
-        bundle: The bundle to serve.
-        folder: For fleet file, keys and logs; it is removed when the block ends.
-        progress: Called in every stage.
-        store: Engine store; ``None`` is the user's default.
-        http: ``HOST:PORT`` of an HTTP gateway to start too; empty for none.
+    ``folder`` takes the fleet file, keys and logs, and is removed when the block ends; the rest is as in
+    :class:`LocalCell`.
 
     Raises:
         InputError: The folder holds something else, or another demo is running in it.
@@ -145,13 +141,7 @@ def demo_cell(
 
 
 def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | None = None) -> Figures:
-    """Run every stage once and measure it.
-
-    Args:
-        bundle_folder: The bundle to serve.
-        out: Folder for the profiler's runs.
-        progress: Called in every stage.
-        store: Engine store; ``None`` is the user's default.
+    """Run every stage once and measure it; ``out`` takes the profiler's runs, and no ``store`` is the user's default.
 
     Raises:
         DevitError: A stage failed; the text names it.

@@ -4,27 +4,8 @@ from __future__ import annotations
 
 import importlib
 import signal
+from functools import partial
 from typing import NoReturn
-
-
-def devit() -> NoReturn:
-    """Run ``devit``."""
-    _run("devit_pipeline.cli")
-
-
-def edge_agent() -> NoReturn:
-    """Run ``edge-agent``."""
-    _run("devit_edge_agent.cli")
-
-
-def fusion_node() -> NoReturn:
-    """Run ``fusion-node``."""
-    _run("devit_fusion.cli")
-
-
-def profile() -> NoReturn:
-    """Run ``profile``."""
-    _run("devit_profiling.cli")
 
 
 def _run(module: str) -> NoReturn:
@@ -33,3 +14,9 @@ def _run(module: str) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     importlib.import_module(module).main()
     raise AssertionError("main never returns")
+
+
+devit = partial(_run, "devit_pipeline.cli")
+edge_agent = partial(_run, "devit_edge_agent.cli")
+fusion_node = partial(_run, "devit_fusion.cli")
+profile = partial(_run, "devit_profiling.cli")

@@ -40,12 +40,7 @@ class Written:
 
 
 def agent_files(prefix: Path, root: Path) -> list[ServiceFile]:
-    """Make what ``edge-agent@NAME`` needs.
-
-    Args:
-        prefix: The virtual environment with ``bin/edge-agent``.
-        root: Where ``/dev`` and ``/etc`` of the device are.
-    """
+    """Make what ``edge-agent@NAME`` of a virtual environment needs, on the device whose ``/dev`` is below ``root``."""
     unit = _for_installation(_shipped("devit_edge_agent", "edge-agent@.service"), prefix)
     return [
         ServiceFile(UNITS / "edge-agent@.service", unit),
@@ -56,12 +51,7 @@ def agent_files(prefix: Path, root: Path) -> list[ServiceFile]:
 
 
 def fusion_files(prefix: Path, bundle: Path) -> list[ServiceFile]:
-    """Make what ``fusion-node`` needs.
-
-    Args:
-        prefix: The virtual environment with ``bin/fusion-node``.
-        bundle: The bundle that is served.
-    """
+    """Make what ``fusion-node`` of a virtual environment needs to serve a bundle."""
     unit = _shipped("devit_fusion", "fusion-node.service").replace(str(RELEASE / "bundle"), _checked(bundle))
     return [ServiceFile(UNITS / "fusion-node.service", _for_installation(unit, prefix, bundle))]
 
@@ -72,15 +62,24 @@ def install(wanted: Sequence[ServiceFile], root: Path) -> list[Written]:
     Raises:
         InputError: One cannot be written.
     """
-    return [_install(file, root) for file in wanted]
+    written = []
+    for file in wanted:
+        path, content = root / file.path.relative_to("/"), file.content.encode()
+        try:
+            is_as_wanted = path.read_bytes() == content
+        except OSError:  # absent or unreadable
+            is_as_wanted = False
+        if not is_as_wanted:
+            try:
+                write_bytes(path, content)
+            except InputError as err:
+                raise InputError(f"{err}: run it as root, or choose another --root") from err
+        written.append(Written(path, was_changed=not is_as_wanted))
+    return written
 
 
 def device_nodes(root: Path) -> list[Path]:
-    """Find the device nodes of GPUs and cameras: those there are, and those that NVIDIA's list for containers names.
-
-    Returns:
-        Paths below ``/dev``, sorted.
-    """
+    """List, sorted, the nodes of GPUs and cameras below ``/dev``: those there are, and those of NVIDIA's list."""
     found = {Path("/dev") / path.relative_to(root / "dev") for path in _nodes_below(root / "dev")}
     try:
         lines = (root / _CONTAINER_LIST).read_text().splitlines()
@@ -107,21 +106,6 @@ def _nodes_below(folder: Path) -> Iterator[Path]:
 def _is_wanted(name: str) -> bool:
     """Whether a name below /dev is that of a GPU or camera, or of a folder of theirs."""
     return bool(_NODE.fullmatch(name)) or bool(_NODE.fullmatch(name.partition("/")[0]))
-
-
-def _install(file: ServiceFile, root: Path) -> Written:
-    path = root / file.path.relative_to("/")
-    content = file.content.encode()
-    try:
-        if path.read_bytes() == content:
-            return Written(path, was_changed=False)
-    except OSError:
-        pass  # absent or unreadable: then it is written
-    try:
-        write_bytes(path, content)
-    except InputError as err:
-        raise InputError(f"{err}: run it as root, or choose another --root") from err
-    return Written(path, was_changed=True)
 
 
 def _shipped(package: str, name: str) -> str:
@@ -158,12 +142,8 @@ def _checked(path: Path) -> str:
 
 
 def _devices_drop_in(nodes: Sequence[Path]) -> str:
-    lines = [
-        "# Made by devit install-service from /dev and NVIDIA's list for containers: make it again with a new JetPack.",
-        "[Service]",
-    ]
-    if nodes:
-        lines += ["SupplementaryGroups=video render", *(f"DeviceAllow={node} rw" for node in nodes)]
-    else:
-        lines.append("# Neither GPU nor camera was found.")
-    return "\n".join(lines) + "\n"
+    lines = ["SupplementaryGroups=video render", *(f"DeviceAllow={node} rw" for node in nodes)]
+    if not nodes:
+        lines = ["# Neither GPU nor camera was found."]
+    origin = "# Made by devit install-service from /dev and NVIDIA's list for containers"
+    return "\n".join([f"{origin}: make it again with a new JetPack.", "[Service]", *lines, ""])

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from devit_contract.service.terminal import print_json
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-
-
-class Kind(str, enum.Enum):
-    """The two services."""
-
-    AGENT = "agent"
-    FUSION = "fusion"
-
-
 _NEXT = {
-    Kind.AGENT: (
+    "agent": (
         "systemd-sysusers devit.conf",
         "systemd-tmpfiles --create devit.conf",
         "systemctl daemon-reload",
         "usermod -aG devit-engines USER       # to build engines: devit build --store /var/lib/devit/engines",
         "systemctl enable --now edge-agent@NAME  # with /etc/devit/NAME.toml and /etc/devit/keys/NAME.key_secret",
     ),
-    Kind.FUSION: (
+    "fusion": (
         "systemctl daemon-reload",
         "systemctl enable --now fusion-node   # with /etc/devit/fleet.toml and /etc/devit/keys/node.key_secret",
     ),
@@ -38,7 +28,10 @@ _NEXT = {
 
 @app.command()
 def install_service(
-    kind: Annotated[Kind, typer.Argument(help="agent: edge-agent@NAME, one for each submodel; fusion: fusion-node.")],
+    kind: Annotated[
+        Literal["agent", "fusion"],
+        typer.Argument(help="agent: edge-agent@NAME, one for each submodel; fusion: fusion-node."),
+    ],
     root: Annotated[Path, typer.Option(help="Write below this folder, and look for device files there.")] = Path("/"),
     prefix: Annotated[
         Path | None, typer.Option(help="Virtual environment that the unit uses (default: that of this command).")
@@ -54,12 +47,12 @@ def install_service(
     from devit_contract.errors import InputError
     from devit_pipeline.service import agent_files, fusion_files, install
 
-    program = "edge-agent" if kind is Kind.AGENT else "fusion-node"
+    program = "edge-agent" if kind == "agent" else "fusion-node"
     if prefix is None:
         prefix = Path(sys.prefix)
         if not (prefix / "bin" / program).exists():
             raise InputError(f"{prefix}/bin/{program}: expected the program, found none: name its --prefix")
-    wanted = agent_files(prefix, root) if kind is Kind.AGENT else fusion_files(prefix, bundle)
+    wanted = agent_files(prefix, root) if kind == "agent" else fusion_files(prefix, bundle)
     if dry_run:
         for file in wanted:
             typer.echo(f"# {file.path}\n{file.content}")

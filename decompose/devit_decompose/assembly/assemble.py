@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,11 +60,7 @@ class Order:
 def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[Decomposition, Assembly]:
     """Train the fusion of trained backbones, without augmentation, and write the models folder.
 
-    Args:
-        order: What is to be assembled.
-        out: The models folder; absent, empty or an older one.
-        cache: Folder that keeps the features, so that another run with the same backbones is quick.
-        progress: Called after every batch.
+    ``cache`` keeps the features, so that another run with the same backbones is quick.
 
     Raises:
         InputError: A backbone is not known, they do not fit together, or the data cannot be read.
@@ -100,7 +96,7 @@ def assemble(order: Order, out: Path, cache: Path, progress: Progress) -> tuple[
         fusion=(fusion.weight, fusion.bias),
         class_subsets=(everything,) * len(backbones),
         stages=(StageRecord(f"fusion-{heads[0][0]}", 0, 0, heads[0][1].validation_accuracy),),
-        features=(_joined(features.training), _joined(features.validation), _joined(features.test)),
+        features=tuple(np.concatenate(parts, axis=1) for parts in features),
     )
     decomposition = write_models(out, made, data, recipe.sample_images, progress)
     assembly = Assembly(
@@ -131,14 +127,15 @@ def check_backbones(order: Order) -> list[ModelConfig]:
         raise InputError(f"--weights: expected {count} files, one for each model, found {len(order.weights)}")
     configs = [_config(name, order.size) for name in order.models]
     first = configs[0].image_size
+    sizes = [f"{height} x {width}" for height, width, _ in (config.image_size for config in configs)]
     others = [
-        f"{name} ({_size(config.image_size)})"
-        for name, config in zip(order.models, configs, strict=True)
+        f"{name} ({size})"
+        for name, size, config in zip(order.models, sizes, configs, strict=True)
         if config.image_size != first
     ]
     if others:
         raise InputError(
-            f"--models: expected images of {_size(first)} as {order.models[0]} takes, found {', '.join(others)}: "
+            f"--models: expected images of {sizes[0]} as {order.models[0]} takes, found {', '.join(others)}: "
             f"bring all to one size with --size {first[0]},{first[1]}"
         )
     return configs
@@ -157,18 +154,12 @@ def set_head(model: Model, head: LinearHead) -> None:
         model.head.bias.copy_(bias)
 
 
-@dataclass(frozen=True)
-class _Features:
+class _Features(NamedTuple):
     """Features of each backbone, ``(n, dim)``."""
 
-    training: Sequence[Float32Array]
-    validation: Sequence[Float32Array]
-    test: Sequence[Float32Array]
-
-
-def _joined(parts: Parts) -> Float32Array:
-    whole: Float32Array = np.concatenate(parts, axis=1)
-    return whole
+    training: Parts
+    validation: Parts
+    test: Parts
 
 
 def _config(name: str, size: tuple[int, int] | None) -> ModelConfig:
@@ -189,10 +180,6 @@ def _config(name: str, size: tuple[int, int] | None) -> ModelConfig:
         return msgspec.structs.replace(config, image_size=(*size, config.image_size[2]))
     except ValueError as err:
         raise InputError(f"--size: {name}: {err}") from err
-
-
-def _size(image_size: tuple[int, int, int]) -> str:
-    return f"{image_size[0]} x {image_size[1]}"
 
 
 def _preprocess(config: ModelConfig, resize_to: int) -> Preprocess:

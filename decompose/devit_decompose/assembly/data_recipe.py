@@ -27,16 +27,10 @@ def data_recipe(
     validation_images: int | None = None,
     workers: int = 0,
 ) -> DataRecipe:
-    """Make the recipe for the data set in a folder.
+    """Make the recipe for the data set in a folder, whose images become what ``spec`` says.
 
-    Args:
-        source: As in a recipe.
-        folder: Of the data set.
-        spec: What the images become.
-        pixels: Mean and standard deviation, one number for each colour.
-        name: What it is called.
-        validation_images: Taken from the training part; by default a tenth, and at most half of a class.
-        workers: Processes that decode pictures.
+    Pixels have a mean and a standard deviation, one number for each colour. Validation images are taken from the
+    training part; by default a tenth, and at most half of a class.
 
     Raises:
         InputError: The folder does not hold such a data set, or less than two classes.

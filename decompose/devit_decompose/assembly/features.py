@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,16 +36,7 @@ class FeatureCache:
     """A folder of ``.npy`` files, float32 ``(n, feature_dim)``, named by what the features depend on."""
 
     def __init__(self, folder: Path, preprocess: Preprocess, workers: int) -> None:
-        """Make the folder.
-
-        Args:
-            folder: It may hold features of other models and images too.
-            preprocess: How pictures become images.
-            workers: Processes that decode pictures.
-
-        Raises:
-            InputError: It cannot be written.
-        """
+        """Make the folder, which may hold features of other models and images too; ``workers`` decode pictures."""
         make_folder(folder)
         self.folder = folder
         self.preprocess = preprocess
@@ -53,12 +45,12 @@ class FeatureCache:
     def features(
         self, model: Model, weights: str, images: Images, digest: str, report: Callable[[int], None]
     ) -> Float32Array:
-        """Find features, or compute them; mapped from the file, so that they need not fit in memory.
+        """Find the features of images ``(n, H, W, C)``, or compute them; mapped from the file, they need no memory.
 
         Args:
             model: The backbone, on the device that computes.
             weights: Its :func:`weights_digest`.
-            images: Shape ``(n, H, W, C)``.
+            images: All of them.
             digest: Of the images.
             report: Called with the number of images done.
 
@@ -76,7 +68,6 @@ class FeatureCache:
     def _compute(self, path: Path, model: Model, images: Images, report: Callable[[int], None]) -> None:
         device = next(model.parameters()).device
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), model.config.feature_dim)}
-        batches = _Batches(images)
         workers = self.workers if isinstance(images, LazyImages) else 0
         temporary = None
         try:
@@ -86,7 +77,7 @@ class FeatureCache:
                 done = 0
                 # Not a mapped file: that ends the process where the disk is full.
                 with torch.inference_mode():
-                    for batch in made_by_workers(batches.batch, len(batches), workers):
+                    for batch in made_by_workers(partial(_batch, images), -(-len(images) // _BATCH), workers):
                         made = model.features(torch.from_numpy(batch).to(device)).float().cpu().numpy()
                         file.write(made.astype("<f4", order="C").tobytes())
                         done += len(batch)
@@ -122,15 +113,5 @@ def _mapped(path: Path, shape: tuple[int, int]) -> Float32Array:
     return found
 
 
-class _Batches:
-    """Images in order, ``(B, H, W, C)`` a batch."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // _BATCH)
-
-    def batch(self, number: int) -> UInt8Array:
-        """Take one batch."""
-        return np.array(self.images[number * _BATCH : (number + 1) * _BATCH])
+def _batch(images: Images, number: int) -> UInt8Array:
+    return np.array(images[number * _BATCH : (number + 1) * _BATCH])

@@ -36,27 +36,21 @@ def fit_logistic(
 ) -> Fitted:
     """Train from a ridge head for falling strengths; keep the head that is best on validation.
 
-    Args:
-        ridge: Solved on the same training features.
-        begin: The first strength begins here, with the length of its logits fitted.
-        training: Features of each backbone and labels ``(n,)``.
-        validation: The same, for the choice.
-        device: Where it computes.
-        progress: Called after each strength.
+    Training and validation are the features of each backbone and the labels ``(n,)``; ``ridge`` is solved on the same
+    training features. The first strength begins at ``begin``, with the length of its logits fitted.
     """
     state = _scaled(begin, training)
-    best: Fitted | None = None
+    best = Fitted(state, 0.0, -1.0)
     since_best = 0
     for tried, strength in enumerate(STRENGTHS):
         state = _fit(ridge, state, strength, training, device)
         found = Fitted(state, strength, state.accuracy(*validation))
-        is_better = best is None or found.validation_accuracy > best.validation_accuracy
-        best, since_best = (found, 0) if is_better or best is None else (best, since_best + 1)
+        since_best += 1
+        if found.validation_accuracy > best.validation_accuracy:
+            best, since_best = found, 0
         progress(_STAGE, tried + 1, len(STRENGTHS), f"best {best.validation_accuracy:.2%}")
         if since_best == _PATIENCE:
             break
-    if best is None:
-        raise AssertionError("there are strengths to try")
     progress(_STAGE, len(STRENGTHS), len(STRENGTHS), f"best {best.validation_accuracy:.2%}")
     return best
 

@@ -34,10 +34,11 @@ class LinearHead:
 
     def accuracy(self, parts: Parts, labels: Int64Array) -> float:
         """Share of rows, in 0 to 1, whose largest logit is the label's."""
-        right = 0
-        for rows, features in chunks(parts):
-            right += int(np.sum((features @ self.weight.T + self.bias).argmax(axis=1) == labels[rows]))
-        return right / len(labels)
+        right = (
+            int(np.sum((features @ self.weight.T + self.bias).argmax(axis=1) == labels[rows]))
+            for rows, features in chunks(parts)
+        )
+        return sum(right) / len(labels)
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,8 @@ class Moments:
 
     def columns(self, chosen: slice) -> Moments:
         """Keep neighbouring features only, e.g. those of one backbone."""
-        return Moments(
-            self.mean[chosen],
-            self.scale[chosen],
-            self.correlation[chosen, chosen],
-            self.cross[chosen],
-            self.prior,
-        )
+        square = self.correlation[chosen, chosen]
+        return Moments(self.mean[chosen], self.scale[chosen], square, self.cross[chosen], self.prior)
 
 
 class Ridge:
@@ -95,10 +91,8 @@ class Ridge:
 
     def best(self, strengths: Sequence[float], score: Callable[[LinearHead], float]) -> Fitted:
         """Choose the strength whose head has the highest score; the first of equals."""
-        fitted = []
-        for strength in strengths:
-            head = self.head(strength)
-            fitted.append(Fitted(head, strength, score(head)))
+        heads = ((strength, self.head(strength)) for strength in strengths)
+        fitted = (Fitted(head, strength, score(head)) for strength, head in heads)
         return max(fitted, key=lambda one: one.validation_accuracy)
 
 

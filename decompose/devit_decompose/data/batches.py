@@ -69,13 +69,8 @@ def batches(split: Split, schedule: Schedule, spec: BatchSpec, *, workers: int =
     Everything is drawn from seed, epoch and an image's position in the order alone: a resumed run, other workers and
     another number of processes see the same images and augmentations. Each process takes its slice of every
     batch of ``schedule.batch * world`` images; mixup and cutmix mix within that slice. The global random generators
-    are not changed.
-
-    Args:
-        split: What is trained on.
-        schedule: Its batch and augmentation count here.
-        spec: Which batches.
-        workers: Processes that decode and vary images; those in memory that are only flipped and shifted need none.
+    are not changed. ``workers`` processes decode and vary images; those in memory that are only flipped and shifted
+    need none.
 
     Raises:
         InputError: There are fewer images than a step takes, the augmentation is impossible, or, from the iterator,
@@ -108,9 +103,6 @@ def apply_variant(images: Tensor, variant: int | Tensor, augment: AugmentRecipe)
         variant: One number for all, or int64 ``(B,)``: ``flip * (2 r + 1)**2 + dy * (2 r + 1) + dx`` with
             r = ``shift_pixels``; at dy = dx = r nothing is shifted, at 0 the image moves down and right by r.
         augment: Its ``flip`` and ``shift_pixels`` count here.
-
-    Returns:
-        uint8 ``(B, H, W, C)``.
     """
     count, height, width, _ = images.shape
     reach = _reach(augment)
@@ -137,9 +129,8 @@ class _Epoch:
         # One draw for each position in the order, independent of the batches.
         first = spec.seed, spec.epoch
         self.order: Int64Array = np.random.default_rng(first).permutation(count)
-        self.variants: Int64Array = np.random.default_rng((*first, _VARIANTS)).integers(
-            _plain_count(augment), size=count
-        )
+        draw = np.random.default_rng((*first, _VARIANTS))
+        self.variants: Int64Array = draw.integers(_plain_count(augment), size=count)
         self.seeds: npt.NDArray[np.uint32] | None = None
         if variant_count(augment) is None:
             draw = np.random.default_rng((*first, _TIMM))
@@ -247,13 +238,10 @@ def _timm_parts(
         try:
             policy = data.auto_augment.rand_augment_transform(augment.policy, settings)
         except (AssertionError, ValueError, LookupError) as err:
-            raise InputError(
-                f"augment.policy: expected a policy in timm's notation, e.g. rand-m9-mstd0.5-inc1, "
-                f"found {augment.policy!r}"
-            ) from err
+            example = "a policy in timm's notation, e.g. rand-m9-mstd0.5-inc1"
+            raise InputError(f"augment.policy: expected {example}, found {augment.policy!r}") from err
     if augment.erase > 0:
-        pixelwise = data.random_erasing.RandomErasing(augment.erase, mode="pixel", device="cpu")
-        erase = _Eraser(pixelwise, mean, std)
+        erase = _Eraser(data.random_erasing.RandomErasing(augment.erase, mode="pixel", device="cpu"), mean, std)
     if augment.mixup > 0 or augment.cutmix > 0:
         mix = data.mixup.Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=classes)
     return _TimmParts(crop, policy, erase, mix)

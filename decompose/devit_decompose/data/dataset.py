@@ -9,15 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devit_contract.arrays import Int64Array, UInt8Array
+from devit_contract.arrays import Int64Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
 from devit_decompose.data.lazy_images import LazyImages, ResizedImages, select
 from devit_decompose.data.sources import PAIRS, paired, preprocess_of, read_source
 from devit_decompose.models.inference import Images
 from devit_decompose.recipe.schema import DataRecipe
-
-__all__ = ["Dataset", "Images", "Int64Array", "Split", "UInt8Array", "balanced_indices", "load_dataset"]
 
 _CHUNK_IMAGES = 4096
 
@@ -79,11 +77,8 @@ def load_dataset(recipe: DataRecipe, preprocess: Preprocess | None = None) -> Da
     """Read a data set; its validation part is drawn from the training part, the same number of each class.
 
     Of ``pairs``, the single images are split first, and each part is paired on its own: no picture is in two parts.
-
-    Args:
-        recipe: What to read.
-        preprocess: What models of other images take: IDX images are then enlarged, and gray ones become red, green
-            and blue.
+    If models take other images, as ``preprocess`` says, IDX images are enlarged, and gray ones become red, green and
+    blue.
 
     Raises:
         InputError: A file is missing, is damaged, or does not fit the recipe.
@@ -95,10 +90,7 @@ def load_dataset(recipe: DataRecipe, preprocess: Preprocess | None = None) -> Da
         needed = f"a multiple of {recipe.class_count} from {recipe.class_count}"
         raise InputError(f"data.validation_images: expected {needed}, found {recipe.validation_images}")
     training, test = Split(*source.training), Split(*source.test)
-    try:
-        chosen = balanced_indices(training.labels, recipe.validation_images, classes, recipe.split_seed)
-    except InputError as err:
-        raise InputError(f"data.validation_images: {err}: change it in the recipe") from err
+    chosen = _drawn(training.labels, "validation_images", recipe, classes)
     rest = np.setdiff1d(np.arange(len(training)), chosen)
     left = np.bincount(training.labels[rest], minlength=classes)
     if left.min() == 0:
@@ -108,7 +100,7 @@ def load_dataset(recipe: DataRecipe, preprocess: Preprocess | None = None) -> Da
         )
     training, validation = training.select(rest), training.select(chosen)
     if recipe.training_images:
-        training = training.select(_few(training.labels, recipe, classes))
+        training = training.select(_drawn(training.labels, "training_images", recipe, classes))
     if is_paired:
         training = Split(*paired(training.images[:], training.labels, classes, (recipe.split_seed, 1)))
         validation = Split(*paired(validation.images[:], validation.labels, classes, (recipe.split_seed, 2)))
@@ -143,16 +135,16 @@ def _resized(split: Split, spec: Preprocess) -> Split:
     return Split(ResizedImages(np.repeat(pixels, 3 // pixels.shape[3], axis=3), spec), split.labels)
 
 
-def _few(labels: Int64Array, recipe: DataRecipe, classes: int) -> Int64Array:
+def _drawn(labels: Int64Array, field: str, recipe: DataRecipe, classes: int) -> Int64Array:
+    """Draw as many images as a field of the recipe says."""
     try:
-        return balanced_indices(labels, recipe.training_images, classes, recipe.split_seed)
+        return balanced_indices(labels, getattr(recipe, field), classes, recipe.split_seed)
     except InputError as err:
-        raise InputError(f"data.training_images: {err}: change it in the recipe") from err
+        raise InputError(f"data.{field}: {err}: change it in the recipe") from err
 
 
 def _pieces(images: Images) -> Iterator[bytes]:
     if isinstance(images, LazyImages):
-        yield from images.pieces()
-    else:
-        for start in range(0, len(images), _CHUNK_IMAGES):
-            yield np.ascontiguousarray(images[start : start + _CHUNK_IMAGES]).tobytes()
+        return images.pieces()
+    chunks = (images[start : start + _CHUNK_IMAGES] for start in range(0, len(images), _CHUNK_IMAGES))
+    return (np.ascontiguousarray(chunk).tobytes() for chunk in chunks)

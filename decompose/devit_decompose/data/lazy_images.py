@@ -70,16 +70,12 @@ class LazyImages(ABC):
         return taken
 
     def whole(self, index: int) -> UInt8Array:
-        """Decode one at its own size, ``(h, w, C)``, for random crops; at most 4096 pixels long.
-
-        Raises:
-            InputError: It is no picture.
-        """
+        """Decode one at its own size, ``(h, w, C)``, for random crops; at most 4096 pixels long."""
         content, where = self.content(index)
         width, height = picture_size(content, where)
         shrink = min(1.0, _LONGEST_PIXELS / max(width, height))
-        size = max(1, round(height * shrink)), max(1, round(width * shrink))
-        spec = msgspec.structs.replace(self.preprocess, height=size[0], width=size[1], resize_to=0)
+        height, width = (max(1, round(side * shrink)) for side in (height, width))
+        spec = msgspec.structs.replace(self.preprocess, height=height, width=width, resize_to=0)
         return decode_image(content, spec, where)
 
 
@@ -100,11 +96,7 @@ class ImageFiles(LazyImages):
         return replace(self, names=tuple(self.names[index] for index in indices))
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield name and digest of every file; this reads them all, which takes minutes for ImageNet.
-
-        Raises:
-            InputError: A file cannot be read.
-        """
+        """Yield name and digest of every file; this reads them all, which takes minutes for ImageNet."""
         for name in self.names:
             yield name.encode() + b"\0" + bytes.fromhex(sha256_of_file(self.root / name))
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +24,12 @@ from devit_decompose.recipe.schema import DataRecipe
 
 PAIRS = 100
 """Classes of ``pairs``: 10 a + b for a picture of class a, left, and one of class b, right."""
-FASHION_MNIST = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)  # https://github.com/zalandoresearch/fashion-mnist, "Labels"
+# https://github.com/zalandoresearch/fashion-mnist, "Labels"
+_FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+FASHION_MNIST = tuple(_FASHION.split(", "))
 
+_RENAMED = {"idx", "pairs", "imagenet"}
+"""Sources whose classes a recipe may name as it likes."""
 _HOW_TO_GET = {
     "CIFAR100": "run python -c \"from torchvision.datasets import *; CIFAR100('{folder}', download=True)\"",
     "Flowers102": "run python -c \"from torchvision.datasets import *; Flowers102('{folder}', download=True)\"",
@@ -69,13 +62,24 @@ def read_source(recipe: DataRecipe) -> Source:
     readers: dict[str, Callable[[DataRecipe, Path], Source]] = {
         "idx": _read_idx_set,
         "pairs": _read_idx_set,
-        "folder": _read_folder,
-        "imagenet": _read_imagenet,
+        "folder": _read_folders,
+        "imagenet": _read_folders,
         "cifar100": _read_cifar100,
         "flowers102": _read_flowers102,
         "stanford_cars": _read_stanford_cars,
     }
-    return readers[recipe.source](recipe, Path(recipe.folder).expanduser())
+    folder = Path(recipe.folder).expanduser()
+    source = readers[recipe.source](recipe, folder)
+    if recipe.class_count != len(source.class_names):
+        raise InputError(
+            f"data.classes: expected {len(source.class_names)} as {folder} holds, found {recipe.class_count}"
+        )
+    if isinstance(recipe.classes, int):
+        return source
+    for ours, theirs in zip(recipe.classes, source.class_names, strict=True):
+        if recipe.source not in _RENAMED and ours != theirs:
+            raise InputError(f"data.classes: expected {theirs!r} as {folder} holds, found {ours!r}")
+    return source._replace(class_names=recipe.classes)
 
 
 def preprocess_of(recipe: DataRecipe) -> Preprocess:
@@ -97,16 +101,8 @@ def paired(images: UInt8Array, labels: Int64Array, classes: int, seed: tuple[int
     """Put images side by side, in random order, with the same number of pairs for each two classes.
 
     There are ``n // classes**2`` pairs of each two classes. If all classes have the same number of images, each
-    image is once on the left and once on the right; otherwise images of small classes are repeated.
-
-    Args:
-        images: Shape ``(n, H, W, C)``.
-        labels: Shape ``(n,)``.
-        classes: K of the single images.
-        seed: Draws the pairs.
-
-    Returns:
-        Images ``(m, H, 2 W, C)``, and labels K a + b.
+    image is once on the left and once on the right; otherwise images of small classes are repeated. Single images
+    ``(n, H, W, C)`` of K classes become pairs ``(m, H, 2 W, C)`` with labels K a + b.
 
     Raises:
         InputError: There are too few images.
@@ -162,7 +158,7 @@ def _read_idx_set(recipe: DataRecipe, folder: Path) -> Source:
         if found**2 != PAIRS:
             raise InputError(f"{folder}: expected 10 classes to pair, found {found}: {_HINT}")
         names = tuple(f"{left} + {right}" for left in FASHION_MNIST for right in FASHION_MNIST)
-    return Source(training, test, _class_names(recipe, folder, names, are_fixed=False))
+    return Source(training, test, names)
 
 
 def _read_idx_part(recipe: DataRecipe, folder: Path, prefix: str) -> Labelled:
@@ -181,19 +177,13 @@ def _read_idx_part(recipe: DataRecipe, folder: Path, prefix: str) -> Labelled:
     return Labelled(images[..., np.newaxis], labels)
 
 
-def _read_folder(recipe: DataRecipe, folder: Path) -> Source:
+def _read_folders(recipe: DataRecipe, folder: Path) -> Source:
+    """A folder for each class; of ILSVRC2012, as torchvision lays it out, by WordNet number."""
+    is_imagenet = recipe.source == "imagenet"
     training, names = _class_folders(recipe, folder / "train", None)
-    is_named_test = (folder / "test").is_dir()
+    is_named_test = not is_imagenet and (folder / "test").is_dir()
     test, _ = _class_folders(recipe, folder / ("test" if is_named_test else "val"), names)
-    return Source(training, test, _class_names(recipe, folder, names, are_fixed=True))
-
-
-def _read_imagenet(recipe: DataRecipe, folder: Path) -> Source:
-    """ILSVRC2012 as torchvision lays it out: folders by WordNet number, with their names in ``meta.bin``."""
-    training, wnids = _class_folders(recipe, folder / "train", None)
-    test, _ = _class_folders(recipe, folder / "val", wnids)
-    names = _imagenet_names(folder / "meta.bin", wnids)
-    return Source(training, test, _class_names(recipe, folder, names, are_fixed=False))
+    return Source(training, test, _imagenet_names(folder / "meta.bin", names) if is_imagenet else names)
 
 
 def _imagenet_names(meta: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
@@ -228,7 +218,7 @@ def _class_folders(
         labels += [label] * len(below)
     if not names:
         raise InputError(f"{folder}: expected pictures in a folder for each class, found none: set data.folder")
-    return Labelled(_files(recipe, folder, names), np.array(labels, np.int64)), classes
+    return _labelled(recipe, folder, names, labels), classes
 
 
 def _files_below(folder: Path, name: str) -> list[str]:
@@ -241,8 +231,8 @@ def _files_below(folder: Path, name: str) -> list[str]:
     return sorted(found)
 
 
-def _files(recipe: DataRecipe, folder: Path, names: list[str]) -> ImageFiles:
-    return ImageFiles(folder, tuple(names), preprocess_of(recipe))
+def _labelled(recipe: DataRecipe, folder: Path, names: Iterable[str], labels: Sequence[int]) -> Labelled:
+    return Labelled(ImageFiles(folder, tuple(names), preprocess_of(recipe)), np.array(labels, np.int64))
 
 
 def _read_cifar100(recipe: DataRecipe, folder: Path) -> Source:
@@ -254,8 +244,7 @@ def _read_cifar100(recipe: DataRecipe, folder: Path) -> Source:
         is_as_it_is = pixels.shape[1:] == spec.shape and spec.resize_to in (0, pixels.shape[1])
         images: Images = pixels if is_as_it_is else ResizedImages(pixels, spec)
         sets.append(Labelled(images, np.array(part.targets, np.int64)))
-    names = tuple(parts[0].classes)
-    return Source(sets[0], sets[1], _class_names(recipe, folder, names, are_fixed=True))
+    return Source(sets[0], sets[1], tuple(parts[0].classes))
 
 
 def _read_flowers102(recipe: DataRecipe, folder: Path) -> Source:
@@ -265,12 +254,8 @@ def _read_flowers102(recipe: DataRecipe, folder: Path) -> Source:
     paths: list[list[Path]] = [part._image_files for part in parts]
     labels: list[list[int]] = [part._labels for part in parts]
     below = folder / "flowers-102" / "jpg"
-    names = tuple(parts[0].classes)
-    return Source(
-        _listed(recipe, below, paths[0] + paths[1], labels[0] + labels[1]),
-        _listed(recipe, below, paths[2], labels[2]),
-        _class_names(recipe, folder, names, are_fixed=True),
-    )
+    training = _listed(recipe, below, paths[0] + paths[1], labels[0] + labels[1])
+    return Source(training, _listed(recipe, below, paths[2], labels[2]), tuple(parts[0].classes))
 
 
 def _read_stanford_cars(recipe: DataRecipe, folder: Path) -> Source:
@@ -278,12 +263,11 @@ def _read_stanford_cars(recipe: DataRecipe, folder: Path) -> Source:
     below = folder / "stanford_cars"
     # torchvision has no public list of the files.
     sets = [_listed(recipe, below, *zip(*part._samples, strict=True)) for part in (training, test)]
-    return Source(sets[0], sets[1], _class_names(recipe, folder, tuple(training.classes), are_fixed=True))
+    return Source(sets[0], sets[1], tuple(training.classes))
 
 
 def _listed(recipe: DataRecipe, folder: Path, paths: Any, labels: Any) -> Labelled:  # noqa: ANN401 - torchvision's
-    names = [Path(path).relative_to(folder).as_posix() for path in paths]
-    return Labelled(_files(recipe, folder, names), np.array(labels, np.int64))
+    return _labelled(recipe, folder, (Path(path).relative_to(folder).as_posix() for path in paths), labels)
 
 
 def _torchvision(name: str, folder: Path, **part: str | bool) -> Any:  # noqa: ANN401 - torchvision has no types
@@ -301,15 +285,3 @@ def _torchvision(name: str, folder: Path, **part: str | bool) -> Any:  # noqa: A
             raise InputError(f"{name}: expected scipy to read its lists, found none: pip install scipy") from err
         reason = " ".join(str(err).split()) or type(err).__name__
         raise InputError(f"{folder}: expected the files of {name}, found: {reason}: {hint}") from err
-
-
-def _class_names(recipe: DataRecipe, folder: Path, found: tuple[str, ...], *, are_fixed: bool) -> tuple[str, ...]:
-    """Choose the recipe's names, or the data set's; with ``are_fixed`` both must be the same."""
-    if recipe.class_count != len(found):
-        raise InputError(f"data.classes: expected {len(found)} as {folder} holds, found {recipe.class_count}")
-    if isinstance(recipe.classes, int):
-        return found
-    for ours, theirs in zip(recipe.classes, found, strict=True):
-        if are_fixed and ours != theirs:
-            raise InputError(f"data.classes: expected {theirs!r} as {folder} holds, found {ours!r}")
-    return recipe.classes

@@ -14,25 +14,15 @@ Made = TypeVar("Made")
 
 
 def made_by_workers(make: Callable[[int], Made], count: int, workers: int) -> Iterator[Made]:
-    """Yield ``make(0)`` to ``make(count - 1)``.
-
-    Args:
-        make: A method or function that can be pickled.
-        count: How often it is called.
-        workers: Processes that call it; 0 calls it in this one.
+    """Yield ``make(0)`` to ``make(count - 1)``; ``make`` can be pickled, and with 0 workers is called in this process.
 
     Raises:
         DevitError: ``make`` raised it.
     """
+    numbered = _Numbered(make, count)
     # A generator of its own: else the loader takes a number from the global one.
-    loader = DataLoader(
-        _Numbered(make, count),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),
-    )
-    for made in loader:
+    own = torch.Generator()
+    for made in DataLoader(numbered, batch_size=None, num_workers=workers, collate_fn=_unchanged, generator=own):
         if isinstance(made, DevitError):
             raise made
         yield made

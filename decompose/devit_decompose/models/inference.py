@@ -33,13 +33,9 @@ class Images(Protocol):
 def run(
     function: Callable[[Tensor], Tensor], images: Images, device: torch.device | None = None, *, batch: int = _BATCH
 ) -> Float32Array:
-    """Apply a model to uint8 images ``(n, H, W, C)`` in float32.
+    """Apply a model, ``(B, H, W, C)`` to ``(B, dim)``, to uint8 images ``(n, H, W, C)``, in float32.
 
-    Args:
-        function: From a batch ``(B, H, W, C)`` to ``(B, dim)``.
-        images: All of them.
-        device: Where the model is; by default that of ``function`` if it is a module, else the CPU.
-        batch: B.
+    ``device`` is where the model is; by default that of ``function`` if it is a module, else the CPU.
     """
     if device is None and isinstance(function, nn.Module):
         device = next(function.parameters()).device

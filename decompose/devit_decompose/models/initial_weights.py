@@ -17,8 +17,7 @@ def initial_weights(source: str, config: ModelConfig, *, fresh_head: bool = Fals
     configuration; a file must have been trained with them.
 
     Args:
-        source: ``timm:NAME`` for timm's published weights (needs the network), or a file; its tensors' names show
-            whose it is.
+        source: ``timm:NAME`` (needs the network), or a file; its tensors' names show whose it is.
         config: The model to fill.
         fresh_head: Replace a head that is missing or has another number of classes by a new one; the caller seeds
             torch. A head with as many classes is kept.

@@ -67,7 +67,6 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Global labels of the outputs of the model's own head, in their order."""
 
     def __post_init__(self) -> None:
-        """Refuse lists of different lengths and impossible shapes."""
         lengths = {len(self.heads), len(self.head_widths), len(self.softmax_scales), len(self.neurons)}
         if len(lengths) != 1 or not self.heads:
             raise ValueError(f"heads, head_widths, softmax_scales and neurons differ in length: {sorted(lengths)}")

@@ -82,17 +82,17 @@ def timm_config(
 ) -> ModelConfig:
     """Describe a timm model, ``vit_*`` or ``deit_*``, as one of ours, by reading how it is built.
 
-    Args:
-        name_or_model: A name that timm knows (nothing is downloaded), or the built model.
-        mean: Per colour, of pixels in 0 to 1.
-        std: The same.
-        classes: Global labels of the head's outputs.
+    For a name nothing is downloaded. Mean and std are per colour, of pixels in 0 to 1.
 
     Raises:
         InputError: timm has no such model, or it has a part that ours has not; the part is named.
     """
-    model = _build(name_or_model) if isinstance(name_or_model, str) else name_or_model
-    name = name_or_model if isinstance(name_or_model, str) else type(model).__name__
+    if isinstance(name_or_model, str):
+        name, timm = name_or_model, _timm_with(name_or_model)
+        with torch.device("meta"):  # no memory for its weights
+            model: nn.Module = timm.create_model(name)
+    else:
+        name, model = type(name_or_model).__name__, name_or_model
     if misfit := _misfit(model):
         raise InputError(f"timm:{name}: expected a plain ViT or DeiT, found {misfit}: choose another model")
     built: Any = model  # timm is not installed everywhere, so its types are none here
@@ -126,8 +126,15 @@ def published_tensors(name: str, config: ModelConfig, *, fresh_head: bool = Fals
         InputError: timm is not installed, has no such model, or cannot download it.
         ManifestError: The configuration is of another model.
     """
-    model = _download(name)
-    theirs = timm_config(model, **_pixels(model), classes=config.classes)
+    timm = _timm_with(name)
+    try:
+        model: Any = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as err:  # from the network, or timm has no weights under the name
+        raise InputError(
+            f"timm:{name}: weights cannot be downloaded ({_line(err)}): check the network, or give a file"
+        ) from err
+    pixels = {key: tuple(model.pretrained_cfg[key]) for key in ("mean", "std")}
+    theirs = timm_config(model, **pixels, classes=config.classes)
     for field in ("backbone", "heads", "head_widths", "softmax_scales"):  # no tensor's shape shows them
         expected, found = getattr(config, field), getattr(theirs, field)
         if expected != found:
@@ -180,33 +187,12 @@ def _misfit(model: nn.Module) -> str:
     return ""
 
 
-def _pixels(model: nn.Module) -> dict[str, tuple[float, ...]]:
-    statistics: Any = model.pretrained_cfg
-    return {"mean": tuple(statistics["mean"]), "std": tuple(statistics["std"])}
-
-
-def _build(name: str) -> nn.Module:
-    """Build a model without memory for its weights."""
-    _check_name(name)
-    with torch.device("meta"):
-        model: nn.Module = import_timm().create_model(name)
-    return model
-
-
-def _download(name: str) -> nn.Module:
-    _check_name(name)
-    try:
-        model: nn.Module = import_timm().create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as err:  # from the network, or timm has no weights under the name
-        raise InputError(
-            f"timm:{name}: weights cannot be downloaded ({_line(err)}): check the network, or give a file"
-        ) from err
-    return model
-
-
-def _check_name(name: str) -> None:
-    if not import_timm().is_model(name):
+def _timm_with(name: str) -> ModuleType:
+    """Import timm, which must know a model of that name."""
+    timm = import_timm()
+    if not timm.is_model(name):
         raise InputError(f"timm:{name}: expected a model that timm knows, found none: see timm.list_models('*vit*')")
+    return timm
 
 
 def _import(name: str) -> ModuleType:

@@ -47,23 +47,17 @@ _UNREADABLE = (
     struct.error,
 )
 
-# Modules of a block: theirs, and ours that hold its rows one after another.
-_TIMM_BLOCK = {
-    "norm1": ("attention_norm",),
-    "attn.qkv": ("attention.query", "attention.key", "attention.value"),
-    "attn.proj": ("attention.project",),
-    "norm2": ("mlp_norm",),
-    "mlp.fc1": ("expand",),
-    "mlp.fc2": ("contract",),
-}
-_CCT_BLOCK = {
-    "pre_norm": ("attention_norm",),
-    "self_attn.qkv": ("attention.query", "attention.key", "attention.value"),
-    "self_attn.proj": ("attention.project",),
-    "norm1": ("mlp_norm",),
-    "linear1": ("expand",),
-    "linear2": ("contract",),
-}
+# Modules of a block: ours, which hold the rows of theirs one after another; timm's; those of the public CCT.
+_BLOCK: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("attention_norm",), "norm1", "pre_norm"),
+    (("attention.query", "attention.key", "attention.value"), "attn.qkv", "self_attn.qkv"),
+    (("attention.project",), "attn.proj", "self_attn.proj"),
+    (("mlp_norm",), "norm2", "norm1"),
+    (("expand",), "mlp.fc1", "linear1"),
+    (("contract",), "mlp.fc2", "linear2"),
+)
+_TIMM_BLOCK = {timm: ours for ours, timm, _ in _BLOCK}
+_CCT_BLOCK = {cct: ours for ours, _, cct in _BLOCK}
 
 
 def save_weights(path: Path, model: Model) -> None:
@@ -78,8 +72,7 @@ def load_model(path: Path, config: ModelConfig) -> Model:
         InputError: The file cannot be read.
         ManifestError: Its tensors are not those of the configuration.
     """
-    arrays = read_tensors(path, _HINT)
-    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    state = _read_safetensors(path, _HINT)
     try:
         return filled_model(config, _from_own(state, config))
     except ManifestError as err:
@@ -94,8 +87,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ManifestError: It holds something else than tensors by name.
     """
     if path.suffix == ".safetensors":
-        arrays = read_tensors(path, _SOURCES)
-        state: object = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        state: object = _read_safetensors(path, _SOURCES)
     elif path.suffix in (".pth", ".pt", ".bin"):
         state = _read_pickle(path)
     else:
@@ -126,23 +118,17 @@ def from_timm(
 
     Args:
         state: timm's tensors.
-        config: The model they are for, ``vit`` or ``deit``.
+        config: The model they are for.
         fresh_head: Leave heads out that are missing or have another number of classes.
-        grid: Rows and columns of the image tokens the positions were trained for; without it they are taken for a
-            square, as published ones are.
+        grid: Rows and columns of the image tokens the positions were trained for; by default a square.
 
     Raises:
         ManifestError: A tensor is missing, has no place in the configuration, or another shape.
     """
     if config.backbone == "cct":
         raise ManifestError("expected a public CCT for backbone cct, found a ViT or DeiT")
-    modules = _in_blocks(_TIMM_BLOCK, "blocks", config)
-    modules |= {
-        "patch_embed.proj": ("tokenizer.layers.0",),
-        "norm": ("norm",),
-        "head": ("head",),
-        "head_dist": ("distillation_head",),
-    }
+    modules = _in_blocks(_TIMM_BLOCK, "blocks", config) | {"norm": ("norm",), "head": ("head",)}
+    modules |= {"patch_embed.proj": ("tokenizer.layers.0",), "head_dist": ("distillation_head",)}
     shapes = _shapes(config)
     del shapes["prefix"]  # one tensor here, one for each token there
     tokens = ("cls_token", "dist_token")[: config.prefix_tokens]
@@ -154,13 +140,7 @@ def from_timm(
     return ours
 
 
-def from_cct(
-    state: Mapping[str, Tensor],
-    config: ModelConfig,
-    *,
-    fresh_head: bool = False,
-    grid: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def from_cct(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: bool = False) -> dict[str, Tensor]:
     """Translate the tensors of a CCT as SHI-Labs published it (Compact-Transformers, Apache-2.0); see `from_timm`.
 
     Its convolutions have no bias; ours then begin at zero.
@@ -169,12 +149,8 @@ def from_cct(
         raise ManifestError(f"expected a ViT or DeiT for backbone {config.backbone}, found a public CCT")
     if not all(layer.max_pool and not layer.batch_norm for layer in config.stem):
         raise ManifestError("stem: expected max_pool = true and batch_norm = false as in a public CCT, found others")
-    modules = _in_blocks(_CCT_BLOCK, "classifier.blocks", config)
-    modules |= {
-        "classifier.attention_pool": ("pool",),
-        "classifier.norm": ("norm",),
-        "classifier.fc": ("head",),
-    }
+    ends = {"classifier.attention_pool": ("pool",), "classifier.norm": ("norm",), "classifier.fc": ("head",)}
+    modules = _in_blocks(_CCT_BLOCK, "classifier.blocks", config) | ends
     state = dict(state)
     for index, layer in enumerate(config.stem):
         theirs = f"tokenizer.conv_layers.{index}.0"
@@ -183,7 +159,7 @@ def from_cct(
     shapes = _shapes(config)
     tensors = _of_modules(modules, shapes) | {"classifier.positional_emb": ("positions",)}
     layout = _Layout(tensors, shapes, "classifier.positional_emb", ("classifier.fc",))
-    return _fitted(state, layout, config, fresh_head, grid)
+    return _fitted(state, layout, config, fresh_head, None)
 
 
 def translated(state: Mapping[str, Tensor], config: ModelConfig, *, fresh_head: bool) -> dict[str, Tensor]:
@@ -301,6 +277,10 @@ def _of_modules(modules: dict[str, tuple[str, ...]], shapes: dict[str, tuple[int
         for kind in ("weight", "bias")
         if all(f"{name}.{kind}" in shapes for name in names)
     }
+
+
+def _read_safetensors(path: Path, hint: str) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in read_tensors(path, hint).items()}
 
 
 def _read_pickle(path: Path) -> object:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.arrays import Float32Array, Float64Array, Int64Array
 from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics, columns_of
 from devit_decompose.models.inference import Images, accuracy, run
 from devit_decompose.models.model import Model
@@ -37,31 +36,35 @@ def subset_records(
     With the conditional mean for missing features, which the node uses, and with two simpler fillings.
     """
     fusion = Fusion(head)
+    with_zeros, with_mean = filled_accuracies(head, test_features, test_labels)
     return tuple(
         SubsetRecord(
             mask=mask,
             validation_accuracy=accuracy(fusion.batch_logits(validation_features, mask), validation_labels),
             test_accuracy=accuracy(fusion.batch_logits(test_features, mask), test_labels),
-            test_accuracy_with_zeros=accuracy(filled_logits(head, test_features, mask, 0.0), test_labels),
-            test_accuracy_with_mean=accuracy(
-                filled_logits(head, test_features, mask, head.statistics.mean), test_labels
-            ),
+            test_accuracy_with_zeros=with_zeros[mask],
+            test_accuracy_with_mean=with_mean[mask],
         )
         for mask in range(1, head.all_devices + 1)
     )
 
 
-def filled_logits(
-    head: FusionHead, features: Float32Array, mask: int, filling: float | npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Fuse features ``(n, sum of dims)`` after putting a constant into the places of the missing devices.
+def filled_accuracies(
+    head: FusionHead, features: Float32Array, labels: Int64Array
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Measure each subset, by its mask, with zeros and with the mean in place of the missing devices' features."""
+    with_zeros, with_mean = (
+        {
+            mask: accuracy(filled_logits(head, features, mask, filling), labels)
+            for mask in range(1, head.all_devices + 1)
+        }
+        for filling in (0.0, head.statistics.mean)
+    )
+    return with_zeros, with_mean
 
-    Args:
-        head: The fusion.
-        features: Of all devices.
-        mask: The devices present.
-        filling: One number, or one for each column, shape ``(sum of dims,)``.
-    """
+
+def filled_logits(head: FusionHead, features: Float32Array, mask: int, filling: float | Float64Array) -> Float64Array:
+    """Fuse features ``(n, sum of dims)`` with a constant, or one for each column, in those of the missing devices."""
     _, missing = columns_of(head.dims, mask)
     filled = features.astype(np.float64)
     filled[:, missing] = np.broadcast_to(filling, filled.shape[1:])[missing]

@@ -45,27 +45,20 @@ class Made:
     teacher: Model | None = None
     stages: tuple[StageRecord, ...] = ()
     searches: tuple[SearchRecord, ...] = ()
-    features: tuple[Float32Array, Float32Array, Float32Array] | None = None
+    features: tuple[Float32Array, ...] | None = None
     """Of all submodels side by side, ``(n, sum of dims)``, over training, validation and test part, if they
     are known already."""
 
     def __post_init__(self) -> None:
-        """Refuse a submodel without its classes."""
-        if len(self.class_subsets) != len(self.submodels):
-            raise ValueError(
-                f"{len(self.submodels)} submodels need as many class subsets, not {len(self.class_subsets)}"
-            )
+        models, subsets = len(self.submodels), len(self.class_subsets)
+        if models != subsets:
+            raise ValueError(f"{models} submodels need as many class subsets, not {subsets}")
 
 
 def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progress: Progress) -> Decomposition:
-    """Measure finished models on every split and write the folder.
+    """Measure finished models on every split and write the folder; an older one is replaced when the new one is whole.
 
-    Args:
-        out: The folder; an older one is replaced when the new one is whole.
-        made: What is written.
-        data: All three parts.
-        sample_images: Validation images kept for the export's golden set, the same number of each class.
-        progress: Called after each part.
+    ``sample_images`` validation images, the same number of each class, are kept for the export's golden set.
     """
     progress("measuring", 0, 3, "submodels")
     training, validation, test = made.features or tuple(
@@ -121,10 +114,9 @@ def _write_files(folder: Path, made: Made, head: FusionHead, samples: Tensors) -
         records.append(describe_file(folder, name, role, device=device))
 
     if made.teacher is not None:
-        teacher = made.teacher
-        write("teacher", "teacher.safetensors", None, lambda path: save_weights(path, teacher))
+        write("teacher", "teacher.safetensors", None, partial(save_weights, model=made.teacher))
     write("fusion", "fusion.safetensors", None, head.save)
-    write("samples", "samples.safetensors", None, lambda path: write_tensors(path, samples))
+    write("samples", "samples.safetensors", None, partial(write_tensors, tensors=samples))
     for device, model in enumerate(made.submodels):
         write("submodel", f"submodel-{device}.safetensors", device, partial(save_weights, model=model))
     return tuple(records)

@@ -23,20 +23,20 @@ stem channel       the same, on the map that the next convolution reads
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from devit_contract.arrays import Float64Array, UInt8Array
 from devit_decompose.models.model import Block, Model
+from devit_decompose.recipe.schema import Method
 
-Scores = npt.NDArray[np.float64]
+Scores = Float64Array
 
 _WIDEST = 16.0
 _WIDTHS = 5
@@ -64,14 +64,8 @@ class Importance:
     """Channels of each stem layer but the last, ``(channels,)``."""
 
 
-def importance(model: Model, images: npt.NDArray[np.uint8], method: Literal["hsic", "magnitude"]) -> Importance:
-    """Score a model; it is left as it was.
-
-    Args:
-        model: The model that is to be pruned.
-        images: Training images ``(n, H, W, C)``, run as one batch; ``magnitude`` does not look at them.
-        method: See above.
-    """
+def importance(model: Model, images: UInt8Array, method: Method) -> Importance:
+    """Score a model; it is left as it was. Training images ``(n, H, W, C)`` run as one batch, for ``hsic`` alone."""
     with torch.no_grad():
         return _by_dependence(model, images) if method == "hsic" else _by_magnitude(model)
 
@@ -105,12 +99,9 @@ def hsic(kernels: Tensor, others: Tensor) -> Tensor:
 
 
 def channel_scores(activations: Tensor, answers: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Score channels as DeViT scores neurons.
+    """Score channels ``(n, T, c)`` as DeViT scores neurons, against answers, probabilities ``(n, K)``.
 
-    Args:
-        activations: Shape ``(n, T, c)``.
-        answers: Probabilities ``(n, K)``.
-        weights: What the sum of absolute values is multiplied by, ``(c,)``; 1 where absent.
+    The sum of absolute values is multiplied by ``weights``, ``(c,)``, if there are any.
     """
     size = activations.double().abs().sum(dim=(0, 1))
     return _mixed(dependence(activations, answers), size if weights is None else size * weights)
@@ -125,12 +116,7 @@ def dependence(activations: Tensor, answers: Tensor) -> Tensor:
 
 
 def head_scores(mixed: Tensor, answers: Tensor) -> Tensor:
-    """Score heads by their dependence with the answer, less their redundancy with other heads.
-
-    Args:
-        mixed: What the heads give to the projection, ``(n, T, h, k)``.
-        answers: Probabilities ``(n, K)``.
-    """
+    """Score heads by the dependence of what they give to the projection, ``(n, T, h, k)``, less their redundancy."""
     means = mixed.float().mean(dim=3)  # (n, T, h)
     scores = dependence(means, answers)
     heads = len(scores)
@@ -143,13 +129,7 @@ def head_scores(mixed: Tensor, answers: Tensor) -> Tensor:
 
 
 def query_scores(query: Tensor, key: Tensor, answers: Tensor) -> Tensor:
-    """Score the channels of query and key inside their heads, ``(h, k)``.
-
-    Args:
-        query: Shape ``(n, T, h, k)``.
-        key: Shape ``(n, T, h, k)``.
-        answers: Probabilities ``(n, K)``.
-    """
+    """Score the channels of query and key, ``(n, T, h, k)`` each, inside their heads, ``(h, k)``."""
     shape = query.shape[2:]
     shared = (dependence(query.flatten(2), answers) + dependence(key.flatten(2), answers)) / 2
     spread = key.double() - key.double().mean(dim=1, keepdim=True)
@@ -158,7 +138,7 @@ def query_scores(query: Tensor, key: Tensor, answers: Tensor) -> Tensor:
 
 
 def value_scores(mixed: Tensor, answers: Tensor) -> Tensor:
-    """Score the channels of the value inside their heads, ``(h, k)``, from ``(n, T, h, k)`` and ``(n, K)``."""
+    """Score the channels of the value, ``(n, T, h, k)`` mixed by attention, inside their heads, ``(h, k)``."""
     shared = dependence(mixed.flatten(2), answers).reshape(mixed.shape[2:])
     return _mixed(shared, mixed.double().abs().sum(dim=(0, 1)))
 
@@ -214,25 +194,21 @@ class _Scorer:
     def _score_block(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, Block)
         attention, answers = module.attention, self.answers
+        split = (*output.shape[:2], attention.heads, attention.head_width)
         query, key, mixed = (
-            self._seen[layer].reshape(
-                *output.shape[:2], attention.heads, attention.head_width
-            )  # (n, T, h k) -> (n, T, h, k)
+            self._seen[layer].reshape(split)  # (n, T, h k) -> (n, T, h, k)
             for layer in (attention.query, attention.key, attention.project)
         )
         self.heads.append(head_scores(mixed, answers))
         self.queries.append(query_scores(query, key, answers))
         self.values.append(value_scores(mixed, answers))
         self.neurons.append(channel_scores(functional.gelu(self._seen[module.expand]), answers))
-        for norm, readers in (
-            (module.attention_norm, (attention.query, attention.key, attention.value)),
-            (module.mlp_norm, (module.expand,)),
-        ):
-            self.width.append(channel_scores(self._seen[norm], answers, _out_of(*readers)))
+        for norm, layers in _readers(module):
+            self.width.append(channel_scores(self._seen[norm], answers, _out_of(*layers)))
         self._seen.clear()
 
 
-def _by_dependence(model: Model, images: npt.NDArray[np.uint8]) -> Importance:
+def _by_dependence(model: Model, images: UInt8Array) -> Importance:
     batch = torch.from_numpy(images.copy()).to(model.pixel_mean.device)
     was_training = model.training
     model.eval()
@@ -279,12 +255,16 @@ def _width_magnitude(model: Model) -> Tensor:
     for block in model.block_list():
         attention = block.attention
         written += [_into(attention.project), _into(block.contract)]
-        read.append(
-            _out_of(attention.query, attention.key, attention.value) * block.attention_norm.weight.double().abs()
-        )
-        read.append(_out_of(block.expand) * block.mlp_norm.weight.double().abs())
+        for norm, layers in _readers(block):
+            read.append(_out_of(*layers) * norm.weight.double().abs())
     magnitude: Tensor = torch.stack(written).norm(dim=0) * torch.stack(read).norm(dim=0)
     return magnitude
+
+
+def _readers(block: Block) -> Iterator[tuple[nn.LayerNorm, tuple[nn.Linear, ...]]]:
+    """Yield both norms of a block, each with the layers that read it."""
+    yield block.attention_norm, (block.attention.query, block.attention.key, block.attention.value)
+    yield block.mlp_norm, (block.expand,)
 
 
 def _into(layer: nn.Linear) -> Tensor:
@@ -295,9 +275,8 @@ def _into(layer: nn.Linear) -> Tensor:
 
 def _out_of(*layers: nn.Linear | nn.Conv2d) -> Tensor:
     """Length of the weights that read each input, in all layers together."""
-    lengths: Tensor = torch.cat([layer.weight.double().transpose(0, 1).flatten(1) for layer in layers], dim=1).norm(
-        dim=1
-    )
+    by_input = [layer.weight.double().transpose(0, 1).flatten(1) for layer in layers]
+    lengths: Tensor = torch.cat(by_input, dim=1).norm(dim=1)
     return lengths
 
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from devit_contract.arrays import Float64Array, Int64Array, UInt8Array
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model, ModelConfig
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.importance import Importance, importance
-from devit_decompose.pruning.shrink import Dimension, Shape, allowed_sizes, keep_best, kept_blocks, prune
-from devit_decompose.recipe.schema import Recipe, ShrinkRecipe
+from devit_decompose.pruning.shrink import Shape, allowed_sizes, keep_best, kept_blocks, prune
+from devit_decompose.recipe.schema import BudgetOf, Dimension, Recipe, ShrinkRecipe
 
-BudgetOf = Literal["macs", "parameters"]
 Score = Callable[[Model], float]
 
 _BATCH = 250
@@ -58,20 +56,13 @@ def search_submodel(
     source: Model,
     shrink: ShrinkRecipe,
     device: int,
-    images: npt.NDArray[np.uint8],
+    images: UInt8Array,
     score: Score,
     progress: Progress,
 ) -> tuple[Model, SearchRecord]:
-    """Prune ``source`` to the submodel of one device, with its share of the teacher's cost.
+    """Prune ``source`` to the submodel of one device, with its share of the teacher's cost; see :func:`search`.
 
-    Args:
-        recipe: Holds the teacher's shape, from which the budget follows.
-        source: The trained model.
-        shrink: How it is pruned.
-        device: Number of the submodel.
-        images: Training images ``(n, H, W, C)`` for the importance.
-        score: Scores a candidate, in 0 to 1.
-        progress: Called after every candidate.
+    The importance comes from training images ``(n, H, W, C)``.
     """
     teacher = recipe.teacher.config(recipe.data, tuple(range(recipe.data.class_count)))
     share = shrink.budgets[device if len(shrink.budgets) > 1 else 0]
@@ -96,7 +87,7 @@ def search(
         source: The trained model.
         importance: Its scores, which decide what is removed when a size is given.
         score: Scores a pruned model, in 0 to 1; see :class:`ReadoutAccuracy`.
-        shrink: Depth, dimensions, number of candidates and tolerance; its budgets are not read.
+        shrink: Its budgets are not read.
         budget: Multiply-accumulates of one image without the model's own head, or parameters.
         seed: Draws the shapes.
         progress: Called after every candidate.
@@ -140,9 +131,9 @@ class ReadoutAccuracy:
     ridge regression on each half of the images, scored on the other half.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: UInt8Array
     """Shape ``(n, H, W, C)``."""
-    labels: npt.NDArray[np.int64]
+    labels: Int64Array
     """Shape ``(n,)``."""
 
     def __call__(self, model: Model) -> float:
@@ -159,9 +150,7 @@ class ReadoutAccuracy:
         return right / len(self.labels)
 
 
-def _ridge(
-    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float64]
-) -> npt.NDArray[np.int64]:
+def _ridge(features: Float64Array, labels: Int64Array, others: Float64Array) -> Int64Array:
     """Fit labels linearly to features ``(n, d)`` and predict those of others, ``(m, d)``."""
     targets = np.eye(int(labels.max()) + 1)[labels]
     centre, mean = features.mean(axis=0), targets.mean(axis=0)
@@ -169,7 +158,7 @@ def _ridge(
     gram = centred.T @ centred
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-12)
     weight = np.linalg.solve(gram, centred.T @ (targets - mean))
-    answers: npt.NDArray[np.int64] = ((others - centre) @ weight + mean).argmax(axis=1)
+    answers: Int64Array = ((others - centre) @ weight + mean).argmax(axis=1)
     return answers
 
 
@@ -225,11 +214,7 @@ class _Space:
         return _cost(self.shape(choice).config(self._config), self._budget_of)
 
     def check(self, budget: int, tolerance: float) -> None:
-        """Refuse a budget that no shape on the grid can have.
-
-        Raises:
-            InputError: It is too small or too large.
-        """
+        """Refuse a budget that no shape on the grid can have."""
         smallest = self.cost([0] * len(self._axes))
         largest = self.cost([len(axis.sizes) - 1 for axis in self._axes])
         wanted = f"{budget:,} {self._budget_of} at depth {self._depth}"
@@ -264,7 +249,7 @@ class _Space:
             choice, gap = closer[generator.integers(len(closer))]
         return choice
 
-    def _scaled(self, proportions: npt.NDArray[np.float64], scale: float) -> list[int]:
+    def _scaled(self, proportions: Float64Array, scale: float) -> list[int]:
         """Choose the largest sizes up to a share of each axis' own."""
         limits = [share * axis.sizes[-1] for axis, share in zip(self._axes, proportions * scale, strict=True)]
         return [

@@ -10,20 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from devit_contract.arrays import Float64Array, Int64Array
 from devit_contract.errors import InputError
-from devit_decompose.models.model import Attention, Block, Model, ModelConfig, Tokenizer
-from devit_decompose.pruning.importance import Importance, Scores
+from devit_decompose.models.model import Block, Model, ModelConfig, Tokenizer
+from devit_decompose.pruning.importance import Importance
+from devit_decompose.recipe.schema import Dimension
 
-Index = npt.NDArray[np.int64]
-Dimension = Literal["heads", "head_width", "width", "neurons", "stem"]
+Index = Int64Array
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,13 +106,13 @@ def prune(model: Model, keep: Keep) -> Model:
         small.positions.copy_(model.positions[:, :, width])
         if small.prefix is not None and model.prefix is not None:
             small.prefix.copy_(model.prefix[:, :, width])
-    for position, block in enumerate(keep.blocks):
-        _fill_block(small.blocks[position], model.blocks[block], keep, position)
+    kept = [model.block_list()[block] for block in keep.blocks]
+    for position, (target, source) in enumerate(zip(small.block_list(), kept, strict=True)):
+        _fill_block(target, source, keep, position)
     _fill(small.norm, model.norm, out=keep.width)
     for name in ("pool", "head", "distillation_head"):
-        target, source = getattr(small, name), getattr(model, name)
-        if source is not None:
-            _fill(target, source, into=keep.width)
+        if getattr(model, name) is not None:
+            _fill(getattr(small, name), getattr(model, name), into=keep.width)
     return small.train(model.training)
 
 
@@ -138,9 +137,7 @@ def keep_best(model: Model, importance: Importance, shape: Shape) -> Keep:
         heads=tuple(heads),
         queries=queries,
         values=values,
-        neurons=tuple(
-            _best(importance.neurons[block], count) for block, count in zip(blocks, shape.neurons, strict=True)
-        ),
+        neurons=tuple(_best(importance.neurons[one], size) for one, size in zip(blocks, shape.neurons, strict=True)),
         stem=tuple(_best(scores, count) for scores, count in zip(importance.stem, shape.stem, strict=True)),
     )
 
@@ -188,7 +185,7 @@ def allowed_sizes(own: int, dimension: Dimension) -> tuple[int, ...]:
     return tuple(sorted({*grid, own}))
 
 
-def _best(scores: Scores, count: int) -> Index:
+def _best(scores: Float64Array, count: int) -> Index:
     """Indices of the highest scores along the last axis, rising."""
     if not 1 <= count <= scores.shape[-1]:
         raise ValueError(f"expected to keep 1 to {scores.shape[-1]}, found {count}")
@@ -206,28 +203,22 @@ def _fill_tokenizer(small: Tokenizer, large: Tokenizer, keep: Keep) -> None:
         _fill(target, source, out=out, into=into)
 
 
-def _fill_block(small: nn.Module, large: nn.Module, keep: Keep, position: int) -> None:
-    assert isinstance(small, Block)
-    assert isinstance(large, Block)
+def _fill_block(small: Block, large: Block, keep: Keep, position: int) -> None:
     width, neurons = keep.width, keep.neurons[position]
-    small.drop_path = large.drop_path
-    _fill(small.attention_norm, large.attention_norm, out=width)
-    _fill_attention(small.attention, large.attention, keep, position)
-    _fill(small.mlp_norm, large.mlp_norm, out=width)
-    _fill(small.expand, large.expand, out=neurons, into=width)
-    _fill(small.contract, large.contract, out=width, into=neurons)
-
-
-def _fill_attention(small: Attention, large: Attention, keep: Keep, position: int) -> None:
-    first = keep.heads[position][:, np.newaxis] * large.head_width  # (heads kept, 1)
+    first = keep.heads[position][:, np.newaxis] * large.attention.head_width  # (heads kept, 1)
     queries, values = (
         (first + channels[position]).reshape(-1)  # (heads kept, channels kept) -> one row
         for channels in (keep.queries, keep.values)
     )
-    _fill(small.query, large.query, out=queries, into=keep.width)
-    _fill(small.key, large.key, out=queries, into=keep.width)
-    _fill(small.value, large.value, out=values, into=keep.width)
-    _fill(small.project, large.project, out=keep.width, into=values)
+    small.drop_path = large.drop_path
+    _fill(small.attention_norm, large.attention_norm, out=width)
+    _fill(small.attention.query, large.attention.query, out=queries, into=width)
+    _fill(small.attention.key, large.attention.key, out=queries, into=width)
+    _fill(small.attention.value, large.attention.value, out=values, into=width)
+    _fill(small.attention.project, large.attention.project, out=width, into=values)
+    _fill(small.mlp_norm, large.mlp_norm, out=width)
+    _fill(small.expand, large.expand, out=neurons, into=width)
+    _fill(small.contract, large.contract, out=width, into=neurons)
 
 
 def _fill(target: nn.Module, source: nn.Module, *, out: Index | None = None, into: Index | None = None) -> None:

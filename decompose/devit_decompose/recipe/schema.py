@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from devit_contract.errors import InputError
-from devit_decompose.models.model import PRESETS, ModelConfig, StemLayer, uniform_config
+from devit_decompose.models.model import PRESETS, ModelConfig, Preset, StemLayer, uniform_config
 
 SCHEMA = 2
 HINT = "see examples/fashion-mnist.toml"
 MAX_TRAINED = 10
 """Submodels: every subset of them, 2^N - 1, is measured at the end."""
+
+BudgetOf = Literal["macs", "parameters"]
+Dimension = Literal["heads", "head_width", "width", "neurons", "stem"]
+Method = Literal["hsic", "magnitude"]
+"""How the importance of a model's parts is found."""
 
 
 class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +50,6 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that decode pictures during training."""
 
     def __post_init__(self) -> None:
-        """Refuse a data set without classes, and statistics that do not fit together."""
         _check("data.classes", self.class_count, 2, 100_000)
         if len(self.mean) != len(self.std):
             raise ValueError(f"data.mean and data.std: expected as many, found {len(self.mean)} and {len(self.std)}")
@@ -77,7 +81,6 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Trained weights to start from: ``timm:NAME`` or a file of this project's, timm's or the public CCT's."""
 
     def __post_init__(self) -> None:
-        """Refuse a shape that cannot be built."""
         if self.preset:
             if self.preset not in PRESETS:
                 raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {self.preset!r}")
@@ -98,13 +101,10 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             InputError: The images do not fit it.
         """
-        shape: dict[str, Any] = (
-            PRESETS[self.preset]._asdict()
-            if self.preset
-            else {
-                name: getattr(self, name) for name in ("backbone", "stem", "depth", "heads", "mlp_ratio", "head_width")
-            }
-        )
+        if self.preset:
+            shape: dict[str, Any] = PRESETS[self.preset]._asdict()
+        else:
+            shape = {name: getattr(self, name) for name in (*Preset._fields, "head_width")}
         try:
             return uniform_config(image_size=data.image_size, mean=data.mean, std=data.std, classes=classes, **shape)
         except ValueError as err:
@@ -127,17 +127,11 @@ class ShrinkRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Blocks that are kept; divides those of the model that is pruned."""
     budgets: tuple[float, ...]
     """Share of the teacher's cost, one number for all submodels or one for each."""
-    budget_of: Literal["macs", "parameters"] = "macs"
+    budget_of: BudgetOf = "macs"
     source: Literal["teacher", "student"] = "teacher"
     """What is pruned: the (sub-)teacher, or the student's shape with its weights."""
-    importance: Literal["hsic", "magnitude"] = "hsic"
-    dimensions: tuple[Literal["heads", "head_width", "width", "neurons", "stem"], ...] = (
-        "heads",
-        "head_width",
-        "width",
-        "neurons",
-        "stem",
-    )
+    importance: Method = "hsic"
+    dimensions: tuple[Dimension, ...] = get_args(Dimension)
     candidates: int = 100
     tolerance: float = 0.02
     """Of the budget, either way."""
@@ -145,7 +139,6 @@ class ShrinkRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Training images for the importance, and as many validation images for each candidate."""
 
     def __post_init__(self) -> None:
-        """Refuse budgets that are none."""
         _check("shrink.depth", self.depth, 1, 1024)
         _check("shrink.candidates", self.candidates, 1, 1_000_000)
         if not self.budgets or any(not 0 < budget <= 1 for budget in self.budgets):
@@ -195,7 +188,6 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     augment: AugmentRecipe = AugmentRecipe()
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that cannot run."""
         _check("batch", self.batch, 1, 1_000_000)
         _check("accumulate", self.accumulate, 1, 1_000_000)
         _check("max_epochs", self.max_epochs, 1, 1_000_000)
@@ -216,7 +208,6 @@ class AnswerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Both answers' logits are divided by it; ``soft`` only."""
 
     def __post_init__(self) -> None:
-        """Refuse weights that compare it with nothing."""
         if self.label_weight < 0 or self.teacher_weight < 0 or not (self.label_weight or self.teacher_weight):
             raise ValueError(
                 "answer: expected label_weight and teacher_weight of 0 or more, not both 0, "
@@ -249,7 +240,6 @@ class RelationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any((self.query_weight, self.key_weight, self.value_weight))
 
     def __post_init__(self) -> None:
-        """Refuse numbers that divide by nothing."""
         _check("distil.relation.heads", self.heads, 1, 1024)
         if self.temperature <= 0:
             raise ValueError(f"distil.relation.temperature: expected more than 0, found {self.temperature}")
@@ -291,7 +281,6 @@ class EnsembleRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.answer.teacher_weight or self.token_weight)
 
     def __post_init__(self) -> None:
-        """Refuse chances and shares that are none."""
         for key, value in (("failout", self.failout), ("failout_weight", self.failout_weight)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ensemble.{key}: expected 0 to 1, found {value}")
@@ -323,7 +312,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the multiplications in training; fp16 needs a GPU."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together, before anything is trained."""
         classes = self.data.class_count
         _check("submodels", self.submodels, 1, min(MAX_TRAINED, classes))
         _check("threads", self.threads, 1, 1024)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import Accelerator
@@ -86,11 +85,10 @@ class Machine:
         """Wait until every process has come here."""
         self._accelerator.wait_for_everyone()
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_first(self) -> AbstractContextManager[None]:
         """Run the block in the main process first, then in all others, which read files that it makes."""
-        with self._accelerator.main_process_first():
-            yield
+        context: AbstractContextManager[None] = self._accelerator.main_process_first()
+        return context
 
     def progress(self, progress: Progress) -> Progress:
         """Report progress in the main process alone."""
@@ -105,11 +103,10 @@ class Prepared:
         self._accelerator = accelerator
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self) -> AbstractContextManager[None]:
         """Run one batch; gradients are exchanged and applied in the last of those that are added up."""
-        with self._accelerator.accumulate(self.objective):
-            yield
+        context: AbstractContextManager[None] = self._accelerator.accumulate(self.objective)
+        return context
 
     def backward(self, loss: Tensor, clip_norm: float) -> None:
         """Add the loss's gradients, and move the weights where a step is due."""

@@ -20,13 +20,8 @@ def answer_losses(
 ) -> dict[str, Tensor]:
     """Compare a student's answer with the labels and with the teacher's answer, each with its weight.
 
-    Args:
-        answers: Logits ``(B, K)`` of each head. The first is compared with the labels, the last with the teacher: a
-            DeiT's distillation head, or the same head if there is only one.
-        teacher_logits: Shape ``(B, K)``; absent where their weight is 0.
-        labels: Shape ``(B,)``, or ``(B, K)`` where images were mixed.
-        recipe: The weights.
-        smoothing: Of the labels.
+    Of the logits ``(B, K)`` of each head, the first are compared with the labels, the last with the teacher's: a DeiT's
+    distillation head, or the same head if there is only one. The teacher's are absent where their weight is 0.
     """
     terms = {}
     if recipe.label_weight:
@@ -64,12 +59,8 @@ def relation_losses(
 ) -> dict[str, Tensor]:
     """Compare the student's token-to-token relations of query, key and value with the teacher's.
 
-    Args:
-        student: Each ``(B, T, d_student)``.
-        teacher: Each ``(B, T, d_teacher)``; widths may differ, the number of tokens may not.
-        recipe: Form and weights.
-        head_widths: Numbers per head in the student and in the teacher; form ``devit`` only.
-        depth: The student's blocks; form ``devit`` only.
+    Each is ``(B, T, d)``; d may differ. For form ``devit`` count the numbers per head in student and teacher, and the
+    student's blocks.
     """
     weights = (recipe.query_weight, recipe.key_weight, recipe.value_weight)
     terms = {}

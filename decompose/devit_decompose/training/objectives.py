@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,15 @@ class TeacherAnswer:
     """Shape ``(B, feature_dim)``."""
     compared: QueryKeyValue | None = None
     """Query, key and value of the block that the relation loss looks at."""
+
+
+def answer_of(model: Model, images: Tensor, block: int | None, autocast: AbstractContextManager[None]) -> TeacherAnswer:
+    """Answer images without gradients, the blocks under ``autocast``; with the query, key and value of ``block``."""
+    with torch.no_grad():
+        with autocast:
+            features, compared = (model.features(images), None) if block is None else model.observe(images, block)
+        features = features.float()
+        return TeacherAnswer(torch.stack(model.answers(features)).mean(dim=0), features, compared)
 
 
 class Objective(nn.Module, ABC):
@@ -61,13 +71,12 @@ class DistilObjective(Objective):
         super().__init__()
         self.student = student
         self.recipe = recipe
-        self._block = 0
+        self._block, self.teacher_block = 0, None
+        """Which block of the teacher has to be observed, if any."""
         if recipe.used_relation is not None:
-            self._block, teacher_block = relation_blocks(recipe.used_relation, student, teacher)
-            self._head_widths = (
-                student.config.head_widths[self._block],
-                teacher.config.head_widths[teacher_block],
-            )
+            self._block, self.teacher_block = relation_blocks(recipe.used_relation, student, teacher)
+            widths = student.config.head_widths[self._block], teacher.config.head_widths[self.teacher_block]
+            self._head_widths = widths
 
     def forward(self, images: Tensor, labels: Tensor, teacher: TeacherAnswer | None) -> dict[str, Tensor]:
         """Compute the terms of the answer and of the relations."""

@@ -24,7 +24,7 @@ from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
 from devit_decompose.recipe.schema import AugmentRecipe
 from devit_decompose.training.accelerator import Machine
-from devit_decompose.training.objectives import TeacherAnswer
+from devit_decompose.training.objectives import TeacherAnswer, answer_of
 
 Answers = np.memmap[tuple[int, ...], np.dtype[np.float16]]
 
@@ -44,14 +44,7 @@ class LiveTeacher:
 
     def __call__(self, batch: Batch) -> TeacherAnswer:
         """Answer a batch, without gradients."""
-        model, block = self._model, self._block
-        images = batch.images.to(self._machine.device)
-        with torch.no_grad():
-            with self._machine.autocast():
-                features, compared = (model.features(images), None) if block is None else model.observe(images, block)
-            features = features.float()
-            logits = torch.stack(model.answers(features)).mean(dim=0)
-        return TeacherAnswer(logits, features, compared)
+        return answer_of(self._model, batch.images.to(self._machine.device), self._block, self._machine.autocast())
 
 
 class StoredTeacher:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +44,7 @@ class Stage:
     """K of the split's labels."""
 
 
-@dataclass(frozen=True)
-class StageResult:
+class StageResult(NamedTuple):
     """How a stage went."""
 
     epochs: int
@@ -90,7 +89,8 @@ def fit(stage: Stage, context: Context, *, seed: int) -> StageResult:
         stage.objective.eval()
         _note_score(state, stage, stage.score())
         if machine.is_main:
-            _save(checkpoint, stage, optimizer, state)
+            trained = {"objective": stage.objective.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(checkpoint, state | trained)
             _log(context.log, stage.name, state, means, time.perf_counter() - started_s)
         machine.wait()
         context.progress(stage.name, state["epoch"], schedule.max_epochs, _note(means, state))
@@ -197,11 +197,6 @@ def _note_score(state: dict[str, Any], stage: Stage, score: float) -> None:
         state["best"] = score
         state["best_epoch"] = state["epoch"]
         state["best_objective"] = {name: value.clone() for name, value in stage.objective.state_dict().items()}
-
-
-def _save(checkpoint: Path, stage: Stage, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    whole = state | {"objective": stage.objective.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(checkpoint, whole)
 
 
 def save_checkpoint(checkpoint: Path, content: dict[str, Any]) -> None:

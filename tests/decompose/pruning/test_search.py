@@ -19,8 +19,8 @@ from devit_decompose.models.model import PRESETS, Model, ModelConfig, StemLayer,
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.importance import Importance, importance
 from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, _Space, search
-from devit_decompose.pruning.shrink import Dimension, allowed_sizes
-from devit_decompose.recipe.schema import ShrinkRecipe
+from devit_decompose.pruning.shrink import allowed_sizes
+from devit_decompose.recipe.schema import Dimension, ShrinkRecipe
 
 ALL: tuple[Dimension, ...] = ("heads", "head_width", "width", "neurons", "stem")
 
