@@ -142,7 +142,7 @@ class LocalMeasurement:
             submodel=self._submodel,
             description=self._description(),
             sensor_problem=sensor_error or (sampler.problem if sampler is not None else ""),
-            sampling=sampler.cost if sampler is not None else None,
+            sampling=sampler.whole_cost if sampler is not None else None,
             calibration=self._calibration,
         )
         run = Run(

@@ -7,7 +7,7 @@ and there ``VDDQ_VDD2_1V8AO`` is fed from ``VIN_SYS_5V0``, so adding all rails w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 
@@ -162,29 +162,24 @@ AGX_XAVIER = Board(
     ),
 )
 
-ORIN_NANO = Board(
+ORIN_NANO = replace(
+    XAVIER_NX,  # the same rails
     key="orin-nano",
     title="Jetson Orin Nano",
     # Developer kits say "... Developer Kit" or "... Engineering Reference Developer Kit Super".
     model_prefixes=("NVIDIA Jetson Orin Nano", "Jetson Orin Nano"),
     # Jetson Linux developer guide R36, "Power and Performance": VDD_IN is the input of the module.
     total_rails=_VDD_IN,
-    scope=_MODULE_INPUT,
-    nested_rails=_CPU_GPU_CV_SOC,
-    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     fingerprints=(Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (3000, 8192), zones=frozenset({"tj"})),),
 )
 
 _CV_ZONES = frozenset({"cv0", "cv1", "cv2"})
 
-ORIN_NX = Board(
+ORIN_NX = replace(
+    ORIN_NANO,  # the modules share their carriers
     key="orin-nx",
     title="Jetson Orin NX",
     model_prefixes=("NVIDIA Jetson Orin NX", "Jetson Orin NX"),
-    total_rails=_VDD_IN,  # as Orin Nano: the modules share their carriers
-    scope=_MODULE_INPUT,
-    nested_rails=_CPU_GPU_CV_SOC,
-    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     # It has the accelerators that Orin Nano lacks, and so their zones; with 16 GB it has eight cores.
     fingerprints=(
         Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6, 8}), (6500, 16384), zones=_CV_ZONES),
@@ -245,13 +240,11 @@ DRIVE_ORIN = Board(
     lsb_mw=_lsb(),
 )
 
-BOARDS: Mapping[str, Board] = MappingProxyType(
-    {
-        board.key: board
-        for board in (
-            *(TX1, NANO, NANO_2GB, TX2, TX2_NX, XAVIER_NX, AGX_XAVIER),
-            *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, DRIVE_ORIN),
-        )
-    }
-)
+BOARDS: Mapping[str, Board] = {
+    board.key: board
+    for board in (
+        *(TX1, NANO, NANO_2GB, TX2, TX2_NX, XAVIER_NX, AGX_XAVIER),
+        *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, DRIVE_ORIN),
+    )
+}
 """All known boards by key, in the order in which they are guessed: a more specific fingerprint before a plainer one."""
