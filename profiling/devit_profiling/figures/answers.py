@@ -115,13 +115,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s: Mapping[int, float]) -> AnswerStats:
-    """Sum up the answers of one scenario's windows.
-
-    Args:
-        rows: The answers.
-        names: Device index to name, of the whole cell.
-        windows_s: Window to its length, on the host's clock.
-    """
+    """Sum up the answers of one scenario's windows, whose lengths are on the host's clock; names: of the whole cell."""
     states = Counter(row.state.name.lower() for row in rows)
     given = [row for row in rows if row.is_answered]
     latency_ms = [row.latency_ms for row in given]
@@ -144,13 +138,7 @@ def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s:
 
 
 def pace(rows: Sequence[AnswerRow], phases: Sequence[Phase], rate_hz: float) -> Pace:
-    """Look at the requests that were sent within windows, whenever they were answered.
-
-    Args:
-        rows: All answers of one scenario, those outside of its windows too.
-        phases: Of the scenario.
-        rate_hz: Requests that were due in a second.
-    """
+    """Look at the requests that were sent within windows, whenever they were answered; rows: all of the scenario."""
     windows = [phase for phase in phases if phase.kind == WINDOW]
     spans = [(phase.start.host_ns, phase.end.host_ns) for phase in windows]
     late_ms = [

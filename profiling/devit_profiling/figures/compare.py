@@ -76,11 +76,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(run_a: Path, run_b: Path) -> Comparison:
-    """Compare the reports of two runs, for every device and scenario that both have.
-
-    Args:
-        run_a: Folder of the first run, or its ``report.json``.
-        run_b: Of the second.
+    """Compare two reports, each a folder or its ``report.json``, for every device and scenario that both have.
 
     Raises:
         InputError: A report cannot be read, or the runs have no scenario in common.

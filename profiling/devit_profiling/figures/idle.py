@@ -46,9 +46,7 @@ class PhaseIntegrator:
     def measure(self, phase: Phase, minimum: Minimum | None) -> PhasePower | None:
         """Measure a phase, without the time in which the sensor still follows a change of load.
 
-        Args:
-            phase: One of the scenario.
-            minimum: The least to accept of the phase, by default the rules of :func:`~.energy.measure_window`.
+        The minimum counts for the whole phase; by default it is that of :func:`~.energy.measure_window`.
         """
         name = self._power.device.name
         start_s = phase.start.snapshots[name].monotonic_ns / 1e9

@@ -78,14 +78,7 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
 
 
 def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle: bool = False) -> DeviceEnergy:
-    """Measure one device in one scenario.
-
-    Args:
-        power: Its samples.
-        phases: Those of the scenario, in their order.
-        plan: Least lengths and numbers of samples.
-        is_idle: Whether the windows are those of a machine at rest.
-    """
+    """Measure one device in one scenario, given its phases in their order; ``is_idle``: nothing runs in the windows."""
     name = power.device.name
     if power.not_measured or power.board is None:
         return DeviceEnergy(name, power.is_simulated, "", power.not_measured)

@@ -92,15 +92,9 @@ def cold_and_hot(windows: Sequence[Phase], plan: Plan) -> tuple[Sequence[Phase],
 
 
 def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]], plan: Plan) -> bool:
-    """Check whether all temperatures were steady over the last windows.
+    """Check whether all temperatures were steady over the last of the windows that have ended.
 
-    Args:
-        windows: All that have ended, in their order.
-        lines: By device, what its sampler has printed.
-        plan: Lengths of the windows.
-
-    Returns:
-        False before there are enough windows for cold and hot ones, and where no device reports a temperature.
+    They are not before there are enough windows for cold and hot ones, nor where no device reports a temperature.
     """
     if len(windows) < 2 * _span(plan):
         return False
@@ -114,15 +108,7 @@ def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]
 def sustained(
     windows: Sequence[Phase], samples: Mapping[str, Sequence[StampedSample]], plan: Plan, cold: Part, hot: Part
 ) -> Sustained:
-    """Put the first windows beside the last ones.
-
-    Args:
-        windows: All of the scenario.
-        samples: By named device.
-        plan: As the run was planned.
-        cold: From the first windows of :func:`cold_and_hot`.
-        hot: From the last ones.
-    """
+    """Put the first windows of a scenario beside the last ones, both as :func:`cold_and_hot` chooses them."""
     devices = tuple(_devices(samples, cold, hot))
     return Sustained(
         # The same readings as :func:`is_settled` has decided by, while they were measured.

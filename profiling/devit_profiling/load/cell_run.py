@@ -55,13 +55,13 @@ def measure_cell(
 
     Args:
         client: Connected to the fleet's node.
-        fleet: Whose devices the names are; its extras become part of the run.
+        fleet: Its extras become part of the run.
         device_names: Devices to measure, each once; the others answer too where all work together.
         pictures: Images to send, in turn: a list that is repeated, or an endless iterator.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
-        calibrations: Folder with calibrations of devices, which become part of the run; none by default.
+        calibrations: Folder with calibrations of devices, which become part of the run.
 
     Raises:
         InputError: A name is unknown or given twice, an image is missing or refused, or ``out`` cannot be written.

@@ -29,22 +29,12 @@ def measure_local(
     calibrations: Path | None = None,
     sensor_command: Sequence[str] = (),
 ) -> Path:
-    """Measure this machine, and write the raw files of the run.
+    """Measure this machine, and write the raw files of the run; give its folder.
 
-    With an engine: idle, warm-up, windows, idle, and without a sensor its times alone. Without an engine: windows at
-    rest. Ctrl-C, or an engine that fails, ends the run early: what had been measured by then is kept.
-
-    Args:
-        engine_command: What :func:`~devit_engines.bench.child.engine_command` makes; empty: no engine runs.
-        submodel: Which one the engine runs.
-        plan: Phases and their lengths.
-        out: Folder in which the run's own folder is made.
-        progress: Told the seconds that are done and planned, and the phase.
-        calibrations: Folder with the calibration ``local.json``; none by default.
-        sensor_command: By default the one that this machine has.
-
-    Returns:
-        The run's folder.
+    With an engine, by a command of :func:`~devit_engines.bench.child.engine_command`: idle, warm-up, windows, idle, and
+    without a sensor its times alone. Without an engine: windows at rest. Ctrl-C, or an engine that fails, ends the run
+    early: what had been measured by then is kept. The calibration is ``local.json`` of ``calibrations``; the sensor is
+    by default the one that this machine has.
 
     Raises:
         InputError: ``out`` cannot be written.

@@ -47,15 +47,7 @@ class LocalMeasurement:
     def __init__(
         self, name: str, submodel: int, plan: Plan, sampler: LocalSampler | None, calibrations: Path | None = None
     ) -> None:
-        """Start with nothing.
-
-        Args:
-            name: Of this machine.
-            submodel: Which one its engine runs.
-            plan: Phases and their lengths.
-            sampler: Running; without one, times alone are measured.
-            calibrations: Folder with calibrations; none by default.
-        """
+        """Start with nothing; without a sampler, which has to be running, times alone are measured."""
         self.phases: list[Phase] = []
         self._name = name
         self._submodel = submodel
@@ -69,12 +61,7 @@ class LocalMeasurement:
         self._busy_ns = 0
 
     def measure(self, scenario: Scenario, engine_command: Sequence[str], show: Callable[[str], None]) -> None:
-        """Load an engine, and take it through all phases of a scenario.
-
-        Args:
-            scenario: Its name.
-            engine_command: As :func:`~devit_engines.bench.child.engine_command` makes it.
-            show: Told each phase as it begins.
+        """Load an engine, and take it through all phases of a scenario; ``show`` is told each phase as it begins.
 
         Raises:
             EngineError: The engine cannot be loaded, or fails.
@@ -127,14 +114,9 @@ class LocalMeasurement:
         sensor_error: str = "",
         cut_short: CutShort | None = None,
     ) -> Recording:
-        """Give the raw data as those of a run without a node.
+        """Give the raw data of these scenarios alone, as those of a run without a node.
 
-        Args:
-            name: Of the run.
-            started: UTC.
-            scenarios: Those to keep; what others have left is dropped.
-            sensor_error: Why there is no sampler, or why it gives no samples.
-            cut_short: How it ended early.
+        ``sensor_error`` says why there is no sampler, or why it gives no samples.
         """
         about, sampler, names = self._about, self._sampler, {scenario.name for scenario in scenarios}
         device = DeviceRecord(

@@ -64,12 +64,7 @@ def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) 
 
 
 def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
-    """Draw joules per inference as bars, total and above idle, with their 95 % intervals.
-
-    Args:
-        name: Of the figure.
-        energies: Titles, and figures of devices that have any; at least one.
-    """
+    """Draw joules per inference of at least one titled device, total and above idle, with their 95 % intervals."""
     estimates = [
         each for _, energy in energies for each in (energy.total_j_per_inference, energy.dynamic_j_per_inference)
     ]
@@ -113,12 +108,7 @@ def latency_svg(name: str, rows: Mapping[str, Sequence[AnswerRow]]) -> str:
 
 
 def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    """Draw how long features took to arrive, a histogram a device, with p50, p95 and p99.
-
-    Args:
-        name: Of the figure.
-        arrivals_ms: Device to its times, each shape ``(n,)`` with n at least 1; at least one device.
-    """
+    """Draw how long features took to arrive, a histogram a device, with p50, p95 and p99; shapes ``(n,)``, n > 0."""
     low_ms = max(min(float(times_ms.min()) for times_ms in arrivals_ms.values()), 1e-3)
     high_ms = max(max(float(times_ms.max()) for times_ms in arrivals_ms.values()), low_ms)
     edges_ms = np.geomspace(low_ms * 0.97, high_ms * 1.03, _BINS + 1)
@@ -170,13 +160,7 @@ class Canvas:
     """
 
     def __init__(self, name: str, height_in: float, rows: int = 1) -> None:
-        """Open a figure.
-
-        Args:
-            name: Unique in the page; identifiers begin with it.
-            height_in: Of the whole figure, in inches.
-            rows: Axes; they share the horizontal one.
-        """
+        """Open a figure with rows of axes that share the horizontal one."""
         from matplotlib import style
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure

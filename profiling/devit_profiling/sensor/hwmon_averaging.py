@@ -51,12 +51,8 @@ class SensorState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def fast_averaging(chips: Sequence[Chip], period_ms: int, folder: Path) -> Iterator[list[str]]:
     """Let every chip average no longer than a period; restore it at the end of the block.
 
-    Signals that would end the process at once must be blocked meanwhile.
-
-    Args:
-        chips: The chips of this machine.
-        period_ms: Period of the readings.
-        folder: Folder of the state file, lost at a reboot as the chips' settings are.
+    Signals that would end the process at once must be blocked meanwhile. The folder of the state file is lost at a
+    reboot as the chips' settings are.
 
     Yields:
         What was changed, one sentence a chip.

@@ -92,11 +92,7 @@ class RailReader:
         """Rail to the reason why the last reading lacks it."""
 
     def __enter__(self) -> RailReader:
-        """Open the files.
-
-        Raises:
-            OSError: One of them cannot be opened any more.
-        """
+        """Open the files; ``OSError`` where one of them cannot be opened any more."""
         with ExitStack() as opened:
             for rail in self._rails:
                 descriptors = tuple(_opened(path, opened) for path in rail.files)

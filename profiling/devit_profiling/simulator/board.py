@@ -34,7 +34,7 @@ class SimulatedBoard:
 
         Args:
             board: The kind of Jetson.
-            seed: Seed of everything that is drawn.
+            seed: Of everything that is drawn.
             power: What the board draws; by default that of a drawn unit.
             readings: What its sensor shows; by default the lag of the board's sensor, and ripple.
             started: Local date and time at ``time_s`` 0, for the stamps.
@@ -50,9 +50,7 @@ class SimulatedBoard:
     def work(self, until_s: float, load: float) -> None:
         """Work with a constant share of the GPU in use, 0 to 1; more counts as 1.
 
-        Args:
-            until_s: On the caller's clock, not before that of the last call. The first call sets the clock.
-            load: The share.
+        ``until_s`` is not before that of the last call; the first call sets the clock.
         """
         for piece in self._power.work(until_s, min(max(load, 0.0), 1.0)):
             self._readings.see(piece)

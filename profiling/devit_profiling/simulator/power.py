@@ -123,11 +123,9 @@ class TruePower:
         return self._physics.rise_c * self._warmth
 
     def work(self, until_s: float, load: float) -> list[Piece]:
-        """Work at a constant load, a share from 0 to 1; the first call sets the clock.
+        """Work at a constant load, a share of the GPU from 0 to 1, until a moment; the first call sets the clock.
 
-        Args:
-            until_s: On the caller's clock, not before the last call's.
-            load: Share of the GPU in use. Power follows it at once, and then the temperature.
+        Power follows the load at once, and then the temperature.
 
         Returns:
             The power since the last call; empty where no time has passed.

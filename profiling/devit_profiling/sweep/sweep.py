@@ -47,15 +47,9 @@ class SweepTarget:
 def sweep(
     target: SweepTarget, modes: Sequence[int], deadline_ms: float, plan: Plan, out: Path, progress: Progress
 ) -> tuple[Path, Sweep]:
-    """Measure the device in each of these power modes, and judge them by the deadline.
+    """Measure the device in each of these power modes, in their order, and judge them by the deadline.
 
-    Args:
-        target: The device.
-        modes: Numbers of its power modes, each once, in the order in which they are measured.
-        deadline_ms: Deadline for the 99th percentile of the inferences.
-        plan: Phases and their lengths, in every mode.
-        out: Folder in which the run's own folder is made.
-        progress: Receives the mode, the seconds done and planned, and the phase.
+    The deadline is that of the 99th percentile of the inferences.
 
     Returns:
         The run's folder, and the verdict. After Ctrl-C the verdict covers the modes that were measured to their end.
