@@ -144,8 +144,7 @@ def pace(rows: Sequence[AnswerRow], phases: Sequence[Phase], rate_hz: float) -> 
     late_ms = [
         row.late_us / 1e3
         for row in rows
-        if row.sent_ns is not None
-        and any(start_ns <= row.sent_ns + row.late_us * 1000 < end_ns for start_ns, end_ns in spans)
+        if any(start_ns <= row.sent_ns + row.late_us * 1000 < end_ns for start_ns, end_ns in spans)
     ]
     total_s = sum(phase.duration_s for phase in windows)
     answered = sum(row.is_answered and row.window > 0 for row in rows)

@@ -94,15 +94,13 @@ def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str
 
 def _is_here(device: DeviceRecord, run: Run) -> bool:
     """Check whether a device is the host: its clock always reads what that machine's does."""
-    boundaries = [
-        boundary for phase in run.phases for boundary in (phase.start, phase.end) if device.name in boundary.asked_ns
+    name = device.name
+    readings = [
+        (boundary.asked_ns[name], boundary.snapshots[name].monotonic_ns)
+        for boundary in run.boundaries
+        if name in boundary.asked_ns
     ]
-    return bool(boundaries) and all(
-        boundary.asked_ns[device.name][0]
-        <= boundary.snapshots[device.name].monotonic_ns
-        <= boundary.asked_ns[device.name][1]
-        for boundary in boundaries
-    )
+    return bool(readings) and all(before_ns <= at_ns <= after_ns for (before_ns, after_ns), at_ns in readings)
 
 
 def cell_energy(

@@ -94,7 +94,7 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     found = tuple(
         difference
         for one, other in pairs
-        for difference in _differences(one, other)
+        for difference in _differences(one.name, _figures(one), _figures(other))
         # Figures that neither run has are left out.
         if difference.verdict == "refused" or (difference.first, difference.second) != (None, None)
     )
@@ -149,30 +149,34 @@ def _read(path: Path) -> Report:
     return read_json(path, Report, schema=SCHEMA, hint="make the report again with profile --from-log RUNDIR")
 
 
-def _differences(one: ScenarioReport, other: ScenarioReport) -> Iterator[Difference]:
-    """Compare one scenario: the answers, the cell, then every device that both runs have."""
-    windows = (one.answers.windows, other.answers.windows)
-    yield difference_of(one.name, "", PER_SECOND, *(_of_values(row.per_second for row in rows) for rows in windows))
-    yield difference_of(one.name, "", P50, *(_of_values(row.p50_ms for row in rows) for rows in windows))
-    yield difference_of(one.name, "", P99, *(_of_values(row.p99_ms for row in rows) for rows in windows))
-    if one.cell is not None and other.cell is not None:
-        yield difference_of(one.name, "", PER_ANSWER, _of_cell(one.cell), _of_cell(other.cell))
-    energies = {energy.device: energy for energy in other.energies}
-    for energy in one.energies:
-        if energy.device in energies:
-            pair = (energy, energies[energy.device])
-            totals = (_of_device(side, side.total_j_per_inference) for side in pair)
-            yield difference_of(one.name, energy.device, TOTAL, *totals)
-            dynamics = (_of_device(side, side.dynamic_j_per_inference) for side in pair)
-            yield difference_of(one.name, energy.device, ABOVE_IDLE, *dynamics)
-    times = {device.device: device for device in other.answers.devices}
-    for device in one.answers.devices:
-        if device.device in times:
-            both = (device.windows, times[device.device].windows)
-            p50s = (_of_values(row.arrival_p50_ms for row in rows) for rows in both)
-            yield difference_of(one.name, device.device, P50, *p50s)
-            p99s = (_of_values(row.arrival_p99_ms for row in rows) for rows in both)
-            yield difference_of(one.name, device.device, P99, *p99s)
+_Figures = dict[tuple[str, str], RunFigure]
+"""By device, empty where it is of the whole answer, and by what it is."""
+
+
+def _differences(scenario: str, first: _Figures, second: _Figures) -> Iterator[Difference]:
+    """Compare the figures of one scenario that both runs have."""
+    for (device, figure), own in first.items():
+        if (device, figure) in second:
+            yield difference_of(scenario, device, figure, own, second[device, figure])
+
+
+def _figures(scenario: ScenarioReport) -> _Figures:
+    """List the figures of a scenario: the answers, the cell, then every device."""
+    windows = scenario.answers.windows
+    found = {
+        ("", PER_SECOND): _of_values(window.per_second for window in windows),
+        ("", P50): _of_values(window.p50_ms for window in windows),
+        ("", P99): _of_values(window.p99_ms for window in windows),
+    }
+    if scenario.cell is not None:
+        found["", PER_ANSWER] = _of_joules(scenario.cell, scenario.cell.total_j_per_answer)
+    for energy in scenario.energies:
+        found[energy.device, TOTAL] = _of_joules(energy, energy.total_j_per_inference)
+        found[energy.device, ABOVE_IDLE] = _of_joules(energy, energy.dynamic_j_per_inference)
+    for device in scenario.answers.devices:
+        found[device.device, P50] = _of_values(window.arrival_p50_ms for window in device.windows)
+        found[device.device, P99] = _of_values(window.arrival_p99_ms for window in device.windows)
+    return found
 
 
 def _of_values(values: Iterable[float | None]) -> RunFigure:
@@ -180,12 +184,8 @@ def _of_values(values: Iterable[float | None]) -> RunFigure:
     return RunFigure(estimate(known) if known else None)
 
 
-def _of_device(energy: DeviceEnergy, figure: Estimate | None) -> RunFigure:
-    return RunFigure(figure, energy.scope, energy.is_simulated, energy.not_measured)
-
-
-def _of_cell(cell: CellEnergy) -> RunFigure:
-    return RunFigure(cell.total_j_per_answer, cell.scope, cell.is_simulated, cell.not_measured)
+def _of_joules(source: DeviceEnergy | CellEnergy, figure: Estimate | None) -> RunFigure:
+    return RunFigure(figure, source.scope, source.is_simulated, source.not_measured)
 
 
 def _refusal(what: str, first: RunFigure, second: RunFigure) -> str:

@@ -71,7 +71,7 @@ def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
 
 def _inside(stamps_ns: npt.NDArray[np.int64], phase: Phase, device: str) -> npt.NDArray[np.bool_]:
     """Mark the stamps in a phase, shape ``(n,)``."""
-    start_ns, end_ns = phase.start.snapshots[device].monotonic_ns, phase.end.snapshots[device].monotonic_ns
+    start_ns, end_ns = phase.span_ns(device)
     snapshots: npt.NDArray[np.bool_] = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
     return snapshots
 

@@ -49,8 +49,7 @@ class PhaseIntegrator:
         The minimum counts for the whole phase; by default it is that of :func:`~.energy.measure_window`.
         """
         name = self._power.device.name
-        start_s = phase.start.snapshots[name].monotonic_ns / 1e9
-        end_s = phase.end.snapshots[name].monotonic_ns / 1e9
+        start_s, end_s = (at_ns / 1e9 for at_ns in phase.span_ns(name))
         title = f"{phase.kind} {phase.number}" if phase.kind == WINDOW else phase.kind
         unsettled_s = self._unsettled_s(phase, start_s, end_s, name, title)
         try:

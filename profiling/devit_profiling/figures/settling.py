@@ -88,7 +88,8 @@ def _steps_s(phases: Sequence[Phase], device: str) -> Iterable[tuple[float, floa
     """Give start and end of every phase that begins with a change of the load, on the device's clock."""
     for before, phase in itertools.pairwise(phases):
         if (before.kind in _RESTS) != (phase.kind in _RESTS):
-            yield phase.start.snapshots[device].monotonic_ns / 1e9, phase.end.snapshots[device].monotonic_ns / 1e9
+            start_ns, end_ns = phase.span_ns(device)
+            yield start_ns / 1e9, end_ns / 1e9
 
 
 def changed_s(phases: Sequence[Phase], phase: Phase, device: str) -> float | None:

@@ -133,8 +133,7 @@ def _is_flat(slopes_c_per_min: Iterable[float | None]) -> bool:
 
 def _thinned(stamped: Sequence[_Stamped], windows: Sequence[Phase], device: str) -> Sequence[_Stamped]:
     """Choose some hundred readings of neighbouring windows: enough for a line, and quick while a cell is measured."""
-    start_ns = windows[0].start.snapshots[device].monotonic_ns
-    end_ns = windows[-1].end.snapshots[device].monotonic_ns
+    (start_ns, _), (_, end_ns) = windows[0].span_ns(device), windows[-1].span_ns(device)
     inside = [each for each in stamped if start_ns <= each.monotonic_ns < end_ns]
     return inside[:: max(1, len(inside) // _READINGS)]
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 
 from msgspec import structs
 
-from devit_contract.artefacts.files import make_folder
 from devit_contract.errors import EnergyError, EngineError
 from devit_contract.service.progress import Progress
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
 from devit_profiling.load.schedule import Watch
 from devit_profiling.record.record import LOCAL, CutShort, Plan, Scenario
-from devit_profiling.record.run_folder import write_recording
+from devit_profiling.record.run_folder import new_run, write_recording
 from devit_profiling.sensor.local_sampler import LocalSampler
 
 
@@ -43,9 +41,7 @@ def measure_local(
         EngineError: The engine cannot be loaded, or fails before the first phase has ended.
         KeyboardInterrupt: It was interrupted before that.
     """
-    make_folder(out)  # fails now, not after minutes of measuring
-    started = datetime.now(timezone.utc)
-    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{LOCAL}"
+    folder, started_utc = new_run(out, LOCAL)
     if not engine_command:
         plan = structs.replace(plan, has_idle_after=False)
     scenario = local_scenario(engine_command, submodel)
@@ -60,7 +56,7 @@ def measure_local(
                 raise EnergyError(f"{sensor_error}; --bundle DIR measures latency all the same") from err
         measurement = LocalMeasurement(LOCAL, submodel, plan, sampler, calibrations)
         cut_short = _measure(measurement, scenario, engine_command, Watch(progress, plan, scenario))
-    recording = measurement.recording(folder.name, started, [scenario], sensor_error=sensor_error, cut_short=cut_short)
+    recording = measurement.recording(folder.name, started_utc, [scenario], sensor_error, cut_short)
     write_recording(folder, recording)
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from devit_contract.machine import board_model
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_engines.bench.child import EngineChild, Ready, TimedRun
+from devit_profiling.load.schedule import first_line_s, tail_s
 from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import (
     IDLE,
@@ -36,8 +36,6 @@ from devit_profiling.record.record import (
 from devit_profiling.sensor.local_sampler import LocalSampler
 
 NO_ENGINE = "none, as no engine ran"
-_FIRST_LINE_S = 5.0
-_TAIL_PERIODS = 2.5
 _MORE_S = 0.5
 
 
@@ -96,7 +94,7 @@ class LocalMeasurement:
 
     def wait_for_tail(self) -> None:
         """Wait for a sample after the last phase, which its end is interpolated with."""
-        self.wait(_TAIL_PERIODS * self._plan.interval_ms / 1000)
+        self.wait(tail_s(self._plan.interval_ms))
 
     def wait(self, duration_s: float) -> None:
         """Let time pass, and take the lines that come."""
@@ -108,9 +106,8 @@ class LocalMeasurement:
     def recording(
         self,
         name: str,
-        started: datetime,
+        started_utc: str,
         scenarios: Sequence[Scenario],
-        *,
         sensor_error: str = "",
         cut_short: CutShort | None = None,
     ) -> Recording:
@@ -130,7 +127,7 @@ class LocalMeasurement:
         run = Run(
             schema=SCHEMA,
             name=name,
-            started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
+            started_utc=started_utc,
             software=version("devit"),
             bundle=about.bundle if about is not None else NO_ENGINE,
             pictures="one random image, again and again" if about is not None else NO_ENGINE,
@@ -208,7 +205,7 @@ def wait_for_first_sample(sampler: LocalSampler, interval_ms: int) -> None:
     Raises:
         EnergyError: None comes in time.
     """
-    limit_s = _FIRST_LINE_S + 2 * interval_ms / 1000
+    limit_s = first_line_s(interval_ms)
     end_s = time.monotonic() + limit_s
     while not sampler.lines:
         if sampler.problem or time.monotonic() > end_s:

@@ -38,6 +38,16 @@ class Watch:
         self._progress(self._stage, self._planned_s, self._planned_s)
 
 
+def first_line_s(interval_ms: int) -> float:
+    """Give how long a sampler's first line may take."""
+    return 5.0 + 2 * interval_ms / 1000
+
+
+def tail_s(interval_ms: int) -> float:
+    """Give how long to sample after the last phase: real periods are up to 9 % longer than the interval."""
+    return 2.5 * interval_ms / 1000
+
+
 def planned_s(plan: Plan, scenarios: Iterable[Scenario]) -> float:
     """Add up how long scenarios are meant to take, at most where they are sustained; slow warm-ups take longer."""
     return sum(_scenario_s(plan, scenario) for scenario in scenarios)

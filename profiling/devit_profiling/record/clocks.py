@@ -55,8 +55,7 @@ class TimeAxis:
     @classmethod
     def of(cls, recording: Recording) -> TimeAxis:
         """Fit the clocks of all machines of a run."""
-        phases = recording.run.phases
-        boundaries = [boundary for phase in phases for boundary in (phase.start, phase.end)]
+        boundaries = recording.run.boundaries
         clocks = {device.name: fit_clock(boundaries, device.name) for device in recording.run.machines}
         moments = [boundary.host_ns for boundary in boundaries]
         moments += [at for boundary in boundaries for at, _ in boundary.asked_ns.values()]

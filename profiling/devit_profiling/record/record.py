@@ -114,6 +114,10 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Length on the host's clock."""
         return (self.end.host_ns - self.start.host_ns) / 1e9
 
+    def span_ns(self, device: str) -> tuple[int, int]:
+        """Give start and end on a device's clock."""
+        return self.start.snapshots[device].monotonic_ns, self.end.snapshots[device].monotonic_ns
+
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which devices get requests."""
@@ -252,6 +256,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def machines(self) -> tuple[DeviceRecord, ...]:
         """The devices, and the node's machine where it was sampled."""
         return (*self.devices, self.node) if self.node is not None and self.node.description.sensor else self.devices
+
+    @property
+    def boundaries(self) -> list[Boundary]:
+        """Those of all phases, in their order."""
+        return [boundary for phase in self.phases for boundary in (phase.start, phase.end)]
 
     @property
     def is_local(self) -> bool:

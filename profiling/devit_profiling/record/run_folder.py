@@ -17,10 +17,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
-from devit_contract.artefacts.files import new_folder, read_bytes, read_json, write_bytes, write_json
+from devit_contract.artefacts.files import make_folder, new_folder, read_bytes, read_json, write_bytes, write_json
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import ManifestError
 from devit_contract.wire.codec import State
@@ -29,6 +30,7 @@ from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Ru
 
 RUN_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
+_MAX_NAME_CHARS = 120
 _Row = TypeVar("_Row")
 _HINT = "measure again with profile --devices"
 
@@ -41,6 +43,17 @@ def log_name(device: str) -> str:
 def stamps_name(device: str) -> str:
     """Give the name of the file with the arrival times of a device's lines."""
     return f"{device.replace(' ', '+')}.stamps.csv"
+
+
+def new_run(out: Path, title: str) -> tuple[Path, str]:
+    """Name the folder of a run that starts now by UTC time and title, and write the time out.
+
+    Raises:
+        InputError: ``out`` cannot be written; better now than after minutes of measuring.
+    """
+    make_folder(out)
+    started = datetime.now(timezone.utc)
+    return out / f"{started:%Y%m%dT%H%M%SZ}-{title}"[:_MAX_NAME_CHARS], f"{started:%Y-%m-%d %H:%M:%S}"
 
 
 def write_recording(folder: Path, recording: Recording) -> None:

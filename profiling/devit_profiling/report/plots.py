@@ -220,8 +220,7 @@ def _shade(axes: Axes, device: str, phases: Sequence[Phase], axis: TimeAxis) -> 
     """Shade the phases, and name each scenario above its first one."""
     named: set[str] = set()
     for phase in phases:
-        start_s = axis.device_s(device, phase.start.snapshots[device].monotonic_ns)
-        end_s = axis.device_s(device, phase.end.snapshots[device].monotonic_ns)
+        start_s, end_s = (axis.device_s(device, at_ns) for at_ns in phase.span_ns(device))
         if phase.kind != SETTLE:
             axes.axvspan(start_s, end_s, facecolor=PHASE_COLOURS[phase.kind], edgecolor="white", linewidth=1.0)
         if phase.scenario not in named:

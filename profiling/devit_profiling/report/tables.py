@@ -40,8 +40,6 @@ WINDOWS_HEADER = (
     "coverage",
     "source",
 )
-TOTAL = "total"
-"""Name of the sum that the board's rule makes, in the column ``rail``."""
 SENSOR, NO_SENSOR = "sensor", ""
 
 
@@ -57,14 +55,8 @@ def windows_csv(report: Report, evidence: Evidence) -> bytes:
 
 def _power_rows(power: Power, axis: TimeAxis) -> Iterator[tuple[str | int, ...]]:
     name, source = power.device.name, SIMULATED if power.is_simulated else SENSOR
-    for sample in power.log.samples:
-        time_s = f"{axis.device_s(name, sample.monotonic_ns):.6f}"
-        rails_mw = sample.sample.rails_mw
-        for rail, power_mw in rails_mw.items():
-            yield name, time_s, rail, power_mw, source
-        total = power.total_mw(rails_mw)
-        if total is not None:
-            yield name, time_s, TOTAL, total, source
+    for at_ns, rail, power_mw in power.readings():
+        yield name, f"{axis.device_s(name, at_ns):.6f}", rail, power_mw, source
 
 
 def _window_rows(report: Report, evidence: Evidence) -> Iterator[tuple[str | int, ...]]:
