@@ -59,13 +59,11 @@ def calibrate(
 
 
 def _power(recording: Recording, device: str, run: Path) -> Power:
-    for record in recording.run.devices:
-        if record.name == device:
-            power = power_of(recording, record)
-            break
-    else:
-        names = ", ".join(record.name for record in recording.run.devices)
+    records = {record.name: record for record in recording.run.devices}
+    if device not in records:
+        names = ", ".join(records)
         raise InputError(f"{run}: expected a device {device!r}, found {names}: choose one of these with --device")
+    power = power_of(recording, records[device])
     if power.not_measured or power.time_s.size < _MIN_SAMPLES:
         why = power.not_measured or f"{power.time_s.size} power samples"
         raise EnergyError(

@@ -135,7 +135,7 @@ def difference_of(scenario: str, device: str, figure: str, first: RunFigure, sec
         return msgspec.structs.replace(plain, why=why)
     change = second.estimate.mean - first.estimate.mean
     shown = msgspec.structs.replace(plain, change=change)
-    tested = _welch(first, second)
+    tested = _welch(first.estimate, second.estimate)
     if tested is None:
         few = "a run with one window has no interval: measure without --quick"
         return msgspec.structs.replace(shown, why=few)
@@ -200,22 +200,20 @@ def _refusal(what: str, first: RunFigure, second: RunFigure) -> str:
     return ""
 
 
-def _welch(first: RunFigure, second: RunFigure) -> tuple[float, float] | None:
+def _welch(first: Estimate, second: Estimate) -> tuple[float, float] | None:
     """Give the half width of the difference's 95 % interval, and p; ``None`` where a run has a single window."""
     variance, freedom_parts = 0.0, 0.0
     for side in (first, second):
-        if side.estimate is None or side.estimate.repeats_95 is None:
+        if side.repeats_95 is None:
             return None
-        error = side.estimate.repeats_95 / quantile_95(side.estimate.windows - 1)
-        hidden_95 = math.hypot(side.estimate.steps_95 or 0.0, side.estimate.idle_95 or 0.0)
+        error = side.repeats_95 / quantile_95(side.windows - 1)
+        hidden_95 = math.hypot(side.steps_95 or 0.0, side.idle_95 or 0.0)
         variance += error**2 + (hidden_95 / NORMAL_95) ** 2
-        freedom_parts += error**4 / (side.estimate.windows - 1)
-    assert first.estimate is not None
-    assert second.estimate is not None
-    change = abs(second.estimate.mean - first.estimate.mean)
+        freedom_parts += error**4 / (side.windows - 1)
+    change = abs(second.mean - first.mean)
     # A relative width of 1e-12 is what sums of doubles leave of equal values.
-    if variance <= (1e-12 * max(abs(first.estimate.mean), abs(second.estimate.mean))) ** 2:
-        return 0.0, 1.0 if math.isclose(first.estimate.mean, second.estimate.mean, rel_tol=1e-9) else 0.0
+    if variance <= (1e-12 * max(abs(first.mean), abs(second.mean))) ** 2:
+        return 0.0, 1.0 if math.isclose(first.mean, second.mean, rel_tol=1e-9) else 0.0
     # Welch and Satterthwaite; steps and idle power count as known, so it has no end of degrees of freedom.
     freedom = variance**2 / freedom_parts if freedom_parts > 0 else math.inf
     error = math.sqrt(variance)

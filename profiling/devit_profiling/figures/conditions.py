@@ -8,7 +8,6 @@ from statistics import median
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
@@ -35,11 +34,12 @@ class Conditions(msgspec.Struct, frozen=True):
 def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device: str) -> Conditions:
     """Read the conditions of the windows among the phases of a scenario off the device's samples."""
     stamps_ns = np.array([sample.monotonic_ns for sample in samples], np.int64)
-    windows = {
-        phase.number: list(itertools.compress(samples, _inside(stamps_ns, phase, device)))
-        for phase in phases
-        if phase.kind == WINDOW
-    }
+    windows = {}
+    for phase in phases:
+        if phase.kind == WINDOW:
+            start_ns, end_ns = phase.span_ns(device)
+            inside = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
+            windows[phase.number] = list(itertools.compress(samples, inside))
     chosen = [sample for window in windows.values() for sample in window]
     zone = _zone([sample.sample for sample in chosen])
     points = [
@@ -67,13 +67,6 @@ def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
         for number, clock in clocks_mhz.items()
         if clock < (1 - _MAX_CLOCK_DROP) * top_mhz
     ]
-
-
-def _inside(stamps_ns: npt.NDArray[np.int64], phase: Phase, device: str) -> npt.NDArray[np.bool_]:
-    """Mark the stamps in a phase, shape ``(n,)``."""
-    start_ns, end_ns = phase.span_ns(device)
-    snapshots: npt.NDArray[np.bool_] = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
-    return snapshots
 
 
 def _zone(samples: Sequence[Sample]) -> str:

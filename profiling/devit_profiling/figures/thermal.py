@@ -168,17 +168,17 @@ def _device_figures(energy: DeviceEnergy, answers: AnswerStats) -> ThermalFigure
 
 
 def _cell(cold: Part, hot: Part) -> ThermalComparison:
-    figures = [
+    first, last = (
         ThermalFigures(None, part.cell.total_j_per_answer, part.answers.p50_ms, part.answers.p99_ms)
         for part in (cold, hot)
-    ]
+    )
     return ThermalComparison(
         name=CELL,
         scope=hot.cell.scope if not hot.cell.not_measured else "",
         is_simulated=hot.cell.is_simulated,
         zone="",
         slope_c_per_min=None,
-        cold=figures[0],
-        hot=figures[1],
+        cold=first,
+        hot=last,
         resolution_j=hot.cell.resolution_j_per_answer,
     )

@@ -125,31 +125,25 @@ def _take_all(
 ) -> tuple[CutShort | None, NodeRecord | None]:
     """Take all scenarios while power is sampled; return what ended that early, and what the node says after it."""
     timeout_s = client.timeout_s
+    cut_short = after = None
     try:
-        cut_short = _measure(measurement, scenarios, pictures)
-        if cut_short is not None and not cut_short.is_interrupt:
-            client.timeout_s = min(timeout_s, _LAST_WORD_S)  # a peer that is lost gets little time to answer
+        try:
+            measurement.sampling.start()
+            for scenario in scenarios:
+                measurement.measure(scenario, pictures)
+        except (KeyboardInterrupt, LinkError) as err:
+            if not measurement.phases:
+                raise  # there is nothing to keep
+            cut_short = measurement.cut_short(err)
+            if not cut_short.is_interrupt:
+                client.timeout_s = min(timeout_s, _LAST_WORD_S)  # a peer that is lost gets little time to answer
         measurement.sampling.wait_for_tail()
     finally:
         measurement.sampling.stop()
-    after = None
     with suppress(LinkError):
         after = NodeRecord.of(client.status())
     client.timeout_s = timeout_s
     return cut_short, after
-
-
-def _measure(measurement: Measurement, scenarios: Sequence[Scenario], pictures: Iterator[Picture]) -> CutShort | None:
-    """Take all scenarios; an early end is returned if there is anything to keep, else raised."""
-    try:
-        measurement.sampling.start()
-        for scenario in scenarios:
-            measurement.measure(scenario, pictures)
-    except (KeyboardInterrupt, LinkError) as err:
-        if not measurement.phases:
-            raise
-        return measurement.cut_short(err)
-    return None
 
 
 def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:

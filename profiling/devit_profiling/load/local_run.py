@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,11 +13,9 @@ from devit_contract.machine import board_model
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_engines.bench.child import EngineChild, Ready, TimedRun
-from devit_profiling.load.schedule import first_line_s, tail_s
+from devit_profiling.load.schedule import between_rests, first_line_s, tail_s
 from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import (
-    IDLE,
-    IDLE_AFTER,
     OUTSIDE,
     SCHEMA,
     SETTLE,
@@ -70,16 +69,12 @@ class LocalMeasurement:
             show("loading the engine")
             self._about = engine.ready(self.wait)
             self._calibration = find_calibration(self._calibrations, self._name, self._about.board_model)
-            self._rest(scenario, SETTLE, plan.settle_s, show)
-            self._rest(scenario, IDLE, plan.idle_s, show)
-            show(WARM_UP)
-            self._work(scenario, WARM_UP, OUTSIDE, self._warm_up(engine))
-            for number in range(1, plan.windows + 1):
-                show(f"{WINDOW} {number} of {plan.windows}")
-                self._work(scenario, WINDOW, number, [engine.run(plan.duration_s, self.wait)])
-            if plan.has_idle_after:
-                self._rest(scenario, SETTLE, plan.settle_s, show)
-                self._rest(scenario, IDLE_AFTER, plan.idle_s, show)
+            with between_rests(plan, partial(self._rest, scenario, show)):
+                show(WARM_UP)
+                self._work(scenario, WARM_UP, OUTSIDE, self._warm_up(engine))
+                for number in range(1, plan.windows + 1):
+                    show(f"{WINDOW} {number} of {plan.windows}")
+                    self._work(scenario, WINDOW, number, [engine.run(plan.duration_s, self.wait)])
 
     def measure_idle(self, scenario: Scenario, show: Callable[[str], None]) -> None:
         """Take windows in which nothing runs; arguments as of :meth:`measure`."""
@@ -153,7 +148,7 @@ class LocalMeasurement:
             runs.append(engine.run(_MORE_S, self.wait))
         return runs
 
-    def _rest(self, scenario: Scenario, kind: PhaseKind, duration_s: float, show: Callable[[str], None]) -> None:
+    def _rest(self, scenario: Scenario, show: Callable[[str], None], kind: PhaseKind, duration_s: float) -> None:
         if duration_s > 0:
             show(kind)
             start = self._boundary(time.monotonic_ns())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from devit_contract.artefacts.fleet import Device
@@ -18,14 +19,11 @@ from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.baseline_driver import BaselineDriver
 from devit_profiling.load.load_generator import Sent, send_requests
 from devit_profiling.load.sampling import Sampling
-from devit_profiling.load.schedule import STEP_S, Watch
+from devit_profiling.load.schedule import STEP_S, Watch, between_rests
 from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
-    IDLE,
-    IDLE_AFTER,
     NODE,
     OUTSIDE,
-    SETTLE,
     WARM_UP,
     WINDOW,
     AnswerRow,
@@ -117,16 +115,12 @@ class Measurement:
         watch = Watch(self._progress, plan, scenario)
         if scenario.is_baseline:
             self._driver = BaselineDriver(self._client, scenario.device, self.sampling.wait, watch.show)
-        with self._driver.loaded() if self._driver is not None and scenario.is_baseline else nullcontext():
-            self._rest(SETTLE, plan.settle_s, watch)
-            self._rest(IDLE, plan.idle_s, watch)
-            if self._driver is not None and scenario.is_baseline:
-                self._run_baseline(self._driver, watch)
+        driver = self._driver if scenario.is_baseline else None
+        with driver.loaded() if driver is not None else nullcontext(), between_rests(plan, partial(self._rest, watch)):
+            if driver is not None:
+                self._run_baseline(driver, watch)
             else:
                 self._load(pictures, watch)
-            if plan.has_idle_after:
-                self._rest(SETTLE, plan.settle_s, watch)
-                self._rest(IDLE_AFTER, plan.idle_s, watch)
         watch.finish()
 
     def _run_baseline(self, driver: BaselineDriver, watch: Watch) -> None:
@@ -143,7 +137,7 @@ class Measurement:
             start = self._end_phase(kind, window, start)
             driver.end_window(window, is_last=window == plan.windows)
 
-    def _rest(self, kind: PhaseKind, duration_s: float, watch: Watch) -> None:
+    def _rest(self, watch: Watch, kind: PhaseKind, duration_s: float) -> None:
         """Let the cell idle."""
         if duration_s == 0:
             return

@@ -110,6 +110,11 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end: Boundary
 
     @property
+    def title(self) -> str:
+        """Its kind, and the number of a window."""
+        return self.kind if self.number == OUTSIDE else f"{self.kind} {self.number}"
+
+    @property
     def duration_s(self) -> float:
         """Length on the host's clock."""
         return (self.end.host_ns - self.start.host_ns) / 1e9
@@ -178,15 +183,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(cls, status: NodeStatus) -> NodeRecord:
         """Take it from the node's answer."""
         devices = tuple(
-            CellDevice(
-                device.name,
-                device.submodel,
-                device.state,
-                device.answered,
-                device.late,
-                missing=sum(device.missing.values()),
-            )
-            for device in status.devices
+            CellDevice(each.name, each.submodel, each.state, each.answered, each.late, sum(each.missing.values()))
+            for each in status.devices
         )
         return cls(status.image_shape, status.min_devices, status.deadline_ms, status.frames, devices)
 

@@ -10,19 +10,9 @@ from devit_profiling.figures.analysis import Report
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Recording
+from devit_profiling.report import summary, thermal
 from devit_profiling.report.number_format import NOT_MEASURED, interval, interval_parts, joules, number
 from devit_profiling.report.plots import PHASE_COLOURS, energy_svg, histogram_svg, latency_svg, parts_svg, power_svg
-from devit_profiling.report.summary import (
-    PAPER,
-    SUMMARY_HEADER,
-    against_baseline_text,
-    calibration_notes,
-    legend,
-    load_text,
-    pace_text,
-    summary_rows,
-)
-from devit_profiling.report.thermal import THERMAL_HEADER, thermal_rows, thermal_text
 from devit_profiling.report.warning_list import AT_REST, cut_short_text, warnings
 
 
@@ -35,20 +25,20 @@ def render_html(report: Report, evidence: Evidence) -> str:
     ).from_string(files("devit_profiling.report").joinpath("report.html.j2").read_text("utf-8"))
     return page.render(
         report=report,
-        summary_header=SUMMARY_HEADER,
-        summary=summary_rows(report),
+        summary_header=summary.SUMMARY_HEADER,
+        summary=summary.summary_rows(report),
         cut_short=cut_short_text(report),
-        load=load_text(report),
-        legend=legend(report),
-        thermal_header=THERMAL_HEADER,
-        thermal=thermal_rows(report),
-        thermal_text=thermal_text(report),
+        load=summary.load_text(report),
+        legend=summary.legend(report),
+        thermal_header=thermal.THERMAL_HEADER,
+        thermal=thermal.thermal_rows(report),
+        thermal_text=thermal.thermal_text(report),
         at_rest=AT_REST,
-        pace_text=pace_text,
-        against_baseline=against_baseline_text(report),
-        paper=PAPER,
+        pace_text=summary.pace_text,
+        against_baseline=summary.against_baseline_text(report),
+        paper=summary.PAPER,
         warnings=list(warnings(report)),
-        calibrations=list(calibration_notes(report)),
+        calibrations=list(summary.calibration_notes(report)),
         power_plots=_power_plots(evidence),
         energy_plots=_energy_plots(report),
         latency_plot=_latency_plot(evidence.recording),

@@ -21,24 +21,9 @@ POWER_FILE = "power.csv"
 WINDOWS_FILE = "windows.csv"
 POWER_HEADER = ("device", "t_s", "rail", "power_mw", "source")
 WINDOWS_HEADER = (
-    "device",
-    "scenario",
-    "window",
-    "t_s",
-    "duration_s",
-    "inferences",
-    "answers",
-    "scope",
-    "total_j",
-    "above_idle_j",
-    "total_j_per_inference",
-    "above_idle_j_per_inference",
-    "mean_w",
-    "peak_w",
-    "idle_w",
-    "samples",
-    "coverage",
-    "source",
+    *("device", "scenario", "window", "t_s", "duration_s", "inferences", "answers"),
+    *("scope", "total_j", "above_idle_j", "total_j_per_inference", "above_idle_j_per_inference"),
+    *("mean_w", "peak_w", "idle_w", "samples", "coverage", "source"),
 )
 SENSOR, NO_SENSOR = "sensor", ""
 

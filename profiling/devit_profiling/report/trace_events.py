@@ -15,7 +15,7 @@ import msgspec
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.power import Power
 from devit_profiling.record.clocks import ClockFit, TimeAxis
-from devit_profiling.record.record import NODE, OUTSIDE, AnswerRow, Phase, Recording
+from devit_profiling.record.record import NODE, AnswerRow, Recording
 from devit_profiling.sensor.tegrastats import SIMULATED
 
 TRACE_FILE = "trace.json"
@@ -73,7 +73,8 @@ def trace_of(evidence: Evidence) -> Trace:
     counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
     titles = {HOST_PID: "host"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
-    events = sorted([*slices, *counters], key=_order)
+    # By time; of slices that begin together the outer one first.
+    events = sorted([*slices, *counters], key=lambda event: (event.ts or 0, -(event.dur or 0)))
     simulated = [power.device.name for power in powers if power.is_simulated]
     rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
     return Trace(
@@ -93,11 +94,6 @@ def trace_bytes(trace: Trace) -> bytes:
     whole = msgspec.json.encode(msgspec.structs.replace(trace, trace_events=()))
     events = b",\n".join(msgspec.json.encode(event) for event in trace.trace_events)
     return whole.replace(b'"traceEvents":[]', b'"traceEvents":[\n' + events + b"\n]", 1) + b"\n"
-
-
-def _order(event: Event) -> tuple[int, int]:
-    """By time; of slices that begin together the outer one first."""
-    return event.ts or 0, -(event.dur or 0)
 
 
 def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
@@ -135,17 +131,13 @@ def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int])
             start_us, end_us = axis.host_us(inside[0].start.host_ns), axis.host_us(inside[-1].end.host_ns)
             yield _slice(scenario.name, HOST_PID, PHASES_TID, start_us, end_us, "scenario")
     for phase in phases:
-        title, args = _phase_title(phase), {"scenario": phase.scenario}
+        args: Args = {"scenario": phase.scenario}
         start_us, end_us = axis.host_us(phase.start.host_ns), axis.host_us(phase.end.host_ns)
-        yield _slice(title, HOST_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
+        yield _slice(phase.title, HOST_PID, PHASES_TID, start_us, end_us, "phase", args)
         for name in axis.clocks:
             start_us, end_us = (axis.device_us(name, at_ns) for at_ns in phase.span_ns(name))
             done = phase.end.snapshots[name].inferences - phase.start.snapshots[name].inferences
-            yield _slice(title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
-
-
-def _phase_title(phase: Phase) -> str:
-    return phase.kind if phase.number == OUTSIDE else f"{phase.kind} {phase.number}"
+            yield _slice(phase.title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
 
 
 def _answer_slices(

@@ -36,7 +36,6 @@ class Rail:
     """A rail and the files of its power."""
 
     name: str
-    """Its label."""
     place: str
     """Where it is measured, for people: ``1-0040 channel 2``."""
     files: tuple[Path, ...]

@@ -18,8 +18,7 @@ from devit_profiling.sensor.sampler import PowerSampler
 def find_sensor(root: Path = Path("/")) -> tuple[str, ...]:
     """Choose the command that samples this machine: ``tegrastats`` where it is installed, else the chips themselves.
 
-    Args:
-        root: Folder that holds ``sys``. Any other than ``/`` is a simulated machine, which has no ``tegrastats``.
+    ``root`` holds ``sys``. Any other than ``/`` is a simulated machine, which has no ``tegrastats``.
 
     Raises:
         EnergyError: This machine has neither.

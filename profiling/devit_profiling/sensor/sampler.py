@@ -32,12 +32,10 @@ class PowerSampler:
     """
 
     def __init__(self, command: Sequence[str], interval_ms: int) -> None:
-        """Keep the command; nothing is started yet.
+        """Keep the command, to which ``--interval`` is appended; nothing is started yet.
 
-        Args:
-            command: Program and arguments, e.g. ``["tegrastats"]``; ``--interval`` is appended.
-            interval_ms: Nominal period in milliseconds. Real periods of tegrastats are up to 9 % longer; below
-                100 ms it gives no more than about 9 lines a second. ``hwmon-power`` keeps 20 ms.
+        The interval is nominal. Real periods of tegrastats are up to 9 % longer; below 100 ms it gives no more than
+        about 9 lines a second. ``hwmon-power`` keeps 20 ms.
         """
         self._command = [*command, "--interval", str(interval_ms)]
         self._child: subprocess.Popen[bytes] | None = None

@@ -32,12 +32,8 @@ class SimulatedBoard:
     ) -> None:
         """Let the board idle.
 
-        Args:
-            board: The kind of Jetson.
-            seed: Of everything that is drawn.
-            power: What the board draws; by default that of a drawn unit.
-            readings: What its sensor shows; by default the lag of the board's sensor, and ripple.
-            started: Local date and time at ``time_s`` 0, for the stamps.
+        By default it draws what a drawn unit of it does, and its sensor shows that with the board's lag and with
+        ripple. ``started`` is the local date and time at ``time_s`` 0, for the stamps.
         """
         self._board = board
         self._shape = _SHAPES[board.key]
@@ -76,9 +72,9 @@ class SimulatedBoard:
         )
 
     def _cores(self, load: float) -> str:
-        idle_mhz, busy_mhz = self._shape.mhz
+        cores, idle_mhz, busy_mhz = self._shape.cpu
         busy = f"{round(100 * load)}%@{busy_mhz if load > _IDLE_LOAD else idle_mhz}"
-        return ",".join([busy] + [f"0%@{idle_mhz}"] * (self._shape.cores - 1))
+        return ",".join([busy] + [f"0%@{idle_mhz}"] * (cores - 1))
 
     def _zones(self) -> str:
         rise_c = self._power.rise_c
@@ -97,9 +93,8 @@ class _Shape:
     """A board's lines beside its rails."""
 
     memory: str
-    cores: int
-    mhz: tuple[int, int]
-    """Clock of a core at rest and at work."""
+    cpu: tuple[int, int, int]
+    """Number of cores, and the MHz of one at rest and at work."""
     idle_c: Mapping[str, float]
     loads: str = "GR3D_FREQ {percent}% "
     """What the line says of the GPU's load, if anything."""
@@ -112,27 +107,23 @@ class _Shape:
 _SHAPES = {
     ORIN_NANO.key: _Shape(
         "RAM 1697/7620MB (lfb 42x4MB) SWAP 0/3810MB",
-        cores=6,
-        mhz=(729, 1344),
+        cpu=(6, 729, 1344),
         idle_c={"cpu": 40.25, "soc2": 39.125, "soc0": 40.375, "gpu": 40.875, "tj": 41.0, "soc1": 41.0},
     ),
     AGX_ORIN.key: _Shape(
         "RAM 6879/62841MB (lfb 3x4MB) SWAP 0/31421MB",
-        cores=12,
-        mhz=(729, 2201),
+        cpu=(12, 729, 2201),
         idle_c={"cpu": 47.625, "soc2": 44.25, "soc0": 45.75, "gpu": 43.25, "tj": 47.625, "soc1": 45.125},
     ),
     XAVIER_NX.key: _Shape(
         "RAM 2274/6834MB (lfb 27x4MB) SWAP 542/3417MB",
-        cores=6,
-        mhz=(1190, 1420),
+        cpu=(6, 1190, 1420),
         idle_c={"AUX": 36.5, "CPU": 40.0, "thermal": 37.875, "AO": 37.5, "GPU": 38.0},
         loads="EMC_FREQ 0% GR3D_FREQ {percent}% ",
     ),
     NANO.key: _Shape(
         "RAM 534/3964MB (lfb 98x4MB) SWAP 5/1982MB",
-        cores=4,
-        mhz=(204, 1479),
+        cpu=(4, 204, 1479),
         idle_c={"PLL": 34.0, "CPU": 36.5, "GPU": 36.0, "AO": 39.5, "thermal": 36.25},
         loads="EMC_FREQ 0% GR3D_FREQ {percent}% ",
         has_stamp=False,
@@ -140,8 +131,7 @@ _SHAPES = {
     ),
     AGX_THOR.key: _Shape(
         "RAM 17842/125772MB (lfb 79x4MB) SWAP 0/4096MB",
-        cores=14,
-        mhz=(972, 2601),
+        cpu=(14, 972, 2601),
         idle_c={"cpu": 30.5, "tj": 31.25, "soc012": 30.25, "soc345": 31.25},
         loads="",
     ),
