@@ -49,9 +49,10 @@ def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device
     ]
     clocks_mhz = {}
     for number, window in windows.items():
-        fastest = [clock for sample in window if (clock := _fastest_mhz(sample.sample)) is not None]
-        if fastest:
-            clocks_mhz[number] = float(median(fastest))
+        cores_mhz = ([core.mhz for core in sample.sample.cpu if core.mhz is not None] for sample in window)
+        fastest_mhz = [max(each) for each in cores_mhz if each]
+        if fastest_mhz:
+            clocks_mhz[number] = float(median(fastest_mhz))
     if not points:
         return Conditions(clocks_mhz=clocks_mhz)
     time_s, degrees = np.array(points).T
@@ -79,7 +80,3 @@ def _zone(samples: Sequence[Sample]) -> str:
         if zone.lower() == _JUNCTION:
             return zone
     return max(hottest, key=lambda zone: hottest[zone], default="")
-
-
-def _fastest_mhz(sample: Sample) -> int | None:
-    return max((core.mhz for core in sample.cpu if core.mhz is not None), default=None)

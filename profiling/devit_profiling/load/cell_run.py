@@ -134,7 +134,7 @@ def _take_all(
         except (KeyboardInterrupt, LinkError) as err:
             if not measurement.phases:
                 raise  # there is nothing to keep
-            cut_short = measurement.cut_short(err)
+            cut_short = CutShort.by(err, scenario.name, measurement.phases)
             if not cut_short.is_interrupt:
                 client.timeout_s = min(timeout_s, _LAST_WORD_S)  # a peer that is lost gets little time to answer
         measurement.sampling.wait_for_tail()

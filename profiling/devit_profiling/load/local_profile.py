@@ -80,7 +80,7 @@ def _measure(
     except (KeyboardInterrupt, EngineError) as err:
         if not measurement.phases:
             raise
-        cut_short = CutShort.by(err, scenario.name, max(phase.number for phase in measurement.phases))
+        cut_short = CutShort.by(err, scenario.name, measurement.phases)
     measurement.wait_for_tail()
     watch.finish()
     return cut_short

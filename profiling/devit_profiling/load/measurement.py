@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from devit_contract.artefacts.fleet import Device
-from devit_contract.errors import LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.messages import Mark, PowerLine
@@ -29,7 +28,6 @@ from devit_profiling.record.record import (
     AnswerRow,
     BaselineRecord,
     Boundary,
-    CutShort,
     DeviceRecord,
     Phase,
     PhaseKind,
@@ -103,10 +101,6 @@ class Measurement:
     def has_begun(self, scenario: Scenario) -> bool:
         """Check whether any phase of a scenario has ended."""
         return any(phase.scenario == scenario.name for phase in self.phases)
-
-    def cut_short(self, cause: KeyboardInterrupt | LinkError) -> CutShort:
-        """Describe how far the run had come when it ended early."""
-        return CutShort.by(cause, self._scenario.name, self._done)
 
     def measure(self, scenario: Scenario, pictures: Iterator[Picture]) -> None:
         """Take one scenario through all its phases."""
@@ -189,18 +183,16 @@ class Measurement:
         snapshots, asked_ns = {}, {}
         for device in self._devices:
             before_ns = time.monotonic_ns()
-            snapshots[device.name] = self._snapshot(device.name)
+            is_baseline = self._scenario.is_baseline and self._scenario.device == device.name
+            if self._driver is not None and is_baseline:
+                snapshots[device.name] = self._driver.snapshot()
+            else:
+                snapshots[device.name] = self._client.mark(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self.sampling.collect()
         now_ns = time.monotonic_ns()
         snapshots[NODE] = Mark(now_ns, self._answered, 0)  # this machine's own, for the node's power where it runs here
         return Boundary(now_ns, snapshots, asked_ns)
-
-    def _snapshot(self, device: str) -> Mark:
-        """Ask for a snapshot that counts what the scenario is about."""
-        if self._driver is not None and self._scenario.is_baseline and self._scenario.device == device:
-            return self._driver.snapshot()
-        return self._client.mark(device)
 
 
 def _window_text(scenario: Scenario, window: int, plan: Plan) -> str:

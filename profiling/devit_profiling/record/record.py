@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -216,8 +216,9 @@ class CutShort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of its windows, how many had ended; an unfinished one is in no figure."""
 
     @classmethod
-    def by(cls, cause: KeyboardInterrupt | DevitError, scenario: str, windows: int) -> CutShort:
-        """Describe what ended a run early."""
+    def by(cls, cause: KeyboardInterrupt | DevitError, scenario: str, phases: Iterable[Phase]) -> CutShort:
+        """Describe what ended a run early in a scenario, after these phases."""
+        windows = max((phase.number for phase in phases if phase.scenario == scenario), default=OUTSIDE)
         is_interrupt = isinstance(cause, KeyboardInterrupt)
         why = "Ctrl-C or SIGTERM" if is_interrupt else " ".join(str(cause).split())
         return cls(why, is_interrupt, scenario, windows)
