@@ -172,7 +172,7 @@ class Canvas:
     """
 
     def __init__(self, name: str, height_in: float, rows: int) -> None:
-        """Open a figure; :func:`open_canvas` does."""
+        """Open a figure; use :func:`open_canvas`, whose rules of style it needs."""
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 

@@ -126,7 +126,7 @@ class PowerSampler:
         return lines
 
     def cost(self, reader_cpu_s: float) -> SamplingCost | None:
-        """Give the cost of the child between its first line and its end, and the caller's CPU time; ``None`` before."""
+        """Give the cost of the child from its first line on, and of the caller who reads it; ``None`` before that."""
         if self._child is not None and self._first is not None:
             self._meter()
         if self._first is None or self._latest is None or self._latest[0] == self._first[0]:
