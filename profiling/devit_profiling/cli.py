@@ -18,8 +18,7 @@ from devit_profiling.report.cli import Json, compare, report, show_report
 from devit_profiling.sweep.cli import sweep
 
 if TYPE_CHECKING:
-    from devit_contract.service.progress import Progress
-    from devit_profiling.record.record import Plan
+    from devit_profiling.record.record import Plan, Scenario
 
 _GROUP_OPTIONS = ("--help", "--install-completion", "--show-completion")
 _cell = partial(typer.Option, rich_help_panel="Cell")
@@ -157,13 +156,27 @@ def cell(
     A device without a power sensor is measured in milliseconds only.
     Press Ctrl-C once to end the run early and keep what was measured.
     """
+    from devit_contract.artefacts.fleet import load_fleet
+    from devit_contract.artefacts.keys import load_keys
+    from devit_contract.wire.client import Client
+    from devit_profiling.load.cell_run import cell_scenarios, measure_cell
+    from devit_profiling.load.load_generator import load_images, random_images
+    from devit_profiling.record.calibration import default_folder
+
     if quick and sustained is not None:
         raise typer.BadParameter("give --quick or --sustained, not both: a quick look is one window")
     sustained_s = 60 * sustained if sustained is not None else None
     plan = _plan(ctx.params, baseline=baseline, sustained_s=sustained_s, **load_of(rate, in_flight, fleet))
+    whole = load_fleet(fleet)
     names = [name.strip() for name in devices.split(",")]
-    with terminal.progress_bar(quiet=as_json) as progress:
-        folder = _measure_cell(fleet, key, names, images or [], plan, out, progress, calibrations)
+    scenarios = cell_scenarios([whole.find_device(name) for name in names], plan)  # refuses a wrong name
+    pictures = load_images(images) if images else None
+    keys = load_keys(key) if key is not None else None
+    with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys) as client:
+        if pictures is None:
+            pictures = random_images(client.status().image_shape)
+        _announce(plan, scenarios)
+        folder = measure_cell(client, whole, names, pictures, plan, out, progress, calibrations or default_folder())
     _report(folder, as_json=as_json)
 
 
@@ -191,12 +204,11 @@ def local(
     """
     from devit_engines.bench.child import engine_command
     from devit_profiling.load.local_profile import local_scenario, measure_local
-    from devit_profiling.load.schedule import planned_s
     from devit_profiling.record.calibration import default_folder
 
     plan = _plan(ctx.params)
     command = engine_command(bundle, submodel, store, 1, "built") if bundle is not None else ()
-    _announce(planned_s(plan, [local_scenario(command, submodel)]))
+    _announce(plan, [local_scenario(command, submodel)])
     with terminal.progress_bar(quiet=as_json) as progress:
         folder = measure_local(command, submodel, plan, out, progress, calibrations=calibrations or default_folder())
     _report(folder, as_json=as_json)
@@ -241,40 +253,14 @@ def _plan(options: Mapping[str, Any], **changes: float | str | None) -> Plan:
     return structs.replace(QUICK if options["quick"] else Plan(), **known)
 
 
-def _measure_cell(
-    fleet_path: Path,
-    key: Path | None,
-    names: Sequence[str],
-    images: Sequence[Path],
-    plan: Plan,
-    out: Path,
-    progress: Progress,
-    calibrations: Path | None,
-) -> Path:
-    from devit_contract.artefacts.fleet import load_fleet
-    from devit_contract.artefacts.keys import load_keys
-    from devit_contract.wire.client import Client
-    from devit_profiling.load.cell_run import cell_scenarios, measure_cell
-    from devit_profiling.load.load_generator import load_images, random_images
-    from devit_profiling.load.schedule import planned_s
-    from devit_profiling.record.calibration import default_folder
-
-    fleet = load_fleet(fleet_path)
-    devices = [fleet.find_device(name) for name in names]  # a wrong name is refused before anything is connected
-    pictures = load_images(images) if images else None
-    with Client.of_fleet(fleet, load_keys(key) if key is not None else None) as client:
-        if pictures is None:
-            pictures = random_images(client.status().image_shape)
-        _announce(planned_s(plan, cell_scenarios(devices, plan)))
-        return measure_cell(client, fleet, names, pictures, plan, out, progress, calibrations or default_folder())
-
-
-def _announce(duration_s: float) -> None:
+def _announce(plan: Plan, scenarios: Sequence[Scenario]) -> None:
     """Say before it starts how long it will take, and when it ends."""
     from datetime import datetime, timedelta
 
+    from devit_profiling.load.schedule import planned_s
     from devit_profiling.report.number_format import duration_text
 
+    duration_s = planned_s(plan, scenarios)
     end = datetime.now() + timedelta(seconds=duration_s)
     typer.echo(f"this takes about {duration_text(duration_s)}, until {end:%H:%M:%S} local time", err=True)
 

@@ -37,11 +37,8 @@ class Aligned:
 def align(board_w: Float64Array, time_s: Float64Array, meter: MeterLog, tau_s: float) -> Aligned:
     """Find the shift of the meter's clock.
 
-    Args:
-        board_w: Readings of the board's total, shape ``(n,)``.
-        time_s: Their clock, shape ``(n,)``, rising.
-        meter: Log of the meter.
-        tau_s: Time constant of the board's sensor. The meter gets the same lag, so that both show steps alike.
+    The board's readings and their rising clock have shape ``(n,)``. The meter gets the lag of the board's sensor, so
+    that both show steps alike.
 
     Raises:
         EnergyError: The meter's log does not fit the board's, or fits at two shifts.

@@ -33,12 +33,13 @@ def calibrate(
 
     The clocks need not agree: both logs are aligned by the steps of the load in them.
     """
+    from devit_contract.artefacts.files import write_json
     from devit_profiling.calibrate import fit as fitting
-    from devit_profiling.record.calibration import calibration_path, default_folder, write_calibration
+    from devit_profiling.record.calibration import calibration_path, default_folder
 
     found = fitting.calibrate(run, device, meter, meter_name, meter_error)
     path = out if out is not None else calibration_path(default_folder(), device)
-    write_calibration(path, found)
+    write_json(path, found)
     if as_json:
         terminal.print_json(found)
         return

@@ -6,9 +6,10 @@ Readings are averaged over a segment before the line is fitted, since noise in s
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +40,7 @@ def calibrate(
 ) -> Calibration:
     """Fit the line from a device's log in a run to a meter's log of the same time.
 
-    Args:
-        run: The run's folder.
-        device: The device that the meter was on.
-        meter_log: See :mod:`~devit_profiling.calibrate.meter_log`.
-        meter: Its name and where it sits, for the report.
-        meter_error_percent: The meter's own error at 95 %, if it is known.
+    ``meter`` is its name and where it is connected; its own error is that at 95 %, if it is known.
 
     Raises:
         InputError: A file cannot be used, or the run has no such device.
@@ -63,13 +59,11 @@ def calibrate(
 
 
 def _power(recording: Recording, device: str, run: Path) -> Power:
-    for record in recording.run.devices:
-        if record.name == device:
-            power = power_of(recording, record)
-            break
-    else:
-        names = ", ".join(record.name for record in recording.run.devices)
+    records = {record.name: record for record in recording.run.devices}
+    if device not in records:
+        names = ", ".join(records)
         raise InputError(f"{run}: expected a device {device!r}, found {names}: choose one of these with --device")
+    power = power_of(recording, records[device])
     if power.not_measured or power.time_s.size < _MIN_SAMPLES:
         why = power.not_measured or f"{power.time_s.size} power samples"
         raise EnergyError(
@@ -105,7 +99,7 @@ def _with_line(
         made_utc=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S}",
         run=recording.run.name,
         is_simulated=power.is_simulated,
-        **asdict(line),
+        **line,
         alignment=aligned.alignment,
         meter_error_percent=meter_error_percent,
     )
@@ -119,21 +113,6 @@ class _SteadySegments:
     meter_w: Float64Array
     resolution_w: Float64Array
     """Standard error from the converter's resolution, where the readings of a segment stay within one LSB."""
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Fields of :class:`Calibration`."""
-
-    gain: float
-    offset_w: float
-    residual_w: float
-    low_w: float
-    high_w: float
-    centre_w: float
-    level_95_w: float
-    gain_95: float
-    segments: int
 
 
 def _least_range_w(readings_w: Float64Array, lsb_mw: tuple[int, ...]) -> float:
@@ -171,8 +150,12 @@ def _steady_segments(
     return _SteadySegments(board_w.mean(axis=1)[steady], meter_w.mean(axis=1)[steady], resolution_w[steady])
 
 
-def _fit_line(segments: _SteadySegments, name: str, least_range_w: float) -> _Line:
-    """Fit by least squares; half-widths by Student's t, and by the converter's resolution, which no repeat shows."""
+def _fit_line(segments: _SteadySegments, name: str, least_range_w: float) -> dict[str, Any]:
+    """Fit by least squares; half-widths by Student's t, and by the converter's resolution, which no repeat shows.
+
+    Returns:
+        The fields of :class:`Calibration` that describe the line.
+    """
     x_w, y_w = segments.readings_w, segments.meter_w
     low_w, high_w = (float(x_w.min()), float(x_w.max())) if x_w.size else (0.0, 0.0)
     third_w = (high_w - low_w) / 3
@@ -190,7 +173,7 @@ def _fit_line(segments: _SteadySegments, name: str, least_range_w: float) -> _Li
     left_w = y_w - y_w.mean() - gain * from_centre_w
     scatter_w = math.sqrt(float(left_w @ left_w) / freedom)
     student, hidden_w = quantile_95(freedom), NORMAL_95 * gain * float(segments.resolution_w.mean())
-    return _Line(
+    return dict(
         gain=gain,
         offset_w=float(y_w.mean()) - gain * centre_w,
         residual_w=float(np.sqrt(np.mean(left_w**2))),

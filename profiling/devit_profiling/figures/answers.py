@@ -115,13 +115,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s: Mapping[int, float]) -> AnswerStats:
-    """Sum up the answers of one scenario's windows.
-
-    Args:
-        rows: The answers.
-        names: Device index to name, of the whole cell.
-        windows_s: Window to its length, on the host's clock.
-    """
+    """Sum up the answers of one scenario's windows, whose lengths are on the host's clock; names: of the whole cell."""
     states = Counter(row.state.name.lower() for row in rows)
     given = [row for row in rows if row.is_answered]
     latency_ms = [row.latency_ms for row in given]
@@ -144,20 +138,13 @@ def answer_stats(rows: Sequence[AnswerRow], names: Mapping[int, str], windows_s:
 
 
 def pace(rows: Sequence[AnswerRow], phases: Sequence[Phase], rate_hz: float) -> Pace:
-    """Look at the requests that were sent within windows, whenever they were answered.
-
-    Args:
-        rows: All answers of one scenario, those outside of its windows too.
-        phases: Of the scenario.
-        rate_hz: Requests that were due in a second.
-    """
+    """Look at the requests that were sent within windows, whenever they were answered; rows: all of the scenario."""
     windows = [phase for phase in phases if phase.kind == WINDOW]
     spans = [(phase.start.host_ns, phase.end.host_ns) for phase in windows]
     late_ms = [
         row.late_us / 1e3
         for row in rows
-        if row.sent_ns is not None
-        and any(start_ns <= row.sent_ns + row.late_us * 1000 < end_ns for start_ns, end_ns in spans)
+        if any(start_ns <= row.sent_ns + row.late_us * 1000 < end_ns for start_ns, end_ns in spans)
     ]
     total_s = sum(phase.duration_s for phase in windows)
     answered = sum(row.is_answered and row.window > 0 for row in rows)

@@ -77,15 +77,7 @@ def against_baseline(
     cell: CellEnergy | None,
     answer_ms: float | None,
 ) -> AgainstBaseline:
-    """Put the baseline model on a device beside the cell.
-
-    Args:
-        times: Of the baseline model.
-        alone: Energy of the device that it ran on.
-        together: Energies while the whole cell is asked.
-        cell: Their sum.
-        answer_ms: Median latency of the cell.
-    """
+    """Put the baseline model, and its device alone, beside the cell with all devices together and its median answer."""
     same = next((energy for energy in together if energy.device == times.device), None)
     whole = cell.whole if cell is not None else None
     has_more = cell is not None and any(part.kind != "device" and not part.left_out for part in cell.parts)

@@ -78,12 +78,7 @@ class CellContext:
 
 
 def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str:
-    """Say why the node's machine is in no sum; empty where it is.
-
-    Args:
-        evidence: Of the run.
-        energy: Of the node in one scenario; without it, the samples alone count.
-    """
+    """Say why the node's machine is in no sum; empty where it is. Without its energy, the samples alone count."""
     run, power = evidence.run, evidence.node
     if run.node is None:
         return "this run was recorded before the node's sensor was looked for"
@@ -99,15 +94,13 @@ def node_left_out(evidence: Evidence, energy: DeviceEnergy | None = None) -> str
 
 def _is_here(device: DeviceRecord, run: Run) -> bool:
     """Check whether a device is the host: its clock always reads what that machine's does."""
-    boundaries = [
-        boundary for phase in run.phases for boundary in (phase.start, phase.end) if device.name in boundary.asked_ns
+    name = device.name
+    readings = [
+        (boundary.asked_ns[name], boundary.snapshots[name].monotonic_ns)
+        for boundary in run.boundaries
+        if name in boundary.asked_ns
     ]
-    return bool(boundaries) and all(
-        boundary.asked_ns[device.name][0]
-        <= boundary.snapshots[device.name].monotonic_ns
-        <= boundary.asked_ns[device.name][1]
-        for boundary in boundaries
-    )
+    return bool(readings) and all(before_ns <= at_ns <= after_ns for (before_ns, after_ns), at_ns in readings)
 
 
 def cell_energy(
@@ -119,12 +112,8 @@ def cell_energy(
 ) -> CellEnergy:
     """Add the named devices of a scenario in which all devices work; without the joules of one there is no sum.
 
-    Args:
-        energies: Of the named devices.
-        powers: Their samples, in the same order.
-        answers: Window to its number of answers, failed frames left out.
-        devices: Number of devices in the cell, named or not.
-        context: Node and extras.
+    Energies and powers have the same order. Answers are counted by window, failed frames left out; ``devices`` is the
+    size of the cell.
     """
     scope = f"{len(energies)} of {devices} devices of the cell, without the fusion node: "
     scope += " + ".join(f"{energy.device} {energy.scope or 'not measured'}" for energy in energies)

@@ -76,11 +76,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(run_a: Path, run_b: Path) -> Comparison:
-    """Compare the reports of two runs, for every device and scenario that both have.
-
-    Args:
-        run_a: Folder of the first run, or its ``report.json``.
-        run_b: Of the second.
+    """Compare two reports, each a folder or its ``report.json``, for every device and scenario that both have.
 
     Raises:
         InputError: A report cannot be read, or the runs have no scenario in common.
@@ -98,7 +94,7 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     found = tuple(
         difference
         for one, other in pairs
-        for difference in _differences(one, other)
+        for difference in _differences(one.name, _figures(one), _figures(other))
         # Figures that neither run has are left out.
         if difference.verdict == "refused" or (difference.first, difference.second) != (None, None)
     )
@@ -139,7 +135,7 @@ def difference_of(scenario: str, device: str, figure: str, first: RunFigure, sec
         return msgspec.structs.replace(plain, why=why)
     change = second.estimate.mean - first.estimate.mean
     shown = msgspec.structs.replace(plain, change=change)
-    tested = _welch(first, second)
+    tested = _welch(first.estimate, second.estimate)
     if tested is None:
         few = "a run with one window has no interval: measure without --quick"
         return msgspec.structs.replace(shown, why=few)
@@ -153,30 +149,34 @@ def _read(path: Path) -> Report:
     return read_json(path, Report, schema=SCHEMA, hint="make the report again with profile --from-log RUNDIR")
 
 
-def _differences(one: ScenarioReport, other: ScenarioReport) -> Iterator[Difference]:
-    """Compare one scenario: the answers, the cell, then every device that both runs have."""
-    windows = (one.answers.windows, other.answers.windows)
-    yield difference_of(one.name, "", PER_SECOND, *(_of_values(row.per_second for row in rows) for rows in windows))
-    yield difference_of(one.name, "", P50, *(_of_values(row.p50_ms for row in rows) for rows in windows))
-    yield difference_of(one.name, "", P99, *(_of_values(row.p99_ms for row in rows) for rows in windows))
-    if one.cell is not None and other.cell is not None:
-        yield difference_of(one.name, "", PER_ANSWER, _of_cell(one.cell), _of_cell(other.cell))
-    energies = {energy.device: energy for energy in other.energies}
-    for energy in one.energies:
-        if energy.device in energies:
-            pair = (energy, energies[energy.device])
-            totals = (_of_device(side, side.total_j_per_inference) for side in pair)
-            yield difference_of(one.name, energy.device, TOTAL, *totals)
-            dynamics = (_of_device(side, side.dynamic_j_per_inference) for side in pair)
-            yield difference_of(one.name, energy.device, ABOVE_IDLE, *dynamics)
-    times = {device.device: device for device in other.answers.devices}
-    for device in one.answers.devices:
-        if device.device in times:
-            both = (device.windows, times[device.device].windows)
-            p50s = (_of_values(row.arrival_p50_ms for row in rows) for rows in both)
-            yield difference_of(one.name, device.device, P50, *p50s)
-            p99s = (_of_values(row.arrival_p99_ms for row in rows) for rows in both)
-            yield difference_of(one.name, device.device, P99, *p99s)
+_Figures = dict[tuple[str, str], RunFigure]
+"""By device, empty where it is of the whole answer, and by what it is."""
+
+
+def _differences(scenario: str, first: _Figures, second: _Figures) -> Iterator[Difference]:
+    """Compare the figures of one scenario that both runs have."""
+    for (device, figure), own in first.items():
+        if (device, figure) in second:
+            yield difference_of(scenario, device, figure, own, second[device, figure])
+
+
+def _figures(scenario: ScenarioReport) -> _Figures:
+    """List the figures of a scenario: the answers, the cell, then every device."""
+    windows = scenario.answers.windows
+    found = {
+        ("", PER_SECOND): _of_values(window.per_second for window in windows),
+        ("", P50): _of_values(window.p50_ms for window in windows),
+        ("", P99): _of_values(window.p99_ms for window in windows),
+    }
+    if scenario.cell is not None:
+        found["", PER_ANSWER] = _of_joules(scenario.cell, scenario.cell.total_j_per_answer)
+    for energy in scenario.energies:
+        found[energy.device, TOTAL] = _of_joules(energy, energy.total_j_per_inference)
+        found[energy.device, ABOVE_IDLE] = _of_joules(energy, energy.dynamic_j_per_inference)
+    for device in scenario.answers.devices:
+        found[device.device, P50] = _of_values(window.arrival_p50_ms for window in device.windows)
+        found[device.device, P99] = _of_values(window.arrival_p99_ms for window in device.windows)
+    return found
 
 
 def _of_values(values: Iterable[float | None]) -> RunFigure:
@@ -184,12 +184,8 @@ def _of_values(values: Iterable[float | None]) -> RunFigure:
     return RunFigure(estimate(known) if known else None)
 
 
-def _of_device(energy: DeviceEnergy, figure: Estimate | None) -> RunFigure:
-    return RunFigure(figure, energy.scope, energy.is_simulated, energy.not_measured)
-
-
-def _of_cell(cell: CellEnergy) -> RunFigure:
-    return RunFigure(cell.total_j_per_answer, cell.scope, cell.is_simulated, cell.not_measured)
+def _of_joules(source: DeviceEnergy | CellEnergy, figure: Estimate | None) -> RunFigure:
+    return RunFigure(figure, source.scope, source.is_simulated, source.not_measured)
 
 
 def _refusal(what: str, first: RunFigure, second: RunFigure) -> str:
@@ -204,22 +200,20 @@ def _refusal(what: str, first: RunFigure, second: RunFigure) -> str:
     return ""
 
 
-def _welch(first: RunFigure, second: RunFigure) -> tuple[float, float] | None:
+def _welch(first: Estimate, second: Estimate) -> tuple[float, float] | None:
     """Give the half width of the difference's 95 % interval, and p; ``None`` where a run has a single window."""
     variance, freedom_parts = 0.0, 0.0
     for side in (first, second):
-        if side.estimate is None or side.estimate.repeats_95 is None:
+        if side.repeats_95 is None:
             return None
-        error = side.estimate.repeats_95 / quantile_95(side.estimate.windows - 1)
-        hidden_95 = math.hypot(side.estimate.steps_95 or 0.0, side.estimate.idle_95 or 0.0)
+        error = side.repeats_95 / quantile_95(side.windows - 1)
+        hidden_95 = math.hypot(side.steps_95 or 0.0, side.idle_95 or 0.0)
         variance += error**2 + (hidden_95 / NORMAL_95) ** 2
-        freedom_parts += error**4 / (side.estimate.windows - 1)
-    assert first.estimate is not None
-    assert second.estimate is not None
-    change = abs(second.estimate.mean - first.estimate.mean)
+        freedom_parts += error**4 / (side.windows - 1)
+    change = abs(second.mean - first.mean)
     # A relative width of 1e-12 is what sums of doubles leave of equal values.
-    if variance <= (1e-12 * max(abs(first.estimate.mean), abs(second.estimate.mean))) ** 2:
-        return 0.0, 1.0 if math.isclose(first.estimate.mean, second.estimate.mean, rel_tol=1e-9) else 0.0
+    if variance <= (1e-12 * max(abs(first.mean), abs(second.mean))) ** 2:
+        return 0.0, 1.0 if math.isclose(first.mean, second.mean, rel_tol=1e-9) else 0.0
     # Welch and Satterthwaite; steps and idle power count as known, so it has no end of degrees of freedom.
     freedom = variance**2 / freedom_parts if freedom_parts > 0 else math.inf
     error = math.sqrt(variance)

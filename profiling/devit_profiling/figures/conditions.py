@@ -8,7 +8,6 @@ from statistics import median
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
@@ -35,11 +34,12 @@ class Conditions(msgspec.Struct, frozen=True):
 def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device: str) -> Conditions:
     """Read the conditions of the windows among the phases of a scenario off the device's samples."""
     stamps_ns = np.array([sample.monotonic_ns for sample in samples], np.int64)
-    windows = {
-        phase.number: list(itertools.compress(samples, _inside(stamps_ns, phase, device)))
-        for phase in phases
-        if phase.kind == WINDOW
-    }
+    windows = {}
+    for phase in phases:
+        if phase.kind == WINDOW:
+            start_ns, end_ns = phase.span_ns(device)
+            inside = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
+            windows[phase.number] = list(itertools.compress(samples, inside))
     chosen = [sample for window in windows.values() for sample in window]
     zone = _zone([sample.sample for sample in chosen])
     points = [
@@ -49,9 +49,10 @@ def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device
     ]
     clocks_mhz = {}
     for number, window in windows.items():
-        fastest = [clock for sample in window if (clock := _fastest_mhz(sample.sample)) is not None]
-        if fastest:
-            clocks_mhz[number] = float(median(fastest))
+        cores_mhz = ([core.mhz for core in sample.sample.cpu if core.mhz is not None] for sample in window)
+        fastest_mhz = [max(each) for each in cores_mhz if each]
+        if fastest_mhz:
+            clocks_mhz[number] = float(median(fastest_mhz))
     if not points:
         return Conditions(clocks_mhz=clocks_mhz)
     time_s, degrees = np.array(points).T
@@ -69,13 +70,6 @@ def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
     ]
 
 
-def _inside(stamps_ns: npt.NDArray[np.int64], phase: Phase, device: str) -> npt.NDArray[np.bool_]:
-    """Mark the stamps in a phase, shape ``(n,)``."""
-    start_ns, end_ns = phase.start.snapshots[device].monotonic_ns, phase.end.snapshots[device].monotonic_ns
-    snapshots: npt.NDArray[np.bool_] = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
-    return snapshots
-
-
 def _zone(samples: Sequence[Sample]) -> str:
     """Choose the zone to watch; empty if there is none."""
     hottest: dict[str, float] = {}
@@ -86,7 +80,3 @@ def _zone(samples: Sequence[Sample]) -> str:
         if zone.lower() == _JUNCTION:
             return zone
     return max(hottest, key=lambda zone: hottest[zone], default="")
-
-
-def _fastest_mhz(sample: Sample) -> int | None:
-    return max((core.mhz for core in sample.cpu if core.mhz is not None), default=None)

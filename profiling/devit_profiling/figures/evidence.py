@@ -32,12 +32,7 @@ class Evidence:
 
     @classmethod
     def read(cls, folder: Path) -> Evidence:
-        """Read a run's folder.
-
-        Raises:
-            InputError: A raw file is missing.
-            ManifestError: A raw file breaks its format.
-        """
+        """Read a run's folder; raises as :func:`~devit_profiling.record.run_folder.read_recording` does."""
         return cls.of(read_recording(folder))
 
     @property

@@ -11,7 +11,7 @@ from devit_profiling.figures.energy import Minimum, WindowEnergy, measure_window
 from devit_profiling.figures.interval import NORMAL_95, StepError, independent, mean_step_error, step_error
 from devit_profiling.figures.power import Power
 from devit_profiling.figures.settling import TimeConstant, changed_s
-from devit_profiling.record.record import IDLE, IDLE_AFTER, WINDOW, Phase, Plan
+from devit_profiling.record.record import IDLE, IDLE_AFTER, Phase, Plan
 
 _MAX_DRIFT = 0.03
 _MAX_DRIFT_STEPS = 2.0
@@ -46,28 +46,24 @@ class PhaseIntegrator:
     def measure(self, phase: Phase, minimum: Minimum | None) -> PhasePower | None:
         """Measure a phase, without the time in which the sensor still follows a change of load.
 
-        Args:
-            phase: One of the scenario.
-            minimum: The least to accept of the phase, by default the rules of :func:`~.energy.measure_window`.
+        The minimum counts for the whole phase; by default it is that of :func:`~.energy.measure_window`.
         """
         name = self._power.device.name
-        start_s = phase.start.snapshots[name].monotonic_ns / 1e9
-        end_s = phase.end.snapshots[name].monotonic_ns / 1e9
-        title = f"{phase.kind} {phase.number}" if phase.kind == WINDOW else phase.kind
-        unsettled_s = self._unsettled_s(phase, start_s, end_s, name, title)
+        start_s, end_s = (at_ns / 1e9 for at_ns in phase.span_ns(name))
+        unsettled_s = self._unsettled_s(phase, start_s, end_s, name)
         try:
             energy = measure_window(
                 self._total_w, self._power.time_s, start_s + unsettled_s, end_s, minimum, left_out_s=unsettled_s
             )
         except EnergyError as err:
-            self.warnings.append(f"{title}: {err}")
+            self.warnings.append(f"{phase.title}: {err}")
             return None
         inside = (self._power.time_s >= energy.start_s) & (self._power.time_s <= energy.end_s)
         count = independent(energy.samples, energy.duration_s, self._constant.tau_s)
         rails_w = self._power.gain * self._power.rails_w[inside]
         return PhasePower(energy, step_error(rails_w, self._power.step_mw, count), count)
 
-    def _unsettled_s(self, phase: Phase, start_s: float, end_s: float, name: str, title: str) -> float:
+    def _unsettled_s(self, phase: Phase, start_s: float, end_s: float, name: str) -> float:
         """Give how much of a phase's start to leave out; never more than half of it."""
         step_s = changed_s(self._phases, phase, name)
         unsettled_s = 0.0 if step_s is None else max(step_s + self._constant.guard_s - start_s, 0.0)
@@ -75,7 +71,7 @@ class PhaseIntegrator:
             return 0.0
         is_short = unsettled_s > (end_s - start_s) / 2
         self.warnings.append(
-            f"{title}: the load changed less than 5 time constants ({self._constant.guard_s:.1f} s) before it, "
+            f"{phase.title}: the load changed less than 5 time constants ({self._constant.guard_s:.1f} s) before it, "
             + (
                 "and it is too short to leave that out: measure longer"
                 if is_short

@@ -84,14 +84,11 @@ class StepError:
 def step_error(rails_w: Float64Array, steps_mw: Sequence[float], effective: float) -> StepError:
     """Estimate how far the steps of the converter may have moved the mean of a sum of rails.
 
-    Where readings spread by more than half a step, errors of neighbouring readings differ and average out;
-    otherwise all of them err alike, however many there are. Two codes alone never spread by more than half a step.
-    A hundredth of the readings at either end is left out of the spread: a single spike averages nothing out.
+    Where readings spread by more than half a step, errors of neighbouring readings differ and average out; otherwise
+    all of them err alike, however many there are. Two codes alone never spread by more than half a step. A hundredth of
+    the readings at either end is left out of the spread: a single spike averages nothing out.
 
-    Args:
-        rails_w: Readings of the summed rails in watts, shape ``(n, rails)``.
-        steps_mw: The converter step of each rail, in milliwatts.
-        effective: Number of independent readings, from :func:`independent`.
+    The readings have shape ``(n, rails)``; ``effective`` is the number of independent ones, from :func:`independent`.
     """
     constant = scattered = 0.0
     stray = min(math.ceil(_STRAY * (len(rails_w) - 1)), (len(rails_w) - 1) // 2)

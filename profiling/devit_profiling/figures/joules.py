@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -12,7 +11,7 @@ from devit_profiling.figures.energy import Minimum, WindowEnergy, resolution_w
 from devit_profiling.figures.idle import IdlePower, PhaseIntegrator, PhasePower, drift_warning, idle_power
 from devit_profiling.figures.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
 from devit_profiling.figures.power import Power
-from devit_profiling.figures.settling import TimeConstant, time_constant
+from devit_profiling.figures.settling import time_constant
 from devit_profiling.record.record import WINDOW, Phase, Plan
 
 _MAX_OFFSET = 0.03
@@ -78,14 +77,7 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
 
 
 def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle: bool = False) -> DeviceEnergy:
-    """Measure one device in one scenario.
-
-    Args:
-        power: Its samples.
-        phases: Those of the scenario, in their order.
-        plan: Least lengths and numbers of samples.
-        is_idle: Whether the windows are those of a machine at rest.
-    """
+    """Measure one device in one scenario, given its phases in their order; ``is_idle``: nothing runs in the windows."""
     name = power.device.name
     if power.not_measured or power.board is None:
         return DeviceEnergy(name, power.is_simulated, "", power.not_measured)
@@ -112,34 +104,27 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle:
         warnings += [f"{WINDOW} {window.number}: {each}" for each in (*window.energy.warnings, *window.warnings)]
     around = conditions(power.log.samples, phases, name)
     warnings += throttling_warnings(around.clocks_mhz)
-    energy = _device_energy(power, DeviceFigures(idle, constant, windows, mean_step_error(errors), around))
+    energy = _device_energy(power, windows, mean_step_error(errors), idle)
     return msgspec.structs.replace(
         energy,
         idle_w=energy.mean_w if is_idle else idle_w,
         idle_drift=idle_drift,
         warnings=(*warnings, *_offset_warning(energy)),
+        tau_s=constant.tau_s,
+        tau_source=constant.source,
+        conditions=around,
     )
 
 
-@dataclass(frozen=True)
-class DeviceFigures:
-    """What was measured of one device, before it is divided by inferences."""
-
-    idle: IdlePower | None
-    constant: TimeConstant
-    windows: Sequence[WindowFigures]
-    steps: StepError
-    conditions: Conditions
-
-
-def _device_energy(power: Power, figures: DeviceFigures) -> DeviceEnergy:
-    windows = figures.windows
+def _device_energy(
+    power: Power, windows: Sequence[WindowFigures], steps: StepError, idle: IdlePower | None
+) -> DeviceEnergy:
     seconds = sum(window.duration_s for window in windows)
     mean_w = sum(window.energy.mean_w * window.duration_s for window in windows) / seconds
     # A window without an inference has no energy per inference; its warning says so.
     worked = [window for window in windows if window.inferences > 0]
     each_s = sum(window.duration_s for window in worked) / sum(w.inferences for w in worked) if worked else None
-    total, dynamic = _estimates(worked, figures, each_s) if each_s is not None else (None, None)
+    total, dynamic = _estimates(worked, steps, idle, each_s) if each_s is not None else (None, None)
     busy_s = [window.busy_s / window.inferences for window in worked if window.busy_s is not None]
     return DeviceEnergy(
         device=power.device.name,
@@ -154,17 +139,14 @@ def _device_energy(power: Power, figures: DeviceFigures) -> DeviceEnergy:
         inferences_per_j=1.0 / total.mean if total is not None and total.mean > 0 else None,
         resolution_j_per_inference=resolution_w(power.step_mw) * each_s if each_s is not None else None,
         edp_j_s=total.mean * sum(busy_s) / len(busy_s) if total is not None and busy_s else None,
-        steps_w=figures.steps.whole_w,
+        steps_w=steps.whole_w,
         offset_j_per_inference=power.fixed_95_w(mean_w) * each_s if each_s is not None else None,
-        tau_s=figures.constant.tau_s,
-        tau_source=figures.constant.source,
-        conditions=figures.conditions,
         is_calibrated=power.calibration is not None,
     )
 
 
 def _estimates(
-    worked: Sequence[WindowFigures], figures: DeviceFigures, each_s: float
+    worked: Sequence[WindowFigures], steps: StepError, idle: IdlePower | None, each_s: float
 ) -> tuple[Estimate, Estimate | None]:
     """Give joules per inference, in all and above idle.
 
@@ -172,14 +154,12 @@ def _estimates(
     """
     seconds_each = [window.duration_s / window.inferences for window in worked]
     totals_j = [window.energy.mean_w * own_s for window, own_s in zip(worked, seconds_each, strict=True)]
-    steps_w = figures.steps.whole_w
-    total = estimate(totals_j, steps_95=NORMAL_95 * steps_w * each_s)
-    idle = figures.idle
+    total = estimate(totals_j, steps_95=NORMAL_95 * steps.whole_w * each_s)
     if idle is None:
         return total, None
     dynamics_j = [joules - idle.mean_w * own_s for joules, own_s in zip(totals_j, seconds_each, strict=True)]
     # The converter errs at idle and under load independently of each other.
-    both_w = (steps_w**2 + idle.steps.whole_w**2) ** 0.5
+    both_w = (steps.whole_w**2 + idle.steps.whole_w**2) ** 0.5
     return total, estimate(dynamics_j, steps_95=NORMAL_95 * both_w * each_s, idle_95=idle.half_95_w * each_s)
 
 

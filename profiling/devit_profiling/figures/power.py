@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +62,20 @@ class Power:
         """
         return self.calibration.half_95_w(mean_w) if self.calibration is not None else offset_95_w(self.step_mw)
 
-    def total_mw(self, rails_mw: Mapping[str, int]) -> int | None:
-        """Add one sample's rails by the board's rule, and correct the sum; ``None`` where there is none."""
-        total = total_mw(self.board, rails_mw) if self.board is not None else None
-        if total is None or self.calibration is None:
-            return total
-        return round(1000 * self.calibration.watts(total / 1000))
+    def readings(self) -> Iterator[tuple[int, str, int]]:
+        """Give every reading: its time on the device's clock in ns, its rail, or "total" for their sum, and its mW.
+
+        The sum is that of the board's rule, calibrated, where a sample has one.
+        """
+        for sample in self.log.samples:
+            rails_mw = sample.sample.rails_mw
+            for rail, power_mw in rails_mw.items():
+                yield sample.monotonic_ns, rail, power_mw
+            total = total_mw(self.board, rails_mw) if self.board is not None else None
+            if total is not None and self.calibration is not None:
+                total = round(1000 * self.calibration.watts(total / 1000))
+            if total is not None:
+                yield sample.monotonic_ns, "total", total
 
     @property
     def scope(self) -> str:

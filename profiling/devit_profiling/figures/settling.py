@@ -66,11 +66,7 @@ class StepFit:
 def fit_step(power_w: Float64Array, time_s: Float64Array, start_s: float, end_s: float) -> StepFit | None:
     """Fit the way from the level before a step to a new one, ``1 - exp(-t / tau)``; ``None`` where it does not fit.
 
-    Args:
-        power_w: Readings of the total, shape ``(n,)``.
-        time_s: Their clock, shape ``(n,)``, rising.
-        start_s: The moment of the step.
-        end_s: The power is constant from the step to here.
+    Readings of the total and their rising clock have shape ``(n,)``; the power is constant from the step to ``end_s``.
     """
     inside = (time_s > start_s) & (time_s <= end_s)
     before_w = power_w[time_s <= start_s][-_LEVEL_READINGS:]
@@ -92,7 +88,8 @@ def _steps_s(phases: Sequence[Phase], device: str) -> Iterable[tuple[float, floa
     """Give start and end of every phase that begins with a change of the load, on the device's clock."""
     for before, phase in itertools.pairwise(phases):
         if (before.kind in _RESTS) != (phase.kind in _RESTS):
-            yield phase.start.snapshots[device].monotonic_ns / 1e9, phase.end.snapshots[device].monotonic_ns / 1e9
+            start_ns, end_ns = phase.span_ns(device)
+            yield start_ns / 1e9, end_ns / 1e9
 
 
 def changed_s(phases: Sequence[Phase], phase: Phase, device: str) -> float | None:

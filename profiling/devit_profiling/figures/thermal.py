@@ -92,15 +92,9 @@ def cold_and_hot(windows: Sequence[Phase], plan: Plan) -> tuple[Sequence[Phase],
 
 
 def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]], plan: Plan) -> bool:
-    """Check whether all temperatures were steady over the last windows.
+    """Check whether all temperatures were steady over the last of the windows that have ended.
 
-    Args:
-        windows: All that have ended, in their order.
-        lines: By device, what its sampler has printed.
-        plan: Lengths of the windows.
-
-    Returns:
-        False before there are enough windows for cold and hot ones, and where no device reports a temperature.
+    They are not before there are enough windows for cold and hot ones, nor where no device reports a temperature.
     """
     if len(windows) < 2 * _span(plan):
         return False
@@ -114,15 +108,7 @@ def is_settled(windows: Sequence[Phase], lines: Mapping[str, Sequence[PowerLine]
 def sustained(
     windows: Sequence[Phase], samples: Mapping[str, Sequence[StampedSample]], plan: Plan, cold: Part, hot: Part
 ) -> Sustained:
-    """Put the first windows beside the last ones.
-
-    Args:
-        windows: All of the scenario.
-        samples: By named device.
-        plan: As the run was planned.
-        cold: From the first windows of :func:`cold_and_hot`.
-        hot: From the last ones.
-    """
+    """Put the first windows of a scenario beside the last ones, both as :func:`cold_and_hot` chooses them."""
     devices = tuple(_devices(samples, cold, hot))
     return Sustained(
         # The same readings as :func:`is_settled` has decided by, while they were measured.
@@ -147,8 +133,7 @@ def _is_flat(slopes_c_per_min: Iterable[float | None]) -> bool:
 
 def _thinned(stamped: Sequence[_Stamped], windows: Sequence[Phase], device: str) -> Sequence[_Stamped]:
     """Choose some hundred readings of neighbouring windows: enough for a line, and quick while a cell is measured."""
-    start_ns = windows[0].start.snapshots[device].monotonic_ns
-    end_ns = windows[-1].end.snapshots[device].monotonic_ns
+    (start_ns, _), (_, end_ns) = windows[0].span_ns(device), windows[-1].span_ns(device)
     inside = [each for each in stamped if start_ns <= each.monotonic_ns < end_ns]
     return inside[:: max(1, len(inside) // _READINGS)]
 
@@ -183,17 +168,17 @@ def _device_figures(energy: DeviceEnergy, answers: AnswerStats) -> ThermalFigure
 
 
 def _cell(cold: Part, hot: Part) -> ThermalComparison:
-    figures = [
+    first, last = (
         ThermalFigures(None, part.cell.total_j_per_answer, part.answers.p50_ms, part.answers.p99_ms)
         for part in (cold, hot)
-    ]
+    )
     return ThermalComparison(
         name=CELL,
         scope=hot.cell.scope if not hot.cell.not_measured else "",
         is_simulated=hot.cell.is_simulated,
         zone="",
         slope_c_per_min=None,
-        cold=figures[0],
-        hot=figures[1],
+        cold=first,
+        hot=last,
         resolution_j=hot.cell.resolution_j_per_answer,
     )

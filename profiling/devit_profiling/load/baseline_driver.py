@@ -21,14 +21,7 @@ class BaselineDriver:
     """Drives the model through the phases of a scenario."""
 
     def __init__(self, client: Client, device: str, wait: Callable[[float], None], show: Callable[[str], None]) -> None:
-        """Keep who runs the model.
-
-        Args:
-            client: Connected to the node.
-            device: Name of the device.
-            wait: Lets seconds pass.
-            show: Told that the model is loading, again and again.
-        """
+        """Keep who runs the model, how seconds pass, and who is told again and again that it is loading."""
         self.record: BaselineRecord | None = None
         """What the model has done; absent before it is loaded."""
         self._client = client

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from devit_contract.artefacts.files import make_folder
 from devit_contract.artefacts.fleet import Device, Fleet
 from devit_contract.errors import InputError, LinkError, LostLinkError
 from devit_contract.service.progress import Progress
@@ -20,20 +18,9 @@ from devit_contract.wire.client import Client, Picture
 from devit_profiling.load.load_generator import ImageSet
 from devit_profiling.load.measurement import Measurement
 from devit_profiling.load.node_power import NodePower
-from devit_profiling.record.record import (
-    NODE,
-    SCHEMA,
-    TOGETHER,
-    CutShort,
-    NodeRecord,
-    Plan,
-    Recording,
-    Run,
-    Scenario,
-)
-from devit_profiling.record.run_folder import write_recording
+from devit_profiling.record.record import NODE, SCHEMA, TOGETHER, CutShort, NodeRecord, Plan, Recording, Run, Scenario
+from devit_profiling.record.run_folder import new_run, write_recording
 
-_MAX_NAME_CHARS = 120
 _LAST_WORD_S = 2.0
 
 
@@ -55,13 +42,13 @@ def measure_cell(
 
     Args:
         client: Connected to the fleet's node.
-        fleet: Whose devices the names are; its extras become part of the run.
+        fleet: Its extras become part of the run.
         device_names: Devices to measure, each once; the others answer too where all work together.
         pictures: Images to send, in turn: a list that is repeated, or an endless iterator.
         plan: Phases and their lengths.
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
-        calibrations: Folder with calibrations of devices, which become part of the run; none by default.
+        calibrations: Folder with calibrations of devices, which become part of the run.
 
     Raises:
         InputError: A name is unknown or given twice, an image is missing or refused, or ``out`` cannot be written.
@@ -69,9 +56,7 @@ def measure_cell(
         LinkError: The node or a device does not answer, or a device's link is lost before the end of the first phase.
     """
     devices = _devices(fleet, device_names, plan)
-    make_folder(out)  # fails now, not after minutes of measuring
-    started = datetime.now(timezone.utc)
-    name = f"{started:%Y%m%dT%H%M%SZ}-{'-'.join(device_names)}"[:_MAX_NAME_CHARS]
+    folder, started_utc = new_run(out, "-".join(device_names))
     status = client.status()
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
@@ -79,8 +64,8 @@ def measure_cell(
         cut_short, node_after = _take_all(client, measurement, scenarios, _endless(pictures))
     run = Run(
         schema=SCHEMA,
-        name=name,
-        started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
+        name=folder.name,
+        started_utc=started_utc,
         software=version("devit"),
         bundle=status.bundle,
         pictures=pictures.origin if isinstance(pictures, ImageSet) else "images of the program that measured",
@@ -95,8 +80,8 @@ def measure_cell(
         extras=tuple(fleet.extra),
         baseline=measurement.baseline,
     )
-    write_recording(out / name, Recording(run, measurement.lines | {NODE: node.lines}, measurement.answers))
-    return out / name
+    write_recording(folder, Recording(run, measurement.lines | {NODE: node.lines}, measurement.answers))
+    return folder
 
 
 def cell_scenarios(devices: Sequence[Device], plan: Plan) -> tuple[Scenario, ...]:
@@ -140,31 +125,25 @@ def _take_all(
 ) -> tuple[CutShort | None, NodeRecord | None]:
     """Take all scenarios while power is sampled; return what ended that early, and what the node says after it."""
     timeout_s = client.timeout_s
+    cut_short = after = None
     try:
-        cut_short = _measure(measurement, scenarios, pictures)
-        if cut_short is not None and not cut_short.is_interrupt:
-            client.timeout_s = min(timeout_s, _LAST_WORD_S)  # a peer that is lost gets little time to answer
+        try:
+            measurement.sampling.start()
+            for scenario in scenarios:
+                measurement.measure(scenario, pictures)
+        except (KeyboardInterrupt, LinkError) as err:
+            if not measurement.phases:
+                raise  # there is nothing to keep
+            cut_short = CutShort.by(err, scenario.name, measurement.phases)
+            if not cut_short.is_interrupt:
+                client.timeout_s = min(timeout_s, _LAST_WORD_S)  # a peer that is lost gets little time to answer
         measurement.sampling.wait_for_tail()
     finally:
         measurement.sampling.stop()
-    after = None
     with suppress(LinkError):
         after = NodeRecord.of(client.status())
     client.timeout_s = timeout_s
     return cut_short, after
-
-
-def _measure(measurement: Measurement, scenarios: Sequence[Scenario], pictures: Iterator[Picture]) -> CutShort | None:
-    """Take all scenarios; an early end is returned if there is anything to keep, else raised."""
-    try:
-        measurement.sampling.start()
-        for scenario in scenarios:
-            measurement.measure(scenario, pictures)
-    except (KeyboardInterrupt, LinkError) as err:
-        if not measurement.phases:
-            raise
-        return measurement.cut_short(err)
-    return None
 
 
 def _endless(pictures: Iterable[Picture]) -> Iterator[Picture]:

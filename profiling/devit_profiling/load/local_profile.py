@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 
 from msgspec import structs
 
-from devit_contract.artefacts.files import make_folder
 from devit_contract.errors import EnergyError, EngineError
 from devit_contract.service.progress import Progress
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
 from devit_profiling.load.schedule import Watch
 from devit_profiling.record.record import LOCAL, CutShort, Plan, Scenario
-from devit_profiling.record.run_folder import write_recording
+from devit_profiling.record.run_folder import new_run, write_recording
 from devit_profiling.sensor.local_sampler import LocalSampler
 
 
@@ -29,22 +27,12 @@ def measure_local(
     calibrations: Path | None = None,
     sensor_command: Sequence[str] = (),
 ) -> Path:
-    """Measure this machine, and write the raw files of the run.
+    """Measure this machine, and write the raw files of the run; give its folder.
 
-    With an engine: idle, warm-up, windows, idle, and without a sensor its times alone. Without an engine: windows at
-    rest. Ctrl-C, or an engine that fails, ends the run early: what had been measured by then is kept.
-
-    Args:
-        engine_command: What :func:`~devit_engines.bench.child.engine_command` makes; empty: no engine runs.
-        submodel: Which one the engine runs.
-        plan: Phases and their lengths.
-        out: Folder in which the run's own folder is made.
-        progress: Told the seconds that are done and planned, and the phase.
-        calibrations: Folder with the calibration ``local.json``; none by default.
-        sensor_command: By default the one that this machine has.
-
-    Returns:
-        The run's folder.
+    With an engine, by a command of :func:`~devit_engines.bench.child.engine_command`: idle, warm-up, windows, idle, and
+    without a sensor its times alone. Without an engine: windows at rest. Ctrl-C, or an engine that fails, ends the run
+    early: what had been measured by then is kept. The calibration is ``local.json`` of ``calibrations``; the sensor is
+    by default the one that this machine has.
 
     Raises:
         InputError: ``out`` cannot be written.
@@ -53,9 +41,7 @@ def measure_local(
         EngineError: The engine cannot be loaded, or fails before the first phase has ended.
         KeyboardInterrupt: It was interrupted before that.
     """
-    make_folder(out)  # fails now, not after minutes of measuring
-    started = datetime.now(timezone.utc)
-    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{LOCAL}"
+    folder, started_utc = new_run(out, LOCAL)
     if not engine_command:
         plan = structs.replace(plan, has_idle_after=False)
     scenario = local_scenario(engine_command, submodel)
@@ -70,7 +56,7 @@ def measure_local(
                 raise EnergyError(f"{sensor_error}; --bundle DIR measures latency all the same") from err
         measurement = LocalMeasurement(LOCAL, submodel, plan, sampler, calibrations)
         cut_short = _measure(measurement, scenario, engine_command, Watch(progress, plan, scenario))
-    recording = measurement.recording(folder.name, started, [scenario], sensor_error=sensor_error, cut_short=cut_short)
+    recording = measurement.recording(folder.name, started_utc, [scenario], sensor_error, cut_short)
     write_recording(folder, recording)
     return folder
 
@@ -94,7 +80,7 @@ def _measure(
     except (KeyboardInterrupt, EngineError) as err:
         if not measurement.phases:
             raise
-        cut_short = CutShort.by(err, scenario.name, max(phase.number for phase in measurement.phases))
+        cut_short = CutShort.by(err, scenario.name, measurement.phases)
     measurement.wait_for_tail()
     watch.finish()
     return cut_short

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,10 +13,9 @@ from devit_contract.machine import board_model
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_engines.bench.child import EngineChild, Ready, TimedRun
+from devit_profiling.load.schedule import between_rests, first_line_s, tail_s
 from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import (
-    IDLE,
-    IDLE_AFTER,
     OUTSIDE,
     SCHEMA,
     SETTLE,
@@ -36,8 +35,6 @@ from devit_profiling.record.record import (
 from devit_profiling.sensor.local_sampler import LocalSampler
 
 NO_ENGINE = "none, as no engine ran"
-_FIRST_LINE_S = 5.0
-_TAIL_PERIODS = 2.5
 _MORE_S = 0.5
 
 
@@ -47,15 +44,7 @@ class LocalMeasurement:
     def __init__(
         self, name: str, submodel: int, plan: Plan, sampler: LocalSampler | None, calibrations: Path | None = None
     ) -> None:
-        """Start with nothing.
-
-        Args:
-            name: Of this machine.
-            submodel: Which one its engine runs.
-            plan: Phases and their lengths.
-            sampler: Running; without one, times alone are measured.
-            calibrations: Folder with calibrations; none by default.
-        """
+        """Start with nothing; without a sampler, which has to be running, times alone are measured."""
         self.phases: list[Phase] = []
         self._name = name
         self._submodel = submodel
@@ -69,12 +58,7 @@ class LocalMeasurement:
         self._busy_ns = 0
 
     def measure(self, scenario: Scenario, engine_command: Sequence[str], show: Callable[[str], None]) -> None:
-        """Load an engine, and take it through all phases of a scenario.
-
-        Args:
-            scenario: Its name.
-            engine_command: As :func:`~devit_engines.bench.child.engine_command` makes it.
-            show: Told each phase as it begins.
+        """Load an engine, and take it through all phases of a scenario; ``show`` is told each phase as it begins.
 
         Raises:
             EngineError: The engine cannot be loaded, or fails.
@@ -85,16 +69,12 @@ class LocalMeasurement:
             show("loading the engine")
             self._about = engine.ready(self.wait)
             self._calibration = find_calibration(self._calibrations, self._name, self._about.board_model)
-            self._rest(scenario, SETTLE, plan.settle_s, show)
-            self._rest(scenario, IDLE, plan.idle_s, show)
-            show(WARM_UP)
-            self._work(scenario, WARM_UP, OUTSIDE, self._warm_up(engine))
-            for number in range(1, plan.windows + 1):
-                show(f"{WINDOW} {number} of {plan.windows}")
-                self._work(scenario, WINDOW, number, [engine.run(plan.duration_s, self.wait)])
-            if plan.has_idle_after:
-                self._rest(scenario, SETTLE, plan.settle_s, show)
-                self._rest(scenario, IDLE_AFTER, plan.idle_s, show)
+            with between_rests(plan, partial(self._rest, scenario, show)):
+                show(WARM_UP)
+                self._work(scenario, WARM_UP, OUTSIDE, self._warm_up(engine))
+                for number in range(1, plan.windows + 1):
+                    show(f"{WINDOW} {number} of {plan.windows}")
+                    self._work(scenario, WINDOW, number, [engine.run(plan.duration_s, self.wait)])
 
     def measure_idle(self, scenario: Scenario, show: Callable[[str], None]) -> None:
         """Take windows in which nothing runs; arguments as of :meth:`measure`."""
@@ -109,7 +89,7 @@ class LocalMeasurement:
 
     def wait_for_tail(self) -> None:
         """Wait for a sample after the last phase, which its end is interpolated with."""
-        self.wait(_TAIL_PERIODS * self._plan.interval_ms / 1000)
+        self.wait(tail_s(self._plan.interval_ms))
 
     def wait(self, duration_s: float) -> None:
         """Let time pass, and take the lines that come."""
@@ -121,20 +101,14 @@ class LocalMeasurement:
     def recording(
         self,
         name: str,
-        started: datetime,
+        started_utc: str,
         scenarios: Sequence[Scenario],
-        *,
         sensor_error: str = "",
         cut_short: CutShort | None = None,
     ) -> Recording:
-        """Give the raw data as those of a run without a node.
+        """Give the raw data of these scenarios alone, as those of a run without a node.
 
-        Args:
-            name: Of the run.
-            started: UTC.
-            scenarios: Those to keep; what others have left is dropped.
-            sensor_error: Why there is no sampler, or why it gives no samples.
-            cut_short: How it ended early.
+        ``sensor_error`` says why there is no sampler, or why it gives no samples.
         """
         about, sampler, names = self._about, self._sampler, {scenario.name for scenario in scenarios}
         device = DeviceRecord(
@@ -142,13 +116,13 @@ class LocalMeasurement:
             submodel=self._submodel,
             description=self._description(),
             sensor_problem=sensor_error or (sampler.problem if sampler is not None else ""),
-            sampling=sampler.cost if sampler is not None else None,
+            sampling=sampler.whole_cost if sampler is not None else None,
             calibration=self._calibration,
         )
         run = Run(
             schema=SCHEMA,
             name=name,
-            started_utc=f"{started:%Y-%m-%d %H:%M:%S}",
+            started_utc=started_utc,
             software=version("devit"),
             bundle=about.bundle if about is not None else NO_ENGINE,
             pictures="one random image, again and again" if about is not None else NO_ENGINE,
@@ -174,7 +148,7 @@ class LocalMeasurement:
             runs.append(engine.run(_MORE_S, self.wait))
         return runs
 
-    def _rest(self, scenario: Scenario, kind: PhaseKind, duration_s: float, show: Callable[[str], None]) -> None:
+    def _rest(self, scenario: Scenario, show: Callable[[str], None], kind: PhaseKind, duration_s: float) -> None:
         if duration_s > 0:
             show(kind)
             start = self._boundary(time.monotonic_ns())
@@ -226,7 +200,7 @@ def wait_for_first_sample(sampler: LocalSampler, interval_ms: int) -> None:
     Raises:
         EnergyError: None comes in time.
     """
-    limit_s = _FIRST_LINE_S + 2 * interval_ms / 1000
+    limit_s = first_line_s(interval_ms)
     end_s = time.monotonic() + limit_s
     while not sampler.lines:
         if sampler.problem or time.monotonic() > end_s:

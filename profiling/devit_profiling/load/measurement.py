@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from devit_contract.artefacts.fleet import Device
-from devit_contract.errors import LinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.messages import Mark, PowerLine
@@ -18,20 +18,16 @@ from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.baseline_driver import BaselineDriver
 from devit_profiling.load.load_generator import Sent, send_requests
 from devit_profiling.load.sampling import Sampling
-from devit_profiling.load.schedule import STEP_S, Watch
+from devit_profiling.load.schedule import STEP_S, Watch, between_rests
 from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
-    IDLE,
-    IDLE_AFTER,
     NODE,
     OUTSIDE,
-    SETTLE,
     WARM_UP,
     WINDOW,
     AnswerRow,
     BaselineRecord,
     Boundary,
-    CutShort,
     DeviceRecord,
     Phase,
     PhaseKind,
@@ -106,10 +102,6 @@ class Measurement:
         """Check whether any phase of a scenario has ended."""
         return any(phase.scenario == scenario.name for phase in self.phases)
 
-    def cut_short(self, cause: KeyboardInterrupt | LinkError) -> CutShort:
-        """Describe how far the run had come when it ended early."""
-        return CutShort.by(cause, self._scenario.name, self._done)
-
     def measure(self, scenario: Scenario, pictures: Iterator[Picture]) -> None:
         """Take one scenario through all its phases."""
         plan = self._plan
@@ -117,16 +109,12 @@ class Measurement:
         watch = Watch(self._progress, plan, scenario)
         if scenario.is_baseline:
             self._driver = BaselineDriver(self._client, scenario.device, self.sampling.wait, watch.show)
-        with self._driver.loaded() if self._driver is not None and scenario.is_baseline else nullcontext():
-            self._rest(SETTLE, plan.settle_s, watch)
-            self._rest(IDLE, plan.idle_s, watch)
-            if self._driver is not None and scenario.is_baseline:
-                self._run_baseline(self._driver, watch)
+        driver = self._driver if scenario.is_baseline else None
+        with driver.loaded() if driver is not None else nullcontext(), between_rests(plan, partial(self._rest, watch)):
+            if driver is not None:
+                self._run_baseline(driver, watch)
             else:
                 self._load(pictures, watch)
-            if plan.has_idle_after:
-                self._rest(SETTLE, plan.settle_s, watch)
-                self._rest(IDLE_AFTER, plan.idle_s, watch)
         watch.finish()
 
     def _run_baseline(self, driver: BaselineDriver, watch: Watch) -> None:
@@ -143,7 +131,7 @@ class Measurement:
             start = self._end_phase(kind, window, start)
             driver.end_window(window, is_last=window == plan.windows)
 
-    def _rest(self, kind: PhaseKind, duration_s: float, watch: Watch) -> None:
+    def _rest(self, watch: Watch, kind: PhaseKind, duration_s: float) -> None:
         """Let the cell idle."""
         if duration_s == 0:
             return
@@ -195,18 +183,16 @@ class Measurement:
         snapshots, asked_ns = {}, {}
         for device in self._devices:
             before_ns = time.monotonic_ns()
-            snapshots[device.name] = self._snapshot(device.name)
+            is_baseline = self._scenario.is_baseline and self._scenario.device == device.name
+            if self._driver is not None and is_baseline:
+                snapshots[device.name] = self._driver.snapshot()
+            else:
+                snapshots[device.name] = self._client.mark(device.name)
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self.sampling.collect()
         now_ns = time.monotonic_ns()
         snapshots[NODE] = Mark(now_ns, self._answered, 0)  # this machine's own, for the node's power where it runs here
         return Boundary(now_ns, snapshots, asked_ns)
-
-    def _snapshot(self, device: str) -> Mark:
-        """Ask for a snapshot that counts what the scenario is about."""
-        if self._driver is not None and self._scenario.is_baseline and self._scenario.device == device:
-            return self._driver.snapshot()
-        return self._client.mark(device)
 
 
 def _window_text(scenario: Scenario, window: int, plan: Plan) -> str:

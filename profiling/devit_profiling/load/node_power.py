@@ -5,12 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
-from types import TracebackType
 
 from devit_contract.artefacts.fleet import parse_endpoint
 from devit_contract.errors import EnergyError
 from devit_contract.machine import board_model
-from devit_contract.wire.messages import Description, PowerLine, SamplingCost
+from devit_contract.wire.messages import Description, PowerLine
 from devit_profiling.record.record import NODE, DeviceRecord
 from devit_profiling.sensor.local_sampler import LocalSampler
 
@@ -25,23 +24,14 @@ class NodePower:
     """A context manager; without a sensor of the node's machine it has no lines, and its record says why."""
 
     def __init__(self, endpoint: str, interval_ms: int) -> None:
-        """Choose the sensor; nothing is started yet.
-
-        Args:
-            endpoint: The node's ``client_endpoint``.
-            interval_ms: Sampling period in milliseconds.
-        """
-        self._error = "" if is_here(endpoint) else ELSEWHERE
+        """Keep the node's ``client_endpoint`` and the sampling period; nothing is started yet."""
+        self._endpoint = endpoint
+        self._interval_ms = interval_ms
+        self._error = ""
         self._sampler: LocalSampler | None = None
-        self._cost: SamplingCost | None = None
         self._stop = threading.Event()
         # Lines are stamped when they are read, so a thread reads them while requests are sent.
         self._thread = threading.Thread(target=self._collect, daemon=True)
-        if not self._error:
-            try:
-                self._sampler = LocalSampler(interval_ms)
-            except EnergyError as err:
-                self._error = str(err)
 
     @property
     def lines(self) -> tuple[PowerLine, ...]:
@@ -52,28 +42,28 @@ class NodePower:
     def record(self) -> DeviceRecord:
         """What a run keeps of the machine; its sensor is empty where sampling never started."""
         sensor = " ".join(self._sampler.command) if self._sampler is not None else ""
-        return DeviceRecord(NODE, -1, Description(board_model(), "", "", sensor, 0), self._error, self._cost)
+        cost = self._sampler.whole_cost if self._sampler is not None else None
+        return DeviceRecord(NODE, -1, Description(board_model(), "", "", sensor, 0), self._error, cost)
 
     def __enter__(self) -> NodePower:
         """Start sampling; a failure is kept in the record."""
-        if self._sampler is not None:
-            try:
-                self._sampler.__enter__()
-            except EnergyError as err:
-                self._sampler, self._error = None, str(err)
-            else:
-                self._thread.start()
+        if not is_here(self._endpoint):
+            self._error = ELSEWHERE
+            return self
+        try:
+            self._sampler = LocalSampler(self._interval_ms).__enter__()
+        except EnergyError as err:
+            self._error = str(err)
+        else:
+            self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop sampling, and keep what it has cost."""
+    def __exit__(self, *error: object) -> None:
+        """Stop sampling."""
         self._stop.set()
         if self._sampler is not None:
             self._thread.join()
-            self._sampler.__exit__(kind, error, trace)
-            self._cost = self._sampler.cost
+            self._sampler.__exit__()
 
     def _collect(self) -> None:
         assert self._sampler is not None  # the thread is started with one

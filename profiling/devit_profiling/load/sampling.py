@@ -9,11 +9,7 @@ from contextlib import suppress
 from devit_contract.errors import LinkError
 from devit_contract.wire.client import Client
 from devit_contract.wire.messages import PowerLine, SamplingCost
-from devit_profiling.load.schedule import STEP_S
-
-_FIRST_LINE_S = 5.0
-# Real periods are up to 9 % longer than the interval.
-_TAIL_PERIODS = 2.5
+from devit_profiling.load.schedule import STEP_S, first_line_s, tail_s
 
 
 class Sampling:
@@ -39,7 +35,7 @@ class Sampling:
             except LinkError as err:
                 self._running.discard(device)
                 self.errors[device] = str(err)
-        limit_s = _FIRST_LINE_S + 2 * self._interval_ms / 1000
+        limit_s = first_line_s(self._interval_ms)
         end_s = time.monotonic() + limit_s
         while self._silent() and time.monotonic() < end_s:
             self.wait(STEP_S)
@@ -63,7 +59,7 @@ class Sampling:
 
     def wait_for_tail(self) -> None:
         """Wait for the samples after the last phase, which its end is interpolated with."""
-        self.wait(_TAIL_PERIODS * self._interval_ms / 1000 if self._running else 0.0)
+        self.wait(tail_s(self._interval_ms) if self._running else 0.0)
 
     def collect(self) -> None:
         """Take the lines that have come."""

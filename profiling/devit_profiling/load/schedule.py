@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from devit_contract.service.progress import Progress
 from devit_profiling.figures.thermal import is_sustained
-from devit_profiling.record.record import Plan, Scenario
+from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, PhaseKind, Plan, Scenario
 
 STEP_S = 0.25
 """Time between two reports of progress."""
@@ -36,6 +37,27 @@ class Watch:
     def finish(self) -> None:
         """Report that the scenario is done."""
         self._progress(self._stage, self._planned_s, self._planned_s)
+
+
+@contextmanager
+def between_rests(plan: Plan, rest: Callable[[PhaseKind, float], None]) -> Iterator[None]:
+    """Have the load of the block lie between idle phases, each after some rest, as far as they are planned."""
+    rest(SETTLE, plan.settle_s)
+    rest(IDLE, plan.idle_s)
+    yield
+    if plan.has_idle_after:
+        rest(SETTLE, plan.settle_s)
+        rest(IDLE_AFTER, plan.idle_s)
+
+
+def first_line_s(interval_ms: int) -> float:
+    """Give how long a sampler's first line may take."""
+    return 5.0 + 2 * interval_ms / 1000
+
+
+def tail_s(interval_ms: int) -> float:
+    """Give how long to sample after the last phase: real periods are up to 9 % longer than the interval."""
+    return 2.5 * interval_ms / 1000
 
 
 def planned_s(plan: Plan, scenarios: Iterable[Scenario]) -> float:

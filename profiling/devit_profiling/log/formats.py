@@ -23,7 +23,6 @@ class Spread(msgspec.Struct, frozen=True):
     name: str
     unit: str
     samples: int
-    """How many samples show it."""
     least: float
     mean: float
     """Of the samples, each with the same weight."""
@@ -55,7 +54,7 @@ class LogSummary(msgspec.Struct, frozen=True):
 
 def summarise(readings: Iterable[Reading]) -> LogSummary:
     """Sum up the readings of one log, in one pass."""
-    columns = _Columns()
+    totals, rails, others = _Columns(), _Columns(), _Columns()
     stamps: list[datetime] = []
     samples = 0
     is_simulated = False
@@ -63,24 +62,18 @@ def summarise(readings: Iterable[Reading]) -> LogSummary:
         samples += 1
         sample = reading.sample
         is_simulated = is_simulated or sample.is_simulated
-        columns.add("total", "mW", reading.total_mw)
+        totals.add("total", "mW", reading.total_mw)
         for rail, power_mw in sample.rails_mw.items():
-            columns.add(rail, "mW", power_mw, kind="rail")
-        columns.add("GPU load", "%", sample.gpu_percent, kind="other")
-        columns.add("memory in use", "MB", sample.ram_used_mb, kind="other")
+            rails.add(rail, "mW", power_mw)
+        others.add("GPU load", "%", sample.gpu_percent)
+        others.add("memory in use", "MB", sample.ram_used_mb)
         for zone, degrees_c in sample.temperatures_c.items():
-            columns.add(zone, "C", degrees_c, kind="other")
+            others.add(zone, "C", degrees_c)
         stamp = _time(sample)
         if stamp is not None:
             stamps.append(stamp)
-    return LogSummary(
-        samples=samples,
-        is_simulated=is_simulated,
-        period=sampling_period(stamps),
-        total=next(iter(columns.spreads("total")), None),
-        rails=columns.spreads("rail"),
-        others=columns.spreads("other"),
-    )
+    total = next(iter(totals.spreads()), None)
+    return LogSummary(samples, is_simulated, sampling_period(stamps), total, rails.spreads(), others.spreads())
 
 
 def sampling_period(stamps: list[datetime]) -> SamplingPeriod | None:
@@ -142,21 +135,17 @@ def csv_table(readings: Sequence[Reading]) -> Iterator[str]:
         )
 
 
-class _Columns:
-    """Values by kind, name and unit, in the order in which they came up."""
+class _Columns(dict[tuple[str, str], list[float]]):
+    """Values by name and unit, in the order in which they came up."""
 
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str, str], list[float]] = {}
-
-    def add(self, name: str, unit: str, value: float | None, kind: str = "total") -> None:
+    def add(self, name: str, unit: str, value: float | None) -> None:
         if value is not None:
-            self._values.setdefault((kind, name, unit), []).append(value)
+            self.setdefault((name, unit), []).append(value)
 
-    def spreads(self, kind: str) -> tuple[Spread, ...]:
+    def spreads(self) -> tuple[Spread, ...]:
         return tuple(
             Spread(name, unit, len(values), min(values), fmean(values), max(values))
-            for (of_kind, name, unit), values in self._values.items()
-            if of_kind == kind
+            for (name, unit), values in self.items()
         )
 
 

@@ -35,12 +35,9 @@ class LogReader:
     """Gives the readings of a log in one pass; its attributes are of the lines read so far."""
 
     def __init__(self, name: str, lines: Iterable[str], board: Board | None = None) -> None:
-        """Keep the lines; nothing is read yet.
+        """Keep the lines, with their line ends, so that a last line that was cut off is seen; nothing is read yet.
 
-        Args:
-            name: Of the log, for messages.
-            lines: With their line ends, so that a last line that was cut off is seen.
-            board: Whose rule makes the total; ``None``: the first board that a sample fits.
+        The total is made by the board's rule; without a board, by that of the first one that a sample fits.
         """
         self.total = BoardTotal(board=board)
         self.unparsed_lines = 0

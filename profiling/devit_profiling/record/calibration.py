@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from devit_contract.arrays import Float64Array
-from devit_contract.artefacts.files import read_json, write_json
+from devit_contract.artefacts.files import read_json
 from devit_contract.errors import ManifestError
 
 SCHEMA = 2
@@ -106,22 +106,8 @@ def calibration_path(folder: Path, device: str) -> Path:
     return folder / f"{device}.json"
 
 
-def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write a calibration file.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    write_json(path, calibration)
-
-
 def find_calibration(folder: Path | None, device: str, board_model: str) -> Calibration | None:
-    """Read a device's calibration; ``None`` where it has none.
-
-    Args:
-        folder: Folder of the calibrations; ``None``: there is none.
-        device: Name of the device in the fleet.
-        board_model: Model of its board.
+    """Read a device's calibration; ``None`` where it has none, or there is no folder of calibrations.
 
     Raises:
         InputError: The file cannot be read.

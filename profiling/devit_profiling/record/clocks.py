@@ -55,8 +55,7 @@ class TimeAxis:
     @classmethod
     def of(cls, recording: Recording) -> TimeAxis:
         """Fit the clocks of all machines of a run."""
-        phases = recording.run.phases
-        boundaries = [boundary for phase in phases for boundary in (phase.start, phase.end)]
+        boundaries = recording.run.boundaries
         clocks = {device.name: fit_clock(boundaries, device.name) for device in recording.run.machines}
         moments = [boundary.host_ns for boundary in boundaries]
         moments += [at for boundary in boundaries for at, _ in boundary.asked_ns.values()]
@@ -87,17 +86,14 @@ def fit_clock(boundaries: Sequence[Boundary], device: str) -> ClockFit:
     )
     if not snapshots:
         return ClockFit(0, 0, 0, 0.0, 0.0, 0.0, None)
-    reference_ns = snapshots[0][0]
-    halves_us = [half_us for _, (_, half_us) in snapshots if half_us is not None]
     # Whole numbers first: a double holds nanoseconds since boot for a hundred days only.
-    first_ns = snapshots[0][1][0] - reference_ns
-    time_s = np.array([device_ns - reference_ns for device_ns, _ in snapshots], np.float64) / 1e9
-    offset_us = (
-        np.array([middle_ns - device_ns - first_ns for device_ns, (middle_ns, _) in snapshots], np.float64) / 1e3
-    )
-    weights = np.array(
-        [1.0 / max(1.0 if half_us is None else half_us, 1.0) for _, (_, half_us) in snapshots], np.float64
-    )
+    devices_ns = np.array([device_ns for device_ns, _ in snapshots], np.int64)
+    offsets_ns = np.array([middle_ns - device_ns for device_ns, (middle_ns, _) in snapshots], np.int64)
+    reference_ns, first_ns = int(devices_ns[0]), int(offsets_ns[0])
+    time_s = (devices_ns - reference_ns) / 1e9
+    offset_us = (offsets_ns - first_ns) / 1e3
+    halves_us = [half_us for _, (_, half_us) in snapshots if half_us is not None]
+    weights = np.array([1.0 / max(half_us or 0.0, 1.0) for _, (_, half_us) in snapshots], np.float64)
     slope = 0.0
     if len(snapshots) > 2:
         # In microseconds per second, which is parts per million.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -110,9 +110,18 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end: Boundary
 
     @property
+    def title(self) -> str:
+        """Its kind, and the number of a window."""
+        return self.kind if self.number == OUTSIDE else f"{self.kind} {self.number}"
+
+    @property
     def duration_s(self) -> float:
         """Length on the host's clock."""
         return (self.end.host_ns - self.start.host_ns) / 1e9
+
+    def span_ns(self, device: str) -> tuple[int, int]:
+        """Give start and end on a device's clock."""
+        return self.start.snapshots[device].monotonic_ns, self.end.snapshots[device].monotonic_ns
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,15 +183,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(cls, status: NodeStatus) -> NodeRecord:
         """Take it from the node's answer."""
         devices = tuple(
-            CellDevice(
-                device.name,
-                device.submodel,
-                device.state,
-                device.answered,
-                device.late,
-                missing=sum(device.missing.values()),
-            )
-            for device in status.devices
+            CellDevice(each.name, each.submodel, each.state, each.answered, each.late, sum(each.missing.values()))
+            for each in status.devices
         )
         return cls(status.image_shape, status.min_devices, status.deadline_ms, status.frames, devices)
 
@@ -214,8 +216,9 @@ class CutShort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of its windows, how many had ended; an unfinished one is in no figure."""
 
     @classmethod
-    def by(cls, cause: KeyboardInterrupt | DevitError, scenario: str, windows: int) -> CutShort:
-        """Describe what ended a run early."""
+    def by(cls, cause: KeyboardInterrupt | DevitError, scenario: str, phases: Iterable[Phase]) -> CutShort:
+        """Describe what ended a run early in a scenario, after these phases."""
+        windows = max((phase.number for phase in phases if phase.scenario == scenario), default=OUTSIDE)
         is_interrupt = isinstance(cause, KeyboardInterrupt)
         why = "Ctrl-C or SIGTERM" if is_interrupt else " ".join(str(cause).split())
         return cls(why, is_interrupt, scenario, windows)
@@ -252,6 +255,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def machines(self) -> tuple[DeviceRecord, ...]:
         """The devices, and the node's machine where it was sampled."""
         return (*self.devices, self.node) if self.node is not None and self.node.description.sensor else self.devices
+
+    @property
+    def boundaries(self) -> list[Boundary]:
+        """Those of all phases, in their order."""
+        return [boundary for phase in self.phases for boundary in (phase.start, phase.end)]
 
     @property
     def is_local(self) -> bool:

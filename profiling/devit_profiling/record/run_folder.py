@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
-from devit_contract.artefacts.files import new_folder, read_json, write_bytes, write_json
+from devit_contract.artefacts.files import make_folder, new_folder, read_bytes, read_json, write_bytes, write_json
 from devit_contract.artefacts.keys import check_name
-from devit_contract.errors import InputError, ManifestError
+from devit_contract.errors import ManifestError
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, PowerLine
 from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Run
 
 RUN_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
+_MAX_NAME_CHARS = 120
+_Row = TypeVar("_Row")
 _HINT = "measure again with profile --devices"
 
 
@@ -39,6 +43,17 @@ def log_name(device: str) -> str:
 def stamps_name(device: str) -> str:
     """Give the name of the file with the arrival times of a device's lines."""
     return f"{device.replace(' ', '+')}.stamps.csv"
+
+
+def new_run(out: Path, title: str) -> tuple[Path, str]:
+    """Name the folder of a run that starts now by UTC time and title, and write the time out.
+
+    Raises:
+        InputError: ``out`` cannot be written; better now than after minutes of measuring.
+    """
+    make_folder(out)
+    started = datetime.now(timezone.utc)
+    return out / f"{started:%Y%m%dT%H%M%SZ}-{title}"[:_MAX_NAME_CHARS], f"{started:%Y-%m-%d %H:%M:%S}"
 
 
 def write_recording(folder: Path, recording: Recording) -> None:
@@ -70,7 +85,9 @@ def read_recording(folder: Path) -> Recording:
     run = read_json(path, Run, schema=SCHEMA, hint=_HINT)
     _check_run(path, run)
     lines = {device.name: _read_lines(folder, device.name) for device in run.machines}
-    return Recording(run, lines, _read_answers(folder / LATENCY_FILE, run.names_by_submodel()))
+    names = run.names_by_submodel()
+    answers = _read_rows(folder / LATENCY_FILE, _latency_header(names), lambda cells: _answer_row(cells, names))
+    return Recording(run, lines, tuple(answers))
 
 
 _STAMP_HEADER = ("line", "monotonic_ns")
@@ -89,11 +106,10 @@ def _check_run(path: Path, run: Run) -> None:
     if not devices or not scenarios:
         raise ManifestError(f"{path}: expected at least one device and one scenario: {_HINT}")
     for number, phase in enumerate(run.phases):
-        for boundary in (phase.start, phase.end):
-            if missing := devices - boundary.snapshots.keys():
-                raise ManifestError(
-                    f"{path}: phases[{number}]: expected a snapshot of {', '.join(sorted(missing))}: {_HINT}"
-                )
+        if missing := devices - (phase.start.snapshots.keys() & phase.end.snapshots.keys()):
+            raise ManifestError(
+                f"{path}: phases[{number}]: expected a snapshot of {', '.join(sorted(missing))}: {_HINT}"
+            )
         if phase.scenario not in scenarios:
             raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")
 
@@ -101,24 +117,13 @@ def _check_run(path: Path, run: Run) -> None:
 def _read_lines(folder: Path, device: str) -> tuple[PowerLine, ...]:
     path = folder / stamps_name(device)
     texts = _read_text(folder / log_name(device)).split("\n")[:-1]
-    stamps = []
-    for number, cells in _rows(path, _STAMP_HEADER):
-        with _Line(path, number):
-            stamps.append(int(cells[1]))
+    stamps = _read_rows(path, _STAMP_HEADER, lambda cells: int(cells[1]))
     if len(texts) != len(stamps):
         raise ManifestError(
             f"{folder / log_name(device)}: expected {len(stamps)} lines, as many as {path.name} has, "
             f"found {len(texts)}: {_HINT}"
         )
     return tuple(PowerLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
-
-
-def _read_answers(path: Path, names: Mapping[int, str]) -> tuple[AnswerRow, ...]:
-    answers = []
-    for number, cells in _rows(path, _latency_header(names)):
-        with _Line(path, number):
-            answers.append(_answer_row(cells, names))
-    return tuple(answers)
 
 
 def _latency_header(names: Mapping[int, str]) -> tuple[str, ...]:
@@ -170,9 +175,10 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> byt
     return text.getvalue().encode()
 
 
-def _rows(path: Path, header: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
-    """Give the rows after the header, with their line numbers."""
+def _read_rows(path: Path, header: Sequence[str], convert: Callable[[list[str]], _Row]) -> list[_Row]:
+    """Convert the rows after the header."""
     reader = csv.reader(io.StringIO(_read_text(path)))
+    rows = []
     try:
         for number, cells in enumerate(reader, 1):
             if number == 1 and tuple(cells) != tuple(header):
@@ -182,29 +188,17 @@ def _rows(path: Path, header: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
             if len(cells) != len(header):
                 raise ManifestError(f"{path}: line {number}: expected {len(header)} cells, found {len(cells)}: {_HINT}")
             if number > 1:
-                yield number, cells
+                rows.append(convert(cells))
     except csv.Error as err:
         raise ManifestError(f"{path}: not a CSV file ({err}): {_HINT}") from err
-
-
-class _Line:
-    """Adds file and line to what a cell's conversion raises."""
-
-    def __init__(self, path: Path, number: int) -> None:
-        self._where = f"{path}: line {number}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, ValueError)):
-            raise ManifestError(f"{self._where}: expected numbers and a known state, found {error}: {_HINT}") from error
+    except (KeyError, ValueError) as err:
+        where = f"{path}: line {number}"
+        raise ManifestError(f"{where}: expected numbers and a known state, found {err}: {_HINT}") from err
+    return rows
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror}): {_HINT}") from err
+        return read_bytes(path, _HINT).decode()
     except UnicodeDecodeError as err:
         raise ManifestError(f"{path}: expected UTF-8 text, found {err}: {_HINT}") from err

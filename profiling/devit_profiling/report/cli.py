@@ -10,8 +10,6 @@ import typer
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
-    import msgspec
-
     from devit_profiling.figures.analysis import Report
 
 Json = Annotated[
@@ -44,7 +42,7 @@ def compare(
 
     found = compare_runs(run_a, run_b)
     if as_json:
-        _print_json(found)
+        terminal.print_json(found)
     else:
         title = f"{found.first}, then {found.second}" + (" (SIMULATED power)" if found.is_simulated else "")
         terminal.print_table(title, COMPARISON_HEADER, comparison_rows(found), numbers=(2, 3, 4, 5))
@@ -63,7 +61,7 @@ def show_report(folder: Path, report: Report, *, as_json: bool) -> None:
     from devit_profiling.report.warning_list import warnings
 
     if as_json:
-        _print_json(report)
+        terminal.print_json(report)
         return
     kind = "Quick look" if report.is_quick else "Profile"
     title = f"{kind}: SIMULATED power, no measurement of a board" if report.is_simulated else kind
@@ -82,9 +80,3 @@ def show_report(folder: Path, report: Report, *, as_json: bool) -> None:
     for warning in warnings(report):
         typer.echo(f"warning: {warning}")
     typer.echo(f"report: {folder / HTML_FILE}")
-
-
-def _print_json(value: msgspec.Struct) -> None:
-    import msgspec
-
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

@@ -10,19 +10,8 @@ from devit_profiling.figures.analysis import Report
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Recording
-from devit_profiling.report.number_format import NOT_MEASURED, interval, interval_parts, joules, number
+from devit_profiling.report import number_format, summary, thermal
 from devit_profiling.report.plots import PHASE_COLOURS, energy_svg, histogram_svg, latency_svg, parts_svg, power_svg
-from devit_profiling.report.summary import (
-    PAPER,
-    SUMMARY_HEADER,
-    against_baseline_text,
-    calibration_notes,
-    legend,
-    load_text,
-    pace_text,
-    summary_rows,
-)
-from devit_profiling.report.thermal import THERMAL_HEADER, thermal_rows, thermal_text
 from devit_profiling.report.warning_list import AT_REST, cut_short_text, warnings
 
 
@@ -35,31 +24,18 @@ def render_html(report: Report, evidence: Evidence) -> str:
     ).from_string(files("devit_profiling.report").joinpath("report.html.j2").read_text("utf-8"))
     return page.render(
         report=report,
-        summary_header=SUMMARY_HEADER,
-        summary=summary_rows(report),
+        summary=summary,
+        thermal=thermal,
+        text=number_format,
         cut_short=cut_short_text(report),
-        load=load_text(report),
-        legend=legend(report),
-        thermal_header=THERMAL_HEADER,
-        thermal=thermal_rows(report),
-        thermal_text=thermal_text(report),
         at_rest=AT_REST,
-        pace_text=pace_text,
-        against_baseline=against_baseline_text(report),
-        paper=PAPER,
         warnings=list(warnings(report)),
-        calibrations=list(calibration_notes(report)),
         power_plots=_power_plots(evidence),
         energy_plots=_energy_plots(report),
         latency_plot=_latency_plot(evidence.recording),
         arrival_plots=_arrival_plots(evidence.recording),
         parts_plot=_parts_plot(report),
         colours=PHASE_COLOURS,
-        number=number,
-        joules=joules,
-        interval=interval,
-        interval_parts=interval_parts,
-        not_measured=NOT_MEASURED,
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ _WIDTH_IN = 6.6
 def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) -> str:
     """Draw a device's rails and total over the whole run, with a shaded band for each phase; from one sample on."""
     device, samples = power.device.name, power.log.samples
-    with Canvas(name, height_in=3.0) as canvas:
+    with open_canvas(name, height_in=3.0) as canvas:
         axes = canvas.axes
         times_s = [axis.device_s(device, sample.monotonic_ns) for sample in samples]
         _shade(axes, device, phases, axis)
@@ -64,18 +65,13 @@ def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) 
 
 
 def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
-    """Draw joules per inference as bars, total and above idle, with their 95 % intervals.
-
-    Args:
-        name: Of the figure.
-        energies: Titles, and figures of devices that have any; at least one.
-    """
+    """Draw joules per inference of at least one titled device, total and above idle, with their 95 % intervals."""
     estimates = [
         each for _, energy in energies for each in (energy.total_j_per_inference, energy.dynamic_j_per_inference)
     ]
     largest_j = max(abs(each.mean) for each in estimates if each is not None)
     unit, scale = ("J", 1.0) if largest_j >= 1 else ("mJ", 1e3)
-    with Canvas(name, height_in=0.6 + 0.62 * len(energies)) as canvas:
+    with open_canvas(name, height_in=0.6 + 0.62 * len(energies)) as canvas:
         axes = canvas.axes
         for place, (_, energy) in enumerate(energies):
             step = (energy.resolution_j_per_inference or 0.0) * scale
@@ -95,7 +91,7 @@ def energy_svg(name: str, energies: Sequence[tuple[str, DeviceEnergy]]) -> str:
 
 def latency_svg(name: str, rows: Mapping[str, Sequence[AnswerRow]]) -> str:
     """Draw the share of answers over latency, a curve per scenario; failed answers are left out."""
-    with Canvas(name, height_in=2.8) as canvas:
+    with open_canvas(name, height_in=2.8) as canvas:
         axes = canvas.axes
         for (scenario, answers), colour in zip(rows.items(), _CURVE_COLOURS * 8, strict=False):
             latency_ms = np.array([row.latency_ms for row in answers if row.is_answered])
@@ -113,16 +109,11 @@ def latency_svg(name: str, rows: Mapping[str, Sequence[AnswerRow]]) -> str:
 
 
 def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    """Draw how long features took to arrive, a histogram a device, with p50, p95 and p99.
-
-    Args:
-        name: Of the figure.
-        arrivals_ms: Device to its times, each shape ``(n,)`` with n at least 1; at least one device.
-    """
+    """Draw how long features took to arrive, a histogram a device, with p50, p95 and p99; shapes ``(n,)``, n > 0."""
     low_ms = max(min(float(times_ms.min()) for times_ms in arrivals_ms.values()), 1e-3)
     high_ms = max(max(float(times_ms.max()) for times_ms in arrivals_ms.values()), low_ms)
     edges_ms = np.geomspace(low_ms * 0.97, high_ms * 1.03, _BINS + 1)
-    with Canvas(name, height_in=0.5 + 1.25 * len(arrivals_ms), rows=len(arrivals_ms)) as canvas:
+    with open_canvas(name, height_in=0.5 + 1.25 * len(arrivals_ms), rows=len(arrivals_ms)) as canvas:
         for axes, (device, times_ms), colour in zip(
             canvas.rows, arrivals_ms.items(), _CURVE_COLOURS * 32, strict=False
         ):
@@ -136,7 +127,7 @@ def histogram_svg(name: str, arrivals_ms: Mapping[str, npt.NDArray[np.float64]])
             axes.set_ylabel("%")
         _log_time(canvas.rows[-1])
         canvas.rows[-1].set_xlabel("milliseconds from dispatch to the feature's arrival at the node (logarithmic)")
-        canvas.space_rows(0.42)
+        canvas.figure.subplots_adjust(hspace=0.42)
         return canvas.svg()
 
 
@@ -149,7 +140,7 @@ def parts_svg(name: str, parts: Mapping[str, TimeParts]) -> str:
         "slowest device alone": "slowest_ms",
         "fusion": "fuse_ms",
     }
-    with Canvas(name, height_in=0.55 + 0.42 * len(parts)) as canvas:
+    with open_canvas(name, height_in=0.55 + 0.42 * len(parts)) as canvas:
         axes = canvas.axes
         left_ms = np.zeros(len(parts))
         for (title, field), colour in zip(titles.items(), _PART_COLOURS, strict=True):
@@ -163,53 +154,41 @@ def parts_svg(name: str, parts: Mapping[str, TimeParts]) -> str:
         return canvas.svg()
 
 
+@contextmanager
+def open_canvas(name: str, height_in: float, rows: int = 1) -> Iterator[Canvas]:
+    """Draw in the block by rules of style that hold in it alone."""
+    from matplotlib import style
+
+    # A user's matplotlibrc changes nothing. Names are no formulas; text is drawn by the browser.
+    rules = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
+    with style.context(["default", rules]):
+        yield Canvas(name, height_in, rows)
+
+
 class Canvas:
-    """A figure of axes below each other as SVG text for a page; a context manager.
+    """A figure of axes below each other, which share the horizontal one, as SVG text for a page.
 
     It uses none of matplotlib's global state. The same data gives the same bytes, with identifiers unique in the page.
     """
 
-    def __init__(self, name: str, height_in: float, rows: int = 1) -> None:
-        """Open a figure.
-
-        Args:
-            name: Unique in the page; identifiers begin with it.
-            height_in: Of the whole figure, in inches.
-            rows: Axes; they share the horizontal one.
-        """
-        from matplotlib import style
+    def __init__(self, name: str, height_in: float, rows: int) -> None:
+        """Open a figure; use :func:`open_canvas`, whose rules of style it needs."""
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
         self._name = name
-        # A user's matplotlibrc changes nothing. Names are no formulas; text is drawn by the browser.
-        rules = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
-        self._rules = style.context(["default", rules])
-        self._rules.__enter__()
-        self._figure: Figure = Figure(figsize=(_WIDTH_IN, height_in))
-        FigureCanvasSVG(self._figure)
-        self.rows: list[Axes] = list(self._figure.subplots(rows, squeeze=False, sharex=True)[:, 0])
+        self.figure: Figure = Figure(figsize=(_WIDTH_IN, height_in))
+        FigureCanvasSVG(self.figure)
+        self.rows: list[Axes] = list(self.figure.subplots(rows, squeeze=False, sharex=True)[:, 0])
         for axes in self.rows:
             axes.spines[["top", "right"]].set_visible(False)
         self.axes = self.rows[0]
-
-    def __enter__(self) -> Canvas:
-        """Draw in a ``with`` block: the rules of style hold in it."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Leave matplotlib as it was."""
-        self._rules.__exit__(None, None, None)
-
-    def space_rows(self, share: float) -> None:
-        """Leave room between the axes, as a share of their height."""
-        self._figure.subplots_adjust(hspace=share)
 
     def svg(self) -> str:
         """Give the picture without prolog and metadata, scaled by its box, with identifiers of its own."""
         text = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self._figure.savefig(text, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
+        self.figure.savefig(text, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
         svg = text.getvalue()
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r'(?<=<svg) ([^>]*?)width="[^"]*" height="[^"]*"', r' role="img" \1', svg, count=1)
@@ -236,8 +215,7 @@ def _shade(axes: Axes, device: str, phases: Sequence[Phase], axis: TimeAxis) -> 
     """Shade the phases, and name each scenario above its first one."""
     named: set[str] = set()
     for phase in phases:
-        start_s = axis.device_s(device, phase.start.snapshots[device].monotonic_ns)
-        end_s = axis.device_s(device, phase.end.snapshots[device].monotonic_ns)
+        start_s, end_s = (axis.device_s(device, at_ns) for at_ns in phase.span_ns(device))
         if phase.kind != SETTLE:
             axes.axvspan(start_s, end_s, facecolor=PHASE_COLOURS[phase.kind], edgecolor="white", linewidth=1.0)
         if phase.scenario not in named:

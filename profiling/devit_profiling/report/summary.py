@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from devit_profiling.figures.analysis import DeviceReport, Report, ScenarioReport
-from devit_profiling.figures.answers import AnswerStats
-from devit_profiling.figures.cell import CellEnergy
+from devit_profiling.figures.cell import CellEnergy, WholeCell
 from devit_profiling.figures.interval import mean_of
 from devit_profiling.report.number_format import NOT_MEASURED, joules, number
 
@@ -40,13 +39,7 @@ def summary_rows(report: Report) -> list[list[str]]:
                     number(p99_ms),
                 ]
             )
-        if scenario.cell is not None:
-            cell, answers = scenario.cell, scenario.answers
-            what = f"{len(scenario.energies)} of {len(scenario.asked)} devices, node left out"
-            figures = [number(cell.mean_w), joules(mean_of(cell.total_j_per_answer), cell.resolution_j_per_answer)]
-            mark = "(SIMULATED)" if cell.is_simulated else ""
-            rows.append(["cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)])
-            rows += _whole_row(cell, answers)
+        rows += _cell_rows(scenario)
     return rows
 
 
@@ -132,17 +125,29 @@ def _change(value: float | None, base: float | None) -> str:
     return f" ({value / base - 1:+.0%})" if value is not None and base else ""
 
 
-def _whole_row(cell: CellEnergy, answers: AnswerStats) -> list[list[str]]:
-    """Give the row of the cell with its node and extras, where it holds any of them."""
-    added = [part for part in cell.parts if part.kind != "device" and not part.left_out]
-    if cell.whole is None or not added:
+def _cell_rows(scenario: ScenarioReport) -> list[list[str]]:
+    """Give the row of the cell, and one with its node and extras, where it holds any of them."""
+    cell, answers = scenario.cell, scenario.answers
+    if cell is None:
         return []
-    figures = [number(cell.whole.mean_w), joules(cell.whole.total_j_per_answer.mean, cell.resolution_j_per_answer)]
-    what = f"with {', '.join(part.name for part in added)}"
-    if any(part.left_out for part in cell.parts):
-        what += ", node left out"
-    mark = "(SIMULATED)" if cell.whole.is_simulated else ""
-    return [["whole cell", mark, what, *figures, number(answers.p50_ms), number(answers.p99_ms)]]
+    named = f"{len(scenario.energies)} of {len(scenario.asked)} devices, node left out"
+    titled: list[tuple[str, str, CellEnergy | WholeCell]] = [("cell", named, cell)]
+    added = [part.name for part in cell.parts if part.kind != "device" and not part.left_out]
+    if cell.whole is not None and added:
+        rest = ", node left out" if any(part.left_out for part in cell.parts) else ""
+        titled.append(("whole cell", f"with {', '.join(added)}{rest}", cell.whole))
+    return [
+        [
+            title,
+            "(SIMULATED)" if energy.is_simulated else "",
+            what,
+            number(energy.mean_w),
+            joules(mean_of(energy.total_j_per_answer), cell.resolution_j_per_answer),
+            number(answers.p50_ms),
+            number(answers.p99_ms),
+        ]
+        for title, what, energy in titled
+    ]
 
 
 def _board(device: DeviceReport) -> str:

@@ -21,27 +21,10 @@ POWER_FILE = "power.csv"
 WINDOWS_FILE = "windows.csv"
 POWER_HEADER = ("device", "t_s", "rail", "power_mw", "source")
 WINDOWS_HEADER = (
-    "device",
-    "scenario",
-    "window",
-    "t_s",
-    "duration_s",
-    "inferences",
-    "answers",
-    "scope",
-    "total_j",
-    "above_idle_j",
-    "total_j_per_inference",
-    "above_idle_j_per_inference",
-    "mean_w",
-    "peak_w",
-    "idle_w",
-    "samples",
-    "coverage",
-    "source",
+    *("device", "scenario", "window", "t_s", "duration_s", "inferences", "answers"),
+    *("scope", "total_j", "above_idle_j", "total_j_per_inference", "above_idle_j_per_inference"),
+    *("mean_w", "peak_w", "idle_w", "samples", "coverage", "source"),
 )
-TOTAL = "total"
-"""Name of the sum that the board's rule makes, in the column ``rail``."""
 SENSOR, NO_SENSOR = "sensor", ""
 
 
@@ -52,36 +35,24 @@ def power_csv(evidence: Evidence) -> bytes:
 
 def windows_csv(report: Report, evidence: Evidence) -> bytes:
     """Write a row per device, scenario and window."""
-    return csv_bytes(WINDOWS_HEADER, _window_rows(report, evidence))
+    rows: list[tuple[str | int, ...]] = []
+    given = Counter((row.scenario, row.window) for row in evidence.recording.answers if row.is_answered)
+    for scenario in report.scenarios:
+        for energy in scenario.energies:
+            windows = {window.number: window for window in energy.windows}
+            for phase in evidence.phases(scenario.name):
+                if phase.kind == WINDOW:
+                    clocks = _clock_cells(phase, energy.device, evidence.axis)
+                    joules = _energy_cells(energy, windows.get(phase.number))
+                    answers = given[scenario.name, phase.number]
+                    rows.append((energy.device, scenario.name, phase.number, *clocks, answers, *joules))
+    return csv_bytes(WINDOWS_HEADER, rows)
 
 
 def _power_rows(power: Power, axis: TimeAxis) -> Iterator[tuple[str | int, ...]]:
     name, source = power.device.name, SIMULATED if power.is_simulated else SENSOR
-    for sample in power.log.samples:
-        time_s = f"{axis.device_s(name, sample.monotonic_ns):.6f}"
-        rails_mw = sample.sample.rails_mw
-        for rail, power_mw in rails_mw.items():
-            yield name, time_s, rail, power_mw, source
-        total = power.total_mw(rails_mw)
-        if total is not None:
-            yield name, time_s, TOTAL, total, source
-
-
-def _window_rows(report: Report, evidence: Evidence) -> Iterator[tuple[str | int, ...]]:
-    given = Counter((row.scenario, row.window) for row in evidence.recording.answers if row.is_answered)
-    for scenario in report.scenarios:
-        phases = [phase for phase in evidence.phases(scenario.name) if phase.kind == WINDOW]
-        for energy in scenario.energies:
-            windows = {window.number: window for window in energy.windows}
-            for phase in phases:
-                yield (
-                    energy.device,
-                    scenario.name,
-                    phase.number,
-                    *_clock_cells(phase, energy.device, evidence.axis),
-                    given[scenario.name, phase.number],
-                    *_energy_cells(energy, windows.get(phase.number)),
-                )
+    for at_ns, rail, power_mw in power.readings():
+        yield name, f"{axis.device_s(name, at_ns):.6f}", rail, power_mw, source
 
 
 def _clock_cells(phase: Phase, device: str, axis: TimeAxis) -> tuple[str | int, ...]:

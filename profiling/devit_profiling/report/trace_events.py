@@ -7,6 +7,7 @@ machine's clock. The record has one duration for the network, both directions in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.power import Power
 from devit_profiling.record.clocks import ClockFit, TimeAxis
-from devit_profiling.record.record import NODE, OUTSIDE, AnswerRow, Phase, Recording
+from devit_profiling.record.record import NODE, AnswerRow, Recording
 from devit_profiling.sensor.tegrastats import SIMULATED
 
 TRACE_FILE = "trace.json"
@@ -72,15 +73,17 @@ def trace_of(evidence: Evidence) -> Trace:
     counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
     titles = {HOST_PID: "host"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
-    events = sorted([*slices, *counters], key=_order)
+    # By time; of slices that begin together the outer one first.
+    events = sorted([*slices, *counters], key=lambda event: (event.ts or 0, -(event.dur or 0)))
     simulated = [power.device.name for power in powers if power.is_simulated]
+    rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
     return Trace(
         trace_events=(*_titles(titles, slices), *events),
         display_time_unit="ms",
         other_data=About(
             run=recording.run.name,
             power=f"{SIMULATED}, no measurement of a board: {', '.join(simulated)}" if simulated else "measured",
-            answers=_answers_text(len(answers), left_out, recording),
+            answers=f"{len(answers)}: the first {MAX_ANSWERS} of each window and outside of windows{rest}",
             clocks=dict(axis.clocks),
         ),
     )
@@ -93,30 +96,15 @@ def trace_bytes(trace: Trace) -> bytes:
     return whole.replace(b'"traceEvents":[]', b'"traceEvents":[\n' + events + b"\n]", 1) + b"\n"
 
 
-def _order(event: Event) -> tuple[int, int]:
-    """By time; of slices that begin together the outer one first."""
-    return event.ts or 0, -(event.dur or 0)
-
-
 def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
-    """Choose the first answers of every window, in order of their requests; count the others that have a time."""
-    chosen, left_out = [], 0
-    counts: dict[tuple[str, int], int] = {}
+    """Choose the first answers of every window, in order of their requests; count the others."""
+    chosen = []
+    counts: Counter[tuple[str, int]] = Counter()
     for row in rows:
-        place = (row.scenario, row.window)
-        counts[place] = counts.get(place, 0) + 1
-        if counts[place] <= MAX_ANSWERS:
+        counts[row.scenario, row.window] += 1
+        if counts[row.scenario, row.window] <= MAX_ANSWERS:
             chosen.append(row)
-        else:
-            left_out += 1
-    return sorted(chosen, key=lambda row: row.sent_ns), left_out
-
-
-def _answers_text(drawn: int, left_out: int, recording: Recording) -> str:
-    if not drawn and recording.answers:
-        return "none: this run was recorded without the times of its requests; measure again"
-    rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
-    return f"{drawn}: the first {MAX_ANSWERS} of each window and outside of windows{rest}"
+    return sorted(chosen, key=lambda row: row.sent_ns), counts.total() - len(chosen)
 
 
 def _titles(titles: Mapping[int, str], slices: Iterable[Event]) -> Iterable[Event]:
@@ -143,18 +131,13 @@ def _phase_slices(recording: Recording, axis: TimeAxis, pids: Mapping[str, int])
             start_us, end_us = axis.host_us(inside[0].start.host_ns), axis.host_us(inside[-1].end.host_ns)
             yield _slice(scenario.name, HOST_PID, PHASES_TID, start_us, end_us, "scenario")
     for phase in phases:
-        title, args = _phase_title(phase), {"scenario": phase.scenario}
+        args: Args = {"scenario": phase.scenario}
         start_us, end_us = axis.host_us(phase.start.host_ns), axis.host_us(phase.end.host_ns)
-        yield _slice(title, HOST_PID, PHASES_TID, start_us, end_us, "phase", dict(args))
+        yield _slice(phase.title, HOST_PID, PHASES_TID, start_us, end_us, "phase", args)
         for name in axis.clocks:
-            start_us = axis.device_us(name, phase.start.snapshots[name].monotonic_ns)
-            end_us = axis.device_us(name, phase.end.snapshots[name].monotonic_ns)
+            start_us, end_us = (axis.device_us(name, at_ns) for at_ns in phase.span_ns(name))
             done = phase.end.snapshots[name].inferences - phase.start.snapshots[name].inferences
-            yield _slice(title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
-
-
-def _phase_title(phase: Phase) -> str:
-    return phase.kind if phase.number == OUTSIDE else f"{phase.kind} {phase.number}"
+            yield _slice(phase.title, pids[name], PHASES_TID, start_us, end_us, "phase", {**args, "inferences": done})
 
 
 def _answer_slices(
@@ -163,7 +146,6 @@ def _answer_slices(
     """Draw each answer at the host, at the node, and at each device whose feature is in it."""
     lanes: dict[int, list[int]] = {}
     for number, row in enumerate(rows, 1):
-        assert row.sent_ns is not None  # chosen so
         start_us = axis.host_us(row.sent_ns)
         latency_us = round(row.latency_ms * 1000)
         node_us = row.wait_us + row.collect_us + row.fuse_us
@@ -212,11 +194,6 @@ def _lane(lanes: dict[int, list[int]], pid: int, start_us: int, length_us: int) 
 def _counters(power: Power, axis: TimeAxis, pid: int) -> Iterable[Event]:
     """Count every rail, and the total, in milliwatts; viewers stack the values of one event, so each has its own."""
     mark = f" {SIMULATED}" if power.is_simulated else ""
-    for sample in power.log.samples:
-        at_us = axis.device_us(power.device.name, sample.monotonic_ns)
-        rails_mw = sample.sample.rails_mw
-        for rail, power_mw in rails_mw.items():
-            yield Event("C", rail + mark, pid, 0, at_us, args={"mW": power_mw})
-        total = power.total_mw(rails_mw)
-        if total is not None:
-            yield Event("C", f"total{mark}", pid, 0, at_us, args={"mW": total})
+    for at_ns, rail, power_mw in power.readings():
+        at_us = axis.device_us(power.device.name, at_ns)
+        yield Event("C", rail + mark, pid, 0, at_us, args={"mW": power_mw})

@@ -7,7 +7,7 @@ and there ``VDDQ_VDD2_1V8AO`` is fed from ``VIN_SYS_5V0``, so adding all rails w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 
@@ -41,9 +41,7 @@ class Board:
     scope: str
     """What that total covers. Joules of different scopes are not comparable."""
     lsb_mw: Mapping[str, int]
-    """Per rail: one LSB of the sensor's converter; all rails of the total, and others where known."""
-    nested_rails: frozenset[str] = frozenset()
-    """Rails whose power is in the total already."""
+    """Per rail: one LSB of the sensor's converter; the rails of the total, and those whose power it contains."""
     fingerprints: tuple[Fingerprint, ...] = ()
     """Lines that fit one of them may come from this board; without any, it is never guessed."""
     # Fitted to clean load steps of one 100 ms log of one Orin Nano (L4T 36.4.7): 0.39 to 0.41 s upwards, 0.45 to
@@ -55,6 +53,11 @@ class Board:
     def total_lsb_mw(self) -> tuple[int, ...]:
         """The LSB of each rail of the total, in milliwatts."""
         return tuple(self.lsb_mw[rail] for rail in self.total_rails)
+
+    @property
+    def nested_rails(self) -> frozenset[str]:
+        """Rails whose power is in the total already."""
+        return frozenset(self.lsb_mw).difference(self.total_rails)
 
 
 def _lsb(**lsb_mw: int) -> Mapping[str, int]:
@@ -75,7 +78,6 @@ TX1 = Board(
     model_prefixes=("NVIDIA Jetson TX1", "jetson_tx1"),
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
-    nested_rails=frozenset({"VDD_CPU", "VDD_GPU"}),
     lsb_mw=_lsb(VDD_IN=19, VDD_CPU=19, VDD_GPU=19),
     fingerprints=(Fingerprint(frozenset({"VDD_IN", "VDD_CPU", "VDD_GPU"}), frozenset({4}), (3500, 4096)),),
 )
@@ -86,7 +88,6 @@ NANO = Board(
     model_prefixes=("NVIDIA Jetson Nano",),
     total_rails=("POM_5V_IN",),  # energymon
     scope="module input (POM_5V_IN)",
-    nested_rails=frozenset({"POM_5V_GPU", "POM_5V_CPU"}),
     lsb_mw=_lsb(POM_5V_IN=40, POM_5V_GPU=40, POM_5V_CPU=40),
     fingerprints=(Fingerprint(frozenset({"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}), frozenset({4}), (3500, 4096)),),
 )
@@ -112,7 +113,6 @@ TX2 = Board(
     model_prefixes=("NVIDIA Jetson TX2", "quill", "lightning"),
     total_rails=_VDD_IN,  # energymon, NVIDIA developer forum topic 201037
     scope=_MODULE_INPUT,
-    nested_rails=_TX2_PARTS | _TX2_SYS_PARTS | _TX2_WIFI,
     lsb_mw=MappingProxyType(
         {rail: 19 if "DDR" in rail else 76 for rail in sorted(_TX2_PARTS | _TX2_SYS_PARTS)}
         | {"VDD_IN": 38}
@@ -129,7 +129,6 @@ TX2_NX = Board(
     model_prefixes=("NVIDIA Jetson TX2 NX",),
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
-    nested_rails=frozenset({"VDD_CPU_GPU", "VDD_SOC"}),
     lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU=40, VDD_SOC=40),  # no recording: taken over from Xavier NX
     fingerprints=(Fingerprint(frozenset({"VDD_IN", "VDD_CPU_GPU", "VDD_SOC"}), frozenset({6}), (3500, 4096)),),
 )
@@ -140,7 +139,6 @@ XAVIER_NX = Board(
     model_prefixes=("NVIDIA Jetson Xavier NX",),
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
-    nested_rails=_CPU_GPU_CV_SOC,
     lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     # The rails of the small Orins; their zone tj is what it lacks.
     fingerprints=(
@@ -162,29 +160,24 @@ AGX_XAVIER = Board(
     ),
 )
 
-ORIN_NANO = Board(
+ORIN_NANO = replace(
+    XAVIER_NX,  # the same rails
     key="orin-nano",
     title="Jetson Orin Nano",
     # Developer kits say "... Developer Kit" or "... Engineering Reference Developer Kit Super".
     model_prefixes=("NVIDIA Jetson Orin Nano", "Jetson Orin Nano"),
     # Jetson Linux developer guide R36, "Power and Performance": VDD_IN is the input of the module.
     total_rails=_VDD_IN,
-    scope=_MODULE_INPUT,
-    nested_rails=_CPU_GPU_CV_SOC,
-    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     fingerprints=(Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (3000, 8192), zones=frozenset({"tj"})),),
 )
 
 _CV_ZONES = frozenset({"cv0", "cv1", "cv2"})
 
-ORIN_NX = Board(
+ORIN_NX = replace(
+    ORIN_NANO,  # the modules share their carriers
     key="orin-nx",
     title="Jetson Orin NX",
     model_prefixes=("NVIDIA Jetson Orin NX", "Jetson Orin NX"),
-    total_rails=_VDD_IN,  # as Orin Nano: the modules share their carriers
-    scope=_MODULE_INPUT,
-    nested_rails=_CPU_GPU_CV_SOC,
-    lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
     # It has the accelerators that Orin Nano lacks, and so their zones; with 16 GB it has eight cores.
     fingerprints=(
         Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6, 8}), (6500, 16384), zones=_CV_ZONES),
@@ -200,7 +193,6 @@ AGX_ORIN = Board(
     # samples VIN_SYS_5V0 rises by 1.56 mW per mW of it.
     total_rails=("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
     scope="sum of 3 module rails",
-    nested_rails=frozenset({"VDDQ_VDD2_1V8AO"}),
     lsb_mw=_lsb(VDD_GPU_SOC=400, VDD_CPU_CV=400, VIN_SYS_5V0=101, VDDQ_VDD2_1V8AO=100),
     fingerprints=(
         Fingerprint(frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}), frozenset({8, 12}), (28000, 65536)),
@@ -219,7 +211,6 @@ AGX_THOR = Board(
     # the whole board. At rest it shows 6.2 to 6.4 W more than the three rails of the module together.
     total_rails=("VIN",),
     scope="whole board (VIN)",
-    nested_rails=_THOR_PARTS,
     # Readings are 380 to 395 mW apart. The LSB of the INA238 is not known, and taken to be no finer.
     lsb_mw=_lsb(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
     fingerprints=(Fingerprint(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
@@ -245,13 +236,11 @@ DRIVE_ORIN = Board(
     lsb_mw=_lsb(),
 )
 
-BOARDS: Mapping[str, Board] = MappingProxyType(
-    {
-        board.key: board
-        for board in (
-            *(TX1, NANO, NANO_2GB, TX2, TX2_NX, XAVIER_NX, AGX_XAVIER),
-            *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, DRIVE_ORIN),
-        )
-    }
-)
+BOARDS: Mapping[str, Board] = {
+    board.key: board
+    for board in (
+        *(TX1, NANO, NANO_2GB, TX2, TX2_NX, XAVIER_NX, AGX_XAVIER),
+        *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, DRIVE_ORIN),
+    )
+}
 """All known boards by key, in the order in which they are guessed: a more specific fingerprint before a plainer one."""

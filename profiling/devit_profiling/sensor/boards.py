@@ -17,12 +17,7 @@ class BoardTotal:
     """Adds up the power of each sample of one board: the one that its model names, else the first that samples fit."""
 
     def __init__(self, model: str = "", board: Board | None = None) -> None:
-        """Find the board.
-
-        Args:
-            model: Text of ``/proc/device-tree/model``; empty if it is not known.
-            board: The board, where it is known by other means.
-        """
+        """Find the board by the text of ``/proc/device-tree/model``, where it is not known by other means."""
         self.board = board or board_of_model(model)
         self.is_guessed = False
         self.is_simulated = SIMULATED in model.upper()

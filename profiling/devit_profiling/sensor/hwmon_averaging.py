@@ -51,12 +51,8 @@ class SensorState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def fast_averaging(chips: Sequence[Chip], period_ms: int, folder: Path) -> Iterator[list[str]]:
     """Let every chip average no longer than a period; restore it at the end of the block.
 
-    Signals that would end the process at once must be blocked meanwhile.
-
-    Args:
-        chips: The chips of this machine.
-        period_ms: Period of the readings.
-        folder: Folder of the state file, lost at a reboot as the chips' settings are.
+    Signals that would end the process at once must be blocked meanwhile. The folder of the state file is lost at a
+    reboot as the chips' settings are.
 
     Yields:
         What was changed, one sentence a chip.
@@ -71,8 +67,9 @@ def fast_averaging(chips: Sequence[Chip], period_ms: int, folder: Path) -> Itera
             "--fast-sensor: expected a chip whose averaging can be set (hwmon attribute samples; L4T 34 or newer), "
             "found none: leave --fast-sensor out"
         )
-    for chip in settable:
-        _check_permission(chip)
+    for path in (chip.folder / "samples" for chip in settable):
+        if not os.access(path, os.W_OK):
+            raise EnergyError(f"{path}: --fast-sensor may not write it: run as root, or leave --fast-sensor out")
     make_folder(folder)
     with _lock(folder):
         restore(chips, folder)
@@ -157,12 +154,6 @@ def _state_of(chip: Chip) -> ChipState:
 
 def _keep(folder: Path, states: dict[str, ChipState]) -> None:
     write_json(folder / STATE_FILE, SensorState(1, tuple(states.values())))
-
-
-def _check_permission(chip: Chip) -> None:
-    path = chip.folder / "samples"
-    if not os.access(path, os.W_OK):
-        raise EnergyError(f"{path}: --fast-sensor may not write it: run as root, or leave --fast-sensor out")
 
 
 def _read(chip: Chip, attribute: str) -> int:

@@ -20,10 +20,9 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 _NUMBER_BYTES = 32
 _UNCONNECTED = "NC"
@@ -37,7 +36,6 @@ class Rail:
     """A rail and the files of its power."""
 
     name: str
-    """Its label."""
     place: str
     """Where it is measured, for people: ``1-0040 channel 2``."""
     files: tuple[Path, ...]
@@ -87,34 +85,23 @@ class RailReader:
     def __init__(self, rails: Sequence[Rail]) -> None:
         """Keep the rails; nothing is opened yet."""
         self._rails = rails
-        self._descriptors: list[int] = []
+        self._opened = ExitStack()
         self._readings: list[tuple[str, tuple[int, ...], int]] = []
         self.problems: dict[str, str] = {}
         """Rail to the reason why the last reading lacks it."""
 
     def __enter__(self) -> RailReader:
-        """Open the files.
-
-        Raises:
-            OSError: One of them cannot be opened any more.
-        """
-        try:
+        """Open the files; ``OSError`` where one of them cannot be opened any more."""
+        with ExitStack() as opened:
             for rail in self._rails:
-                descriptors = tuple(self._open(path) for path in rail.files)
+                descriptors = tuple(_opened(path, opened) for path in rail.files)
                 self._readings.append((rail.name, descriptors, rail.divisor))
-        except OSError:
-            self.__exit__(None, None, None)
-            raise
+            self._opened = opened.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the files."""
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
-        self._readings.clear()
+        self._opened.close()
 
     def read(self) -> tuple[int, list[tuple[str, int]]]:
         """Read all rails.
@@ -137,10 +124,11 @@ class RailReader:
             rails_mw.append((name, round(power / divisor)))
         return (start_ns + time.monotonic_ns()) // 2, rails_mw
 
-    def _open(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptors.append(descriptor)
-        return descriptor
+
+def _opened(path: Path, files: ExitStack) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    files.callback(os.close, descriptor)
+    return descriptor
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, Path]]:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost
@@ -19,8 +18,7 @@ from devit_profiling.sensor.sampler import PowerSampler
 def find_sensor(root: Path = Path("/")) -> tuple[str, ...]:
     """Choose the command that samples this machine: ``tegrastats`` where it is installed, else the chips themselves.
 
-    Args:
-        root: Folder that holds ``sys``. Any other than ``/`` is a simulated machine, which has no ``tegrastats``.
+    ``root`` holds ``sys``. Any other than ``/`` is a simulated machine, which has no ``tegrastats``.
 
     Raises:
         EnergyError: This machine has neither.
@@ -35,59 +33,39 @@ def find_sensor(root: Path = Path("/")) -> tuple[str, ...]:
     raise EnergyError(f"expected tegrastats on the PATH or a power monitor chip, {why}: this machine has no sensor")
 
 
-class LocalSampler:
+class LocalSampler(PowerSampler):
     """Collects the lines of this machine's sensor, in a context manager.
 
     Between two calls lines wait in the pipe, which holds 64 KiB; those of tegrastats then get one stamp.
     """
 
     def __init__(self, interval_ms: int = 100, *, root: Path = Path("/"), command: Sequence[str] = ()) -> None:
-        """Choose the sensor; nothing is started yet.
-
-        Args:
-            interval_ms: Nominal period in milliseconds.
-            root: Of the machine, see :func:`find_sensor`.
-            command: Command of the sensor; empty: chosen by :func:`find_sensor`.
+        """Choose the sensor by :func:`find_sensor`, or take this command's; nothing is started yet.
 
         Raises:
             EnergyError: This machine has no sensor.
         """
         self.command = tuple(command) or find_sensor(root)
+        super().__init__(self.command, interval_ms)
         self.lines: list[PowerLine] = []
         """All lines so far."""
         self.problem = ""
         """Why no more lines will come; empty while sampling continues."""
-        self._sampler = PowerSampler(self.command, interval_ms)
         self._cpu_ns = 0
 
-    def __enter__(self) -> LocalSampler:
-        """Start the sensor's program.
-
-        Raises:
-            EnergyError: It cannot be started.
-        """
-        self._sampler.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the sensor's program."""
-        self._sampler.__exit__(kind, error, trace)
-
     @property
-    def cost(self) -> SamplingCost | None:
+    def whole_cost(self) -> SamplingCost | None:
         """Cost of sampling so far, this process' reading included; ``None`` before the second sample."""
-        return self._sampler.cost(self._cpu_ns / 1e9)
+        return self.cost(self._cpu_ns / 1e9)
 
     def collect(self, duration_s: float) -> None:
         """Collect lines for a while; end early, with :attr:`problem`, where the program ends."""
         end_s = time.monotonic() + duration_s
         start_ns = time.thread_time_ns()
         while not self.problem and (left_s := end_s - time.monotonic()) > 0:
-            if select.select([self._sampler], [], [], left_s)[0]:
+            if select.select([self], [], [], left_s)[0]:
                 try:
-                    self.lines += self._sampler.read_lines()
+                    self.lines += self.read_lines()
                 except EnergyError as err:
                     self.problem = str(err)
         self._cpu_ns += time.thread_time_ns() - start_ns

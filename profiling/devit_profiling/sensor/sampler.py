@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, TypeVar
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost
@@ -21,6 +20,7 @@ _SHOWN_CHARS = 300
 _TERMINATE_DEADLINE_S = 2.0
 _GONE_DEADLINE_S = 0.2
 _CPUCLOCK_SCHED = 2
+_Self = TypeVar("_Self", bound="PowerSampler")
 
 
 class PowerSampler:
@@ -32,12 +32,10 @@ class PowerSampler:
     """
 
     def __init__(self, command: Sequence[str], interval_ms: int) -> None:
-        """Keep the command; nothing is started yet.
+        """Keep the command, to which ``--interval`` is appended; nothing is started yet.
 
-        Args:
-            command: Program and arguments, e.g. ``["tegrastats"]``; ``--interval`` is appended.
-            interval_ms: Nominal period in milliseconds. Real periods of tegrastats are up to 9 % longer; below
-                100 ms it gives no more than about 9 lines a second. ``hwmon-power`` keeps 20 ms.
+        The interval is nominal. Real periods of tegrastats are up to 9 % longer; below 100 ms it gives no more than
+        about 9 lines a second. ``hwmon-power`` keeps 20 ms.
         """
         self._command = [*command, "--interval", str(interval_ms)]
         self._child: subprocess.Popen[bytes] | None = None
@@ -47,7 +45,7 @@ class PowerSampler:
         self._first: tuple[int, float | None] | None = None
         self._latest: tuple[int, float | None] | None = None
 
-    def __enter__(self) -> PowerSampler:
+    def __enter__(self: _Self) -> _Self:
         """Start the child. The first line of tegrastats comes after one interval.
 
         Raises:
@@ -70,9 +68,7 @@ class PowerSampler:
         os.set_blocking(self.fileno(), False)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the child: by SIGTERM, and by SIGKILL if it is still there after two seconds."""
         child = self._running()
         self._meter()
@@ -130,11 +126,7 @@ class PowerSampler:
         return lines
 
     def cost(self, reader_cpu_s: float) -> SamplingCost | None:
-        """Give the cost of the child between its first line and its end; ``None`` before that.
-
-        Args:
-            reader_cpu_s: CPU time of the caller to read the lines and pass them on.
-        """
+        """Give the cost of the child from its first line on, and of the caller who reads it; ``None`` before that."""
         if self._child is not None and self._first is not None:
             self._meter()
         if self._first is None or self._latest is None or self._latest[0] == self._first[0]:

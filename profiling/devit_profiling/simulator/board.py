@@ -32,12 +32,8 @@ class SimulatedBoard:
     ) -> None:
         """Let the board idle.
 
-        Args:
-            board: The kind of Jetson.
-            seed: Seed of everything that is drawn.
-            power: What the board draws; by default that of a drawn unit.
-            readings: What its sensor shows; by default the lag of the board's sensor, and ripple.
-            started: Local date and time at ``time_s`` 0, for the stamps.
+        By default it draws what a drawn unit of it does, and its sensor shows that with the board's lag and with
+        ripple. ``started`` is the local date and time at ``time_s`` 0, for the stamps.
         """
         self._board = board
         self._shape = _SHAPES[board.key]
@@ -50,9 +46,7 @@ class SimulatedBoard:
     def work(self, until_s: float, load: float) -> None:
         """Work with a constant share of the GPU in use, 0 to 1; more counts as 1.
 
-        Args:
-            until_s: On the caller's clock, not before that of the last call. The first call sets the clock.
-            load: The share.
+        ``until_s`` is not before that of the last call; the first call sets the clock.
         """
         for piece in self._power.work(until_s, min(max(load, 0.0), 1.0)):
             self._readings.see(piece)
@@ -73,14 +67,14 @@ class SimulatedBoard:
         stamp = f"{self._started + timedelta(seconds=time_s):%m-%d-%Y %H:%M:%S} " if shape.has_stamp else ""
         # In front, so that a line that is cut off keeps it.
         return (
-            f"{stamp}{SIMULATED} RAM {shape.ram_mb} SWAP {shape.swap_mb} (cached 0MB) CPU [{self._cores(load)}] "
+            f"{stamp}{SIMULATED} {shape.memory} (cached 0MB) CPU [{self._cores(load)}] "
             f"{shape.loads.format(percent=round(100 * load))}{self._zones()} {self._rails(rails_mw)}"
         )
 
     def _cores(self, load: float) -> str:
-        shape = self._shape
-        busy = f"{round(100 * load)}%@{shape.busy_mhz if load > _IDLE_LOAD else shape.idle_mhz}"
-        return ",".join([busy] + [f"0%@{shape.idle_mhz}"] * (shape.cores - 1))
+        cores, idle_mhz, busy_mhz = self._shape.cpu
+        busy = f"{round(100 * load)}%@{busy_mhz if load > _IDLE_LOAD else idle_mhz}"
+        return ",".join([busy] + [f"0%@{idle_mhz}"] * (cores - 1))
 
     def _zones(self) -> str:
         rise_c = self._power.rise_c
@@ -98,11 +92,9 @@ class SimulatedBoard:
 class _Shape:
     """A board's lines beside its rails."""
 
-    ram_mb: str
-    swap_mb: str
-    cores: int
-    idle_mhz: int
-    busy_mhz: int
+    memory: str
+    cpu: tuple[int, int, int]
+    """Number of cores, and the MHz of one at rest and at work."""
     idle_c: Mapping[str, float]
     loads: str = "GR3D_FREQ {percent}% "
     """What the line says of the GPU's load, if anything."""
@@ -114,47 +106,32 @@ class _Shape:
 # of Xavier NX, L4T 32 of Nano as in nano_l4t32_02, L4T 38 of Thor, which says nothing of its GPU's load.
 _SHAPES = {
     ORIN_NANO.key: _Shape(
-        ram_mb="1697/7620MB (lfb 42x4MB)",
-        swap_mb="0/3810MB",
-        cores=6,
-        idle_mhz=729,
-        busy_mhz=1344,
+        "RAM 1697/7620MB (lfb 42x4MB) SWAP 0/3810MB",
+        cpu=(6, 729, 1344),
         idle_c={"cpu": 40.25, "soc2": 39.125, "soc0": 40.375, "gpu": 40.875, "tj": 41.0, "soc1": 41.0},
     ),
     AGX_ORIN.key: _Shape(
-        ram_mb="6879/62841MB (lfb 3x4MB)",
-        swap_mb="0/31421MB",
-        cores=12,
-        idle_mhz=729,
-        busy_mhz=2201,
+        "RAM 6879/62841MB (lfb 3x4MB) SWAP 0/31421MB",
+        cpu=(12, 729, 2201),
         idle_c={"cpu": 47.625, "soc2": 44.25, "soc0": 45.75, "gpu": 43.25, "tj": 47.625, "soc1": 45.125},
     ),
     XAVIER_NX.key: _Shape(
-        ram_mb="2274/6834MB (lfb 27x4MB)",
-        swap_mb="542/3417MB",
-        cores=6,
-        idle_mhz=1190,
-        busy_mhz=1420,
+        "RAM 2274/6834MB (lfb 27x4MB) SWAP 542/3417MB",
+        cpu=(6, 1190, 1420),
         idle_c={"AUX": 36.5, "CPU": 40.0, "thermal": 37.875, "AO": 37.5, "GPU": 38.0},
         loads="EMC_FREQ 0% GR3D_FREQ {percent}% ",
     ),
     NANO.key: _Shape(
-        ram_mb="534/3964MB (lfb 98x4MB)",
-        swap_mb="5/1982MB",
-        cores=4,
-        idle_mhz=204,
-        busy_mhz=1479,
+        "RAM 534/3964MB (lfb 98x4MB) SWAP 5/1982MB",
+        cpu=(4, 204, 1479),
         idle_c={"PLL": 34.0, "CPU": 36.5, "GPU": 36.0, "AO": 39.5, "thermal": 36.25},
         loads="EMC_FREQ 0% GR3D_FREQ {percent}% ",
         has_stamp=False,
         rail_unit="",
     ),
     AGX_THOR.key: _Shape(
-        ram_mb="17842/125772MB (lfb 79x4MB)",
-        swap_mb="0/4096MB",
-        cores=14,
-        idle_mhz=972,
-        busy_mhz=2601,
+        "RAM 17842/125772MB (lfb 79x4MB) SWAP 0/4096MB",
+        cpu=(14, 972, 2601),
         idle_c={"cpu": 30.5, "tj": 31.25, "soc012": 30.25, "soc345": 31.25},
         loads="",
     ),

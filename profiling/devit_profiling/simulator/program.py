@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class CpuLoad:
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
         """Watch the process that has this id now; ``root`` holds ``proc``."""
         self._stat = root / "proc" / str(pid) / "stat"
-        self._first = self._last = self._read()
+        self._last = self._read()
         self._last_s: float | None = None
 
     def share(self, time_s: float) -> float | None:
@@ -40,15 +39,15 @@ class CpuLoad:
             0.0 on the first call; ``None`` once the process has ended.
         """
         now = self._read()
-        if now is None or self._first is None or now.started_ticks != self._first.started_ticks:
+        if now is None or self._last is None or now[1] != self._last[1]:
             return None
-        used_ticks = now.used_ticks - (self._last.used_ticks if self._last is not None else 0)
+        used_ticks = now[0] - self._last[0]
         elapsed_s = 0.0 if self._last_s is None else time_s - self._last_s
         self._last, self._last_s = now, time_s
         return used_ticks / _TICKS_PER_S / elapsed_s if elapsed_s > 0 else 0.0
 
-    def _read(self) -> _Ticks | None:
-        """Read the counters; ``None`` for a process that is gone or a zombie."""
+    def _read(self) -> tuple[int, int] | None:
+        """Read the ticks that it has used, and those at its start; ``None`` for a process that is gone or a zombie."""
         try:
             content = self._stat.read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
@@ -57,7 +56,7 @@ class CpuLoad:
         fields = content[content.rindex(")") + 1 :].split()
         if fields[0] in "ZX":
             return None
-        return _Ticks(used_ticks=int(fields[11]) + int(fields[12]), started_ticks=int(fields[19]))
+        return int(fields[11]) + int(fields[12]), int(fields[19])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,12 +89,6 @@ def print_lines(board: SimulatedBoard, interval_s: float, watch_pid: int, starte
 def period_s(interval_ms: float, seed: int) -> float:
     """Draw the period of one process of tegrastats: 1.00 to 1.09 times the interval, as recorded."""
     return interval_ms / 1000 * random.Random(f"cadence {seed}").uniform(1.0, 1.09)
-
-
-@dataclass(frozen=True)
-class _Ticks:
-    used_ticks: int
-    started_ticks: int
 
 
 def _reader_left(until_s: float) -> bool:

@@ -44,15 +44,9 @@ class Readings:
     def __init__(
         self, board: Board, sensor: Sensor, settled_mw: Sequence[float], seed: int, ripple_lsb: float = RIPPLE_LSB
     ) -> None:
-        """Start settled at a power.
+        """Start settled at a power by rail.
 
-        Args:
-            board: The board, for its rails and the LSB of each.
-            sensor: Its lag and errors.
-            settled_mw: Power by rail.
-            seed: Seed of the ripple.
-            ripple_lsb: Root mean square of the ripple, whose mean is zero, in LSB of the converter. It is white
-                before the sensor's averaging, and none of it counts as true energy.
+        The ripple's mean is zero; it is white before the sensor's averaging, and none of it counts as true energy.
         """
         self._tau_s = sensor.tau_s
         self._seen_mw = list(settled_mw)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
-from devit_contract.artefacts.files import make_folder, write_json
+from devit_contract.artefacts.files import write_json
 from devit_contract.artefacts.keys import check_name
 from devit_contract.errors import EnergyError, InputError
 from devit_contract.machine import PowerMode
@@ -20,7 +19,7 @@ from devit_contract.service.progress import Progress
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
 from devit_profiling.load.schedule import Watch
 from devit_profiling.record.record import Plan, Scenario
-from devit_profiling.record.run_folder import write_recording
+from devit_profiling.record.run_folder import new_run, write_recording
 from devit_profiling.report.report import write_report
 from devit_profiling.sensor.local_sampler import LocalSampler
 from devit_profiling.sweep.nvpmodel import NvpModel, RebootError, mode_kept
@@ -47,15 +46,9 @@ class SweepTarget:
 def sweep(
     target: SweepTarget, modes: Sequence[int], deadline_ms: float, plan: Plan, out: Path, progress: Progress
 ) -> tuple[Path, Sweep]:
-    """Measure the device in each of these power modes, and judge them by the deadline.
+    """Measure the device in each of these power modes, in their order, and judge them by the deadline.
 
-    Args:
-        target: The device.
-        modes: Numbers of its power modes, each once, in the order in which they are measured.
-        deadline_ms: Deadline for the 99th percentile of the inferences.
-        plan: Phases and their lengths, in every mode.
-        out: Folder in which the run's own folder is made.
-        progress: Receives the mode, the seconds done and planned, and the phase.
+    The deadline is that of the 99th percentile of the inferences.
 
     Returns:
         The run's folder, and the verdict. After Ctrl-C the verdict covers the modes that were measured to their end.
@@ -70,56 +63,41 @@ def sweep(
     check_name(target.name, "--name")
     if not modes or len(set(modes)) != len(modes):
         raise InputError(f"expected power modes, each once, found {', '.join(map(str, modes)) or 'none'}: list them")
-    make_folder(out)  # fails now, not after minutes of measuring
-    started = datetime.now(timezone.utc)
-    folder = out / f"{started:%Y%m%dT%H%M%SZ}-{target.name}-sweep"
+    folder, started_utc = new_run(out, f"{target.name}-sweep")
     with LocalSampler(plan.interval_ms, command=target.sensor_command) as sampler:
         measurement = LocalMeasurement(target.name, target.submodel, plan, sampler, target.calibrations)
-        run = _Sweeping(target, plan, measurement, progress)
+        scenarios: dict[PowerMode, Scenario] = {}
+        refused: dict[int, str] = {}
+        is_whole = True
         with mode_kept(target.nvpmodel, target.state) as found:
             wait_for_first_sample(sampler, plan.interval_ms)
-            is_whole = run.over(modes)
-        recording = measurement.recording(folder.name, started, list(run.scenarios.values()))
-    if not run.scenarios:
-        raise EnergyError("; ".join(run.refused.values()))
+            try:
+                for number in modes:
+                    try:
+                        mode = target.nvpmodel.set(number)
+                    except RebootError as err:
+                        refused[number] = str(err)
+                    else:
+                        scenarios[mode] = _measure(mode, target, plan, measurement, progress)
+            except KeyboardInterrupt:
+                if not scenarios:
+                    raise
+                is_whole = False
+        recording = measurement.recording(folder.name, started_utc, list(scenarios.values()))
+    if not scenarios:
+        raise EnergyError("; ".join(refused.values()))
     write_recording(folder, recording)
-    verdict = judge(write_report(folder), list(run.scenarios), run.refused, found, deadline_ms, is_whole=is_whole)
+    verdict = judge(write_report(folder), list(scenarios), refused, found, deadline_ms, is_whole=is_whole)
     write_json(folder / SWEEP_FILE, verdict)
     return folder, verdict
 
 
-class _Sweeping:
-    """A running sweep: what was measured so far."""
-
-    def __init__(self, target: SweepTarget, plan: Plan, measurement: LocalMeasurement, progress: Progress) -> None:
-        self.scenarios: dict[PowerMode, Scenario] = {}
-        """Of the modes that were measured whole."""
-        self.refused: dict[int, str] = {}
-        self._target = target
-        self._plan = plan
-        self._measurement = measurement
-        self._progress = progress
-
-    def over(self, modes: Sequence[int]) -> bool:
-        """Measure each mode; false if that was interrupted after at least one."""
-        try:
-            for number in modes:
-                try:
-                    mode = self._target.nvpmodel.set(number)
-                except RebootError as err:
-                    self.refused[number] = str(err)
-                else:
-                    self._measure(mode)
-        except KeyboardInterrupt:
-            if not self.scenarios:
-                raise
-            return False
-        return True
-
-    def _measure(self, mode: PowerMode) -> None:
-        scenario = Scenario(str(mode), 1 << self._target.submodel, self._target.name)
-        watch = Watch(self._progress, self._plan, scenario)
-        self._measurement.measure(scenario, self._target.engine_command, watch.show)
-        self._measurement.wait_for_tail()
-        self.scenarios[mode] = scenario
-        watch.finish()
+def _measure(
+    mode: PowerMode, target: SweepTarget, plan: Plan, measurement: LocalMeasurement, progress: Progress
+) -> Scenario:
+    scenario = Scenario(str(mode), 1 << target.submodel, target.name)
+    watch = Watch(progress, plan, scenario)
+    measurement.measure(scenario, target.engine_command, watch.show)
+    measurement.wait_for_tail()
+    watch.finish()
+    return scenario

@@ -8,7 +8,7 @@ import msgspec
 
 from devit_contract.machine import PowerMode
 from devit_profiling.figures.analysis import Report, ScenarioReport
-from devit_profiling.figures.interval import Estimate
+from devit_profiling.figures.interval import Estimate, mean_of
 from devit_profiling.report.number_format import interval, joules, number
 
 SWEEP_FILE = "sweep.json"
@@ -92,17 +92,19 @@ def choose(modes: Sequence[ModeFigures], deadline_ms: float) -> tuple[ModeFigure
     """Choose the mode with the least joules per inference among those that keep the deadline, and say so."""
     keeping = [mode for mode in modes if mode.keeps_deadline]
     if not keeping:
-        best = min((mode for mode in modes if mode.p99_ms is not None), key=_p99_ms, default=None)
-        quickest = f"; the quickest is {_title(best)} with a p99 of {number(best.p99_ms)} ms" if best else ""
+        timed = [(mode.p99_ms, mode) for mode in modes if mode.p99_ms is not None]
+        p99_ms, best = min(timed, key=lambda pair: pair[0], default=(None, None))
+        quickest = f"; the quickest is {_title(best)} with a p99 of {number(p99_ms)} ms" if best is not None else ""
         return None, f"no mode keeps the deadline of {number(deadline_ms)} ms{quickest}"
-    measured = sorted((mode for mode in keeping if _mean(mode) is not None), key=lambda mode: _mean(mode) or 0.0)
+    measured = [mode for mode in keeping if mode.total_j_per_inference is not None]
+    measured.sort(key=lambda mode: mean_of(mode.total_j_per_inference) or 0.0)
     if not measured:
         return None, f"no joules were measured in a mode that keeps the deadline: {keeping[0].not_measured}"
     first = measured[0]
+    least_j = joules(mean_of(first.total_j_per_inference), first.resolution_j_per_inference)
     text = (
-        f"{_title(first)} is the cheapest that keeps the deadline of {number(deadline_ms)} ms, with "
-        f"{joules(_mean(first), first.resolution_j_per_inference)} J per inference and a p99 of "
-        f"{number(first.p99_ms)} ms"
+        f"{_title(first)} is the cheapest that keeps the deadline of {number(deadline_ms)} ms, with {least_j} J per "
+        f"inference and a p99 of {number(first.p99_ms)} ms"
     )
     rivals = [_title(mode) for mode in measured[1:] if _overlap(first, mode)]
     if rivals:
@@ -120,7 +122,7 @@ def sweep_rows(sweep: Sweep) -> list[list[str]]:
             "kept" if mode.keeps_deadline else "missed",
             number(mode.idle_w),
             number(mode.mean_w),
-            joules(_mean(mode), mode.resolution_j_per_inference),
+            joules(mean_of(mode.total_j_per_inference), mode.resolution_j_per_inference),
             interval(mode.total_j_per_inference, mode.resolution_j_per_inference),
         ]
         for mode in sweep.modes
@@ -150,14 +152,6 @@ def _overlap(first: ModeFigures, other: ModeFigures) -> bool:
     if one is None or two is None or one.high_95 is None or two.low_95 is None:
         return True
     return two.low_95 <= one.high_95
-
-
-def _mean(mode: ModeFigures) -> float | None:
-    return mode.total_j_per_inference.mean if mode.total_j_per_inference is not None else None
-
-
-def _p99_ms(mode: ModeFigures) -> float:
-    return mode.p99_ms if mode.p99_ms is not None else float("inf")
 
 
 def _title(mode: ModeFigures) -> str:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from devit_contract.artefacts.files import write_json
 from devit_contract.errors import ManifestError
 from devit_contract.service.progress import no_progress
 from devit_profiling.figures.analysis import analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.load.cell_run import measure_cell
 from devit_profiling.load.load_generator import random_images
-from devit_profiling.record.calibration import Alignment, Calibration, write_calibration
+from devit_profiling.record.calibration import Alignment, Calibration
 from devit_profiling.record.record import Plan
 from devit_profiling.record.run_folder import read_recording
 from devit_profiling.report.report import write_report
@@ -68,7 +69,7 @@ def doubling(board_model: str) -> Calibration:
 def test_calibration_of_the_device_is_kept_in_the_run_and_corrects_it(live_cell: LiveCell, tmp_path: Path) -> None:
     with live_cell.client() as client:
         found = doubling(client.describe("jetson1").board_model)
-        write_calibration(tmp_path / "jetson1.json", found)
+        write_json(tmp_path / "jetson1.json", found)
         folder = measure_cell(
             client, live_cell.fleet, ["jetson1"], PICTURES, SHORT, tmp_path / "runs", no_progress, tmp_path
         )
@@ -85,7 +86,7 @@ def test_calibration_of_the_device_is_kept_in_the_run_and_corrects_it(live_cell:
 
 
 def test_calibration_of_another_board_stops_the_run_before_it_starts(live_cell: LiveCell, tmp_path: Path) -> None:
-    write_calibration(tmp_path / "jetson1.json", doubling("NVIDIA Jetson TX2"))
+    write_json(tmp_path / "jetson1.json", doubling("NVIDIA Jetson TX2"))
     with (
         live_cell.client() as client,
         pytest.raises(ManifestError, match=r"expected a calibration of jetson1, .*, found one of jetson1, NVIDIA"),

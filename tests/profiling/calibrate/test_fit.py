@@ -15,6 +15,7 @@ import pytest
 from tests.profiling.simulation.reference_board import ReferenceBoard, recursive_average
 from typer.testing import CliRunner
 
+from devit_contract.artefacts.files import write_json
 from devit_contract.errors import DevitError, EnergyError, InputError, ManifestError
 from devit_contract.wire.messages import PowerLine
 from devit_profiling.calibrate.fit import calibrate
@@ -22,7 +23,7 @@ from devit_profiling.calibrate.meter_log import read_meter_log
 from devit_profiling.cli import app
 from devit_profiling.figures.analysis import analyse
 from devit_profiling.figures.evidence import Evidence
-from devit_profiling.record.calibration import Calibration, find_calibration, write_calibration
+from devit_profiling.record.calibration import Calibration, find_calibration
 from devit_profiling.record.record import IDLE, WINDOW, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.report import OUTPUTS, write_report
@@ -232,7 +233,7 @@ def test_device_that_the_run_has_not_is_named(bench: Bench) -> None:
 
 def test_calibration_of_another_board_is_refused(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
-    write_calibration(bench.folder / "jetson1.json", found)
+    write_json(bench.folder / "jetson1.json", found)
     assert find_calibration(bench.folder, "jetson1", found.board_model) == found
     assert find_calibration(bench.folder, "jetson2", found.board_model) is None
     assert find_calibration(None, "jetson1", found.board_model) is None
@@ -244,7 +245,7 @@ def test_damaged_calibration_is_refused_with_its_field(bench: Bench) -> None:
     found = calibrate(bench.run, "jetson1", bench.meter(), "a meter")
     path = bench.folder / "jetson1.json"
     for field, value in (("gain", -1.0), ("gain", "x"), ("schema", 3), ("residual_w", None)):
-        write_calibration(path, found)
+        write_json(path, found)
         path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
         with pytest.raises(DevitError, match=field) as caught:
             find_calibration(bench.folder, "jetson1", found.board_model)

@@ -45,7 +45,7 @@ def test_lines_of_the_chips_are_gathered_for_as_long_as_asked(tmp_path: Path) ->
             sampler.collect(0.1)
         before = len(sampler.lines)
         sampler.collect(0.5)
-        cost = sampler.cost
+        cost = sampler.whole_cost
     assert sampler.problem == ""
     assert 5 <= len(sampler.lines) - before <= 30
     log = parse_sensor_log(sampler.lines)
