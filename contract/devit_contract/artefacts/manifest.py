@@ -170,17 +170,13 @@ class Bundle:
 
         Raises:
             InputError: The manifest cannot be read, or a file is missing.
-            ManifestError: The format is broken, a file has another size, or one is not listed.
+            ManifestError: The format is broken, or a file has another size.
         """
         path = folder / FILE_NAME
         self.folder = folder
         content = read_bytes(path, _HINT) if manifest is None else manifest
         self.manifest = decode_json(path, content, Manifest, schema=SCHEMA, hint=_HINT)
         check_listing(folder, self.manifest.files, _COPY_HINT)
-        known = {FILE_NAME, f"{FILE_NAME}.sig", *(file.name.partition("/")[0] for file in self.manifest.files)}
-        for other in sorted(folder.iterdir()):
-            if other.name not in known and not other.name.startswith("."):
-                raise ManifestError(f"{other}: not listed in {FILE_NAME}: remove it, or {_COPY_HINT}")
 
     def path(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> Path:
         """Name a file by what it is for; to use its content, :meth:`read` it."""
