@@ -175,7 +175,7 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> byt
     return text.getvalue().encode()
 
 
-def _read_rows(path: Path, header: Sequence[str], convert: Callable[[list[str]], _Row]) -> list[_Row]:
+def _read_rows(path: Path, header: Sequence[str], make_row: Callable[[list[str]], _Row]) -> list[_Row]:
     """Convert the rows after the header."""
     reader = csv.reader(io.StringIO(_read_text(path)))
     rows = []
@@ -188,7 +188,7 @@ def _read_rows(path: Path, header: Sequence[str], convert: Callable[[list[str]],
             if len(cells) != len(header):
                 raise ManifestError(f"{path}: line {number}: expected {len(header)} cells, found {len(cells)}: {_HINT}")
             if number > 1:
-                rows.append(convert(cells))
+                rows.append(make_row(cells))
     except csv.Error as err:
         raise ManifestError(f"{path}: not a CSV file ({err}): {_HINT}") from err
     except (KeyError, ValueError) as err:
