@@ -142,7 +142,7 @@ class Measurement:
         self._end_phase(kind, OUTSIDE, start)
 
     def _load(self, pictures: Iterator[Picture], watch: Watch) -> None:
-        """Send requests without a pause: the warm-up, then window by window; neighbouring phases share an boundary."""
+        """Send requests without a pause: the warm-up, then window by window; neighbouring phases share a boundary."""
         plan, scenario = self._plan, self._scenario
         start, window, answers, is_loading = self._boundary(), OUTSIDE, 0, True
         wanted = itertools.takewhile(lambda _: is_loading, pictures)

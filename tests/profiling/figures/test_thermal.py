@@ -186,6 +186,9 @@ def test_windows_end_once_the_temperature_has_settled(
     found = report.scenarios[0].sustained
     assert found is not None
     assert found.is_settled
-    assert (found.cold_windows, found.hot_windows) == ((1, 2, 3), (4, 5, 6))
+    # Six at least; more where the machine was so busy that readings of the last windows came late.
+    last = report.scenarios[0].answers.windows[-1].number
+    assert (found.cold_windows, found.hot_windows) == ((1, 2, 3), (last - 2, last - 1, last))
+    assert last >= 6
     assert [device.zone for device in found.devices] == ["tj", ""]  # jetson2 has no sensor
     assert report.cut_short is None
