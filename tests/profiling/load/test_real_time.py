@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,9 @@ def boundary(moment_ns: int) -> Boundary:
 
 
 def sampled(key: str, truth: Path, worker: int, until_ns: int) -> tuple[PowerLine, ...]:
-    simulator = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", key, "--truth", str(truth))
-    with LocalSampler(100, command=(*simulator, "--watch-pid", str(worker))) as sampler:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.profiling.simulation import truthful_program"
+    command = (sys.executable, "-c", f"{code}; truthful_program.main()", key, str(truth), str(worker))
+    with LocalSampler(100, command=command) as sampler:
         sampler.collect((until_ns - time.monotonic_ns()) / 1e9 + 0.5)
     assert sampler.problem == ""
     return tuple(sampler.lines)
@@ -67,8 +69,10 @@ def test_joules_of_every_board_in_real_time_are_the_true_ones(fake_run: FakeRun,
     boundaries_ns = [time.monotonic_ns() + round(1e9 * offset_s) for offset_s in np.cumsum([START_S, IDLE_S])]
     with (
         subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE) as worker,
+        ExitStack() as stack,
         ThreadPoolExecutor(len(SIMULATED_BOARDS)) as pool,
     ):
+        stack.callback(worker.kill)
         until_ns = boundaries_ns[1] + round(1e9 * (WARM_UP_S + WINDOW_S))
         jobs = {key: pool.submit(sampled, key, tmp_path / key, worker.pid, until_ns) for key in SIMULATED_BOARDS}
         time.sleep(max(0.0, (boundaries_ns[1] - time.monotonic_ns()) / 1e9))  # the idle phase is measured meanwhile
@@ -78,7 +82,6 @@ def test_joules_of_every_board_in_real_time_are_the_true_ones(fake_run: FakeRun,
         worker.stdin.flush()
         boundaries_ns += [boundaries_ns[1] + round(1e9 * WARM_UP_S), until_ns]
         lines = {key: job.result(60.0) for key, job in jobs.items()}
-        worker.kill()
     boundaries = [boundary(moment_ns) for moment_ns in boundaries_ns]
     phases = [
         Phase("", kind, number, start, end)
