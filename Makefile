@@ -30,8 +30,9 @@ test-system: .venv/full.done  ## What else has to pass before a change lands; ne
 
 test-nightly: nightly-endurance nightly-installs nightly-models  ## Tests that take minutes and change rarely.
 
+# One after the other: they measure time, and have both cores to themselves.
 nightly-endurance: .venv/full.done  ## A third of them: load, bad networks, fuzzing, benchmarks.
-	$(PYTEST) -m "nightly(part='endurance')" --timeout 900 -rP
+	$(PYTEST) --numprocesses 1 -m "nightly(part='endurance')" --timeout 900 -rP
 
 nightly-installs: .venv/full.done  ## A third: fresh environments, other Pythons, arm64, NVIDIA's real packages.
 	$(PYTEST) -m "nightly(part='installs')" --timeout 900 -rP
