@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_json, print_table, progress_bar
+from devit_contract.service.terminal import print_json, print_table, progress_bar, tell
 
 if TYPE_CHECKING:
     from devit_contract.wire.client import Answer, Client, Picture
@@ -141,11 +141,12 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
             raise InputError("give --key and --node-key together")
         if fleet is not None and not node_key:
             node_key = load_fleet(fleet).node.public_key
-        return Client(to, keys=keys, node_key=check_key(node_key, "--node-key") if node_key else None)
+        public = check_key(node_key, "--node-key") if node_key else None
+        return Client(to, keys=keys, node_key=public, tell=tell)
     chosen = fleet or Path("fleet.toml")
     if fleet is None and not chosen.exists():
         raise InputError("no node is given: give --to or --fleet, or run this where fleet.toml is")
-    return Client.of_fleet(load_fleet(chosen), keys)
+    return Client.of_fleet(load_fleet(chosen), keys, tell=tell)
 
 
 def _picture_paths(names: list[str]) -> Iterator[Path]:

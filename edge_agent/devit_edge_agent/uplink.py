@@ -3,7 +3,8 @@
 What ends a link, and what brings it back:
 
 ==================================  ==============================================================================
-the node or the network goes        libzmq reconnects automatically, and this device introduces itself again
+the node or the network goes        libzmq reconnects automatically, :class:`Reach` looks for another address of the
+                                    node's name, and this device introduces itself again
 a refused handshake                 libzmq may never try again: the agent reconnects after two seconds
 no message from the node for 5 s    it pings every second, so the route is gone or another peer's: reconnect
 the node sends REFUSED              an error: only the operator can help (other bundle, other or duplicate name)
@@ -26,7 +27,8 @@ from devit_contract.errors import RefusedError, WireError
 from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
 from devit_contract.wire.messages import Hello, Refused, Welcome, body, read_body
-from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
+from devit_contract.wire.reach import Reach
+from devit_contract.wire.sockets import HANDSHAKE_FAILURES, NO_LINK, WRONG_PORT, connect_dealer, is_readable, open_context
 
 _HELLO_NS = 1_000_000_000
 """Until an unanswered introduction is repeated."""
@@ -36,7 +38,7 @@ _SILENCE_NS = 5_000_000_000
 _LINGER_MS = 200
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
-_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILURES
+_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | NO_LINK | HANDSHAKE_FAILURES
 
 
 class Uplink:
@@ -66,6 +68,7 @@ class Uplink:
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
             events=_LINK_EVENTS,
         )
+        self._reach = Reach(self.socket, config.node)
 
     @property
     def is_introducing(self) -> bool:
@@ -81,17 +84,24 @@ class Uplink:
     def watch(self, *, has_events: bool) -> bool:
         """Watch the link; tell whether it ended, so that the queued frames are obsolete."""
         had_run = self.run_id is not None
-        for event, _ in self.monitor.read() if has_events else ():
+        for found in self.monitor.read() if has_events else ():
+            event = found.kind
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._retry_ns = None
                 self._has_logged_refusal = False
                 self._hello_ns = time.monotonic_ns()
+                self._reach.linked()
+            elif event == zmq.EVENT_CONNECT_RETRIED:
+                self._reach.failed()
             elif event == zmq.EVENT_DISCONNECTED:
+                self._reach.lost()
                 self._end("the link to the node is gone, waiting for it")
             else:
+                self._reach.refused()
                 self._end("")
                 if not self._has_logged_refusal:
-                    self._log.log(Priority.WARNING, "the node refuses the handshake: check both keys; trying again")
+                    why = WRONG_PORT if found.is_wrong_port else "check both keys"
+                    self._log.log(Priority.WARNING, f"the node refuses the handshake: {why}; trying again")
                 self._has_logged_refusal = True
                 self._retry_ns = time.monotonic_ns() + _RETRY_NS
         now_ns = time.monotonic_ns()
@@ -102,7 +112,9 @@ class Uplink:
             self._send_hello()
         if self._retry_ns is not None and now_ns >= self._retry_ns:
             self._retry_ns = None
-            reconnect(self.socket, self._config.node)
+            self._reach.reconnect()
+        if told := self._reach.tend():
+            self._log.log(Priority.WARNING, told)
         return had_run and self.run_id is None
 
     def introduce(self, hello: Hello, revision: int) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
+from devit_contract.service.journal import Log, Priority
 from devit_contract.service.lifecycle import StopSignal
 from devit_contract.wire.client import Client, require_key
 from devit_gateway.access import Address
@@ -46,13 +47,18 @@ def run_gateway(
     def connect() -> Client:
         return Client.of_fleet(fleet, keys, timeout_s=answer_s)
 
+    log = Log("gateway")
+
+    def connect_and_tell() -> Client:
+        return Client.of_fleet(fleet, keys, timeout_s=answer_s, tell=lambda text: log.log(Priority.WARNING, text))
+
     require_key(fleet, keys)  # reported now, not at the first question
     with ExitStack() as stack:
         opened, url = listen(address)
         stack.callback(opened.close)
         watch = stack.enter_context(PowerWatch(connect, power_interval_ms)) if power_interval_ms else None
         in_flight = fleet.serving.credit  # as many as the devices hold: more would only age at the node
-        node = stack.enter_context(AsyncNodeClient(connect, in_flight=in_flight, timeout_s=answer_s))
+        node = stack.enter_context(AsyncNodeClient(connect_and_tell, in_flight=in_flight, timeout_s=answer_s))
 
         def energies() -> tuple[MeteredEnergy, ...]:
             return watch.readings if watch is not None else ()

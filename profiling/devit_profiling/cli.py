@@ -172,7 +172,7 @@ def cell(
     scenarios = cell_scenarios([whole.find_device(name) for name in names], plan)  # refuses a wrong name
     pictures = load_images(images) if images else None
     keys = load_keys(key) if key is not None else None
-    with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys) as client:
+    with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys, tell=terminal.tell) as client:
         if pictures is None:
             pictures = random_images(client.status().image_shape)
         _announce(plan, scenarios)

@@ -133,6 +133,16 @@ def test_one_bad_picture_is_named_and_none_is_answered(options: list[str | Path]
     assert sorted(pictures.iterdir()) == before
 
 
+def test_a_picture_whose_name_is_not_utf_8_is_answered_under_its_escaped_name(
+    options: list[str | Path], pictures: Path
+) -> None:
+    (pictures / "a.png").rename(Path(str(pictures) + "/M\udcfcller.png"))
+    done = devit("classify", pictures, "--json", *options, cwd=pictures)
+    assert [Path(each["image"]).name for each in json.loads(done.stdout)] == [r"M\xfcller.png", "b.png"]
+    shown = devit("classify", pictures, *options, cwd=pictures)
+    assert (shown.returncode, "M\\xfcller.png" in shown.stdout.replace("\n", "")) == (0, True), shown
+
+
 def test_a_folder_without_pictures_is_named(options: list[str | Path], tmp_path: Path) -> None:
     assert f"{tmp_path}: no pictures (.png" in failure(devit("classify", tmp_path, *options, cwd=tmp_path))
 
@@ -161,4 +171,8 @@ def test_a_node_that_is_not_named_rightly_is_said_in_one_line(tmp_path: Path) ->
 def test_a_node_that_is_not_there_is_said_in_one_line(nobody: subprocess.Popen[str]) -> None:
     out, said = nobody.communicate(timeout=60)
     assert (nobody.returncode, out) == (1, "")
-    assert said == ("error: tcp://127.0.0.1:1: no answer within 10 s: check that fusion-node runs there\n")
+    why = "connection refused"
+    assert said.splitlines() == [
+        f"tcp://127.0.0.1:1: no link to the node, {why}: check that fusion-node runs there; trying again",
+        f"error: tcp://127.0.0.1:1: no answer within 10 s ({why}): check that fusion-node runs there",
+    ]

@@ -148,6 +148,26 @@ def test_a_second_run_changes_nothing(fleet: Fleet, first: Release) -> None:
     assert fleet.started == before
 
 
+def test_a_changed_configuration_is_in_force_though_another_host_failed(fleet: Fleet, first: Release) -> None:
+    """The file of jetson1 is new, its agent the old one, when jetson3 ends the run; the next run restarts the agent."""
+    before, changed = fleet.started, ("--extra-vars", "devit_threads=2")
+    blocked = fleet.hosts["jetson3"].root / "etc/devit/jetson3.toml"
+    aside = blocked.rename(blocked.with_suffix(".aside"))
+    blocked.mkdir()
+    assert fleet.play("site.yml", first, *changed).code != 0
+    assert "threads = 2" in (fleet.hosts["jetson1"].root / "etc/devit/jetson1.toml").read_text()
+    assert fleet.started == before
+    blocked.rmdir()
+    aside.rename(blocked)
+    assert fleet.play("site.yml", first, *changed).code == 0
+    once = {name: count + (name in DEVICES) for name, count in before.items()}
+    assert fleet.started == once
+    assert fleet.play("site.yml", first, *changed).changed == dict.fromkeys(("node1", *DEVICES), 0)
+    assert fleet.started == once
+    assert fleet.play("site.yml", first).code == 0  # as the other tests expect it
+    assert_all_answer(fleet)
+
+
 @pytest.mark.parametrize(("playbook", "version"), [("upgrade.yml", "two"), ("rollback.yml", "one")])
 def test_no_frame_fails_while_the_fleet_is_switched_under_load(
     fleet: Fleet, first: Release, second: Release, playbook: str, version: str

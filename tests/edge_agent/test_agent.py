@@ -59,6 +59,33 @@ NullEngine._run = hang
 FAILING = LOST.replace("DeviceLostError(", "EngineError(").replace("DeviceLostError", "EngineError")
 
 
+def test_an_agent_that_cannot_reach_its_node_says_why(node: HandMadeNode) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        node.endpoint = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
+        child = node.start("--engine", "null")
+        assert child.stderr is not None
+        said = child.stderr.readline()
+    why = "no link to the node, connection refused: check that fusion-node runs there; trying again"
+    assert said == f"edge-agent: {node.endpoint}: {why}\n"
+
+
+def test_an_agent_lives_though_no_picture_of_its_folder_can_be_read_or_named_in_utf_8(
+    node: HandMadeNode, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    Path(f"{tmp_path}/bad/M\udcfcller.png").write_bytes(b"no picture")
+    child = node.start("--engine", "null", config='source = "folder:bad"\ntegrastats = []')
+    node.welcome()
+    node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=1))
+    assert node.receive(Kind.SKIP).reason is Reason.NO_SOURCE
+    node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=2))
+    assert node.receive(Kind.SKIP).frame_id == 2
+    assert child.stderr is not None
+    said = child.stderr.readline() + child.stderr.readline()
+    assert r"/bad/M\xfcller.png: expected a picture" in said
+
+
 def test_an_agent_introduces_itself_and_says_ready_only_when_it_is_accepted(node: HandMadeNode, bundle: Bundle) -> None:
     child = node.start()
     assert child.stdout is not None

@@ -16,7 +16,7 @@ from devit_contract.errors import RefusedError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import Hello, Refused, body
-from devit_contract.wire.sockets import open_context, reconnect
+from devit_contract.wire.sockets import open_context
 from devit_edge_agent.uplink import Uplink
 from devit_fusion.device_port import DeviceHandler, DevicePort
 from devit_fusion.links import Link
@@ -129,7 +129,8 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
             assert accepted(uplink) == "engine_changed"
             assert link.engine_revision == 2
             port.cut(link)
-            reconnect(uplink.socket, port.endpoint)
+            uplink.socket.disconnect(port.endpoint)
+            uplink.socket.connect(port.endpoint)
             assert accepted(uplink) == "connected"
         finally:
             uplink.close()

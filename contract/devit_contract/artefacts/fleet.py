@@ -17,6 +17,7 @@ FLEET_SCHEMA = 2
 AGENT_SCHEMA = 1
 MAX_THREADS = 256
 """Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
+_ENDPOINT = r"tcp://(\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9_.-]+|\*):([0-9]{1,5})"
 _FLEET_HINT = "see examples/fleet.toml"
 _AGENT_HINT = "see examples/agent.toml"
 
@@ -202,12 +203,12 @@ def load_agent_config(path: Path) -> AgentConfig:
 
 
 def parse_endpoint(endpoint: str, where: str) -> tuple[str, int]:
-    """Split ``tcp://HOST:PORT``.
+    """Split ``tcp://HOST:PORT``; a link-local address may have its zone, ``tcp://[fe80::1%eth0]:7711``.
 
     Raises:
         InputError: It is something else.
     """
-    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):(\d{1,5})", endpoint)
+    match = re.fullmatch(_ENDPOINT, endpoint)
     if match is None or int(match[2]) > 65535:
         raise InputError(f"{where}: expected an endpoint like tcp://10.0.0.2:7711, found {endpoint!r}")
     return match[1].strip("[]"), int(match[2])

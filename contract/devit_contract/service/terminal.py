@@ -6,6 +6,7 @@ Beside the ``cli`` modules this is the only one that imports typer or rich.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import NoReturn, TextIO
 import typer
 
 from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError
+from devit_contract.printable import printable, printable_line, storable
 from devit_contract.service.progress import Progress, no_progress
 
 _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -88,11 +90,17 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         yield report
 
 
+def tell(text: str) -> None:
+    """Print one line on stderr, for the user who waits."""
+    typer.echo(printable_line(text), err=True)
+
+
 def print_json(value: object, *, indent: int = 2) -> None:
     """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=os.fspath), indent=indent))
+    plain = storable(msgspec.to_builtins(value, enc_hook=os.fspath))
+    typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=indent))
 
 
 def print_table(
@@ -103,17 +111,17 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column, name in enumerate(header):
         table.add_column(name, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
 
 
 def _print_error(text: str) -> None:
     try:
-        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        typer.echo(f"error: {printable_line(text)}", err=True)
     except OSError:  # stderr is closed
         _discard(sys.stderr)
 
@@ -123,6 +131,8 @@ def _fill_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is
 
 
 def _refusal(error: OSError) -> str:

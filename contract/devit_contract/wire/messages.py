@@ -14,6 +14,7 @@ import msgspec
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
+from devit_contract.printable import storable
 from devit_contract.wire.codec import Dtype, Message
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -374,7 +375,10 @@ class AnswerBody(msgspec.Struct, frozen=True):
 
 def body(value: msgspec.Struct) -> bytes:
     """Encode a struct as a message's payload (dtype ``BODY``)."""
-    return msgspec.msgpack.encode(value)
+    try:
+        return msgspec.msgpack.encode(value)
+    except UnicodeEncodeError:  # an error's text may hold a file name that is not UTF-8
+        return msgspec.msgpack.encode(storable(msgspec.to_builtins(value, builtin_types=(bytes,))))
 
 
 def read_body(message: Message, kind: type[T]) -> T:

@@ -45,6 +45,13 @@ HANDSHAKE_FAILURES = (
 )
 """Events of a monitor for a failed link; NO_DETAIL is the only one after which libzmq tries again."""
 
+NO_LINK = zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_DISCONNECTED
+"""Events of a monitor for a connection that could not be made, and for one that has ended."""
+
+_RETRY_LATER, _WRONG_PORT = b"300", b"400"
+"""Status codes of ZAP; a peer is told the second one."""
+WRONG_PORT = "the node knows this key on its other port: devices connect to endpoint, clients to client_endpoint"
+
 DEVICES = b"devices"
 CLIENTS = b"clients"
 _MAX_BYTES = {DEVICES: MAX_DEVICE_MESSAGE_BYTES, CLIENTS: MAX_IMAGE_MESSAGE_BYTES}
@@ -148,13 +155,6 @@ def connect_dealer(
     return socket, monitor
 
 
-def reconnect(socket: Socket, endpoint: str) -> None:
-    """Connect :func:`connect_dealer`'s socket again: after an outright refusal libzmq never does."""
-    with suppress(zmq.ZMQError):  # it has given the endpoint up already
-        socket.disconnect(endpoint)
-    socket.connect(endpoint)
-
-
 class SocketEvent(NamedTuple):
     """A monitor's event of one connection."""
 
@@ -162,6 +162,11 @@ class SocketEvent(NamedTuple):
     """One of ``zmq.EVENT_*``."""
     value: int
     """Its descriptor, for most kinds."""
+
+    @property
+    def is_wrong_port(self) -> bool:
+        """Whether the node refused the handshake since the key belongs to its other port."""
+        return self == (zmq.EVENT_HANDSHAKE_FAILED_AUTH, int(_WRONG_PORT))
 
 
 class Monitor:
@@ -210,18 +215,20 @@ class Authenticator:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            name = self._name_of(parts)
-            # 300 and not 400: a client refused with 400 would not come back once its key is allowed.
-            verdict = [b"200", b"OK", name.encode(), b""] if name is not None else [b"300", b"unknown key", b"", b""]
-            self.refused += name is None
-            self.socket.send_multipart([b"1.0", parts[1], *verdict])
+            self.socket.send_multipart([b"1.0", parts[1], *self._verdict(parts)])
 
-    def _name_of(self, request: list[bytes]) -> str | None:
+    def _verdict(self, request: list[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
+        """Give status code, its text, the name, and no metadata."""
         version, _, domain, _, _, mechanism, *credentials = request
-        if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1:
-            return None
-        key = z85.encode(credentials[0])
-        return None if key in self.revoked else self._allowed.get(domain, {}).get(key)
+        code = _RETRY_LATER  # not 400: a peer refused with that would not come back once its key is allowed
+        if version == b"1.0" and mechanism == b"CURVE" and len(credentials) == 1:
+            key = z85.encode(credentials[0])
+            known_in = [] if key in self.revoked else [each for each, keys in self._allowed.items() if key in keys]
+            if domain in known_in:
+                return b"200", b"OK", self._allowed[domain][key].encode(), b""
+            code = _WRONG_PORT if known_in else code
+        self.refused += 1
+        return code, b"unknown key", b"", b""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ class ImageFiles(LazyImages):
     def pieces(self) -> Iterator[bytes]:
         """Yield name and digest of every file; this reads them all, which takes minutes for ImageNet."""
         for name in self.names:
-            yield name.encode() + b"\0" + bytes.fromhex(sha256_of_file(self.root / name))
+            yield os.fsencode(name) + b"\0" + bytes.fromhex(sha256_of_file(self.root / name))
 
     def content(self, index: int) -> tuple[bytes, str]:
         """Read one file."""

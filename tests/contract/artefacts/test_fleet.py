@@ -210,6 +210,8 @@ def test_an_agent_off_this_machine_needs_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "host", "port", "loopback"),
     [
+        ("tcp://[fe80::1%eth0]:7711", "fe80::1%eth0", 7711, False),
+        ("tcp://fusion_node:7711", "fusion_node", 7711, False),
         ("tcp://127.0.0.1:0", "127.0.0.1", 0, True),
         ("tcp://127.8.9.1:1", "127.8.9.1", 1, True),
         ("tcp://localhost:7711", "localhost", 7711, True),
