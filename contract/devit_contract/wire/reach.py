@@ -22,6 +22,8 @@ _PATIENCE_S = 1.0
 """Until a link that has not failed is taken for one that will not come."""
 _PAUSE_S = 1.0
 """Between two searches."""
+_SETTLE_S = 0.3
+"""From the loss of a link until a search: libzmq makes most links again by then."""
 _ANSWER_S = 0.6
 """How long one address may take to answer."""
 _TELL_S = 1.5
@@ -44,8 +46,9 @@ class Reach:
         self._search: _Search | None = None
         self._is_refused = False
         self._search_s = math.inf
-        self._earliest_s = self._tell_again_s = -math.inf
+        self._tell_again_s = -math.inf
         self.lost()
+        self._earliest_s = -math.inf  # a first connection that fails has nothing to settle
 
     @property
     def next_s(self) -> float:
@@ -60,11 +63,11 @@ class Reach:
         """Note that a connection has ended, with a link on it or not, and that libzmq is about to make another."""
         if self._search_s == math.inf:  # it had been linked
             now_s = time.monotonic()
+            self._earliest_s = now_s + _SETTLE_S
             self._search_s, self._tell_s = now_s + _PATIENCE_S, max(self._tell_again_s, now_s + _TELL_S)
 
     def failed(self) -> None:
-        """Note that libzmq could not connect."""
-        self._is_refused = False
+        """Note that libzmq could not connect, or waits before it tries again."""
         self._search_s = max(self._earliest_s, time.monotonic())
 
     def refused(self) -> None:
@@ -84,11 +87,14 @@ class Reach:
             self._search = _Search(self._endpoint)
             self._earliest_s = self._search_s = now_s + _PAUSE_S
         search = self._search
-        if not search.is_alive():
+        if search.is_alive():
+            self.problem = self.problem or search.problem
+        else:
             self._search = None
+            self._is_refused &= search.found != ""
+            self.problem = "" if self._is_refused else search.problem
             if search.found not in ("", self._connected_to):
                 self._connect(search.found)
-        self.problem = "" if search.found and self._is_refused else search.problem
         if not self.problem or now_s < self._tell_s:
             return ""
         self._tell_s = self._tell_again_s = now_s + _TELL_AGAIN_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket as tcp
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from devit_contract.errors import NoAnswerError
 from devit_contract.wire import reach
 from devit_contract.wire.client import Client
 from devit_contract.wire.reach import Reach
-from devit_contract.wire.sockets import CLIENTS, bind_router, connect_dealer, open_context
+from devit_contract.wire.sockets import CLIENTS, NO_LINK, Monitor, bind_router, connect_dealer, open_context
 
 DEADLINE_S = 20.0
 SOON_S = 3.0
@@ -29,21 +30,15 @@ def closed_port() -> Iterator[int]:
 
 
 @contextmanager
-def watched(endpoint: str) -> Iterator[tuple[Reach, Any]]:
+def watched(endpoint: str) -> Iterator[tuple[Reach, Monitor]]:
     with open_context() as context:
         socket, monitor = connect_dealer(
-            context, endpoint, name=None, keys=None, node_key=None, max_bytes=1000, events=reach_events()
+            context, endpoint, name=None, keys=None, node_key=None, max_bytes=1000, events=NO_LINK
         )
         yield Reach(socket, endpoint), monitor
 
 
-def reach_events() -> int:
-    from devit_contract.wire.sockets import NO_LINK
-
-    return NO_LINK
-
-
-def tended(watch: Reach, monitor: Any, duration_s: float, until: int) -> list[tuple[float, str]]:
+def tended(watch: Reach, monitor: Monitor, duration_s: float, until: int) -> list[tuple[float, str]]:
     """Tend a link for a time, or until that many lines are told; the lines, and after how many seconds each came."""
     told: list[tuple[float, str]] = []
     start_s = time.monotonic()
@@ -68,15 +63,13 @@ def test_a_closed_port_is_told_once_in_time_with_the_reason(closed_port: int, mo
         assert len(tended(watch, monitor, DEADLINE_S, until=2)) == 2
 
 
-def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_nobody_knows_is_told() -> None:
     with watched("tcp://node.invalid:7711") as (watch, monitor):
         ((_, text),) = tended(watch, monitor, DEADLINE_S, until=1)
     assert "its name is not known (" in text
 
 
 def test_a_resolver_that_does_not_answer_is_told_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     answers = threading.Event()
     monkeypatch.setattr(reach.tcp, "getaddrinfo", lambda *_, **__: answers.wait(DEADLINE_S) and [])
     with watched("tcp://node.invalid:7711") as (watch, monitor):
@@ -89,7 +82,6 @@ def test_a_resolver_that_does_not_answer_is_told_and_holds_nobody_up(monkeypatch
 @pytest.mark.parametrize("first", ["::1", "127.0.0.1"])
 def test_a_name_leads_to_whichever_of_its_addresses_answers(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """libzmq asks its own resolver, which does not know this name."""
-    monkeypatch.setattr(reach, "parse_endpoint", lambda endpoint, _: ("two-addresses", int(endpoint.rsplit(":", 1)[1])))
 
     def both(_host: str, port: int, **_: object) -> list[Any]:
         six = (tcp.AF_INET6, tcp.SOCK_STREAM, 0, "", ("::1", port, 0, 0))
