@@ -28,7 +28,14 @@ from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
 from devit_contract.wire.messages import Hello, Refused, Welcome, body, read_body
 from devit_contract.wire.reach import Reach
-from devit_contract.wire.sockets import HANDSHAKE_FAILURES, NO_LINK, WRONG_PORT, connect_dealer, is_readable, open_context
+from devit_contract.wire.sockets import (
+    HANDSHAKE_FAILURES,
+    NO_LINK,
+    WRONG_PORT,
+    connect_dealer,
+    is_readable,
+    open_context,
+)
 
 _HELLO_NS = 1_000_000_000
 """Until an unanswered introduction is repeated."""

@@ -12,7 +12,14 @@ from devit_contract.artefacts.keys import KeyPair
 from devit_contract.errors import RefusedError
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Message, unpack
 from devit_contract.wire.reach import Reach
-from devit_contract.wire.sockets import HANDSHAKE_FAILURES, NO_LINK, WRONG_PORT, connect_dealer, is_readable, open_context
+from devit_contract.wire.sockets import (
+    HANDSHAKE_FAILURES,
+    NO_LINK,
+    WRONG_PORT,
+    connect_dealer,
+    is_readable,
+    open_context,
+)
 
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""

@@ -44,7 +44,7 @@ class Reach:
         self._endpoint = endpoint
         self._connected_to = endpoint
         self._search: _Search | None = None
-        self._is_refused = False
+        self._is_refused = self._is_reached = False
         self._search_s = math.inf
         self._tell_again_s = -math.inf
         self.lost()
@@ -91,11 +91,13 @@ class Reach:
             self.problem = self.problem or search.problem
         else:
             self._search = None
-            self._is_refused &= search.found != ""
+            self._is_reached = search.found != ""
+            self._is_refused &= self._is_reached
             self.problem = "" if self._is_refused else search.problem
             if search.found not in ("", self._connected_to):
                 self._connect(search.found)
-        if not self.problem or now_s < self._tell_s:
+        # What takes connections will end the handshake, or libzmq will: that is told by who watches the link.
+        if not self.problem or self._is_reached or now_s < self._tell_s:
             return ""
         self._tell_s = self._tell_again_s = now_s + _TELL_AGAIN_S
         return f"{self._endpoint}: no link to the node, {self.problem}: check that fusion-node runs there; trying again"
@@ -131,7 +133,7 @@ class _Search(threading.Thread):
                     trial.settimeout(_ANSWER_S)
                     trial.connect(address)
                     self.found = _endpoint(trial.getpeername())
-                self.problem = "something takes connections there but does not answer as a node"
+                self.problem = "it takes connections, but does not answer as a node"
                 return
             except OSError as err:
                 timed_out = isinstance(err, TimeoutError)

@@ -236,8 +236,8 @@ def _refuse_twins(folder: Path, names: Sequence[str]) -> None:
         other = by_look.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
             raise InputError(
-                f"{folder}: expected one name a class, found {name!r} in two Unicode forms ({ascii(other)} and "
-                f"{ascii(name)}): rename one of the folders, in the training or the test part"
+                f"{folder}: expected one name a class, found {name!r} in two Unicode forms ({other!a} and "
+                f"{name!a}): rename one of the folders, in the training or the test part"
             )
 
 

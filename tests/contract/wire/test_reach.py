@@ -1,4 +1,4 @@
-"""Links to nodes that cannot be reached, or not by the first address of their name; real sockets, ports that are free."""
+"""Links to nodes that cannot be reached, or not by the first address of their name."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_resolver_that_does_not_answer_is_told_and_holds_nobody_up(monkeypatch
 
 @pytest.mark.parametrize("first", ["::1", "127.0.0.1"])
 def test_a_name_leads_to_whichever_of_its_addresses_answers(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libzmq asks its own resolver, which does not know this name."""
+    """Libzmq asks its own resolver, which does not know this name."""
 
     def both(_host: str, port: int, **_: object) -> list[Any]:
         six = (tcp.AF_INET6, tcp.SOCK_STREAM, 0, "", ("::1", port, 0, 0))
@@ -116,9 +116,9 @@ def test_a_question_without_an_answer_says_why(closed_port: int) -> None:
 
 def test_what_takes_connections_but_is_no_node_is_told() -> None:
     with tcp.create_server(("127.0.0.1", 0)) as mute:
-        told: list[str] = []
         endpoint = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
-        with Client(endpoint, timeout_s=SOON_S, tell=told.append) as client, pytest.raises(NoAnswerError):
+        with (
+            Client(endpoint, timeout_s=1.5) as client,
+            pytest.raises(NoAnswerError, match=r"\(it takes connections, but does not answer as a node\)"),
+        ):
             client.status()
-        assert told
-        assert "something takes connections there but does not answer as a node" in told[0]

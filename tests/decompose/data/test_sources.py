@@ -221,7 +221,7 @@ def test_all_files_that_are_no_pictures_are_listed_at_once(folder: Path) -> None
 
 
 def test_class_names_that_differ_in_unicode_form_only_are_told_as_such(folder: Path) -> None:
-    """macOS stores an umlaut as two characters."""
+    """An umlaut is two characters as macOS stores it."""
     (folder / "train/cat").rename(folder / "train/K\u00e4tzchen")
     (folder / "test/cat").rename(folder / "test/Ka\u0308tzchen")
     with pytest.raises(InputError, match="two Unicode forms"):
