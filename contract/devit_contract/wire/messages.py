@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -219,7 +219,7 @@ class Event(msgspec.Struct, frozen=True):
     age_s: float
     """Seconds ago."""
     device: str
-    """Empty if it concerns no single device."""
+    """Name of a device, or of a client; empty if it concerns no single one."""
     text: str
 
 
@@ -279,7 +279,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     refused_handshakes: int = 0
     """Connections that ended without a message: no allowed key, no CURVE, garbage, half a handshake."""
     unknown_peers: int = 0
-    """Messages under a name that is not in the fleet, not the sender's, or revoked."""
+    """Messages under a name that is not in the fleet, or not the sender's."""
     refused_requests: dict[str, int] = {}
     """Invalid messages of clients, by reason."""
     floods: int = 0
@@ -377,6 +377,14 @@ def body(value: msgspec.Struct) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
+def read_text(message: Message, kind: type[T]) -> T:
+    """Decode a payload as :func:`read_body` does, with what a terminal would obey escaped in all its texts.
+
+    For what people are shown, as devices and nodes may say anything.
+    """
+    return msgspec.convert(_escaped(msgspec.to_builtins(read_body(message, kind))), kind)
+
+
 def read_body(message: Message, kind: type[T]) -> T:
     """Decode a message's payload.
 
@@ -389,3 +397,11 @@ def read_body(message: Message, kind: type[T]) -> T:
         return msgspec.msgpack.decode(message.payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise WireError("body", f"{message.kind.name}: expected a {kind.__name__}: {err}") from err
+
+
+def _escaped(value: Any) -> Any:  # noqa: ANN401 - what msgspec.to_builtins gives
+    if isinstance(value, str):
+        return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in value)
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(each) for key, each in value.items()}
+    return [_escaped(each) for each in value] if isinstance(value, (list, tuple)) else value

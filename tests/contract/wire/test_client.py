@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import select
 import socket as plain_socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +252,44 @@ def test_a_link_that_was_refused_outright_comes_back_by_itself() -> None:
 def test_a_fleet_with_keys_needs_one(cell: LocalCell) -> None:
     with pytest.raises(InputError, match="expected a client key, found none: give one with --key"):
         Client.of_fleet(cell.fleet, None)
+
+
+@contextmanager
+def accepted_and_closed() -> Iterator[tuple[str, list[int]]]:
+    """A proxy with nothing behind it: it takes each connection and ends it; its endpoint, and how many there were."""
+    counted = [0]
+    with plain_socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    counted[0] += 1
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}", counted
+        listener.shutdown(plain_socket.SHUT_RDWR)
+        thread.join(DEADLINE_S)
+
+
+@pytest.mark.system
+def test_an_idle_client_can_be_closed_after_thousands_of_failed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads its monitor meanwhile, which has room for 2,000 events: libzmq waits with the one after."""
+    for pause in ("_RECONNECT_MS", "_RECONNECT_MAX_MS"):
+        monkeypatch.setattr(f"devit_contract.wire.sockets.{pause}", 1)
+    with accepted_and_closed() as (endpoint, counted):
+        client = Client(endpoint, timeout_s=DEADLINE_S)
+        end_s, before = time.monotonic() + 60, -1
+        while before != counted[0]:  # until no more come
+            before = counted[0]
+            assert time.monotonic() < end_s
+            select.select([], [], [], 0.5)
+        assert before >= 1000
+        closing = threading.Thread(target=client.close, daemon=True)
+        closing.start()
+        closing.join(DEADLINE_S)
+        assert not closing.is_alive()
 
 
 def test_a_client_may_be_closed_twice(cell: LocalCell) -> None:
