@@ -7,7 +7,7 @@ Traps behind the options, each tried (libzmq 4.3.5):
   likes. So it says nothing: the node draws one for each connection, and knows who speaks by ``User-Id`` alone.
 * A client whose key was answered with 400 never connects again; 300 makes it retry.
 * With ``ROUTER_HANDOVER`` a peer that gives itself another's routing id gets that one's messages, before anyone could
-  look at its key. Without, it is not heard: libzmq takes its next message for its routing id, then lets it speak.
+  look at its key. Without, nothing that it says is ever delivered, even if the other one leaves.
 * Message sizes are allocated as announced: ``MAXMSGSIZE`` is always set.
 * A ROUTER that sends heartbeats aborts the process (libzmq 4.3.5, ``!_io_error``) when one is due on a link whose
   peer sends without reading. Devices and clients send them, with the time after which a dead one is dropped.
