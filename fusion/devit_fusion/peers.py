@@ -88,8 +88,13 @@ class Peers:
         peer.connection.cut()
 
     def revoke(self, names: frozenset[str]) -> None:
-        """Accept nothing more under the keys of these names, and end all their connections."""
+        """Accept nothing more under the keys of these names, and end all their connections.
+
+        A stranger may have such a key: all have to come again.
+        """
         self._revoked = names
+        for stranger in self._strangers.values():
+            stranger.cut()
         for peer in list(self._peers.values()):
             if peer.name in names:
                 self.cut(peer)
