@@ -6,6 +6,7 @@ terminal or message takes. A peer's text may hold a terminal's control codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
@@ -26,13 +27,18 @@ def printable_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def storable(value: Any) -> Any:  # noqa: ANN401 - what msgspec.to_builtins gives
-    """Escape lone surrogates in all texts of plain lists and tables, which UTF-8 cannot hold."""
+def storable(text: str) -> str:
+    """Escape what UTF-8 cannot hold, and nothing else."""
+    return text if text.isascii() else "".join(_escaped(each) if _is_lone(each) else each for each in text)
+
+
+def in_all_texts(change: Callable[[str], str], value: Any) -> Any:  # noqa: ANN401 - what msgspec.to_builtins gives
+    """Change all texts of plain lists and tables, keys included."""
     if isinstance(value, str):
-        return value if value.isascii() else "".join(_escaped(each) if _is_lone(each) else each for each in value)
+        return change(value)
     if isinstance(value, dict):
-        return {storable(key): storable(each) for key, each in value.items()}
-    return [storable(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {in_all_texts(change, key): in_all_texts(change, each) for key, each in value.items()}
+    return [in_all_texts(change, each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_lone(character: str) -> bool:

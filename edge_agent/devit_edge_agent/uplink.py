@@ -6,8 +6,9 @@ What ends a link, and what brings it back:
 the node or the network goes        libzmq reconnects automatically, :class:`Reach` looks for another address of the
                                     node's name, and this device introduces itself again
 a refused handshake                 libzmq may never try again: the agent reconnects after two seconds
-no message from the node for 5 s    it pings every second, so the route is gone or another peer's: reconnect
-the node sends REFUSED              an error: only the operator can help (other bundle, other or duplicate name)
+no message from the node for 5 s    it pings every second, so the route is gone: reconnect
+the node sends REFUSED              at the start an error: only the operator can help (other bundle, name or key); later
+                                    the agent introduces itself again every five seconds: the cause may be another's
 ==================================  ==============================================================================
 """
 
@@ -42,6 +43,8 @@ _HELLO_NS = 1_000_000_000
 _RETRY_NS = 2_000_000_000
 """Pause before a reconnection after a failed handshake."""
 _SILENCE_NS = 5_000_000_000
+_REFUSED_NS = 5_000_000_000
+"""Pause before another introduction after a refusal."""
 _LINGER_MS = 200
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
@@ -69,7 +72,6 @@ class Uplink:
         self.socket, self.monitor = connect_dealer(
             self._opened.__enter__(),
             config.node,
-            name=config.name.encode(),
             keys=keys,
             node_key=config.node_public_key.encode() or None,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
@@ -84,7 +86,6 @@ class Uplink:
 
     def close(self) -> None:
         """Close the link; the last messages still go out."""
-        self.socket.disable_monitor()
         self.socket.close(linger=_LINGER_MS)
         self._opened.__exit__(None, None, None)
 
@@ -128,6 +129,11 @@ class Uplink:
         """Introduce another engine to the node; :attr:`is_introducing` holds until it has answered."""
         self._hello, self._revision = body(hello), revision
         self._send_hello()  # now: no frame is worked on until the answer
+
+    def try_again(self) -> None:
+        """After a refusal, have no link for some seconds, then introduce this device again."""
+        self._hello_ns = time.monotonic_ns() + _REFUSED_NS
+        self.run_id = None
 
     def receive(self) -> Iterator[Message]:
         """Take what has come, without waiting; messages for the link itself are kept here, except WELCOME.

@@ -64,11 +64,9 @@ class Link:
     queue: Histogram = field(default_factory=Histogram.empty)
     probe_id: int = -1
     """The frame that probes it now; -1 for none."""
+    route: bytes = b""
+    """Routing id of its connection, once it was accepted."""
     _probed_ns: int = 0
-
-    def __post_init__(self) -> None:
-        """Keep its routing id, needed for every message."""
-        self.route = self.name.encode()
 
     @property
     def state(self) -> DeviceState:

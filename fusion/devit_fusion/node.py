@@ -60,6 +60,7 @@ class FusionNode(Closing):
         self._manifest = bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
         self._start_ns = time.monotonic_ns()
+        self._software = version("devit")  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
@@ -75,9 +76,12 @@ class FusionNode(Closing):
                 links=self._links,
                 manifest=self._manifest,
                 run_id=run_id,
+                events=self._events,
                 feature_dtype=fleet.serving.feature_dtype,
             )
-            self._clients = ClientPort(context, node.client_endpoint, keys, manifest=self._manifest)
+            self._clients = ClientPort(
+                context, node.client_endpoint, keys, manifest=self._manifest, events=self._events
+            )
         except AddressError:
             self.close()
             raise
@@ -138,6 +142,7 @@ class FusionNode(Closing):
             for link in self._devices.lost(now_ns):
                 self._handler.lose(link)
             self._stop_floods(now_ns)
+            self._questions.expire(now_ns)
             self._scheduler.expire(now_ns)
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
@@ -172,7 +177,7 @@ class FusionNode(Closing):
             devices=self._scheduler.device_status(),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
-            software=version("devit"),
+            software=self._software,
             uptime_s=(time.monotonic_ns() - self._start_ns) / 1e9,
             open_frames=self._scheduler.open_frames,
             waiting_requests=self._scheduler.waiting_requests,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 
 from devit_contract.service.journal import Priority
@@ -15,6 +16,8 @@ from devit_fusion.links import Link
 
 _MAX_OPEN = 256
 """Questions to agents that may be open at the same time."""
+_PATIENCE_NS = 5_000_000_000
+"""Within that an agent replies: half a client's usual time, so that it hears whose fault it is."""
 
 
 class Questions:
@@ -26,7 +29,7 @@ class Questions:
         self._devices = devices
         self._clients = clients
         self._events = events
-        self._open: dict[int, tuple[Link, ClientQuestion]] = {}
+        self._open: dict[int, tuple[int, Link, ClientQuestion]] = {}  # when it is given up, whose it is
         self._status_waiters: list[ClientQuestion] = []
         self._subscribers: dict[str, bytes] = {}  # device name to the client's route
 
@@ -49,8 +52,8 @@ class Questions:
 
     def replied(self, number: int, reply: ControlReply) -> None:
         """Hand an agent's reply to the client that asked."""
-        _, asked = self._open.pop(number, (None, None))
-        if asked is not None:
+        if number in self._open:
+            _, _, asked = self._open.pop(number)
             self._clients.reply(reply, asked)
 
     def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
@@ -69,10 +72,15 @@ class Questions:
         subscriber = self._subscribers.pop(link.name, None)
         if subscriber is not None:
             self._end_samples(subscriber, link.name, f"{link.name}: {why}: sampling ended")
-        for number, (asked_link, asked) in list(self._open.items()):
+        for number, (_, asked_link, asked) in list(self._open.items()):
             if asked_link is link:
                 del self._open[number]
                 self._refuse(asked, f"{link.name}: {why}: see devit status")
+
+    def expire(self, now_ns: int) -> None:
+        """End the questions that an agent has not answered in time, though its link is up."""
+        while self._open and next(iter(self._open.values()))[0] <= now_ns:
+            self._give_up_oldest()
 
     def send_status(self, describe: Callable[[], NodeStatus]) -> None:
         """Answer all clients that wait for the status together: describing it takes as long as ten frames."""
@@ -82,15 +90,18 @@ class Questions:
 
     def _pass_on(self, asked: ClientQuestion, link: Link) -> None:
         if len(self._open) >= _MAX_OPEN:
-            # The oldest: its agent hangs, or it would have answered long ago.
-            hung, unanswered = self._open.pop(next(iter(self._open)))
-            self._refuse(unanswered, f"{hung.name}: it does not answer: see devit status")
+            self._give_up_oldest()  # its agent hangs, or it would have answered long ago
         number = secrets.randbits(64)
-        self._open[number] = link, asked
+        self._open[number] = time.monotonic_ns() + _PATIENCE_NS, link, asked
         if asked.control.question is Question.SAMPLE_START:
             self._subscribe(link.name, asked.client)
         if self._devices.ask(link, asked.control, number) is Sent.GONE:
             self._devices.suspect()  # found lost in this turn of the loop, which ends the question
+
+    def _give_up_oldest(self) -> None:
+        _, link, asked = self._open.pop(next(iter(self._open)))
+        text = f"{link.name}: its agent is connected but does not reply: restart it, and read its journal"
+        self._refuse(asked, text)
 
     def _subscribe(self, device: str, client: bytes) -> None:
         """Send a device's samples to a client, and tell the one that had them."""

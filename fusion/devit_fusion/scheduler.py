@@ -57,7 +57,7 @@ class Scheduler:
         self._join = Join()
         self._waiting: deque[Request] = deque()
         self._dispatched: dict[int, Request] = {}
-        self._known: dict[tuple[int, int], Request] = {}  # waiting or dispatched, by the client's run and number
+        self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
         self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
         self._is_in_grace = False
         """Whether the first request in the queue waits for a device that has not connected to this node yet."""

@@ -160,6 +160,20 @@ def test_a_refused_agent_ends_with_the_nodes_words(node: HandMadeNode) -> None:
     assert "expected another bundle" in words.splitlines()[-1]
 
 
+def test_an_agent_that_has_served_tries_again_when_it_is_refused(node: HandMadeNode) -> None:
+    """The cause may be another's: a second agent under its name, or a node that got its new bundle first."""
+    soon = "import devit_edge_agent.uplink as uplink; uplink._REFUSED_NS = 100_000_000\n"
+    node.start("--engine", "null", before=soon)
+    hello = node.welcome()
+    for _ in range(2):
+        node.send(Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused("jetson1: another agent is alive"))))
+        again = node.receive(Kind.HELLO)
+        assert again.boot_id == hello.boot_id
+    node.accept(again)
+    node.send(node.frame(np.zeros((6, 8, 1), np.uint8)))
+    assert node.receive(Kind.FEATURE).frame_id == 1
+
+
 def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_path: Path, store: Path) -> None:
     made = HandMadeNode(tmp_path, tmp_path / "empty-store")
     try:

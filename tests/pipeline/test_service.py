@@ -66,6 +66,7 @@ def test_the_shipped_units_are_those_of_the_release_that_ansible_makes(tmp_path:
     agent, node = agent_files(RELEASE, tmp_path)[0], fusion_files(RELEASE, bundle)[0]
     assert agent.content == files("devit_edge_agent").joinpath("edge-agent@.service").read_text()
     assert node.content == files("devit_fusion").joinpath("fusion-node.service").read_text()
+    assert "\nLimitNOFILE=16384\n" in node.content
     assert "\nExecStart=/opt/devit/current/venv/bin/edge-agent --config /etc/devit/%i.toml\n" in agent.content
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 
+from devit_contract.descriptors import in_reserve
 from devit_contract.printable import printable_line
 from devit_contract.service.health import HealthFile
 
@@ -104,7 +105,7 @@ class Supervisor:
 
 
 def _send(data: bytes, address: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as opened:
+    with in_reserve(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as opened:
         opened.sendto(data, address)
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn, TextIO
 import typer
 
 from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError
-from devit_contract.printable import printable, printable_line, storable
+from devit_contract.printable import in_all_texts, printable, printable_line, storable
 from devit_contract.service.progress import Progress, no_progress
 
 _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -99,7 +99,7 @@ def print_json(value: object, *, indent: int = 2) -> None:
     """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
     import msgspec
 
-    plain = storable(msgspec.to_builtins(value, enc_hook=os.fspath))
+    plain = in_all_texts(storable, msgspec.to_builtins(value, enc_hook=os.fspath))
     typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=indent))
 
 

@@ -42,6 +42,7 @@ from devit_contract.wire.messages import (
     Telemetry,
     body,
     read_body,
+    read_text,
 )
 from devit_contract.wire.requests import Picture, Request, Requests, image_request
 
@@ -266,7 +267,7 @@ class Client(Closing):
     def _take(self, message: Message) -> None:
         number, requests = message.frame_id, self._requests
         if message.kind is Kind.TELEMETRY:
-            self._telemetry.append(read_body(message, Telemetry))
+            self._telemetry.append(read_text(message, Telemetry))
             return
         request = requests.open.get(number)
         if message.run_id != self._run_id or request is None:
@@ -275,9 +276,9 @@ class Client(Closing):
             latency_s = time.perf_counter() - request.sent_s
             requests.end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
         elif message.kind is Kind.CONTROL and request.is_question:
-            requests.end(number, read_body(message, ControlReply))
+            requests.end(number, read_text(message, ControlReply))
         elif message.kind is Kind.REFUSED:
-            requests.end(number, InputError(read_body(message, Refused).text))
+            requests.end(number, InputError(read_text(message, Refused).text))
 
 
 def require_key(fleet: Fleet, keys: KeyPair | None) -> None:

@@ -46,7 +46,6 @@ class ClientLink:
         self.socket, self._monitor = connect_dealer(
             self._opened.__enter__(),
             endpoint,
-            name=None,
             keys=keys,
             node_key=node_key,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
@@ -68,7 +67,6 @@ class ClientLink:
     def close(self) -> None:
         """Close the link without waiting for unsent messages; a second call does nothing."""
         if not self.socket.closed:
-            self.socket.disable_monitor()
             self._opened.__exit__(None, None, None)
 
     def wait(self, timeout_s: float, wake: int | None) -> bool:

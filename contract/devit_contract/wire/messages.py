@@ -14,7 +14,7 @@ import msgspec
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
-from devit_contract.printable import storable
+from devit_contract.printable import in_all_texts, printable, storable
 from devit_contract.wire.codec import Dtype, Message
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -220,7 +220,7 @@ class Event(msgspec.Struct, frozen=True):
     age_s: float
     """Seconds ago."""
     device: str
-    """Empty if it concerns no single device."""
+    """Name of a device, or of a client; empty if it concerns no single one."""
     text: str
 
 
@@ -280,7 +280,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     refused_handshakes: int = 0
     """Connections that ended without a message: no allowed key, no CURVE, garbage, half a handshake."""
     unknown_peers: int = 0
-    """Messages under a name that is not in the fleet, not the sender's, or revoked."""
+    """Messages under a name that is not in the fleet, or not the sender's."""
     refused_requests: dict[str, int] = {}
     """Invalid messages of clients, by reason."""
     floods: int = 0
@@ -378,7 +378,15 @@ def body(value: msgspec.Struct) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except UnicodeEncodeError:  # an error's text may hold a file name that is not UTF-8
-        return msgspec.msgpack.encode(storable(msgspec.to_builtins(value, builtin_types=(bytes,))))
+        return msgspec.msgpack.encode(in_all_texts(storable, msgspec.to_builtins(value, builtin_types=(bytes,))))
+
+
+def read_text(message: Message, kind: type[T]) -> T:
+    """Decode a payload as :func:`read_body` does, with what a terminal would obey escaped in all its texts.
+
+    For what people are shown, as devices and nodes may say anything.
+    """
+    return msgspec.convert(in_all_texts(printable, msgspec.to_builtins(read_body(message, kind))), kind)
 
 
 def read_body(message: Message, kind: type[T]) -> T:
