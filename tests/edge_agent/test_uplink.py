@@ -106,7 +106,15 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
     link = Link(0, "jetson1", 2)
     with open_context() as context:
         address = "tcp://127.0.0.1:0"
-        port = DevicePort(context, address, None, links={"jetson1": link}, manifest=bundle.manifest, run_id=RUN_ID)
+        port = DevicePort(
+            context,
+            address,
+            None,
+            links={"jetson1": link},
+            manifest=bundle.manifest,
+            plausible_norms=(1e3, 1e3),
+            run_id=RUN_ID,
+        )
 
         def accepted(uplink: Uplink) -> str:
             """Turn both sides until the node has taken the device, and the device knows; how the node took it."""
