@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 ROOT = Path("/")
@@ -59,7 +60,7 @@ class Clock:
 def read_text(path: Path) -> str:
     """Read a small file of the system; empty where it is absent or may not be read."""
     try:
-        return path.read_text("utf-8", errors="replace")
+        return read_regular(path).decode("utf-8", errors="replace")
     except OSError:
         return ""
 

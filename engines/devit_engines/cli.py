@@ -94,6 +94,9 @@ def build(
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
     title = f"{bundle}: {row.title} engines{instead}, in {opened.folder}"
     print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
+    for engine in built:
+        if doubt := engine.record.accuracy.doubt():
+            typer.echo(f"warning: {name_of(engine.model)}: {doubt}", err=True)
 
 
 @engines_app.command("list")
@@ -222,14 +225,13 @@ def _for_programs(engine: BuiltEngine, store: Store) -> dict[str, object]:
 
 def _row(engine: BuiltEngine) -> list[str]:
     record, accuracy = engine.record, engine.record.accuracy
-    bound = accuracy.flip_rate_bound
     return [
         name_of(engine.model),
         record.key.variant,
         f"{record.file.size_bytes / 1e6:.2f} MB",
         "kept" if engine.was_cached else f"{record.build_s:.1f} s",
         f"{accuracy.cosine_min:.5f}",
-        f"{accuracy.flips} of {accuracy.images}" if bound is None else f"<= {bound:.1%}",
+        f"{accuracy.flips} of {accuracy.images}" if accuracy.flips else f"<= {accuracy.flip_rate_bound:.1%}",
         f"{record.latency.p50_ms:.2f}",
         f"{record.latency.p99_ms:.2f}",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -102,11 +102,15 @@ class DevicePort:
         *,
         links: Mapping[str, Link],
         manifest: Manifest,
+        plausible_norms: Sequence[float],
         run_id: int,
         events: Events,
         feature_dtype: FeatureDtype = "float32",
     ) -> None:
-        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
+        """Bind the port; an :class:`AddressError` says that it cannot be bound.
+
+        ``plausible_norms`` are the longest that each device's features may be, in device order.
+        """
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, DEVICES, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.peers = Peers(events, served=_CONNECTIONS, refused=0, has_keys=keys is not None)
@@ -124,6 +128,7 @@ class DevicePort:
         self._run_id = run_id
         self._feature_dtype = feature_dtype
         self._dtype = _DTYPES[feature_dtype]
+        self._plausible_squares = [norm * norm for norm in plausible_norms]
         self._probes_ns: list[int] = []  # a heap
         self._next_ping_ns = 0
 
@@ -310,11 +315,13 @@ class DevicePort:
             why = MissingReason.DEVICE
         elif message.engine_revision != link.engine_revision:
             why = MissingReason.ENGINE
-        elif _is_finite(feature):
+        elif not math.isfinite(square := float(feature.dot(feature))):  # so is each number, and the answer, if this is
+            why = MissingReason.NONFINITE
+        elif square > self._plausible_squares[link.index]:
+            why = MissingReason.IMPLAUSIBLE
+        else:
             handler.feature_received(link, message.frame_id, feature, _timing(link, message, now_ns))
             return
-        else:
-            why = MissingReason.NONFINITE
         link.rejected[why] += 1
         handler.frame_skipped(link, message.frame_id, why, is_counted=True)
 
@@ -349,11 +356,6 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
         )
         return Reason.BUNDLE, text
     return None
-
-
-def _is_finite(feature: Float32Array) -> bool:
-    """Tell whether every number is finite, and small enough for the answer to be: so is the sum of squares then."""
-    return math.isfinite(feature.dot(feature))
 
 
 def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:

@@ -75,6 +75,7 @@ class FusionNode(Closing):
                 keys,
                 links=self._links,
                 manifest=self._manifest,
+                plausible_norms=fusion.head.plausible_norms(),
                 run_id=run_id,
                 events=self._events,
                 feature_dtype=fleet.serving.feature_dtype,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
+from tests.engines.changes import plant
 from tests.profiling.sysfs_tree import orin_nano
 
 from devit_contract.artefacts.manifest import Bundle
@@ -32,6 +33,7 @@ from devit_contract.wire.messages import (
     body,
     read_body,
 )
+from devit_engines.building.store import Store
 
 LOST = """
 from devit_contract.errors import DeviceLostError
@@ -43,6 +45,11 @@ def lose(self, images):
         raise DeviceLostError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700): start the program again")
     return answer(self, images)
 NullEngine._run = lose
+"""
+WRONG = """
+from devit_engines.ort import OrtEngine
+answer = OrtEngine._run
+OrtEngine._run = lambda self, images: answer(self, 255 - images)
 """
 HANGING = """
 import sys, threading
@@ -429,6 +436,28 @@ def test_a_device_and_its_builds_remember_the_same_serials(node: HandMadeNode, s
     _, said = node.start("--engine", "null", config=config, bundle=signed).communicate(timeout=30)
     assert "--allow-older" in said
     assert said.count("\n") == 1
+
+
+def test_an_agent_does_not_serve_an_engine_that_somebody_put_into_the_store(
+    node: HandMadeNode, bundle: Bundle, store: Path, tmp_path: Path
+) -> None:
+    """The store belongs to a group; the engine under the right key is a graph that the bundle does not mean by it."""
+    node.store = Path(shutil.copytree(store, tmp_path / "own-store"))
+    own = Store(node.store)
+    for record in own.records():
+        if record.title == "submodel 0 of tiny":
+            plant(own, bundle, record.key.digest, bundle.read("submodel", device=0, variant="fp16"))
+    child = node.start()
+    _, said = child.communicate(timeout=30)
+    assert (child.returncode, said.count("\n")) == (78, 1)
+    assert "is another graph than that of" in said
+
+
+def test_an_agent_checks_a_few_golden_images_before_it_connects(node: HandMadeNode) -> None:
+    child = node.start(before=WRONG)
+    _, said = child.communicate(timeout=30)
+    assert (child.returncode, said.count("\n")) == (78, 1)
+    assert "expected an engine that computes what was trained, found smallest cosine" in said
 
 
 def test_a_device_with_allowed_signers_refuses_an_unsigned_bundle(node: HandMadeNode, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
             None,
             links={"jetson1": link},
             manifest=bundle.manifest,
+            plausible_norms=(1e3, 1e3),
             run_id=RUN_ID,
             events=Events(Log("fusion-node")),
         )

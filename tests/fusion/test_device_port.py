@@ -304,6 +304,8 @@ def test_a_feature_before_hello_is_counted_and_not_used(start: Start) -> None:
     [
         (np.full(6, np.nan, np.float32), "nonfinite"),
         (np.full(6, -np.inf, np.float32), "nonfinite"),
+        (np.full(6, 1e15, np.float32), "implausible"),
+        (np.full(6, -1e3, np.float32), "implausible"),
         (np.ones(5, np.float32), "shape"),
         (np.ones((1, 6), np.float32), "shape"),
         (np.ones(6, np.float16), "shape"),

@@ -16,6 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from devit_contract.artefacts.files import exclusive_lock, named_failure, read_bytes, write_bytes
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,62}"
@@ -107,7 +108,7 @@ def load_keys(secret_path: Path) -> KeyPair:
         secret_path = credential
     with named_failure(f"{secret_path}: cannot be read", "make one with devit keys new"):
         mode = secret_path.stat().st_mode & 0o777
-        text = secret_path.read_bytes().strip()
+        text = read_regular(secret_path).strip()
     # systemd 254 and later lets the service in by an access list, which stat shows as 0440: systemd/systemd#29435.
     if mode & (0o037 if is_credential else 0o077):
         raise InputError(f"{secret_path}: expected mode 0600, found {mode:04o}: chmod 600 {secret_path}")

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from devit_contract.artefacts.files import named_failure
 from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 MAX_PIXELS = 64_000_000
@@ -56,9 +57,7 @@ def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
         InputError: The file is missing, is no picture, is damaged or too large.
     """
     with named_failure(f"{path}: cannot be read"):
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a regular file: give a picture")
-        content = path.read_bytes()
+        content = read_regular(path)
     return decode_image(content, spec, str(path))
 
 

@@ -98,6 +98,8 @@ class MissingReason(_TextEnum):
     """Its feature carries another device's number. Give node and device the same release."""
     NONFINITE = "nonfinite"
     """Its feature held NaN or infinity. Run `devit engines verify`, then `devit build` again."""
+    IMPLAUSIBLE = "implausible"
+    """Its feature is far longer than any of a validation image. Build its engine again; else that device is faulty."""
     NOT_ASKED = "not asked"
     """The client asked for other devices. Nothing."""
 

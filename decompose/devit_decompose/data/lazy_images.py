@@ -18,6 +18,7 @@ from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.files import sha256_of_file
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import decode_image, picture_size
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 from devit_decompose.models.inference import Images
 
@@ -105,7 +106,7 @@ class ImageFiles(LazyImages):
         """Read one file."""
         path = self.root / self.names[index]
         try:
-            return path.read_bytes(), str(path)
+            return read_regular(path), str(path)
         except OSError as err:
             raise InputError(f"{path}: cannot be read: {err.strerror}") from err
 

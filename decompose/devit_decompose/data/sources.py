@@ -19,6 +19,7 @@ import torch
 from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES, picture_size
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 from devit_contract.printable import printable
 from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
@@ -140,7 +141,7 @@ def read_idx(path: Path) -> UInt8Array:
     """
     packed = path.with_name(path.name + ".gz")
     try:
-        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        content = read_regular(path) if path.exists() else gzip.decompress(read_regular(packed))
     except (OSError, EOFError, zlib.error) as err:
         raise InputError(f"{packed}: cannot be read ({err}): {_HINT}") from err
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
