@@ -21,6 +21,7 @@ from devit_profiling.load.sampling import Sampling
 from devit_profiling.load.schedule import STEP_S, Watch, between_rests
 from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
+    NO_POWER,
     NODE,
     OUTSIDE,
     WARM_UP,
@@ -55,7 +56,8 @@ class Measurement:
         self._calibrations = {
             name: find_calibration(calibrations, name, about.board_model) for name, about in self._descriptions.items()
         }
-        self.sampling = Sampling(client, [device.name for device in devices], plan.interval_ms)
+        sampled = devices if plan.has_power else ()
+        self.sampling = Sampling(client, [device.name for device in sampled], plan.interval_ms)
         self.phases: list[Phase] = []
         self._client = client
         self._devices = devices
@@ -75,7 +77,7 @@ class Measurement:
                 device.name,
                 device.submodel,
                 self._descriptions[device.name],
-                self.sampling.errors.get(device.name, ""),
+                self.sampling.errors.get(device.name, "") if self._plan.has_power else NO_POWER,
                 self.sampling.costs.get(device.name),
                 self._calibrations[device.name],
             )
@@ -85,7 +87,7 @@ class Measurement:
     @property
     def lines(self) -> dict[str, tuple[PowerLine, ...]]:
         """By device, what its sampler has printed."""
-        return {device: tuple(lines) for device, lines in self.sampling.lines.items()}
+        return {device.name: tuple(self.sampling.lines.get(device.name, ())) for device in self._devices}
 
     @property
     def answers(self) -> tuple[AnswerRow, ...]:
