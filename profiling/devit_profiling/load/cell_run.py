@@ -18,7 +18,6 @@ from devit_contract.wire.client import Client, Picture
 from devit_profiling.load.load_generator import ImageSet
 from devit_profiling.load.measurement import Measurement
 from devit_profiling.load.node_power import NodePower
-from devit_profiling.load.schedule import check_windows
 from devit_profiling.record.record import (
     NO_POWER,
     NODE,
@@ -49,9 +48,8 @@ def measure_cell(
 ) -> Path:
     """Measure devices of a running cell, and write the raw files to a folder named by UTC time and devices.
 
-    A device without a power sensor is measured in milliseconds alone. The node's machine is sampled where it is this
-    one and has a sensor. Ctrl-C or a lost link end the run early: the folder holds what had been measured by then, and
-    says so. There is no folder if no phase had ended, nor after a second Ctrl-C.
+    A device without a power sensor has milliseconds alone. The node's machine is sampled where it is this one. Ctrl-C or
+    a lost link end the run early: its folder holds what had been measured by then, if a phase had ended, and says so.
 
     Args:
         client: Connected to the fleet's node.
@@ -65,8 +63,7 @@ def measure_cell(
         on_start: Called when all is checked, before anything is measured.
 
     Raises:
-        InputError: A name is unknown or given twice, an image is missing or refused, the windows are too short for the
-            joules of a device that has a sensor, or ``out`` cannot be written.
+        InputError: A name, an image or the length of the windows is refused, or ``out`` cannot be written.
         ManifestError: A calibration breaks its format, or is of another board.
         LinkError: The node or a device does not answer, or a device's link is lost before the end of the first phase.
     """
@@ -75,8 +72,6 @@ def measure_cell(
     status = client.status()
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
-    if any(device.description.sensor for device in measurement.devices):
-        check_windows(plan)
     on_start()
     with NodePower(client.endpoint, plan.interval_ms, "" if plan.has_power else NO_POWER) as node:
         cut_short, node_after = _take_all(client, measurement, scenarios, _endless(pictures))

@@ -18,7 +18,7 @@ from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.baseline_driver import BaselineDriver
 from devit_profiling.load.load_generator import Sent, send_requests
 from devit_profiling.load.sampling import Sampling
-from devit_profiling.load.schedule import STEP_S, Watch, between_rests
+from devit_profiling.load.schedule import STEP_S, Watch, between_rests, check_windows
 from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
     NO_POWER,
@@ -46,13 +46,16 @@ class Measurement:
     def __init__(
         self, client: Client, devices: Sequence[Device], plan: Plan, progress: Progress, calibrations: Path | None
     ) -> None:
-        """Ask the devices what they are, and find their calibrations.
+        """Ask the devices what they are, check the plan by that, and find their calibrations.
 
         Raises:
             LinkError: A device does not answer.
+            InputError: Windows are too short for joules, though a device has a sensor.
             ManifestError: A calibration breaks its format, or is of another board.
         """
         self._descriptions = {device.name: client.describe(device.name) for device in devices}
+        if any(about.sensor for about in self._descriptions.values()):
+            check_windows(plan)
         self._calibrations = {
             name: find_calibration(calibrations, name, about.board_model) for name, about in self._descriptions.items()
         }

@@ -69,7 +69,8 @@ def write_recording(folder: Path, recording: Recording) -> None:
     try:
         _write_files(folder, recording)
     except InputError as err:
-        raise InputError(f"{err}; {_kept_elsewhere(folder, recording)}") from err
+        why = err.__cause__.strerror if isinstance(err.__cause__, OSError) else err  # which draft it was, helps nobody
+        raise InputError(f"{folder}: cannot be written ({why}); {_kept_elsewhere(folder, recording)}") from err
 
 
 def _kept_elsewhere(folder: Path, recording: Recording) -> str:
