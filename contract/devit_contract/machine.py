@@ -76,6 +76,11 @@ def device_tree(root: Path, name: str) -> str:
     return next(filter(None, found), "")
 
 
+def board_compatible(root: Path = ROOT) -> tuple[str, ...]:
+    """Read what the device tree is compatible with, e.g. ``nvidia,p3768-0000+p3767-0005``; the whole machine first."""
+    return tuple(filter(None, device_tree(root, "compatible").split("\0")))
+
+
 def cpu_model(root: Path = ROOT) -> str:
     """Name the machine type and the CPU; ARM kernels name no CPU, so the type alone has to do there."""
     match = re.search(r"^model name\s*:\s*(?P<model>.+?)\s*$", read_text(root / "proc/cpuinfo"), re.MULTILINE)

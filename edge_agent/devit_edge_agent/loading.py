@@ -15,7 +15,7 @@ from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.errors import EngineError, InputError
-from devit_contract.machine import available_bytes, clocks, power_mode
+from devit_contract.machine import available_bytes, board_compatible, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
@@ -191,7 +191,15 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         software=version("devit"),
     )
     board = detect_board(Path(config.root))
-    description = Description(board.name, board.l4t or "", opened.title, " ".join(config.tegrastats), config.threads)
+    description = Description(
+        board.name,
+        board.l4t or "",
+        opened.title,
+        " ".join(config.tegrastats),
+        config.threads,
+        board_choice=config.board,
+        compatible=board_compatible(Path(config.root)),
+    )
     return Loaded(opened.engine, bundle, hello, description)
 
 

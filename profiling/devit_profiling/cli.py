@@ -78,6 +78,11 @@ Sustained = Annotated[
         help="Repeat the windows of all devices together until the temperature settles, for at most MIN minutes.",
     ),
 ]
+NoPower = Annotated[bool, _sampling("--no-power", metavar="", help="Measure milliseconds alone.")]
+Board = Annotated[
+    str | None,
+    _sampling(metavar="NAME", help="Which board this is, e.g. orin-nano (default: by its device tree, else guessed)."),
+]
 Interval = Annotated[int | None, _sampling(metavar="MS", help="Sampling period in milliseconds (default: 100).")]
 Calibrations = Annotated[
     Path | None,
@@ -145,6 +150,7 @@ def cell(
     warm_up_s: WarmUp = None,
     sustained: Sustained = None,
     interval_ms: Interval = None,
+    no_power: NoPower = False,
     calibrations: Calibrations = None,
     out: Out = Path("runs"),
     as_json: Json = False,
@@ -166,7 +172,13 @@ def cell(
     if quick and sustained is not None:
         raise typer.BadParameter("give --quick or --sustained, not both: a quick look is one window")
     sustained_s = 60 * sustained if sustained is not None else None
-    plan = _plan(ctx.params, baseline=baseline, sustained_s=sustained_s, **load_of(rate, in_flight, fleet))
+    plan = _plan(
+        ctx.params,
+        baseline=baseline,
+        sustained_s=sustained_s,
+        has_power=not no_power,
+        **load_of(rate, in_flight, fleet),
+    )
     whole = load_fleet(fleet)
     names = [name.strip() for name in devices.split(",")]
     scenarios = cell_scenarios([whole.find_device(name) for name in names], plan)  # refuses a wrong name
@@ -175,8 +187,9 @@ def cell(
     with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys, tell=terminal.tell) as client:
         if pictures is None:
             pictures = random_images(client.status().image_shape)
-        _announce(plan, scenarios)
-        folder = measure_cell(client, whole, names, pictures, plan, out, progress, calibrations or default_folder())
+        announce = partial(_announce, plan, scenarios)
+        folders = calibrations or default_folder()
+        folder = measure_cell(client, whole, names, pictures, plan, out, progress, folders, announce)
     _report(folder, as_json=as_json)
 
 
@@ -193,6 +206,8 @@ def local(
     settle_s: Settle = None,
     warm_up_s: WarmUp = None,
     interval_ms: Interval = None,
+    no_power: NoPower = False,
+    board: Board = None,
     calibrations: Calibrations = None,
     out: Out = Path("runs"),
     as_json: Json = False,
@@ -205,12 +220,21 @@ def local(
     from devit_engines.bench.child import engine_command
     from devit_profiling.load.local_profile import local_scenario, measure_local
     from devit_profiling.record.calibration import default_folder
+    from devit_profiling.sensor.boards import board_of_key
 
-    plan = _plan(ctx.params)
+    plan = _plan(ctx.params, has_power=not no_power)
     command = engine_command(bundle, submodel, store, 1, "built") if bundle is not None else ()
-    _announce(plan, [local_scenario(command, submodel)])
     with terminal.progress_bar(quiet=as_json) as progress:
-        folder = measure_local(command, submodel, plan, out, progress, calibrations=calibrations or default_folder())
+        folder = measure_local(
+            command,
+            submodel,
+            plan,
+            out,
+            progress,
+            calibrations=calibrations or default_folder(),
+            board_choice=board_of_key(board).key if board is not None else "auto",
+            on_start=partial(_announce, plan, [local_scenario(command, submodel)]),
+        )
     _report(folder, as_json=as_json)
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
 from tests.engines.changes import plant
 from tests.profiling.sysfs_tree import orin_nano
+from tests.support.gone import assert_gone
+from tests.support.starvation import within
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
@@ -508,6 +510,43 @@ def test_a_sensor_that_dies_is_told_once_with_its_last_words(node: HandMadeNode)
         pass
     assert "exit code 3" in telemetry.ended
     assert "RAM no more" in telemetry.ended
+
+
+def test_a_sensor_that_ignores_its_end_holds_up_no_frame(node: HandMadeNode, bundle: Bundle) -> None:
+    """It is killed after two seconds; the agent answers meanwhile, and can sample anew."""
+    stubborn = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
+    node.start("--engine", "null", config=f"tegrastats = {json.dumps(['sh', '-c', stubborn])}")
+    node.welcome()
+    image, pids = bundle.golden()["images"][0], []
+    for _ in range(2):
+        node.ask(Control(Question.SAMPLE_START, interval_ms=100))
+        pids += [int(line.text) for line in read_body(node.receive(Kind.TELEMETRY), Telemetry).lines]
+        with within(1.0):
+            assert node.ask(Control(Question.SAMPLE_STOP)).error == ""
+            node.send(node.frame(image))
+            node.receive(Kind.FEATURE)
+    assert len(set(pids)) == 2
+    for pid in pids:
+        assert_gone(pid)
+
+
+def test_a_flooding_sensor_is_ended_and_named(node: HandMadeNode) -> None:
+    command = json.dumps(["sh", "-c", "exec yes RAM 1/2MB"])
+    node.start("--engine", "null", config=f"tegrastats = {command}")
+    node.welcome()
+    node.ask(Control(Question.SAMPLE_START, interval_ms=100))
+    while not (telemetry := read_body(node.receive(Kind.TELEMETRY), Telemetry)).ended:
+        pass
+    assert "'sh' prints more than lines of tegrastats every 100 ms" in telemetry.ended
+
+
+def test_an_agent_tells_which_board_it_is_by_its_tree_and_its_settings(node: HandMadeNode) -> None:
+    tree = TINY.parent / "boards" / "orin-nano-jp6.2"
+    node.start("--engine", "null", config=f'tegrastats = []\nroot = "{tree}"\nboard = "orin-nx"')
+    node.welcome()
+    found = node.ask(Control(Question.DESCRIBE)).description
+    assert found is not None
+    assert (found.board_choice, found.compatible[1]) == ("orin-nx", "nvidia,p3767-0005")
 
 
 def test_all_that_a_dying_sensor_printed_arrives_before_the_reason(node: HandMadeNode) -> None:

@@ -102,11 +102,12 @@ def make_folder(path: Path) -> None:
     """Make a folder, before long work, or find that files can be written to it.
 
     Raises:
-        InputError: It can't be made, or nothing can be written to it.
+        InputError: It can't be made, or no file of a megabyte can be written to it.
     """
     with named_failure(f"{path}: cannot be written", "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(_CHUNK_BYTES))
 
 
 def check_replaceable(path: Path, marker: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from devit_contract.artefacts.files import convert, read_toml, read_toml_tables
 from devit_contract.artefacts.keys import check_key, check_name
-from devit_contract.choices import BackendChoice, CudaChoice, FeatureDtype, HostMemory, Precision
+from devit_contract.choices import BackendChoice, BoardChoice, CudaChoice, FeatureDtype, HostMemory, Precision
 from devit_contract.errors import InputError, ManifestError
 
 FLEET_SCHEMA = 2
@@ -128,6 +128,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tegrastats: tuple[str, ...] = ("tegrastats",)
     """Command that samples power, ``--interval MS`` is added: ``tegrastats``, or ``hwmon-power``, which reads the chips
     itself, every 20 ms if wanted; empty where the device has no sensor."""
+    board: BoardChoice = "auto"
+    """Which board this is, where its device tree does not say, as in a container: decides what its joules cover."""
     source: str = ""
     """Where the device's own images come from: ``folder:DIR``, ``gst:PIPELINE``; empty where the node sends them."""
     free_running: bool = False

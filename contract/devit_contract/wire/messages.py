@@ -168,6 +168,10 @@ class Description(msgspec.Struct, frozen=True):
     """Current ranges of GPU and CPU clocks, a single figure is a fixed clock, as after ``jetson_clocks``."""
     is_root: bool | None = None
     """Whether the sampler may read what only root may; absent from older agents."""
+    board_choice: str = "auto"
+    """``board`` of agent.toml, or what else names the board."""
+    compatible: tuple[str, ...] = ()
+    """Of the device tree; empty if there is none, and from older agents."""
 
 
 class Mark(msgspec.Struct, frozen=True):

@@ -183,6 +183,12 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
             for field, found, allowed in (
                 ("backend", "trt", "auto, ort or tensorrt"),
                 ("precision", "FP16", "fp16 or fp32"),
+                (
+                    "board",
+                    "orin",
+                    "agx-orin, agx-thor, agx-xavier, auto, drive-orin, nano, nano-2gb, orin-nano, orin-nx, thor, tx1, "
+                    "tx2, tx2-nx or xavier-nx",
+                ),
                 ("cuda", "cupy", "auto, ctypes, cuda-bindings or pycuda"),
                 ("host_memory", "maped", "mapped or pinned"),
             )
