@@ -16,8 +16,14 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+_MAX_HEAD_BYTES = 16 * 1024
+"""Of a request's first line and headers."""
 _MAX_DISCARDED_BYTES = 4 * 1024 * 1024
 """Of a peer that goes on sending after its answer: it has time to read it, and costs the others little."""
+_MAX_HEADERS = 100
+_MAX_PIECES = 100
+_LEAST_PIECE_BYTES = 64
+"""A body in more pieces has to have so many bytes in each: a chunk of one byte costs as much as one of 64 KiB."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Connection(H11Protocol):
     def __init__(self, config: Config, server_state: ServerState, patience: Patience) -> None:
         """Keep the deadlines; the rest is the server's."""
         super().__init__(config, server_state, {})
+        self.conn = _Parser(h11.SERVER, _MAX_HEAD_BYTES)
         self._patience = patience
         self._limits_s = {
             _Phase.FIRST: patience.first_s,
@@ -160,6 +167,26 @@ class Connection(H11Protocol):
 
     def _is_peer_sending(self) -> bool:
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+
+
+class _Parser(h11.Connection):
+    """A parser that refuses what costs much time for few bytes: a body in tiny pieces, many headers."""
+
+    _pieces = 0
+    _body_bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE and self.trailing_data[0].partition(b"\r\n\r\n")[0].count(b"\n") > _MAX_HEADERS:
+            raise h11.RemoteProtocolError("too many headers")
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._body_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._body_bytes += len(event.data)
+            if self._pieces > _MAX_PIECES + self._body_bytes // _LEAST_PIECE_BYTES:
+                raise h11.RemoteProtocolError("a body in tiny pieces")
+        return event
 
 
 class _ClosingTransport(asyncio.Transport):

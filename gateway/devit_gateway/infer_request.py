@@ -22,7 +22,7 @@ INPUT = "image"
 OUTPUTS = ("logits", "state", "mask")
 MAX_BATCH = 64
 MAX_HEADER_BYTES = 64 * 1024
-"""JSON in front of binary data: it holds no pixels."""
+"""JSON without its pixels."""
 _JSON_BYTES_PER_PIXEL = 6
 """``255,`` and some white space."""
 _NESTED_BYTES_PER_PIXEL = 8
@@ -79,6 +79,16 @@ class _Request(msgspec.Struct, frozen=True):
     outputs: tuple[_Output, ...] | None = None
 
 
+class _Pixels(msgspec.Struct, frozen=True):
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Outline(msgspec.Struct, frozen=True):
+    """A request with hardly more than its pixels; the rest is skipped."""
+
+    inputs: tuple[_Pixels]
+
+
 def max_body_bytes(image_shape: Shape) -> int:
     """Longest allowed body: the largest batch, written as JSON."""
     return MAX_HEADER_BYTES + MAX_BATCH * math.prod(image_shape) * _JSON_BYTES_PER_PIXEL
@@ -93,8 +103,11 @@ def parse_request(content: bytes | bytearray, header_length: str | None, image_s
         InputError: Anything does not fit; nothing else is raised, whatever the bytes.
     """
     json_bytes = len(content) if header_length is None else _json_bytes(header_length, len(content))
+    text = memoryview(content)[:json_bytes]
     try:
-        request = msgspec.json.decode(memoryview(content)[:json_bytes], type=_Request)
+        if json_bytes > MAX_HEADER_BYTES:
+            _check_outline(text)
+        request = msgspec.json.decode(text, type=_Request)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise InputError(f"body: expected an inference request as JSON, found: {_short(err)}") from err
     is_binary = _flag(request.parameters, "binary_data_output", "parameters")
@@ -105,6 +118,13 @@ def parse_request(content: bytes | bytearray, header_length: str | None, image_s
         device_mask=_count(request.parameters, "devices", "parameters", (1 << 64) - 1) or 0,
         outputs=_outputs(wanted, is_binary_default=is_binary),
     )
+
+
+def _check_outline(text: memoryview) -> None:
+    """Check that a long request is long for its pixels: any other field would take many times its text."""
+    (tensor,) = msgspec.json.decode(text, type=_Outline).inputs
+    if len(text) - len(memoryview(tensor.data)) > MAX_HEADER_BYTES:
+        raise InputError(f"body: expected at most {MAX_HEADER_BYTES} bytes beside the data, found more")
 
 
 def _json_bytes(header_length: str, body_bytes: int) -> int:

@@ -20,7 +20,6 @@ from devit_contract.service.journal import Log, Priority
 from devit_gateway.access import Address
 from devit_gateway.connection import Connection, Patience
 
-_MAX_HEADER_BYTES = 16 * 1024
 _BACKLOG = 512
 _RETRY_S = 0.1
 """Until another connection is taken after one could not be."""
@@ -74,7 +73,6 @@ def serve(
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     config = uvicorn.Config(
         app,
-        # h11, as it bounds the headers.
         http=Connection,
         loop="asyncio",
         ws="none",
@@ -83,7 +81,6 @@ def serve(
         access_log=logs_requests,
         proxy_headers=False,
         server_header=False,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_keep_alive=math.ceil(patience.idle_s),
         ssl_certfile=address.tls_cert,
         ssl_keyfile=address.tls_key,

@@ -182,6 +182,26 @@ def test_what_is_no_image_takes_hardly_more_memory_than_its_body(data: bytes) ->
     assert peak_bytes < 4_000_000
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"inputs":[' + b",".join([b'{"name":"","shape":[],"datatype":""}'] * 50_000) + b"]",
+        b'"inputs":[{"name":"image","shape":[1' + b",1" * 1_000_000 + b'],"datatype":"UINT8"}]',
+        b'"inputs":[],"outputs":[' + b",".join([b'{"name":"mask"}'] * 100_000) + b"]",
+        b'"inputs":[{}],"parameters":{' + b",".join(b'"%d":1' % number for number in range(200_000)) + b"}",
+    ],
+    ids=["inputs", "shape", "outputs", "parameters"],
+)
+def test_what_is_long_beside_its_pixels_is_not_read(fields: bytes) -> None:
+    body = b"{" + fields + b"}"
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        parse_request(body, None, SHAPE)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 100_000
+
+
 def test_many_numbers_take_little_more_memory_than_their_pixels() -> None:
     """A list of them would take eight times as much."""
     shape = (224, 224, 3)

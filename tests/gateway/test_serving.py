@@ -74,6 +74,13 @@ def answering(length: int = 2, status: int = 200) -> ASGIApp:
     return CloseUnread(app)
 
 
+async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that reads all of a body."""
+    while (await receive()).get("more_body"):
+        pass
+    await answering()(scope, receive, send)
+
+
 def rest(link: socket.socket) -> bytes:
     """All that comes until the connection ends, in any way."""
     content = bytearray()
@@ -121,20 +128,29 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(cert: Cert) -> None:
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", UPLOAD], ids=["silent", "half a head", "half a body"])
 def test_peers_that_ask_nothing_whole_give_way(cert: Cert, sent: bytes) -> None:
     """Twenty on a server that has room for eight, and as many that never finish their handshake."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        await answering()(scope, receive, send)
-
     patience = Patience(connections=8, handshakes=8)
-    with served(app, patience, cert) as server, ExitStack() as stack:
+    with served(reading, patience, cert) as server, ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(server.connect()).sendall(sent)
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S))
         with server.connect() as link:
             link.sendall(GET)
             assert link.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        UPLOAD.replace(b"Content-Length: 1000000000", b"Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 200,
+        GET[:-2] + b"a:b\r\n" * 200 + b"\r\n",
+    ],
+    ids=["chunks of one byte", "headers"],
+)
+def test_what_costs_much_time_for_few_bytes_is_refused(sent: bytes) -> None:
+    """A megabyte of such chunks held up all others for seconds, and nobody had asked for a token yet."""
+    with served(reading, Patience()) as server, server.connect() as link:
+        link.sendall(sent)
+        assert link.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_refused_upload_is_answered_and_ended(cert: Cert) -> None:
