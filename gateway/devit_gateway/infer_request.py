@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated
 
 import msgspec
@@ -168,23 +169,22 @@ def _images(inputs: tuple[_Input, ...], binary: memoryview, image_shape: Shape) 
 def _json_pixels(data: memoryview, shape: tuple[int, ...]) -> UInt8Array:
     """Read numbers, nested as the shape is or in one row; their types are checked before any array is made."""
     is_nested = re.match(rb"\[\s*\[", data) is not None
-    pixels = np.empty(math.prod(shape), np.uint8)
-    filled = 0
+    size = math.prod(shape)
+    pixels = bytearray()
     try:
-        for row in _nested(data, shape) if is_nested else _pieces(data):
-            if filled + len(row) > len(pixels):
-                raise ValueError(f"more than {filled} numbers")
-            pixels[filled : filled + len(row)] = row
-            filled += len(row)
-        if filled != len(pixels):
-            raise ValueError(f"{filled} numbers")
+        for part in _nested(data, shape) if is_nested else _pieces(data):
+            pixels += part
+            if len(pixels) > size:
+                raise ValueError(f"more than {size} numbers")
+        if len(pixels) != size:
+            raise ValueError(f"{len(pixels)} numbers")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as err:
-        expected = f"{len(pixels)} whole numbers from 0 to 255, flat or nested as the shape"
+        expected = f"{size} whole numbers from 0 to 255, flat or nested as the shape"
         raise InputError(f"{INPUT}: expected {expected}, found: {_short(err)}") from err
-    return pixels.reshape(shape)
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 
-def _pieces(data: memoryview) -> Iterator[list[int]]:
+def _pieces(data: memoryview) -> Iterator[bytes]:
     """Read one row of numbers piece by piece, each up to a comma; the whole has been read as JSON before."""
     if bytes(data[:1]) != b"[":
         raise ValueError("no array")
@@ -193,11 +193,11 @@ def _pieces(data: memoryview) -> Iterator[list[int]]:
         piece = bytes(data[start : min(start + _PIECE_BYTES, end)])
         if start + len(piece) < end:
             piece = piece[: max(0, piece.rfind(b","))]
-        yield _ROW.decode(b"[" + piece + b"]")
+        yield bytes(_ROW.decode(b"[" + piece + b"]"))
         start += len(piece) + 1
 
 
-def _nested(data: memoryview, shape: tuple[int, ...]) -> Iterator[UInt8Array]:
+def _nested(data: memoryview, shape: tuple[int, ...]) -> Iterator[bytes]:
     """Read nested numbers image by image; an image of much more text than its numbers need is not read at all."""
     rows: object = _Pixel
     for length in reversed(shape[1:]):
@@ -208,7 +208,7 @@ def _nested(data: memoryview, shape: tuple[int, ...]) -> Iterator[UInt8Array]:
     for image in msgspec.json.decode(data, type=images):
         if len(memoryview(image)) > most_bytes:
             raise ValueError(f"an image of more than {most_bytes} characters")
-        yield np.array(decoder.decode(image), np.uint8).ravel()
+        yield bytes(chain.from_iterable(chain.from_iterable(decoder.decode(image))))
 
 
 def _outputs(wanted: tuple[_Output, ...], *, is_binary_default: bool) -> tuple[WantedOutput, ...]:
