@@ -13,6 +13,7 @@ from devit_contract.service.lifecycle import StopSignal
 from devit_contract.wire.client import Client, require_key
 from devit_gateway.access import Address
 from devit_gateway.app import build_app
+from devit_gateway.connection import Patience
 from devit_gateway.joules import MeteredEnergy
 from devit_gateway.node_client import AsyncNodeClient
 from devit_gateway.power_watch import PowerWatch
@@ -64,4 +65,13 @@ def run_gateway(
             return watch.readings if watch is not None else ()
 
         app = build_app(node, token=token, energies=energies, version=version("devit"), timeout_s=answer_s)
-        serve(app, opened, address, should_stop, on_ready=lambda: on_ready(url), logs_requests=logs_requests)
+        serve(
+            app,
+            opened,
+            address,
+            should_stop.wait,
+            on_ready=lambda: on_ready(url),
+            logs_requests=logs_requests,
+            grace_s=answer_s,
+            patience=Patience(),
+        )
