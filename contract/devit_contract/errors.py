@@ -74,6 +74,10 @@ class DeviceLostError(EngineError):
     """The GPU's context is lost; only a new process helps, exit code 70."""
 
 
+class SourceLostError(DevitError):
+    """A camera is lost to this process; only a new one can reach it, exit code 70."""
+
+
 class EnergyError(DevitError):
     """Power samples do not carry the figure that was asked for."""
 
