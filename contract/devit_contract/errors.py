@@ -10,7 +10,7 @@ MessageFault = Literal["size", "magic", "kind", "dtype", "dims", "state", "crc",
 """What may be wrong with any message."""
 DeviceFault = Literal[MessageFault, "frames", "boot", "run", "reason", "hello"]
 """What a node may find wrong with a message of a device."""
-ClientFault = Literal[MessageFault, "shape", "mask"]
+ClientFault = Literal[MessageFault, "shape", "mask", "connections"]
 """What a node may find wrong with a message of a client."""
 AgentFault = Literal[MessageFault, "question", "run", "engine"]
 """What an agent may find wrong with a message of its node."""
@@ -83,6 +83,10 @@ class NotBuiltError(EngineError):
 
 class DeviceLostError(EngineError):
     """The GPU's context is lost; only a new process helps, exit code 70."""
+
+
+class SourceLostError(DevitError):
+    """A camera is lost to this process; only a new one can reach it, exit code 70."""
 
 
 class EnergyError(DevitError):

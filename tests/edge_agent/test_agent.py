@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import shutil
 import signal
@@ -240,6 +241,23 @@ def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(
     _, said = child.communicate(timeout=10)
     assert child.returncode == 70
     assert "error: cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS" in said
+
+
+def test_an_agent_whose_csi_camera_stays_silent_ends_with_exit_code_70(
+    node: HandMadeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new process gets the socket that the camera service has by then: systemd has to start it."""
+    program = tmp_path / "bin" / "gst-launch-1.0"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n# SIMULATED\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    soon = "import devit_edge_agent.sources.gstreamer as gstreamer; gstreamer.CSI_SILENCE_NS //= 100\n"
+    child = node.start("--engine", "null", config='tegrastats = []\nsource = "gst:csi"', before=soon)
+    node.welcome()
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 70
+    assert "error: source: the CSI camera is silent (no frame): systemd starts the agent again" in said
 
 
 def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: HandMadeNode) -> None:

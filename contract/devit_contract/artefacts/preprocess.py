@@ -158,5 +158,7 @@ def _fit(image: Image.Image, spec: Preprocess) -> npt.NDArray[np.uint8]:
 def _resize(image: Image.Image, size: tuple[int, int], spec: Preprocess) -> Image.Image:
     resampling = _RESAMPLING[spec.interpolation]
     if spec.antialias:
-        return image.resize(size, resampling)
+        # Pillow 13 begins with the side that shrinks more, older ones with the width, and between the two passes it
+        # rounds to eight bits: two calls keep the order, and so the bytes, of those with which models were measured.
+        return image.resize((size[0], image.height), resampling).resize(size, resampling)
     return image.transform(size, Image.Transform.EXTENT, (0, 0, image.width, image.height), resampling)

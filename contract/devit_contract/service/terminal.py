@@ -17,7 +17,7 @@ from typing import NoReturn, TextIO
 
 import typer
 
-from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError
+from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError, SourceLostError
 from devit_contract.printable import in_all_texts, printable, printable_line, storable
 from devit_contract.service.progress import Progress, no_progress
 
@@ -28,10 +28,10 @@ _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line to its exit code; ``name`` is what its usage line calls it.
 
-    0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU's context is lost (one line too): the same
-    command in a new process may succeed, so a service manager should restart it; 78 a service's configuration is
-    invalid (one line), and a restart would not help; 130 Ctrl-C or SIGTERM. Every other exception is a bug and keeps
-    its traceback, but for what the machine refuses: see :func:`_refusal`.
+    0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU or a camera is lost to this process (one
+    line too): the same command in a new one may succeed, so a service manager should restart it; 78 a service's
+    configuration is invalid (one line), and a restart would not help; 130 Ctrl-C or SIGTERM. Every other exception is
+    a bug and keeps its traceback, but for what the machine refuses: see :func:`_refusal`.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until now it ended the process, see devit_pipeline.entry
@@ -45,7 +45,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     except DevitError as err:
         _print_error(str(err))
         # EX_SOFTWARE and EX_CONFIG of sysexits.h, so that a unit file can tell them from 1.
-        sys.exit(70 if isinstance(err, DeviceLostError) else 78 if isinstance(err, ConfigurationError) else 1)
+        is_lost = isinstance(err, DeviceLostError | SourceLostError)
+        sys.exit(70 if is_lost else 78 if isinstance(err, ConfigurationError) else 1)
     except OSError as err:
         text = _refusal(err)
         if not text:

@@ -29,9 +29,10 @@ terminal.run(app, "fail")
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("none", 0), ("DevitError", 1), ("EngineError", 1), ("DeviceLostError", 70)]
+    ("kind", "code"),
+    [("none", 0), ("DevitError", 1), ("EngineError", 1), ("DeviceLostError", 70), ("SourceLostError", 70)],
 )
-def test_an_exit_code_tells_a_failure_from_a_lost_gpu(kind: str, code: int) -> None:
+def test_an_exit_code_tells_a_failure_from_a_lost_gpu_or_camera(kind: str, code: int) -> None:
     """A lost context dies with its process, so a service manager may start the same command again."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, kind], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
