@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def sweep(
         return
     if power_modes is None or deadline_ms is None or bundle is None:
         raise typer.BadParameter("give --power-modes, --deadline-ms and --bundle, or --restore alone")
+    require("profile")
     numbers = _numbers(power_modes)
     command = engine_command(bundle, submodel, store, threads, engine)
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
