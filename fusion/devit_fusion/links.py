@@ -166,6 +166,7 @@ class Link:
             round_trip=self.round_trip,
             inference=self.inference,
             queue=self.queue,
+            is_revoked=self.is_revoked,
         )
 
     def _count_overdue(self, now_ns: int) -> None:

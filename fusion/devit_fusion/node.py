@@ -188,6 +188,9 @@ class FusionNode(Closing):
             refused_requests=dict(self._clients.refused),
             floods=self._devices.guard.cut + self._clients.guard.cut,
             events=self._events.latest(),
+            without_device=tuple(
+                sorted(set(range(len(manifest.submodels))) - {link.index for link in self._links.values()})
+            ),
             wire_bytes={
                 "devices_in": self._devices.bytes_in,
                 "devices_out": self._devices.bytes_out,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-import typer.core
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
+from devit_contract.service.application_cli import Application, Group
 from devit_profiling.calibrate.cli import calibrate
 from devit_profiling.log.cli import parse
 from devit_profiling.report.cli import Json, compare, report, show_report
@@ -54,7 +55,7 @@ Bundle = Annotated[
 ]
 Submodel = Annotated[int, _engine(metavar="N", min=0, help="Which submodel of the bundle runs.")]
 EngineStore = Annotated[Path | None, _engine(metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")]
-Quick = Annotated[bool, _plan_option("--quick", metavar="", help="Take a quick look: one window, short idle phases.")]
+Quick = Annotated[bool, _plan_option("--quick", help="Take a quick look: one window, short idle phases.")]
 Windows = Annotated[int | None, _plan_option(metavar="N", help="Windows per scenario (default: 5; quick: 1).")]
 Duration = Annotated[
     float | None, _plan_option("--duration", metavar="S", help="Length of a window in seconds (default: 10).")
@@ -110,7 +111,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     return ["cell", *arguments]
 
 
-class ProfileCommands(typer.core.TyperGroup):
+class ProfileCommands(Group):
     """Accepts ``profile --devices ...`` without the name of a command."""
 
     spelled_out = staticmethod(spelled_out)
@@ -120,10 +121,9 @@ class ProfileCommands(typer.core.TyperGroup):
         return super().parse_args(ctx, spelled_out(args))
 
 
-app = typer.Typer(
+app = Application(
     cls=ProfileCommands,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
     help="""Measure latency and energy of a running cell, or of this machine.
 
     Without a command, `--devices NAME,...` means `cell`, `--devices local` means `local`,
@@ -162,6 +162,7 @@ def cell(
     A device without a power sensor is measured in milliseconds only.
     Press Ctrl-C once to end the run early and keep what was measured.
     """
+    require("profile")
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.wire.client import Client
@@ -217,6 +218,7 @@ def local(
     Writes the same files as `cell`.
     Press Ctrl-C once to end the run early and keep what was measured.
     """
+    require("profile")
     from devit_engines.bench.child import engine_command
     from devit_profiling.load.local_profile import local_scenario, measure_local
     from devit_profiling.record.calibration import default_folder

@@ -161,7 +161,7 @@ def test_fewer_features_than_min_devices_are_a_failed_frame_without_logits(make_
         cell.kill("jetson1")
         answer = ask_until(client, picture, lambda answer: answer.mask == 0b10)
     assert (answer.state, answer.logits) == (State.FAILED, None)
-    with pytest.raises(FrameFailedError, match="device 0: absent"):
+    with pytest.raises(FrameFailedError, match="jetson1: absent"):
         answer.probabilities()
 
 

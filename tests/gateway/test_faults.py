@@ -48,7 +48,7 @@ def test_too_few_devices_fail_the_batch_and_tell_its_states(make_cell: MakeCell,
     reply = gateway.ask(INFER, as_json(images[:3]))
     assert reply.status == 503
     assert reply.json()["states"] == ["failed"] * 3
-    assert "device 1: absent" in reply.json()["error"]
+    assert "jetson2: absent" in reply.json()["error"]
     assert gateway.ask("/v2/health/ready").status == 503
     assert gateway.ask("/v2/health/live").status == 200
     cell.start_agents(["jetson2"])

@@ -124,6 +124,16 @@ def check_replaceable(path: Path, marker: str) -> None:
         )
 
 
+def refuse_finished(path: Path, marker: str, *, force: bool) -> None:
+    """Check, before long work, that a command does not replace what an earlier one made, unless by ``force``.
+
+    Raises:
+        InputError: The folder has a file ``marker``, which is written last.
+    """
+    if not force and _is_own(path / marker):
+        raise InputError(f"{path}: what is there is finished: choose another --out, or add --force to replace it")
+
+
 def _is_own(marker: Path) -> bool:
     """Tell whether a marker is this project's: others have a file ``manifest.json`` too."""
     if marker.suffix != ".json":

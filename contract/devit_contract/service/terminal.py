@@ -8,19 +8,24 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
 import typer
 
 from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError, SourceLostError
+from devit_contract.extras import missing_package
 from devit_contract.printable import in_all_texts, printable, printable_line, storable
 from devit_contract.service.progress import Progress, no_progress
 
+_WHOLE_WORD = 24
+"""Longest word that a table keeps whole; a path may be broken."""
 _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Failures that any given path and any output may have; other ones are named by the code that opens it, or are bugs."""
 
@@ -31,7 +36,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU or a camera is lost to this process (one
     line too): the same command in a new one may succeed, so a service manager should restart it; 78 a service's
     configuration is invalid (one line), and a restart would not help; 130 Ctrl-C or SIGTERM. Every other exception is
-    a bug and keeps its traceback, but for what the machine refuses: see :func:`_refusal`.
+    a bug and keeps its traceback, but for what the machine refuses (see :func:`_refusal`) and a package that an extra
+    would bring.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until now it ended the process, see devit_pipeline.entry
@@ -47,8 +53,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         # EX_SOFTWARE and EX_CONFIG of sysexits.h, so that a unit file can tell them from 1.
         is_lost = isinstance(err, DeviceLostError | SourceLostError)
         sys.exit(70 if is_lost else 78 if isinstance(err, ConfigurationError) else 1)
-    except OSError as err:
-        text = _refusal(err)
+    except (ImportError, OSError) as err:
+        text = missing_package(err) if isinstance(err, ImportError) else _refusal(err)
         if not text:
             raise
         _print_error(text)
@@ -96,6 +102,21 @@ def tell(text: str) -> None:
     typer.echo(printable_line(text), err=True)
 
 
+@contextmanager
+def on_interrupt(advice: str) -> Iterator[None]:
+    """Say what to run next where Ctrl-C or SIGTERM ends the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: {advice}", err=True)
+        raise
+
+
+def print_next(*command: str | Path, where: str = "") -> None:
+    """Print the command that follows in the pipeline, ready to paste."""
+    typer.echo(f"next{where}: {shlex.join(map(str, command))}")
+
+
 def print_json(value: object, *, indent: int = 2) -> None:
     """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
     import msgspec
@@ -112,12 +133,29 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     table = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for column, name in enumerate(header):
-        table.add_column(name, justify="right" if column in numbers else "left", overflow="fold")
+    rows = [[printable(cell) for cell in row] for row in rows]
+    room = console.width - (3 * len(header) - 1)  # three characters between two columns, one at each edge
+    widths = _column_widths(list(zip(header, *rows, strict=True)), room)
+    for column, (name, width) in enumerate(zip(header, widths, strict=True)):
+        table.add_column(name, justify="right" if column in numbers else "left", overflow="fold", width=width)
     for row in rows:
-        table.add_row(*map(printable, row))
-    Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
+        table.add_row(*row)
+    console.print(table)
+
+
+def _column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Narrow the widest columns until all fit, those first that break no word."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    words = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+    words = [min(word, _WHOLE_WORD) for word in words]
+    while sum(widths) > max(room, len(widths)):
+        wide = [place for place, width in enumerate(widths) if width > words[place]] or range(len(widths))
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def _print_error(text: str) -> None:

@@ -84,6 +84,7 @@ class Client(Closing):
         self._numbers = count(1)
         self._links = 0  # as known here
         self._labels: tuple[str, ...] = ()
+        self._names: dict[int, str] = {}
         self._telemetry: list[Telemetry] = []
 
     @property
@@ -170,6 +171,7 @@ class Client(Closing):
         """Ask the node for its state and its devices'."""
         status = self._found(self._ask(Control(Question.STATUS)).status, self.endpoint)
         self._labels = status.labels
+        self._names = {device.submodel: device.name for device in status.devices}
         return status
 
     def describe(self, device: str) -> Description:
@@ -274,7 +276,8 @@ class Client(Closing):
             return  # an answer to an earlier client of the same route, or a second one to a request sent twice
         if message.kind is Kind.ANSWER and not request.is_question:
             latency_s = time.perf_counter() - request.sent_s
-            requests.end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
+            content = read_body(message, AnswerBody)
+            requests.end(number, Answer.of(message, content, latency_s, self._labels, self._names))
         elif message.kind is Kind.CONTROL and request.is_question:
             requests.end(number, read_text(message, ControlReply))
         elif message.kind is Kind.REFUSED:

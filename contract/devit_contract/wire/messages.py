@@ -258,6 +258,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     inference: Histogram | None = None
     queue: Histogram | None = None
     """From reading a frame to starting on it."""
+    is_revoked: bool = False
+    """Whether its key is revoked, so that it is locked out."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -293,6 +295,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Connections shut because their message did not end."""
     events: tuple[Event, ...] = ()
     """The latest ones, newest first."""
+    without_device: tuple[int, ...] = ()
+    """Submodels of the bundle that no device of the fleet runs."""
 
 
 class SamplingCost(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
@@ -83,12 +84,14 @@ def sweep(
         return
     if power_modes is None or deadline_ms is None or bundle is None:
         raise typer.BadParameter("give --power-modes, --deadline-ms and --bundle, or --restore alone")
+    require("profile")
+    numbers = _numbers(power_modes)
     command = engine_command(bundle, submodel, store, threads, engine)
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
     choice = board_of_key(board).key if board is not None else "auto"
     folder = calibrations or default_folder()
     target = SweepTarget(name, submodel, command, NvpModel(), state, calibrations=folder, board_choice=choice)
-    _measure(target, _numbers(power_modes), deadline_ms, plan, out, as_json=as_json)
+    _measure(target, numbers, deadline_ms, plan, out, as_json=as_json)
 
 
 def _measure(

@@ -69,7 +69,7 @@ def test_a_picture_file_is_decoded_by_the_devices(client: Client) -> None:
 def test_a_damaged_picture_file_is_a_failed_frame_and_no_answer_is_made_of_it(client: Client) -> None:
     answer = client.classify(b"no picture")
     assert (answer.state, answer.mask, answer.logits) == (State.FAILED, 0, None)
-    with pytest.raises(FrameFailedError, match=r"this frame failed \(device 0: decode, device 1: decode\)"):
+    with pytest.raises(FrameFailedError, match=r"this frame failed \(jetson1: decode, jetson2: decode\)"):
         answer.probabilities()
 
 
