@@ -11,7 +11,8 @@ import zmq
 
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
-from devit_contract.errors import WireError
+from devit_contract.artefacts.picture_head import check_picture
+from devit_contract.errors import InputError, WireError
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import (
@@ -41,8 +42,16 @@ class Request:
 
     client: bytes
     """Its routing id; a new connection has another."""
+    name: str
+    """Of its key; empty without encryption."""
     picture: Message
     arrival_ns: int
+    charged_ns: float = 0.0
+    """What its frame is expected to take of the devices."""
+
+    def __post_init__(self) -> None:
+        """Keep the route by which it came first."""
+        self.came_by = self.client
 
     @property
     def key(self) -> tuple[int, int]:
@@ -55,6 +64,8 @@ class ClientQuestion:
     """A client's question to the node, or to an agent through it."""
 
     client: bytes
+    name: str
+    """Of its key; empty without encryption."""
     asked: Message
     control: Control
 
@@ -62,8 +73,13 @@ class ClientQuestion:
 class ClientPort:
     """One ROUTER socket for any number of clients."""
 
-    def __init__(self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest) -> None:
-        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
+    def __init__(
+        self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest, max_pixels: int
+    ) -> None:
+        """Bind the port; an :class:`AddressError` says that it cannot be bound.
+
+        A picture file with more than ``max_pixels`` is refused: devices would have to decode it.
+        """
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, CLIENTS, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.failed_handshakes = 0
@@ -77,6 +93,7 @@ class ClientPort:
         self.refused: Counter[str] = Counter()
         """Invalid messages, by reason."""
         self._manifest = manifest
+        self._max_pixels = max_pixels
 
     def receive(self) -> Iterator[Request | ClientQuestion]:
         """Take what has come, without waiting; refuse invalid messages."""
@@ -94,7 +111,7 @@ class ClientPort:
                 if surplus:
                     raise WireError("size", f"expected a message of one frame, found {surplus + 1}")
                 message = unpack(frame.buffer)
-                yield self._read(client, message)
+                yield self._read(client, self._connections[client][0] if self._has_keys else "", message)
             except WireError as err:
                 self.refused[err.reason] += 1
                 reason = Reason.SHAPE if err.reason == "shape" else Reason.REQUEST
@@ -150,11 +167,11 @@ class ClientPort:
         self._connections[client] = name, connection
         return True
 
-    def _read(self, client: bytes, message: Message) -> Request | ClientQuestion:
+    def _read(self, client: bytes, name: str, message: Message) -> Request | ClientQuestion:
         if message.kind is Kind.CONTROL:
             if len(message.payload) > _MAX_QUESTION_BYTES:
                 raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
-            return ClientQuestion(client, message, read_body(message, Control))
+            return ClientQuestion(client, name, message, read_body(message, Control))
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape
@@ -162,10 +179,15 @@ class ClientPort:
         if is_image and (message.dtype is not Dtype.UINT8 or message.dims != shape):
             found = f"{message.dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
+        if message.dtype is Dtype.ENCODED:
+            try:
+                check_picture(memoryview(message.payload), self._max_pixels, self._manifest.preprocess.resize_to)
+            except InputError as err:
+                raise WireError("picture", str(err)) from err
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
-        return Request(client, message, time.monotonic_ns())
+        return Request(client, name, message, time.monotonic_ns())
 
     def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
         message = Message(

@@ -62,7 +62,11 @@ class FusionNode(Closing):
         self._start_ns = time.monotonic_ns()
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
-        self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
+        serving = fleet.serving
+        deadline_ns = round(serving.deadline_ms * 1e6)
+        self._links = {
+            device.name: Link(device.submodel, device.name, serving.credit, deadline_ns) for device in fleet.device
+        }
         self._opened = open_context()
         context = self._opened.__enter__()
         try:
@@ -75,17 +79,20 @@ class FusionNode(Closing):
                 links=self._links,
                 manifest=self._manifest,
                 run_id=run_id,
-                feature_dtype=fleet.serving.feature_dtype,
+                feature_dtype=serving.feature_dtype,
             )
-            self._clients = ClientPort(context, node.client_endpoint, keys, manifest=self._manifest)
+            self._clients = ClientPort(
+                context, node.client_endpoint, keys, manifest=self._manifest, max_pixels=serving.most_pixels
+            )
         except AddressError:
             self.close()
             raise
         self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
+        clients = [client.name for client in fleet.client] if fleet.has_keys else [""]
         self._questions = Questions(*ports, self._events)
-        self._scheduler = Scheduler(fusion, fleet.serving, *ports, run_id, self._events)
+        self._scheduler = Scheduler(fusion, serving, *ports, run_id, self._events, clients)
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
@@ -168,15 +175,17 @@ class FusionNode(Closing):
             labels=manifest.labels,
             image_shape=manifest.preprocess.shape,
             preprocess=manifest.preprocess,
-            frames=dict(self._scheduler.ended),
+            frames=dict(self._scheduler.answers.ended),
             devices=self._scheduler.device_status(),
+            clients=self._scheduler.client_status(),
+            heads=self._scheduler.answers.head_status(),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=version("devit"),
             uptime_s=(time.monotonic_ns() - self._start_ns) / 1e9,
             open_frames=self._scheduler.open_frames,
             waiting_requests=self._scheduler.waiting_requests,
-            frame_time=self._scheduler.frame_time,
+            frame_time=self._scheduler.answers.frame_time,
             refused_handshakes=self._devices.failed_handshakes + self._clients.failed_handshakes,
             unknown_peers=self._devices.unknown_peers,
             refused_requests=dict(self._clients.refused),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from devit_contract.service.journal import Priority
 from devit_contract.wire.messages import Control, ControlReply, MissingReason, NodeStatus, Question, Telemetry, body
@@ -13,8 +15,16 @@ from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.links import Link
 
-_MAX_OPEN = 256
-"""Questions to agents that may be open at the same time."""
+_MAX_OPEN = 8
+"""Questions of one client that one agent may have at the same time."""
+_PATIENCE_NS = 10_000_000_000
+"""After that, a question without a reply gives its place to another."""
+
+
+class _Open(NamedTuple):
+    link: Link
+    asked: ClientQuestion
+    asked_ns: int
 
 
 class Questions:
@@ -26,7 +36,7 @@ class Questions:
         self._devices = devices
         self._clients = clients
         self._events = events
-        self._open: dict[int, tuple[Link, ClientQuestion]] = {}
+        self._open: dict[int, _Open] = {}
         self._status_waiters: list[ClientQuestion] = []
         self._subscribers: dict[str, bytes] = {}  # device name to the client's route
 
@@ -49,9 +59,9 @@ class Questions:
 
     def replied(self, number: int, reply: ControlReply) -> None:
         """Hand an agent's reply to the client that asked."""
-        _, asked = self._open.pop(number, (None, None))
-        if asked is not None:
-            self._clients.reply(reply, asked)
+        question = self._open.pop(number, None)
+        if question is not None:
+            self._clients.reply(reply, question.asked)
 
     def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
         """Hand power samples to the subscriber; without one, have the agent stop."""
@@ -69,10 +79,10 @@ class Questions:
         subscriber = self._subscribers.pop(link.name, None)
         if subscriber is not None:
             self._end_samples(subscriber, link.name, f"{link.name}: {why}: sampling ended")
-        for number, (asked_link, asked) in list(self._open.items()):
-            if asked_link is link:
+        for number, question in list(self._open.items()):
+            if question.link is link:
                 del self._open[number]
-                self._refuse(asked, f"{link.name}: {why}: see devit status")
+                self._refuse(question.asked, f"{link.name}: {why}: see devit status")
 
     def send_status(self, describe: Callable[[], NodeStatus]) -> None:
         """Answer all clients that wait for the status together: describing it takes as long as ten frames."""
@@ -81,16 +91,26 @@ class Questions:
             self._status_waiters.clear()
 
     def _pass_on(self, asked: ClientQuestion, link: Link) -> None:
-        if len(self._open) >= _MAX_OPEN:
-            # The oldest: its agent hangs, or it would have answered long ago.
-            hung, unanswered = self._open.pop(next(iter(self._open)))
-            self._refuse(unanswered, f"{hung.name}: it does not answer: see devit status")
+        now_ns = time.monotonic_ns()
+        if not self._has_room(asked, link, now_ns):
+            self._refuse(asked, f"{link.name}: {_MAX_OPEN} questions of this client wait there: wait for their replies")
+            return
         number = secrets.randbits(64)
-        self._open[number] = link, asked
+        self._open[number] = _Open(link, asked, now_ns)
         if asked.control.question is Question.SAMPLE_START:
             self._subscribe(link.name, asked.client)
         if self._devices.ask(link, asked.control, number) is Sent.GONE:
             self._devices.suspect()  # found lost in this turn of the loop, which ends the question
+
+    def _has_room(self, asked: ClientQuestion, link: Link, now_ns: int) -> bool:
+        """Tell whether an agent may have one more question of a client; an old one without a reply makes room."""
+        same = [number for number, each in self._open.items() if each.link is link and each.asked.name == asked.name]
+        if len(same) < _MAX_OPEN:
+            return True
+        if now_ns - self._open[same[0]].asked_ns < _PATIENCE_NS:
+            return False
+        self._refuse(self._open.pop(same[0]).asked, f"{link.name}: it does not answer: see devit status")
+        return True
 
     def _subscribe(self, device: str, client: bytes) -> None:
         """Send a device's samples to a client, and tell the one that had them."""

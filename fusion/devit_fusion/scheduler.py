@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
 
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.fleet import Serving
-from devit_contract.artefacts.head import Fusion
+from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
-from devit_contract.wire.codec import Copies, Dtype, Kind, Message, State
-from devit_contract.wire.messages import (
-    AnswerBody,
-    DeviceState,
-    DeviceStatus,
-    DeviceTiming,
-    Histogram,
-    MissingReason,
-    body,
-)
+from devit_contract.wire.codec import Copies, Dtype, Kind, Message
+from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, DeviceTiming, MissingReason
 from devit_contract.wire.sockets import Sent
+from devit_fusion.answers import Answers
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.join import Frame, Join
-from devit_fusion.links import FAILURES_TO_OPEN, Link
+from devit_fusion.links import Link
+from devit_fusion.pace import Flight
+from devit_fusion.turns import Turns
 
 _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""
 _MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
 """Why a device in that state has no feature in a new frame."""
+_MAX_WAITING_BYTES = 16 << 20
+"""Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
 
 class Scheduler:
@@ -45,28 +43,25 @@ class Scheduler:
         clients: ClientPort,
         run_id: int,
         events: Events,
+        client_names: Iterable[str],
     ) -> None:
-        """Join the parts; ``links`` is by device name."""
-        self._fusion = fusion
+        """Join the parts; ``links`` is by device name, and ``client_names`` are those of the fleet."""
+        self._head = fusion.head
         self._serving = serving
         self._links = {link.index: link for link in links.values()}
         self._devices = devices
-        self._clients = clients
         self._run_id = run_id
         self._events = events
         self._join = Join()
-        self._waiting: deque[Request] = deque()
+        self._turns = Turns(client_names)
+        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[int, int], Request] = {}  # waiting or dispatched, by the client's run and number
         self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
         self._is_in_grace = False
-        """Whether the first request in the queue waits for a device that has not connected to this node yet."""
+        """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
         """When that last ended: deadlines of requests that waited until then count from there."""
-        self.ended: Counter[str] = Counter()
-        """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
-        self.frame_time = Histogram.empty()
-        """From a request's arrival to its answer."""
 
     @property
     def open_frames(self) -> int:
@@ -76,58 +71,43 @@ class Scheduler:
     @property
     def waiting_requests(self) -> int:
         """Requests that have not been dispatched."""
-        return len(self._waiting)
+        return self._turns.waiting
 
     def request(self, request: Request) -> None:
-        """Take a request in: dispatch it now, queue it for credit, or refuse it if the queue is full.
+        """Take a request in: dispatch it now, or let it wait for its turn and for credit.
 
-        A request that its client sends again after a lost link is answered once, over the new link.
+        Where too many wait, the client that has most loses its newest. A request that its client sends again after a
+        lost link is answered once, over the new link.
         """
         known = self._known.setdefault(request.key, request)
         if known is not request:
             known.client = request.client
             return
-        self._waiting.append(request)
+        self._turns.add(request)
         self.dispatch_waiting()
-        if len(self._waiting) > self._serving.queue:
-            now_ns = time.monotonic_ns()
-            requested = request.picture.mask or self._fusion.head.all_devices
-            devices = range(len(self._fusion.head.dims))
-            missing = {
-                index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
-                for index in devices
-            }
-            self.ended["shed"] += 1
-            frame = Frame(0, requested, now_ns, now_ns, set(), missing, set())
-            self._count(frame)
-            self._send_answer(self._waiting.pop(), frame, now_ns)
+        while self._turns.waiting > self._serving.queue or self._turns.waiting_bytes > _MAX_WAITING_BYTES:
+            self._shed(self._turns.take_heaviest())
 
     def dispatch_waiting(self) -> None:
-        """Send waiting requests in order: once every requested ready device has credit, or half their time is over.
+        """Send waiting requests in turn: once every requested ready device has room, or they have waited too long.
 
         Right after the node's start they also wait for devices that have not connected yet. After a restart of the node
         those connect soon, and a frame sent before would fail for no good reason.
         """
         now_ns = time.monotonic_ns()
-        while self._waiting:
-            requested = self._waiting[0].picture.mask or self._fusion.head.all_devices
-            wanted = [link for link in self._links.values() if requested >> link.index & 1]
-            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
-                self._is_in_grace = True
-                return
-            if self._is_in_grace:
-                self._is_in_grace, self._grace_over_ns = False, now_ns
-            may_wait = now_ns < self._wait_end_ns(self._waiting[0])
-            if may_wait and any(link.state is _READY and not link.has_credit for link in wanted):
-                return
-            self._dispatch(self._waiting.popleft(), requested)
+        if self._is_in_grace:
+            self._is_in_grace, self._grace_over_ns = False, now_ns
+        while (chosen := self._choose(now_ns)) is not None:
+            request, claimed = chosen
+            self._turns.take(request)
+            self._dispatch(request, claimed)
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
         now_ns = time.monotonic_ns()
         if frame_id in link.in_flight:  # else it comes twice or much too late, and its times mean nothing
             link.measured(timing)
-        is_probe = self._returned(link, frame_id, now_ns)
+        is_probe = self._returned(link, frame_id, now_ns, timing)
         self._finish(self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe), now_ns)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
@@ -146,18 +126,17 @@ class Scheduler:
         """End the frames whose deadline has come; the devices that did not answer are stalled."""
         for frame in self._join.expire(now_ns):
             for device in frame.pending:
-                if self._links[device].missed(now_ns):
-                    text = f"suspended: {FAILURES_TO_OPEN} frames in a row without its feature in time"
-                    self._events.note(self._links[device].name, text, Priority.WARNING)
+                self._links[device].missed(now_ns)
             self._finish(frame, now_ns)
+        self.answers.tend(now_ns)
 
     def next_deadline_ns(self) -> int | None:
-        """Tell when :meth:`expire` has something to do."""
-        due_ns = self._join.next_deadline_ns()
-        if self._waiting:
-            wait_end_ns = self._wait_end_ns(self._waiting[0])
-            due_ns = wait_end_ns if due_ns is None else min(due_ns, wait_end_ns)
-        return due_ns
+        """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
+        dues_ns = [self._wait_end_ns(request) for request in self._turns.heads()]
+        dues_ns += [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
+        if self._is_in_grace:
+            dues_ns.append(self._grace_end_ns)
+        return min(dues_ns, default=None)
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
@@ -168,32 +147,70 @@ class Scheduler:
             for index, link in sorted(self._links.items())
         )
 
+    def client_status(self) -> tuple[ClientStatus, ...]:
+        """Describe every client for people."""
+        return self._turns.status()
+
+    def _choose(self, now_ns: int) -> tuple[Request, int] | None:
+        """Choose the request to dispatch now, if there is one; also tell which devices those before it wait for.
+
+        A request whose turn is later may go first, but never to a device that an earlier one waits for.
+        """
+        claimed = 0
+        for request in self._turns.heads():
+            requested = self._requested(request)
+            wanted = self._links_of(requested)
+            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+                self._is_in_grace = True
+                continue
+            ready = [link for link in wanted if link.state is _READY]
+            has_room = all(link.has_credit and not claimed >> link.index & 1 for link in ready)
+            if has_room or now_ns >= self._wait_end_ns(request):
+                return request, claimed
+            claimed |= mask_of([link.index for link in ready])
+        return None
+
+    def _requested(self, request: Request) -> int:
+        return request.picture.mask or self._head.all_devices
+
+    def _links_of(self, requested: int) -> list[Link]:
+        return [link for link in self._links.values() if requested >> link.index & 1]
+
     def _wait_end_ns(self, request: Request) -> int:
-        if self._is_in_grace:
-            return self._grace_end_ns
-        # The other half is for the devices: a frame sent later would only make them miss its deadline.
-        return self._counted_from_ns(request) + round(self._serving.deadline_ms * 0.5e6)
+        """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
+        deadline_ns = round(self._serving.deadline_ms * 1e6)
+        needed_ns = max(
+            (link.pace.needed_ns for link in self._links_of(self._requested(request)) if link.state is _READY),
+            default=0,
+        )
+        return self._counted_from_ns(request) + max(0, deadline_ns - max(needed_ns, deadline_ns // 2))
 
     def _counted_from_ns(self, request: Request) -> int:
         """Tell when the time of a request's deadline began."""
         return max(request.arrival_ns, self._grace_over_ns)
 
-    def _returned(self, link: Link, frame_id: int, now_ns: int) -> bool:
+    def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe."""
-        if link.returned(frame_id, now_ns):
+        was_too_slow = link.pace.is_too_slow
+        link.returned(frame_id, now_ns, timing)
+        if link.pace.is_too_slow and not was_too_slow:
+            text = f"suspended: too many of its last frames took it more than {link.pace.late_ns / 1e6:g} ms"
+            self._events.note(link.name, text, Priority.WARNING)
+        elif was_too_slow and not link.pace.is_too_slow:
             self._events.note(link.name, "recovered: a feature came in time")
         if frame_id != link.probe_id:
             return False
         link.probe_id = -1
         return True
 
-    def _dispatch(self, request: Request, requested: int) -> None:
+    def _dispatch(self, request: Request, claimed: int) -> None:
         now_ns = time.monotonic_ns()
         deadline_ns = self._counted_from_ns(request) + round(self._serving.deadline_ms * 1e6)
+        requested = self._requested(request)
         pending: set[int] = set()
         probed: list[int] = []
         missing: dict[int, MissingReason] = {}
-        for index in range(len(self._fusion.head.dims)):
+        for index in range(len(self._head.dims)):
             link = self._links.get(index)
             if not requested >> index & 1:
                 missing[index] = MissingReason.NOT_ASKED
@@ -203,7 +220,7 @@ class Scheduler:
                 missing[index] = _MISSING[link.state]
                 if now_ns < deadline_ns and link.take_probe(now_ns):
                     probed.append(index)
-            elif now_ns >= deadline_ns or not link.has_credit:  # it waited too long, for this node or for the devices
+            elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
                 missing[index] = MissingReason.OVERLOAD
             else:
                 pending.add(index)
@@ -211,6 +228,7 @@ class Scheduler:
         self._dispatched[frame.frame_id] = request
         if pending or probed:
             self._send_frames(request.picture, frame, sorted(pending), probed)
+        request.picture = msgspec.structs.replace(request.picture, payload=b"")  # the answer needs its numbers alone
         if not pending:
             self._finish(frame, now_ns)
 
@@ -227,16 +245,17 @@ class Scheduler:
                 deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
             )
         )
+        flight = Flight(frame.dispatch_ns, frame.deadline_ns, picture.dtype is Dtype.ENCODED)
         for index in pending:
-            self._send_frame(self._links[index], frame, copies)
+            self._send_frame(self._links[index], frame, copies, flight)
         for index in probed:
             self._links[index].probe_id = frame.frame_id
-            self._send_frame(self._links[index], frame, copies)
+            self._send_frame(self._links[index], frame, copies, flight)
 
-    def _send_frame(self, link: Link, frame: Frame, copies: Copies) -> None:
+    def _send_frame(self, link: Link, frame: Frame, copies: Copies, flight: Flight) -> None:
         sent = self._devices.send_frame(link, copies)
         if sent is Sent.YES:
-            link.sent(frame.frame_id, frame.deadline_ns)
+            link.sent(frame.frame_id, flight)
             return
         if sent is Sent.GONE:
             self._devices.suspect()
@@ -244,41 +263,20 @@ class Scheduler:
         is_probe = frame.frame_id == link.probe_id
         self._finish(self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe), time.monotonic_ns())
 
+    def _shed(self, request: Request) -> None:
+        """Answer a request for which the queue has no room."""
+        now_ns = time.monotonic_ns()
+        requested = self._requested(request)
+        missing = {
+            index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
+            for index in range(len(self._head.dims))
+        }
+        del self._known[request.key]
+        self.answers.end(request, Frame(0, requested, now_ns, now_ns, set(), missing, set()), now_ns, is_shed=True)
+
     def _finish(self, frame: Frame | None, now_ns: int) -> None:
         """Answer a frame that has ended; ``None`` stands for one that has not."""
-        if frame is None:
-            return
-        self._count(frame)
-        self._send_answer(self._dispatched.pop(frame.frame_id), frame, now_ns)
-
-    def _count(self, frame: Frame) -> None:
-        for device in frame.missing:
-            if device in self._links and frame.requested >> device & 1:
-                self._links[device].missing[frame.missing[device]] += 1
-        for device in frame.features:
-            self._links[device].answered += 1
-
-    def _send_answer(self, request: Request, frame: Frame, now_ns: int) -> None:
-        state = frame.state(self._fusion.head.all_devices, self._serving.min_devices)
-        logits = self._fusion.logits(frame.features).tobytes() if state is not State.FAILED else b""
-        content = AnswerBody(
-            logits=logits,
-            devices=tuple(frame.timings),
-            missing=frame.missing,
-            wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
-            collect_us=(now_ns - frame.dispatch_ns) // 1000,
-            fuse_us=(time.monotonic_ns() - now_ns) // 1000,
-        )
-        self.ended[state.name.lower()] += 1
-        self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
-        del self._known[request.key]
-        answer = Message(
-            Kind.ANSWER,
-            Dtype.BODY,
-            payload=body(content),
-            mask=frame.mask,
-            state=state,
-            run_id=request.picture.run_id,
-            frame_id=request.picture.frame_id,
-        )
-        self._clients.answer(request, answer)
+        if frame is not None:
+            request = self._dispatched.pop(frame.frame_id)
+            del self._known[request.key]
+            self.answers.end(request, frame, now_ns)

@@ -53,6 +53,15 @@ def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
     assert join.next_deadline_ns() is None
 
 
+def test_deadlines_end_frames_in_their_order_and_not_in_that_of_dispatch() -> None:
+    """A client whose turn it was overtook one that had asked before it."""
+    join = Join()
+    later, earlier, last = (opened(join, now_ns=now_ns) for now_ns in (50, 10, 90))
+    assert join.next_deadline_ns() == 110
+    assert join.expire(150) == [earlier, later]
+    assert join.expire(190) == [last]
+
+
 @pytest.mark.parametrize(
     ("wished", "came", "min_devices", "state"),
     [

@@ -1,0 +1,95 @@
+"""How fast a device is, as the node saw it: how many frames it may hold, and whether it is too slow for the deadline.
+
+Judged is a frame's own time: from its dispatch to its end, less the time that it waited on the device behind another
+frame, and less that for decoding a client's picture. So load that clients cause never counts against a device. What a
+device says of itself is believed as far as the node's own clock allows it.
+
+A frame is late if its own time takes up nearly the whole deadline: one that comes just before it holds the cell up as
+much as one that comes just after. Each late frame adds four to a score, each other one takes one off; twelve suspend.
+So three late ones in a row do, and so does any pattern of more than one in five that lasts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from devit_contract.wire.messages import DeviceTiming
+
+_LATE_SHARE = 0.9
+"""Of the deadline; a frame whose own time is longer is late."""
+_LATE, _IN_TIME, _LIMIT = 4, -1, 12
+_KEPT_SHARE, _MARGIN_SHARE = 0.8, 0.05
+"""Of the deadline: what a device's frames may take together, and what is left for the way of a single one."""
+_SMOOTHING = 8
+"""Averages are over about as many frames."""
+
+
+class Flight(NamedTuple):
+    """A frame that a device has not answered yet."""
+
+    sent_ns: int
+    deadline_ns: int
+    is_encoded: bool = False
+    """Whether the device has to decode a client's picture for it."""
+
+
+class Pace:
+    """The pace of one device."""
+
+    def __init__(self, credit: int, deadline_ns: int) -> None:
+        """Start with one that is fast enough for its credit; frames end after ``deadline_ns``."""
+        self.room = credit
+        """Frames that it may hold, so that one of another client behind them would still be in time."""
+        self.needed_ns = 0
+        """What the last one of those needs, with a margin."""
+        self.late_ns = round(_LATE_SHARE * deadline_ns)
+        """A frame whose own time is longer is late."""
+        self._credit = credit
+        self._deadline_ns = deadline_ns
+        self._own_ns = 0.0
+        self._work_ns = 0.0
+        self._ended_ns = 0
+        self._score = 0
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether too many of the last frames were late; one in time ends that, and leaves the device on probation."""
+        return self._score >= _LIMIT
+
+    def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
+        """Take in that a feature has come, however late."""
+        own_ns = now_ns - flight.sent_ns - min(timing.queue_us * 1000, self._most_queued_ns(flight))
+        decode_ns = timing.decode_us * 1000
+        self._learn(own_ns, decode_ns + timing.inference_us * 1000)
+        self._judge(own_ns - decode_ns * flight.is_encoded)
+        self._ended_ns = now_ns
+
+    def skipped(self, flight: Flight, now_ns: int) -> None:
+        """Take in that the device does without a frame."""
+        if not flight.is_encoded:  # else it may have tried to decode it all that time
+            self._judge(now_ns - flight.sent_ns - self._most_queued_ns(flight))
+        self._ended_ns = now_ns
+
+    def passed_over(self, flight: Flight) -> None:
+        """Take in that a frame will never be answered, as a later one was."""
+        if not flight.is_encoded:
+            self._judge(self._deadline_ns)
+
+    def _most_queued_ns(self, flight: Flight) -> int:
+        """As long as the frame before it was under way."""
+        return max(0, self._ended_ns - flight.sent_ns)
+
+    def _judge(self, own_ns: int) -> None:
+        if own_ns >= self.late_ns:
+            self._score = min(_LIMIT, self._score + _LATE)
+        else:
+            self._score = _LIMIT - _LATE if self.is_too_slow else max(0, self._score + _IN_TIME)
+
+    def _learn(self, own_ns: int, work_ns: int) -> None:
+        """Average what frames take; a hiccup counts as a deadline at most."""
+        own_ns, work_ns = min(own_ns, self._deadline_ns), min(work_ns, self._deadline_ns)
+        self._own_ns += (own_ns - self._own_ns) / (_SMOOTHING if self._own_ns else 1)
+        self._work_ns += (work_ns - self._work_ns) / (_SMOOTHING if self._work_ns else 1)
+        if self._work_ns:  # else it runs free, and has its features ready
+            self.room = max(1, min(self._credit, int((_KEPT_SHARE * self._deadline_ns - self._own_ns) / self._work_ns)))
+        self.needed_ns = round(self._own_ns + (self.room - 1) * self._work_ns + _MARGIN_SHARE * self._deadline_ns)
