@@ -46,6 +46,8 @@ class Request:
     """Of its key; empty without encryption."""
     picture: Message
     arrival_ns: int
+    pixels: int = 0
+    """Of a picture file, which devices have to decode."""
     charged_ns: float = 0.0
     """What its frame is expected to take of the devices."""
 
@@ -93,7 +95,8 @@ class ClientPort:
         self.refused: Counter[str] = Counter()
         """Invalid messages, by reason."""
         self._manifest = manifest
-        self._max_pixels = max_pixels
+        self._resize_to = manifest.preprocess.resize_to
+        self._max_pixels = max(max_pixels, 4 * self._resize_to**2)  # whatever is resized costs so much
 
     def receive(self) -> Iterator[Request | ClientQuestion]:
         """Take what has come, without waiting; refuse invalid messages."""
@@ -122,6 +125,11 @@ class ClientPort:
         data = pack(answer)
         self.bytes_out += len(data)
         send_routed(self.socket, request.client, data)
+
+    def refuse(self, request: Request, text: str) -> None:
+        """Refuse a request that is valid, but cannot be served."""
+        self.refused["picture"] += 1
+        self._send(request.client, request.picture, Kind.REFUSED, body(Refused(text)), reason=Reason.REQUEST)
 
     def reply(self, reply: ControlReply, *questions: ClientQuestion) -> None:
         """Send all these questions the same answer."""
@@ -179,15 +187,16 @@ class ClientPort:
         if is_image and (message.dtype is not Dtype.UINT8 or message.dims != shape):
             found = f"{message.dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
+        pixels = 0
         if message.dtype is Dtype.ENCODED:
             try:
-                check_picture(memoryview(message.payload), self._max_pixels, self._manifest.preprocess.resize_to)
+                pixels = check_picture(memoryview(message.payload), self._max_pixels, self._resize_to)
             except InputError as err:
                 raise WireError("picture", str(err)) from err
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
-        return Request(client, name, message, time.monotonic_ns())
+        return Request(client, name, message, time.monotonic_ns(), pixels)
 
     def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
         message = Message(

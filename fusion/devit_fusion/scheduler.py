@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from devit_contract.arrays import Float32Array
-from devit_contract.artefacts.fleet import Serving
+from devit_contract.artefacts.fleet import LEAST_PIXELS, Serving
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
@@ -50,6 +50,7 @@ class Scheduler:
         self._serving = serving
         self._links = {link.index: link for link in links.values()}
         self._devices = devices
+        self._clients = clients
         self._run_id = run_id
         self._events = events
         self._join = Join()
@@ -82,6 +83,11 @@ class Scheduler:
         known = self._known.setdefault(request.key, request)
         if known is not request:
             known.client = request.client
+            return
+        problem = self._picture_problem(request)
+        if problem:
+            del self._known[request.key]
+            self._clients.refuse(request, problem)
             return
         self._turns.add(request)
         self.dispatch_waiting()
@@ -170,6 +176,19 @@ class Scheduler:
             claimed |= mask_of([link.index for link in ready])
         return None
 
+    def _picture_problem(self, request: Request) -> str:
+        """Say why devices are not to decode a picture file, if its client's last ones took them too long."""
+        if request.pixels <= LEAST_PIXELS or self._serving.max_pixels:  # small, or for the operator to decide
+            return ""
+        expected_ms = self._turns.decoding(request).expected_ns(request.pixels, request.arrival_ns) / 1e6
+        third_ms = self._serving.deadline_ms / 3  # so that a frame of another client behind it is in time
+        if expected_ms <= third_ms:
+            return ""
+        return (
+            f"picture: expected one that devices decode in a third of the deadline, {third_ms:.0f} ms, found one that "
+            f"takes about {expected_ms:.0f} ms: make it smaller, or set max_pixels in fleet.toml"
+        )
+
     def _requested(self, request: Request) -> int:
         return request.picture.mask or self._head.all_devices
 
@@ -179,10 +198,9 @@ class Scheduler:
     def _wait_end_ns(self, request: Request) -> int:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
         deadline_ns = round(self._serving.deadline_ms * 1e6)
-        needed_ns = max(
-            (link.pace.needed_ns for link in self._links_of(self._requested(request)) if link.state is _READY),
-            default=0,
-        )
+        is_encoded = request.picture.dtype is Dtype.ENCODED
+        ready = (link for link in self._links_of(self._requested(request)) if link.state is _READY)
+        needed_ns = max((link.pace.needed_ns(is_encoded=is_encoded) for link in ready), default=0)
         return self._counted_from_ns(request) + max(0, deadline_ns - max(needed_ns, deadline_ns // 2))
 
     def _counted_from_ns(self, request: Request) -> int:
@@ -191,6 +209,10 @@ class Scheduler:
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe."""
+        flight = link.in_flight.get(frame_id)
+        if flight is not None and flight.file is not None and timing is not None:
+            decoding = self._turns.decoding(flight.file)
+            decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
         was_too_slow = link.pace.is_too_slow
         link.returned(frame_id, now_ns, timing)
         if link.pace.is_too_slow and not was_too_slow:
@@ -227,12 +249,13 @@ class Scheduler:
         frame = self._join.open(requested, now_ns, deadline_ns, pending, missing, probed)
         self._dispatched[frame.frame_id] = request
         if pending or probed:
-            self._send_frames(request.picture, frame, sorted(pending), probed)
+            self._send_frames(request, frame, sorted(pending), probed)
         request.picture = msgspec.structs.replace(request.picture, payload=b"")  # the answer needs its numbers alone
         if not pending:
             self._finish(frame, now_ns)
 
-    def _send_frames(self, picture: Message, frame: Frame, pending: Sequence[int], probed: Sequence[int]) -> None:
+    def _send_frames(self, request: Request, frame: Frame, pending: Sequence[int], probed: Sequence[int]) -> None:
+        picture = request.picture
         copies = Copies(
             Message(
                 Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
@@ -245,7 +268,8 @@ class Scheduler:
                 deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
             )
         )
-        flight = Flight(frame.dispatch_ns, frame.deadline_ns, picture.dtype is Dtype.ENCODED)
+        file = request if picture.dtype is Dtype.ENCODED else None
+        flight = Flight(frame.dispatch_ns, frame.deadline_ns, file)
         for index in pending:
             self._send_frame(self._links[index], frame, copies, flight)
         for index in probed:

@@ -25,7 +25,7 @@ from devit_contract.artefacts.head import FusionHead, FusionStatistics, SubsetHe
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError, QuestionFailedError
-from devit_contract.wire.client import Answer, Client
+from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
 from devit_contract.wire.messages import (
     Control,
@@ -47,6 +47,14 @@ from devit_fusion.node import FusionNode
 DEADLINE_S = 20.0
 IMAGE = np.zeros((6, 8, 1), np.uint8)
 REVISION = 7
+
+
+def png(width: int, height: int) -> bytes:
+    """Make the beginning of a picture file."""
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5xI", 13, b"IHDR", width, height, 0)
+
+
+MEGAPIXEL = png(1000, 1000)
 
 
 class Device:
@@ -141,13 +149,13 @@ def trial_of(device: Device, client: Client) -> Message:
 class Asked:
     """A client that asks without waiting, so that the test can play the devices meanwhile."""
 
-    def __init__(self, client: Client, *, mask: int = 0) -> None:
+    def __init__(self, client: Client, *, mask: int = 0, picture: Picture = IMAGE) -> None:
         self._answer: Answer | None = None
-        self._thread = threading.Thread(target=self._ask, args=(client, mask), daemon=True)
+        self._thread = threading.Thread(target=self._ask, args=(client, picture, mask), daemon=True)
         self._thread.start()
 
-    def _ask(self, client: Client, mask: int) -> None:
-        self._answer = client.classify(IMAGE, mask=mask)
+    def _ask(self, client: Client, picture: Picture, mask: int) -> None:
+        self._answer = client.classify(picture, mask=mask)
 
     def answer(self) -> Answer:
         self._thread.join(DEADLINE_S)
@@ -706,7 +714,7 @@ def test_an_answer_that_is_not_finite_has_failed_and_says_why(start: Start, bund
 def test_a_picture_too_large_to_decode_in_time_is_refused_before_a_device_sees_it(start: Start) -> None:
     scene = start("deadline_ms = 20000\nmax_pixels = 1000000")
     device, client = scene.greeted(0), scene.client()
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5xI", 13, b"IHDR", 8000, 8000, 0)
+    head = png(8000, 8000)
     with pytest.raises(
         InputError, match="expected at most 1000000 pixels, before and after resizing, found 8000 x 8000"
     ):
@@ -716,6 +724,22 @@ def test_a_picture_too_large_to_decode_in_time_is_refused_before_a_device_sees_i
     asked = Asked(client, mask=0b01)
     device.socket.send(device.feature(device.hear(Kind.FRAME)))
     assert asked.answer().mask == 0b01
+
+
+def test_a_file_is_refused_where_the_last_one_of_its_client_took_too_long_to_decode(start: Start) -> None:
+    scene = start("deadline_ms = 60")
+    device, client = scene.greeted(0), scene.client()
+    asked = Asked(client, mask=0b01, picture=MEGAPIXEL)
+    frame = device.hear(Kind.FRAME)
+    assert asked.answer().missing[0] == "deadline"
+    feature = msgspec.structs.replace(
+        unpack(device.feature(frame)), decode_us=2**32 - 1
+    )  # as long as it can have taken
+    device.socket.send(pack(feature))
+    assert wait_for(client, "jetson0", lambda status: status.in_flight == 0).state == "ready"
+    with pytest.raises(InputError, match="that devices decode in a third of the deadline, 20 ms, found one that takes"):
+        client.classify(MEGAPIXEL, mask=0b01)
+    assert client.classify(IMAGE, mask=0b10).missing == {0: "not asked", 1: "absent"}
 
 
 def test_a_flood_of_questions_reaches_a_device_some_at_a_time(start: Start) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from devit_contract.wire.codec import Kind, Message
 from devit_contract.wire.messages import DeviceTiming
+from devit_fusion.client_port import Request
 from devit_fusion.pace import Flight, Pace
 
 MS = 1_000_000
+FILE = Request(b"", "", Message(Kind.REQUEST), 0)
 DEADLINE_MS = 50
 
 
@@ -26,7 +29,7 @@ class Device:
         """Answer a frame, sent when the one before ended or at ``sent_ms``, ``took_ms`` later."""
         sent_ms = self.now_ms if sent_ms is None else sent_ms
         self.now_ms = sent_ms + took_ms
-        flight = Flight(sent_ms * MS, (sent_ms + DEADLINE_MS) * MS, is_encoded=decode_ms > 0)
+        flight = Flight(sent_ms * MS, (sent_ms + DEADLINE_MS) * MS, FILE if decode_ms else None)
         timing = DeviceTiming(0, 0, 1000 * queue_ms, 1000 * decode_ms, 1000 * work_ms, 1000 * took_ms)
         self.pace.answered(flight, self.now_ms * MS, timing)
 
@@ -96,15 +99,34 @@ def test_a_slow_network_suspends_though_frames_follow_closely_on_each_other() ->
     assert device.pace.is_too_slow
 
 
-def test_decoding_the_pictures_of_clients_is_not_a_devices_own_time() -> None:
+def test_decoding_a_file_of_a_client_is_not_a_devices_own_time() -> None:
     device = Device()
     for _ in range(30):
         device.answer(200, decode_ms=190)
-        device.pace.skipped(Flight(device.now_ms * MS, 0, is_encoded=True), (device.now_ms + 500) * MS)
+        device.pace.skipped(Flight(device.now_ms * MS, 0, FILE), (device.now_ms + 500) * MS)
+        device.now_ms += 500
     assert not device.pace.is_too_slow
     for _ in range(3):
-        device.answer(200, decode_ms=100)
+        device.answer(200, decode_ms=100, work_ms=60)
     assert device.pace.is_too_slow
+
+
+def test_waiting_behind_a_file_of_a_client_on_the_network_is_not_a_devices_own_time() -> None:
+    device = Device()
+    for turn in range(30):
+        device.answer(100, sent_ms=200 * turn, decode_ms=10)
+        device.answer(105, sent_ms=200 * turn, work_ms=5)
+    assert not device.pace.is_too_slow
+
+
+def test_an_image_is_not_thought_to_need_as_long_as_the_files_of_others() -> None:
+    device = Device(credit=2)
+    for _ in range(40):
+        device.answer(60, decode_ms=40, work_ms=5)
+        device.answer(6, work_ms=5)
+    assert device.pace.room == 1
+    assert device.pace.needed_ns(is_encoded=False) < 10 * MS
+    assert device.pace.needed_ns(is_encoded=True) > 50 * MS
 
 
 def test_frames_that_a_device_never_answers_count_as_late_when_it_answers_later_ones() -> None:

@@ -17,9 +17,9 @@ FLEET_SCHEMA = 2
 AGENT_SCHEMA = 1
 MAX_THREADS = 256
 """Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
-_MOST_PIXELS, _LEAST_PIXELS = 16_000_000, 250_000
-_DECODED_PER_MS = 40_000
-"""Pixels of a PNG that a slow device decodes in a millisecond."""
+_MOST_PIXELS, LEAST_PIXELS = 16_000_000, 250_000
+DECODED_PER_MS = 60_000
+"""Pixels of a JPEG that a fast device decodes in a millisecond."""
 _FLEET_HINT = "see examples/fleet.toml"
 _AGENT_HINT = "see examples/agent.toml"
 
@@ -50,14 +50,14 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_dtype: FeatureDtype = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
     max_pixels: int = 0
-    """Of a picture file that devices are to decode; larger ones are refused. 0 is what a slow device decodes in half
-    the deadline: 20,000 for each of its milliseconds, but from 250,000 to 16 million."""
+    """Of a picture file that devices are to decode; larger ones are refused. 0 is what they decode in a third of
+    the deadline: 20,000 for each of its milliseconds, or fewer where they were slower, from 250,000 to 16 million."""
 
     @property
     def most_pixels(self) -> int:
         """Give the number for ``max_pixels``."""
-        most = round(self.deadline_ms / 2 * _DECODED_PER_MS)
-        return self.max_pixels or max(_LEAST_PIXELS, min(most, _MOST_PIXELS))
+        most = round(self.deadline_ms / 3 * DECODED_PER_MS)
+        return self.max_pixels or max(LEAST_PIXELS, min(most, _MOST_PIXELS))
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,15 +24,17 @@ _BMP_PLAIN = (0, 3)
 """BMP compressions that are none; the others are decoded by a loop in Python."""
 
 
-def check_picture(content: memoryview, max_pixels: int, resize_to: int) -> None:
-    """Refuse a picture file with too many pixels or parts; ``resize_to`` is what its shorter side becomes, or 0.
+def check_picture(content: memoryview, max_pixels: int, resize_to: int) -> int:
+    """Count the pixels of a picture file, or those that it is resized to if they are more; 0 of what is no picture.
+
+    Its shorter side becomes ``resize_to``, or stays if that is 0.
 
     Raises:
-        InputError: It has too many, or ends before its size.
+        InputError: It has too many of them, or too many parts, or ends before its size.
     """
     reader = next((read for mark, read in _READERS.items() if re.match(mark, content, re.DOTALL)), None)
     if reader is None:
-        return
+        return 0
     try:
         width, height = reader(content)
     except (struct.error, IndexError):
@@ -43,6 +45,7 @@ def check_picture(content: memoryview, max_pixels: int, resize_to: int) -> None:
             f"picture: expected at most {max_pixels} pixels, before and after resizing, found {width} x {height}: make "
             "it smaller, or raise max_pixels in fleet.toml"
         )
+    return max(width * height, resized)
 
 
 def _png(content: memoryview) -> tuple[int, int]:
