@@ -23,11 +23,11 @@ from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, open_co
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
+from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.handler import Handler
 from devit_fusion.links import Link
 from devit_fusion.questions import Questions
 from devit_fusion.revocation import Revocation
-from devit_fusion.scheduler import Scheduler
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""
@@ -62,11 +62,7 @@ class FusionNode(Closing):
         self._start_ns = time.monotonic_ns()
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
-        serving = fleet.serving
-        deadline_ns = round(serving.deadline_ms * 1e6)
-        self._links = {
-            device.name: Link(device.submodel, device.name, serving.credit, deadline_ns) for device in fleet.device
-        }
+        self._links = _links(fleet)
         self._opened = open_context()
         context = self._opened.__enter__()
         try:
@@ -79,20 +75,18 @@ class FusionNode(Closing):
                 links=self._links,
                 manifest=self._manifest,
                 run_id=run_id,
-                feature_dtype=serving.feature_dtype,
+                feature_dtype=fleet.serving.feature_dtype,
             )
-            self._clients = ClientPort(
-                context, node.client_endpoint, keys, manifest=self._manifest, max_pixels=serving.most_pixels
-            )
+            pixels = fleet.serving.most_pixels
+            self._clients = ClientPort(context, node.client_endpoint, keys, manifest=self._manifest, max_pixels=pixels)
         except AddressError:
             self.close()
             raise
         self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
-        clients = [client.name for client in fleet.client] if fleet.has_keys else [""]
         self._questions = Questions(*ports, self._events)
-        self._scheduler = Scheduler(fusion, serving, *ports, run_id, self._events, clients)
+        self._scheduler = Scheduler(fusion, fleet, *ports, run_id, self._events)
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
@@ -198,6 +192,11 @@ class FusionNode(Closing):
                 "clients_out": self._clients.bytes_out,
             },
         )
+
+
+def _links(fleet: Fleet) -> dict[str, Link]:
+    credit, deadline_ns = fleet.serving.credit, round(fleet.serving.deadline_ms * 1e6)
+    return {device.name: Link(device.submodel, device.name, credit, deadline_ns) for device in fleet.device}
 
 
 def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from devit_contract.wire.messages import DeviceTiming
-from devit_fusion.client_port import Request
 
 _LATE_SHARE = 0.9
 """Of the deadline; a frame whose own time is longer is late."""
@@ -27,13 +26,21 @@ _SMOOTHING = 8
 """Averages are over about as many frames."""
 
 
+class File(NamedTuple):
+    """A client's picture file, for devices to decode."""
+
+    client: str
+    """Name of its key."""
+    pixels: int
+
+
 class Flight(NamedTuple):
     """A frame that a device has not answered yet."""
 
     sent_ns: int
     deadline_ns: int
-    file: Request | None = None
-    """A client's picture file, for the device to decode."""
+    file: File | None = None
+    """If it is one."""
 
 
 @dataclass

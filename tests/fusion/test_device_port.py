@@ -782,7 +782,7 @@ def slow_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_frames_of_an_unusual_subset_wait_for_its_head_and_hold_no_other_up(
     start: Start, slow_head: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devit_fusion.answers._HEAD_NS", round(DEADLINE_S * 1e9))
+    monkeypatch.setattr("devit_fusion.frames.answers._HEAD_NS", round(DEADLINE_S * 1e9))
     scene = start()
     devices, client, other = [scene.greeted(0), scene.greeted(1)], scene.client(), scene.client()
     unusual = Asked(client, mask=0b01)

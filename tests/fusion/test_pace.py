@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from devit_contract.wire.codec import Kind, Message
 from devit_contract.wire.messages import DeviceTiming
-from devit_fusion.client_port import Request
-from devit_fusion.pace import Flight, Pace
+from devit_fusion.pace import File, Flight, Pace
 
 MS = 1_000_000
-FILE = Request(b"", "", Message(Kind.REQUEST), 0)
+FILE = File("desk", 1_000_000)
 DEADLINE_MS = 50
 
 

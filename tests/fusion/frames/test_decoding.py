@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from devit_fusion.decoding import Decoding
+from devit_fusion.frames.decoding import Decoding
 
 MS, S, MEGA = 1_000_000, 1_000_000_000, 1_000_000
 

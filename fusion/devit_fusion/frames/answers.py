@@ -19,9 +19,9 @@ from devit_contract.wire.codec import Dtype, Kind, Message, State
 from devit_contract.wire.messages import AnswerBody, HeadStatus, Histogram, MissingReason, body
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.events import Events
-from devit_fusion.join import Frame
+from devit_fusion.frames.join import Frame
+from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
-from devit_fusion.turns import Turns
 
 _HEAD_NS, _LOOK_NS = 200_000_000, 5_000_000
 """How long a frame waits for the head of its subset, and how often it is looked for."""

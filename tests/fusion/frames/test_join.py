@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, MissingReason
-from devit_fusion.join import Frame, Join
+from devit_fusion.frames.join import Frame, Join
 
 ALL_DEVICES = 0b111
 FEATURE = np.ones(2, np.float32)

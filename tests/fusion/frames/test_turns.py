@@ -7,7 +7,7 @@ from itertools import count
 
 from devit_contract.wire.codec import Dtype, Kind, Message, State
 from devit_fusion.client_port import Request
-from devit_fusion.turns import Turns
+from devit_fusion.frames.turns import Turns
 
 MS = 1_000_000
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import ClientStatus
 from devit_fusion.client_port import Request
-from devit_fusion.decoding import Decoding
+from devit_fusion.frames.decoding import Decoding
 
 _SMOOTHING = 4
 """The time of a client's frames is averaged over about as many."""
@@ -136,19 +136,19 @@ class Turns:
             for client in self._clients.values()
         )
 
-    def decoding(self, request: Request) -> Decoding:
-        """Find what is known of how long the client's picture files take."""
-        return self._client_of(request).decoding
+    def decoding(self, name: str) -> Decoding:
+        """Find what is known of how long a client's picture files take."""
+        return self._client(name).decoding
 
-    def _client_of(self, request: Request) -> _Client:
-        return self._clients.setdefault(request.name, _Client(name=request.name))
+    def _client(self, name: str) -> _Client:
+        return self._clients.setdefault(name, _Client(name=name))
 
     def _line_of(self, request: Request) -> _Line:
         line = self._lines.get(request.came_by)
         if line is None:
             if len(self._lines) >= _MAX_LINES:
                 self._lines = {route: kept for route, kept in self._lines.items() if kept.open}
-            line = self._lines[request.came_by] = _Line(client=self._client_of(request))
+            line = self._lines[request.came_by] = _Line(client=self._client(request.name))
         return line
 
     def _remove(self, line: _Line, request: Request) -> None:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from devit_contract.arrays import Float32Array
-from devit_contract.artefacts.fleet import LEAST_PIXELS, Serving
+from devit_contract.artefacts.fleet import LEAST_PIXELS, Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
 from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, DeviceTiming, MissingReason
 from devit_contract.wire.sockets import Sent
-from devit_fusion.answers import Answers
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
-from devit_fusion.join import Frame, Join
+from devit_fusion.frames.answers import Answers
+from devit_fusion.frames.join import Frame, Join
+from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
-from devit_fusion.pace import Flight
-from devit_fusion.turns import Turns
+from devit_fusion.pace import File, Flight
 
 _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""
@@ -37,24 +37,23 @@ class Scheduler:
     def __init__(
         self,
         fusion: Fusion,
-        serving: Serving,
+        fleet: Fleet,
         links: Mapping[str, Link],
         devices: DevicePort,
         clients: ClientPort,
         run_id: int,
         events: Events,
-        client_names: Iterable[str],
     ) -> None:
-        """Join the parts; ``links`` is by device name, and ``client_names`` are those of the fleet."""
+        """Join the parts; ``links`` is by device name."""
         self._head = fusion.head
-        self._serving = serving
+        self._serving = serving = fleet.serving
         self._links = {link.index: link for link in links.values()}
         self._devices = devices
         self._clients = clients
         self._run_id = run_id
         self._events = events
         self._join = Join()
-        self._turns = Turns(client_names)
+        self._turns = Turns([client.name for client in fleet.client] or [""])
         self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[int, int], Request] = {}  # waiting or dispatched, by the client's run and number
@@ -180,7 +179,7 @@ class Scheduler:
         """Say why devices are not to decode a picture file, if its client's last ones took them too long."""
         if request.pixels <= LEAST_PIXELS or self._serving.max_pixels:  # small, or for the operator to decide
             return ""
-        expected_ms = self._turns.decoding(request).expected_ns(request.pixels, request.arrival_ns) / 1e6
+        expected_ms = self._turns.decoding(request.name).expected_ns(request.pixels, request.arrival_ns) / 1e6
         third_ms = self._serving.deadline_ms / 3  # so that a frame of another client behind it is in time
         if expected_ms <= third_ms:
             return ""
@@ -211,7 +210,7 @@ class Scheduler:
         """Give a credit back; tell whether it was that of a probe."""
         flight = link.in_flight.get(frame_id)
         if flight is not None and flight.file is not None and timing is not None:
-            decoding = self._turns.decoding(flight.file)
+            decoding = self._turns.decoding(flight.file.client)
             decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
         was_too_slow = link.pace.is_too_slow
         link.returned(frame_id, now_ns, timing)
@@ -268,7 +267,7 @@ class Scheduler:
                 deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
             )
         )
-        file = request if picture.dtype is Dtype.ENCODED else None
+        file = File(request.name, request.pixels) if picture.dtype is Dtype.ENCODED else None
         flight = Flight(frame.dispatch_ns, frame.deadline_ns, file)
         for index in pending:
             self._send_frame(self._links[index], frame, copies, flight)
