@@ -16,7 +16,7 @@ from devit_contract.service.terminal import print_json, print_table, progress_ba
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Preprocess
     from devit_contract.wire.client import Answer, Client, Picture
-    from devit_contract.wire.messages import DeviceStatus
+    from devit_contract.wire.messages import ClientStatus, DeviceStatus
 
 _EVENTS_SHOWN = 8
 
@@ -121,7 +121,10 @@ def status(
     """Show what a fusion node knows of its devices.
 
     sent: frames in flight, of its credit; seen: seconds since its last message; missed: share of the requested frames
-    that it did not answer in time; p50: from dispatch to its feature.
+    that it did not answer in time, though the load was not too much; p50: from dispatch to its feature.
+
+    Of clients: shed are those of the failed frames that the queue had no room for; time: what its frames took of the
+    devices.
     """
     with open_client(to, fleet, key, node_key) as client:
         found = client.status()
@@ -136,12 +139,23 @@ def status(
     rows += [["-", str(submodel), "no device", "-", "-", "-", "-", "-"] for submodel in found.without_device]
     header = ["device", "model", "state", "sent", "seen, s", "missed", "p50, ms", "engine"]
     print_table(title, header, rows, numbers=(1, 4, 5, 6))
+    clients = [client for client in found.clients if client.frames or client.waiting or client.in_flight]
+    if clients:
+        header = ["client", "waiting", "sent", "full", "partial", "failed", "shed", "time, s"]
+        print_table("", header, [_client_row(client) for client in clients], numbers=range(1, 8))
+    heads = found.heads
+    if heads.computed:
+        size = f"{heads.kept} kept, {heads.kept_bytes / 1e6:.1f} MB"
+        typer.echo(f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one")
     for event in found.events[:_EVENTS_SHOWN]:
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
 
 
 def _device_row(device: DeviceStatus) -> list[str]:
-    missed = sum(device.missing.values())
+    from devit_contract.wire.messages import MissingReason
+
+    not_its_own = MissingReason.OVERLOAD, MissingReason.FUSION
+    missed = sum(count for why, count in device.missing.items() if why not in not_its_own)
     requested = missed + device.answered
     middle_s = device.round_trip.quantile_s(0.5) if device.round_trip is not None else None
     return [
@@ -154,6 +168,12 @@ def _device_row(device: DeviceStatus) -> list[str]:
         "-" if middle_s is None else f"{middle_s * 1000:.1f}",
         device.engine or "-",
     ]
+
+
+def _client_row(client: ClientStatus) -> list[str]:
+    counts = [client.frames.get(outcome, 0) for outcome in ("full", "partial", "failed", "shed")]
+    numbers = client.waiting, client.in_flight, *counts
+    return [client.name or "(no key)", *map(str, numbers), f"{client.device_s:.1f}"]
 
 
 def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: str) -> Client:

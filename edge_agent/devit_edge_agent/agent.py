@@ -69,6 +69,7 @@ class EdgeAgent(Closing):
         self._log = log
         self._on_ready = on_ready
         self._queue: deque[tuple[Message, int]] = deque()  # frames and triggers for the engine, and when each came
+        self._questions: deque[Message] = deque()
         self._newest: Inference | None = None
         self._inferences = 0
         self._busy_ns = 0
@@ -125,13 +126,15 @@ class EdgeAgent(Closing):
             self._skip(message, Reason.STOPPING)
 
     def _turn(self) -> None:
-        is_busy = (self._queue and not self._uplink.is_introducing) or self._power.has_more
+        is_busy = (self._queue and not self._uplink.is_introducing) or self._questions or self._power.has_more
         ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
         self._supervisor.alive()
         if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):
             self._unlinked("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
+        if self._questions:  # one a turn: frames and signs of life come between
+            self._control(self._questions.popleft())
         self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
         offered = self._swap.take_loaded()
         if offered is not None:
@@ -171,6 +174,7 @@ class EdgeAgent(Closing):
     def _unlinked(self, status: str) -> None:
         """Drop what belonged to the link that has ended."""
         self._queue.clear()
+        self._questions.clear()
         self._power.stop()
         self._baseline.free()
         self._supervisor.waiting(status)
@@ -181,7 +185,7 @@ class EdgeAgent(Closing):
         elif message.kind is Kind.WELCOME:
             self._welcomed()
         elif message.kind is Kind.CONTROL:
-            self._control(message)
+            self._questions.append(message)
         elif message.kind is Kind.LEAVE:
             self._is_left = True
         else:

@@ -11,7 +11,8 @@ import zmq
 
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
-from devit_contract.errors import WireError
+from devit_contract.artefacts.picture_head import check_picture
+from devit_contract.errors import InputError, WireError
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
@@ -39,6 +40,14 @@ class Request:
     """The client's, by its key; empty without encryption."""
     picture: Message
     arrival_ns: int
+    pixels: int = 0
+    """Of a picture file, which devices have to decode."""
+    charged_ns: float = 0.0
+    """What its frame is expected to take of the devices."""
+
+    def __post_init__(self) -> None:
+        """Keep the route by which it came first."""
+        self.came_by = self.client
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -51,6 +60,8 @@ class ClientQuestion:
     """A client's question to the node, or to an agent through it."""
 
     client: bytes
+    name: str
+    """Of its key; empty without encryption."""
     asked: Message
     control: Control
 
@@ -59,9 +70,19 @@ class ClientPort:
     """One ROUTER socket for any number of clients."""
 
     def __init__(
-        self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest, events: Events
+        self,
+        context: Context,
+        endpoint: str,
+        keys: KeyPair | None,
+        *,
+        manifest: Manifest,
+        max_pixels: int,
+        events: Events,
     ) -> None:
-        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
+        """Bind the port; an :class:`AddressError` says that it cannot be bound.
+
+        A picture file with more than ``max_pixels`` is refused: devices would have to decode it.
+        """
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, CLIENTS, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
         self.peers = Peers(events, served=_CONNECTIONS, refused=_REFUSED_CONNECTIONS, has_keys=keys is not None)
@@ -72,6 +93,8 @@ class ClientPort:
         self.refused: Counter[str] = Counter()
         """Invalid messages, by reason."""
         self._manifest = manifest
+        self._resize_to = manifest.preprocess.resize_to
+        self._max_pixels = max(max_pixels, 4 * self._resize_to**2)  # whatever is resized costs so much
 
     def receive(self) -> Iterator[Request | ClientQuestion]:
         """Take what has come, without waiting; refuse invalid messages."""
@@ -101,6 +124,11 @@ class ClientPort:
         self.bytes_out += len(data)
         send_routed(self.socket, request.client, data)
 
+    def refuse(self, request: Request, text: str) -> None:
+        """Refuse a request that is valid, but cannot be served."""
+        self.refused["picture"] += 1
+        self._send(request.client, request.picture, Kind.REFUSED, body(Refused(text)), reason=Reason.REQUEST)
+
     def reply(self, reply: ControlReply, *questions: ClientQuestion) -> None:
         """Send all these questions the same answer."""
         payload = body(reply)
@@ -128,7 +156,7 @@ class ClientPort:
         if message.kind is Kind.CONTROL:
             if len(message.payload) > _MAX_QUESTION_BYTES:
                 raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
-            return ClientQuestion(peer.route, message, read_body(message, Control))
+            return ClientQuestion(peer.route, peer.name, message, read_body(message, Control))
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape
@@ -136,10 +164,16 @@ class ClientPort:
         if is_image and (message.dtype is not Dtype.UINT8 or message.dims != shape):
             found = f"{message.dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
+        pixels = 0
+        if message.dtype is Dtype.ENCODED:
+            try:
+                pixels = check_picture(memoryview(message.payload), self._max_pixels, self._resize_to)
+            except InputError as err:
+                raise WireError("picture", str(err)) from err
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
-        return Request(peer.route, peer.name, message, time.monotonic_ns())
+        return Request(peer.route, peer.name, message, time.monotonic_ns(), pixels)
 
     def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
         message = Message(

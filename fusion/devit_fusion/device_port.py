@@ -359,14 +359,17 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
 
 
 def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:
-    round_trip_us = max(0, now_ns - message.dispatch_ns) // 1000
-    worked_us = message.queue_us + message.decode_us + message.inference_us
+    """Measure by the node's own clock; what the device says of itself fits in there, or is cut."""
+    flight = link.in_flight.get(message.frame_id)
+    round_trip_us = (now_ns - flight.sent_ns) // 1000 if flight is not None else 0
+    told_us = message.queue_us, message.decode_us, message.inference_us
+    queue_us, decode_us, inference_us = (min(part_us, round_trip_us) for part_us in told_us)
     return DeviceTiming(
         device=link.index,
-        network_us=max(0, round_trip_us - worked_us),
-        queue_us=message.queue_us,
-        decode_us=message.decode_us,
-        inference_us=message.inference_us,
+        network_us=max(0, round_trip_us - sum(told_us)),
+        queue_us=queue_us,
+        decode_us=decode_us,
+        inference_us=inference_us,
         arrival_us=round_trip_us,
         capture_age_us=message.capture_age_us,
     )

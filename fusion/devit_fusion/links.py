@@ -6,13 +6,13 @@ state      what it means                                            what a new f
 absent     never connected, or the link is gone                     does not wait for it
 ready      link up, every frame in flight within its deadline       is sent to it, or waits for its credit
 stalled    link up, but at least one frame in flight is overdue     does not wait for it
-suspended  three frames in a row came late or not at all            does not wait for it
+suspended  more than one in five of its last frames came late       does not wait for it
 leaving    it shuts down; its frames in flight are still pending    does not wait for it
 =========  =======================================================  ========================================
 
 ``missing`` in an answer names the state. A stalled device is ready again when its overdue answers have come, however
-late; a suspended one, whose circuit breaker is open, when an answer came within its deadline. The node probes both once
-a second with a frame that does not wait for them, so a slow device delays no answer.
+late; a suspended one, whose circuit breaker is open, when an answer came in time. The node probes both once a second
+with a frame that does not wait for them, so a slow device delays no answer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from devit_contract.wire.messages import DeviceState, DeviceStatus, DeviceTiming, Hello, Histogram, MissingReason
+from devit_fusion.pace import Flight, Pace
 
-FAILURES_TO_OPEN = 3
-"""Late or missing answers in a row that suspend a device: its circuit breaker opens."""
 PROBE_NS = 1_000_000_000
 """How often a stalled or suspended device is probed."""
 _ABSENT, _READY, _STALLED = DeviceState.ABSENT, DeviceState.READY, DeviceState.STALLED
@@ -39,15 +38,15 @@ class Link:
     """Device index = submodel index."""
     name: str
     credit: int
+    deadline_ns: int
+    """How long a frame may take."""
     hello: Hello | None = None
     """``None`` while absent."""
     boot_id: int = 0
     engine_revision: int = 0
-    in_flight: dict[int, int] = field(default_factory=dict)
-    """Frame id to deadline in ns, of the frames it has not answered yet."""
+    in_flight: dict[int, Flight] = field(default_factory=dict)
+    """Frames that it has not answered yet, by their id."""
     overdue: int = 0
-    failures: int = 0
-    """Frames in a row that it answered late or not at all."""
     is_leaving: bool = False
     is_revoked: bool = False
     """Its key is not accepted any more."""
@@ -68,6 +67,10 @@ class Link:
     """Routing id of its connection, once it was accepted."""
     _probed_ns: int = 0
 
+    def __post_init__(self) -> None:
+        """Start with no answer."""
+        self.pace = Pace(self.credit, self.deadline_ns)
+
     @property
     def state(self) -> DeviceState:
         """The state as in the table above."""
@@ -75,14 +78,14 @@ class Link:
             return _ABSENT
         if self.is_leaving:
             return _LEAVING
-        if self.failures >= FAILURES_TO_OPEN:
+        if self.pace.is_too_slow:
             return _SUSPENDED
         return _STALLED if self.overdue else _READY
 
     @property
     def has_credit(self) -> bool:
         """Whether one more frame may be sent."""
-        return len(self.in_flight) < self.credit
+        return len(self.in_flight) < self.pace.room
 
     def connect(self, hello: Hello, boot_id: int, engine_revision: int) -> None:
         """Start a new link; frames in flight on an old one are forgotten."""
@@ -102,28 +105,28 @@ class Link:
         self.hello = None
         self._forget()
 
-    def sent(self, frame_id: int, deadline_ns: int) -> None:
+    def sent(self, frame_id: int, flight: Flight) -> None:
         """Take one credit; a probe may exceed it, and the oldest frame in flight is then written off."""
         while len(self.in_flight) >= self.credit:
             del self.in_flight[next(iter(self.in_flight))]
-        self.in_flight[frame_id] = deadline_ns
+        self.in_flight[frame_id] = flight
         self.frames += 1
 
-    def returned(self, frame_id: int, now_ns: int) -> bool:
-        """Give the credit of a frame back, whatever its answer was; tell whether that closed the circuit again."""
-        deadline_ns = self.in_flight.get(frame_id)
-        if deadline_ns is None:
-            return False
+    def returned(self, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> None:
+        """Give the credit of a frame back, whatever its answer was; ``timing`` is that of a feature."""
+        flight = self.in_flight.get(frame_id)
+        if flight is None:
+            return
         # An agent works in order: an earlier frame that is not answered yet never will be.
-        for earlier in [number for number in self.in_flight if number <= frame_id]:
-            del self.in_flight[earlier]
+        for earlier in [number for number in self.in_flight if number < frame_id]:
+            self.pace.passed_over(self.in_flight.pop(earlier))
+        del self.in_flight[frame_id]
+        if timing is not None:
+            self.pace.answered(flight, now_ns, timing)
+        else:
+            self.pace.skipped(flight, now_ns)
         if self.overdue:
             self._count_overdue(now_ns)
-        if not self.failures or now_ns >= deadline_ns:
-            return False
-        was_open = self.failures >= FAILURES_TO_OPEN
-        self.failures = 0
-        return was_open
 
     def measured(self, timing: DeviceTiming) -> None:
         """Count what a feature cost."""
@@ -132,12 +135,10 @@ class Link:
             self.inference.add_us(timing.inference_us)
         self.queue.add_us(timing.queue_us)
 
-    def missed(self, now_ns: int) -> bool:
-        """Note a frame that ended at its deadline without the feature; tell whether that suspends the device."""
+    def missed(self, now_ns: int) -> None:
+        """Note a frame that ended at its deadline without the feature."""
         self._count_overdue(now_ns)
         self._probed_ns = now_ns
-        self.failures += 1
-        return self.failures == FAILURES_TO_OPEN
 
     def take_probe(self, now_ns: int) -> bool:
         """Tell whether this frame is to probe a stalled or suspended device: one frame a second is."""
@@ -170,10 +171,10 @@ class Link:
         )
 
     def _count_overdue(self, now_ns: int) -> None:
-        self.overdue = sum(deadline_ns <= now_ns for deadline_ns in self.in_flight.values())
+        self.overdue = sum(flight.deadline_ns <= now_ns for flight in self.in_flight.values())
 
     def _forget(self) -> None:
         self.in_flight.clear()
         self.overdue = 0
-        self.failures = 0
+        self.pace = Pace(self.credit, self.deadline_ns)
         self.is_leaving = False

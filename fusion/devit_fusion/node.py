@@ -23,11 +23,11 @@ from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, open_co
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
+from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.handler import Handler
 from devit_fusion.links import Link
 from devit_fusion.questions import Questions
 from devit_fusion.revocation import Revocation
-from devit_fusion.scheduler import Scheduler
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""
@@ -63,7 +63,7 @@ class FusionNode(Closing):
         self._software = version("devit")  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
-        self._links = {device.name: Link(device.submodel, device.name, fleet.serving.credit) for device in fleet.device}
+        self._links = _links(fleet)
         self._opened = open_context()
         context = self._opened.__enter__()
         try:
@@ -81,7 +81,12 @@ class FusionNode(Closing):
                 feature_dtype=fleet.serving.feature_dtype,
             )
             self._clients = ClientPort(
-                context, node.client_endpoint, keys, manifest=self._manifest, events=self._events
+                context,
+                node.client_endpoint,
+                keys,
+                manifest=self._manifest,
+                max_pixels=fleet.serving.most_pixels,
+                events=self._events,
             )
         except AddressError:
             self.close()
@@ -90,7 +95,7 @@ class FusionNode(Closing):
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
-        self._scheduler = Scheduler(fusion, fleet.serving, *ports, run_id, self._events)
+        self._scheduler = Scheduler(fusion, fleet, *ports, run_id, self._events)
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
@@ -174,15 +179,17 @@ class FusionNode(Closing):
             labels=manifest.labels,
             image_shape=manifest.preprocess.shape,
             preprocess=manifest.preprocess,
-            frames=dict(self._scheduler.ended),
+            frames=dict(self._scheduler.answers.ended),
             devices=self._scheduler.device_status(),
+            clients=self._scheduler.client_status(),
+            heads=self._scheduler.answers.head_status(),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,
             uptime_s=(time.monotonic_ns() - self._start_ns) / 1e9,
             open_frames=self._scheduler.open_frames,
             waiting_requests=self._scheduler.waiting_requests,
-            frame_time=self._scheduler.frame_time,
+            frame_time=self._scheduler.answers.frame_time,
             refused_handshakes=self._devices.failed_handshakes + self._clients.failed_handshakes,
             unknown_peers=self._devices.unknown_peers,
             refused_requests=dict(self._clients.refused),
@@ -198,6 +205,11 @@ class FusionNode(Closing):
                 "clients_out": self._clients.bytes_out,
             },
         )
+
+
+def _links(fleet: Fleet) -> dict[str, Link]:
+    credit, deadline_ns = fleet.serving.credit, round(fleet.serving.deadline_ms * 1e6)
+    return {device.name: Link(device.submodel, device.name, credit, deadline_ns) for device in fleet.device}
 
 
 def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from devit_contract.service.journal import Priority
 from devit_contract.wire.messages import Control, ControlReply, MissingReason, NodeStatus, Question, Telemetry, body
@@ -14,10 +15,17 @@ from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.links import Link
 
-_MAX_OPEN = 256
-"""Questions to agents that may be open at the same time."""
+_MAX_OPEN = 8
+"""Questions of one client that one agent may have at the same time."""
 _PATIENCE_NS = 5_000_000_000
 """Within that an agent replies: half a client's usual time, so that it hears whose fault it is."""
+
+
+class _Open(NamedTuple):
+    link: Link
+    asked: ClientQuestion
+    end_ns: int
+    """When it is given up."""
 
 
 class Questions:
@@ -29,7 +37,7 @@ class Questions:
         self._devices = devices
         self._clients = clients
         self._events = events
-        self._open: dict[int, tuple[int, Link, ClientQuestion]] = {}  # when it is given up, whose it is
+        self._open: dict[int, _Open] = {}
         self._status_waiters: list[ClientQuestion] = []
         self._subscribers: dict[str, bytes] = {}  # device name to the client's route
 
@@ -52,9 +60,9 @@ class Questions:
 
     def replied(self, number: int, reply: ControlReply) -> None:
         """Hand an agent's reply to the client that asked."""
-        if number in self._open:
-            _, _, asked = self._open.pop(number)
-            self._clients.reply(reply, asked)
+        question = self._open.pop(number, None)
+        if question is not None:
+            self._clients.reply(reply, question.asked)
 
     def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
         """Hand power samples to the subscriber; without one, have the agent stop."""
@@ -72,14 +80,14 @@ class Questions:
         subscriber = self._subscribers.pop(link.name, None)
         if subscriber is not None:
             self._end_samples(subscriber, link.name, f"{link.name}: {why}: sampling ended")
-        for number, (_, asked_link, asked) in list(self._open.items()):
-            if asked_link is link:
+        for number, question in list(self._open.items()):
+            if question.link is link:
                 del self._open[number]
-                self._refuse(asked, f"{link.name}: {why}: see devit status")
+                self._refuse(question.asked, f"{link.name}: {why}: see devit status")
 
     def expire(self, now_ns: int) -> None:
         """End the questions that an agent has not answered in time, though its link is up."""
-        while self._open and next(iter(self._open.values()))[0] <= now_ns:
+        while self._open and next(iter(self._open.values())).end_ns <= now_ns:
             self._give_up_oldest()
 
     def send_status(self, describe: Callable[[], NodeStatus]) -> None:
@@ -89,19 +97,24 @@ class Questions:
             self._status_waiters.clear()
 
     def _pass_on(self, asked: ClientQuestion, link: Link) -> None:
-        if len(self._open) >= _MAX_OPEN:
-            self._give_up_oldest()  # its agent hangs, or it would have answered long ago
+        if self._count(asked, link) >= _MAX_OPEN:
+            self._refuse(asked, f"{link.name}: {_MAX_OPEN} questions of this client wait there: wait for their replies")
+            return
         number = secrets.randbits(64)
-        self._open[number] = time.monotonic_ns() + _PATIENCE_NS, link, asked
+        self._open[number] = _Open(link, asked, time.monotonic_ns() + _PATIENCE_NS)
         if asked.control.question is Question.SAMPLE_START:
             self._subscribe(link.name, asked.client)
         if self._devices.ask(link, asked.control, number) is Sent.GONE:
             self._devices.suspect()  # found lost in this turn of the loop, which ends the question
 
+    def _count(self, asked: ClientQuestion, link: Link) -> int:
+        """Count the questions of a client that an agent has not answered yet."""
+        return sum(each.link is link and each.asked.name == asked.name for each in self._open.values())
+
     def _give_up_oldest(self) -> None:
-        _, link, asked = self._open.pop(next(iter(self._open)))
-        text = f"{link.name}: its agent is connected but does not reply: restart it, and read its journal"
-        self._refuse(asked, text)
+        question = self._open.pop(next(iter(self._open)))
+        text = f"{question.link.name}: its agent is connected but does not reply: restart it, and read its journal"
+        self._refuse(question.asked, text)
 
     def _subscribe(self, device: str, client: bytes) -> None:
         """Send a device's samples to a client, and tell the one that had them."""

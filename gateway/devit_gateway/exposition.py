@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
+from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
@@ -29,7 +29,13 @@ _CAUSES = tuple(reason for reason in MissingReason if reason is not MissingReaso
 _REJECTIONS = (
     *("late", "duplicate"),
     *get_args(DeviceFault),
-    *(MissingReason.SHAPE, MissingReason.DEVICE, MissingReason.ENGINE, MissingReason.NONFINITE),
+    *(
+        MissingReason.SHAPE,
+        MissingReason.DEVICE,
+        MissingReason.ENGINE,
+        MissingReason.NONFINITE,
+        MissingReason.IMPLAUSIBLE,
+    ),
 )
 _HISTOGRAMS = {
     "round_trip": ("devit_device_rtt_seconds", "From a frame's dispatch to its feature's arrival at the node."),
@@ -77,11 +83,11 @@ class NodeCollector(Collector):
         if status is not None:
             yield from _node(status)
             yield from _devices(status.devices)
+            yield from _clients(status.clients)
 
 
 def _node(status: NodeStatus) -> Iterator[Metric]:
-    frames = dict.fromkeys(_OUTCOMES, 0) | status.frames
-    frames["failed"] -= frames["shed"]  # so that outcomes add up to all frames
+    frames = dict.fromkeys(_OUTCOMES, 0) | _outcomes(status.frames)
     yield _counter("devit_frames", "Frames that have ended.", ("outcome",), {(key,): n for key, n in frames.items()})
     if status.frame_time is not None:
         text = "From a request's arrival at the node to its answer."
@@ -150,6 +156,32 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     yield engines
     for field, (name, text) in _HISTOGRAMS.items():
         yield _histogram(name, text, by_device, {(device.name,): getattr(device, field) for device in devices})
+
+
+def _clients(clients: Sequence[ClientStatus]) -> Iterator[Metric]:
+    by_client = ("client",)
+    yield _counter(
+        "devit_client_frames",
+        "Frames of a client that have ended.",
+        ("client", "outcome"),
+        {
+            (client.name, key): n
+            for client in clients
+            for key, n in (dict.fromkeys(_OUTCOMES, 0) | _outcomes(client.frames)).items()
+        },
+    )
+    text = "What a client's frames took of the slowest device in them."
+    yield _counter("devit_client_device_seconds", text, by_client, {(each.name,): each.device_s for each in clients})
+    waiting = GaugeMetricFamily("devit_client_requests_waiting", "Requests that wait for a device.", labels=by_client)
+    for client in clients:
+        waiting.add_metric([client.name], client.waiting)
+    yield waiting
+
+
+def _outcomes(frames: Mapping[str, int]) -> dict[str, int]:
+    """Count frames by how they ended, so that the counts add up to all of them."""
+    shed = frames.get("shed", 0)
+    return {key: n - shed if key == "failed" else n for key, n in frames.items()}
 
 
 def _counter(

@@ -629,3 +629,21 @@ def test_a_running_agent_has_mapped_no_training_library(node: HandMadeNode) -> N
     maps = Path(f"/proc/{child.pid}/maps").read_text()
     assert "onnxruntime" in maps
     assert not [name for name in ("torch", "onnxsim", "onnx_cpp") if f"/{name}" in maps]
+
+
+def test_a_flood_of_questions_holds_no_frame_up(node: HandMadeNode) -> None:
+    """A turn of the agent's loop answers one of them."""
+    child = node.start("--engine", "null")
+    node.welcome()
+    question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.DESCRIBE)), run_id=RUN_ID)
+    child.send_signal(signal.SIGSTOP)
+    for _ in range(200):
+        node.send(question)
+    node.send(node.frame(np.zeros((6, 8, 1), np.uint8)))
+    child.send_signal(signal.SIGCONT)
+    before = 0
+    while node.receive(Kind.CONTROL, Kind.FEATURE).kind is Kind.CONTROL:
+        before += 1
+    assert before < 100
+    for _ in range(200 - before):
+        assert read_body(node.receive(Kind.CONTROL), ControlReply).description is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +19,21 @@ import pytest
 import zmq
 from tests.support.starvation import within
 
+from devit_contract.arrays import Float64Array
+from devit_contract.artefacts import head as head_module
 from devit_contract.artefacts.fleet import Fleet, load_fleet
+from devit_contract.artefacts.head import FusionHead, FusionStatistics, SubsetHead
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError, QuestionFailedError
-from devit_contract.wire.client import Answer, Client
+from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
 from devit_contract.wire.messages import (
     Control,
     ControlReply,
     Description,
     DeviceStatus,
+    HeadStatus,
     Hello,
     PowerLine,
     Question,
@@ -43,6 +49,14 @@ from devit_fusion.node import FusionNode
 DEADLINE_S = 20.0
 IMAGE = np.zeros((6, 8, 1), np.uint8)
 REVISION = 7
+
+
+def png(width: int, height: int) -> bytes:
+    """Make the beginning of a picture file."""
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5xI", 13, b"IHDR", width, height, 0)
+
+
+MEGAPIXEL = png(1000, 1000)
 
 
 class Device:
@@ -136,13 +150,13 @@ def trial_of(device: Device, client: Client) -> Message:
 class Asked:
     """A client that asks without waiting, so that the test can play the devices meanwhile."""
 
-    def __init__(self, client: Client, *, mask: int = 0) -> None:
+    def __init__(self, client: Client, *, mask: int = 0, picture: Picture = IMAGE) -> None:
         self._answer: Answer | None = None
-        self._thread = threading.Thread(target=self._ask, args=(client, mask), daemon=True)
+        self._thread = threading.Thread(target=self._ask, args=(client, picture, mask), daemon=True)
         self._thread.start()
 
-    def _ask(self, client: Client, mask: int) -> None:
-        self._answer = client.classify(IMAGE, mask=mask)
+    def _ask(self, client: Client, picture: Picture, mask: int) -> None:
+        self._answer = client.classify(picture, mask=mask)
 
     def answer(self) -> Answer:
         self._thread.join(DEADLINE_S)
@@ -153,12 +167,14 @@ class Asked:
 class Scene:
     """A node in a thread of its own, and whoever talks to it."""
 
-    def __init__(self, stack: ExitStack, bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
+    def __init__(
+        self, stack: ExitStack, bundle: Bundle, fleet: Fleet, keys: KeyPair | None, head: FusionHead | None
+    ) -> None:
         self._stack, self._bundle, self._fleet = stack, bundle, fleet
         self._kept: list[Device] = []
         stack.callback(self._kept.clear)  # behind the context: a socket that is forgotten before it warns
         self._context = stack.enter_context(open_context())
-        self._node = stack.enter_context(FusionNode(bundle, fleet, keys))
+        self._node = stack.enter_context(FusionNode(bundle, fleet, keys, head=head))
         stop = threading.Event()
         thread = threading.Thread(target=self._node.serve, args=(stop.is_set,), daemon=True)
         thread.start()
@@ -188,7 +204,11 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
     """Start a node on loopback; ``serving`` is that table of the fleet file."""
     with ExitStack() as stack:
 
-        def make(serving: str = "deadline_ms = 20000", keys: dict[str, KeyPair] | None = None) -> Scene:
+        def make(
+            serving: str = "deadline_ms = 20000",
+            keys: dict[str, KeyPair] | None = None,
+            head: FusionHead | None = None,
+        ) -> Scene:
             def key(name: str) -> str:
                 return f'public_key = "{keys[name].public.decode()}"' if keys is not None else ""
 
@@ -213,7 +233,8 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
                     f'[[client]]\nname = "{name}"\n{key(name)}\n' for name in keys or () if name.startswith("desk")
                 )
             )
-            return Scene(stack, bundle, load_fleet(tmp_path / "fleet.toml"), keys["node"] if keys is not None else None)
+            own = keys["node"] if keys is not None else None
+            return Scene(stack, bundle, load_fleet(tmp_path / "fleet.toml"), own, head)
 
         yield make
 
@@ -743,3 +764,159 @@ def test_a_device_that_does_not_come_is_waited_for_once_and_no_longer_than_the_f
     assert [answer.missing for answer in answers] == [{0: "absent", 1: "absent"}] * 2
     assert answers[0].wait_us <= 2_000_000
     assert answers[1].wait_us < 300_000
+
+
+def test_a_device_whose_every_second_feature_is_late_is_suspended(start: Start) -> None:
+    scene = start("deadline_ms = 200\ncredit = 1")
+    device, client = scene.greeted(0), scene.client()
+    for turn in range(20):
+        asked = Asked(client, mask=0b01)
+        frame = device.hear(Kind.FRAME)
+        if turn % 2:
+            assert asked.answer().missing[0] == "deadline"
+        device.socket.send(device.feature(frame))
+        asked.answer()
+        if wait_for(client, "jetson0", lambda status: status.in_flight == 0).state == "suspended":
+            break
+    assert turn <= 7
+    text = client.status().events[0].text
+    assert text == "suspended: too many of its last frames took it more than 180 ms"
+
+
+def test_only_the_nodes_own_clock_says_how_long_a_device_took(start: Start) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    most = 2**32 - 1
+    with within(5):
+        for dispatch_ns in (0, 2**64 - 1):
+            asked = Asked(client, mask=0b01)
+            feature = unpack(device.feature(device.hear(Kind.FRAME)))
+            lie = {"dispatch_ns": dispatch_ns, "queue_us": most, "decode_us": most, "inference_us": most}
+            device.socket.send(pack(msgspec.structs.replace(feature, **lie)))
+            (timing,) = asked.answer().devices
+            assert 0 < timing.arrival_us <= 5_000_000
+            assert max(timing.queue_us, timing.decode_us, timing.inference_us) <= timing.arrival_us
+        status = status_of(client, "jetson0")
+    for histogram in (status.round_trip, status.inference, status.queue):
+        assert histogram is not None
+        assert sum(histogram.counts) == 2
+        assert 0 < histogram.sum_s < 5
+
+
+def test_an_answer_that_is_not_finite_has_failed_and_says_why(start: Start, bundle: Bundle) -> None:
+    """The statistics of a broken bundle, by which missing features are predicted."""
+    head = bundle.fusion_head()
+    statistics = FusionStatistics(np.full_like(head.statistics.mean, np.nan), head.statistics.covariance)
+    scene = start(head=dataclasses.replace(head, statistics=statistics))
+    devices, client = [scene.greeted(0), scene.greeted(1)], scene.client()
+    asked = Asked(client)
+    for device in devices:
+        device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    assert asked.answer().state is State.FULL
+    asked = Asked(client, mask=0b01)
+    devices[0].socket.send(devices[0].feature(devices[0].hear(Kind.FRAME)))
+    answer = asked.answer()
+    assert (answer.state, answer.mask, answer.logits) == (State.FAILED, 0, None)
+    assert answer.missing == {0: "fusion", 1: "not asked"}
+    assert "an answer was not finite" in client.status().events[0].text
+
+
+def test_a_picture_too_large_to_decode_in_time_is_refused_before_a_device_sees_it(start: Start) -> None:
+    scene = start("deadline_ms = 20000\nmax_pixels = 1000000")
+    device, client = scene.greeted(0), scene.client()
+    head = png(8000, 8000)
+    with pytest.raises(
+        InputError, match="expected at most 1000000 pixels, before and after resizing, found 8000 x 8000"
+    ):
+        client.classify(head, mask=0b01)
+    status = client.status()
+    assert (status.refused_requests, status.devices[0].sent) == ({"picture": 1}, 0)
+    asked = Asked(client, mask=0b01)
+    device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    assert asked.answer().mask == 0b01
+
+
+def test_a_file_is_refused_where_the_last_one_of_its_client_took_too_long_to_decode(start: Start) -> None:
+    scene = start("deadline_ms = 60")
+    device, client = scene.greeted(0), scene.client()
+    asked = Asked(client, mask=0b01, picture=MEGAPIXEL)
+    frame = device.hear(Kind.FRAME)
+    assert asked.answer().missing[0] == "deadline"
+    feature = msgspec.structs.replace(
+        unpack(device.feature(frame)), decode_us=2**32 - 1
+    )  # as long as it can have taken
+    device.socket.send(pack(feature))
+    assert wait_for(client, "jetson0", lambda status: status.in_flight == 0).state == "ready"
+    with pytest.raises(InputError, match="that devices decode in a third of the deadline, 20 ms, found one that takes"):
+        client.classify(MEGAPIXEL, mask=0b01)
+    assert client.classify(IMAGE, mask=0b10).missing == {0: "not asked", 1: "absent"}
+
+
+def test_a_flood_of_questions_reaches_a_device_some_at_a_time(start: Start) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    client.status()
+    question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.DESCRIBE, "jetson0")))
+    for number in range(1, 101):
+        client._link.socket.send(pack(msgspec.structs.replace(question, frame_id=number)))
+    for _ in range(92):
+        reply = read_body(unpack(client._link.socket.recv()), ControlReply)
+        assert reply.error == "jetson0: 8 questions of this client wait there: wait for their replies"
+    for _ in range(8):
+        device.say(Kind.CONTROL, body(ControlReply()), frame_id=device.hear(Kind.CONTROL).frame_id)
+        assert read_body(unpack(client._link.socket.recv()), ControlReply).error == ""
+    asked = Asked(client, mask=0b01)
+    frame = device.hear(Kind.FRAME, Kind.CONTROL)
+    assert frame.kind is Kind.FRAME  # no other question came before it
+    device.socket.send(device.feature(frame))
+    assert asked.answer().mask == 0b01
+
+
+@pytest.fixture
+def slow_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Let the head of jetson0 alone take until the event is set."""
+    may_end, compute = threading.Event(), FusionHead.subset
+
+    def slow(head: FusionHead, mask: int, inverse: Float64Array | None = None) -> SubsetHead:
+        if mask == 0b01:
+            assert may_end.wait(DEADLINE_S)
+        return compute(head, mask, inverse)
+
+    monkeypatch.setattr(head_module, "_QUICK_MACS", -1)
+    monkeypatch.setattr(head_module, "_MAX_INVERTED", 0)  # no head but the full one is there at start
+    monkeypatch.setattr(FusionHead, "subset", slow)
+    yield may_end
+    may_end.set()
+
+
+def test_frames_of_an_unusual_subset_wait_for_its_head_and_hold_no_other_up(
+    start: Start, slow_head: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devit_fusion.frames.answers._HEAD_NS", round(DEADLINE_S * 1e9))
+    scene = start()
+    devices, client, other = [scene.greeted(0), scene.greeted(1)], scene.client(), scene.client()
+    unusual = Asked(client, mask=0b01)
+    devices[0].socket.send(devices[0].feature(devices[0].hear(Kind.FRAME)))
+    asked = Asked(other)
+    for device in devices:
+        device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    assert asked.answer().state is State.FULL
+    assert other.status().heads == HeadStatus(waiting=1)
+    slow_head.set()
+    answer = unusual.answer()
+    assert (answer.state, answer.mask) == (State.PARTIAL, 0b01)
+    assert answer.fuse_us > 0
+    heads = other.status().heads
+    assert (heads.kept, heads.kept_bytes > 0, heads.computed, heads.waiting) == (1, True, 1, 0)
+
+
+def test_a_frame_whose_head_does_not_come_in_time_has_failed_and_says_why(
+    start: Start, slow_head: threading.Event
+) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    asked = Asked(client, mask=0b01)
+    device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    answer = asked.answer()
+    assert (answer.state, answer.missing) == (State.FAILED, {0: "fusion", 1: "not asked"})
+    assert client.status().events[0].text == "the head of a subset of devices was not computed in time: ask again"

@@ -8,6 +8,7 @@ import secrets
 import select
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from devit_contract.errors import (
 )
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Dtype, Kind, Message, State, array_payload, pack, unpack
-from devit_contract.wire.messages import Control, ControlReply, Hello, Question, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Hello, NodeStatus, Question, body, read_body
 from devit_contract.wire.sockets import connect_dealer, open_context
 from devit_pipeline.local_cell import LocalCell
 
@@ -62,6 +63,12 @@ def states(client: Client) -> dict[str, str]:
 def rejected(client: Client, name: str) -> dict[str, int]:
     (found,) = (device.rejected for device in client.status().devices if device.name == name)
     return found
+
+
+def wait_until(client: Client, is_so: Callable[[NodeStatus], bool]) -> None:
+    end_s = time.monotonic() + DEADLINE_S
+    while not is_so(status := client.status()):
+        assert time.monotonic() < end_s, status
 
 
 def ask_until(client: Client, picture: np.ndarray, wanted: Callable[[Answer], bool]) -> Answer:  # type: ignore[type-arg]
@@ -491,3 +498,41 @@ def test_requests_are_answered_once_each_though_the_node_is_killed_meanwhile(
                 assert isinstance(answer, Answer)
                 answered.append(number)
     assert sorted(answered) == sorted(numbers)
+
+
+def test_a_client_that_asks_all_it_can_takes_nothing_from_one_that_asks_now_and_then(
+    make_cell: MakeCell, bundle: Bundle
+) -> None:
+    """Together they ask for more than the devices can do; none of these is blamed for it."""
+    cell = make_cell(engine="paced:20", deadline_ms=300, credit=4)
+    picture = bundle.golden()["images"][0]
+    is_over = threading.Event()
+    bulk_states: Counter[State] = Counter()
+
+    def pictures() -> Iterator[np.ndarray]:  # type: ignore[type-arg]
+        while not is_over.is_set():
+            yield picture
+
+    def ask_all() -> None:
+        with cell.client() as bulk:
+            for answer in bulk.stream(pictures(), in_flight=64):
+                bulk_states[answer.state] += 1
+
+    asking = threading.Thread(target=ask_all, daemon=True)
+    with cell.client() as camera:
+        camera.status()
+        asking.start()
+        wait_until(camera, lambda status: status.waiting_requests > 20)
+        answers = [camera.classify(picture)]
+        for _ in range(15):
+            camera.wait(0.05)
+            answers.append(camera.classify(picture))
+        is_over.set()
+        asking.join(DEADLINE_S)
+        status = camera.status()
+    assert {answer.state for answer in answers} == {State.FULL}
+    assert bulk_states[State.FULL] > 20
+    assert [event.text for event in status.events if "suspended" in event.text] == []
+    (client,) = status.clients
+    assert client.name == "client"
+    assert client.frames["full"] == bulk_states[State.FULL] + len(answers)

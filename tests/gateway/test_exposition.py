@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.wire.messages import DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
+from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
 from devit_gateway.exposition import write_metrics
 from devit_gateway.joules import MeteredEnergy
 
@@ -51,6 +51,10 @@ STATUS = NodeStatus(
     unknown_peers=1,
     refused_requests={"shape": 5},
     floods=6,
+    clients=(
+        ClientStatus("camera", waiting=3, frames={"full": 9, "failed": 5, "shed": 2}, device_s=1.5),
+        ClientStatus("desk"),
+    ),
 )
 ENERGIES = (
     MeteredEnergy("jetson1", 12.25, "module input (VDD_IN)", False),
@@ -78,6 +82,11 @@ def found() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         ("devit_frames_total", {"outcome": "failed"}, 3),
         ("devit_frames_total", {"outcome": "shed"}, 2),
         ("devit_frame_duration_seconds_bucket", {"le": "0.001"}, 3),
+        ("devit_client_frames_total", {"client": "camera", "outcome": "full"}, 9),
+        ("devit_client_frames_total", {"client": "camera", "outcome": "failed"}, 3),
+        ("devit_client_frames_total", {"client": "desk", "outcome": "partial"}, 0),
+        ("devit_client_device_seconds_total", {"client": "camera"}, 1.5),
+        ("devit_client_requests_waiting", {"client": "camera"}, 3),
         ("devit_frame_duration_seconds_bucket", {"le": "0.01"}, 5),
         ("devit_frame_duration_seconds_bucket", {"le": "+Inf"}, 6),
         ("devit_frame_duration_seconds_count", {}, 6),

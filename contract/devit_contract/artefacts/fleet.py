@@ -18,6 +18,9 @@ AGENT_SCHEMA = 1
 MAX_THREADS = 256
 """Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
 _ENDPOINT = r"tcp://(\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9_.-]+|\*):([0-9]{1,5})"
+_MOST_PIXELS, LEAST_PIXELS = 16_000_000, 250_000
+DECODED_PER_MS = 60_000
+"""Pixels of a JPEG that a fast device decodes in a millisecond."""
 _FLEET_HINT = "see examples/fleet.toml"
 _AGENT_HINT = "see examples/agent.toml"
 
@@ -40,13 +43,22 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_devices: int = 1
     """Fewest features an answer is given on."""
     credit: int = 2
-    """Frames in flight per device."""
+    """Frames in flight per device; fewer where more would not keep the deadline."""
     queue: int = 64
-    """Requests that may wait for a free device; one more is refused at once."""
+    """Requests that may wait for a free device; one more, and the client that has most waiting loses its newest."""
     startup_grace_ms: float = 1000.0
     """How long the first requests after the node's start may wait for devices that have not connected yet."""
     feature_dtype: FeatureDtype = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
+    max_pixels: int = 0
+    """Of a picture file that devices are to decode; larger ones are refused. 0 is what they decode in a third of
+    the deadline: 20,000 for each of its milliseconds, or fewer where they were slower, from 250,000 to 16 million."""
+
+    @property
+    def most_pixels(self) -> int:
+        """Give the number for ``max_pixels``."""
+        most = round(self.deadline_ms / 3 * DECODED_PER_MS)
+        return self.max_pixels or max(LEAST_PIXELS, min(most, _MOST_PIXELS))
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,6 +251,7 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
         ("credit", serving.credit, 1, 16),
         ("queue", serving.queue, 0, 4096),
         ("startup_grace_ms", serving.startup_grace_ms, 0, 60_000),
+        ("max_pixels", serving.max_pixels, 0, 64_000_000),
     )
     for field, value, low, high in checks:
         if not low <= value <= high:

@@ -34,8 +34,9 @@ RIDGE = 1e-4
 
 _MAX_INVERTED = 4096
 """Features of the largest cell whose covariance is inverted: about 5 s of one core."""
-_MAX_KEPT_BYTES = 160 << 20
-"""Of all heads but the full one. At four devices of 384 features and 1,000 classes, all 14 take 43 MB."""
+_MAX_KEPT_BYTES, _MAX_ADDED_BYTES = 160 << 20, 48 << 20
+"""Of all heads but the full one, and of those beyond what is prepared: clients choose them. At four devices of 384
+features and 1,000 classes, all 14 take 43 MB."""
 _QUICK_MACS = 200_000_000
 """Multiply-accumulates of a head that is computed while its first frame waits: about 20 ms of one core."""
 _LARGEST = float(np.finfo(np.float32).max)
@@ -199,6 +200,9 @@ class Fusion:
         self._kept: dict[int, SubsetHead] = {}  # least recently used first
         self._worker = ThreadPoolExecutor(1, "fusion-head")  # its thread starts with its first task
         self._coming: tuple[int, Future[SubsetHead]] | None = None
+        self._limit_bytes = _MAX_KEPT_BYTES
+        self.computed = 0
+        """Heads of subsets that were computed since start, of which :attr:`kept` are kept."""
         try:
             self._prepare()
         except np.linalg.LinAlgError as err:
@@ -208,6 +212,29 @@ class Fusion:
         for subset in (self._full, *self._kept.values()):
             if not (np.isfinite(subset.weight).all() and np.isfinite(subset.bias).all()):
                 raise ManifestError(f"fusion head: expected finite heads of all subsets, found others: {_HINT}")
+        self._limit_bytes = min(_MAX_KEPT_BYTES, self.kept_bytes + _MAX_ADDED_BYTES)
+
+    @property
+    def kept(self) -> int:
+        """How many heads of subsets are kept."""
+        return len(self._kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What they take of memory."""
+        return sum(head.weight.nbytes for head in self._kept.values())
+
+    @property
+    def coming(self) -> int:
+        """The subset whose head the thread computes, or has computed last; 0 for none."""
+        return 0 if self._coming is None else self._coming[0]
+
+    def prepare(self, mask: int) -> bool:
+        """Tell whether :meth:`logits` takes 20 ms at most; if not, have the thread compute the head when it is free."""
+        if self._find(mask) is not None or min(self._macs(mask), self._fill_macs(mask)) <= _QUICK_MACS:
+            return True
+        self._begin(mask)
+        return False
 
     def logits(self, features: Mapping[int, Float32Array]) -> Float32Array:
         """Fuse one frame, at least one feature ``(dim,)`` by device index, into logits ``(K,)``."""
@@ -218,8 +245,7 @@ class Fusion:
         if subset is None and self._macs(mask) <= _QUICK_MACS:
             subset = self._keep(mask)
         if subset is None:
-            if self._coming is None:
-                self._coming = mask, self._worker.submit(self.head.subset, mask, self._inverse)
+            self._begin(mask)
             subset, joined = self._full, self._filled(joined, mask)
         return np.asarray(subset.weight @ joined + subset.bias, np.float32)
 
@@ -240,6 +266,10 @@ class Fusion:
             for device in range(count):
                 self._keep(head.all_devices ^ 1 << device)
 
+    def _begin(self, mask: int) -> None:
+        if self._coming is None:
+            self._coming = mask, self._worker.submit(self.head.subset, mask, self._inverse)
+
     def _find(self, mask: int) -> SubsetHead | None:
         if mask == self.head.all_devices:
             return self._full
@@ -252,8 +282,9 @@ class Fusion:
 
     def _keep(self, mask: int, computed: SubsetHead | None = None) -> SubsetHead:
         subset = self._kept[mask] = computed or self.head.subset(mask, self._inverse)
-        kept_bytes = sum(each.weight.nbytes for each in self._kept.values())
-        while kept_bytes > _MAX_KEPT_BYTES and len(self._kept) > 1:
+        self.computed += 1
+        kept_bytes = self.kept_bytes
+        while kept_bytes > self._limit_bytes and len(self._kept) > 1:
             kept_bytes -= self._kept.pop(next(iter(self._kept))).weight.nbytes
         return subset
 
@@ -262,6 +293,12 @@ class Fusion:
         present, missing = map(len, columns_of(self.head.dims, mask))
         solved = present if self._inverse is None else min(present, missing)
         return (solved + len(self.head.bias)) * present * missing
+
+    def _fill_macs(self, mask: int) -> int:
+        """Estimate what predicting the missing features of a frame costs."""
+        present, missing = map(len, columns_of(self.head.dims, mask))
+        solved = present if self._inverse is None else min(present, missing)
+        return solved**3 // 3 + present * missing
 
     def _filled(self, joined: Float32Array, mask: int) -> Float32Array:
         """Predict the missing features of one frame, shape ``(sum of dims,)``, by one small linear system."""

@@ -79,9 +79,9 @@ class MissingReason(_TextEnum):
     STALLED = "stalled"
     """An earlier answer of it is overdue, so the node did not wait. The same as for `deadline`."""
     SUSPENDED = "suspended"
-    """It missed three deadlines in a row, so the node did not wait. The same as for `deadline`."""
+    """Too many of its last frames came late, so the node did not wait. The same as for `deadline`."""
     OVERLOAD = "overload"
-    """More requests wait than `queue` in `fleet.toml` allows. Send fewer, or use another cell."""
+    """More requests come than the devices answer in time. Send fewer, or use another cell."""
     EXPIRED = "expired"
     """The deadline was over before the device started. Raise `deadline_ms`, or lower the load."""
     DECODE = "decode"
@@ -100,6 +100,8 @@ class MissingReason(_TextEnum):
     """Its feature held NaN or infinity. Run `devit engines verify`, then `devit build` again."""
     IMPLAUSIBLE = "implausible"
     """Its feature is far longer than any of a validation image. Build its engine again; else that device is faulty."""
+    FUSION = "fusion"
+    """The node could not fuse the features; `devit status` says why. Ask again; if it stays, export the bundle anew."""
     NOT_ASKED = "not asked"
     """The client asked for other devices. Nothing."""
 
@@ -262,6 +264,32 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """Whether its key is revoked, so that it is locked out."""
 
 
+class ClientStatus(msgspec.Struct, frozen=True):
+    """What the node knows of one client; counters run since the node's start."""
+
+    name: str
+    """Of its key; empty for all clients of a cell without encryption."""
+    waiting: int = 0
+    """Requests that have not been sent to devices."""
+    in_flight: int = 0
+    """Requests that have, and are not answered."""
+    frames: dict[str, int] = {}
+    """As those of the node."""
+    device_s: float = 0.0
+    """What its frames took of the slowest device in them: clients share this time evenly."""
+
+
+class HeadStatus(msgspec.Struct, frozen=True):
+    """The heads of subsets of devices that a node has: it computes one when a frame needs it."""
+
+    kept: int = 0
+    kept_bytes: int = 0
+    computed: int = 0
+    """Since its start; the kept ones are the last of them."""
+    waiting: int = 0
+    """Frames that wait for one."""
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """What the node reports of itself and of its devices; counters run since its start."""
 
@@ -297,6 +325,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """The latest ones, newest first."""
     without_device: tuple[int, ...] = ()
     """Submodels of the bundle that no device of the fleet runs."""
+    clients: tuple[ClientStatus, ...] = ()
+    heads: HeadStatus = HeadStatus()
 
 
 class SamplingCost(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ class Join:
 
     def __init__(self) -> None:
         """Start with no frame."""
-        self._open: dict[int, Frame] = {}  # by rising frame_id, so also by rising deadline
+        self._open: dict[int, Frame] = {}
         self._next_id = 1
         self.unused: Counter[tuple[int, str]] = Counter()
         """(device, ``late`` or ``duplicate``) to number of messages."""
@@ -109,20 +109,17 @@ class Join:
 
     def expire(self, now_ns: int) -> list[Frame]:
         """End the frames whose deadline has come, oldest first."""
-        ended = []
-        while self._open:
-            frame = next(iter(self._open.values()))
-            if frame.deadline_ns > now_ns:
-                break
+        # Not the order of their ids: requests are sent in turns of their clients.
+        due = [frame for frame in self._open.values() if frame.deadline_ns <= now_ns]
+        ended = sorted(due, key=lambda frame: frame.deadline_ns)
+        for frame in ended:
             del self._open[frame.frame_id]
-            for device in frame.pending:
-                frame.missing[device] = MissingReason.DEADLINE
-            ended.append(frame)
+            frame.missing |= dict.fromkeys(frame.pending, MissingReason.DEADLINE)
         return ended
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` has something to do."""
-        return next(iter(self._open.values())).deadline_ns if self._open else None
+        return min((frame.deadline_ns for frame in self._open.values()), default=None)
 
     def _waiting_for(self, frame_id: int, device: int, is_probe: bool) -> Frame | None:
         frame = self._open.get(frame_id)

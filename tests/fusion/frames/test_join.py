@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, MissingReason
-from devit_fusion.join import Frame, Join
+from devit_fusion.frames.join import Frame, Join
 
 ALL_DEVICES = 0b111
 FEATURE = np.ones(2, np.float32)
@@ -51,6 +51,15 @@ def test_a_deadline_ends_a_frame_at_its_nanosecond_and_not_before() -> None:
     assert join.expire(150) == [frame]
     assert frame.missing == dict.fromkeys(range(3), MissingReason.DEADLINE)
     assert join.next_deadline_ns() is None
+
+
+def test_deadlines_end_frames_in_their_order_and_not_in_that_of_dispatch() -> None:
+    """A client whose turn it was overtook one that had asked before it."""
+    join = Join()
+    later, earlier, last = (opened(join, now_ns=now_ns) for now_ns in (50, 10, 90))
+    assert join.next_deadline_ns() == 110
+    assert join.expire(150) == [earlier, later]
+    assert join.expire(190) == [last]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Requests become frames, and frames become answers."""

@@ -1,0 +1,158 @@
+"""From a frame that has ended to its answer: fused, counted and sent.
+
+The head of an unusual subset of devices may take long to compute. Its first frames wait for that beside the others, so
+that a client that walks through the subsets holds nobody else up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from devit_contract.artefacts.head import Fusion
+from devit_contract.service.journal import Priority
+from devit_contract.wire.codec import Dtype, Kind, Message, State
+from devit_contract.wire.messages import AnswerBody, HeadStatus, Histogram, MissingReason, body
+from devit_fusion.client_port import ClientPort, Request
+from devit_fusion.events import Events
+from devit_fusion.frames.join import Frame
+from devit_fusion.frames.turns import Turns
+from devit_fusion.links import Link
+
+_HEAD_NS, _LOOK_NS = 200_000_000, 5_000_000
+"""How long a frame waits for the head of its subset, and how often it is looked for."""
+
+
+class _Ended(NamedTuple):
+    request: Request
+    frame: Frame
+    now_ns: int
+    """When it ended."""
+
+
+class Answers:
+    """What becomes of all frames of one node in the end."""
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        min_devices: int,
+        links: Mapping[int, Link],
+        clients: ClientPort,
+        turns: Turns,
+        events: Events,
+    ) -> None:
+        """Join the parts; ``links`` is by device index."""
+        self._fusion = fusion
+        self._min_devices = min_devices
+        self._links = links
+        self._clients = clients
+        self._turns = turns
+        self._events = events
+        self._waiting: list[_Ended] = []  # for their heads
+        self._served = b""
+        """The connection for which the last head was computed."""
+        self.ended: Counter[str] = Counter()
+        """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+        self.frame_time = Histogram.empty()
+        """From a request's arrival to its answer."""
+
+    def end(self, request: Request, frame: Frame, now_ns: int, *, is_shed: bool = False) -> None:
+        """Answer a frame, now or when its head has come."""
+        ended = _Ended(request, frame, now_ns)
+        if self._state(frame) is not State.FAILED and not self._fusion.prepare(frame.mask):
+            self._waiting.append(ended)
+        else:
+            self._answer(ended, is_shed=is_shed)
+
+    def tend(self, now_ns: int) -> None:
+        """Answer the frames whose heads have come; the connections that wait have one computed by turns."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        for ended in sorted(waiting, key=lambda ended: ended.request.came_by == self._served):
+            if self._fusion.prepare(ended.frame.mask):
+                self._answer(ended)
+            elif now_ns >= ended.now_ns + _HEAD_NS:
+                self._answer(ended, problem="the head of a subset of devices was not computed in time: ask again")
+            else:
+                self._waiting.append(ended)
+                if self._fusion.coming == ended.frame.mask:
+                    self._served = ended.request.came_by
+
+    def due_ns(self) -> int | None:
+        """Tell when :meth:`tend` has something to do."""
+        return time.monotonic_ns() + _LOOK_NS if self._waiting else None
+
+    def head_status(self) -> HeadStatus:
+        """Describe the heads of subsets for people."""
+        return HeadStatus(self._fusion.kept, self._fusion.kept_bytes, self._fusion.computed, len(self._waiting))
+
+    def _answer(self, ended: _Ended, *, problem: str = "", is_shed: bool = False) -> None:
+        request, frame, now_ns = ended
+        start_ns = time.monotonic_ns()
+        took_ns = _took_ns(frame, now_ns)
+        logits = self._logits(frame, problem)
+        fused_ns = time.monotonic_ns()
+        state = self._state(frame)
+        content = AnswerBody(
+            logits=logits,
+            devices=tuple(frame.timings),
+            missing=frame.missing,
+            wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
+            collect_us=(now_ns - frame.dispatch_ns) // 1000,
+            fuse_us=(fused_ns - now_ns) // 1000,
+        )
+        answer = Message(
+            Kind.ANSWER,
+            Dtype.BODY,
+            payload=body(content),
+            mask=frame.mask,
+            state=state,
+            run_id=request.picture.run_id,
+            frame_id=request.picture.frame_id,
+        )
+        self._clients.answer(request, answer)
+        self._count(frame)
+        self.ended[state.name.lower()] += 1
+        if is_shed:
+            self.ended["shed"] += 1
+        self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
+        self._turns.ended(request, took_ns + fused_ns - start_ns, state, is_shed=is_shed)
+
+    def _state(self, frame: Frame) -> State:
+        return frame.state(self._fusion.head.all_devices, self._min_devices)
+
+    def _logits(self, frame: Frame, problem: str) -> bytes:
+        """Fuse a frame, if there are features enough and no problem; without a finite answer, no feature counts."""
+        if self._state(frame) is State.FAILED:
+            return b""
+        if not problem:
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = self._fusion.logits(frame.features)
+            if np.isfinite(logits).all():
+                return logits.tobytes()
+            problem = "an answer was not finite, though every feature was: make the bundle again with devit export"
+        self._events.note("", problem, Priority.WARNING)
+        frame.missing |= dict.fromkeys(frame.features, MissingReason.FUSION)
+        frame.features.clear()
+        frame.timings.clear()
+        return b""
+
+    def _count(self, frame: Frame) -> None:
+        for device in frame.missing:
+            if device in self._links and frame.requested >> device & 1:
+                self._links[device].missing[frame.missing[device]] += 1
+        for device in frame.features:
+            self._links[device].answered += 1
+
+
+def _took_ns(frame: Frame, now_ns: int) -> int:
+    """Tell what a frame took of the devices: the longest work, or all the time until it ended without an answer."""
+    if frame.pending or not frame.timings:
+        return now_ns - frame.dispatch_ns
+    return 1000 * max(timing.decode_us + timing.inference_us for timing in frame.timings)

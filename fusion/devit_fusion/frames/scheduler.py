@@ -1,0 +1,305 @@
+"""The frame scheduler: requests become frames, frames go to devices, features become answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.fleet import LEAST_PIXELS, Fleet
+from devit_contract.artefacts.head import Fusion, mask_of
+from devit_contract.service.journal import Priority
+from devit_contract.wire.codec import Copies, Dtype, Kind, Message
+from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, DeviceTiming, MissingReason
+from devit_contract.wire.sockets import Sent
+from devit_fusion.client_port import ClientPort, Request
+from devit_fusion.device_port import DevicePort
+from devit_fusion.events import Events
+from devit_fusion.frames.answers import Answers
+from devit_fusion.frames.join import Frame, Join
+from devit_fusion.frames.turns import Turns
+from devit_fusion.links import Link
+from devit_fusion.pace import File, Flight
+
+_READY = DeviceState.READY
+"""As a plain name: the enum class costs a look-up in its metaclass at each use."""
+_MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
+"""Why a device in that state has no feature in a new frame."""
+_MAX_WAITING_BYTES = 16 << 20
+"""Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
+
+
+class Scheduler:
+    """All frames and links of one node."""
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        fleet: Fleet,
+        links: Mapping[str, Link],
+        devices: DevicePort,
+        clients: ClientPort,
+        run_id: int,
+        events: Events,
+    ) -> None:
+        """Join the parts; ``links`` is by device name."""
+        self._head = fusion.head
+        self._serving = serving = fleet.serving
+        self._links = {link.index: link for link in links.values()}
+        self._devices = devices
+        self._clients = clients
+        self._run_id = run_id
+        self._events = events
+        self._join = Join()
+        self._turns = Turns([client.name for client in fleet.client] or [""])
+        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
+        self._dispatched: dict[int, Request] = {}
+        self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
+        self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
+        self._is_in_grace = False
+        """Whether a request waits for a device that has not connected to this node yet."""
+        self._grace_over_ns = 0
+        """When that last ended: deadlines of requests that waited until then count from there."""
+
+    @property
+    def open_frames(self) -> int:
+        """Frames that have not ended."""
+        return len(self._join)
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that have not been dispatched."""
+        return self._turns.waiting
+
+    def request(self, request: Request) -> None:
+        """Take a request in: dispatch it now, or let it wait for its turn and for credit.
+
+        Where too many wait, the client that has most loses its newest. A request that its client sends again after a
+        lost link is answered once, over the new link.
+        """
+        known = self._known.setdefault(request.key, request)
+        if known is not request:
+            known.client = request.client
+            return
+        problem = self._picture_problem(request)
+        if problem:
+            del self._known[request.key]
+            self._clients.refuse(request, problem)
+            return
+        self._turns.add(request)
+        self.dispatch_waiting()
+        while self._turns.waiting > self._serving.queue or self._turns.waiting_bytes > _MAX_WAITING_BYTES:
+            self._shed(self._turns.take_heaviest())
+
+    def dispatch_waiting(self) -> None:
+        """Send waiting requests in turn: once every requested ready device has room, or they have waited too long.
+
+        Right after the node's start they also wait for devices that have not connected yet. After a restart of the node
+        those connect soon, and a frame sent before would fail for no good reason.
+        """
+        now_ns = time.monotonic_ns()
+        if self._is_in_grace:
+            self._is_in_grace, self._grace_over_ns = False, now_ns
+        while (chosen := self._choose(now_ns)) is not None:
+            request, claimed = chosen
+            self._turns.take(request)
+            self._dispatch(request, claimed)
+
+    def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
+        """Take a feature in."""
+        now_ns = time.monotonic_ns()
+        if frame_id in link.in_flight:  # else it comes twice or much too late, and its times mean nothing
+            link.measured(timing)
+        is_probe = self._returned(link, frame_id, now_ns, timing)
+        self._finish(self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe), now_ns)
+
+    def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
+        """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
+        now_ns = time.monotonic_ns()
+        is_probe = self._returned(link, frame_id, now_ns)
+        self._finish(self._join.skip(frame_id, link.index, why, is_probe=is_probe or is_counted), now_ns)
+
+    def lose(self, link: Link, why: MissingReason) -> None:
+        """Wait no longer for a device, in any frame."""
+        now_ns = time.monotonic_ns()
+        for frame in self._join.lose(link.index, why):
+            self._finish(frame, now_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """End the frames whose deadline has come; the devices that did not answer are stalled."""
+        for frame in self._join.expire(now_ns):
+            for device in frame.pending:
+                self._links[device].missed(now_ns)
+            self._finish(frame, now_ns)
+        self.answers.tend(now_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
+        dues_ns = [self._wait_end_ns(request) for request in self._turns.heads()]
+        dues_ns += [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
+        if self._is_in_grace:
+            dues_ns.append(self._grace_end_ns)
+        return min(dues_ns, default=None)
+
+    def device_status(self) -> tuple[DeviceStatus, ...]:
+        """Describe every device for people."""
+        now_ns = time.monotonic_ns()
+        unused = self._join.unused
+        return tuple(
+            link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")})
+            for index, link in sorted(self._links.items())
+        )
+
+    def client_status(self) -> tuple[ClientStatus, ...]:
+        """Describe every client for people."""
+        return self._turns.status()
+
+    def _choose(self, now_ns: int) -> tuple[Request, int] | None:
+        """Choose the request to dispatch now, if there is one; also tell which devices those before it wait for.
+
+        A request whose turn is later may go first, but never to a device that an earlier one waits for.
+        """
+        claimed = 0
+        for request in self._turns.heads():
+            requested = self._requested(request)
+            wanted = self._links_of(requested)
+            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+                self._is_in_grace = True
+                continue
+            ready = [link for link in wanted if link.state is _READY]
+            has_room = all(link.has_credit and not claimed >> link.index & 1 for link in ready)
+            if has_room or now_ns >= self._wait_end_ns(request):
+                return request, claimed
+            claimed |= mask_of([link.index for link in ready])
+        return None
+
+    def _picture_problem(self, request: Request) -> str:
+        """Say why devices are not to decode a picture file, if its client's last ones took them too long."""
+        if request.pixels <= LEAST_PIXELS or self._serving.max_pixels:  # small, or for the operator to decide
+            return ""
+        expected_ms = self._turns.decoding(request.name).expected_ns(request.pixels, request.arrival_ns) / 1e6
+        third_ms = self._serving.deadline_ms / 3  # so that a frame of another client behind it is in time
+        if expected_ms <= third_ms:
+            return ""
+        return (
+            f"picture: expected one that devices decode in a third of the deadline, {third_ms:.0f} ms, found one that "
+            f"takes about {expected_ms:.0f} ms: make it smaller, or set max_pixels in fleet.toml"
+        )
+
+    def _requested(self, request: Request) -> int:
+        return request.picture.mask or self._head.all_devices
+
+    def _links_of(self, requested: int) -> list[Link]:
+        return [link for link in self._links.values() if requested >> link.index & 1]
+
+    def _wait_end_ns(self, request: Request) -> int:
+        """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
+        deadline_ns = round(self._serving.deadline_ms * 1e6)
+        is_encoded = request.picture.dtype is Dtype.ENCODED
+        ready = (link for link in self._links_of(self._requested(request)) if link.state is _READY)
+        needed_ns = max((link.pace.needed_ns(is_encoded=is_encoded) for link in ready), default=0)
+        return self._counted_from_ns(request) + max(0, deadline_ns - max(needed_ns, deadline_ns // 2))
+
+    def _counted_from_ns(self, request: Request) -> int:
+        """Tell when the time of a request's deadline began."""
+        return max(request.arrival_ns, self._grace_over_ns)
+
+    def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
+        """Give a credit back; tell whether it was that of a probe."""
+        flight = link.in_flight.get(frame_id)
+        if flight is not None and flight.file is not None and timing is not None:
+            decoding = self._turns.decoding(flight.file.client)
+            decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
+        was_too_slow = link.pace.is_too_slow
+        link.returned(frame_id, now_ns, timing)
+        if link.pace.is_too_slow and not was_too_slow:
+            text = f"suspended: too many of its last frames took it more than {link.pace.late_ns / 1e6:g} ms"
+            self._events.note(link.name, text, Priority.WARNING)
+        elif was_too_slow and not link.pace.is_too_slow:
+            self._events.note(link.name, "recovered: a feature came in time")
+        if frame_id != link.probe_id:
+            return False
+        link.probe_id = -1
+        return True
+
+    def _dispatch(self, request: Request, claimed: int) -> None:
+        now_ns = time.monotonic_ns()
+        deadline_ns = self._counted_from_ns(request) + round(self._serving.deadline_ms * 1e6)
+        requested = self._requested(request)
+        pending: set[int] = set()
+        probed: list[int] = []
+        missing: dict[int, MissingReason] = {}
+        for index in range(len(self._head.dims)):
+            link = self._links.get(index)
+            if not requested >> index & 1:
+                missing[index] = MissingReason.NOT_ASKED
+            elif link is None:
+                missing[index] = MissingReason.ABSENT
+            elif link.state is not _READY:
+                missing[index] = _MISSING[link.state]
+                if now_ns < deadline_ns and link.take_probe(now_ns):
+                    probed.append(index)
+            elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
+                missing[index] = MissingReason.OVERLOAD
+            else:
+                pending.add(index)
+        frame = self._join.open(requested, now_ns, deadline_ns, pending, missing, probed)
+        self._dispatched[frame.frame_id] = request
+        if pending or probed:
+            self._send_frames(request, frame, sorted(pending), probed)
+        request.picture = msgspec.structs.replace(request.picture, payload=b"")  # the answer needs its numbers alone
+        if not pending:
+            self._finish(frame, now_ns)
+
+    def _send_frames(self, request: Request, frame: Frame, pending: Sequence[int], probed: Sequence[int]) -> None:
+        picture = request.picture
+        copies = Copies(
+            Message(
+                Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
+                picture.dtype,
+                picture.dims,
+                picture.payload,
+                run_id=self._run_id,
+                frame_id=frame.frame_id,
+                dispatch_ns=frame.dispatch_ns,
+                deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
+            )
+        )
+        file = File(request.name, request.pixels) if picture.dtype is Dtype.ENCODED else None
+        flight = Flight(frame.dispatch_ns, frame.deadline_ns, file)
+        for index in pending:
+            self._send_frame(self._links[index], frame, copies, flight)
+        for index in probed:
+            self._links[index].probe_id = frame.frame_id
+            self._send_frame(self._links[index], frame, copies, flight)
+
+    def _send_frame(self, link: Link, frame: Frame, copies: Copies, flight: Flight) -> None:
+        sent = self._devices.send_frame(link, copies)
+        if sent is Sent.YES:
+            link.sent(frame.frame_id, flight)
+            return
+        if sent is Sent.GONE:
+            self._devices.suspect()
+        why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
+        is_probe = frame.frame_id == link.probe_id
+        self._finish(self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe), time.monotonic_ns())
+
+    def _shed(self, request: Request) -> None:
+        """Answer a request for which the queue has no room."""
+        now_ns = time.monotonic_ns()
+        requested = self._requested(request)
+        missing = {
+            index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
+            for index in range(len(self._head.dims))
+        }
+        del self._known[request.key]
+        self.answers.end(request, Frame(0, requested, now_ns, now_ns, set(), missing, set()), now_ns, is_shed=True)
+
+    def _finish(self, frame: Frame | None, now_ns: int) -> None:
+        """Answer a frame that has ended; ``None`` stands for one that has not."""
+        if frame is not None:
+            request = self._dispatched.pop(frame.frame_id)
+            del self._known[request.key]
+            self.answers.end(request, frame, now_ns)

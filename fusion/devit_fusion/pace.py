@@ -1,0 +1,127 @@
+"""How fast a device is, as the node saw it: how many frames it may hold, and whether it is too slow for the deadline.
+
+Judged is a frame's own time: from its dispatch to its end, less the time that it waited for the frames before it. Of a
+client's picture file the engine's time alone is judged, as its way and its decoding take what the client made them
+take. So load that clients cause never counts against a device. What a device says of itself is believed as far as the
+node's own clock allows it.
+
+A frame is late if its own time takes up nearly the whole deadline: one that comes just before it holds the cell up as
+much as one that comes just after. Each late frame adds four to a score, each other one takes one off; twelve suspend.
+So three late ones in a row do, and so does any pattern of more than one in five that lasts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from devit_contract.wire.messages import DeviceTiming
+
+_LATE_SHARE = 0.9
+"""Of the deadline; a frame whose own time is longer is late."""
+_LATE, _IN_TIME, _LIMIT = 4, -1, 12
+_KEPT_SHARE, _MARGIN_SHARE = 0.8, 0.05
+"""Of the deadline: what a device's frames may take together, and what is left for the way of a single one."""
+_SMOOTHING = 8
+"""Averages are over about as many frames."""
+
+
+class File(NamedTuple):
+    """A client's picture file, for devices to decode."""
+
+    client: str
+    """Name of its key."""
+    pixels: int
+
+
+class Flight(NamedTuple):
+    """A frame that a device has not answered yet."""
+
+    sent_ns: int
+    deadline_ns: int
+    file: File | None = None
+    """If it is one."""
+
+
+@dataclass
+class _Average:
+    """What frames of one kind take."""
+
+    own_ns: float = 0.0
+    work_ns: float = 0.0
+    """Of it, in decoder and engine."""
+
+    def add(self, own_ns: int, work_ns: int) -> None:
+        self.own_ns += (own_ns - self.own_ns) / (_SMOOTHING if self.own_ns else 1)
+        self.work_ns += (work_ns - self.work_ns) / (_SMOOTHING if self.work_ns else 1)
+
+
+class Pace:
+    """The pace of one device."""
+
+    def __init__(self, credit: int, deadline_ns: int) -> None:
+        """Start with one that is fast enough for its credit; frames end after ``deadline_ns``."""
+        self.room = credit
+        """Frames that it may hold, so that one of another client behind them would still be in time."""
+        self.late_ns = round(_LATE_SHARE * deadline_ns)
+        """A frame whose own time is longer is late."""
+        self._credit = credit
+        self._deadline_ns = deadline_ns
+        self._images, self._files = _Average(), _Average()
+        self._ended_ns, self._was_encoded = 0, False
+        self._score = 0
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether too many of the last frames were late; one in time ends that, and leaves the device on probation."""
+        return self._score >= _LIMIT
+
+    def needed_ns(self, *, is_encoded: bool) -> int:
+        """Tell what a frame needs if it is the last of as many as there is room for, with a margin."""
+        average = self._files if is_encoded else self._images
+        return round(average.own_ns + (self.room - 1) * self._longest_ns + _MARGIN_SHARE * self._deadline_ns)
+
+    def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
+        """Take in that a feature has come, however late."""
+        queued_ns = self._most_queued_ns(flight)
+        if (
+            not self._was_encoded
+        ):  # else it may have waited behind a file on the network, of which the device knows nothing
+            queued_ns = min(queued_ns, timing.queue_us * 1000)
+        own_ns, inference_ns = now_ns - flight.sent_ns - queued_ns, timing.inference_us * 1000
+        self._learn(flight, own_ns, timing.decode_us * 1000 + inference_ns)
+        self._judge(min(own_ns, inference_ns) if flight.file is not None else own_ns)
+        self._ended_ns, self._was_encoded = now_ns, flight.file is not None
+
+    def skipped(self, flight: Flight, now_ns: int) -> None:
+        """Take in that the device does without a frame."""
+        if flight.file is None:
+            self._judge(now_ns - flight.sent_ns - self._most_queued_ns(flight))
+        self._ended_ns, self._was_encoded = now_ns, flight.file is not None
+
+    def passed_over(self, flight: Flight) -> None:
+        """Take in that a frame will never be answered, as a later one was."""
+        if flight.file is None:
+            self._judge(self._deadline_ns)
+
+    @property
+    def _longest_ns(self) -> float:
+        return max(self._images.work_ns, self._files.work_ns)
+
+    def _most_queued_ns(self, flight: Flight) -> int:
+        """As long as the frame before it was under way."""
+        return max(0, self._ended_ns - flight.sent_ns)
+
+    def _judge(self, own_ns: int) -> None:
+        if own_ns >= self.late_ns:
+            self._score = min(_LIMIT, self._score + _LATE)
+        else:
+            self._score = _LIMIT - _LATE if self.is_too_slow else max(0, self._score + _IN_TIME)
+
+    def _learn(self, flight: Flight, own_ns: int, work_ns: int) -> None:
+        """Average what frames take; a hiccup counts as a deadline at most."""
+        average = self._files if flight.file is not None else self._images
+        average.add(min(own_ns, self._deadline_ns), min(work_ns, self._deadline_ns))
+        if self._longest_ns:  # else it runs free, and has its features ready
+            left_ns = _KEPT_SHARE * self._deadline_ns - (self._images.own_ns or self._files.own_ns)
+            self.room = max(1, min(self._credit, int(left_ns / self._longest_ns)))

@@ -1,0 +1,110 @@
+"""Whose turn it is, by clients that ask and devices that take time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import count
+
+from devit_contract.wire.codec import Dtype, Kind, Message, State
+from devit_fusion.client_port import Request
+from devit_fusion.frames.turns import Turns
+
+MS = 1_000_000
+
+
+class Cell:
+    """One device that works on one frame at a time, for ``took_ms`` each by connection."""
+
+    def __init__(self, took_ms: dict[bytes, int]) -> None:
+        self.turns = Turns(["camera", "bulk"])
+        self._took_ms = took_ms
+        self._numbers = count()
+
+    def ask(self, name: str, route: bytes, requests: int = 1, size_bytes: int = 0) -> None:
+        for _, number in zip(range(requests), self._numbers, strict=False):
+            picture = Message(Kind.REQUEST, Dtype.ENCODED, payload=bytes(size_bytes), frame_id=number)
+            self.turns.add(Request(route, name, picture, arrival_ns=number))
+
+    def work(self) -> Request:
+        """Send the next request to the device, and end it."""
+        request = self.turns.heads()[0]
+        self.turns.take(request)
+        self.turns.ended(request, self._took_ms[request.came_by] * MS, State.FULL, is_shed=False)
+        return request
+
+
+def test_requests_of_one_connection_keep_their_order() -> None:
+    cell = Cell({b"a": 5})
+    cell.ask("camera", b"a", requests=5)
+    assert [cell.work().arrival_ns for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_who_asks_now_and_then_goes_before_who_asks_all_the_time() -> None:
+    cell = Cell({b"camera": 5, b"bulk": 5})
+    cell.ask("bulk", b"bulk", requests=64)
+    for _ in range(6):
+        for _ in range(3):
+            assert cell.work().name == "bulk"
+        cell.ask("camera", b"camera")
+        assert cell.work().name == "camera"
+
+
+def test_clients_share_time_and_not_frames() -> None:
+    """Pictures that take ten times as long to decode have a tenth of the turns."""
+    cell = Cell({b"camera": 2, b"bulk": 20})
+    cell.ask("camera", b"camera", requests=1000)
+    cell.ask("bulk", b"bulk", requests=1000)
+    turns = Counter(cell.work().name for _ in range(440))
+    assert 36 <= turns["bulk"] <= 44
+
+
+def test_many_connections_of_one_key_have_one_share_and_share_it() -> None:
+    routes = [bytes([number]) for number in range(10)]
+    cell = Cell(dict.fromkeys([b"camera", *routes], 5))
+    cell.ask("camera", b"camera", requests=100)
+    for route in routes:
+        cell.ask("bulk", route, requests=100)
+    turns = Counter(cell.work().came_by for _ in range(120))
+    assert 58 <= turns[b"camera"] <= 62
+    assert {5, 6, 7} >= {turns[route] for route in routes}
+
+
+def test_time_cannot_be_saved_up() -> None:
+    cell = Cell({b"camera": 5, b"bulk": 5})
+    cell.ask("bulk", b"bulk", requests=200)
+    for _ in range(100):
+        cell.work()
+    cell.ask("camera", b"camera", requests=100)
+    turns = Counter(cell.work().name for _ in range(40))
+    assert 18 <= turns["camera"] <= 22
+
+
+def test_a_full_queue_costs_whoever_fills_it() -> None:
+    cell = Cell({})
+    cell.ask("bulk", b"bulk", requests=10)
+    cell.ask("camera", b"camera", size_bytes=150_000)
+    assert [cell.turns.take_heaviest().arrival_ns for _ in range(7)] == [9, 8, 7, 6, 5, 4, 3]
+    cell.ask("bulk", b"other", size_bytes=4 << 20)
+    assert cell.turns.take_heaviest().came_by == b"other"
+    assert cell.turns.waiting == 4
+
+
+def test_the_figures_of_every_client_of_the_fleet_are_known() -> None:
+    cell = Cell({b"bulk": 5})
+    cell.ask("bulk", b"bulk", requests=3)
+    cell.work()
+    shed = cell.turns.take_heaviest()
+    cell.turns.ended(shed, 0, State.FAILED, is_shed=True)
+    camera, bulk = cell.turns.status()
+    assert (camera.name, camera.frames, camera.device_s) == ("camera", {}, 0.0)
+    assert (bulk.waiting, bulk.in_flight, bulk.device_s) == (1, 0, 0.005)
+    assert bulk.frames == {"full": 1, "failed": 1, "shed": 1}
+
+
+def test_connections_that_have_gone_are_forgotten() -> None:
+    routes = [number.to_bytes(2, "big") for number in range(1000)]
+    cell = Cell(dict.fromkeys(routes, 1))
+    for route in routes:
+        cell.ask("bulk", route)
+        cell.work()
+    assert len(cell.turns._lines) <= 256
