@@ -44,13 +44,14 @@ SHORT = Plan(
 
 
 def test_machine_at_rest_gives_idle_power_and_says_that_there_is_no_more(tmp_path: Path) -> None:
-    folder = measure_local((), 0, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
+    """The simulated board looks like an Orin Nano, and is called what it was named."""
+    folder = measure_local((), 0, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR, board_choice="orin-nx")
     report = write_report(folder)
     (scenario,), (device,) = report.scenarios, report.devices
     (energy,) = scenario.energies
     assert report.is_local
     assert report.is_simulated
-    assert device.board == "Jetson Orin Nano"
+    assert (device.board, device.is_board_guessed) == ("Jetson Orin NX", False)
     assert [window.inferences for window in energy.windows] == [0, 0]
     assert energy.idle_w is not None
     assert 3 < energy.idle_w < 6
