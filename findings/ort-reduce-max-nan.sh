@@ -30,3 +30,8 @@ for place in (0, 32, 63):
 PY
 )
 printf '%s\n' "$found"
+diff <(printf '%s\n' "$found") - <<'EXPECTED'
+NaN at 0: ONNX Runtime nan, NumPy nan
+NaN at 32: ONNX Runtime 1, NumPy nan
+NaN at 63: ONNX Runtime 0.968254, NumPy nan
+EXPECTED
