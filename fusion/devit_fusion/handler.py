@@ -19,9 +19,14 @@ class Handler:
         self._questions = questions
         self._events = events
         self.feature_received = scheduler.feature_received
-        self.frame_skipped = scheduler.frame_skipped
         self.replied = questions.replied
         self.samples_received = questions.samples_received
+
+    def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
+        """Do without a feature; the first one that came and is not usable is noted, as the device may be faulty."""
+        if is_counted and link.rejected[why] == 1:
+            self._events.note(link.name, f"sent a feature that is not used: {why}", Priority.WARNING)
+        self._scheduler.frame_skipped(link, frame_id, why, is_counted=is_counted)
 
     def connected(self, link: Link, *, is_restarted: bool) -> None:
         """Expect nothing of the former link, and note the new one."""

@@ -24,7 +24,7 @@ def test_a_copied_engine_takes_the_place_of_one_with_another_verdict(store: Path
     there, here = Store(store), Store(tmp_path / "store")
     record = there.records()[0]
     _, content = there.read(record.key.digest)
-    here.keep(msgspec.structs.replace(record, validated_against="0" * 64), content)
+    here.keep(msgspec.structs.replace(record, validated_against=("0" * 64,)), content)
     draft = here.folder / f".{record.key.digest}.copied"
     shutil.copytree(there.folder / record.key.digest, draft)
     done = tool("take", draft, here.folder)

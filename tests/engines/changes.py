@@ -66,4 +66,4 @@ def plant(store: Store, bundle: Bundle, digest: str, content: bytes) -> None:
     sha256 = hashlib.sha256(content).hexdigest()
     file = msgspec.structs.replace(record.file, sha256=sha256, size_bytes=len(content))
     verdict = verdict_digest(bundle, sha256)
-    store.keep(msgspec.structs.replace(record, file=file, validated_against=verdict), content)
+    store.keep(msgspec.structs.replace(record, file=file, validated_against=(verdict,)), content)

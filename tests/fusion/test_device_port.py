@@ -344,6 +344,8 @@ def test_a_feature_that_is_unusable_ends_the_wait_for_it(
         answer = asked.answer()
     assert (answer.state, answer.mask, answer.missing) == (State.PARTIAL, 0b10, {0: reason})
     assert status_of(client, "jetson0").rejected == {reason: 1}
+    told = [event.text for event in client.status().events if event.device == "jetson0"]
+    assert f"sent a feature that is not used: {reason}" in told
 
 
 def test_the_first_feature_counts_and_a_second_one_for_the_same_frame_does_not(start: Start, bundle: Bundle) -> None:

@@ -195,7 +195,6 @@ class Fusion:
             ManifestError: They cannot be computed from these statistics.
         """
         self.head = head
-        self._full = head.subset(head.all_devices)
         self._inverse: Float64Array | None = None
         self._kept: dict[int, SubsetHead] = {}  # least recently used first
         self._worker = ThreadPoolExecutor(1, "fusion-head")  # its thread starts with its first task
@@ -204,7 +203,9 @@ class Fusion:
         self.computed = 0
         """Heads of subsets that were computed since start, of which :attr:`kept` are kept."""
         try:
-            self._prepare()
+            with np.errstate(over="ignore", invalid="ignore"):  # told below, in one line
+                self._full = head.subset(head.all_devices)
+                self._prepare()
         except np.linalg.LinAlgError as err:
             raise ManifestError(
                 f"fusion head: expected a covariance matrix, found another one ({err}): {_HINT}"

@@ -23,6 +23,9 @@ from devit_engines.building.target import Target
 from devit_engines.engine import CannotCompileError, ModelRef
 from devit_engines.trt.request import Built, Report
 
+_VERDICTS = 16
+"""How many bundles an engine remembers to have passed."""
+
 
 @dataclass(frozen=True)
 class BuiltEngine:
@@ -123,8 +126,10 @@ def _build_variant(
     What was ``found``, an intact engine that other golden images have validated, is not built again, only checked. The
     record names the faster variants that ``failed``.
     """
+    verdicts: tuple[str, ...] = ()
     if found is not None:
         record, content = found
+        verdicts = record.validated_against
         of_build = tuple(warning for warning in record.warnings if warning != record.accuracy.doubt())
         built, build_s = Built(content, record.precision_method, of_build), record.build_s
     else:
@@ -136,7 +141,8 @@ def _build_variant(
         build_s = time.monotonic() - start_s
     accuracy, latency, notes = _checked(target, key, built.content, settings, progress)
     if failures := accuracy.failures():
-        target.store.drop(key.digest)  # it may have passed with an older bundle's golden images
+        if found is None:
+            target.store.drop(key.digest)  # what lies there is damaged
         return FailedVariant(key.variant, tuple(failures), latency)
     engine_sha256 = hashlib.sha256(built.content).hexdigest()
     record = EngineRecord(
@@ -146,7 +152,7 @@ def _build_variant(
         file=EngineFile(target.backend.file_name, engine_sha256, len(built.content)),
         build_s=build_s,
         accuracy=accuracy,
-        validated_against=verdict_digest(target.bundle, engine_sha256),
+        validated_against=(*verdicts[1 - _VERDICTS :], verdict_digest(target.bundle, engine_sha256)),
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         latency=latency,
         l4t=target.board.l4t,

@@ -99,8 +99,9 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     build_s: float
     """Seconds from the ONNX file to the engine, without the accuracy check."""
     accuracy: AccuracyResult
-    validated_against: str
-    """Digest of the golden set, the fusion head and the engine that gave ``accuracy``."""
+    validated_against: tuple[str, ...]
+    """What it has passed: of golden set, fusion head and engine the digest, the one that gave ``accuracy`` last. An
+    agent of an older bundle with the same graph may start still."""
     created: str
     """UTC, ``2026-01-31T12:00:00Z``."""
     latency: Latency

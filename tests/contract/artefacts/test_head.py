@@ -302,6 +302,15 @@ def test_a_covariance_that_is_none_is_one_line() -> None:
         Fusion(head)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["mean", "weight"])
+def test_numbers_too_large_for_the_heads_of_subsets_are_one_line(saved: Path, name: str) -> None:
+    tensors = read_tensors(saved, "")
+    write_tensors(saved, tensors | {name: np.full_like(tensors[name], 3e38)})
+    with pytest.raises(ManifestError, match="fusion head: expected finite heads of all subsets, found others"):
+        Fusion(FusionHead.load(saved))
+
+
 def test_features_may_be_somewhat_longer_than_in_the_validation_part(saved: Path) -> None:
     assert FusionHead.load(saved).norms == (2.0, 0.5)
     assert FusionHead.load(saved).plausible_norms() == (8.0, 2.0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -199,6 +201,18 @@ def test_new_golden_images_judge_the_stored_engine_again(
     (judged,) = build_engines(newer, store, submodels=[0], board=board)
     assert (judged.was_cached, judged.record.accuracy.images) == (False, 48)
     load_engine(newer, store, 0, board=board).close()
+
+
+def test_an_agent_of_the_older_bundle_may_start_while_the_new_one_is_rolled_out(
+    tiny: Bundle, store: Store, board: Board, tmp_path: Path
+) -> None:
+    """Only its golden images differ, so both have the same graph, and one key."""
+    newer = with_golden(Bundle(Path(shutil.copytree(tiny.folder, tmp_path / "newer"))), fewer_images(48))
+    for bundle, verdicts in ((tiny, 1), (newer, 2), (tiny, 2)):
+        (built,) = build_engines(bundle, store, submodels=[0], board=board)
+        assert len(built.record.validated_against) == verdicts
+    for bundle in (tiny, newer):
+        load_engine(bundle, store, 0, board=board).close()
 
 
 def test_golden_features_that_do_not_fit_the_submodels_are_refused(tiny: Bundle, store: Store, board: Board) -> None:

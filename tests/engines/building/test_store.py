@@ -41,7 +41,7 @@ RECORD = EngineRecord(
     file=EngineFile("model.onnx", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT)),
     build_s=0.5,
     accuracy=ACCURACY,
-    validated_against="cd" * 32,
+    validated_against=("cd" * 32,),
     created="2026-01-31T12:00:00Z",
     latency=Latency(1.5, 2.25, 200, ("threads=1",)),
 )
