@@ -253,7 +253,7 @@ def test_where_no_image_can_come_element_reason_and_cure_are_named(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("gst:nosuchelement", 'erroneous pipeline: no element "nosuchelement": install the package'),
+        ("gst:nosuchelement", 'erroneous pipeline: no element "nosuchelement": install what is missing'),
         ("gst:videotestsrc pattern=purple", 'could not set property "pattern"'),
         ("gst:videotestsrc ! video/x-raw,width=0", "correct"),
         ("gst:file?path=text.mp4", "text file"),
