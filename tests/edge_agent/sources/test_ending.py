@@ -59,10 +59,10 @@ def test_a_camera_that_is_away_may_come_back() -> None:
 @pytest.mark.parametrize(
     ("text", "cure"),
     [
-        (MISSING, "install the package"),
+        (MISSING, "install what is missing"),
         ('WARNING: erroneous pipeline: no property "x" in element "videotestsrc"', "correct the source"),
         ("WARNING: erroneous pipeline: could not link videotestsrc0 to fdsink0", "correct the source"),
-        (NOT_LINKED.replace("not-linked (-1)", "not-negotiated (-4)"), "correct size and fps"),
+        (NOT_LINKED.replace("not-linked (-1)", "not-negotiated (-4)"), "video of this size and fps"),
         ("ERROR: from element /GstPipeline:pipeline0: Your GStreamer installation is missing a plug-in.", "install"),
         ("ERROR: from element decodebin0: Could not determine type of stream.", "give a video file"),
     ],
@@ -77,6 +77,22 @@ def test_what_a_jetsons_camera_says_counts_though_the_program_ends_well() -> Non
         "(Argus) Error FileOperationFailed: Connecting to nvargus-daemon failed: Connection refused"
     )
     assert found.cure == ""
+
+
+def test_a_missing_decoder_is_named() -> None:
+    found = ending(
+        "ERROR: from element /GstPipeline:pipeline0/GstDecodeBin:decodebin0: Your GStreamer installation is missing a "
+        "plug-in.\nAdditional debug info:\n../gst/playback/gstdecodebin2.c(4704): expose (): /decodebin0:\n"
+        "no suitable plugins found:\nMissing decoder: H.264 (Main Profile) (video/x-h264, stream-format=(string)avc)\n"
+    )
+    assert found.text.endswith("(no suitable plugins found: Missing decoder: H.264 (Main Profile) (video/x-h264)")
+    assert "apt-get install" in found.cure
+
+
+def test_what_gstreamer_says_counts_before_what_libraries_print() -> None:
+    noise = "(gst-plugin-scanner:7): GStreamer-WARNING **: Failed to load plugin: error while loading libraries\n"
+    assert ending(noise + MISSING) == ending(MISSING)
+    assert ending(noise).text == noise.strip()
 
 
 def test_an_end_without_a_word_is_told_by_the_caller_and_a_last_line_only_after_an_error() -> None:

@@ -121,6 +121,20 @@ def test_a_model_that_crops_sees_as_much_of_a_clip_as_of_a_picture(
     assert np.abs(image.astype(int) - load_image(disc / f"{name}.png", CROPPED)).mean() < 3
 
 
+def test_a_large_frame_is_shrunk_as_finely_as_a_picture(tmp_path: Path, opened: Callable[..., Source]) -> None:
+    """Detail of all sizes, as in photographs, at 16 times as many pixels as a frame has."""
+    side = 1920
+    spectrum = np.fft.rfft2(np.random.default_rng(1).normal(size=(3, side, side)))
+    spectrum /= np.hypot(np.fft.fftfreq(side)[:, np.newaxis], np.fft.rfftfreq(side)) + 1 / side
+    detail = np.fft.irfft2(spectrum).transpose(1, 2, 0)
+    pixels = (128 + 50 * detail / detail.std()).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "detail.png", compress_level=1)
+    source = opened(f"gst:multifilesrc location={tmp_path}/detail.png caps=image/png,framerate=1/1 ! pngdec", CROPPED)
+    error = wait_for(source, source.take_new).image - load_image(tmp_path / "detail.png", CROPPED).astype(int)
+    print(f"{np.abs(error).mean():.2f} levels on average")
+    assert np.abs(error).mean() < 1
+
+
 @pytest.mark.parametrize("size", ["640x480", "480x640", "1280x720", "300x300"])
 def test_a_size_of_another_shape_cuts_and_does_not_squash(size: str, disc: Path, opened: Callable[..., Source]) -> None:
     width, height = map(int, size.split("x"))
@@ -253,7 +267,7 @@ def test_where_no_image_can_come_element_reason_and_cure_are_named(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("gst:nosuchelement", 'erroneous pipeline: no element "nosuchelement": install the package'),
+        ("gst:nosuchelement", 'erroneous pipeline: no element "nosuchelement": install what is missing'),
         ("gst:videotestsrc pattern=purple", 'could not set property "pattern"'),
         ("gst:videotestsrc ! video/x-raw,width=0", "correct"),
         ("gst:file?path=text.mp4", "text file"),

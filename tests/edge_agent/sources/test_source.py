@@ -103,7 +103,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def scaled(shape: str) -> list[str]:
-    fit = f"! videoconvert ! aspectratiocrop aspect-ratio={shape} ! videoscale add-borders=false !"
+    fit = f"! videoconvert ! aspectratiocrop aspect-ratio={shape} ! videoscale add-borders=false method=lanczos !"
     return [*fit.split(), *TO_RGB]
 
 
