@@ -103,7 +103,8 @@ def demo(
 
             typer.echo(f"bundle: exporting it from {models}", err=True)
             bundle = Path(folder) / "bundle"
-            export_bundle(models, bundle, progress=progress)
+            for reason in export_bundle(models, bundle, progress=progress).left_out:
+                typer.echo(reason, err=True)
         elif bundle is None:
             typer.echo("bundle: the one shipped with this package (make demo-full exports it again)", err=True)
             bundle = SHIPPED / "bundle"

@@ -114,6 +114,35 @@ def test_numbers_that_are_not_finite_in_fp32_are_refused_with_their_tensor() -> 
         scan_ranges("toy.onnx", _toy(nodes), IMAGES)
 
 
+def test_a_nan_in_the_middle_is_refused_with_the_tensor_that_it_comes_from() -> None:
+    """ONNX Runtime's ReduceMax forgets a NaN that is not the first number."""
+    nodes = [
+        helper.make_node("Sub", ["x", "hundred"], ["shifted"], name="shift"),
+        helper.make_node("Sqrt", ["shifted"], ["root_of"], name="root_of"),
+    ]
+    images = IMAGES.copy()
+    images[1, 0, 1, 2] = 99
+    with pytest.raises(ExportError, match=r"toy\.onnx: expected finite numbers in tensor root_of, found nan: look for"):
+        scan_ranges("toy.onnx", _toy(nodes), images)
+
+
+@pytest.mark.parametrize(
+    ("node", "headroom", "overflows"),
+    [
+        (_node("Mul", "x hundred"), 2.0, ()),  # 51,000
+        (_node("Mul", "x hundred"), 4.0, ("y",)),  # 102,000
+        (_node("Mul", "x x"), 1.01, ("x", "y")),  # 65,025 times 1.01, and 1.01 squared in between
+        (_node("ReduceMean", "x", axes=[1, 2, 3]), 4.0, ()),
+        (_node("ReduceMean", "x", axes=[1, 2, 3]), 11.0, ("x",)),  # 6,120 before a device divides
+    ],
+    ids=["held twice", "not four times", "squared", "summed", "summed up too high"],
+)
+def test_a_brighter_image_is_allowed_for(node: onnx.NodeProto, headroom: float, overflows: tuple[str, ...]) -> None:
+    found = scan_ranges("toy.onnx", _toy([node]), IMAGES, headroom)
+    assert found.maxima["x"] == 255.0
+    assert found.overflows == overflows
+
+
 def test_the_rules_refuse_the_broken_graph(broken: tuple[onnx.ModelProto, UInt8Array]) -> None:
     with pytest.raises(ExportError, match=r"node mean \(ReduceMean\): expected LayerNormalization as one node"):
         check_norms(Graph(broken[0], "broken.onnx"), 1)
