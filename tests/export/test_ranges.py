@@ -192,3 +192,18 @@ def test_the_broken_graph_overflows_in_fp16_and_not_with_the_named_nodes_in_fp32
     forced = lower_precision(model, (), "broken.onnx").SerializeToString()
     assert run_graph("forced", forced, images).std(axis=0).max() == pytest.approx(right.std(axis=0).max(), rel=0.05)
     measure_half("broken.fp16.onnx", lowered.SerializeToString(), images, right)
+
+
+def test_an_image_brighter_than_every_golden_one_overflows_only_without_headroom() -> None:
+    """60,000 on the golden images, 69,000 on another."""
+    nodes = [
+        helper.make_node("Mul", ["x", "minus"], ["loud"], name="raise"),
+        helper.make_node("Div", ["loud", "minus"], ["y"], name="lower"),
+    ]
+    model = onnx.load_from_string(_toy(nodes))
+    golden, brighter = np.full_like(IMAGES, 200), np.full_like(IMAGES, 230)
+    for headroom, holds in ((1.0, False), (4.0, True)):
+        overflows = scan_ranges("toy.onnx", model.SerializeToString(), golden, headroom).overflows
+        lowered = lower_precision(model, set(kept_nodes(Graph(model, "toy"), "fp16", overflows)), "toy.onnx")
+        assert np.allclose(_by_reference(lowered, golden)["y"], 200.0)
+        assert np.allclose(_by_reference(lowered, brighter)["y"], 230.0) == holds
