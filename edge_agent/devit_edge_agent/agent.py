@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import zmq
 
 from devit_contract.arrays import Float32Array, UInt8Array
@@ -209,6 +210,7 @@ class EdgeAgent(Closing):
             return
         try:
             inference = self._triggered(start_ns) if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
+            feature = None if inference is None else self._to_send(inference.feature)
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
@@ -219,12 +221,9 @@ class EdgeAgent(Closing):
             self._log_throttled(f"the engine failed on a frame: {err}")
             self._skip(message, Reason.ENGINE)
             return
-        if inference is None:
+        if inference is None or feature is None:
             self._skip(message, Reason.NO_SOURCE)
             return
-        feature = inference.feature
-        if self._uplink.feature_dtype == "float16":
-            feature = feature.astype(np.float16)
         dtype, dims, payload = array_payload(feature)
         age_us = (time.monotonic_ns() - inference.captured_ns) // 1000 if inference.captured_ns else 0
         self._uplink.send(
@@ -245,6 +244,23 @@ class EdgeAgent(Closing):
                 capture_age_us=min(age_us, 0xFFFFFFFF),
             )
         )
+
+    def _to_send(self, feature: Float32Array) -> npt.NDArray[np.floating]:
+        """Round a feature to the type that the node wants.
+
+        Raises:
+            EngineError: FP16 does not hold one of its numbers.
+        """
+        if self._uplink.feature_dtype == "float32":
+            return feature
+        with np.errstate(over="ignore"):
+            half = feature.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise EngineError(
+                f"expected a feature that float16 holds, found a number of {np.abs(feature).max():.3g}: "
+                'set feature_dtype = "float32" in fleet.toml'
+            )
+        return half
 
     def _framed(self, message: Message, start_ns: int) -> Inference:
         """Run the engine on an image that the node sent."""

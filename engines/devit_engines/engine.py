@@ -110,7 +110,7 @@ class CheckedEngine(Closing):
         if bad:
             raise EngineError(
                 f"{self.spec.name}: expected finite outputs, found {bad} of {outputs.size} numbers that are not: "
-                "build the engine again with devit build"
+                "if it stays, run devit build --precision fp32, or devit export with a larger --headroom"
             )
         return outputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,55 +18,63 @@ from devit_contract.artefacts.files import (
     write_bytes,
     write_tensors,
 )
-from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import (
     FILE_NAME,
     SCHEMA,
     GraphRecord,
     Manifest,
-    Parity,
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import VARIANTS, Role, Variant
+from devit_contract.choices import VARIANTS, Role
 from devit_contract.errors import ExportError, InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.models.inference import run
+from devit_decompose.models.model import Model
 from devit_decompose.models.weights import load_model
 from devit_decompose.models_folder.decomposition import Decomposition, load_decomposition
-from devit_export.graph import ExportedGraph, export_features, export_logits
-from devit_export.parity import measure, measure_half
+from devit_export import HEADROOM
+from devit_export.checked import CheckedVariants, rounded
+from devit_export.graph import export_features, export_logits
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
-from devit_export.variants import VariantGraph, make_variant
 
 FUSION_NAME = "fusion.safetensors"
 GOLDEN_NAME = "golden.safetensors"
+_DOUBLE_BATCH = 32
 _HINT = "make the models again with devit decompose"
 
 
-def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progress = no_progress) -> Manifest:
+def export_bundle(
+    models: Path, out: Path, *, serial: int = 1, headroom: float = HEADROOM, progress: Progress = no_progress
+) -> Manifest:
     """Export every submodel and the baseline model, check each against PyTorch, and write the bundle.
 
-    The bundle of an assembled cell has no baseline, since the cell has no teacher. The same models give the same bytes.
-    An existing bundle at ``out`` is replaced only when the new one is whole.
+    The bundle of an assembled cell has no baseline, since the cell has no teacher. An existing bundle at ``out`` is
+    replaced only when the new one is whole. A variant that is not what was trained is left out, and the manifest says
+    why.
+
+    The same models give the same bytes, whatever the machine, but for measured figures in the manifest.
 
     Args:
         models: A folder that devit decompose has written.
         out: The bundle's folder; it may be absent, empty, or hold an older bundle.
         serial: Number of this bundle, from 1; a device that requires signatures refuses a lower one than before.
+        headroom: A number of a golden image, times this, must fit into FP16, or it stays in FP32; 1 or more.
         progress: Called after each file.
 
     Raises:
-        InputError: A file cannot be read or written, ``out`` holds something else, or ``serial`` is below 1.
+        InputError: A file cannot be read or written, ``out`` holds something else, or a number is below 1.
         ManifestError: The models folder breaks its format or a digest.
-        ExportError: A graph breaks a rule, differs from the trained model, or a tool is missing.
+        ExportError: A graph breaks a rule, an FP32 graph differs from the trained model, or a tool is missing.
     """
-    if serial < 1:
-        raise InputError(f"serial: expected 1 or more, found {serial}")
+    for name, number in (("serial", serial), ("headroom", headroom)):
+        if not 1 <= number < math.inf:
+            raise InputError(f"{name}: expected 1 or more, found {number:g}")
     check_replaceable(out, FILE_NAME)
     decomposition = load_decomposition(models)
-    work = _Work(models, decomposition, progress)
+    work = _Work(models, decomposition, headroom, progress)
     with new_folder(out) as folder:
         for device in range(len(decomposition.submodels)):
             work.add_graph(folder, device)
@@ -81,9 +90,10 @@ def export_bundle(models: Path, out: Path, *, serial: int = 1, progress: Progres
 class _Work:
     """One export: the files written so far, and their records for the manifest."""
 
-    def __init__(self, models: Path, decomposition: Decomposition, progress: Progress) -> None:
+    def __init__(self, models: Path, decomposition: Decomposition, headroom: float, progress: Progress) -> None:
         self.models = models
         self.decomposition = decomposition
+        self.headroom = headroom
         self.progress = progress
         graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
         self.steps = graphs * len(VARIANTS) + 2  # fusion with golden set, manifest
@@ -113,41 +123,37 @@ class _Work:
         self._report(f"{stem}.{VARIANTS[0]}.onnx")
         model = load_model(self.models / weights, record.config)
         images: UInt8Array = self.golden["images"]
-        reference = run(model if device is None else model.features, images)
+        self.golden[output] = reference = _reference(model, images, with_head=device is None)
         if not np.isfinite(reference).all():
             raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
-        ranges = scan_ranges(plain, graph.content, images)
-        parity = []
-        fp32_nodes: dict[str, tuple[str, ...]] = {}
+        ranges = scan_ranges(plain, graph.content, images, self.headroom)
+        made = CheckedVariants()
         for variant in VARIANTS:
             name = f"{stem}.{variant}.onnx"
             self._report(name)
-            made = make_variant(graph, variant, ranges.overflows, name)
-            parity.append(_parity(name, variant, graph, made, images, reference))
-            write_bytes(folder / name, made.content)
-            self.files.append(describe_file(folder, name, role, device=device, variant=variant))
-            if variant != "fp32":
-                fp32_nodes[variant] = made.fp32_nodes
-        self.golden[output] = reference
+            content = made.add(name, variant, graph, ranges.overflows, images, reference)
+            if content is not None:
+                write_bytes(folder / name, content)
+                self.files.append(describe_file(folder, name, role, device=device, variant=variant))
         self.records[device] = GraphRecord(
             output_dim=reference.shape[1],
             macs=record.macs,
-            variants=VARIANTS,
-            parity=tuple(parity),
+            variants=tuple(parity.variant for parity in made.parity),
+            parity=tuple(made.parity),
             class_subset=record.config.classes if device is None else whole.class_subsets[device],
-            # Four digits, since another thread count rounds otherwise.
-            ranges={tensor: float(f"{largest:.4g}") for tensor, largest in ranges.maxima.items()},
+            ranges={tensor: rounded(largest, digits=3) for tensor, largest in ranges.maxima.items()},
             overflows=ranges.overflows,
             attentions=graph.expected.attentions,
-            fp32_nodes=fp32_nodes,
+            fp32_nodes=made.fp32_nodes,
+            left_out=made.left_out,
         )
 
     def add_fusion(self, folder: Path) -> None:
         """Write the fusion head, and the golden set with the answers of all submodels fused."""
         self._report(FUSION_NAME)
         joined = np.concatenate([self.golden[f"features.{device}"] for device in range(len(self.head.dims))], axis=1)
-        self.golden["logits"] = Fusion(self.head).batch_logits(joined, self.head.all_devices)
+        self.golden["logits"] = (joined.astype(np.float64) @ self.head.weight.T + self.head.bias).astype(np.float32)
         self.head.save(folder / FUSION_NAME)
         write_tensors(folder / GOLDEN_NAME, self.golden)
         self.files.append(describe_file(folder, FUSION_NAME, "fusion"))
@@ -172,6 +178,7 @@ class _Work:
             ),
             test_data=f"{whole.data.name}, {whole.data.test_images:,} test images",
             files=tuple(self.files),
+            fp16_headroom=self.headroom,
             baseline=self.records.get(None),
             baseline_accuracy=_baseline_accuracy(whole),
         )
@@ -180,21 +187,15 @@ class _Work:
         self.progress("exporting", len(self.files), self.steps, name)
 
 
-def _parity(
-    name: str, variant: Variant, graph: ExportedGraph, made: VariantGraph, images: UInt8Array, reference: Float32Array
-) -> Parity:
-    """Measure one variant against PyTorch."""
-    compare = measure if variant == "fp32" else measure_half
-    difference = compare(name, made.content, images, reference)
-    return Parity(
-        variant=variant,
-        max_abs_error=difference.max_abs,
-        mean_abs_error=difference.mean_abs,
-        nodes_before=graph.nodes_before,
-        nodes_after=made.nodes,
-        casts=made.casts,
-        simplify_max_abs_error=graph.simplify_max_abs_error,
-    )
+def _reference(model: Model, images: UInt8Array, *, with_head: bool) -> Float32Array:
+    """Ask the trained model in double precision, ``(n, dim)``.
+
+    What is then rounded once is the same on every kind of CPU; sums in single precision are not.
+    """
+    model.double()
+    outputs = run(model if with_head else model.features, images, batch=_DOUBLE_BATCH)
+    model.float()  # as before: every weight was a float
+    return outputs
 
 
 def _check_image_sizes(models: Path, decomposition: Decomposition) -> None:

@@ -10,6 +10,7 @@ import typer
 from devit_contract.extras import require
 from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import print_json, print_next, print_table, progress_bar
+from devit_export import HEADROOM
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Manifest
@@ -34,6 +35,14 @@ def export(
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this OpenSSH key file.")
     ] = None,
+    headroom: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            metavar="FACTOR",
+            help="How many times the largest numbers of the golden images must fit into FP16; others stay in FP32.",
+        ),
+    ] = HEADROOM,
     identity: Identity = "devit",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
@@ -48,7 +57,9 @@ def export(
     if sign is not None:
         check_signer(sign, identity)
     with progress_bar(quiet=as_json) as progress:
-        manifest = export_bundle(models, out, serial=serial, progress=progress)
+        manifest = export_bundle(models, out, serial=serial, headroom=headroom, progress=progress)
+    for reason in manifest.left_out:
+        typer.echo(reason, err=True)
     if sign is not None:
         signature = sign_manifest(out, sign, identity)
         typer.echo(f"signed; for a device's allowed signers: {signer_line(signature, identity)}", err=True)

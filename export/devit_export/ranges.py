@@ -21,6 +21,7 @@ from devit_export.rules import Graph
 _SUMS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1", "GlobalAveragePool"})
 _SUMS_OF_SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
 _BATCH = 16
+_HINT = "look for such numbers in the model's weights, and train it again"
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,25 @@ class Ranges:
     maxima: dict[str, float]
     """Largest absolute number over all images."""
     overflows: tuple[str, ...]
-    """Tensors that pass 65,504 themselves, or whose square or sum may where they are squared or summed up."""
+    """Tensors that pass 65,504 themselves, or whose square or sum may where they are squared or summed up, all numbers
+    being larger by the headroom."""
 
 
-def scan_ranges(name: str, content: bytes, images: UInt8Array) -> Ranges:
+def scan_ranges(name: str, content: bytes, images: UInt8Array, headroom: float = 1.0) -> Ranges:
     """Run an FP32 graph over images ``(n, H, W, C)`` and keep the largest absolute number of each tensor.
 
-    Every tensor gets a ReduceMax and a ReduceMin as extra outputs, two numbers a batch, so memory stays that of the
-    model however large it is.
+    Every tensor gets a maximum and a sum as extra outputs, two numbers a batch, so memory stays that of the model
+    however large it is.
 
     A square counts with the largest number squared. A sum counts with the largest number times how many are summed,
     which is the safe bound: the order of a sum, and whether a mean divides first, is the device's choice. Matrix
     products and convolutions count by what they give, since they accumulate in FP32.
+
+    Args:
+        name: The graph's file name, for the message.
+        content: The ONNX file's bytes.
+        images: Some of those that the model will see.
+        headroom: How many times larger numbers of other images may be.
 
     Raises:
         ExportError: The graph cannot be run, or a tensor holds numbers that are not finite.
@@ -49,25 +57,31 @@ def scan_ranges(name: str, content: bytes, images: UInt8Array) -> Ranges:
     graph = Graph(onnx.load_from_string(content), name)
     tensors = [output for node in graph.nodes for output in node.output if graph.types.get(output) == TensorProto.FLOAT]
     maxima = dict.fromkeys(tensors, 0.0)
-    for extremes in run_batches(name, _with_extremes(graph.model, tensors), images, _BATCH):
+    for seen in run_batches(name, _with_extremes(graph.model, tensors), images, _BATCH):
         for index, tensor in enumerate(tensors):
-            largest = max(abs(float(extremes[2 * index])), abs(float(extremes[2 * index + 1])))
-            if not math.isfinite(largest):
-                raise ExportError(f"{name}: expected finite numbers in tensor {tensor}, found {largest}")
+            largest, total = float(seen[2 * index]), float(seen[2 * index + 1])
+            if math.isnan(total) or not math.isfinite(largest):
+                found = largest if math.isinf(largest) else math.nan
+                raise ExportError(f"{name}: expected finite numbers in tensor {tensor}, found {found}: {_HINT}")
             maxima[tensor] = max(maxima[tensor], largest)
-    strained = _strained(graph, maxima)
-    return Ranges(maxima, tuple(tensor for tensor in tensors if tensor in strained or maxima[tensor] > HALF_MAX))
+    reached = {tensor: headroom * largest for tensor, largest in maxima.items()}
+    strained = _strained(graph, reached)
+    return Ranges(maxima, tuple(tensor for tensor in tensors if tensor in strained or reached[tensor] > HALF_MAX))
 
 
 def _with_extremes(model: onnx.ModelProto, tensors: list[str]) -> bytes:
-    """Give a graph the largest and the smallest number of each tensor as its only outputs."""
+    """Give a graph the largest absolute number and the sum of each tensor as its only outputs.
+
+    The sum is NaN if any number is. ONNX Runtime's ReduceMax forgets a NaN that is not the first one.
+    """
     scan = onnx.ModelProto()
     scan.CopyFrom(model)
     del scan.graph.output[:]
     for tensor in tensors:
-        for kind in ("ReduceMax", "ReduceMin"):
+        scan.graph.node.append(helper.make_node("Abs", [tensor], [f"{tensor}.Abs"]))
+        for kind, source in (("ReduceMax", f"{tensor}.Abs"), ("ReduceSum", tensor)):
             answer = f"{tensor}.{kind}"
-            scan.graph.node.append(helper.make_node(kind, [tensor], [answer], keepdims=0))
+            scan.graph.node.append(helper.make_node(kind, [source], [answer], keepdims=0))
             scan.graph.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, []))
     content: bytes = scan.SerializeToString()
     return content

@@ -95,7 +95,8 @@ def _bundle(bundle: Path | None, models: Path | None, exported: Path, progress: 
         from devit_export.bundle import export_bundle
 
         typer.echo(f"bundle: exporting it from {models}", err=True)
-        export_bundle(models, exported, progress=progress)
+        for reason in export_bundle(models, exported, progress=progress).left_out:
+            typer.echo(reason, err=True)
         return exported
     if bundle is not None:
         typer.echo(f"bundle: {bundle}", err=True)

@@ -67,6 +67,16 @@ def hang(self, images):
 NullEngine._run = hang
 """
 FAILING = LOST.replace("DeviceLostError(", "EngineError(").replace("DeviceLostError", "EngineError")
+STRANGE = """
+import numpy as np
+from devit_engines.null import NullEngine
+answer = NullEngine._run
+def bend(self, images):
+    numbers = answer(self, images)
+    numbers[:, -1] = {255: np.nan, 128: np.inf, 64: 1e5}.get(int(images.max()), 1.0)
+    return numbers
+NullEngine._run = bend
+"""
 
 
 def test_an_agent_that_cannot_reach_its_node_says_why(node: HandMadeNode) -> None:
@@ -425,6 +435,29 @@ def test_features_are_sent_as_float16_where_the_node_wants_them_so(node: HandMad
     feature = node.receive(Kind.FEATURE)
     assert feature.dtype is Dtype.FLOAT16
     np.testing.assert_allclose(feature.array(), golden["features.0"][3], rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong", "why"),
+    [
+        ("float32", 255, "expected finite outputs, found 1 of 6 numbers that are not: if it stays, run devit build"),
+        ("float16", 128, "expected finite outputs, found 1 of 6 numbers that are not: if it stays, run devit build"),
+        ("float16", 64, "expected a feature that float16 holds, found a number of 1e+05: set feature_dtype ="),
+    ],
+)
+def test_a_feature_that_is_not_finite_is_never_sent(node: HandMadeNode, dtype: str, wrong: int, why: str) -> None:
+    """Each frame is checked: what the accuracy check saw were the golden images alone."""
+    child = node.start("--engine", "null", before=STRANGE)
+    node.accept(node.receive(Kind.HELLO), dtype)
+    node.send(node.frame(np.full((6, 8, 1), wrong, np.uint8), number=1))
+    skipped = node.receive(Kind.FEATURE, Kind.SKIP)
+    assert (skipped.kind, skipped.reason) == (Kind.SKIP, Reason.ENGINE)
+    node.send(node.frame(np.full((6, 8, 1), 3, np.uint8), number=2))
+    assert node.receive(Kind.FEATURE, Kind.SKIP).kind is Kind.FEATURE
+    child.terminate()
+    _, told = child.communicate(timeout=20)
+    assert sum(why in line for line in told.splitlines()) == 1, told
+    assert "RuntimeWarning" not in told
 
 
 def test_too_little_memory_for_the_engine_is_one_line_and_nothing_is_loaded(node: HandMadeNode, tmp_path: Path) -> None:

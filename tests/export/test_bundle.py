@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import math
+import os
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +109,7 @@ def test_the_manifest_says_what_devices_need(written: Written, preprocess: Prepr
     assert manifest.baseline is not None
     assert manifest.baseline.output_dim == 3
     assert manifest.test_data == "Three animals, 30 test images"
+    assert manifest.fp16_headroom == 4.0
 
 
 GRAPHS = (("submodel", 0), ("submodel", 1), ("baseline", None))
@@ -166,11 +173,13 @@ def test_accuracies_and_costs_are_those_that_decompose_measured(written: Written
 def test_golden_features_are_exactly_those_of_torch(
     written: Written, submodels: tuple[Model, ...], teacher: Model
 ) -> None:
-    """Taken from ONNX Runtime, they would carry its error into every later comparison."""
+    """Taken from ONNX Runtime, or in single precision, they would carry an error into every later comparison."""
     golden = Bundle(written[0]).golden()
-    for device, model in enumerate(submodels):
-        np.testing.assert_array_equal(golden[f"features.{device}"], run(model.features, golden["images"]))
-    np.testing.assert_array_equal(golden["baseline.logits"], run(teacher, golden["images"]))
+    for device, model in enumerate(map(copy.deepcopy, submodels)):
+        np.testing.assert_array_equal(golden[f"features.{device}"], run(model.double().features, golden["images"]))
+    np.testing.assert_array_equal(
+        golden["baseline.logits"], run(copy.deepcopy(teacher).double(), golden["images"], batch=5)
+    )
 
 
 def test_golden_images_are_the_samples_of_the_models_folder(written: Written, models_folder: Path) -> None:
@@ -245,6 +254,33 @@ def test_a_second_export_gives_the_same_bytes_in_every_file(written: Written, re
     assert _contents(replaced.folder) == _contents(written[0])
 
 
+EXPORT = """
+import sys
+from pathlib import Path
+from devit_export.bundle import export_bundle
+export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), serial=3)
+"""
+OTHER_CPU = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "OMP_NUM_THREADS": "1",
+}
+"""torch computes as on a CPU without AVX: sums in single precision come out otherwise."""
+
+
+@pytest.mark.system
+def test_another_kind_of_cpu_gives_the_same_graphs_and_golden_set(
+    written: Written, models_folder: Path, tmp_path: Path
+) -> None:
+    """Else each desk that exports would have its own golden set, and devices would check all engines again."""
+    out = tmp_path / "bundle"
+    words = [sys.executable, "-c", EXPORT, models_folder, out]
+    subprocess.run(words, check=True, capture_output=True, timeout=300, env=os.environ | OTHER_CPU)
+    ours, theirs = _contents(written[0]), _contents(out)
+    assert {name for name in ours if ours[name] != theirs[name]} <= {"manifest.json"}
+
+
 @pytest.mark.system
 def test_an_older_bundle_is_replaced_as_a_whole(replaced: Replaced) -> None:
     """A file of the older one that stayed would be served by nobody and doubted by everybody."""
@@ -259,6 +295,29 @@ def test_progress_names_each_file_and_ends_at_its_total(replaced: Replaced) -> N
     assert {name for name in names if name.endswith(".onnx")} == {name for name in FILES if name.endswith(".onnx")}
     assert [done for _, done, _, _ in replaced.calls] == sorted(done for _, done, _, _ in replaced.calls)
     assert replaced.calls[-1][1:3] == (11, 11)
+
+
+@pytest.mark.system
+def test_a_variant_that_does_not_hold_is_left_out_by_name_and_devices_build_the_next(
+    assembled_folder: Path, tmp_path: Path
+) -> None:
+    """Weights of 1e-8 are zero in FP16, and this model's images are all alike then."""
+    models = Path(shutil.copytree(assembled_folder, tmp_path / "models"))
+    tensors = read_tensors(models / "submodel-0.safetensors", "")
+    for name in ("tokenizer.layers.0.weight", "tokenizer.layers.0.bias", "positions", "prefix"):
+        _change_tensor(models, "submodel-0.safetensors", name, tensors[name] * np.float32(1e-7))
+    manifest = export_bundle(models, tmp_path / "bundle")
+    assert manifest.submodels[0].variants == ("fp32",)
+    assert manifest.submodels[0].left_out.keys() == {"fp16", "fp16-attn32"}
+    reason = manifest.submodels[0].left_out["fp16"]
+    assert re.fullmatch(
+        r"submodel-0\.fp16\.onnx: expected a cosine of at least 0\.99 .*: the variant is left out.*", reason
+    )
+    assert manifest.submodels[1].variants == VARIANTS
+    assert manifest.submodels[1].left_out == {}
+    assert not (tmp_path / "bundle" / "submodel-0.fp16.onnx").exists()
+    built = build_engines(Bundle(tmp_path / "bundle"), Store(tmp_path / "store"))
+    assert [engine.record.accuracy.flips_above_margin for engine in built] == [0, 0]
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_refused(models_copy: Path, tmp_path: Path) -> None:
@@ -302,9 +361,9 @@ def test_a_model_of_other_images_than_its_preprocessing_gives_is_refused(models_
 def test_a_failure_in_the_middle_leaves_the_older_bundle_and_nothing_else(
     written: Written, models_copy: Path, tmp_path: Path
 ) -> None:
-    """The first submodel is written by then; the second answers NaN."""
+    """The first submodel is written by then; the second answers infinity."""
     old = Path(shutil.copytree(written[0], tmp_path / "bundle"))
-    _change_tensor(models_copy, "submodel-1.safetensors", "norm.bias", np.full(24, np.nan, np.float32))
+    _change_tensor(models_copy, "submodel-1.safetensors", "norm.weight", np.full(24, 3e38, np.float32))
     assert "submodel-1.safetensors: expected finite outputs" in _refusal(models_copy, old, ExportError)
     assert _contents(old) == _contents(written[0])
     assert {path.name for path in tmp_path.iterdir()} == {"models", "bundle"}
@@ -322,3 +381,9 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(models_copy: Path) -> None
 def test_a_serial_below_one_is_refused(models_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="serial: expected 1 or more, found 0"):
         export_bundle(models_folder, tmp_path / "bundle", serial=0)
+
+
+@pytest.mark.parametrize("headroom", [0.9, math.nan, math.inf])
+def test_a_headroom_that_is_no_factor_is_refused(models_folder: Path, tmp_path: Path, headroom: float) -> None:
+    with pytest.raises(InputError, match="headroom: expected 1 or more, found"):
+        export_bundle(models_folder, tmp_path / "bundle", headroom=headroom)

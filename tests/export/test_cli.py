@@ -22,7 +22,7 @@ def test_json_is_the_manifest_as_it_was_written(
 ) -> None:
     asked: list[tuple[Path, Path, int]] = []
 
-    def export_bundle(models: Path, out: Path, *, serial: int, progress: Progress) -> Manifest:
+    def export_bundle(models: Path, out: Path, *, serial: int, headroom: float, progress: Progress) -> Manifest:
         asked.append((models, out, serial))
         return written[1]
 
@@ -46,6 +46,24 @@ def test_the_table_has_a_line_for_each_file_within_80_columns(
         assert any(file.name in line for line in lines)
     assert any("baseline" in line for line in lines) == (manifest.baseline is not None)
     assert max(map(len, lines)) <= 80
+
+
+def test_a_variant_that_was_left_out_is_told_with_the_reason(
+    written: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, reason = written[1], "submodel-1.fp16.onnx: expected a cosine: the variant is left out"
+    lame = msgspec.structs.replace(manifest.submodels[1], left_out={"fp16": reason})
+    manifest = msgspec.structs.replace(manifest, submodels=(manifest.submodels[0], lame))
+    asked: list[float] = []
+
+    def export_bundle(_models: Path, _out: Path, *, headroom: float, **_options: object) -> Manifest:
+        asked.append(headroom)
+        return manifest
+
+    monkeypatch.setattr("devit_export.bundle.export_bundle", export_bundle)
+    result = CliRunner().invoke(app, ["models", "--headroom", "2.5"])
+    assert (result.exit_code, asked) == (0, [2.5])
+    assert result.stderr.splitlines() == [reason]
 
 
 def test_a_serial_below_one_is_wrong_usage(tmp_path: Path) -> None:

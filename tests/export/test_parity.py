@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +17,7 @@ from devit_contract.errors import ExportError
 from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
 from devit_export.graph import ExportedGraph
-from devit_export.parity import measure, measure_half, run_graph
+from devit_export.parity import ParityError, check_same, measure, measure_half, run_graph
 
 NAME = "submodel-0.fp32.onnx"
 
@@ -46,9 +51,30 @@ def test_one_number_beyond_the_tolerance_is_refused_with_its_place(
 ) -> None:
     """One in a thousand numbers would vanish in a mean."""
     wrong = reference.copy()
-    wrong[67, 5] += 2e-4
-    with pytest.raises(ExportError, match=r"submodel-0\.fp32\.onnx: .*within 0\.0001.*0\.0002.* image 67, output 5"):
+    wrong[67, 5] += 2e-4 * np.abs(reference).max()
+    with pytest.raises(
+        ParityError, match=r"submodel-0\.fp32\.onnx: .* 0\.01% of the largest.* image 67, output 5: export"
+    ):
         measure(NAME, exported_submodel.content, images, wrong)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e3, 1e6])
+def test_features_of_any_size_are_judged_alike(size: float) -> None:
+    """A norm with larger weights makes the same model, and rounds as much more."""
+    reference = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    step = np.float32(np.abs(reference).max())
+    check_same(NAME, reference * size + 0.9e-4 * step * size, reference * size, "the numbers")
+    with pytest.raises(ParityError):
+        check_same(NAME, reference * size + 1.1e-4 * step * size, reference * size, "the numbers")
+
+
+def test_numbers_that_are_all_zero_have_to_be_met(
+    exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array
+) -> None:
+    nothing = np.zeros_like(reference)
+    assert check_same(NAME, nothing, nothing, "zeros").max_abs == 0.0
+    with pytest.raises(ParityError):
+        measure(NAME, exported_submodel.content, images, nothing)
 
 
 def test_not_a_number_is_refused(exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array) -> None:
@@ -128,3 +154,33 @@ def test_a_single_image_is_compared_as_it_is() -> None:
     """There is no mean to remove from it."""
     pixels = np.array([[1, 2]], np.uint8)
     assert measure_half(HALF_NAME, _reciprocal(), pixels, np.array([[1.0, 0.5]], np.float32)).max_abs == 0.0
+
+
+CPUSET = Path("/sys/fs/cgroup/cpuset")
+RUN_IN = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], "tasks").write_text(str(os.getpid()))
+import numpy as np
+from devit_export.parity import run_graph
+run_graph("x.onnx", Path(sys.argv[2]).read_bytes(), np.zeros((1, 2), np.uint8) + 1)
+"""
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not (CPUSET / "tasks").exists(), reason="no cpuset of cgroup v1 on this machine")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core leaves none out")
+def test_a_process_that_may_use_one_core_hears_nothing_of_the_others(tmp_path: Path) -> None:
+    """As ``docker run --cpuset-cpus 0``: ONNX Runtime would complain once for every core that it cannot have."""
+    place = CPUSET / f"devit-{os.getpid()}"
+    place.mkdir()
+    try:
+        (place / "cpuset.cpus").write_text(str(min(os.sched_getaffinity(0))))
+        (place / "cpuset.mems").write_text((CPUSET / "cpuset.mems").read_text())
+        (tmp_path / "x.onnx").write_bytes(_reciprocal())
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_IN, place, tmp_path / "x.onnx"], capture_output=True, text=True, timeout=60
+        )
+    finally:
+        place.rmdir()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -114,6 +114,35 @@ def test_numbers_that_are_not_finite_in_fp32_are_refused_with_their_tensor() -> 
         scan_ranges("toy.onnx", _toy(nodes), IMAGES)
 
 
+def test_a_nan_in_the_middle_is_refused_with_the_tensor_that_it_comes_from() -> None:
+    """ONNX Runtime's ReduceMax forgets a NaN that is not the first number."""
+    nodes = [
+        helper.make_node("Sub", ["x", "hundred"], ["shifted"], name="shift"),
+        helper.make_node("Sqrt", ["shifted"], ["root_of"], name="root_of"),
+    ]
+    images = IMAGES.copy()
+    images[1, 0, 1, 2] = 99
+    with pytest.raises(ExportError, match=r"toy\.onnx: expected finite numbers in tensor root_of, found nan: look for"):
+        scan_ranges("toy.onnx", _toy(nodes), images)
+
+
+@pytest.mark.parametrize(
+    ("node", "headroom", "overflows"),
+    [
+        (_node("Mul", "x hundred"), 2.0, ()),  # 51,000
+        (_node("Mul", "x hundred"), 4.0, ("y",)),  # 102,000
+        (_node("Mul", "x x"), 1.01, ("x", "y")),  # 65,025 times 1.01, and 1.01 squared in between
+        (_node("ReduceMean", "x", axes=[1, 2, 3]), 4.0, ()),
+        (_node("ReduceMean", "x", axes=[1, 2, 3]), 11.0, ("x",)),  # 6,120 before a device divides
+    ],
+    ids=["held twice", "not four times", "squared", "summed", "summed up too high"],
+)
+def test_a_brighter_image_is_allowed_for(node: onnx.NodeProto, headroom: float, overflows: tuple[str, ...]) -> None:
+    found = scan_ranges("toy.onnx", _toy([node]), IMAGES, headroom)
+    assert found.maxima["x"] == 255.0
+    assert found.overflows == overflows
+
+
 def test_the_rules_refuse_the_broken_graph(broken: tuple[onnx.ModelProto, UInt8Array]) -> None:
     with pytest.raises(ExportError, match=r"node mean \(ReduceMean\): expected LayerNormalization as one node"):
         check_norms(Graph(broken[0], "broken.onnx"), 1)
@@ -163,3 +192,18 @@ def test_the_broken_graph_overflows_in_fp16_and_not_with_the_named_nodes_in_fp32
     forced = lower_precision(model, (), "broken.onnx").SerializeToString()
     assert run_graph("forced", forced, images).std(axis=0).max() == pytest.approx(right.std(axis=0).max(), rel=0.05)
     measure_half("broken.fp16.onnx", lowered.SerializeToString(), images, right)
+
+
+def test_an_image_brighter_than_every_golden_one_overflows_only_without_headroom() -> None:
+    """60,000 on the golden images, 69,000 on another."""
+    nodes = [
+        helper.make_node("Mul", ["x", "minus"], ["loud"], name="raise"),
+        helper.make_node("Div", ["loud", "minus"], ["y"], name="lower"),
+    ]
+    model = onnx.load_from_string(_toy(nodes))
+    golden, brighter = np.full_like(IMAGES, 200), np.full_like(IMAGES, 230)
+    for headroom, holds in ((1.0, False), (4.0, True)):
+        overflows = scan_ranges("toy.onnx", model.SerializeToString(), golden, headroom).overflows
+        lowered = lower_precision(model, set(kept_nodes(Graph(model, "toy"), "fp16", overflows)), "toy.onnx")
+        assert np.allclose(_by_reference(lowered, golden)["y"], 200.0)
+        assert np.allclose(_by_reference(lowered, brighter)["y"], 230.0) == holds

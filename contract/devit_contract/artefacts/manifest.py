@@ -80,7 +80,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest change of any output number by onnxsim, in FP32, over a few images of noise."""
 
 
-class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One model of the bundle, whatever its variants."""
 
     output_dim: int
@@ -95,11 +95,14 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranges: dict[str, float]
     """Of each float tensor of the FP32 graph, its largest absolute number over the golden images."""
     overflows: tuple[str, ...]
-    """Those of them that may leave the range of FP16, by themselves or where they are squared or summed up."""
+    """Those of them that, times ``fp16_headroom``, may leave the range of FP16, by themselves or where they are squared
+    or summed up."""
     attentions: int
     """Attention blocks, each of which TensorRT may fuse into one kernel."""
     fp32_nodes: dict[str, tuple[str, ...]]
     """Of each variant but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
+    left_out: dict[Variant, str] = {}
+    """Of each variant that is not there, what was wrong with it."""
 
     def __post_init__(self) -> None:
         """Refuse a model without outputs, and FP32 nodes of variants that are not there."""
@@ -138,6 +141,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     test_data: str
     """Name and size of the test set behind the accuracies."""
     files: tuple[FileEntry, ...]
+    fp16_headroom: float = 1.0
+    """What times the largest number of the golden images had to fit into FP16, for a node to compute in it."""
     baseline: GraphRecord | None = None
     baseline_accuracy: SubsetAccuracy | None = None
     """The baseline model's; its mask is 0."""
@@ -148,6 +153,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"labels: expected at least 2 classes, found {len(self.labels)}")
         if not 1 <= len(self.submodels) <= MAX_SUBMODELS:
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Say of each variant that is not there what was wrong with it, over all graphs."""
+        graphs = self.submodels if self.baseline is None else (*self.submodels, self.baseline)
+        return tuple(reason for graph in graphs for reason in graph.left_out.values())
 
     def file(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> FileEntry:
         """Find a file by what it is for; a :class:`ManifestError` says that there is none."""

@@ -96,7 +96,7 @@ def timm_config(
     if misfit := _misfit(model):
         raise InputError(f"timm:{name}: expected a plain ViT or DeiT, found {misfit}: choose another model")
     built: Any = model  # timm is not installed everywhere, so its types are none here
-    patch: int = built.patch_embed.patch_size[0]
+    patch: int = built.patch_embed.proj.stride[0]
     attentions = [block.attn for block in built.blocks]
     try:
         config = ModelConfig(
@@ -107,7 +107,7 @@ def timm_config(
             stem=(StemLayer(built.embed_dim, kernel=patch, stride=patch, batch_norm=False),),
             heads=tuple(attention.num_heads for attention in attentions),
             head_widths=tuple(attention.head_dim for attention in attentions),
-            softmax_scales=tuple(attention.scale for attention in attentions),
+            softmax_scales=tuple(map(_softmax_scale, attentions)),
             neurons=tuple(block.mlp.fc1.out_features for block in built.blocks),
             classes=classes,
         )
@@ -161,6 +161,14 @@ def _renormalised(tensors: dict[str, Tensor], found: ModelConfig, wanted: ModelC
     }
 
 
+def _softmax_scale(attention: Any) -> float:  # noqa: ANN401 - timm's class
+    """Read what the query is multiplied by: fused, torch divides by the root of the width and never asks timm.
+
+    The two differ in a pruned module, whose heads are narrower than the scale that it was built with says.
+    """
+    return float(attention.head_dim**-0.5 if attention.fused_attn else attention.scale)
+
+
 def _misfit(model: nn.Module) -> str:
     """Name the first part that our models do not have; empty if there is none."""
     if not type(model).__module__.startswith("timm."):
@@ -182,8 +190,10 @@ def _misfit(model: nn.Module) -> str:
         return "a class token without position"
     if built.global_pool != "token":
         return f"pooling {built.global_pool!r}"
-    if built.patch_embed.img_size is None or len(set(built.patch_embed.patch_size)) != 1:
-        return f"patches {built.patch_embed.patch_size} of images {built.patch_embed.img_size}"
+    patches = built.patch_embed.proj
+    is_square = len({*patches.kernel_size, *patches.stride}) == 1 and not any(patches.padding)
+    if built.patch_embed.img_size is None or not is_square:
+        return f"patches {patches.kernel_size} every {patches.stride} of images {built.patch_embed.img_size}"
     return ""
 
 

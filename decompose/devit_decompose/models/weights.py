@@ -124,7 +124,7 @@ def from_timm(
         grid: Rows and columns of the image tokens the positions were trained for; by default a square.
 
     Raises:
-        ManifestError: A tensor is missing, has no place in the configuration, or another shape.
+        ManifestError: A tensor is missing, has no place in the configuration, another shape, or numbers not finite.
     """
     if config.backbone == "cct":
         raise ManifestError("expected a public CCT for backbone cct, found a ViT or DeiT")
@@ -234,6 +234,8 @@ def _fitted(
         if found != expected:
             why = " (only a model that is trained from here on may have a fresh head)" if theirs in heads else ""
             raise ManifestError(f"tensor {theirs}: expected shape {expected}, found {found}{why}")
+        if not state[theirs].is_meta and not state[theirs].isfinite().all():
+            raise ManifestError(f"tensor {theirs}: expected finite numbers, found others")
         ours.update(zip(names, state[theirs].chunk(len(names)) if len(names) > 1 else [state[theirs]], strict=True))
     return ours
 

@@ -154,6 +154,36 @@ def test_what_a_block_compares_is_what_timms_block_compares(timm: ModuleType) ->
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_pruned_module_scales_its_queries_as_its_own_attention_does(timm: ModuleType, fused: bool) -> None:
+    """Fused attention never asks for ``scale``, which stays that of the width before pruning."""
+    theirs = small_timm(timm, "vit_tiny_patch16_224")
+    for block in theirs.blocks:  # type: ignore[union-attr]
+        block.attn.scale, block.attn.fused_attn = 2.5, fused  # type: ignore[union-attr]
+    config = timm_config(theirs, mean=MEAN, std=STD, classes=(0, 1, 2))
+    images = pictures(2, (16, 16, 3))
+    with torch.inference_mode():
+        found = filled_model(config, from_timm(theirs.state_dict(), config))(images)
+        torch.testing.assert_close(found, theirs(pixels(images)), rtol=0, atol=1e-5)
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name(timm: ModuleType) -> None:
+    theirs = small_timm(timm, "vit_tiny_patch16_224")
+    config = timm_config(theirs, mean=MEAN, std=STD, classes=(0, 1, 2))
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    state["blocks.1.mlp.fc2.weight"][3, 5] = math.nan
+    with pytest.raises(ManifestError, match=r"tensor blocks\.1\.mlp\.fc2\.weight: expected finite numbers"):
+        from_timm(state, config)
+
+
+def test_patches_that_overlap_are_refused_whatever_timm_notes_of_them(timm: ModuleType) -> None:
+    """Its convolution decides; ``patch_size`` is a note of how it was built."""
+    theirs = small_timm(timm, "vit_tiny_patch16_224")
+    theirs.patch_embed.proj.stride = (2, 2)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"patches \(4, 4\) every \(2, 2\)"):
+        timm_config(theirs, mean=MEAN, std=STD, classes=(0, 1, 2))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [("cls_token", "dist_token"), ("head", "head_dist"), ("norm1", "norm2"), ("query", "key"), ("key", "value")],
