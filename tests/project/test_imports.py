@@ -163,8 +163,8 @@ def test_only_what_runs_on_a_device_takes_engines_into_profiling() -> None:
 
 
 def test_every_package_that_is_imported_is_of_the_ground_or_of_an_extra_that_is_known() -> None:
-    """Otherwise its absence would be a traceback; starlette brings anyio."""
-    known = GROUND | {"anyio"} | {package for packages in PACKAGES.values() for package in packages}
+    """Otherwise its absence would be a traceback; starlette brings anyio, and uvicorn h11."""
+    known = GROUND | {"anyio", "h11"} | {package for packages in PACKAGES.values() for package in packages}
     for path in (path for place in PLACES for path in modules(place)):
         packages = {name.split(".")[0] for name in imported_names(path)} - sys.stdlib_module_names
         strange = {name for name in packages if not name.startswith("devit")} - known

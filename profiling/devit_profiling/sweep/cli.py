@@ -85,13 +85,11 @@ def sweep(
     if power_modes is None or deadline_ms is None or bundle is None:
         raise typer.BadParameter("give --power-modes, --deadline-ms and --bundle, or --restore alone")
     require("profile")
-    numbers = _numbers(power_modes)
     command = engine_command(bundle, submodel, store, threads, engine)
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
-    choice = board_of_key(board).key if board is not None else "auto"
-    folder = calibrations or default_folder()
+    choice, folder = "auto" if board is None else board_of_key(board).key, calibrations or default_folder()
     target = SweepTarget(name, submodel, command, NvpModel(), state, calibrations=folder, board_choice=choice)
-    _measure(target, numbers, deadline_ms, plan, out, as_json=as_json)
+    _measure(target, _numbers(power_modes), deadline_ms, plan, out, as_json=as_json)
 
 
 def _measure(
