@@ -4,9 +4,11 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 # Tests in lanes, see tests/support/lanes.py. One thread a worker: more would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --durations 15
 QUICK = not system and not nightly and not jetson
+VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+IS_RECENT = -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 
 .PHONY: help demo demo-full install test test-system test-nightly nightly-endurance nightly-installs nightly-models \
-	coverage soak lint docs clean
+	coverage soak lint docs clean recent-python
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,20 +57,31 @@ lint: .venv/full.done  ## Style and types.
 	.venv/bin/mypy
 
 docs: .venv/full.done  ## The documentation, as docs/_build/html/index.html.
+	.venv/bin/python docs/generated.py
 	.venv/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky -q -b html docs docs/_build/html
 
 clean:  ## Remove the virtual environment and caches.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+# Before anything is installed: pip would refuse an older Python in its own words, and PYTHON would change nothing.
+recent-python:
+	@python="$(PYTHON)"; [ ! -x .venv/bin/python ] || python=.venv/bin/python; \
+	found=$$($$python $(VERSION)) || exit 1; \
+	$$python $(IS_RECENT) || { echo "error: $$python is Python $$found, expected 3.10 or later: run make clean," \
+		"then name a later one, e.g. make demo PYTHON=python3.12" >&2; exit 1; }; \
+	[ "$(origin PYTHON)" != "command line" ] || wanted=$$($(PYTHON) $(VERSION)) || exit 1; \
+	[ "$${wanted:-$$found}" = "$$found" ] || { echo "error: .venv has Python $$found, $(PYTHON) is $$wanted:" \
+		"run make clean, then this again" >&2; exit 1; }
 
-.venv/light.done: .venv/bin/python pyproject.toml constraints.txt
+.venv/bin/python: | recent-python
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/light.done: .venv/bin/python pyproject.toml constraints.txt | recent-python
 	@echo "Installing the light set (no torch, about 300 MB) into .venv"
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-.venv/full.done: .venv/bin/python pyproject.toml constraints.txt
+.venv/full.done: .venv/bin/python pyproject.toml constraints.txt | recent-python
 	@echo "Installing everything (about 1.4 GB) into .venv"
 	$(PIP) --editable '.[test]'
 	@touch $@ .venv/light.done

@@ -1,7 +1,8 @@
 """The parts of the pages that are made from the code: commands from their parsers, file formats from their structs.
 
-A page says where such a part stands by a comment, ``<!-- generated: NAME ARGUMENT -->``; what is made of it is
-Markdown, put in its place before the page is parsed. So the reference cannot go stale, and nothing made is kept.
+A page says where such a part stands by a comment, ``<!-- generated: NAME ARGUMENT -->``. What is made of it is Markdown
+that stands below the comment, up to ``<!-- end -->``, so that the page can be read as it is. ``make docs`` writes it
+anew, and so does this file as a program; a test says where it is stale.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from devit_pipeline.cli import COMMANDS
 from schema import field_docs, structs_within
 
 ROOT = Path(__file__).parents[1]
-_MARK = re.compile(r"^<!-- generated: (\S+) ?(.*?) -->$", re.MULTILINE)
+_MARK = re.compile(
+    r"^<!-- generated: (\S+) ?([^\n]*?) -->$(?:\n\n(?:(?!<!-- generated).)*?\n<!-- end -->$)?", re.MULTILINE | re.DOTALL
+)
 _EVERYWHERE = {"help", "install_completion", "show_completion"}
 """Options that every command has; the page names them once."""
 
@@ -38,10 +41,24 @@ def setup(app: Any) -> dict[str, bool]:  # noqa: ANN401 - Sphinx is not typed wh
     return {"parallel_read_safe": True}
 
 
+def refreshed(text: str) -> str:
+    """Write what is generated below each comment; a struct that came before on the page is not told again."""
+    parts = _makers()
+    return _MARK.sub(
+        lambda match: f"{match[0].splitlines()[0]}\n\n{parts[match[1]](match[2]).strip()}\n\n<!-- end -->", text
+    )
+
+
 def fill(text: str) -> str:
-    """Put what is generated in the place of each comment; a struct that came before on the page is not told again."""
+    """Put what is generated in the place of each comment and of what stands below it."""
+    parts = _makers()
+    return _MARK.sub(lambda match: parts[match[1]](match[2]), text)
+
+
+def _makers() -> dict[str, Callable[[str], str]]:
+    """Make the parts of one page, by the names that its comments use."""
     told: set[type] = set()
-    makers: dict[str, Callable[[str], str]] = {
+    return {
         "commands": lambda _: "\n".join(_commands()),
         "programs": lambda _: "\n".join(_programs()),
         "struct": lambda name: "\n".join(_structs(name, told)),
@@ -50,7 +67,6 @@ def fill(text: str) -> str:
         "members": lambda name: "\n".join(_members(name)),
         "readme": _paragraph,
     }
-    return _MARK.sub(lambda match: makers[match[1]](match[2]), text)
 
 
 def command_line(name: str) -> Any:  # noqa: ANN401 - typer keeps its command types private
@@ -66,7 +82,7 @@ def _commands() -> Iterator[str]:
 
 def _command(name: str, command: Any, summary: str, level: int) -> Iterator[str]:  # noqa: ANN401 - as above
     twin = re.search(r"\(= (\S+)\)", summary)
-    context = command.make_context(name, [], resilient_parsing=True)
+    context = command.make_context(name, [], resilient_parsing=True, terminal_width=80)
     yield f"{'#' * level} `{name}`\n"
     yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
     if twin:
@@ -118,8 +134,7 @@ def _structs(name: str, told: set[type]) -> Iterator[str]:
 def _struct(struct: type[msgspec.Struct]) -> Iterator[str]:
     docs = dict(field_docs(struct))
     hints = typing.get_type_hints(struct)
-    yield f"({anchor(struct)})="
-    yield f"### {struct.__name__.strip('_')}\n\n{_markdown(inspect.getdoc(struct) or '')}\n"
+    yield f"### {_title(struct)}\n\n{_markdown(inspect.getdoc(struct) or '')}\n"
     rows = []
     for field in msgspec.structs.fields(struct):
         if field.required:
@@ -133,8 +148,12 @@ def _struct(struct: type[msgspec.Struct]) -> Iterator[str]:
 
 
 def anchor(struct: type) -> str:
-    """Name the place of a struct on its page."""
-    return f"{struct.__module__.rpartition('.')[2]}-{struct.__name__}".lower().replace("_", "-").replace("--", "-")
+    """Name the place of a struct on its page, as its heading does by itself."""
+    return _title(struct).lower()
+
+
+def _title(struct: type) -> str:
+    return struct.__name__.strip("_")
 
 
 def words(hint: Any) -> str:  # noqa: ANN401 - any annotation
@@ -156,7 +175,7 @@ def words(hint: Any) -> str:  # noqa: ANN401 - any annotation
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return ", ".join(f"`{member.value}`" for member in hint)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return f"[{hint.__name__.strip('_')}](#{anchor(hint)})"
+        return f"[{_title(hint)}](#{anchor(hint)})"
     return _WORDS[hint]
 
 
@@ -194,9 +213,37 @@ def _members(name: str) -> Iterator[str]:
 
 
 def _docstring(name: str) -> str:
-    """Show a module's docstring below its first line, tables and all."""
+    """Show a module's docstring below its first line, with its tables and its literal blocks."""
     text = inspect.getdoc(importlib.import_module(name)) or ""
-    return f"````{{eval-rst}}\n{_no_roles(text.partition(chr(10))[2]).strip()}\n````"
+    return "\n".join(_blocks(text.partition("\n")[2]))
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Turn the blocks of reStructuredText that docstrings here have into those of Markdown."""
+    for block in re.split(r"\n\n(?=\S)", text.strip("\n")):
+        paragraph, is_literal, literal = re.fullmatch(r"(.*?)(::)?(?:\n\n((?: .*|\n)+))?", block, re.DOTALL).groups()  # type: ignore[union-attr] - fits anything
+        if block.startswith("=="):
+            yield from _table(*_simple_table(block.splitlines()))
+        elif is_literal:
+            yield from ([f"{_markdown(paragraph)}:\n"] if paragraph else [])
+            yield f"```text\n{inspect.cleandoc(literal)}\n```\n"
+        else:
+            yield f"{_markdown(block)}\n"
+
+
+def _simple_table(lines: list[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Read a table between rulers; a line without a first cell goes on with the row above it."""
+    columns = [slice(*match.span()) for match in re.finditer("=+", lines[0])]
+    columns[-1] = slice(columns[-1].start, None)
+    rows: list[list[str]] = []
+    for line in lines[1:-1]:
+        cells = [line[column].strip() for column in columns]
+        if line[0] == " ":
+            rows[-1] = [f"{above} {below}".strip() for above, below in zip(rows[-1], cells, strict=True)]
+        elif line[0] != "=":
+            rows.append(cells)
+    header, *body = ([_markdown(cell) for cell in row] for row in rows)
+    return tuple(header), [tuple(row) for row in body]
 
 
 def _kinds(name: str) -> Iterator[str]:
@@ -242,3 +289,8 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
+
+
+if __name__ == "__main__":
+    for page in (ROOT / "docs").glob("*.md"):
+        page.write_text(refreshed(page.read_text()))

@@ -64,7 +64,6 @@ def serve(parent: Connection, node: Node, devices: Sequence[Device], core: int) 
         socket, _ = connect_dealer(
             context,
             node.endpoint,
-            name=device.name.encode(),
             keys=device.keys,
             node_key=node.key,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,

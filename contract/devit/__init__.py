@@ -21,6 +21,7 @@ from devit_contract.errors import (
     PeerProtocolError,
     QuestionFailedError,
     RefusedError,
+    SourceLostError,
     TrainError,
     WireError,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "QuestionFailedError",
     "RefusedError",
     "SamplingCost",
+    "SourceLostError",
     "State",
     "Telemetry",
     "TrainError",

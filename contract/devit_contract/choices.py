@@ -20,6 +20,23 @@ HostMemory = Literal["pinned", "mapped"]
 where both share it, as on a Jetson."""
 FeatureDtype = Literal["float32", "float16"]
 """What features travel as: ``float16`` halves their bytes, and rounds them."""
+BoardChoice = Literal[
+    "auto",
+    "tx1",
+    "nano",
+    "nano-2gb",
+    "tx2",
+    "tx2-nx",
+    "xavier-nx",
+    "agx-xavier",
+    "orin-nx",
+    "orin-nano",
+    "agx-orin",
+    "agx-thor",
+    "thor",
+    "drive-orin",
+]
+"""Which board a device is, for the total of its power; ``auto``: by its device tree, else guessed from its samples."""
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""

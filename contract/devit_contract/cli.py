@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_json, print_table, progress_bar
+from devit_contract.service.application_cli import Application
+from devit_contract.service.terminal import print_json, print_table, progress_bar, tell
 
 if TYPE_CHECKING:
+    from devit_contract.artefacts.manifest import Preprocess
     from devit_contract.wire.client import Answer, Client, Picture
     from devit_contract.wire.messages import ClientStatus, DeviceStatus
 
 _EVENTS_SHOWN = 8
 
-classify_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-status_app = typer.Typer(pretty_exceptions_enable=False)
+classify_app = Application(no_args_is_help=True)
+status_app = Application()
 
 To = Annotated[
     str | None, typer.Option("--to", metavar="ENDPOINT", help="The node's client endpoint, tcp://HOST:PORT.")
@@ -48,35 +50,64 @@ def classify(
 ) -> None:
     """Ask a running cell to classify pictures, or what its devices see.
 
-    Ends with exit code 1 if an image got no answer, after showing the others.
+    Ends with exit code 1 if a picture can't be read, or an image got no answer, after showing the others.
     """
-    from devit_contract.artefacts.preprocess import load_image
-    from devit_contract.errors import FrameFailedError, InputError
+    from devit_contract.errors import DevitError, InputError
 
     if bool(images) == bool(own):
         raise InputError("give either pictures or --own COUNT")
     paths = list(_picture_paths(images or []))
     names = [str(path) for path in paths] or [f"own {number}" for number in range(1, own + 1)]
+    answers: list[Answer] = []
+    unread: dict[int, str] = {}
+    lost: DevitError | None = None
     with open_client(to, fleet, key, node_key) as client, progress_bar(quiet=as_json) as progress:
         status = client.status()
-        # Every picture is read before the first is sent: with a damaged one, nothing is half done.
-        pictures: list[Picture] = [load_image(path, status.preprocess) for path in paths]
-        pictures += [None] * own
-        answers: list[Answer] = []
-        for answer in client.stream(pictures, in_flight=in_flight):
-            answers.append(answer)
-            progress("classify", len(answers), len(names))
-    results = [_result(name, answer) for name, answer in zip(names, answers, strict=True)]
+        try:
+            for answer in client.stream(_pictures(paths, own, status.preprocess, unread), in_flight=in_flight):
+                answers.append(answer)
+                progress("classify", len(answers) + len(unread), len(names))
+        except DevitError as err:  # raised below what has been answered until then
+            lost = err
+    asked = (place for place in range(len(names)) if place not in unread)
+    results = {place: _unread(names[place], why) for place, why in unread.items()}
+    results |= {place: _result(names[place], answer) for place, answer in zip(asked, answers, strict=False)}
+    in_order = [results[place] for place in sorted(results)]
     if as_json:
-        print_json(results)
-    else:
+        print_json(in_order)
+    elif in_order:
         header = ["image", "class", "probability", "state", "ms"]
-        print_table("", header, [_answer_row(result) for result in results], numbers=(2, 4))
+        print_table("", header, [_answer_row(result) for result in in_order], numbers=(2, 4))
+    if lost is not None:
+        raise lost
+    _raise_unless_whole(answers, [f"{names[place]}: {why}" for place, why in unread.items()])
+
+
+def _pictures(paths: list[Path], own: int, spec: Preprocess, unread: dict[int, str]) -> Iterator[Picture]:
+    """Read one picture after the other; of one that can't be read, keep its place and why not."""
+    from devit_contract.artefacts.preprocess import load_image
+    from devit_contract.errors import InputError
+
+    for place, path in enumerate(paths):
+        try:
+            picture = load_image(path, spec)
+        except InputError as err:
+            unread[place] = str(err).removeprefix(f"{path}: ")
+        else:
+            yield picture
+    yield from [None] * own
+
+
+def _raise_unless_whole(answers: list[Answer], unread: list[str]) -> None:
+    from devit_contract.errors import FrameFailedError, InputError
+
     failed = [answer for answer in answers if answer.logits is None]
+    said = f"{len(unread)} of {len(unread) + len(answers)} pictures were not read ({unread[0]})" if unread else ""
     if failed:
-        raise FrameFailedError(
-            f"{len(failed)} of {len(answers)} images have no answer ({failed[0].why}): see devit status"
-        )
+        why = f"{len(failed)} of {len(answers)} images have no answer ({failed[0].why}): see devit status"
+        raise FrameFailedError(f"{said}; {why}" if said else why)
+    if unread:
+        raise InputError(said)
 
 
 @status_app.command()
@@ -104,8 +135,10 @@ def status(
     title = (
         f"{found.bundle}: deadline {found.deadline_ms:g} ms, min_devices {found.min_devices}, frames ended: {frames}"
     )
+    rows = [_device_row(device) for device in found.devices]
+    rows += [["-", str(submodel), "no device", "-", "-", "-", "-", "-"] for submodel in found.without_device]
     header = ["device", "model", "state", "sent", "seen, s", "missed", "p50, ms", "engine"]
-    print_table(title, header, [_device_row(device) for device in found.devices], numbers=(1, 4, 5, 6))
+    print_table(title, header, rows, numbers=(1, 4, 5, 6))
     clients = [client for client in found.clients if client.frames or client.waiting or client.in_flight]
     if clients:
         header = ["client", "waiting", "sent", "full", "partial", "failed", "shed", "time, s"]
@@ -128,7 +161,7 @@ def _device_row(device: DeviceStatus) -> list[str]:
     return [
         device.name,
         str(device.submodel),
-        device.state,
+        "revoked" if device.is_revoked else device.state,
         f"{device.in_flight} of {device.credit}",
         "never" if device.last_seen_s is None else f"{device.last_seen_s:.1f}",
         f"{missed / requested:.1%}" if requested else "-",
@@ -161,11 +194,12 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
             raise InputError("give --key and --node-key together")
         if fleet is not None and not node_key:
             node_key = load_fleet(fleet).node.public_key
-        return Client(to, keys=keys, node_key=check_key(node_key, "--node-key") if node_key else None)
+        public = check_key(node_key, "--node-key") if node_key else None
+        return Client(to, keys=keys, node_key=public, tell=tell)
     chosen = fleet or Path("fleet.toml")
     if fleet is None and not chosen.exists():
         raise InputError("no node is given: give --to or --fleet, or run this where fleet.toml is")
-    return Client.of_fleet(load_fleet(chosen), keys)
+    return Client.of_fleet(load_fleet(chosen), keys, tell=tell)
 
 
 def _picture_paths(names: list[str]) -> Iterator[Path]:
@@ -204,6 +238,7 @@ def _result(name: str, answer: Answer) -> dict[str, object]:
         "state": answer.state.name.lower(),
         "mask": answer.mask,
         "missing": answer.missing,
+        "why": answer.why,
         "latency_ms": answer.latency_s * 1000,
         "client_ms": answer.client_us / 1000,
         "dispatch_ms": answer.wait_us / 1000,
@@ -211,6 +246,7 @@ def _result(name: str, answer: Answer) -> dict[str, object]:
         "fuse_ms": answer.fuse_us / 1000,
         "devices": {
             str(timing.device): {
+                "name": answer.name_of(timing.device),
                 "network_ms": timing.network_us / 1000,
                 "queue_ms": timing.queue_us / 1000,
                 "decode_ms": timing.decode_us / 1000,
@@ -224,7 +260,12 @@ def _result(name: str, answer: Answer) -> dict[str, object]:
     }
 
 
+def _unread(name: str, why: str) -> dict[str, object]:
+    nothing = dict.fromkeys(("label", "probability", "mask", "latency_ms"))
+    return {"image": name, **nothing, "probabilities": {}, "state": f"not read: {why}"}
+
+
 def _answer_row(result: dict[str, object]) -> list[str]:
     probability = "-" if result["probability"] is None else f"{result['probability']:.1%}"
-    shown = result["image"], result["label"] or "-", probability, result["state"], f"{result['latency_ms']:.1f}"
-    return [str(each) for each in shown]
+    latency = "-" if result["latency_ms"] is None else f"{result['latency_ms']:.1f}"
+    return [str(each) for each in (result["image"], result["label"] or "-", probability, result["state"], latency)]

@@ -4,6 +4,17 @@ A message says what is wrong, and what to run next. Commands catch :class:`Devit
 other exception is a bug and keeps its traceback.
 """
 
+from typing import Literal
+
+MessageFault = Literal["size", "magic", "kind", "dtype", "dims", "state", "crc", "body"]
+"""What may be wrong with any message."""
+DeviceFault = Literal[MessageFault, "frames", "boot", "run", "reason", "hello"]
+"""What a node may find wrong with a message of a device."""
+ClientFault = Literal[MessageFault, "shape", "mask", "picture", "connections"]
+"""What a node may find wrong with a message of a client."""
+AgentFault = Literal[MessageFault, "question", "run", "engine"]
+"""What an agent may find wrong with a message of its node."""
+
 
 class DevitError(Exception):
     """Any failure that has a name, exit code 1. Its text is one line, written for the user."""
@@ -20,8 +31,8 @@ class ManifestError(DevitError):
 class WireError(DevitError):
     """Bytes from the network break the message format."""
 
-    def __init__(self, reason: str, text: str) -> None:
-        """Keep ``reason``, a short fixed word to count by, beside the text."""
+    def __init__(self, reason: DeviceFault | ClientFault | AgentFault, text: str) -> None:
+        """Keep ``reason``, the word to count by, beside the text."""
         super().__init__(text)
         self.reason = reason
 
@@ -72,6 +83,10 @@ class NotBuiltError(EngineError):
 
 class DeviceLostError(EngineError):
     """The GPU's context is lost; only a new process helps, exit code 70."""
+
+
+class SourceLostError(DevitError):
+    """A camera is lost to this process; only a new one can reach it, exit code 70."""
 
 
 class EnergyError(DevitError):

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import print_json, print_table
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.fleet import Fleet
     from devit_contract.artefacts.keys import StoredKey
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Make, list and revoke CURVE keys of a fleet."
-)
+app = Application(no_args_is_help=True, help="Make, list and revoke CURVE keys of a fleet.")
 
 Folder = Annotated[Path, typer.Option("--dir", help="Folder for NAME.key and NAME.key_secret.")]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 ROOT = Path("/")
@@ -59,7 +60,7 @@ class Clock:
 def read_text(path: Path) -> str:
     """Read a small file of the system; empty where it is absent or may not be read."""
     try:
-        return path.read_text("utf-8", errors="replace")
+        return read_regular(path).decode("utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -73,6 +74,11 @@ def device_tree(root: Path, name: str) -> str:
     """Read a property of the device tree; the kernel ends each of its strings with a NUL."""
     found = (read_text(root / tree / name).strip("\0 \n") for tree in _TREES)
     return next(filter(None, found), "")
+
+
+def board_compatible(root: Path = ROOT) -> tuple[str, ...]:
+    """Read what the device tree is compatible with, e.g. ``nvidia,p3768-0000+p3767-0005``; the whole machine first."""
+    return tuple(filter(None, device_tree(root, "compatible").split("\0")))
 
 
 def cpu_model(root: Path = ROOT) -> str:

@@ -7,26 +7,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_json, print_table, progress_bar
+from devit_contract.extras import require
+from devit_contract.service.application_cli import Application
+from devit_contract.service.terminal import on_interrupt, print_json, print_next, print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_decompose.evaluate import Evaluation
     from devit_decompose.models_folder.assembly import Assembly
     from devit_decompose.models_folder.decomposition import Decomposition
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-assemble_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-evaluate_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = Application(no_args_is_help=True)
+assemble_app = Application(no_args_is_help=True)
+evaluate_app = Application(no_args_is_help=True)
 _MANY_DEVICES = 4
 """With more devices, only the best and the worst subset of each size are printed."""
 _MANY_CLASSES = 20
 """If there are more classes, only this many are printed, the worst."""
+
+_RESUME = "run the same command with --resume: it goes on after the last finished epoch"
+Force = Annotated[bool, typer.Option("--force", help="Replace the finished models in --out.")]
 
 
 @app.command()
 def decompose(
     recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. examples/fashion-mnist.toml.")],
     out: Annotated[Path, typer.Option(help="Folder to write the models to.")] = Path("models"),
+    force: Force = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run from its last epoch.")] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe entry; may be repeated.")
@@ -44,6 +50,7 @@ def decompose(
 
     On several GPUs or machines: torchrun --nproc_per_node 2 -m devit_decompose RECIPE --out models
     """
+    require("decompose")
     from devit_decompose.recipe.reader import load_recipe
 
     loaded = load_recipe(recipe, tuple(changes or ()))
@@ -54,9 +61,12 @@ def decompose(
             table = run_dry(loaded, progress)
         print_table(f"{loaded.name}: nothing trained (--dry-run)", *table, numbers=(1, 2, 3, 4))
         return
+    from devit_contract.artefacts.files import refuse_finished
+    from devit_decompose.models_folder.decomposition import FILE_NAME
     from devit_decompose.stages import decompose as run_stages
 
-    with progress_bar() as progress:
+    refuse_finished(out, FILE_NAME, force=force)
+    with on_interrupt(_RESUME), progress_bar() as progress:
         result = run_stages(loaded, out, resume=resume, progress=progress, teacher_cache=teacher_cache)
     if result is None:  # one of torchrun's other processes
         return
@@ -68,6 +78,7 @@ def decompose(
         ["fused", f"{len(result.submodels)} devices", f"{whole.test_accuracy:.2%}", f"{cost / 1e6:.1f}"],
     ]
     print_table(f"{loaded.name}: models in {out}", ["model", "sees", "test accuracy", "MMACs"], rows, numbers=(2, 3))
+    print_next("devit", "export", out, "--out", "bundle")
 
 
 @assemble_app.command()
@@ -77,6 +88,7 @@ def assemble(
     ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with train/CLASS/ and test/CLASS/ or val/CLASS/.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the models to.")] = Path("models"),
+    force: Force = False,
     weights: Annotated[
         str, typer.Option(metavar="FILE,...", help="A file for each model (default: timm downloads them).")
     ] = "",
@@ -103,9 +115,13 @@ def assemble(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Make a cell from pretrained timm backbones, by training the fusion head alone."""
+    require("timm")
+    from devit_contract.artefacts.files import refuse_finished
     from devit_decompose.assembly.assemble import Order, assemble
     from devit_decompose.assembly.features import default_cache
+    from devit_decompose.models_folder.decomposition import FILE_NAME
 
+    refuse_finished(out, FILE_NAME, force=force)
     order = Order(
         models=tuple(models.split(",")),
         data=data,
@@ -118,12 +134,14 @@ def assemble(
         validation_images=validation_images,
         workers=workers,
     )
-    with progress_bar(quiet=as_json) as progress:
+    kept = f"run the same command again: {cache or default_cache()} keeps the features of every finished backbone"
+    with on_interrupt(kept), progress_bar(quiet=as_json) as progress:
         decomposition, assembly = assemble(order, out, cache or default_cache(), progress)
     if as_json:
         print_json({"decomposition": decomposition, "assembly": assembly})
     else:
         _show_assembled(decomposition, assembly, out)
+        print_next("devit", "export", out, "--out", "bundle")
 
 
 @evaluate_app.command()
@@ -139,6 +157,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; accuracies in percent.")] = False,
 ) -> None:
     """Measure trained models on their test images: all subsets of devices, every class."""
+    require("decompose")
     from devit_decompose.evaluate import evaluate
 
     with progress_bar(quiet=as_json) as progress:
@@ -151,6 +170,7 @@ def evaluate(
         print_json(found)
     else:
         _show_evaluation(found)
+        print_next("devit", "export", models, "--out", "bundle")
 
 
 def _size(text: str) -> tuple[int, int] | None:

@@ -73,6 +73,8 @@ class EdgeAgent(Closing):
         self._newest: Inference | None = None
         self._inferences = 0
         self._busy_ns = 0
+        self._has_served = False
+        self._refusal = ""
         self._is_left = False
         self._next_free_ns = 0
         self._next_throttled_ns = 0
@@ -108,7 +110,7 @@ class EdgeAgent(Closing):
         and takes over if it is good.
 
         Raises:
-            RefusedError: The node refuses this device or its bundle; trying again would not help.
+            RefusedError: The node refuses this device or its bundle, and has never accepted it.
         """
         gc.freeze()  # the collector need not look again at what lives as long as the agent
         while not should_stop():
@@ -128,11 +130,7 @@ class EdgeAgent(Closing):
         ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
         self._supervisor.alive()
         if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):
-            self._queue.clear()
-            self._questions.clear()
-            self._power.stop()
-            self._baseline.free()
-            self._supervisor.waiting("waiting for the node")
+            self._unlinked("waiting for the node")
         if self._uplink.socket in ready:
             self._receive()
         if self._questions:  # one a turn: frames and signs of life come between
@@ -157,10 +155,29 @@ class EdgeAgent(Closing):
                 except WireError as err:
                     self._log_throttled(f"a message of the node was not used: {err}")
         except RefusedError as err:
-            if not self._swap.is_offered:
+            if self._swap.is_offered:
+                self._swap.refuse(str(err))
+                self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
+            elif self._has_served:
+                self._refused(str(err))
+            else:
                 raise
-            self._swap.refuse(str(err))
-            self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
+
+    def _refused(self, text: str) -> None:
+        """Try again: another agent may have taken the name for a while, or the node has a new bundle already."""
+        if text != self._refusal:
+            self._refusal = text
+            self._log.log(Priority.ERROR, f"{text}; trying again")
+        self._unlinked(f"trying again, {text}")
+        self._uplink.try_again()
+
+    def _unlinked(self, status: str) -> None:
+        """Drop what belonged to the link that has ended."""
+        self._queue.clear()
+        self._questions.clear()
+        self._power.stop()
+        self._baseline.free()
+        self._supervisor.waiting(status)
 
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
@@ -178,6 +195,7 @@ class EdgeAgent(Closing):
         if self._swap.is_offered:
             before, self._loaded, self._newest = self._loaded, self._swap.take_over(), None
             retire(before.engine, self._log)
+        self._has_served, self._refusal = True, ""
         text = f"ready, {self._loaded.hello.engine}"
         self._log.log(Priority.INFO, text)
         self._supervisor.ready(text)

@@ -10,8 +10,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from devit_contract.service import terminal
+from devit_contract.service.application_cli import Application
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = Application(no_args_is_help=True)
 
 
 @app.command()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +15,14 @@ from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.errors import EngineError, InputError
-from devit_contract.machine import available_bytes, clocks, power_mode
+from devit_contract.machine import available_bytes, board_compatible, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
 from devit_engines.choice import OpenedEngine, open_engine
-from devit_engines.engine import Engine, ModelRef
+from devit_engines.engine import Engine, ModelRef, closed_on_failure
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
 """What another engine in the same process may change."""
@@ -109,7 +108,7 @@ def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -
     tell("loading the engine")
     opened = _open(settings, bundle, store, config.submodel)
     tell("warming the engine up")
-    with _closed_on_failure(opened.engine):
+    with closed_on_failure(opened.engine):
         opened.engine.warm_up(_WARM_UP_RUNS)
         return _described(config, bundle, opened)
 
@@ -125,7 +124,7 @@ def self_check(settings: Settings, loaded: Loaded) -> None:
     """
     if settings.engine_choice != "built":
         return
-    with _closed_on_failure(loaded.engine):
+    with closed_on_failure(loaded.engine):
         require_accuracy(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
 
 
@@ -145,7 +144,7 @@ def open_baseline(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
             "from a decomposition"
         )
     opened = _open(settings, bundle, store, "baseline")
-    with _closed_on_failure(opened.engine):
+    with closed_on_failure(opened.engine):
         if settings.engine_choice == "built":
             require_accuracy(opened.engine, bundle, "baseline", opened.title)
         opened.engine.warm_up(_WARM_UP_RUNS)
@@ -163,18 +162,8 @@ def describe(loaded: Loaded, root: Path) -> Description:
     )
 
 
-@contextmanager
-def _closed_on_failure(engine: Engine) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with suppress(EngineError):  # what went wrong first is the cause
-            engine.close()
-        raise
-
-
 def _open(settings: Settings, bundle: Bundle, store: Store, model: ModelRef) -> OpenedEngine:
-    config = settings.config
+    config, golden_bytes = settings.config, bundle.manifest.file("golden").size_bytes or 0
     return open_engine(
         settings.engine_choice,
         bundle,
@@ -187,7 +176,7 @@ def _open(settings: Settings, bundle: Bundle, store: Store, model: ModelRef) -> 
             cuda=config.cuda,
             host_memory=config.host_memory,
         ),
-        check_size=lambda size_bytes: _check_memory(2 * size_bytes, Path(config.root)),
+        check_size=lambda size_bytes: _check_memory(2 * (size_bytes + golden_bytes), Path(config.root)),
     )
 
 
@@ -202,7 +191,15 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         software=version("devit"),
     )
     board = detect_board(Path(config.root))
-    description = Description(board.name, board.l4t or "", opened.title, " ".join(config.tegrastats), config.threads)
+    description = Description(
+        board.name,
+        board.l4t or "",
+        opened.title,
+        " ".join(config.tegrastats),
+        config.threads,
+        board_choice=config.board,
+        compatible=board_compatible(Path(config.root)),
+    )
     return Loaded(opened.engine, bundle, hello, description)
 
 

@@ -12,7 +12,6 @@ from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost, Telemetry
 from devit_profiling.sensor.sampler import PowerSampler
 
-_MAX_LINE_CHARS = 4096
 _MAX_LINES = 8
 """In one message, so that it stays below what the node accepts."""
 _MAX_WAITING = 4096
@@ -80,9 +79,8 @@ class PowerFeed:
             return
         try:
             lines = self._sampler.read_lines()
-            is_flood = len(self._waiting) + len(lines) > _MAX_WAITING
-            if is_flood or any(len(line.text) > _MAX_LINE_CHARS for line in lines):
-                raise EnergyError(f"{self._command[0]} prints more than lines of tegrastats: correct agent.toml")
+            if len(self._waiting) + len(lines) > _MAX_WAITING:
+                raise EnergyError(f"{self._command[0]} prints more lines than can be sent: sample less often")
             self._waiting.extend(lines)
         except EnergyError as err:
             self._ended = str(err)
@@ -91,6 +89,6 @@ class PowerFeed:
     def _end(self) -> None:
         if self._sampler is not None and self._poller is not None:
             self._poller.unregister(self._descriptor)
-            self._sampler.__exit__(None, None, None)
+            self._sampler.leave()  # a child may take two seconds to go, and frames do not wait for that
             self.cost = self._sampler.cost(self._reader_cpu_ns / 1e9)
             self._sampler = None

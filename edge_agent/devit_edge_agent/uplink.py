@@ -3,10 +3,12 @@
 What ends a link, and what brings it back:
 
 ==================================  ==============================================================================
-the node or the network goes        libzmq reconnects automatically, and this device introduces itself again
+the node or the network goes        libzmq reconnects automatically, :class:`Reach` looks for another address of the
+                                    node's name, and this device introduces itself again
 a refused handshake                 libzmq may never try again: the agent reconnects after two seconds
-no message from the node for 5 s    it pings every second, so the route is gone or another peer's: reconnect
-the node sends REFUSED              an error: only the operator can help (other bundle, other or duplicate name)
+no message from the node for 5 s    it pings every second, so the route is gone: reconnect
+the node sends REFUSED              at the start an error: only the operator can help (other bundle, name or key); later
+                                    the agent introduces itself again every five seconds: the cause may be another's
 ==================================  ==============================================================================
 """
 
@@ -26,17 +28,27 @@ from devit_contract.errors import RefusedError, WireError
 from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
 from devit_contract.wire.messages import Hello, Refused, Welcome, body, read_body
-from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
+from devit_contract.wire.reach import Reach
+from devit_contract.wire.sockets import (
+    HANDSHAKE_FAILURES,
+    NO_LINK,
+    WRONG_PORT,
+    connect_dealer,
+    is_readable,
+    open_context,
+)
 
 _HELLO_NS = 1_000_000_000
 """Until an unanswered introduction is repeated."""
 _RETRY_NS = 2_000_000_000
 """Pause before a reconnection after a failed handshake."""
 _SILENCE_NS = 5_000_000_000
+_REFUSED_NS = 5_000_000_000
+"""Pause before another introduction after a refusal."""
 _LINGER_MS = 200
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
-_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILURES
+_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | NO_LINK | HANDSHAKE_FAILURES
 
 
 class Uplink:
@@ -60,12 +72,12 @@ class Uplink:
         self.socket, self.monitor = connect_dealer(
             self._opened.__enter__(),
             config.node,
-            name=config.name.encode(),
             keys=keys,
             node_key=config.node_public_key.encode() or None,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
             events=_LINK_EVENTS,
         )
+        self._reach = Reach(self.socket, config.node)
 
     @property
     def is_introducing(self) -> bool:
@@ -74,24 +86,30 @@ class Uplink:
 
     def close(self) -> None:
         """Close the link; the last messages still go out."""
-        self.socket.disable_monitor()
         self.socket.close(linger=_LINGER_MS)
         self._opened.__exit__(None, None, None)
 
     def watch(self, *, has_events: bool) -> bool:
         """Watch the link; tell whether it ended, so that the queued frames are obsolete."""
         had_run = self.run_id is not None
-        for event, _ in self.monitor.read() if has_events else ():
+        for found in self.monitor.read() if has_events else ():
+            event = found.kind
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._retry_ns = None
                 self._has_logged_refusal = False
                 self._hello_ns = time.monotonic_ns()
+                self._reach.linked()
+            elif event == zmq.EVENT_CONNECT_RETRIED:
+                self._reach.failed()
             elif event == zmq.EVENT_DISCONNECTED:
+                self._reach.lost()
                 self._end("the link to the node is gone, waiting for it")
             else:
+                self._reach.refused()
                 self._end("")
                 if not self._has_logged_refusal:
-                    self._log.log(Priority.WARNING, "the node refuses the handshake: check both keys; trying again")
+                    why = WRONG_PORT if found.is_wrong_port else "check both keys"
+                    self._log.log(Priority.WARNING, f"the node refuses the handshake: {why}; trying again")
                 self._has_logged_refusal = True
                 self._retry_ns = time.monotonic_ns() + _RETRY_NS
         now_ns = time.monotonic_ns()
@@ -102,13 +120,20 @@ class Uplink:
             self._send_hello()
         if self._retry_ns is not None and now_ns >= self._retry_ns:
             self._retry_ns = None
-            reconnect(self.socket, self._config.node)
+            self._reach.reconnect()
+        if told := self._reach.tend():
+            self._log.log(Priority.WARNING, told)
         return had_run and self.run_id is None
 
     def introduce(self, hello: Hello, revision: int) -> None:
         """Introduce another engine to the node; :attr:`is_introducing` holds until it has answered."""
         self._hello, self._revision = body(hello), revision
         self._send_hello()  # now: no frame is worked on until the answer
+
+    def try_again(self) -> None:
+        """After a refusal, have no link for some seconds, then introduce this device again."""
+        self._hello_ns = time.monotonic_ns() + _REFUSED_NS
+        self.run_id = None
 
     def receive(self) -> Iterator[Message]:
         """Take what has come, without waiting; messages for the link itself are kept here, except WELCOME.

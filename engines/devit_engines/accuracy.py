@@ -7,6 +7,7 @@ answers after fusion with the reference answers. An engine that fails is never s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,19 +19,22 @@ from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import Tensors
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, ManifestError
-from devit_engines.engine import Engine, ModelRef
+from devit_engines.engine import CheckedEngine, Engine, ModelRef
 
 BATCH = 16
 """Golden images per call."""
 ENOUGH_IMAGES = 256
-"""If none of these flips, at most 1.2 % do (rule of three, 95 %); fewer are noted in ``engine.json``."""
+"""If none of these flips, at most 1.2 % do (95 %); fewer are noted in ``engine.json``, and told by ``devit build``."""
+SPOT_IMAGES = 16
+"""Golden images that an engine computes whenever it is loaded."""
+_CONFIDENCE = 0.95
 _COSINE_MIN = 0.995
 _COSINE_MEDIAN = 0.999
 _RELATIVE_L2 = 0.03
 _HINT = "make the bundle again with devit export"
 
 
-class AccuracyResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class AccuracyResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Figures of one engine over the golden images; kept in ``engine.json``."""
 
     images: int
@@ -48,8 +52,8 @@ class AccuracyResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     """Those of them whose reference margin is above ``margin``."""
     margin: float
     """5th percentile over the images of the distance between the largest and second largest reference logit."""
-    flip_rate_bound: float | None = None
-    """Upper bound of the flip rate at 95 % confidence (3/n, the rule of three); absent where an answer flipped."""
+    flip_rate_bound: float
+    """Upper bound of the share of all images that flip, at 95 % confidence (Clopper-Pearson), in 0 to 1."""
 
     def failures(self) -> list[str]:
         """Name every figure that misses its threshold; a NaN misses it."""
@@ -65,6 +69,15 @@ class AccuracyResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
         if self.flips_above_margin:
             found.append(f"{self.flips_above_margin} of {self.images} answers flipped, expected none")
         return found
+
+    def doubt(self) -> str:
+        """Say what too few images leave open; empty where they were enough."""
+        if self.images >= ENOUGH_IMAGES:
+            return ""
+        return (
+            f"validated with {self.images} golden images, fewer than {ENOUGH_IMAGES}: up to "
+            f"{self.flip_rate_bound:.1%} of all answers may be others unseen; raise data.sample_images in the recipe"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,9 +112,9 @@ def reference_of(bundle: Bundle, model: ModelRef) -> Reference:
     return Reference(golden["images"], outputs, golden["logits"], _fused_with(bundle, golden, model))
 
 
-def reference_digest(bundle: Bundle) -> str:
-    """Name the golden set and the fusion head that engines are checked with, as 64 hex digits."""
-    parts = (bundle.manifest.file("golden").sha256, bundle.manifest.file("fusion").sha256)
+def verdict_digest(bundle: Bundle, engine_sha256: str) -> str:
+    """Name what a verdict is of, as 64 hex digits: the golden set, the fusion head, and the engine that was checked."""
+    parts = (bundle.manifest.file("golden").sha256, bundle.manifest.file("fusion").sha256, engine_sha256)
     return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
 
 
@@ -134,6 +147,23 @@ def require_accuracy(engine: Engine, bundle: Bundle, model: ModelRef, name: str)
     return result
 
 
+def spot_check(engine: CheckedEngine, bundle: Bundle, model: ModelRef) -> list[str]:
+    """Send a few golden images through a loaded engine, one by one as frames come; name what is wrong with it.
+
+    The other images count as right, so that an engine that has passed with all of them passes with these.
+
+    Raises:
+        EngineError: The engine fails.
+        ManifestError: The golden images are not usable.
+    """
+    reference = reference_of(bundle, model)
+    outputs = reference.outputs.copy()
+    count = len(outputs)
+    for index in {round(place) for place in np.linspace(0, count - 1, min(count, SPOT_IMAGES))}:
+        outputs[index] = engine.unchecked_features(reference.images[index : index + 1])[0]
+    return compare(outputs, reference).failures()
+
+
 def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
     """Compare outputs ``(n, dim)`` with the reference."""
     count = len(outputs)
@@ -143,7 +173,7 @@ def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
     non_finite = outputs.size - int(np.count_nonzero(np.isfinite(outputs)))
     if non_finite:
         nan = float("nan")
-        return AccuracyResult(count, non_finite, nan, nan, nan, nan, 0, 0, margin)
+        return AccuracyResult(count, non_finite, nan, nan, nan, nan, 0, 0, margin, 1.0)
     cosines = _cosines(outputs, reference.outputs)
     difference = outputs.astype(np.float64) - reference.outputs
     flipped = reference.answer(outputs).argmax(axis=1) != reference.logits.argmax(axis=1)  # (n,)
@@ -158,7 +188,42 @@ def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
         flips=flips,
         flips_above_margin=int(np.count_nonzero(flipped & (margins > margin))),
         margin=margin,
-        flip_rate_bound=3.0 / count if flips == 0 else None,
+        flip_rate_bound=flip_rate_bound(flips, count),
+    )
+
+
+def flip_rate_bound(flips: int, images: int) -> float:
+    """Compute how large the share of all images that flip may be, where so many of these did.
+
+    It is Clopper and Pearson's upper bound: with a larger share, as few flips as these would come in one of 20 tries.
+
+    >>> round(flip_rate_bound(0, 256), 4), round(flip_rate_bound(2, 2), 4)
+    (0.0116, 1.0)
+    """
+    if flips == images:
+        return 1.0
+    low, high = flips / images, 1.0
+    for _ in range(50):  # halvings, down to the precision of a float
+        middle = (low + high) / 2
+        if _probability_of_at_most(flips, images, middle) > 1.0 - _CONFIDENCE:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _probability_of_at_most(flips: int, images: int, rate: float) -> float:
+    """Sum up the binomial distribution, by logarithms: the factors are too large and too small for a float."""
+    whole = math.lgamma(images + 1)
+    return math.fsum(
+        math.exp(
+            whole
+            - math.lgamma(count + 1)
+            - math.lgamma(images - count + 1)
+            + count * math.log(rate)
+            + (images - count) * math.log1p(-rate)
+        )
+        for count in range(flips + 1)
     )
 
 
@@ -166,9 +231,6 @@ def _fused_with(bundle: Bundle, golden: Tensors, device: int) -> Callable[[Float
     head = bundle.fusion_head()
     all_devices = head.subset(head.all_devices)
     features = [golden[f"features.{i}"] for i in range(len(bundle.manifest.submodels))]
-    found = tuple(feature.shape[1] for feature in features)
-    if found != head.dims:
-        raise ManifestError(f"{bundle.path('golden')}: expected feature dims {head.dims}, found {found}: {_HINT}")
 
     def answer(outputs: Float32Array) -> Float32Array:
         joined = np.concatenate([*features[:device], outputs, *features[device + 1 :]], axis=1)  # (n, sum of dims)

@@ -11,7 +11,8 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision
 from devit_contract.errors import EngineError
-from devit_contract.service.terminal import print_json, print_table, progress_bar
+from devit_contract.service.application_cli import Application
+from devit_contract.service.terminal import on_interrupt, print_json, print_next, print_table, progress_bar
 from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.build_one import BuiltEngine
@@ -19,10 +20,8 @@ from devit_engines.building.store import Entry, Store
 from devit_engines.engine import ModelRef, name_of, role_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-engines_app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the engines stored on this device."
-)
+app = Application(no_args_is_help=True)
+engines_app = Application(no_args_is_help=True, help="Manage the engines stored on this device.")
 
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")
@@ -30,7 +29,7 @@ StoreOption = Annotated[
 SubmodelsOption = Annotated[
     str | None, typer.Option(metavar="N,...", help="Submodels to take, comma separated (default: all).")
 ]
-BaselineOption = Annotated[bool, typer.Option(help="Take the baseline model too.")]
+BaselineOption = Annotated[bool, typer.Option("--baseline", help="Take the baseline model too.")]
 BackendOption = Annotated[
     BackendChoice, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT if it is installed.")
 ]
@@ -76,7 +75,8 @@ def build(
     chosen = None if submodels is None else _indices(submodels)
     opened, row = Store(store), backend_of(backend)
     source = _admitted(bundle, allowed_signers, opened, allow_older=allow_older)
-    with progress_bar(quiet=as_json) as progress:
+    kept = "run the same command again: engines that were checked are kept"
+    with on_interrupt(kept), progress_bar(quiet=as_json) as progress:
         built = build_engines(
             source,
             opened,
@@ -94,6 +94,10 @@ def build(
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
     title = f"{bundle}: {row.title} engines{instead}, in {opened.folder}"
     print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
+    for engine in built:
+        if doubt := engine.record.accuracy.doubt():
+            typer.echo(f"warning: {name_of(engine.model)}: {doubt}", err=True)
+    print_next("edge-agent", "--config", "agent.toml")
 
 
 @engines_app.command("list")
@@ -222,14 +226,13 @@ def _for_programs(engine: BuiltEngine, store: Store) -> dict[str, object]:
 
 def _row(engine: BuiltEngine) -> list[str]:
     record, accuracy = engine.record, engine.record.accuracy
-    bound = accuracy.flip_rate_bound
     return [
         name_of(engine.model),
         record.key.variant,
         f"{record.file.size_bytes / 1e6:.2f} MB",
         "kept" if engine.was_cached else f"{record.build_s:.1f} s",
         f"{accuracy.cosine_min:.5f}",
-        f"{accuracy.flips} of {accuracy.images}" if bound is None else f"<= {bound:.1%}",
+        f"{accuracy.flips} of {accuracy.images}" if accuracy.flips else f"<= {accuracy.flip_rate_bound:.1%}",
         f"{record.latency.p50_ms:.2f}",
         f"{record.latency.p99_ms:.2f}",
     ]

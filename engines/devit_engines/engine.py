@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -49,6 +50,17 @@ class Engine(AbstractContextManager["Engine"], Protocol):
 
     def close(self) -> None:
         """Free the model; calling it twice is allowed, ``features`` afterwards is an error."""
+
+
+@contextmanager
+def closed_on_failure(engine: Engine) -> Iterator[None]:
+    """Close an engine if the block fails; what went wrong first stays the cause."""
+    try:
+        yield
+    except BaseException:
+        with suppress(EngineError):
+            engine.close()
+        raise
 
 
 def role_of(model: ModelRef) -> tuple[Role, int | None]:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devit_contract.service.terminal import print_json, print_table, progress_bar
+from devit_contract.extras import require
+from devit_contract.service.application_cli import Application
+from devit_contract.service.terminal import print_json, print_next, print_table, progress_bar
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Manifest
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-sign_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = Application(no_args_is_help=True)
+sign_app = Application(no_args_is_help=True)
 
 Identity = Annotated[
     str, typer.Option(metavar="NAME", help="Name of the signer in the devices' files of allowed signers.")
@@ -23,9 +25,8 @@ Identity = Annotated[
 @app.command()
 def export(
     models: Annotated[Path, typer.Argument(help="Models folder from devit decompose or devit assemble.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the bundle to; an older bundle is replaced.")] = Path(
-        "bundle"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")] = Path("bundle"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the finished bundle in --out.")] = False,
     serial: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Serial number; devices that require signatures reject a lower one."),
@@ -37,9 +38,13 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
     """Turn trained models into an ONNX bundle, the only thing that travels to devices."""
+    require("export")
+    from devit_contract.artefacts.files import refuse_finished
+    from devit_contract.artefacts.manifest import FILE_NAME
     from devit_contract.artefacts.signing import check_signer, sign_manifest, signer_line
     from devit_export.bundle import export_bundle
 
+    refuse_finished(out, FILE_NAME, force=force)
     if sign is not None:
         check_signer(sign, identity)
     with progress_bar(quiet=as_json) as progress:
@@ -52,6 +57,7 @@ def export(
         return
     header = ["file", "MMACs", "MB", "torch", "nodes", "Casts", "error"]
     print_table(f"{manifest.name}: bundle {serial} in {out}", header, _rows(manifest), numbers=(1, 2, 3, 4, 5, 6))
+    print_next("devit", "build", out, where=", here or on a device with a copy of it")
 
 
 @sign_app.command("sign")

@@ -10,8 +10,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from devit_contract.service import terminal
+from devit_contract.service.application_cli import Application
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = Application(no_args_is_help=True)
 
 
 @app.command()
@@ -31,10 +32,12 @@ def fuse(
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.artefacts.manifest import Bundle
     from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
+    from devit_contract.descriptors import keep_reserve
     from devit_contract.service.lifecycle import StopSignal, as_configured
     from devit_fusion.node import FusionNode
 
     should_stop = StopSignal(with_stdin=stop_with_stdin)
+    keep_reserve()
     with ExitStack() as stack:
         with as_configured():
             keys = load_keys(key) if key is not None else None

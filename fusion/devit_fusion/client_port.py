@@ -15,23 +15,17 @@ from devit_contract.artefacts.picture_head import check_picture
 from devit_contract.errors import InputError, WireError
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
-from devit_contract.wire.sockets import (
-    CLIENTS,
-    Connection,
-    Context,
-    Sent,
-    bind_router,
-    receive_routed,
-    send_routed,
-    user_id,
-)
+from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
+from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
+from devit_fusion.peers import Peer, Peers
 
 _BURST = 8
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = MAX_IMAGE_MESSAGE_BYTES + (1 << 18)
 """What a connection may receive without delivering a message."""
-_MAX_CONNECTIONS = 1024
+_CONNECTIONS, _REFUSED_CONNECTIONS = 16, 4
+"""Of one key: a desk's commands, a gateway, benchmarks; and those that are told that they are too many."""
 _MAX_QUESTION_BYTES = 4096
 """Questions are kept until agents reply."""
 
@@ -43,7 +37,7 @@ class Request:
     client: bytes
     """Its routing id; a new connection has another."""
     name: str
-    """Of its key; empty without encryption."""
+    """The client's, by its key; empty without encryption."""
     picture: Message
     arrival_ns: int
     pixels: int = 0
@@ -56,9 +50,9 @@ class Request:
         self.came_by = self.client
 
     @property
-    def key(self) -> tuple[int, int]:
-        """The client's run and its number of the request, the same when it is sent again."""
-        return self.picture.run_id, self.picture.frame_id
+    def key(self) -> tuple[str, int, int]:
+        """Who asks, in which run of the client, and its number: the same when it is sent again, and nobody else's."""
+        return self.name, self.picture.run_id, self.picture.frame_id
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,14 @@ class ClientPort:
     """One ROUTER socket for any number of clients."""
 
     def __init__(
-        self, context: Context, endpoint: str, keys: KeyPair | None, *, manifest: Manifest, max_pixels: int
+        self,
+        context: Context,
+        endpoint: str,
+        keys: KeyPair | None,
+        *,
+        manifest: Manifest,
+        max_pixels: int,
+        events: Events,
     ) -> None:
         """Bind the port; an :class:`AddressError` says that it cannot be bound.
 
@@ -84,12 +85,9 @@ class ClientPort:
         """
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, CLIENTS, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
+        self.peers = Peers(events, served=_CONNECTIONS, refused=_REFUSED_CONNECTIONS, has_keys=keys is not None)
         self.failed_handshakes = 0
         """Connections that ended without a message."""
-        self.revoked: frozenset[str] = frozenset()
-        """Names of clients whose keys are not accepted any more."""
-        self._has_keys = keys is not None
-        self._connections: dict[bytes, tuple[str, Connection]] = {}  # by route: its client
         self.bytes_in = 0
         self.bytes_out = 0
         self.refused: Counter[str] = Counter()
@@ -106,15 +104,15 @@ class ClientPort:
             except zmq.Again:
                 return
             self.bytes_in += len(frame)
-            self.guard.delivered(frame)
-            if self._has_keys and not self._is_allowed(client, frame):
+            peer = self.peers.of(client, frame, self.guard.delivered(frame))
+            if peer is None:
                 continue
             message = Message(Kind.REQUEST)
             try:
                 if surplus:
                     raise WireError("size", f"expected a message of one frame, found {surplus + 1}")
                 message = unpack(frame.buffer)
-                yield self._read(client, self._connections[client][0] if self._has_keys else "", message)
+                yield self._read(peer, message)
             except WireError as err:
                 self.refused[err.reason] += 1
                 reason = Reason.SHAPE if err.reason == "shape" else Reason.REQUEST
@@ -146,40 +144,19 @@ class ClientPort:
         for event, value in self.monitor.read():
             if event == zmq.EVENT_ACCEPTED:
                 self.guard.accepted(value, now_ns)
+                self.peers.accepted(value)
             else:
+                self.peers.ended(value)
                 self.failed_handshakes += self.guard.ended(value)
 
-    def revoke(self, names: frozenset[str]) -> None:
-        """Accept these clients no more, and end their connections."""
-        self.revoked = names
-        for route, (name, connection) in list(self._connections.items()):
-            if name in names:
-                connection.cut()
-                del self._connections[route]
-
-    def _is_allowed(self, client: bytes, frame: zmq.Frame) -> bool:
-        """Remember a connection at its first message by a route; cut it if its key was revoked meanwhile."""
-        name = user_id(frame)
-        known_name, known = self._connections.get(client, (None, None))
-        # A route may be taken over, by another connection of the same key or by another key.
-        if known is not None and known_name == name and known.descriptor == int(frame.get(zmq.SRCFD)):
-            return True
-        connection = Connection.of(frame)
-        if connection is None or name is None or name in self.revoked:
-            if connection is not None:
-                connection.cut()
-            return False
-        if len(self._connections) >= _MAX_CONNECTIONS:
-            # Most likely gone already; if not, its next message adds it again.
-            del self._connections[next(iter(self._connections))]
-        self._connections[client] = name, connection
-        return True
-
-    def _read(self, client: bytes, name: str, message: Message) -> Request | ClientQuestion:
+    def _read(self, peer: Peer, message: Message) -> Request | ClientQuestion:
+        if not self.peers.is_served(peer):
+            text = f"{peer.name}: expected at most {_CONNECTIONS} connections with one key, found more: end some"
+            raise WireError("connections", text)
         if message.kind is Kind.CONTROL:
             if len(message.payload) > _MAX_QUESTION_BYTES:
                 raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
-            return ClientQuestion(client, name, message, read_body(message, Control))
+            return ClientQuestion(peer.route, peer.name, message, read_body(message, Control))
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape
@@ -196,7 +173,7 @@ class ClientPort:
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
-        return Request(client, name, message, time.monotonic_ns(), pixels)
+        return Request(peer.route, peer.name, message, time.monotonic_ns(), pixels)
 
     def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
         message = Message(

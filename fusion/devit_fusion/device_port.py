@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
+from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import AGENT_SKIPS, Copies, Dtype, Kind, Message, Reason, pack, unpack
 from devit_contract.wire.messages import (
     Control,
@@ -32,27 +33,29 @@ from devit_contract.wire.messages import (
 )
 from devit_contract.wire.sockets import (
     DEVICES,
-    Connection,
     Context,
     Sent,
     bind_router,
     receive_routed,
     send_routed,
-    user_id,
 )
+from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
+from devit_fusion.peers import Peer, Peers
 
 _BURST = 32
 """Messages taken before the other port gets its turn."""
 _FLOOD_BYTES = 1 << 20
 """What a connection may receive without delivering a message; one has 64 KiB at most."""
+_CONNECTIONS = 2
+"""Of one key: the one that serves, and one that is about to take its place, or to be refused."""
 _PROBE_NS = (2_000_000, 50_000_000)
 """When links are probed after a disconnect was reported: libzmq drops the route some microseconds after the report."""
 _PING_NS = 1_000_000_000
 """How often every link is pinged: an agent that hears nothing for some seconds knows that its route is gone."""
 _SILENCE_NS = 10_000_000_000
-"""A connection without a message for that long is shut: its loop hangs, or another peer holds the route."""
+"""A connection without a message for that long is shut: its loop hangs."""
 _ALIVE_NS = 2_000_000_000
 """A device whose last message is no older is alive: a HELLO of another process has a duplicate name."""
 _MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
@@ -81,9 +84,6 @@ class DeviceHandler(Protocol):
     def leaving(self, link: Link) -> None:
         """Note that a device shuts down; its frames in flight are still to come."""
 
-    def route_taken(self, link: Link) -> None:
-        """Note that another peer has taken a device's routing id, so that its own link is gone."""
-
     def replied(self, number: int, reply: ControlReply) -> None:
         """Take an agent's reply to the question of that number."""
 
@@ -102,28 +102,35 @@ class DevicePort:
         *,
         links: Mapping[str, Link],
         manifest: Manifest,
+        plausible_norms: Sequence[float],
         run_id: int,
+        events: Events,
         feature_dtype: FeatureDtype = "float32",
     ) -> None:
-        """Bind the port; an :class:`AddressError` says that it cannot be bound."""
+        """Bind the port; an :class:`AddressError` says that it cannot be bound.
+
+        ``plausible_norms`` are the longest that each device's features may be, in device order.
+        """
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, DEVICES, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
+        self.peers = Peers(events, served=_CONNECTIONS, refused=0, has_keys=keys is not None)
         self.bytes_in = 0
         self.bytes_out = 0
         self.unknown_peers = 0
-        """Messages of peers that are not in the fleet, or not under their own key."""
+        """Messages of peers that are not in the fleet, or under a name that is not their key's."""
         self.failed_handshakes = 0
         """Connections that ended without a message."""
+        self._events = events
         self._links = links
-        self._by_route = {link.route: link for link in links.values()}
+        self._accepted: dict[str, Peer] = {}  # by device name: the connection of its link
+        self._linked: dict[Peer, Link] = {}  # the same the other way round
         self._manifest = manifest
         self._run_id = run_id
         self._feature_dtype = feature_dtype
         self._dtype = _DTYPES[feature_dtype]
-        self._has_keys = keys is not None
+        self._plausible_squares = [norm * norm for norm in plausible_norms]
         self._probes_ns: list[int] = []  # a heap
         self._next_ping_ns = 0
-        self._connections: dict[str, Connection | None] = {}  # by device name
 
     def receive(self, handler: DeviceHandler) -> None:
         """Take what has come, without waiting."""
@@ -133,27 +140,27 @@ class DevicePort:
             except zmq.Again:
                 return
             self.bytes_in += len(frame)
-            self.guard.delivered(frame)
-            link = self._by_route.get(route)
-            is_impostor = link is not None and self._has_keys and user_id(frame) != link.name
-            if link is None or is_impostor or link.is_revoked:
-                self._turn_away(route, link, handler)
+            peer = self.peers.of(route, frame, self.guard.delivered(frame))
+            if peer is None:
                 continue
+            link = self._linked.get(peer)
             now_ns = time.monotonic_ns()
             try:
                 if surplus:
-                    raise WireError("frames", f"{link.name}: expected a message of one frame, found {surplus + 1}")
-                self._take(link, unpack(frame.buffer), frame, now_ns, handler)
+                    raise WireError("frames", f"expected a message of one frame, found {surplus + 1}")
+                self._take(peer, link, unpack(frame.buffer), now_ns, handler)
             except WireError as err:
-                link.rejected[err.reason] += 1
+                self._reject(peer, link, err)
                 continue
-            link.last_seen_ns = now_ns
+            if link is not None:
+                link.last_seen_ns = now_ns
 
     def cut(self, link: Link) -> None:
-        """End the connection that a device's last HELLO came by; it may connect again."""
-        connection = self._connections.pop(link.name, None)
-        if connection is not None:
-            connection.cut()
+        """End the connection of a device's link; it may connect again."""
+        peer = self._accepted.pop(link.name, None)
+        if peer is not None:
+            del self._linked[peer]
+            self.peers.cut(peer)
 
     def send_frame(self, link: Link, copies: Copies) -> Sent:
         """Send an image, without waiting."""
@@ -175,7 +182,10 @@ class DevicePort:
         for event, value in self.monitor.read():
             if event == zmq.EVENT_ACCEPTED:
                 self.guard.accepted(value, now_ns)
-            elif self.guard.ended(value):  # it never sent a message, so no device is gone with it
+                self.peers.accepted(value)
+                continue
+            self.peers.ended(value)
+            if self.guard.ended(value):  # it never sent a message, so no device is gone with it
                 self.failed_handshakes += 1
             else:
                 for delay_ns in _PROBE_NS:
@@ -193,7 +203,10 @@ class DevicePort:
             heapq.heappop(self._probes_ns)
         if now_ns >= self._next_ping_ns:
             self._next_ping_ns = now_ns + _PING_NS
-        return [link for link in self._links.values() if link.hello is not None and not self._answers(link, now_ns)]
+        gone = [link for link in self._links.values() if link.hello is not None and not self._answers(link, now_ns)]
+        for link in gone:
+            self.cut(link)
+        return gone
 
     def next_probe_ns(self) -> int:
         """Tell when :meth:`lost` has something to do."""
@@ -201,34 +214,30 @@ class DevicePort:
 
     def _answers(self, link: Link, now_ns: int) -> bool:
         if link.last_seen_ns is not None and now_ns - link.last_seen_ns > _SILENCE_NS:
-            self.cut(link)
             return False
         return self.ask(link, Control(Question.PING)) is not Sent.GONE
 
     def _is_alive(self, link: Link, now_ns: int) -> bool:
-        """Tell whether the connection of a device's HELLO is still up, and a message came a short while ago."""
-        connection = self._connections.get(link.name)
+        """Tell whether the connection of a device's link is still up, and a message came a short while ago."""
+        peer = self._accepted.get(link.name)
         is_recent = link.last_seen_ns is not None and now_ns - link.last_seen_ns < _ALIVE_NS
-        return is_recent and connection is not None and connection.is_open
+        return is_recent and peer is not None and peer.connection.is_open
 
-    def _turn_away(self, route: bytes, link: Link | None, handler: DeviceHandler) -> None:
-        """Refuse a message under a name that is not in the fleet, not the sender's, or revoked."""
-        self.unknown_peers += 1
-        if link is not None and link.is_revoked:
-            self._refuse(route, Reason.NAME, f"{link.name}: its key is revoked")
-            return
-        self._refuse(route, Reason.NAME, "expected a device of fleet.toml under its own key")
-        if link is not None and link.hello is not None:
-            self.cut(link)  # so that the device notices, and comes back
-            handler.route_taken(link)
+    def _reject(self, peer: Peer, link: Link | None, error: WireError) -> None:
+        """Count a message that was not used: with the device whose key it came by, where that is known."""
+        owner = link or self._links.get(peer.name)
+        if owner is None:
+            self.unknown_peers += 1
+        else:
+            owner.rejected[error.reason] += 1
 
-    def _take(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int, handler: DeviceHandler) -> None:
+    def _take(self, peer: Peer, link: Link | None, message: Message, now_ns: int, handler: DeviceHandler) -> None:
         kind = message.kind
         if kind is Kind.HELLO:
-            self._greet(link, message, frame, now_ns, handler)
+            self._greet(peer, message, now_ns, handler)
             return
-        if link.hello is None or message.boot_id != link.boot_id:
-            raise WireError("boot", f"{link.name}: expected HELLO first")
+        if link is None or link.hello is None or message.boot_id != link.boot_id:
+            raise WireError("boot", "expected HELLO first")
         if kind is Kind.CONTROL:
             handler.replied(message.frame_id, read_body(message, ControlReply))
             return
@@ -253,20 +262,27 @@ class DevicePort:
         else:
             raise WireError("kind", f"{link.name}: expected a device's message, found {kind.name}")
 
-    def _greet(self, link: Link, message: Message, frame: zmq.Frame, now_ns: int, handler: DeviceHandler) -> None:
+    def _greet(self, peer: Peer, message: Message, now_ns: int, handler: DeviceHandler) -> None:
         hello = read_body(message, Hello)
-        refusal = _objection(link, hello, self._manifest, self._feature_dtype)
-        connection = Connection.of(frame)
+        link = self._links.get(peer.name or hello.name)
+        if link is None:
+            text = "expected a device of fleet.toml, found another name: correct agent.toml"
+            self._refuse(peer.route, Reason.NAME, text)
+            raise WireError("hello", text)
         is_linked, is_restarted = link.hello is not None, message.boot_id != link.boot_id
-        if refusal is None and is_linked and is_restarted and self._is_alive(link, now_ns):
+        former = self._accepted.get(link.name)
+        refusal = self._false_name(peer, link, hello) or _objection(link, hello, self._manifest, self._feature_dtype)
+        if refusal is None and former is not peer and is_restarted and self._is_alive(link, now_ns):
             refusal = Reason.NAME, f"{link.name}: another agent of that name is alive: stop one, or rename it"
-            # The newcomer holds the route now; once cut, the other one connects again and takes it back.
-            self.cut(link)
         if refusal is not None:
-            self._refuse(link.route, *refusal, message.engine_revision)
+            self._events.note(link.name, f"refused: {refusal[1]}", Priority.WARNING)
+            self._refuse(peer.route, *refusal, message.engine_revision)
             raise WireError("hello", refusal[1])
-        is_same = is_linked and not is_restarted and connection == self._connections.get(link.name)
-        self._connections[link.name] = connection
+        if former is not peer:
+            self.cut(link)
+            self._accepted[link.name], self._linked[peer] = peer, link
+        link.route, link.last_seen_ns = peer.route, now_ns
+        is_same = is_linked and not is_restarted and former is peer
         if is_same:
             link.change_engine(hello, message.engine_revision)
         else:
@@ -280,6 +296,15 @@ class DevicePort:
         else:
             handler.connected(link, is_restarted=is_restarted)
 
+    def _false_name(self, peer: Peer, link: Link, hello: Hello) -> tuple[Reason, str] | None:
+        """Say what is wrong with a name that is not that of the sender's key, or of its connection."""
+        if hello.name == link.name and self._linked.get(peer, link) is link:
+            return None
+        self.unknown_peers += 1
+        found = hello.name if hello.name in self._links else "another name"
+        text = f"expected {link.name}, whose key this is, found {found}: correct name or secret_key in agent.toml"
+        return Reason.NAME, text
+
     def _feature(self, link: Link, message: Message, now_ns: int, handler: DeviceHandler) -> None:
         expected = (self._manifest.submodels[link.index].output_dim,)
         fits = message.dtype is self._dtype and message.dims == expected
@@ -290,11 +315,13 @@ class DevicePort:
             why = MissingReason.DEVICE
         elif message.engine_revision != link.engine_revision:
             why = MissingReason.ENGINE
-        elif _is_finite(feature):
+        elif not math.isfinite(square := float(feature.dot(feature))):  # so is each number, and the answer, if this is
+            why = MissingReason.NONFINITE
+        elif square > self._plausible_squares[link.index]:
+            why = MissingReason.IMPLAUSIBLE
+        else:
             handler.feature_received(link, message.frame_id, feature, _timing(link, message, now_ns))
             return
-        else:
-            why = MissingReason.NONFINITE
         link.rejected[why] += 1
         handler.frame_skipped(link, message.frame_id, why, is_counted=True)
 
@@ -316,7 +343,7 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
     if (hello.name, hello.submodel) != (link.name, link.index):
         found = f"{hello.name} with submodel {hello.submodel}"
         return Reason.NAME, f"{link.name}: expected submodel {link.index} as in fleet.toml, found {found}"
-    texts = (hello.engine, hello.software, *hello.feature_dtypes)
+    texts = (hello.engine, hello.software, hello.model_sha256, *hello.feature_dtypes)
     if len(texts) > _MAX_TEXTS or not all(text.isprintable() and len(text) <= _MAX_TEXT_CHARS for text in texts):
         return Reason.REQUEST, f"{link.name}: expected short printable names of engine, software and types"
     digests = {file.sha256 for file in manifest.files if (file.role, file.device) == ("submodel", link.index)}
@@ -329,11 +356,6 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
         )
         return Reason.BUNDLE, text
     return None
-
-
-def _is_finite(feature: Float32Array) -> bool:
-    """Tell whether every number is finite, and small enough for the answer to be: so is the sum of squares then."""
-    return math.isfinite(feature.dot(feature))
 
 
 def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:

@@ -22,18 +22,19 @@ class Events:
         self._noted: dict[str, tuple[int, int]] = {}  # by device: start of the present span, events in it
 
     def note(self, device: str, text: str, priority: Priority = Priority.INFO) -> None:
-        """Keep an event and log it; ``device`` is empty if it concerns no single one.
+        """Keep an event and log it; ``device``, or a client, is empty if it concerns no single one.
 
-        A device has twenty a minute: a faulty one must not push out the events of others, nor fill the disk.
+        Each has twenty a minute: a faulty one must not push out the events of others, nor fill the disk. An error is
+        the node's own, and always told.
         """
         now_ns = time.monotonic_ns()
         start_ns, count = self._noted.get(device, (now_ns, 0))
         if now_ns - start_ns > _SPAN_NS:
             start_ns, count = now_ns, 0
         self._noted[device] = start_ns, count + 1
-        if count > _MAX_PER_SPAN:
-            return
-        if count == _MAX_PER_SPAN:
+        if count >= _MAX_PER_SPAN and priority > Priority.ERROR:
+            if count > _MAX_PER_SPAN:
+                return
             text = "more events than are kept, for a minute"
         self._latest.appendleft((now_ns, device, text))
         self._log.log(priority, f"{device}: {text}" if device else text, **({"device": device} if device else {}))

@@ -82,9 +82,11 @@ class FloodGuard:
         self._spoke.discard(descriptor)  # the kernel gives the number to the next connection
         return was_silent
 
-    def delivered(self, frame: zmq.Frame) -> None:
-        """Note that a connection has delivered a whole message."""
-        self._spoke.add(int(frame.get(_SRCFD)))
+    def delivered(self, frame: zmq.Frame) -> int:
+        """Note that a connection has delivered a whole message; give its descriptor."""
+        descriptor = int(frame.get(_SRCFD))
+        self._spoke.add(descriptor)
+        return descriptor
 
     def next_ns(self) -> int | None:
         """Tell when :meth:`check` has something to do."""

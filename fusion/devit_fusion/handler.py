@@ -36,10 +36,6 @@ class Handler:
         """Note that a device shuts down."""
         self._events.note(link.name, "shuts down")
 
-    def route_taken(self, link: Link) -> None:
-        """Lose a link to a peer that took its name."""
-        self.lose(link, "its name was taken by another key")
-
     def lose(self, link: Link, why: str = "the link is gone") -> None:
         """Note that a link has ended, and expect nothing of it."""
         self._events.note(link.name, why, Priority.INFO if link.is_leaving else Priority.WARNING)

@@ -63,11 +63,12 @@ class Link:
     queue: Histogram = field(default_factory=Histogram.empty)
     probe_id: int = -1
     """The frame that probes it now; -1 for none."""
+    route: bytes = b""
+    """Routing id of its connection, once it was accepted."""
     _probed_ns: int = 0
 
     def __post_init__(self) -> None:
-        """Keep its routing id, needed for every message."""
-        self.route = self.name.encode()
+        """Start with no answer."""
         self.pace = Pace(self.credit, self.deadline_ns)
 
     @property
@@ -166,6 +167,7 @@ class Link:
             round_trip=self.round_trip,
             inference=self.inference,
             queue=self.queue,
+            is_revoked=self.is_revoked,
         )
 
     def _count_overdue(self, now_ns: int) -> None:

@@ -60,6 +60,7 @@ class FusionNode(Closing):
         self._manifest = bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
         self._start_ns = time.monotonic_ns()
+        self._software = version("devit")  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = _links(fleet)
@@ -74,11 +75,19 @@ class FusionNode(Closing):
                 keys,
                 links=self._links,
                 manifest=self._manifest,
+                plausible_norms=fusion.head.plausible_norms(),
                 run_id=run_id,
+                events=self._events,
                 feature_dtype=fleet.serving.feature_dtype,
             )
-            pixels = fleet.serving.most_pixels
-            self._clients = ClientPort(context, node.client_endpoint, keys, manifest=self._manifest, max_pixels=pixels)
+            self._clients = ClientPort(
+                context,
+                node.client_endpoint,
+                keys,
+                manifest=self._manifest,
+                max_pixels=fleet.serving.most_pixels,
+                events=self._events,
+            )
         except AddressError:
             self.close()
             raise
@@ -139,6 +148,7 @@ class FusionNode(Closing):
             for link in self._devices.lost(now_ns):
                 self._handler.lose(link)
             self._stop_floods(now_ns)
+            self._questions.expire(now_ns)
             self._scheduler.expire(now_ns)
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
@@ -175,7 +185,7 @@ class FusionNode(Closing):
             heads=self._scheduler.answers.head_status(),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
-            software=version("devit"),
+            software=self._software,
             uptime_s=(time.monotonic_ns() - self._start_ns) / 1e9,
             open_frames=self._scheduler.open_frames,
             waiting_requests=self._scheduler.waiting_requests,
@@ -185,6 +195,9 @@ class FusionNode(Closing):
             refused_requests=dict(self._clients.refused),
             floods=self._devices.guard.cut + self._clients.guard.cut,
             events=self._events.latest(),
+            without_device=tuple(
+                sorted(set(range(len(manifest.submodels))) - {link.index for link in self._links.values()})
+            ),
             wire_bytes={
                 "devices_in": self._devices.bytes_in,
                 "devices_out": self._devices.bytes_out,

@@ -17,14 +17,15 @@ from devit_fusion.links import Link
 
 _MAX_OPEN = 8
 """Questions of one client that one agent may have at the same time."""
-_PATIENCE_NS = 10_000_000_000
-"""After that, a question without a reply gives its place to another."""
+_PATIENCE_NS = 5_000_000_000
+"""Within that an agent replies: half a client's usual time, so that it hears whose fault it is."""
 
 
 class _Open(NamedTuple):
     link: Link
     asked: ClientQuestion
-    asked_ns: int
+    end_ns: int
+    """When it is given up."""
 
 
 class Questions:
@@ -84,6 +85,11 @@ class Questions:
                 del self._open[number]
                 self._refuse(question.asked, f"{link.name}: {why}: see devit status")
 
+    def expire(self, now_ns: int) -> None:
+        """End the questions that an agent has not answered in time, though its link is up."""
+        while self._open and next(iter(self._open.values())).end_ns <= now_ns:
+            self._give_up_oldest()
+
     def send_status(self, describe: Callable[[], NodeStatus]) -> None:
         """Answer all clients that wait for the status together: describing it takes as long as ten frames."""
         if self._status_waiters:
@@ -91,26 +97,24 @@ class Questions:
             self._status_waiters.clear()
 
     def _pass_on(self, asked: ClientQuestion, link: Link) -> None:
-        now_ns = time.monotonic_ns()
-        if not self._has_room(asked, link, now_ns):
+        if self._count(asked, link) >= _MAX_OPEN:
             self._refuse(asked, f"{link.name}: {_MAX_OPEN} questions of this client wait there: wait for their replies")
             return
         number = secrets.randbits(64)
-        self._open[number] = _Open(link, asked, now_ns)
+        self._open[number] = _Open(link, asked, time.monotonic_ns() + _PATIENCE_NS)
         if asked.control.question is Question.SAMPLE_START:
             self._subscribe(link.name, asked.client)
         if self._devices.ask(link, asked.control, number) is Sent.GONE:
             self._devices.suspect()  # found lost in this turn of the loop, which ends the question
 
-    def _has_room(self, asked: ClientQuestion, link: Link, now_ns: int) -> bool:
-        """Tell whether an agent may have one more question of a client; an old one without a reply makes room."""
-        same = [number for number, each in self._open.items() if each.link is link and each.asked.name == asked.name]
-        if len(same) < _MAX_OPEN:
-            return True
-        if now_ns - self._open[same[0]].asked_ns < _PATIENCE_NS:
-            return False
-        self._refuse(self._open.pop(same[0]).asked, f"{link.name}: it does not answer: see devit status")
-        return True
+    def _count(self, asked: ClientQuestion, link: Link) -> int:
+        """Count the questions of a client that an agent has not answered yet."""
+        return sum(each.link is link and each.asked.name == asked.name for each in self._open.values())
+
+    def _give_up_oldest(self) -> None:
+        question = self._open.pop(next(iter(self._open)))
+        text = f"{question.link.name}: its agent is connected but does not reply: restart it, and read its journal"
+        self._refuse(question.asked, text)
 
     def _subscribe(self, device: str, client: bytes) -> None:
         """Send a device's samples to a client, and tell the one that had them."""

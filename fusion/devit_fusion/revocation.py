@@ -1,10 +1,10 @@
-"""Revoked keys: the node rereads their file while it serves, and ends the links of those listed."""
+"""Revoked keys: the node rereads their file while it serves, and ends every connection of those listed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
 from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.service.journal import Priority
 from devit_contract.wire.sockets import Authenticator
@@ -52,13 +52,15 @@ class Revocation:
         if keys == self._authenticator.revoked:
             return []
         self._authenticator.revoked = keys
+        members: tuple[Device | ClientEntry, ...] = (*self._fleet.device, *self._fleet.client)
+        names = frozenset(member.name for member in members if member.public_key.encode() in keys)
         ended = []
         for device in self._fleet.device:
             link = self._links[device.name]
-            link.is_revoked = device.public_key.encode() in keys
+            link.is_revoked = device.name in names
             if link.is_revoked and link.hello is not None:
                 self._devices.cut(link)
                 ended.append(link)
-        names = (client.name for client in self._fleet.client if client.public_key.encode() in keys)
-        self._clients.revoke(frozenset(names))
+        for port in (self._devices, self._clients):
+            port.peers.revoke(names)
         return ended

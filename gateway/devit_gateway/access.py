@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from devit_contract.artefacts.files import named_failure
 from devit_contract.artefacts.fleet import is_loopback, parse_endpoint
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 OPEN_PATH = "/livez"
@@ -72,7 +73,7 @@ def load_token(path: Path) -> bytes:
     hint = f"make one with (umask 077; openssl rand -hex 32 > {path})"
     with named_failure(f"{path}: cannot be read", hint):
         mode = path.stat().st_mode & 0o777
-        token = path.read_bytes().strip()
+        token = read_regular(path).strip()
     if mode & 0o077:
         raise InputError(f"{path}: expected mode 0600, found {mode:04o}: chmod 600 {path}")
     if not _TOKEN.fullmatch(token):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from anyio import to_thread
@@ -22,17 +23,24 @@ from devit_contract.wire.codec import State
 from devit_contract.wire.messages import NodeStatus
 from devit_gateway import model_pages
 from devit_gateway.access import OPEN_PATH, TokenGate
-from devit_gateway.bodies import BodyReader, compress
+from devit_gateway.bodies import BodyReader, compress, decompress, encoding_of
+from devit_gateway.connection import CloseUnread
 from devit_gateway.exposition import write_metrics
-from devit_gateway.infer_request import max_body_bytes, parse_request
+from devit_gateway.infer_request import InferRequest, Shape, max_body_bytes, parse_request
 from devit_gateway.infer_response import MODEL, VERSION, write_response
 from devit_gateway.joules import MeteredEnergy
 from devit_gateway.node_client import AsyncNodeClient
 
+T = TypeVar("T")
+
 _STATUS_AGE_S = 1.0
 """How old the node's state may be before an inference, which fails on its own if the node has gone."""
 _LARGE_BYTES = 256 * 1024
-"""Larger bodies are parsed in a thread, so that other requests do not wait."""
+"""Larger bodies, and compressed ones, are parsed in a thread, so that other requests do not wait."""
+_PARSERS = 4
+"""Such threads at the same time: they share one core with the loop."""
+_MAX_WAITING = 256
+"""Requests that wait for the node."""
 
 
 class Pages:
@@ -48,6 +56,8 @@ class Pages:
         self._energies = energies
         self._version = version
         self._bodies = BodyReader()
+        self._parsers = asyncio.Semaphore(_PARSERS)
+        self._waiting = 0
         self._statistics = model_pages.Statistics()
 
     async def infer(self, request: Request) -> Response:
@@ -66,18 +76,11 @@ class Pages:
     async def _infer(self, request: Request, start_ns: int) -> Response:
         status = await self._node.status(_STATUS_AGE_S)
         max_bytes = max_body_bytes(status.image_shape)
-        room = self._bodies.reserve(request, max_bytes)
-        try:
-            content = await self._bodies.read(request, max_bytes)
-            about = request.headers.get("inference-header-content-length"), status.image_shape
-            if len(content) < _LARGE_BYTES:
-                wanted = parse_request(content, *about)
-            else:
-                wanted = await to_thread.run_sync(parse_request, content, *about)
+        async with self._bodies.room(request, max_bytes) as room:
+            wanted = await self._read(request, status.image_shape)
+            room.shrink(wanted.images.nbytes)
             parsed_ns = time.monotonic_ns()
-            results = await self._node.classify(list(wanted.images), mask=wanted.device_mask)
-        finally:
-            self._bodies.release(room)
+            results = await self._classify(request, wanted)
         answers = [result for result in results if isinstance(result, Answer)]
         for result in results:
             if isinstance(result, InputError):
@@ -88,24 +91,45 @@ class Pages:
         body, json_bytes = write_response(wanted, answers, status.labels, model_pages.device_count(status))
         return _infer_response(body, json_bytes, request.headers.get("accept-encoding", ""))
 
+    async def _read(self, request: Request, image_shape: Shape) -> InferRequest:
+        max_bytes, encoding = max_body_bytes(image_shape), encoding_of(request)
+        content = await self._bodies.read(request, max_bytes)
+
+        def parse() -> InferRequest:
+            plain = decompress(content, encoding, max_bytes)
+            return parse_request(plain, request.headers.get("inference-header-content-length"), image_shape)
+
+        if encoding == "identity" and len(content) < _LARGE_BYTES:
+            return parse()
+        async with self._parsers:
+            return await to_thread.run_sync(parse)
+
+    async def _classify(self, request: Request, wanted: InferRequest) -> list[Answer | DevitError]:
+        if self._waiting >= _MAX_WAITING:
+            text = f"{_MAX_WAITING} requests wait already: try again later, or use another cell"
+            raise HTTPException(503, text, headers={"Retry-After": "1"})
+        self._waiting += 1
+        try:
+            return await _while_connected(request, self._node.classify(list(wanted.images), mask=wanted.device_mask))
+        finally:
+            self._waiting -= 1
+
     async def live(self, _request: Request) -> Response:
         """Whether the loops of this process turn."""
         age_s = time.monotonic() - self._node.turned_s
         if age_s > self._live_s or self._node.is_over:
-            raise HTTPException(503, f"the thread of the node's client hangs for {age_s:.0f} s: restart the gateway")
-        return Response()
+            error = f"the thread of the node's client hangs for {age_s:.0f} s: restart the gateway"
+            return _json({"live": False, "error": error}, status=503)
+        return _json({"live": True})
 
     async def ready(self, _request: Request) -> Response:
         """Whether the cell gives answers now."""
-        reason = model_pages.why_not_ready(await self._node.status())
-        if reason:
-            raise HTTPException(503, reason)
-        return Response()
+        return await self._readiness({})
 
     async def model_ready(self, request: Request) -> Response:
         """Whether a model, by name, gives answers now."""
         _check_model(request)
-        return await self.ready(request)
+        return await self._readiness({"name": MODEL})
 
     async def server(self, _request: Request) -> Response:
         """Describe the server."""
@@ -135,6 +159,15 @@ class Pages:
         text, content_type = write_metrics(status, self._energies(), version=self._version, accept=accept)
         return Response(text, media_type=None, headers={"content-type": content_type})
 
+    async def _readiness(self, about: Mapping[str, str]) -> Response:
+        try:
+            reason = model_pages.why_not_ready(await self._node.status())
+        except LinkError as err:
+            reason = _line(err)
+        if reason:
+            return _json({**about, "ready": False, "error": reason}, status=503)
+        return _json({**about, "ready": True})
+
 
 def build_app(
     node: AsyncNodeClient,
@@ -163,9 +196,10 @@ def build_app(
             Route(f"{model}/stats", pages.statistics),
             Route(f"{model}/infer", pages.infer, methods=["POST"]),
         ]
+    gates = [Middleware(TokenGate, token=token)] if token is not None else []
     return Starlette(
         routes=routes,
-        middleware=[Middleware(TokenGate, token=token)] if token is not None else [],
+        middleware=[Middleware(CloseUnread), *gates],
         exception_handlers={HTTPException: _http_error, DevitError: _failed},
     )
 
@@ -174,6 +208,19 @@ def _check_model(request: Request) -> None:
     name, version = request.path_params.get("model", MODEL), request.path_params.get("version", VERSION)
     if (name, version) != (MODEL, VERSION):
         raise HTTPException(404, f"expected the model {MODEL}, version {VERSION}, found another name or version")
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Wait for something unless the client, whose body has been read, leaves: nobody wants it then."""
+    asked, left = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            return asked.result()
+        raise InputError("expected the client to wait for its answer, found a closed connection")
+    finally:
+        asked.cancel()
+        left.cancel()
 
 
 def _failure(results: list[Answer | DevitError]) -> Response:

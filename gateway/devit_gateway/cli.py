@@ -8,9 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
+from devit_contract.service.application_cli import Application
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = Application(no_args_is_help=True)
 
 
 @app.command()
@@ -44,6 +46,7 @@ def gateway(
 
     Prints one JSON line with its URL when it listens. Reconnects to the node automatically. Stops on SIGTERM or Ctrl-C.
     """
+    require("http")
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.service.lifecycle import StopSignal

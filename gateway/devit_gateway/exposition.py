@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -16,11 +17,26 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, NodeStatus
+from devit_contract.errors import ClientFault, DeviceFault
+from devit_contract.wire.codec import State
+from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
-_OUTCOMES = ("full", "partial", "failed", "shed")
+# A counter that is not there before its first event hides that event from increase().
+_OUTCOMES = (*(state.name.lower() for state in State if state is not State.NONE), "shed")
+_CAUSES = tuple(reason for reason in MissingReason if reason is not MissingReason.NOT_ASKED)
+_REJECTIONS = (
+    *("late", "duplicate"),
+    *get_args(DeviceFault),
+    *(
+        MissingReason.SHAPE,
+        MissingReason.DEVICE,
+        MissingReason.ENGINE,
+        MissingReason.NONFINITE,
+        MissingReason.IMPLAUSIBLE,
+    ),
+)
 _HISTOGRAMS = {
     "round_trip": ("devit_device_rtt_seconds", "From a frame's dispatch to its feature's arrival at the node."),
     "inference": ("devit_agent_inference_seconds", "In a device's engine, one frame."),
@@ -71,7 +87,7 @@ class NodeCollector(Collector):
 
 
 def _node(status: NodeStatus) -> Iterator[Metric]:
-    frames = _outcomes(status.frames)
+    frames = dict.fromkeys(_OUTCOMES, 0) | _outcomes(status.frames)
     yield _counter("devit_frames", "Frames that have ended.", ("outcome",), {(key,): n for key, n in frames.items()})
     if status.frame_time is not None:
         text = "From a request's arrival at the node to its answer."
@@ -88,7 +104,7 @@ def _node(status: NodeStatus) -> Iterator[Metric]:
         "devit_requests_refused",
         "Invalid messages of clients.",
         ("reason",),
-        {(why,): n for why, n in status.refused_requests.items()},
+        {(why,): n for why, n in (dict.fromkeys(get_args(ClientFault), 0) | status.refused_requests).items()},
     )
     text = "Connections shut because their message did not end."
     yield CounterMetricFamily("devit_floods", text, value=status.floods)
@@ -117,7 +133,11 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         "devit_missing",
         "Frames that ended without a device's feature, though it was requested.",
         ("device", "cause"),
-        {(device.name, cause): n for device in devices for cause, n in device.missing.items()},
+        {
+            (device.name, cause): n
+            for device in devices
+            for cause, n in (dict.fromkeys(_CAUSES, 0) | device.missing).items()
+        },
     )
     yield _counter(
         "devit_features_rejected",
@@ -126,7 +146,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         {
             (device.name, reason): n
             for device in devices
-            for reason, n in ({"late": device.late} | device.rejected).items()
+            for reason, n in (dict.fromkeys(_REJECTIONS, 0) | {"late": device.late} | device.rejected).items()
         },
     )
     engines = InfoMetricFamily("devit_device", "What a device runs.", labels=by_device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from devit_contract.wire.messages import Telemetry
+from devit_contract.wire.messages import Description, Telemetry
 from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sensor_lines import parse_sensor_line
 
@@ -37,10 +37,10 @@ class EnergyMeter:
         self._has_total = False
         self._last: tuple[int, int] | None = None
 
-    def name_board(self, board_model: str) -> None:
-        """Set the board by the device's model; with an unknown one, samples count only if their rails fit a board."""
+    def name_board(self, about: Description) -> None:
+        """Set the board that a device says it is; on an unknown one, samples count only if their rails fit one."""
         was_simulated = self._total.is_simulated
-        self._total = BoardTotal(board_model)
+        self._total = BoardTotal(about)
         self._total.is_simulated |= was_simulated
 
     def take(self, telemetry: Telemetry) -> None:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -50,30 +50,41 @@ class _Promise(Generic[T]):
 
 @dataclass
 class _Batch:
-    """Images that are answered together."""
+    """Images of one request, which are answered together."""
 
+    pictures: Sequence[Picture]
     mask: int
     promise: _Promise[list[Answer | DevitError]]
-    results: list[Answer | DevitError | None]
-    left: int = field(init=False)
+    end_s: float
+    """On ``time.monotonic``: when images are given up that have not been sent by then."""
+    is_dropped: bool = False
+    """Whether nobody waits for it any more."""
 
     def __post_init__(self) -> None:
-        self.left = len(self.results)
+        self._results: list[Answer | DevitError | None] = [None] * len(self.pictures)
+        self._left = len(self.pictures)
+        self._unsent = deque(range(len(self.pictures)))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has images to send, and somebody wants their answers."""
+        return bool(self._unsent) and not self.is_dropped
+
+    def take(self) -> int:
+        """Take the next image to send."""
+        return self._unsent.popleft()
 
     def settle(self, index: int, result: Answer | DevitError) -> None:
-        self.results[index] = result
-        self.left -= 1
-        if self.left == 0:
-            self.promise.give([found for found in self.results if found is not None])
+        """Note how an image ended."""
+        self._results[index] = result
+        self._left -= 1
+        if self._left == 0:
+            self.promise.give([found for found in self._results if found is not None])
 
-
-@dataclass(frozen=True)
-class _Item:
-    batch: _Batch
-    index: int
-    picture: Picture
-    end_s: float
-    """On ``time.monotonic``: when it is given up if it has not been sent by then."""
+    def give_up(self, err: DevitError) -> None:
+        """End the images that have not been sent."""
+        while self._unsent:
+            self.settle(self._unsent.popleft(), err)
 
 
 class AsyncNodeClient:
@@ -88,14 +99,14 @@ class AsyncNodeClient:
         self._connect = connect
         self._in_flight = in_flight
         self._timeout_s = timeout_s
-        self._incoming: SimpleQueue[_Item | _Promise[NodeStatus]] = SimpleQueue()
+        self._incoming: SimpleQueue[_Batch | _Promise[NodeStatus]] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="node-client", daemon=True)
         self._is_stopping = False
         self._lock = threading.Lock()
         self._is_over = False
-        self._waiting: deque[_Item] = deque()
-        self._in_node: dict[int, _Item] = {}
+        self._waiting: deque[_Batch] = deque()
+        self._in_node: dict[int, tuple[_Batch, int]] = {}
         self._status: tuple[float, NodeStatus] | None = None
         self.turned_s = time.monotonic()
         """When the thread's loop last turned, on ``time.monotonic``."""
@@ -120,14 +131,18 @@ class AsyncNodeClient:
     async def classify(self, pictures: Sequence[Picture], *, mask: int = 0) -> list[Answer | DevitError]:
         """Classify images, and wait for all answers; a refused image has the error in its place.
 
+        Batches take turns, image by image. One whose caller is cancelled is dropped.
+
         Raises:
             LostLinkError: The thread has ended.
         """
         promise: _Promise[list[Answer | DevitError]] = _Promise()
-        batch = _Batch(mask, promise, [None] * len(pictures))
-        end_s = time.monotonic() + self._timeout_s
-        self._put([_Item(batch, index, picture, end_s) for index, picture in enumerate(pictures)])
-        return await promise.wait()
+        batch = _Batch(pictures, mask, promise, time.monotonic() + self._timeout_s)
+        self._put(batch)
+        try:
+            return await promise.wait()
+        finally:
+            batch.is_dropped = True
 
     async def status(self, max_age_s: float = 0.0) -> NodeStatus:
         """Ask the node for its state, or take an answer that is not older than ``max_age_s``.
@@ -139,15 +154,14 @@ class AsyncNodeClient:
         if last is not None and time.monotonic() - last[0] <= max_age_s:
             return last[1]
         promise: _Promise[NodeStatus] = _Promise()
-        self._put([promise])
+        self._put(promise)
         return await promise.wait()
 
-    def _put(self, items: Sequence[_Item | _Promise[NodeStatus]]) -> None:
+    def _put(self, item: _Batch | _Promise[NodeStatus]) -> None:
         with self._lock:  # nothing comes in after the thread's last look
             if self._is_over:
                 raise LostLinkError("the thread of the node's client has ended: see the log, restart the gateway")
-            for item in items:
-                self._incoming.put(item)
+            self._incoming.put(item)
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
@@ -170,7 +184,7 @@ class AsyncNodeClient:
     def _turn(self, client: Client) -> None:
         waiters: list[_Promise[NodeStatus]] = []
         for item in self._take_incoming():
-            if isinstance(item, _Item):
+            if isinstance(item, _Batch):
                 self._waiting.append(item)
             else:
                 waiters.append(item)
@@ -178,22 +192,29 @@ class AsyncNodeClient:
         if waiters:
             self._ask_status(client, waiters)
         for number, result in client.collect(_TURN_S, wake=self._wake):
-            item = self._in_node.pop(number)
-            item.batch.settle(item.index, result)
+            batch, index = self._in_node.pop(number)
+            batch.settle(index, result)
 
     def _submit_waiting(self, client: Client) -> None:
+        """Send one image of each batch in turn, so that a large batch does not hold up a small one."""
         now_s = time.monotonic()
+        for batch in self._waiting:
+            if batch.end_s < now_s:
+                text = (
+                    f"{client.endpoint}: expected the node to take an image within {self._timeout_s:g} s, found it "
+                    "busy or gone: check that fusion-node runs there, see devit status"
+                )
+                batch.give_up(NoAnswerError(text))
+        self._waiting = deque(batch for batch in self._waiting if batch.is_waiting)
         while self._waiting and len(self._in_node) < self._in_flight:
-            item = self._waiting.popleft()
+            batch = self._waiting.popleft()
+            index = batch.take()
             try:
-                if item.end_s < now_s:
-                    raise NoAnswerError(
-                        f"{client.endpoint}: expected the node to take an image within {self._timeout_s:g} s, found it "
-                        "busy or gone: check that fusion-node runs there, see devit status"
-                    )
-                self._in_node[client.submit(item.picture, mask=item.batch.mask)] = item
+                self._in_node[client.submit(batch.pictures[index], mask=batch.mask)] = batch, index
             except DevitError as err:
-                item.batch.settle(item.index, err)
+                batch.settle(index, err)
+            if batch.is_waiting:
+                self._waiting.append(batch)
 
     def _ask_status(self, client: Client, waiters: list[_Promise[NodeStatus]]) -> None:
         self._status = None
@@ -208,7 +229,7 @@ class AsyncNodeClient:
         if isinstance(result, DevitError) and client.is_refused:
             raise result  # another question by the same connection would only be refused again
 
-    def _take_incoming(self) -> list[_Item | _Promise[NodeStatus]]:
+    def _take_incoming(self) -> list[_Batch | _Promise[NodeStatus]]:
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         items = []
@@ -219,9 +240,11 @@ class AsyncNodeClient:
                 return items
 
     def _fail(self, err: DevitError) -> None:
-        for item in [*self._in_node.values(), *self._waiting, *self._take_incoming()]:
-            if isinstance(item, _Item):
-                item.batch.settle(item.index, err)
+        for batch, index in self._in_node.values():
+            batch.settle(index, err)
+        for item in [*self._waiting, *self._take_incoming()]:
+            if isinstance(item, _Batch):
+                item.give_up(err)
             else:
                 item.give(err)
         self._in_node.clear()

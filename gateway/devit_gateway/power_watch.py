@@ -90,6 +90,6 @@ class PowerWatch:
         self._due_s[device.name] = time.monotonic() + _RETRY_S
         meter = self._meters.setdefault(device.name, EnergyMeter(device.name, self._interval_ms))
         with suppress(DevitError):  # no sensor, or gone again: its metric is absent, and it is tried again
-            meter.name_board(client.describe(device.name).board_model)
+            meter.name_board(client.describe(device.name))
             client.start_sampling(device.name, self._interval_ms)
             self._due_s[device.name] = time.monotonic() + _SILENCE_S

@@ -8,10 +8,12 @@ from importlib.metadata import version
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
+from devit_contract.service.journal import Log, Priority
 from devit_contract.service.lifecycle import StopSignal
 from devit_contract.wire.client import Client, require_key
 from devit_gateway.access import Address
 from devit_gateway.app import build_app
+from devit_gateway.connection import Patience
 from devit_gateway.joules import MeteredEnergy
 from devit_gateway.node_client import AsyncNodeClient
 from devit_gateway.power_watch import PowerWatch
@@ -46,16 +48,30 @@ def run_gateway(
     def connect() -> Client:
         return Client.of_fleet(fleet, keys, timeout_s=answer_s)
 
+    log = Log("gateway")
+
+    def connect_and_tell() -> Client:
+        return Client.of_fleet(fleet, keys, timeout_s=answer_s, tell=lambda text: log.log(Priority.WARNING, text))
+
     require_key(fleet, keys)  # reported now, not at the first question
     with ExitStack() as stack:
         opened, url = listen(address)
         stack.callback(opened.close)
         watch = stack.enter_context(PowerWatch(connect, power_interval_ms)) if power_interval_ms else None
         in_flight = fleet.serving.credit  # as many as the devices hold: more would only age at the node
-        node = stack.enter_context(AsyncNodeClient(connect, in_flight=in_flight, timeout_s=answer_s))
+        node = stack.enter_context(AsyncNodeClient(connect_and_tell, in_flight=in_flight, timeout_s=answer_s))
 
         def energies() -> tuple[MeteredEnergy, ...]:
             return watch.readings if watch is not None else ()
 
         app = build_app(node, token=token, energies=energies, version=version("devit"), timeout_s=answer_s)
-        serve(app, opened, address, should_stop, on_ready=lambda: on_ready(url), logs_requests=logs_requests)
+        serve(
+            app,
+            opened,
+            address,
+            should_stop.wait,
+            on_ready=lambda: on_ready(url),
+            logs_requests=logs_requests,
+            grace_s=answer_s,
+            patience=Patience(),
+        )

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import math
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from devit_contract.errors import AddressError
-from devit_contract.service.lifecycle import StopSignal
+from devit_contract.service.journal import Log, Priority
 from devit_gateway.access import Address
+from devit_gateway.connection import Connection, Patience
 
-_MAX_CONNECTIONS = 256
-_MAX_HEADER_BYTES = 16 * 1024
-_KEEP_ALIVE_S = 30
-_GRACE_S = 5
+_BACKLOG = 512
+_RETRY_S = 0.1
+"""Until another connection is taken after one could not be."""
+_LOOK_S = 0.1
+"""How often connections are looked at: those whose peers take too long are ended."""
+_BODY_GRACE_S = 1.0
+"""For the rest of a body that is coming when the stop comes."""
+_CLOSING_GRACE_S = 0.5
+"""For what was answered last to reach its client."""
 
 
 def listen(address: Address) -> tuple[socket.socket, str]:
@@ -48,12 +57,14 @@ def serve(
     app: ASGIApp,
     opened: socket.socket,
     address: Address,
-    should_stop: StopSignal,
+    wait_for_stop: Callable[[], object],
     *,
     on_ready: Callable[[], None],
     logs_requests: bool,
+    grace_s: float,
+    patience: Patience,
 ) -> None:
-    """Serve until ``should_stop``; pending requests get some seconds to end.
+    """Serve until ``wait_for_stop`` returns; what has come whole by then is answered, within ``grace_s``.
 
     ``on_ready`` is called once the port, ``opened`` by :func:`listen`, accepts connections. With ``logs_requests``,
     stderr gets a line for each request; headers are never in it.
@@ -62,8 +73,7 @@ def serve(
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     config = uvicorn.Config(
         app,
-        # h11, as it bounds the headers.
-        http="h11",
+        http=Connection,
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -71,36 +81,106 @@ def serve(
         access_log=logs_requests,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=math.ceil(patience.idle_s),
         ssl_certfile=address.tls_cert,
         ssl_keyfile=address.tls_key,
     )
     # Invalid input from unknown peers is no event; bugs are.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    server = _Server(config, on_ready)
-    threading.Thread(target=_stop, args=(server, should_stop), daemon=True).start()
+    server = _Server(config, patience, on_ready, grace_s)
+    threading.Thread(target=_stop, args=(server, wait_for_stop), daemon=True).start()
     server.run(sockets=[opened])
+    if server.refused:
+        text = f"stopped; requests refused, as they had not come whole or were not answered in time: {server.refused}"
+        Log("gateway").log(Priority.WARNING, text)
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to :class:`StopSignal`, and reports when it accepts connections."""
+    """Accepts connections within bounds, and leaves the signals to whoever stops it."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, patience: Patience, on_ready: Callable[[], None], grace_s: float
+    ) -> None:
         super().__init__(config)
+        self.refused = 0
+        """Requests that a stop has ended."""
+        self._patience = patience
         self._on_ready = on_ready
+        self._grace_s = grace_s
+        self._accepting: list[asyncio.Task[None]] = []
+        self._greeting: dict[asyncio.Task[None], None] = {}  # in the order of their coming
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets=[])  # asyncio's own server bounds neither connections nor handshakes
+        self._watching = asyncio.create_task(self._watch())
+        for listener in sockets or []:
+            listener.setblocking(False)
+            listener.listen(_BACKLOG)
+            self._accepting.append(asyncio.create_task(self._accept(listener)))
         self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in [*self._accepting, *self._greeting]:
+            task.cancel()
+        loop = asyncio.get_running_loop()
+        loop.call_later(_BODY_GRACE_S, self._cut, lambda connection: connection.is_idle)
+        loop.call_later(_BODY_GRACE_S, self._refuse, lambda connection: connection.is_body_coming)
+        loop.call_later(self._grace_s, self._refuse, lambda connection: connection.is_under_way)
+        loop.call_later(self._grace_s + _CLOSING_GRACE_S, self._cut, lambda _: True)
+        await super().shutdown(sockets)
+        self._watching.cancel()
 
-def _stop(server: uvicorn.Server, should_stop: StopSignal) -> None:
-    should_stop.wait()
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                opened, _ = await loop.sock_accept(listener)
+            except OSError:  # it has gone again, or there are no descriptors
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if len(self._greeting) >= self._patience.handshakes:
+                oldest = next(iter(self._greeting))
+                del self._greeting[oldest]
+                oldest.cancel()
+            task = loop.create_task(self._greet(opened))
+            self._greeting[task] = None
+            task.add_done_callback(lambda done: self._greeting.pop(done, None))
+            await asyncio.sleep(0)  # or connections that wait to be accepted would leave no turn to the others
+
+    async def _greet(self, opened: socket.socket) -> None:
+        ssl = self.config.ssl
+        with contextlib.suppress(OSError):  # it has gone, or does not speak TLS
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self.config, self.server_state, self._patience),
+                opened,
+                ssl=ssl,
+                ssl_handshake_timeout=None if ssl is None else self._patience.handshake_s,
+            )
+
+    async def _watch(self) -> None:
+        while True:
+            now_s = time.monotonic()
+            for connection in self._connections():
+                connection.look(now_s)
+            await asyncio.sleep(_LOOK_S)
+
+    def _connections(self) -> list[Connection]:
+        return [each for each in self.server_state.connections if isinstance(each, Connection)]
+
+    def _refuse(self, is_meant: Callable[[Connection], bool]) -> None:
+        for connection in filter(is_meant, self._connections()):
+            connection.refuse("the gateway is stopping: try again later")
+            self.refused += 1
+
+    def _cut(self, is_meant: Callable[[Connection], bool]) -> None:
+        for connection in filter(is_meant, self._connections()):
+            connection.transport.abort()
+
+
+def _stop(server: uvicorn.Server, wait_for_stop: Callable[[], object]) -> None:
+    wait_for_stop()
     server.should_exit = True

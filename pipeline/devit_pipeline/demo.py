@@ -18,7 +18,7 @@ import numpy as np
 from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.files import check_replaceable, exclusive_lock, make_folder, read_tensors
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import InputError
+from devit_contract.errors import DevitError, InputError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import State
@@ -124,19 +124,19 @@ class _Pass:
 
 @contextmanager
 def demo_cell(
-    bundle: Path, folder: Path, progress: Progress, store: Path | None = None, *, http: str = ""
+    bundle: Path, folder: Path, progress: Progress, store: Path | None = None, *, http: str = "", port: int = 0
 ) -> Iterator[LocalCell]:
     """Build this machine's engines and bring a cell up: one agent a submodel, on simulated boards.
 
-    ``folder`` takes the fleet file, keys and logs, and is removed when the block ends; the rest is as in
-    :class:`LocalCell`.
+    ``folder`` takes the fleet file, keys and logs; when the block ends, only the logs stay, until the next cell's. The
+    rest is as in :class:`LocalCell`.
 
     Raises:
         InputError: The folder holds something else, or another demo is running in it.
     """
     with _claimed(folder):
         _build(Bundle(bundle), Store(store), progress)
-        with _cell(bundle, folder, store, progress, http) as cell:
+        with _cell(bundle, folder, store, progress, http, port) as cell:
             yield cell
 
 
@@ -158,8 +158,7 @@ def run_demo(bundle_folder: Path, out: Path, progress: Progress, store: Path | N
     make_folder(out)  # an error is raised now, not at the end
     built = _build(bundle, Store(store), progress)
     teacher_accuracy = _teacher_accuracy(bundle, Store(store), images, labels, progress)
-    temporary = tempfile.TemporaryDirectory(prefix="devit-demo-")
-    with temporary as folder, _cell(bundle_folder, Path(folder), store, progress) as cell, cell.client() as client:
+    with _passing_cell(bundle_folder, store, progress) as cell, cell.client() as client:
         full = _pass(client, images, labels, progress, "full cell")
         killed = list(cell.devices)[_KILLED_SUBMODEL]
         partial = _pass(client, images, labels, progress, f"without {killed}", kill=lambda: cell.kill(killed))
@@ -233,22 +232,52 @@ def _teacher_accuracy(
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Empty a folder, lock other demos out, and remove it at the end."""
+    """Empty a folder, lock other demos out, and leave nothing but logs at the end."""
     check_replaceable(folder, _MARKER)
     make_folder(folder)
     busy = InputError(f"{folder}: another demo is running there: stop it, or choose another --out")
     with exclusive_lock(folder, busy=busy):
         try:
             (folder / _MARKER).touch()
-            for name in ("keys", "logs", "board"):
-                shutil.rmtree(folder / name, ignore_errors=True)  # of a demo that was killed outright
+            _remove_all_but(folder, _MARKER)
             yield
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_all_but(folder, _MARKER, "logs")
+            if not (folder / "logs").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_all_but(folder: Path, *kept: str) -> None:
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 @contextmanager
-def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress, http: str = "") -> Iterator[LocalCell]:
+def _passing_cell(bundle: Path, store: Path | None, progress: Progress) -> Iterator[LocalCell]:
+    """Bring a cell up for this process alone, in a folder of which the logs stay if something fails."""
+    folder, kept = Path(tempfile.mkdtemp(prefix="devit-demo-")), ""
+    try:
+        with _cell(bundle, folder, store, progress) as cell:
+            yield cell
+    except DevitError:
+        kept = "logs"
+        raise
+    finally:
+        _remove_all_but(folder, kept)
+        if not kept:
+            folder.rmdir()
+
+
+@contextmanager
+def _cell(
+    bundle: Path,
+    folder: Path,
+    store: Path | None,
+    progress: Progress,
+    http: str = "",
+    port: int = 0,
+) -> Iterator[LocalCell]:
     count = len(Bundle(bundle).manifest.submodels)
     root = folder / "board"
     (root / "proc/device-tree").mkdir(parents=True)
@@ -259,7 +288,7 @@ def _cell(bundle: Path, folder: Path, store: Path | None, progress: Progress, ht
         for index in range(count)
     ]
     progress("start", 0, 1, f"1 node, {count} agents")
-    with LocalCell(bundle, folder, devices, store=store, http=http) as cell:
+    with LocalCell(bundle, folder, devices, store=store, http=http, port=port) as cell:
         progress("start", 1, 1, f"1 node, {count} agents")
         yield cell
 

@@ -1,18 +1,28 @@
-"""The console scripts: Ctrl-C ends them quietly, even during imports."""
+"""The console scripts: Ctrl-C ends them quietly, even during imports, and what is not installed is told."""
 
 from __future__ import annotations
 
 import importlib
 import signal
+import sys
 from functools import partial
 from typing import NoReturn
+
+from devit_contract.extras import missing_package
 
 
 def _run(module: str) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until terminal.run takes over; during an import there is nothing to clean up.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    importlib.import_module(module).main()
+    try:
+        program = importlib.import_module(module)
+    except ImportError as err:  # typer, without which terminal.run cannot say so
+        text = missing_package(err)
+        if not text:
+            raise
+        sys.exit(f"error: {text}")
+    program.main()
     raise AssertionError("main never returns")
 
 

@@ -20,6 +20,10 @@ from devit_contract.wire.client import Client
 
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 5.0
+_END_S = 1.0
+"""How long a process may take from closing its output to its end."""
+_LINES_TOLD = 5
+"""Of a log whose process did not start."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class LocalCell:
         credit: int = 2,
         queue: int = 64,
         http: str = "",
+        port: int = 0,
     ) -> None:
         """Describe the cell; nothing is written or started yet.
 
@@ -64,12 +69,14 @@ class LocalCell:
             credit: Frames in flight per device.
             queue: Requests that may wait.
             http: ``HOST:PORT`` of an HTTP gateway to start too, port 0 for a free one; empty for none.
+            port: The node's for devices, clients have the next one; 0 for free ones.
         """
         self.bundle = bundle.absolute()
         self.folder = folder.absolute()
         self.devices = {device.name: device for device in devices}
         self.store = store
         self._http = http
+        self._port = port
         self.http_url = ""
         """Where the gateway listens, with the real port; empty without one."""
         self._serving = (
@@ -84,11 +91,12 @@ class LocalCell:
         """Make keys and configurations, start everything, wait until every device is ready.
 
         Raises:
-            NoAnswerError: A process ended or was not ready in time; the text holds the last line of its log.
+            NoAnswerError: A process ended or was not ready in time; the text holds the end of its log.
         """
         try:
             self._keys = {name: new_keys(self.folder / "keys", name) for name in ("node", "client", *self.devices)}
-            self._write_fleet("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+            for_devices, for_clients = (self._port, self._port + 1) if self._port else (0, 0)
+            self._write_fleet(f"tcp://127.0.0.1:{for_devices}", f"tcp://127.0.0.1:{for_clients}")
             ready = self.start_node()
             self._write_fleet(str(ready["endpoint"]), str(ready["client_endpoint"]))
             for device in self.devices.values():
@@ -197,9 +205,7 @@ class LocalCell:
             has_come = selector.select(max(0.0, end_s - time.monotonic()))
         line = child.stdout.readline() if has_come else b""
         if not line:
-            words = self.log_path(name).read_text("utf-8", "replace").strip().splitlines()
-            last = words[-1] if words else "nothing"
-            raise NoAnswerError(f"{name}: not ready; its last log line: {last} (log: {self.log_path(name)})")
+            raise NoAnswerError(f"{name}: {_fate(child)}; its log ends: {_end_of(self.log_path(name))}")
         answer: dict[str, object] = json.loads(line)
         return answer
 
@@ -237,6 +243,19 @@ class LocalCell:
 
     def _public(self, name: str) -> str:
         return self._keys[name].public.decode()
+
+
+def _fate(child: subprocess.Popen[bytes]) -> str:
+    """Say how far a process came that is not ready."""
+    try:
+        return f"ended with exit code {child.wait(_END_S)} before it was ready"
+    except subprocess.TimeoutExpired:
+        return f"not ready after {_START_DEADLINE_S:.0f} s"
+
+
+def _end_of(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return f"{' | '.join(lines[-_LINES_TOLD:]) or 'it is empty'} ({log})"
 
 
 def _close_pipes(child: subprocess.Popen[bytes]) -> None:

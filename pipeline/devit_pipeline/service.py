@@ -12,11 +12,16 @@ from devit_contract.artefacts.files import write_bytes
 from devit_contract.errors import InputError
 
 UNITS = Path("/etc/systemd/system")
+GROUPS = ("video", "render")
+"""To which the nodes of GPUs and cameras belong; docker/compose.yaml names them too."""
 RELEASE = Path("/opt/devit/current")
 """What the units name until they are made for an installation."""
 _HOMES = {Path("/home"), Path("/root"), Path("/run/user")}
 """What ProtectHome= hides."""
-_NODE = re.compile(r"nvmap|nvgpu|nvhost-.+|nvidia.*|nvsciipc|dri/renderD\d+|video\d+|v4l2-nv.+")
+_NODE = re.compile(
+    r"nvmap|nvgpu|nvhost-.+|nvidia.*|nvsciipc|host1x-fence|dri/renderD\d+|v4l2-nv.+"
+    r"|video\d+|media\d+|v4l-subdev\d+|capture-(?:vi|isp)-channel\d+"
+)
 """Below /dev, of GPUs and cameras. JetPack 6 has nvmap, nvhost-* and nvgpu/, JetPack 7 has nvidia*."""
 _CONTAINER_LIST = Path("etc/nvidia-container-runtime/host-files-for-container.d/devices.csv")
 
@@ -87,7 +92,10 @@ def device_nodes(root: Path) -> list[Path]:
         lines = []
     for line in lines:
         kind, _, name = (word.strip() for word in line.partition(","))
-        if kind == "dev" and name.startswith("/dev/") and _is_wanted(name.removeprefix("/dev/")):
+        is_node = kind == "dev" and name.startswith("/dev/")
+        if (
+            is_node and "*" not in name and _is_wanted(name.removeprefix("/dev/"))
+        ):  # what a pattern means is there already
             found.add(Path(name))
     return sorted(found)
 
@@ -142,7 +150,7 @@ def _checked(path: Path) -> str:
 
 
 def _devices_drop_in(nodes: Sequence[Path]) -> str:
-    lines = ["SupplementaryGroups=video render", *(f"DeviceAllow={node} rw" for node in nodes)]
+    lines = [f"SupplementaryGroups={' '.join(GROUPS)}", *(f"DeviceAllow={node} rw" for node in nodes)]
     if not nodes:
         lines = ["# Neither GPU nor camera was found."]
     origin = "# Made by devit install-service from /dev and NVIDIA's list for containers"

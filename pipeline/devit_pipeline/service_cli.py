@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import print_json
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = Application(no_args_is_help=True)
 _NEXT = {
     "agent": (
         "systemd-sysusers devit.conf",

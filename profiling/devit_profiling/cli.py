@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-import typer.core
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
+from devit_contract.service.application_cli import Application, Group
 from devit_profiling.calibrate.cli import calibrate
 from devit_profiling.log.cli import parse
 from devit_profiling.report.cli import Json, compare, report, show_report
@@ -54,7 +55,7 @@ Bundle = Annotated[
 ]
 Submodel = Annotated[int, _engine(metavar="N", min=0, help="Which submodel of the bundle runs.")]
 EngineStore = Annotated[Path | None, _engine(metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")]
-Quick = Annotated[bool, _plan_option("--quick", metavar="", help="Take a quick look: one window, short idle phases.")]
+Quick = Annotated[bool, _plan_option("--quick", help="Take a quick look: one window, short idle phases.")]
 Windows = Annotated[int | None, _plan_option(metavar="N", help="Windows per scenario (default: 5; quick: 1).")]
 Duration = Annotated[
     float | None, _plan_option("--duration", metavar="S", help="Length of a window in seconds (default: 10).")
@@ -77,6 +78,11 @@ Sustained = Annotated[
         metavar="MIN",
         help="Repeat the windows of all devices together until the temperature settles, for at most MIN minutes.",
     ),
+]
+NoPower = Annotated[bool, _sampling("--no-power", metavar="", help="Measure milliseconds alone.")]
+Board = Annotated[
+    str | None,
+    _sampling(metavar="NAME", help="Which board this is, e.g. orin-nano (default: by its device tree, else guessed)."),
 ]
 Interval = Annotated[int | None, _sampling(metavar="MS", help="Sampling period in milliseconds (default: 100).")]
 Calibrations = Annotated[
@@ -105,7 +111,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     return ["cell", *arguments]
 
 
-class ProfileCommands(typer.core.TyperGroup):
+class ProfileCommands(Group):
     """Accepts ``profile --devices ...`` without the name of a command."""
 
     spelled_out = staticmethod(spelled_out)
@@ -115,10 +121,9 @@ class ProfileCommands(typer.core.TyperGroup):
         return super().parse_args(ctx, spelled_out(args))
 
 
-app = typer.Typer(
+app = Application(
     cls=ProfileCommands,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
     help="""Measure latency and energy of a running cell, or of this machine.
 
     Without a command, `--devices NAME,...` means `cell`, `--devices local` means `local`,
@@ -145,6 +150,7 @@ def cell(
     warm_up_s: WarmUp = None,
     sustained: Sustained = None,
     interval_ms: Interval = None,
+    no_power: NoPower = False,
     calibrations: Calibrations = None,
     out: Out = Path("runs"),
     as_json: Json = False,
@@ -156,6 +162,7 @@ def cell(
     A device without a power sensor is measured in milliseconds only.
     Press Ctrl-C once to end the run early and keep what was measured.
     """
+    require("profile")
     from devit_contract.artefacts.fleet import load_fleet
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.wire.client import Client
@@ -166,17 +173,24 @@ def cell(
     if quick and sustained is not None:
         raise typer.BadParameter("give --quick or --sustained, not both: a quick look is one window")
     sustained_s = 60 * sustained if sustained is not None else None
-    plan = _plan(ctx.params, baseline=baseline, sustained_s=sustained_s, **load_of(rate, in_flight, fleet))
+    plan = _plan(
+        ctx.params,
+        baseline=baseline,
+        sustained_s=sustained_s,
+        has_power=not no_power,
+        **load_of(rate, in_flight, fleet),
+    )
     whole = load_fleet(fleet)
     names = [name.strip() for name in devices.split(",")]
     scenarios = cell_scenarios([whole.find_device(name) for name in names], plan)  # refuses a wrong name
     pictures = load_images(images) if images else None
     keys = load_keys(key) if key is not None else None
-    with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys) as client:
+    with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys, tell=terminal.tell) as client:
         if pictures is None:
             pictures = random_images(client.status().image_shape)
-        _announce(plan, scenarios)
-        folder = measure_cell(client, whole, names, pictures, plan, out, progress, calibrations or default_folder())
+        announce = partial(_announce, plan, scenarios)
+        folders = calibrations or default_folder()
+        folder = measure_cell(client, whole, names, pictures, plan, out, progress, folders, announce)
     _report(folder, as_json=as_json)
 
 
@@ -193,6 +207,8 @@ def local(
     settle_s: Settle = None,
     warm_up_s: WarmUp = None,
     interval_ms: Interval = None,
+    no_power: NoPower = False,
+    board: Board = None,
     calibrations: Calibrations = None,
     out: Out = Path("runs"),
     as_json: Json = False,
@@ -202,15 +218,25 @@ def local(
     Writes the same files as `cell`.
     Press Ctrl-C once to end the run early and keep what was measured.
     """
+    require("profile")
     from devit_engines.bench.child import engine_command
     from devit_profiling.load.local_profile import local_scenario, measure_local
     from devit_profiling.record.calibration import default_folder
+    from devit_profiling.sensor.boards import board_of_key
 
-    plan = _plan(ctx.params)
+    plan = _plan(ctx.params, has_power=not no_power)
     command = engine_command(bundle, submodel, store, 1, "built") if bundle is not None else ()
-    _announce(plan, [local_scenario(command, submodel)])
     with terminal.progress_bar(quiet=as_json) as progress:
-        folder = measure_local(command, submodel, plan, out, progress, calibrations=calibrations or default_folder())
+        folder = measure_local(
+            command,
+            submodel,
+            plan,
+            out,
+            progress,
+            calibrations=calibrations or default_folder(),
+            board_choice=board_of_key(board).key if board is not None else "auto",
+            on_start=partial(_announce, plan, [local_scenario(command, submodel)]),
+        )
     _report(folder, as_json=as_json)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
 from devit_pipeline.local_cell import LocalCell
@@ -40,6 +44,13 @@ def pictures(tmp_path: Path) -> Path:
         Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / f"{name}.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+def cut_jpeg() -> bytes:
+    """The first half of a picture, as a full disk or a broken copy leaves it."""
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole, "jpeg")
+    return whole.getvalue()[: len(whole.getvalue()) // 2]
 
 
 @pytest.fixture
@@ -95,7 +106,7 @@ def test_images_without_an_answer_are_shown_and_end_with_exit_code_1(options: li
     assert done.returncode == 1
     rows = json.loads(done.stdout)
     assert [(row["state"], row["label"]) for row in rows] == [("failed", None)] * 3
-    assert "3 of 3 images have no answer (device 0: no_source, device 1: no_source)" in done.stderr
+    assert "3 of 3 images have no answer (jetson1: no_source, jetson2: no_source)" in done.stderr
     assert "give either pictures or --own COUNT" in failure(devit("classify", *options, cwd=tmp_path))
 
 
@@ -119,18 +130,78 @@ def test_status_is_a_table_for_people_and_json_for_programs(options: list[str | 
     assert found["image_shape"] == [6, 8, 1]
 
 
-def test_one_bad_picture_is_named_and_none_is_answered(options: list[str | Path], pictures: Path) -> None:
-    """Nothing is half done: no answer is printed for the good one before it."""
-    cases = {
-        "absent.png": "absent.png: cannot be read: No such file or directory",
-        "notes.txt": "notes.txt: expected a picture such as PNG or JPEG, found no picture format that is known",
-        "cut.png": "cut.png: expected a picture such as PNG or JPEG",
-    }
-    (pictures / "cut.png").write_bytes((pictures / "a.png").read_bytes()[:45])
-    before = sorted(pictures.iterdir())
-    for name, said in cases.items():
-        assert said in failure(devit("classify", "a.png", name, *options, cwd=pictures))
-    assert sorted(pictures.iterdir()) == before
+def test_status_shows_devices_whose_key_is_revoked_and_submodels_without_a_device(tmp_path: Path) -> None:
+    with LocalCell(TINY, tmp_path / "cell", tiny_devices("null")[:1]) as cell:
+        access = ["--fleet", str(cell.fleet_path), "--key", str(cell.client_key_path)]
+        assert devit("keys", "revoke", "jetson1", "--fleet", cell.fleet_path, cwd=tmp_path).returncode == 0
+        with cell.client() as client:
+            end_s = time.monotonic() + 30
+            while not client.status().devices[0].is_revoked:
+                assert time.monotonic() < end_s
+            assert client.status().without_device == (1,)
+        lines = devit("status", *access, cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[:3] for line in lines if "jetson1 " in line and " of " in line] == [
+        ["jetson1", "0", "revoked"]
+    ]
+    assert [line.split()[:4] for line in lines if "no device" in line] == [["-", "1", "no", "device"]]
+
+
+def test_pictures_that_cannot_be_read_are_shown_among_the_others(options: list[str | Path], pictures: Path) -> None:
+    (pictures / "ab.jpg").write_bytes(cut_jpeg())
+    done = devit("classify", ".", "absent.png", "notes.txt", *options, "--json", cwd=pictures)
+    rows = json.loads(done.stdout)
+    assert [row["image"] for row in rows] == ["a.png", "ab.jpg", "b.png", "absent.png", "notes.txt"]
+    states = [row["state"] for row in rows]
+    assert [states[0], states[2]] == ["full", "full"]
+    assert re.fullmatch(r"not read: expected a picture such as PNG or JPEG, found .*truncated.*", states[1])
+    assert states[3] == "not read: cannot be read: No such file or directory"
+    assert "no picture format that is known" in states[4]
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 3 of 5 pictures were not read (ab.jpg: expected a picture such as PNG")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_read_is_a_row_that_says_why(options: list[str | Path], pictures: Path) -> None:
+    (pictures / "b.png").write_bytes(cut_jpeg())
+    done = devit("classify", pictures, *options, cwd=pictures)
+    assert done.returncode == 1
+    assert "a.png" in done.stdout
+    words = " ".join(done.stdout.split())
+    assert "full" in words
+    assert "not read:" in words
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.system
+def test_what_was_answered_before_the_node_was_lost_is_shown(make_cell: MakeCell, pictures: Path) -> None:
+    """The ten seconds that the last request waits for its answer pass."""
+    cell = make_cell(engine="paced:200")
+    access = ["--fleet", str(cell.fleet_path), "--key", str(cell.client_key_path)]
+    command = [*DEVIT, "classify", *["a.png"] * 100, *access, "--in-flight", "1", "--json"]
+    with (
+        subprocess.Popen(command, cwd=pictures, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking,
+        cell.client() as client,
+    ):
+        end_s = time.monotonic() + 60
+        while client.status().frames.get("full", 0) < 2:
+            assert time.monotonic() < end_s
+        cell.kill("node")
+        out, said = asking.communicate(timeout=60)
+    assert asking.returncode == 1
+    assert {row["state"] for row in json.loads(out)} == {"full"}
+    assert 2 <= len(json.loads(out)) < 100
+    assert said.splitlines()[-1].startswith("error: ")
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_answered_under_its_escaped_name(
+    options: list[str | Path], pictures: Path
+) -> None:
+    (pictures / "a.png").rename(Path(str(pictures) + "/M\udcfcller.png"))
+    done = devit("classify", pictures, "--json", *options, cwd=pictures)
+    assert [Path(each["image"]).name for each in json.loads(done.stdout)] == [r"M\xfcller.png", "b.png"]
+    shown = devit("classify", ".", *options, cwd=pictures)
+    assert shown.returncode == 0
+    assert [line.split()[0] for line in shown.stdout.splitlines() if ".png" in line] == [r"M\xfcller.png", "b.png"]
 
 
 def test_a_folder_without_pictures_is_named(options: list[str | Path], tmp_path: Path) -> None:
@@ -161,4 +232,8 @@ def test_a_node_that_is_not_named_rightly_is_said_in_one_line(tmp_path: Path) ->
 def test_a_node_that_is_not_there_is_said_in_one_line(nobody: subprocess.Popen[str]) -> None:
     out, said = nobody.communicate(timeout=60)
     assert (nobody.returncode, out) == (1, "")
-    assert said == ("error: tcp://127.0.0.1:1: no answer within 10 s: check that fusion-node runs there\n")
+    why = "connection refused"
+    assert said.splitlines() == [
+        f"tcp://127.0.0.1:1: no link to the node, {why}: check that fusion-node runs there; trying again",
+        f"error: tcp://127.0.0.1:1: no answer within 10 s ({why}): check that fusion-node runs there",
+    ]

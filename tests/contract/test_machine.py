@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from devit_contract.errors import InputError
-from devit_contract.machine import available_bytes, board_model, clocks, memory_bytes, power_mode
+from devit_contract.machine import available_bytes, board_compatible, board_model, clocks, memory_bytes, power_mode
 
 BOARDS = Path(__file__).parents[1] / "data" / "boards"
 
@@ -67,6 +67,12 @@ def test_a_board_is_called_what_its_device_tree_says(tmp_path: Path) -> None:
     assert board_model(tmp_path) == "Raspberry Pi 5 Model B"
     write(tmp_path, "proc/device-tree/model", "NVIDIA Jetson Orin Nano Developer Kit\0")
     assert board_model(tmp_path) == "NVIDIA Jetson Orin Nano Developer Kit"
+
+
+def test_a_tree_is_compatible_with_a_board_a_module_and_a_chip(tmp_path: Path) -> None:
+    assert board_compatible(tmp_path) == ()
+    names = ("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234")
+    assert board_compatible(BOARDS / "orin-nano-jp6.2") == names
 
 
 def test_memory_is_in_bytes_and_unknown_memory_is_an_error(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_a_decomposition_can_be_measured_again_from_its_files(models: Path, smal
             # two of 200 may turn by rounding
             assert accuracy(measured, data.test.labels) == pytest.approx(stored, abs=0.011), subset.mask
     assert sorted(label for part in found.class_subsets for label in part) == list(range(10))
+    ends = np.cumsum(head.dims)[:-1]
+    parts = np.split(joined_features(submodels, data.validation.images), ends, axis=1)
+    np.testing.assert_allclose(head.norms, [np.linalg.norm(part, axis=1).max() for part in parts], rtol=1e-3)
 
 
 def test_every_epoch_of_every_stage_is_logged(models: Path, small: Recipe) -> None:

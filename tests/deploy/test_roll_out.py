@@ -7,6 +7,7 @@ release (``--no-deps``), so that no package but devit itself is installed five t
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
@@ -146,6 +147,22 @@ def test_a_second_run_changes_nothing(fleet: Fleet, first: Release) -> None:
     assert played.code == 0, played.said
     assert played.changed == dict.fromkeys(("node1", *DEVICES), 0), played.said
     assert fleet.started == before
+
+
+def test_a_changed_configuration_is_in_force_though_another_host_failed(fleet: Fleet, first: Release) -> None:
+    """The file of jetson1 is new, its agent the old one, when jetson3 ends the run; the next run restarts the agent."""
+    before, changed = fleet.started, ("--extra-vars", "devit_threads=2")
+    failing = json.dumps({"devit_threads": "{{ 2 if inventory_hostname != 'jetson3' else not_defined }}"})
+    assert fleet.play("site.yml", first, "--extra-vars", failing).code != 0
+    assert "threads = 2" in (fleet.hosts["jetson1"].root / "etc/devit/jetson1.toml").read_text()
+    assert fleet.started == before
+    assert fleet.play("site.yml", first, *changed).code == 0
+    once = {name: count + (name in DEVICES) for name, count in before.items()}
+    assert fleet.started == once
+    assert fleet.play("site.yml", first, *changed).changed == dict.fromkeys(("node1", *DEVICES), 0)
+    assert fleet.started == once
+    assert fleet.play("site.yml", first).code == 0  # as the other tests expect it
+    assert_all_answer(fleet)
 
 
 @pytest.mark.parametrize(("playbook", "version"), [("upgrade.yml", "two"), ("rollback.yml", "one")])

@@ -14,6 +14,8 @@ import pytest
 from tests.docker.compose import COMPOSE, binds, load_compose, services
 from tests.docker.dockerfile import DOCKERFILES, ROOT, copied_sources, read_stages
 
+from devit_pipeline.service import GROUPS
+
 NAMES = [path.name for path in DOCKERFILES]
 
 
@@ -92,8 +94,11 @@ def test_no_service_has_more_rights_than_the_common_part_leaves_it() -> None:
         assert "healthcheck" in service or service["restart"] == "no", f"{name} runs on, and nothing checks its health"
 
 
-def test_the_video_group_of_a_jetson_is_a_number_that_may_be_set() -> None:
-    assert load_compose({"VIDEO_GID": "105"})["services"]["edge-agent"]["group_add"] == ["105"]
+def test_the_groups_of_a_jetsons_unit_are_those_of_its_containers_by_numbers_that_may_be_set() -> None:
+    numbers = {f"{group.upper()}_GID": str(105 + place) for place, group in enumerate(GROUPS)}
+    for service in load_compose(numbers)["services"].values():
+        if service["profiles"] == ["jetson"]:
+            assert service["group_add"] == list(numbers.values())
 
 
 def test_secrets_are_files_that_are_declared_and_lie_where_nothing_is_committed() -> None:

@@ -28,6 +28,7 @@ class HandMadeNode:
         self._opened = open_context()
         self.socket, self.endpoint, _ = bind_router(self._opened.__enter__(), "tcp://127.0.0.1:0", DEVICES, None)
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        self._route = b""
         self.child: subprocess.Popen[str] | None = None
 
     def start(self, *options: str, config: str = "", bundle: Path = TINY, before: str = "") -> subprocess.Popen[str]:
@@ -54,13 +55,13 @@ class HandMadeNode:
     def receive(self, *kinds: Kind) -> Message:
         """Take the next message of some kinds."""
         while True:
-            _, data = self.socket.recv_multipart()
+            self._route, data = self.socket.recv_multipart()
             message = unpack(data)
             if message.kind in kinds:
                 return message
 
     def send(self, message: Message) -> None:
-        self.socket.send_multipart([b"jetson1", pack(message)])
+        self.socket.send_multipart([self._route, pack(message)])
 
     def welcome(self) -> Message:
         """Accept the agent, and give its HELLO."""

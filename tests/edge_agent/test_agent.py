@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import shutil
 import signal
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
+from tests.engines.changes import plant
 from tests.profiling.sysfs_tree import orin_nano
+from tests.support.gone import assert_gone
+from tests.support.starvation import within
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
@@ -32,6 +36,7 @@ from devit_contract.wire.messages import (
     body,
     read_body,
 )
+from devit_engines.building.store import Store
 
 LOST = """
 from devit_contract.errors import DeviceLostError
@@ -43,6 +48,11 @@ def lose(self, images):
         raise DeviceLostError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700): start the program again")
     return answer(self, images)
 NullEngine._run = lose
+"""
+WRONG = """
+from devit_engines.ort import OrtEngine
+answer = OrtEngine._run
+OrtEngine._run = lambda self, images: answer(self, 255 - images)
 """
 HANGING = """
 import sys, threading
@@ -57,6 +67,33 @@ def hang(self, images):
 NullEngine._run = hang
 """
 FAILING = LOST.replace("DeviceLostError(", "EngineError(").replace("DeviceLostError", "EngineError")
+
+
+def test_an_agent_that_cannot_reach_its_node_says_why(node: HandMadeNode) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        node.endpoint = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
+        child = node.start("--engine", "null")
+        assert child.stderr is not None
+        said = child.stderr.readline()
+    why = "no link to the node, connection refused: check that fusion-node runs there; trying again"
+    assert said == f"edge-agent: {node.endpoint}: {why}\n"
+
+
+def test_an_agent_lives_though_no_picture_of_its_folder_can_be_read_or_named_in_utf_8(
+    node: HandMadeNode, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    Path(f"{tmp_path}/bad/M\udcfcller.png").write_bytes(b"no picture")
+    child = node.start("--engine", "null", config='source = "folder:bad"\ntegrastats = []')
+    node.welcome()
+    node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=1))
+    assert node.receive(Kind.SKIP).reason is Reason.NO_SOURCE
+    node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=2))
+    assert node.receive(Kind.SKIP).frame_id == 2
+    assert child.stderr is not None
+    said = child.stderr.readline() + child.stderr.readline()
+    assert r"/bad/M\xfcller.png: expected a picture" in said
 
 
 def test_an_agent_introduces_itself_and_says_ready_only_when_it_is_accepted(node: HandMadeNode, bundle: Bundle) -> None:
@@ -133,6 +170,20 @@ def test_a_refused_agent_ends_with_the_nodes_words(node: HandMadeNode) -> None:
     assert "expected another bundle" in words.splitlines()[-1]
 
 
+def test_an_agent_that_has_served_tries_again_when_it_is_refused(node: HandMadeNode) -> None:
+    """The cause may be another's: a second agent under its name, or a node that got its new bundle first."""
+    soon = "import devit_edge_agent.uplink as uplink; uplink._REFUSED_NS = 100_000_000\n"
+    node.start("--engine", "null", before=soon)
+    hello = node.welcome()
+    for _ in range(2):
+        node.send(Message(Kind.REFUSED, Dtype.BODY, payload=body(Refused("jetson1: another agent is alive"))))
+        again = node.receive(Kind.HELLO)
+        assert again.boot_id == hello.boot_id
+    node.accept(again)
+    node.send(node.frame(np.zeros((6, 8, 1), np.uint8)))
+    assert node.receive(Kind.FEATURE).frame_id == 1
+
+
 def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tmp_path: Path, store: Path) -> None:
     made = HandMadeNode(tmp_path, tmp_path / "empty-store")
     try:
@@ -190,6 +241,23 @@ def test_a_lost_gpu_ends_the_agent_with_exit_code_70_after_it_gave_its_frame_up(
     _, said = child.communicate(timeout=10)
     assert child.returncode == 70
     assert "error: cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS" in said
+
+
+def test_an_agent_whose_csi_camera_stays_silent_ends_with_exit_code_70(
+    node: HandMadeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new process gets the socket that the camera service has by then: systemd has to start it."""
+    program = tmp_path / "bin" / "gst-launch-1.0"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n# SIMULATED\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    soon = "import devit_edge_agent.sources.gstreamer as gstreamer; gstreamer.CSI_SILENCE_NS //= 100\n"
+    child = node.start("--engine", "null", config='tegrastats = []\nsource = "gst:csi"', before=soon)
+    node.welcome()
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 70
+    assert "error: source: the CSI camera is silent (no frame): systemd starts the agent again" in said
 
 
 def test_an_agent_that_is_stopped_takes_leave_and_works_off_what_it_has(node: HandMadeNode) -> None:
@@ -390,6 +458,28 @@ def test_a_device_and_its_builds_remember_the_same_serials(node: HandMadeNode, s
     assert said.count("\n") == 1
 
 
+def test_an_agent_does_not_serve_an_engine_that_somebody_put_into_the_store(
+    node: HandMadeNode, bundle: Bundle, store: Path, tmp_path: Path
+) -> None:
+    """The store belongs to a group; the engine under the right key is a graph that the bundle does not mean by it."""
+    node.store = Path(shutil.copytree(store, tmp_path / "own-store"))
+    own = Store(node.store)
+    for record in own.records():
+        if record.title == "submodel 0 of tiny":
+            plant(own, bundle, record.key.digest, bundle.read("submodel", device=0, variant="fp16"))
+    child = node.start()
+    _, said = child.communicate(timeout=30)
+    assert (child.returncode, said.count("\n")) == (78, 1)
+    assert "is another graph than that of" in said
+
+
+def test_an_agent_checks_a_few_golden_images_before_it_connects(node: HandMadeNode) -> None:
+    child = node.start(before=WRONG)
+    _, said = child.communicate(timeout=30)
+    assert (child.returncode, said.count("\n")) == (78, 1)
+    assert "expected an engine that computes what was trained, found smallest cosine" in said
+
+
 def test_a_device_with_allowed_signers_refuses_an_unsigned_bundle(node: HandMadeNode, tmp_path: Path) -> None:
     (tmp_path / "signers").write_text("")
     child = node.start(config='tegrastats = []\nallowed_signers = "signers"')
@@ -438,6 +528,43 @@ def test_a_sensor_that_dies_is_told_once_with_its_last_words(node: HandMadeNode)
         pass
     assert "exit code 3" in telemetry.ended
     assert "RAM no more" in telemetry.ended
+
+
+def test_a_sensor_that_ignores_its_end_holds_up_no_frame(node: HandMadeNode, bundle: Bundle) -> None:
+    """It is killed after two seconds; the agent answers meanwhile, and can sample anew."""
+    stubborn = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
+    node.start("--engine", "null", config=f"tegrastats = {json.dumps(['sh', '-c', stubborn])}")
+    node.welcome()
+    image, pids = bundle.golden()["images"][0], []
+    for _ in range(2):
+        node.ask(Control(Question.SAMPLE_START, interval_ms=100))
+        pids += [int(line.text) for line in read_body(node.receive(Kind.TELEMETRY), Telemetry).lines]
+        with within(1.0):
+            assert node.ask(Control(Question.SAMPLE_STOP)).error == ""
+            node.send(node.frame(image))
+            node.receive(Kind.FEATURE)
+    assert len(set(pids)) == 2
+    for pid in pids:
+        assert_gone(pid)
+
+
+def test_a_flooding_sensor_is_ended_and_named(node: HandMadeNode) -> None:
+    command = json.dumps(["sh", "-c", "exec yes RAM 1/2MB"])
+    node.start("--engine", "null", config=f"tegrastats = {command}")
+    node.welcome()
+    node.ask(Control(Question.SAMPLE_START, interval_ms=100))
+    while not (telemetry := read_body(node.receive(Kind.TELEMETRY), Telemetry)).ended:
+        pass
+    assert "'sh' prints more than lines of tegrastats every 100 ms" in telemetry.ended
+
+
+def test_an_agent_tells_which_board_it_is_by_its_tree_and_its_settings(node: HandMadeNode) -> None:
+    tree = TINY.parent / "boards" / "orin-nano-jp6.2"
+    node.start("--engine", "null", config=f'tegrastats = []\nroot = "{tree}"\nboard = "orin-nx"')
+    node.welcome()
+    found = node.ask(Control(Question.DESCRIBE)).description
+    assert found is not None
+    assert (found.board_choice, found.compatible[1]) == ("orin-nx", "nvidia,p3767-0005")
 
 
 def test_all_that_a_dying_sensor_printed_arrives_before_the_reason(node: HandMadeNode) -> None:

@@ -16,9 +16,10 @@ from devit_contract.errors import RefusedError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import Hello, Refused, body
-from devit_contract.wire.sockets import open_context, reconnect
+from devit_contract.wire.sockets import open_context
 from devit_edge_agent.uplink import Uplink
 from devit_fusion.device_port import DeviceHandler, DevicePort
+from devit_fusion.events import Events
 from devit_fusion.links import Link
 
 DEADLINE_S = 20
@@ -105,8 +106,16 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
 ) -> None:
     link = Link(0, "jetson1", 2)
     with open_context() as context:
-        address = "tcp://127.0.0.1:0"
-        port = DevicePort(context, address, None, links={"jetson1": link}, manifest=bundle.manifest, run_id=RUN_ID)
+        port = DevicePort(
+            context,
+            "tcp://127.0.0.1:0",
+            None,
+            links={"jetson1": link},
+            manifest=bundle.manifest,
+            plausible_norms=(1e3, 1e3),
+            run_id=RUN_ID,
+            events=Events(Log("fusion-node")),
+        )
 
         def accepted(uplink: Uplink) -> str:
             """Turn both sides until the node has taken the device, and the device knows; how the node took it."""
@@ -129,7 +138,8 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
             assert accepted(uplink) == "engine_changed"
             assert link.engine_revision == 2
             port.cut(link)
-            reconnect(uplink.socket, port.endpoint)
+            uplink.socket.disconnect(port.endpoint)
+            uplink.socket.connect(port.endpoint)
             assert accepted(uplink) == "connected"
         finally:
             uplink.close()

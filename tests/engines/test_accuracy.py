@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_engines.accuracy import Reference, check_accuracy, compare, reference_of
+from devit_engines.accuracy import Reference, check_accuracy, compare, flip_rate_bound, reference_of
 
 TINY = Bundle(Path(__file__).parents[1] / "data" / "tiny-bundle")
 SUBMODEL = reference_of(TINY, 0)
 BASELINE = reference_of(TINY, "baseline")
 
 
-def test_the_reference_itself_passes_with_the_rule_of_three_as_its_bound() -> None:
+def test_the_reference_itself_passes() -> None:
     result = compare(SUBMODEL.outputs, SUBMODEL)
     assert result.failures() == []
     assert (result.images, result.flips, result.non_finite, result.max_abs_error) == (64, 0, 0, 0.0)
     assert result.cosine_min == pytest.approx(1.0)
-    assert result.flip_rate_bound == pytest.approx(3 / 64)
+    assert result.flip_rate_bound == pytest.approx(1 - 0.05 ** (1 / 64))
+
+
+@given(images=st.integers(1, 60), data=st.data())
+def test_the_bound_of_the_flip_rate_is_where_so_few_flips_come_in_one_of_twenty_tries(
+    images: int, data: st.DataObject
+) -> None:
+    """Against the binomial distribution itself, in whole numbers."""
+    flips = data.draw(st.integers(0, images - 1))
+    bound = flip_rate_bound(flips, images)
+    rate = Fraction(bound)
+    terms = (math.comb(images, count) * rate**count * (1 - rate) ** (images - count) for count in range(flips + 1))
+    assert float(sum(terms)) == pytest.approx(0.05, rel=1e-6)
+    assert flips / images < bound < 1.0
+
+
+@pytest.mark.parametrize(
+    ("flips", "images", "expected"),
+    # scipy.stats.beta.ppf(0.95, flips + 1, images - flips)
+    [(0, 1, 0.95), (0, 2, 0.7763932), (3, 20, 0.3436614), (2, 260, 0.0240153), (5, 100_000, 0.0001051), (9, 9, 1.0)],
+)
+def test_the_bound_of_the_flip_rate_is_clopper_and_pearsons(flips: int, images: int, expected: float) -> None:
+    assert flip_rate_bound(flips, images) == pytest.approx(expected, rel=1e-3)
+
+
+def test_fewer_images_than_wanted_are_a_doubt_with_its_figure() -> None:
+    assert (
+        "validated with 64 golden images, fewer than 256: up to 4.6% of" in compare(SUBMODEL.outputs, SUBMODEL).doubt()
+    )
+    four = [np.concatenate([part] * 4) for part in (SUBMODEL.images, SUBMODEL.outputs, SUBMODEL.logits)]
+    assert compare(four[1], Reference(four[0], four[1], four[2], lambda _: four[2])).doubt() == ""
 
 
 @settings(deadline=None)
@@ -66,7 +98,7 @@ def test_a_constant_feature_does_not_hide_a_lost_image() -> None:
 def test_two_swapped_submodels_are_found_by_their_answers() -> None:
     result = compare(np.roll(SUBMODEL.outputs, 1, axis=0), SUBMODEL)
     assert result.flips > 0
-    assert result.flip_rate_bound is None
+    assert result.flip_rate_bound > result.flips / 64
     assert any("answers flipped" in text for text in result.failures())
 
 

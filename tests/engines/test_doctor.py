@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.engines.test_elf import elf
 
 from devit_contract.errors import EngineError
 from devit_engines.doctor.examine import examine, refuse
@@ -305,6 +306,48 @@ def test_a_missing_dla_compiler_is_named_with_its_cure(nano: Path, release: str,
     assert found["libraries"].found == "libnvinfer 10.3.0 needs libnvdla_compiler.so, which is absent"
     assert str(found["libraries"].cure).startswith(cure)
     assert found["engines"].state == "warning"
+
+
+@pytest.mark.parametrize(
+    ("version", "needed", "found"),
+    [
+        (
+            "10.11.0",
+            ("libnvdla_compiler.so", "libc.so.6"),
+            "libnvinfer 10.11.0 needs libnvdla_compiler.so, which is absent",
+        ),
+        ("10.3.0", ("libc.so.6",), None),
+        ("10.16.2", ("libnvdla_compiler.so",), "libnvinfer 10.16.2 needs libnvdla_compiler.so, which is absent"),
+        ("10.16.2", ("libnvJitLink.so.13",), None),
+        ("10.16.2", ("libnvstrange.so.1",), "libnvinfer 10.16.2 needs libnvstrange.so.1, which is absent"),
+    ],
+)
+def test_what_libnvinfer_needs_is_read_from_the_file_whatever_its_version(
+    tmp_path: Path, version: str, needed: tuple[str, ...], found: str | None
+) -> None:
+    """An image of before JetPack 7 on a newer host: there is no libnvdla_compiler.so that could be mounted."""
+    root = copy("agx-orin-jp7.2", tmp_path)
+    (root / ".dockerenv").touch()
+    for path in (root / LIBRARIES).rglob("libnv*"):
+        path.unlink()
+    (root / LIBRARIES / f"libnvinfer.so.{version}").write_bytes(elf(*needed))
+    (root / "usr/local/cuda/lib64").mkdir(parents=True, exist_ok=True)
+    (root / "usr/local/cuda/lib64/libnvJitLink.so.13").write_bytes(elf())
+    libraries = look(root)["libraries"]
+    if found is None:
+        assert libraries.state == "good"
+    else:
+        assert (libraries.state, libraries.found) == ("warning", found)
+        assert "nvdla" not in found or str(libraries.cure).startswith("take an image made for this JetPack")
+
+
+def test_a_libnvinfer_that_cannot_be_read_is_judged_by_its_version(tmp_path: Path) -> None:
+    root = copy("agx-orin-jp7.2", tmp_path)
+    for path in (root / LIBRARIES).rglob("libnv*"):
+        path.unlink()
+    for version, state in (("10.3.0", "warning"), ("10.11.0", "warning"), ("10.16.2", "good")):
+        (root / LIBRARIES / f"libnvinfer.so.{version}").write_text("a stand-in")
+        assert look(root)["libraries"].state == state
 
 
 def test_empty_libraries_on_the_board_itself_are_installed_again(nano: Path) -> None:

@@ -109,3 +109,17 @@ def test_a_key_that_is_not_there_is_named_before_the_long_work(models_folder: Pa
             app, [str(models_folder), "--out", str(out), "--sign", str(tmp_path / "absent")], catch_exceptions=False
         )
     assert not out.exists()
+
+
+def test_a_finished_bundle_is_replaced_only_with_force(
+    written: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = shutil.copytree(written[0], tmp_path / "bundle")
+    monkeypatch.setattr("devit_export.bundle.export_bundle", lambda *_args, **_options: written[1])
+    refused = CliRunner().invoke(app, ["models", "--out", str(bundle)])
+    assert str(refused.exception).startswith(
+        f"{bundle}: what is there is finished: choose another --out, or add --force"
+    )
+    done = CliRunner().invoke(app, ["models", "--out", str(bundle), "--force"])
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].endswith(f": devit build {bundle}")

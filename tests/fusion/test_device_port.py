@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from devit_contract.wire.codec import Dtype, Kind, Message, Reason, State, array
 from devit_contract.wire.messages import (
     Control,
     ControlReply,
+    Description,
     DeviceStatus,
     HeadStatus,
     Hello,
@@ -61,8 +63,7 @@ class Device:
     """One device; whatever it says, it says because a test told it to."""
 
     def __init__(self, context: Context, bundle: Bundle, endpoint: str, submodel: int, **link: bytes | KeyPair) -> None:
-        keys, node_key, name = link.get("keys"), link.get("node_key"), link.get("name", b"jetson%d" % submodel)
-        assert isinstance(name, bytes)
+        keys, node_key, name = link.get("keys"), link.get("node_key"), link.get("name")
         self.submodel = submodel
         self.boot_id = secrets.randbits(64)
         self.run_id = 0
@@ -72,7 +73,7 @@ class Device:
         self.socket, self.monitor = connect_dealer(
             context,
             endpoint,
-            name=name,
+            name=name if isinstance(name, bytes) else None,
             keys=keys if isinstance(keys, KeyPair) else None,
             node_key=node_key if isinstance(node_key, bytes) else None,
             max_bytes=1 << 20,
@@ -184,8 +185,8 @@ class Scene:
         self._kept.append(Device(self._context, self._bundle, self._node.endpoint, submodel, **link))
         return self._kept[-1]
 
-    def greeted(self, submodel: int) -> Device:
-        device = self.device(submodel)
+    def greeted(self, submodel: int, **link: bytes | KeyPair) -> Device:
+        device = self.device(submodel, **link)
         assert device.greet().kind is Kind.WELCOME
         return device
 
@@ -228,7 +229,9 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
                 submodel = 1
                 {key("jetson1")}
                 """
-                + (f'[[client]]\nname = "desk"\n{key("desk")}' if keys is not None else "")
+                + "".join(
+                    f'[[client]]\nname = "{name}"\n{key(name)}\n' for name in keys or () if name.startswith("desk")
+                )
             )
             own = keys["node"] if keys is not None else None
             return Scene(stack, bundle, load_fleet(tmp_path / "fleet.toml"), own, head)
@@ -276,8 +279,12 @@ def test_a_device_that_does_not_fit_is_refused_with_the_reason(
 
 
 def test_a_stranger_is_refused(start: Start) -> None:
-    refusal = start().device(0, name=b"jetson9").greet()
+    scene = start()
+    device = scene.device(0)
+    device.hello = msgspec.structs.replace(device.hello, name="jetson9")
+    refusal = device.greet()
     assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
+    assert scene.client().status().unknown_peers == 1
 
 
 def test_a_message_of_two_parts_is_refused_and_its_feature_not_used(start: Start) -> None:
@@ -307,7 +314,9 @@ def test_a_feature_before_hello_is_counted_and_not_used(start: Start) -> None:
     device = scene.device(0)
     device.socket.send(device.feature(Message(Kind.FRAME, frame_id=1)))
     client = scene.client()
-    assert wait_for(client, "jetson0", lambda status: bool(status.rejected)).rejected == {"boot": 1}
+    end_s = time.monotonic() + DEADLINE_S
+    while client.status().unknown_peers < 1:  # without keys, nobody knows whose it is
+        assert time.monotonic() < end_s
     assert client.classify(IMAGE).missing == {0: "absent", 1: "absent"}
 
 
@@ -316,6 +325,8 @@ def test_a_feature_before_hello_is_counted_and_not_used(start: Start) -> None:
     [
         (np.full(6, np.nan, np.float32), "nonfinite"),
         (np.full(6, -np.inf, np.float32), "nonfinite"),
+        (np.full(6, 1e15, np.float32), "implausible"),
+        (np.full(6, -1e3, np.float32), "implausible"),
         (np.ones(5, np.float32), "shape"),
         (np.ones((1, 6), np.float32), "shape"),
         (np.ones(6, np.float16), "shape"),
@@ -388,18 +399,20 @@ def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(
         assert again.answer().mask == 0b01
 
 
-def test_a_second_agent_under_the_name_of_one_that_is_alive_is_refused_and_the_first_comes_back(start: Start) -> None:
+def test_a_second_agent_under_the_name_of_one_that_is_alive_is_refused_and_the_first_goes_on_serving(
+    start: Start,
+) -> None:
     scene = start()
     first, client = scene.greeted(0), scene.client()
-    first.monitor.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+    asked = Asked(client, mask=0b01)
+    frame = first.hear(Kind.FRAME)
     refusal = scene.device(0).greet()
     assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
     assert "another agent of that name is alive" in read_body(refusal, Refused).text
-    first.monitor.socket.recv_multipart()  # its link was cut, so that it notices
-    assert first.greet().kind is Kind.WELCOME
-    asked = Asked(client, mask=0b01)
-    first.socket.send(first.feature(first.hear(Kind.FRAME)))
+    first.socket.send(first.feature(frame))
     assert asked.answer().mask == 0b01
+    assert status_of(client, "jetson0").links == 1
+    assert first.monitor.read() == []
 
 
 def test_a_device_that_shuts_down_is_asked_nothing_new_and_what_it_has_is_still_used(start: Start) -> None:
@@ -472,25 +485,99 @@ def test_a_frame_does_not_wait_for_devices_whose_links_are_cut(start: Start) -> 
     assert (answer.state, answer.missing) == (State.FAILED, {0: "absent", 1: "absent"})
 
 
-def test_a_device_whose_name_another_key_took_comes_back(start: Start) -> None:
-    keys = {name: KeyPair(*zmq.curve_keypair()) for name in ("node", "jetson0", "jetson1", "desk")}
+@pytest.fixture
+def keys() -> dict[str, KeyPair]:
+    names = ("node", "jetson0", "jetson1", "desk", "desk2")
+    return {name: KeyPair(*zmq.curve_keypair()) for name in names}
+
+
+def test_a_key_under_another_devices_name_is_refused_and_named_and_touches_no_link(
+    start: Start, keys: dict[str, KeyPair]
+) -> None:
+    """Neither by the routing id that it gives itself, which no key goes with, nor by what its HELLO says."""
     scene = start(keys=keys)
-    client = scene.client(keys["desk"])
-    real = scene.device(0, keys=keys["jetson0"], node_key=keys["node"].public)
-    assert real.greet().kind is Kind.WELCOME
+    client, node_key = scene.client(keys["desk"]), keys["node"].public
+    real = scene.greeted(0, keys=keys["jetson0"], node_key=node_key, name=b"jetson0")
     asked = Asked(client, mask=0b01)
-    real.hear(Kind.FRAME)
-    with within(10):
-        impostor = scene.device(0, keys=keys["jetson1"], node_key=keys["node"].public)
-        refusal = impostor.greet()
-        assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
-        assert asked.answer().missing[0] == "absent"
-        impostor.close()
-        assert real.monitor.socket.poll(int(DEADLINE_S * 1000))
-        assert real.greet().kind is Kind.WELCOME
-        again = Asked(client, mask=0b01)
-        real.socket.send(real.feature(real.hear(Kind.FRAME)))
-        assert again.answer().mask == 0b01
+    frame = real.hear(Kind.FRAME)
+    silent = scene.device(0, keys=keys["jetson1"], node_key=node_key, name=b"jetson0")
+    refusal = scene.device(0, keys=keys["jetson1"], node_key=node_key).greet()
+    assert (refusal.kind, refusal.reason) == (Kind.REFUSED, Reason.NAME)
+    told = "expected jetson1, whose key this is, found jetson0: correct name or secret_key in agent.toml"
+    assert read_body(refusal, Refused).text == told
+    real.socket.send(real.feature(frame))
+    assert asked.answer().mask == 0b01
+    again = Asked(client, mask=0b01)
+    real.socket.send(real.feature(real.hear(Kind.FRAME)))
+    assert again.answer().mask == 0b01
+    status = client.status()
+    assert [(device.links, device.rejected) for device in status.devices] == [(1, {}), (0, {"hello": 1})]
+    assert ("jetson1", f"refused: {told}") in [(event.device, event.text) for event in status.events]
+    assert real.monitor.read() == []
+    silent.close()
+
+
+def test_a_key_has_two_connections_and_one_more_is_shut_at_its_first_word(
+    start: Start, keys: dict[str, KeyPair]
+) -> None:
+    scene = start(keys=keys)
+    client, node_key = scene.client(keys["desk"]), keys["node"].public
+    real = scene.greeted(0, keys=keys["jetson0"], node_key=node_key)
+    for number in range(3):
+        more = scene.device(0, keys=keys["jetson0"], node_key=node_key)
+        if number == 0:
+            assert more.greet().kind is Kind.REFUSED
+        else:
+            more.say(Kind.HELLO, body(more.hello))
+            assert more.monitor.socket.poll(int(DEADLINE_S * 1000))
+            more.close()
+    asked = Asked(client, mask=0b01)
+    real.socket.send(real.feature(real.hear(Kind.FRAME)))
+    assert asked.answer().mask == 0b01
+    status = client.status()
+    assert status.devices[0].links == 1
+    text = "3 connections with its key: expected 2 at most"
+    assert ("jetson0", text) in [(event.device, event.text) for event in status.events]
+
+
+def test_a_client_with_too_many_connections_is_told_so_and_served_again_when_it_has_ended_some(
+    start: Start, keys: dict[str, KeyPair]
+) -> None:
+    scene = start(keys=keys)
+    clients = [scene.client(keys["desk"]) for _ in range(17)]
+    for client in clients[:16]:
+        client.status()
+    with pytest.raises(InputError, match="desk: expected at most 16 connections with one key, found more: end some"):
+        clients[16].status()
+    assert scene.client(keys["desk2"]).status().events[0].device == "desk"
+    clients[0].close()
+    end_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end_s:
+        with suppress(InputError):
+            clients[16].status()
+            return
+    pytest.fail("it is still refused")
+
+
+def test_requests_of_two_clients_are_told_apart_though_run_and_number_are_the_same(
+    start: Start, keys: dict[str, KeyPair]
+) -> None:
+    scene = start(keys=keys)
+    clients = [scene.client(keys[name]) for name in ("desk", "desk2")]
+    for client in clients:
+        client.status()
+        client._run_id = 1
+    device = scene.greeted(0, keys=keys["jetson0"], node_key=keys["node"].public)
+    asked, frames = [], []
+    for client in clients:
+        asked.append(Asked(client, mask=0b01))
+        frames.append(device.hear(Kind.FRAME))
+    for number, frame in enumerate(frames):
+        device.socket.send(device.feature(frame, np.full(device.dim, float(number), np.float32)))
+    first, second = (one.answer().logits for one in asked)
+    assert first is not None
+    assert second is not None
+    assert np.abs(first - second).max() > 0.1
 
 
 def test_a_question_that_no_agent_answers_is_refused_at_once(start: Start) -> None:
@@ -503,6 +590,29 @@ def test_a_question_that_no_agent_answers_is_refused_at_once(start: Start) -> No
             client._ask(Control(Question.PING, "jetson0"))
         with pytest.raises(InputError, match="Invalid enum value 'sing'"):
             client._ask(Control("sing", "jetson0"))  # type: ignore[arg-type]
+
+
+def test_a_question_that_an_agent_leaves_open_is_ended_with_the_agents_name(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own time is longer, and would blame the node."""
+    monkeypatch.setattr("devit_fusion.questions._PATIENCE_NS", 100_000_000)
+    scene = start()
+    scene.greeted(0)
+    with within(5), pytest.raises(QuestionFailedError, match="jetson0: its agent is connected but does not reply"):
+        scene.client().describe("jetson0")
+
+
+def test_control_codes_in_a_devices_text_do_not_reach_the_client(start: Start) -> None:
+    scene = start()
+    device, client = scene.greeted(0), scene.client()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.describe, "jetson0")
+        question = device.hear(Kind.CONTROL)
+        hostile = Description("\x1b[2Jboard", "R36\x9b1m", "engine\n", "", 1, clocks=("\u202ecpu",))
+        device.say(Kind.CONTROL, body(ControlReply(description=hostile)), frame_id=question.frame_id)
+        shown = asked.result(DEADLINE_S)
+    assert shown == Description("\\x1b[2Jboard", "R36\\x9b1m", "engine\\n", "", 1, clocks=("\\u202ecpu",))
 
 
 def test_a_question_to_a_device_that_leaves_is_answered_with_an_error(start: Start) -> None:

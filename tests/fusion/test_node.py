@@ -168,7 +168,7 @@ def test_fewer_features_than_min_devices_are_a_failed_frame_without_logits(make_
         cell.kill("jetson1")
         answer = ask_until(client, picture, lambda answer: answer.mask == 0b10)
     assert (answer.state, answer.logits) == (State.FAILED, None)
-    with pytest.raises(FrameFailedError, match="device 0: absent"):
+    with pytest.raises(FrameFailedError, match="jetson1: absent"):
         answer.probabilities()
 
 
@@ -254,14 +254,13 @@ class LyingAgent:
         node = cell.fleet.node
         self.boot_id = secrets.randbits(64)
         self.run_id = 0
-        self.socket, self._monitor = connect_dealer(
+        self.socket, self.monitor = connect_dealer(
             self._opened.__enter__(),
             node.endpoint,
-            name=name.encode(),
             keys=load_keys(cell.folder / "keys" / f"{key_of}.key_secret"),
             node_key=node.public_key.encode(),
             max_bytes=1 << 20,
-            events=zmq.EVENT_HANDSHAKE_SUCCEEDED,
+            events=zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED,
         )
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.socket.setsockopt(zmq.SNDTIMEO, 20_000)
@@ -342,7 +341,7 @@ def test_a_device_under_anothers_name_is_refused_by_its_key(open_cell: LocalCell
     try:
         refusal = liar.greet()
         assert refusal.kind is Kind.REFUSED
-        assert b"under its own key" in bytes(refusal.payload)
+        assert b"whose key this is, found jetson1" in bytes(refusal.payload)
         with open_cell.client() as client:
             assert states(client)["jetson1"] == "absent"
     finally:
@@ -436,6 +435,26 @@ def test_a_revoked_device_is_cut_off_while_it_serves_and_let_in_again_when_that_
         assert any(event.text == "its key was revoked" for event in client.status().events)
         restore(path, key)
         ask_until(client, picture, lambda answer: answer.state is State.FULL)
+
+
+def test_a_revoked_key_loses_every_connection_whatever_it_calls_itself(make_cell: MakeCell, bundle: Bundle) -> None:
+    """One is refused under another's name, one has shaken hands and says nothing, one serves."""
+    cell = make_cell(engine="null")
+    liars = [LyingAgent(cell, bundle, "jetson1", key_of="jetson2") for _ in range(2)]
+    try:
+        assert liars[0].greet().kind is Kind.REFUSED
+        for liar in liars:
+            assert liar.monitor.socket.poll(round(1000 * DEADLINE_S))
+            assert [event.kind for event in liar.monitor.read()] == [zmq.EVENT_HANDSHAKE_SUCCEEDED]
+        revoke(revoked_path(cell.fleet_path), cell.fleet.find_device("jetson2").public_key.encode(), "jetson2")
+        for liar in liars:
+            assert liar.monitor.socket.poll(round(1000 * DEADLINE_S))
+            assert [event.kind for event in liar.monitor.read()] == [zmq.EVENT_DISCONNECTED]
+        with cell.client() as client:
+            assert client.classify(bundle.golden()["images"][0]).mask == 0b01
+    finally:
+        for liar in liars:
+            liar.close()
 
 
 def test_a_revoked_client_is_cut_off_though_it_only_listens(make_cell: MakeCell, bundle: Bundle) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from devit_contract.artefacts.fleet import parse_endpoint
@@ -115,3 +116,24 @@ def test_a_key_that_systemd_hands_over_is_taken_in_the_place_of_the_file(tmp_pat
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (78, "")
     assert "devit keys new" in done.stderr
+
+
+def test_connections_take_no_descriptor_that_the_list_of_revoked_keys_needs(tmp_path: Path) -> None:
+    """With 96 of 160 descriptors for them, they run out long before strangers are too many."""
+    child = subprocess.Popen(
+        command(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160)),
+    )
+    with ExitStack() as stack:
+        stack.callback(child.communicate)
+        stack.callback(child.kill)
+        assert child.stdout is not None
+        assert child.stderr is not None
+        address = parse_endpoint(json.loads(child.stdout.readline())["endpoint"], "endpoint")
+        for _ in range(150):
+            stack.enter_context(socket.create_connection(address, timeout=10))
+        (tmp_path / FILE_NAME).write_text("no key")
+        assert "line 1: expected a key" in child.stderr.readline()

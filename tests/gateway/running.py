@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import select
 import ssl
 import subprocess
@@ -92,6 +93,18 @@ class Gateway:
     def host(self) -> str:
         """HOST:PORT."""
         return urlsplit(self.url).netloc
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """For a socket."""
+        host, _, port = self.host.partition(":")
+        return host, int(port)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory it has ever used."""
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(line) * 1024
 
     def ask(
         self,

@@ -7,6 +7,7 @@ import gzip
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from devit_contract.errors import InputError
-from devit_gateway.bodies import BodyReader, compress, decompress
+from devit_gateway.bodies import SMALL_BYTES, BodyReader, compress, decompress
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
@@ -100,7 +101,19 @@ def request(*, messages: tuple[Message, ...] = (), **headers: str) -> Request:
 def test_a_body_that_does_not_come_is_given_up() -> None:
     slow = request(messages=({"type": "http.request", "body": b"{", "more_body": True},))
     with pytest.raises(HTTPException) as raised:
-        asyncio.run(BodyReader(read_timeout_s=0.05).read(slow, 100))
+        asyncio.run(BodyReader(silence_s=0.05).read(slow, 100))
+    assert raised.value.status_code == 408
+
+
+def test_a_body_that_comes_drop_by_drop_is_given_up() -> None:
+    """No pause in it is long."""
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    with pytest.raises(HTTPException) as raised:
+        asyncio.run(BodyReader(read_timeout_s=0.05).read(Request({"type": "http", "headers": []}, receive), 10**9))
     assert raised.value.status_code == 408
 
 
@@ -109,17 +122,44 @@ def test_a_client_that_goes_away_is_no_bug() -> None:
         asyncio.run(BodyReader().read(request(messages=({"type": "http.disconnect"},)), 100))
 
 
-def test_all_bodies_together_have_a_bound() -> None:
-    bodies = BodyReader(max_held_bytes=1000)
-    rooms = [bodies.reserve(request(content_length="400"), 900) for _ in range(2)]
-    assert rooms == [400, 400]
-    for more in (request(content_length="201"), request(), request(content_length="10", content_encoding="gzip")):
+async def held(bodies: BodyReader, *requests: Request, max_bytes: int = 900_000) -> list[int]:
+    """How much is held after each of these has got its room, all at the same time."""
+    async with AsyncExitStack() as stack:
+        found = []
+        for each in requests:
+            await stack.enter_async_context(bodies.room(each, max_bytes))
+            found.append(bodies.held_bytes)
+        return found
+
+
+def test_large_bodies_have_a_bound_together_and_small_ones_never_wait() -> None:
+    """A compressed one counts as what it may grow to, and one without a length as the longest."""
+    large, small = request(content_length="400000"), request(content_length=str(SMALL_BYTES))
+    packed = request(content_length="10", content_encoding="gzip")
+
+    def bodies() -> BodyReader:
+        return BodyReader(max_held_bytes=1_000_000, read_timeout_s=0.05)
+
+    assert asyncio.run(held(bodies(), large, large, *[small] * 100)) == [400_000] + [800_000] * 101
+    for more in (large, packed, request()):
         with pytest.raises(HTTPException) as raised:
-            bodies.reserve(more, 900)
+            asyncio.run(held(bodies(), large, large, more))
         assert raised.value.status_code == 503
-    bodies.release(400)
-    assert bodies.reserve(request(content_length="201"), 900) == 201
+    assert asyncio.run(held(bodies(), packed)) == [900_010]
+
+
+def test_a_large_body_waits_until_others_have_shrunk() -> None:
+    async def wait() -> int:
+        bodies, large = BodyReader(max_held_bytes=1_000_000), request(content_length="600000")
+        async with bodies.room(large, 900_000) as first:
+            second = asyncio.ensure_future(held(bodies, large))
+            await asyncio.sleep(0)
+            assert bodies.held_bytes == 600_000
+            first.shrink(100_000)
+            return (await asyncio.wait_for(second, 30))[0]
+
+    assert asyncio.run(wait()) == 700_000
 
 
 def test_a_single_body_is_read_even_where_it_is_more_than_all_may_hold() -> None:
-    assert BodyReader(max_held_bytes=10).reserve(request(content_length="400"), 900) == 400
+    assert asyncio.run(held(BodyReader(max_held_bytes=10), request(content_length="400000"))) == [400_000]

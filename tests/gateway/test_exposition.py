@@ -166,3 +166,25 @@ def test_names_follow_prometheus_rules() -> None:
             assert all(sample.name.endswith("_total") for sample in family.samples)
         if family.type == "histogram":
             assert family.name.endswith("_seconds")
+
+
+def test_counters_are_there_before_their_first_event() -> None:
+    """Prometheus' increase() sees no event in a counter that begins with it."""
+    fresh = NodeStatus(
+        "b 1", ("up",), (1, 1, 1), STATUS.preprocess, {}, (DeviceStatus("jetson1", 0, DeviceState.ABSENT),), 1, 50.0, {}
+    )
+    zeros = {key for key, value in samples(write_metrics(fresh, (), version="9.9")[0]).items() if value == 0}
+    expected = [
+        *(("devit_frames_total", {"outcome": name}) for name in ("full", "certain", "partial", "failed", "shed")),
+        *(
+            ("devit_missing_total", {"device": "jetson1", "cause": str(cause)})
+            for cause in MissingReason
+            if cause is not MissingReason.NOT_ASKED
+        ),
+        *(
+            ("devit_features_rejected_total", {"device": "jetson1", "reason": reason})
+            for reason in ("late", "duplicate", "size", "crc", "body", "boot", "run", "shape", "nonfinite", "engine")
+        ),
+        *(("devit_requests_refused_total", {"reason": reason}) for reason in ("size", "kind", "body", "shape", "mask")),
+    ]
+    assert {(name, frozenset(labels.items())) for name, labels in expected} <= zeros

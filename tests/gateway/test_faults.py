@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def test_too_few_devices_fail_the_batch_and_tell_its_states(make_cell: MakeCell,
     reply = gateway.ask(INFER, as_json(images[:3]))
     assert reply.status == 503
     assert reply.json()["states"] == ["failed"] * 3
-    assert "device 1: absent" in reply.json()["error"]
+    assert "jetson2: absent" in reply.json()["error"]
     assert gateway.ask("/v2/health/ready").status == 503
     assert gateway.ask("/v2/health/live").status == 200
     cell.start_agents(["jetson2"])
@@ -137,6 +138,45 @@ def test_requests_under_way_end_when_the_node_hangs_and_when_it_is_killed(
         cell.kill("node")
         assert asked.result(DEADLINE_S).status == 503
     os.kill(cell.pid("jetson1"), signal.SIGCONT)
+
+
+def frames_ended(gateway: Gateway) -> float:
+    families = {f.name: f for f in text_string_to_metric_families(gateway.ask("/metrics").body.decode())}
+    return sum(sample.value for sample in families["devit_frames"].samples)
+
+
+def test_clients_that_leave_cost_the_others_nothing(make_cell: MakeCell, start: Start, images: Images) -> None:
+    """Nobody waits for 512 images any more; only those that the node has got are still worked on."""
+    cell = make_cell(deadline_ms=20_000)
+    gateway = start(to=cell)
+    gateway.ask_until(INFER, is_full, as_json(images[:1]))
+    before, body = frames_ended(gateway), as_json(images)
+    for name in ("jetson1", "jetson2"):
+        os.kill(cell.pid(name), signal.SIGSTOP)
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(8):
+        with socket.create_connection(gateway.address, DEADLINE_S) as link:
+            link.sendall(head + body)
+        assert gateway.ask("/livez").status == 200  # so that it has seen the other one leave
+    for name in ("jetson1", "jetson2"):
+        os.kill(cell.pid(name), signal.SIGCONT)
+    assert is_full(gateway.ask(INFER, as_json(images[:1])))
+    assert frames_ended(gateway) - before < 64
+
+
+def test_a_stop_in_the_middle_of_a_body_is_one_line(start: Start) -> None:
+    gateway = start()
+    with socket.create_connection(gateway.address, DEADLINE_S) as link:
+        link.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        assert gateway.ask("/livez").status == 200  # so that it has seen the other one come
+        gateway.process.terminate()
+        assert link.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert gateway.process.wait(DEADLINE_S) == 0
+    assert (
+        gateway.said
+        == "gateway: stopped; requests refused, as they had not come whole or were not answered in time: 1\n"
+    )
+    gateway.forget_log()
 
 
 def test_a_key_that_the_node_does_not_know_is_told(cell: LocalCell, start: Start, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -91,7 +93,7 @@ def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
         ({"inputs": [tensor(data=None, parameters={"binary_data_size": 12.0})]}, PIXELS.tobytes(), "binary_data_size"),
         ({"inputs": [tensor()]}, b"left over", "found 9 after"),
         ({"inputs": [tensor(data=[0] * 11)]}, None, "12 whole numbers"),
-        ({"inputs": [tensor(data=[[0] * 3, [0] * 9])]}, None, "even array"),
+        ({"inputs": [tensor(data=[[0] * 3, [0] * 9])]}, None, "12 whole numbers"),
         ({"inputs": [tensor(data=[[0] * 6, [0] * 6])]}, None, "12 whole numbers"),
         ({"inputs": [tensor(data=[0] * 11 + [256])]}, None, "0 to 255"),
         ({"inputs": [tensor(data=[0] * 11 + [-1])]}, None, "0 to 255"),
@@ -101,6 +103,8 @@ def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
         ({"inputs": [tensor(data=[None] * 12)]}, None, "whole numbers"),
         ({"inputs": [tensor(data={"a": 1})]}, None, "whole numbers"),
         ({"inputs": [tensor(data=7)]}, None, "whole numbers"),
+        ({"inputs": [tensor(data=[True] + [0] * 11)]}, None, "got `bool`"),
+        ({"inputs": [tensor(data=[[[[True]] * 3] * 2] * 2)]}, None, "got `bool`"),
         ({"inputs": [tensor()], "id": 7}, None, "id"),
         ({"inputs": [tensor()], "parameters": {"devices": -1}}, None, "devices"),
         ({"inputs": [tensor()], "parameters": {"devices": 1.0}}, None, "devices"),
@@ -139,6 +143,76 @@ def test_what_a_stranger_sent_is_shown_short_and_in_one_line() -> None:
     assert len(str(raised.value)) < 300
     assert "\n" not in str(raised.value)
     assert str(raised.value).isascii()
+
+
+def test_null_stands_for_what_is_not_given() -> None:
+    """As clients send it that write all their fields."""
+    nothing = {"parameters": None}
+    request = {"id": None, "outputs": None, "inputs": [tensor() | nothing]} | nothing
+    assert parse(request).outputs == parse({"inputs": [tensor()]}).outputs
+    parameters = {"binary_data_output": None, "devices": None}
+    outputs = [{"name": "mask", "parameters": {"binary_data": None, "classification": None}}]
+    found = parse(
+        {"inputs": [tensor(parameters={"binary_data_size": None})], "parameters": parameters, "outputs": outputs}
+    )
+    assert (found.device_mask, found.outputs) == (0, (WantedOutput("mask", False),))
+    request = {"inputs": [tensor(parameters={"binary_data_size": 12}) | {"data": None}]}
+    np.testing.assert_array_equal(parse(request, PIXELS.tobytes()).images, PIXELS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'["' + b"a" * 20_000 + b'"' + b',""' * 300_000 + b"]",
+        b"[0" + b",0" * 2_000_000 + b"]",
+        b"[" + b" " * 2_000_000 + b"0]",
+        b"[[0]" + b",[]" * 1_000_000 + b"]",
+        b"[[[[0" + b",0" * 1_000_000 + b"]]]]",
+        b"[[[[0]" + b",[0]" * 1_000_000 + b"]]]",
+    ],
+    ids=["one long text", "too many", "blanks", "too many images", "too many channels", "too many columns"],
+)
+def test_what_is_no_image_takes_hardly_more_memory_than_its_body(data: bytes) -> None:
+    body = b'{"inputs":[{"name":"image","shape":[2,2,3,1],"datatype":"UINT8","data":' + data + b"}]}"
+    tracemalloc.start()
+    with pytest.raises(InputError, match="12 whole numbers"):
+        parse_request(body, None, SHAPE)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4_000_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"inputs":[' + b",".join([b'{"name":"","shape":[],"datatype":""}'] * 50_000) + b"]",
+        b'"inputs":[{"name":"image","shape":[1' + b",1" * 1_000_000 + b'],"datatype":"UINT8"}]',
+        b'"inputs":[],"outputs":[' + b",".join([b'{"name":"mask"}'] * 100_000) + b"]",
+        b'"inputs":[{}],"parameters":{' + b",".join(b'"%d":1' % number for number in range(200_000)) + b"}",
+    ],
+    ids=["inputs", "shape", "outputs", "parameters"],
+)
+def test_what_is_long_beside_its_pixels_is_not_read(fields: bytes) -> None:
+    body = b"{" + fields + b"}"
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        parse_request(body, None, SHAPE)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 100_000
+
+
+def test_many_numbers_take_little_more_memory_than_their_pixels() -> None:
+    """A list of them would take eight times as much."""
+    shape = (224, 224, 3)
+    row = b"[" + b", ".join([b"255"] * (8 * math.prod(shape))) + b"]"
+    body = b'{"inputs":[{"name":"image","shape":[8,224,224,3],"datatype":"UINT8","data":' + row + b"}]}"
+    tracemalloc.start()
+    images = parse_request(body, None, shape).images
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert images.min() == 255
+    assert peak_bytes < images.nbytes + 3_000_000
 
 
 def test_a_full_batch_fits_the_bound_even_with_blanks() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from devit_contract.wire.messages import PowerLine, Telemetry
+from devit_contract.wire.messages import Description, PowerLine, Telemetry
 from devit_gateway.joules import EnergyMeter
 
 BOARD = "NVIDIA Jetson Orin Nano Developer Kit"
@@ -17,7 +17,7 @@ def line(time_ms: int, power_mw: int, mark: str = "") -> PowerLine:
 
 def energy_j(*lines: PowerLine, interval_ms: int = 1000, board: str = BOARD) -> float | None:
     meter = EnergyMeter("jetson1", interval_ms)
-    meter.name_board(board)
+    meter.name_board(Description(board, "", "", "", 1))
     for one in lines:
         meter.take(Telemetry("jetson1", (one,)))
     reading = meter.reading()
@@ -80,7 +80,7 @@ def test_a_figure_tells_its_scope_and_whether_it_is_simulated(
     board: str, mark: str, scope: str, is_simulated: bool
 ) -> None:
     meter = EnergyMeter("jetson1", 1000)
-    meter.name_board(board)
+    meter.name_board(Description(board, "", "", "", 1))
     rails = "VDD_IN 4000mW/1mW VDD_CPU_GPU_CV 444mW/1mW VDD_SOC 1375mW/1mW"
     meter.take(Telemetry("jetson1", (PowerLine(0, f"{mark}RAM 1697/7620MB (lfb 42x4MB) tj@41C {rails}"),)))
     reading = meter.reading()
@@ -93,5 +93,5 @@ def test_a_figure_tells_its_scope_and_whether_it_is_simulated(
 def test_lines_of_the_power_chips_count_as_those_of_tegrastats_do() -> None:
     lines = [PowerLine(time * MS, f"INA3221 {time}ns VDD_IN 4000mW VDD_SOC 1000mW") for time in (0, 1000, 2000)]
     assert energy_j(*lines) == pytest.approx(8.0)
-    assert energy_j(*lines, board="aarch64") is None  # rails alone fit several boards
+    assert energy_j(*lines, board="aarch64") is None  # these rails alone fit none
     assert energy_j(PowerLine(0, "INA3221 note: VDD_IN 4000mW")) is None

@@ -75,3 +75,35 @@ def test_an_image_that_waits_in_vain_is_told_where_to_look() -> None:
         for said in asyncio.run(ask(node_client)):
             assert said.startswith("tcp://127.0.0.1:9: ")
             assert "check that fusion-node runs there" in said
+
+
+def test_large_batches_do_not_hold_up_a_single_image(cell: LocalCell) -> None:
+    """They take turns with it, image by image."""
+    image = np.zeros((6, 8, 1), np.uint8)
+
+    async def ask(node_client: AsyncNodeClient) -> list[bool]:
+        batches = [asyncio.ensure_future(node_client.classify([image] * 64)) for _ in range(4)]
+        await asyncio.sleep(0)  # so that they come first
+        await asyncio.wait_for(node_client.classify([image]), 30)
+        found = [batch.done() for batch in batches]
+        assert [len(results) for results in await asyncio.wait_for(asyncio.gather(*batches), 30)] == [64] * 4
+        return found
+
+    with AsyncNodeClient(cell.client, in_flight=2, timeout_s=30.0) as node_client:
+        assert asyncio.run(ask(node_client)) == [False] * 4
+
+
+def test_a_batch_that_nobody_waits_for_is_dropped(cell: LocalCell) -> None:
+    image = np.zeros((6, 8, 1), np.uint8)
+
+    async def ask(node_client: AsyncNodeClient) -> None:
+        batch = asyncio.ensure_future(node_client.classify([image] * 1000))
+        await asyncio.wait_for(node_client.classify([image]), 30)
+        batch.cancel()
+        for _ in range(100):  # each of which would be a turn for the other batch too
+            await asyncio.wait_for(node_client.classify([image]), 30)
+
+    with cell.client() as client, AsyncNodeClient(cell.client, in_flight=2, timeout_s=30.0) as node_client:
+        before = sum(client.status().frames.values())
+        asyncio.run(ask(node_client))
+        assert sum(client.status().frames.values()) - before < 150

@@ -116,10 +116,21 @@ def test_more_images_than_the_node_has_room_for_wait_here(gateway: Gateway, imag
     assert [reply.status for reply in replies] == [200] * 5
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/devit/ready"])
-def test_a_healthy_cell_is_live_and_ready_without_words(gateway: Gateway, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        ("/livez", {"live": True}),
+        ("/readyz", {"ready": True}),
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/devit/ready", {"name": "devit", "ready": True}),
+    ],
+)
+def test_a_healthy_cell_is_live_and_ready_in_the_words_of_the_protocol(
+    gateway: Gateway, path: str, page: dict[str, object]
+) -> None:
     reply = gateway.ask(path)
-    assert (reply.status, reply.body) == (200, b"")
+    assert (reply.status, reply.json()) == (200, page)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +161,7 @@ def test_metrics_are_read_by_prometheus_own_parser_and_count(gateway: Gateway, i
 
 @pytest.mark.parametrize("length", [MAX_BODY_BYTES + 1, 10**18])
 def test_a_body_that_says_to_be_too_long_is_refused_unread(gateway: Gateway, length: int) -> None:
-    host, _, port = gateway.host.partition(":")
-    with socket.create_connection((host, int(port)), DEADLINE_S) as link:
+    with socket.create_connection(gateway.address, DEADLINE_S) as link:
         link.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
         assert link.recv(100).startswith(b"HTTP/1.1 413 ")
 
@@ -184,8 +194,7 @@ def test_a_batch_that_is_too_large_is_refused(gateway: Gateway) -> None:
 
 
 def test_a_body_that_is_cut_off_harms_nobody(gateway: Gateway, images: Images) -> None:
-    host, _, port = gateway.host.partition(":")
-    with socket.create_connection((host, int(port)), DEADLINE_S) as link:
+    with socket.create_connection(gateway.address, DEADLINE_S) as link:
         link.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
     assert gateway.ask(INFER, as_json(images[:1])).status == 200
 
@@ -197,12 +206,12 @@ def test_a_body_that_is_cut_off_harms_nobody(gateway: Gateway, images: Images) -
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n",
         b"POST /v2/models/devit/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /v2/models/devit/infer HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v2/models/devit/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
-    ids=["header without an end", "TLS", "two lengths", "negative length"],
+    ids=["header without an end", "TLS", "two lengths", "negative length", "no chunk"],
 )
 def test_what_is_no_http_is_refused(gateway: Gateway, head: bytes) -> None:
-    host, _, port = gateway.host.partition(":")
-    with socket.create_connection((host, int(port)), DEADLINE_S) as link:
+    with socket.create_connection(gateway.address, DEADLINE_S) as link:
         link.sendall(head)
         assert link.recv(100).startswith(b"HTTP/1.1 400 ")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import socket
 import ssl
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +51,42 @@ def test_without_the_token_only_livez_is_told(start: Start, token_file: Path, im
 
 def test_an_unread_body_without_the_token_is_refused(start: Start, token_file: Path) -> None:
     gateway = start("--token-file", str(token_file))
-    host, _, port = gateway.host.partition(":")
-    with socket.create_connection((host, int(port)), DEADLINE_S) as link:
+    with socket.create_connection(gateway.address, DEADLINE_S) as link:
         link.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n".encode())
         assert link.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_uploads_without_the_token_are_ended_and_take_no_memory(start: Start, token_file: Path, images: Images) -> None:
+    """Twenty peers that send as fast as they can, whatever the answer is; others are answered meanwhile."""
+    gateway = start("--token-file", str(token_file))
+    assert gateway.ask(INFER, as_json(images[:1]), Authorization=BEARER).status == 200
+    before = gateway.peak_bytes
+
+    def is_ended(_: int) -> bool:
+        with socket.create_connection(gateway.address, DEADLINE_S) as link, suppress(ConnectionError):
+            link.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".encode())
+            for _ in range(10_000):
+                link.sendall(bytes(65536))
+            return False
+        return True
+
+    with ThreadPoolExecutor(20) as pool:
+        ended = pool.map(is_ended, range(20))
+        assert gateway.ask(INFER, as_json(images[:1]), Authorization=BEARER).status == 200
+        assert all(ended)
+    assert gateway.peak_bytes - before < 32_000_000
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_texts_among_pixels_take_no_memory(gateway: Gateway, images: Images, encoding: str) -> None:
+    """As an array of texts, each would take as much as the longest: 1.6 GB."""
+    data = ["a" * 40_000, *[""] * 10_000]
+    tensor = {"name": "image", "shape": images[:1].shape, "datatype": "UINT8", "data": data}
+    body = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
+    before = gateway.peak_bytes
+    reply = gateway.ask(INFER, gzip.compress(body) if encoding == "gzip" else body, Content_Encoding=encoding)
+    assert (reply.status, "got `str`" in reply.json()["error"]) == (400, True)
+    assert gateway.peak_bytes - before < 16_000_000
 
 
 def test_others_reach_it_by_tls_with_the_token(start: Start, token_file: Path, tmp_path: Path, images: Images) -> None:

@@ -27,7 +27,6 @@ def main() -> None:
         socket, monitor = connect_dealer(
             context,
             node.client_endpoint,
-            name=None,
             keys=load_keys(folder / "keys" / "client.key_secret"),
             node_key=node.public_key.encode(),
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,

@@ -39,7 +39,6 @@ class Liar:
         self.socket, self.monitor = connect_dealer(
             self._opened.__enter__(),
             node.endpoint,
-            name=name.encode(),
             keys=key_of(cell, name),
             node_key=node.public_key.encode(),
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
@@ -56,7 +55,6 @@ class Liar:
 
     def __exit__(self, *_: object) -> None:
         """Close the link."""
-        self.socket.disable_monitor()
         self._opened.__exit__(None, None, None)
 
     def greet(self) -> None:

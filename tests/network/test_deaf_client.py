@@ -50,7 +50,6 @@ def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bun
         deaf, _ = connect_dealer(
             context,
             node.client_endpoint,
-            name=None,
             keys=key_of(cell, "client"),
             node_key=node.public_key.encode(),
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,

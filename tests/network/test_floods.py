@@ -5,17 +5,20 @@ from __future__ import annotations
 import socket as tcp
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from tests.network.conftest import TINY, Golden
-from tests.network.hostile import MIB, bounded_memory, key_of
+from tests.network.hostile import MIB, bounded_memory, device_status, key_of, status_when
 from tests.network.open_loop import OpenLoop
 from tests.network.zmtp_peer import ZmtpPeer
 from tests.support.starvation import Starvation
 
+from devit_contract.artefacts.revoked import revoke, revoked_path
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
@@ -102,14 +105,12 @@ def test_a_flood_again_and_again_by_many_connections_is_stopped_each_time(cell: 
     assert record.states == {"FULL": 400}
 
 
-def test_connections_that_take_their_name_from_each_other_do_not_end_the_node(cell: LocalCell, golden: Golden) -> None:
-    """What the older one still sends has nowhere to go; libzmq's own heartbeats would abort the process then."""
+def test_connections_that_give_themselves_one_name_do_not_end_the_node(cell: LocalCell, golden: Golden) -> None:
     with OpenLoop(cell, golden.pictures, rate_hz=RATE_HZ, frames=200) as traffic:
         for port in ("device", "client"):
             with connect(cell, port, "twin") as older, connect(cell, port, "twin") as newer:
-                newer.send(b"I am here")
-                assert newer.receive()  # refused, so it has been read
-                older.send(b"nobody takes this")
+                for twin in (older, newer, older, newer):
+                    twin.send(b"I am here")
         record = traffic.finish()
     print(f"twins: {record.summary()}; {record.missing}")
     assert record.states == {"FULL": 200}, record.status.events
@@ -124,3 +125,36 @@ def test_the_largest_pictures_one_after_another_are_no_flood(cell: LocalCell) ->
     assert len(answers) == 60
     assert status.floods == 0
     assert [device.links for device in status.devices] == [1, 1]
+
+
+def test_a_thousand_links_of_one_key_take_nothing_from_others_and_end_when_it_is_revoked(
+    cell: LocalCell, golden: Golden
+) -> None:
+    """Half of them say something, under the names of both devices; the others only shake hands."""
+    node = Path(f"/proc/{cell.pid('node')}/fd")
+    with ExitStack() as stack, cell.client() as client:
+        with (
+            bounded_memory(cell.pid("node"), 64 * MIB, "1100 links of one key"),
+            OpenLoop(cell, golden.pictures, rate_hz=RATE_HZ, frames=600) as traffic,
+        ):
+            assert traffic.wait_for(50)
+            before, most = len(list(node.iterdir())), 0
+            links: deque[ZmtpPeer] = deque()
+            for number in range(1100):
+                with suppress(OSError):  # it is shut already
+                    links.append(stack.enter_context(connect(cell, "device", f"jetson{1 + number % 2}")))
+                    if number % 4 < 2:
+                        links[-1].send(b"I am here")
+                most = max(most, len(list(node.iterdir())) - before)
+                if len(links) > 500:  # this process has not many descriptors either
+                    links.popleft().close()
+            record = traffic.finish()
+        print(f"1100 links of one key: at most {most} more descriptors; {record.summary()}")
+        assert most <= 150
+        assert record.states == {"FULL": 600}
+        assert [device.links for device in record.status.devices] == [1, 1]
+        assert len(record.later_than(SOON_S)) <= 60, record.summary()
+        revoke(revoked_path(cell.fleet_path), cell.fleet.find_device("jetson2").public_key.encode(), "jetson2")
+        status = status_when(client, lambda status: device_status(status, "jetson2").state == "absent")
+        assert device_status(status, "jetson2").state == "absent"
+        assert device_status(status, "jetson1").links == 1

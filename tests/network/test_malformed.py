@@ -116,6 +116,7 @@ LIES: dict[str, tuple[str, Callable[[Frame], bytes]]] = {
     "another engine": ("engine", lambda frame: pack(frame.feature(engine_revision=REVISION + 1))),
     "no number": ("nonfinite", lambda frame: pack(frame.feature(fill=float("nan")))),
     "infinite": ("nonfinite", lambda frame: pack(frame.feature(fill=float("-inf")))),
+    "enormous": ("implausible", lambda frame: pack(frame.feature(fill=1e15))),
 }  # fmt: skip
 
 

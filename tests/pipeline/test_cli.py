@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -43,14 +45,37 @@ def test_a_command_explains_itself_in_the_words_of_the_overview(command: str) ->
     assert first_words in " ".join(done.stdout.split())
 
 
-def test_an_unknown_command_is_wrong_usage() -> None:
-    done = run("bake")
-    assert done.returncode == 2
-    assert "bake" in done.stderr
-
-
 def test_a_named_failure_is_one_line_and_exit_code_1() -> None:
     done = run("build", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: nowhere/manifest.json")
+
+
+def test_an_unknown_command_is_wrong_usage_and_the_nearest_is_named() -> None:
+    done = run("biuld", "bundle")
+    assert done.returncode == 2
+    assert "No such command 'biuld'. Did you mean 'build'?" in " ".join(done.stderr.split())
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"devit {version('devit')}\n")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_whole_at_80_columns_without_types_of_flags_and_completion(command: str) -> None:
+    children = (
+        re.findall(r"^│ (\w+)  ", help_of(command), re.MULTILINE) if command in ("keys", "engines", "profile") else []
+    )
+    assert bool(children) == (command in ("keys", "engines", "profile"))
+    for words in (command, *(f"{command} {child}" for child in children)):
+        shown = help_of(words)
+        assert "-h" in shown, words
+        assert not re.search(r"<bool>|completion|…", shown), words
+
+
+def help_of(words: str) -> str:
+    done = CliRunner().invoke(app, [*words.split(), "-h"], prog_name="devit", env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    return done.stdout

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -20,7 +22,7 @@ from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
 from devit_contract.service.progress import no_progress
-from devit_pipeline import demo
+from devit_pipeline import demo, demo_cli
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,7 +98,7 @@ def wait_for_end(pidfd: int, deadline_s: float = 30) -> None:
 
 def serve(store: Path, out: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     child = subprocess.Popen(
-        [*DEVIT, "demo", "--serve", "--http", "127.0.0.1:0", "--store", str(store), "--out", str(out)],
+        [*DEVIT, "demo", "--serve", "--http", "127.0.0.1:0", "--port", "0", "--store", str(store), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,6 +163,66 @@ def test_a_cell_served_where_one_was_killed_answers_and_leaves_nothing(store: Pa
         child.send_signal(signal.SIGTERM)
         finish(child, addresses)
     assert not Path(addresses["fleet"]).exists()
+    assert {path.name for path in (killed / "cell").iterdir()} == {".devit-demo", "logs"}
+    assert len(list((killed / "cell/logs").iterdir())) == 6
+
+
+def read_until(terminal: int, text: str) -> str:
+    """What a terminal shows until then."""
+    shown = ""
+    while text not in shown:
+        assert select.select([terminal], [], [], 60)[0], shown
+        shown += os.read(terminal, 4096).decode()
+    return shown
+
+
+def test_at_a_terminal_the_bars_end_and_commands_to_paste_follow(store: Path, tmp_path: Path) -> None:
+    terminal, other_side = pty.openpty()
+    options = ["--port", "0", "--store", str(store), "--out", str(tmp_path)]
+    child = subprocess.Popen([*DEVIT, "demo", "--serve", *options], stdout=other_side, stderr=other_side)
+    os.close(other_side)
+    try:
+        shown = read_until(terminal, "add --http\r\n")
+        assert '"endpoint"' not in shown  # that is for programs
+        assert not select.select([terminal], [], [], 0.5)[0], "the bars still move"
+        (pasted,) = (line for line in shown.splitlines() if " status --fleet " in line)
+        done = subprocess.run(pasted, shell=True, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "jetson4" in done.stdout
+        child.send_signal(signal.SIGINT)
+        assert f"the logs stay in {tmp_path}/cell/logs" in read_until(terminal, "logs\r\n")
+        assert child.wait(30) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(terminal)
+    assert (tmp_path / "cell/logs/jetson1.log").exists()
+
+
+def test_a_start_that_fails_shows_the_end_of_the_log_which_stays(store: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [*DEVIT, "demo", "--serve", "--port", port, "--store", str(store), "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: node: ended with exit code 1 before it was ready; its log ends: ")
+    assert f"tcp://127.0.0.1:{port}: expected a free address" in said
+    assert f"({tmp_path}/cell/logs/node.log)" in said
+    assert (tmp_path / "cell/logs/node.log").exists()
+
+
+def test_http_without_an_address_has_the_usual_one() -> None:
+    import typer.main
+
+    command = typer.main.get_command(demo_cli.app)
+    for words, address in (
+        (["--serve", "--http"], "127.0.0.1:8080"),
+        (["--http", "--serve"], "127.0.0.1:8080"),
+        (["--http", "127.0.0.1:0", "--serve"], "127.0.0.1:0"),
+        (["--serve"], ""),
+    ):
+        assert command.make_context("demo", words).params["http"] == address
 
 
 def test_two_demos_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,17 @@ from devit_pipeline.service import agent_files, device_nodes, fusion_files, inst
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
 RELEASE = Path("/opt/devit/current/venv")
 JETPACK_6 = ("nvmap", "nvhost-ctrl-gpu", "nvhost-as-gpu", "nvgpu/igpu0/ctrl", "nvgpu/igpu0/as", "dri/renderD128")
-JETPACK_7 = ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap1", "video0")
+JETPACK_7 = ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap1", "host1x-fence")
+CAMERAS = ("video0", "media0", "v4l-subdev3", "capture-vi-channel12", "capture-isp-channel0")
 OTHERS = ("null", "sda", "nvme0n1", "tty1", "dri/card0", "mapper/control", "i2c-1")
 DEVICES_CSV = """\
 dev, /dev/nvmap
 dev, /dev/nvhost-nvdec
 dev,/dev/fb0
+dev, /dev/host1x-fence
+dev, /dev/capture-vi-channel3
+dev, /dev/media0
+dev, /dev/nvhost-*
 dir, /dev/snd
 lib, /usr/lib/libcuda.so
 dev, /etc/passwd
@@ -66,6 +71,7 @@ def test_the_shipped_units_are_those_of_the_release_that_ansible_makes(tmp_path:
     agent, node = agent_files(RELEASE, tmp_path)[0], fusion_files(RELEASE, bundle)[0]
     assert agent.content == files("devit_edge_agent").joinpath("edge-agent@.service").read_text()
     assert node.content == files("devit_fusion").joinpath("fusion-node.service").read_text()
+    assert "\nLimitNOFILE=16384\n" in node.content
     assert "\nExecStart=/opt/devit/current/venv/bin/edge-agent --config /etc/devit/%i.toml\n" in agent.content
 
 
@@ -95,7 +101,7 @@ def test_a_path_that_means_something_else_in_a_unit_is_refused(prefix: str, tmp_
         agent_files(Path(prefix), tmp_path)
 
 
-@pytest.mark.parametrize("nodes", [JETPACK_6, JETPACK_7])
+@pytest.mark.parametrize("nodes", [JETPACK_6, JETPACK_7, CAMERAS])
 def test_the_drop_in_opens_the_nodes_of_gpu_and_camera_and_no_other(nodes: tuple[str, ...], tmp_path: Path) -> None:
     board(tmp_path, *nodes, *OTHERS)
     drop_in = agent_files(RELEASE, tmp_path)[1].content
@@ -107,7 +113,8 @@ def test_nodes_of_nvidias_list_for_containers_count_where_dev_is_empty_as_in_an_
     csv = tmp_path / "etc/nvidia-container-runtime/host-files-for-container.d/devices.csv"
     csv.parent.mkdir(parents=True)
     csv.write_text(DEVICES_CSV)
-    assert device_nodes(tmp_path) == [Path("/dev/nvhost-nvdec"), Path("/dev/nvmap")]
+    names = ("capture-vi-channel3", "host1x-fence", "media0", "nvhost-nvdec", "nvmap")
+    assert device_nodes(tmp_path) == [Path("/dev") / name for name in names]
 
 
 def test_a_machine_without_gpu_gets_a_drop_in_that_opens_nothing(tmp_path: Path) -> None:

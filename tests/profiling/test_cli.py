@@ -73,19 +73,22 @@ def test_devices_and_from_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_running_cell_is_profiled_from_its_fleet_file(live_cell: LiveCell, tmp_path: Path) -> None:
-    """A window of half a second is too short for joules, and the table says so instead of printing some."""
+    """A window of half a second is too short for joules: that is told before it is measured."""
     options = ["--quick", "--idle", "0.3", "--warm-up", "0", "--duration", "0.5", "--interval-ms", "20"]
-    command = ["--devices", "jetson1, jetson2", "--fleet", str(live_cell.fleet_path), "--out", str(tmp_path)]
-    result = runner.invoke(app, [*command, *options])
+    command = ["--devices", "jetson1, jetson2", "--fleet", str(live_cell.fleet_path), "--out", str(tmp_path), *options]
+    refused = profile(*command)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert re.fullmatch(r"error: plan: windows of 0\.5 s .*: choose --duration 10 or longer.*\n", refused.stderr)
+    result = runner.invoke(app, [*command, "--no-power"])
     assert result.exit_code == 0
     (folder,) = tmp_path.iterdir()
-    assert "insufficient" in result.stdout
+    assert "jetson1; jetson2: power not measured: left out by the plan (--no-power)" in result.stdout
     assert json.loads((folder / "report.json").read_bytes())["pictures"].startswith("32 random images of 6 x 8 x 1")
 
 
 def test_rate_is_kept_and_told_with_how_long_it_takes(live_cell: LiveCell, tmp_path: Path) -> None:
     options = ["--quick", "--idle", "0.3", "--warm-up", "0", "--duration", "0.5", "--interval-ms", "20", "--rate", "50"]
-    command = ["--devices", "jetson1", "--fleet", str(live_cell.fleet_path), "--out", str(tmp_path)]
+    command = ["--devices", "jetson1", "--fleet", str(live_cell.fleet_path), "--out", str(tmp_path), "--no-power"]
     result = runner.invoke(app, [*command, *options])
     assert result.exit_code == 0
     assert re.match(r"this takes about 1 s, until \d\d:\d\d:\d\d local time\n", result.stderr)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, STDOUT
 
 import pytest
 from tests.project.pages import PAGES, ROOT, blocks, command_lines, commands_and_outputs, our_commands, parse
@@ -56,10 +56,15 @@ def test_the_console_blocks_print_what_the_page_shows(page: Path, tmp_path: Path
                     print(f"not run, as {FASHION_MNIST} is absent (apt install dataset-fashion-mnist): {command}")
                     continue
                 if "--serve" in words:
-                    served.append(subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=PIPE, text=True))
+                    words += ["--port", "0"]  # a cell of the machine's user may have the usual ones
+                    served.append(
+                        subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
+                    )
                     stdout = served[-1].stdout
                     assert stdout is not None
-                    printed = stdout.readline()
+                    printed = ""
+                    while not matches(shown, printed) and (line := stdout.readline()):
+                        printed += line
                 else:
                     shell = ["bash", "-c", command]
                     done = subprocess.run(

@@ -91,6 +91,22 @@ def test_no_page_shows_marks_that_should_have_become_something(site: Site) -> No
         assert not re.search(r":::|```|\{(?:important|note|eval-rst)\}|generated: ", page.read_text()), page
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_stands_on_a_page_is_what_the_code_says_now(page: Path) -> None:
+    """So that the repository itself can be read, as it is; make docs writes it anew."""
+    assert page.read_text() == GENERATED["refreshed"](page.read_text()), "run make docs, or python docs/generated.py"
+
+
+def test_names_of_places_on_a_page_are_unambiguous() -> None:
+    """Links inside a page lead to the first heading of that name, wherever the page is read."""
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert len(slugs) == len(set(slugs)), page
+        assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= set(slugs), page
+
+
 def test_links_to_elsewhere_are_well_formed() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((\w+:[^)]+)\)", page.read_text()):

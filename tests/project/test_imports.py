@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from devit_contract.extras import PACKAGES
+
 ROOT = Path(__file__).parents[2]
 PLACES = ("contract", "decompose", "export", "engines", "edge_agent", "fusion", "gateway", "profiling", "pipeline")
 ALLOWED = {
@@ -28,6 +30,8 @@ ALLOWED = {
 TERMINAL_MODULES = {"cli", "terminal"}
 RUNS_ENGINES = ("cli.py", "load/local_", "sweep/")
 """Modules of profiling that run engines on the device itself, or start those that do."""
+GROUND = {"PIL", "msgspec", "numpy", "safetensors", "tomli", "zmq"}
+"""What every installation has."""
 MOST_FLOORS, MOST_NAMES, MOST_LINES = 7, {"devit_profiling": 14}, 60
 
 
@@ -156,6 +160,15 @@ def test_only_what_runs_on_a_device_takes_engines_into_profiling() -> None:
     for path in modules("profiling"):
         if not path.relative_to(folder).as_posix().startswith(RUNS_ENGINES):
             assert not [name for name in imported_names(path) if name.startswith("devit_engines")], path
+
+
+def test_every_package_that_is_imported_is_of_the_ground_or_of_an_extra_that_is_known() -> None:
+    """Otherwise its absence would be a traceback; starlette brings anyio."""
+    known = GROUND | {"anyio"} | {package for packages in PACKAGES.values() for package in packages}
+    for path in (path for place in PLACES for path in modules(place)):
+        packages = {name.split(".")[0] for name in imported_names(path)} - sys.stdlib_module_names
+        strange = {name for name in packages if not name.startswith("devit")} - known
+        assert not strange, path
 
 
 @pytest.mark.parametrize("place", PLACES)

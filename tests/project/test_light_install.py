@@ -90,6 +90,11 @@ def test_make_demo_runs_from_a_fresh_clone_in_time_twice(version: str, tmp_path:
         report = re.search(r"report: (\S+)", out)
         assert report is not None
         assert (clone / report[1]).exists()
+    for command in ("decompose examples/fashion-mnist.toml", "assemble --models a --data b", "evaluate a", "export a"):
+        words = [str(clone / ".venv/bin/devit"), *command.split()]
+        done = subprocess.run(words, cwd=clone, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: .+ (-m pip install 'devit\[\w+\]'|of a later Python)\n", done.stderr), done.stderr
     print(f"make demo, Python {version}: {durations_s[0]} s, then {durations_s[1]} s")
     assert durations_s[0] <= 120
     assert durations_s[1] <= 60

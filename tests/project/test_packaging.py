@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from devit_contract.extras import PACKAGES, Extra
 from devit_pipeline.cli import COMMANDS
 
 if sys.version_info >= (3, 11):
@@ -47,3 +50,17 @@ def test_console_scripts_that_are_commands_too_say_so_in_the_overview() -> None:
     for command, script in twins.items():
         assert script in PROJECT["scripts"]
         assert f"(= {script})" in COMMANDS[command][1]
+
+
+def brought(extra: str) -> set[str]:
+    """Names of all packages that an extra brings, with those of the extras in it."""
+    found: set[str] = set()
+    for text in PROJECT["optional-dependencies"][extra]:
+        inner = re.match(r"devit\[(.+)\]", text)
+        found |= set().union(*map(brought, inner[1].split(","))) if inner else names([text])
+    return found
+
+
+@pytest.mark.parametrize("extra", PACKAGES)
+def test_an_extra_brings_what_is_asked_for_by_its_name(extra: Extra) -> None:
+    assert {package.lower().replace("_", "-") for package in PACKAGES[extra]} <= brought(extra)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import check_digest, named_failure, sha256_of_file
+from devit_contract.artefacts.regular import regular_size
 from devit_contract.choices import Role, Variant
 from devit_contract.errors import ManifestError
 
@@ -62,7 +63,7 @@ def check_listing(folder: Path, files: tuple[FileEntry, ...], hint: str, *, with
         if names.count(file.name) > 1:
             raise ManifestError(f"{path}: listed more than once: {hint}")
         with named_failure(f"{path}: cannot be read", hint):
-            size_bytes = path.stat().st_size
+            size_bytes = regular_size(path)
         if file.size_bytes not in (None, size_bytes):
             raise ManifestError(f"{path}: expected {file.size_bytes} bytes, found {size_bytes}: {hint}")
         if with_digests:

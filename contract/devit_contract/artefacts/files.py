@@ -20,6 +20,8 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from devit_contract.artefacts.exchange import exchange
+from devit_contract.artefacts.regular import open_regular, read_regular
 from devit_contract.errors import DevitError, InputError, ManifestError
 
 if sys.version_info >= (3, 11):
@@ -49,7 +51,7 @@ def sha256_of_file(path: Path) -> str:
         InputError: The file cannot be read.
     """
     digest = hashlib.sha256()
-    with named_failure(f"{path}: cannot be read"), path.open("rb") as file:
+    with named_failure(f"{path}: cannot be read"), open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -63,7 +65,7 @@ def read_bytes(path: Path, hint: str, *, sha256: str = "") -> bytes:
         ManifestError: It has another digest.
     """
     with named_failure(f"{path}: cannot be read", hint):
-        content = path.read_bytes()
+        content = read_regular(path)
     if sha256:
         check_digest(path, sha256, hashlib.sha256(content).hexdigest(), hint)
     return content
@@ -100,11 +102,12 @@ def make_folder(path: Path) -> None:
     """Make a folder, before long work, or find that files can be written to it.
 
     Raises:
-        InputError: It can't be made, or nothing can be written to it.
+        InputError: It can't be made, or no file of a megabyte can be written to it.
     """
     with named_failure(f"{path}: cannot be written", "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(_CHUNK_BYTES))
 
 
 def check_replaceable(path: Path, marker: str) -> None:
@@ -121,12 +124,22 @@ def check_replaceable(path: Path, marker: str) -> None:
         )
 
 
+def refuse_finished(path: Path, marker: str, *, force: bool) -> None:
+    """Check, before long work, that a command does not replace what an earlier one made, unless by ``force``.
+
+    Raises:
+        InputError: The folder has a file ``marker``, which is written last.
+    """
+    if not force and _is_own(path / marker):
+        raise InputError(f"{path}: what is there is finished: choose another --out, or add --force to replace it")
+
+
 def _is_own(marker: Path) -> bool:
     """Tell whether a marker is this project's: others have a file ``manifest.json`` too."""
     if marker.suffix != ".json":
         return marker.exists()
     try:
-        content = msgspec.json.decode(marker.read_bytes())
+        content = msgspec.json.decode(read_regular(marker))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return False
     return isinstance(content, dict) and {"schema", "code_version", "files"} <= content.keys()
@@ -178,7 +191,8 @@ def _lock(handle: int, busy: DevitError | None, on_wait: Callable[[], None]) -> 
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder; on success it takes the name ``path``, on failure it is removed.
 
-    An existing folder of that name is replaced only at the end, so a reader finds the old or the new one.
+    An existing folder of that name is replaced only at the end, so a reader finds the old or the new one; on a file
+    system that cannot exchange names, there is neither for some microseconds.
     """
     with named_failure(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,16 +202,17 @@ def new_folder(path: Path) -> Iterator[Path]:
             shared = path.parent.stat().st_mode & 0o2020
             draft.chmod(0o755 | (shared if shared == 0o2020 else 0))  # what is shared with a group stays so
             yield draft
-            if path.exists():
-                path.rename(old)
-            draft.rename(path)
+            if not (path.is_dir() and exchange(draft, path)):
+                if path.exists():
+                    path.rename(old)
+                draft.rename(path)
         except BaseException:
             if old.exists() and not path.exists():
                 old.rename(path)
-            shutil.rmtree(draft, ignore_errors=True)
             raise
         finally:
-            shutil.rmtree(old, ignore_errors=True)
+            for left in (old, draft):  # of these one at most is there: the old folder, or what was not finished
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:

@@ -10,13 +10,14 @@ import msgspec
 
 from devit_contract.artefacts.files import convert, read_toml, read_toml_tables
 from devit_contract.artefacts.keys import check_key, check_name
-from devit_contract.choices import BackendChoice, CudaChoice, FeatureDtype, HostMemory, Precision
+from devit_contract.choices import BackendChoice, BoardChoice, CudaChoice, FeatureDtype, HostMemory, Precision
 from devit_contract.errors import InputError, ManifestError
 
 FLEET_SCHEMA = 2
 AGENT_SCHEMA = 1
 MAX_THREADS = 256
 """Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
+_ENDPOINT = r"tcp://(\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9_.-]+|\*):([0-9]{1,5})"
 _MOST_PIXELS, LEAST_PIXELS = 16_000_000, 250_000
 DECODED_PER_MS = 60_000
 """Pixels of a JPEG that a fast device decodes in a millisecond."""
@@ -139,6 +140,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tegrastats: tuple[str, ...] = ("tegrastats",)
     """Command that samples power, ``--interval MS`` is added: ``tegrastats``, or ``hwmon-power``, which reads the chips
     itself, every 20 ms if wanted; empty where the device has no sensor."""
+    board: BoardChoice = "auto"
+    """Which board this is, where its device tree does not say, as in a container: decides what its joules cover."""
     source: str = ""
     """Where the device's own images come from: ``folder:DIR``, ``gst:PIPELINE``; empty where the node sends them."""
     free_running: bool = False
@@ -214,12 +217,12 @@ def load_agent_config(path: Path) -> AgentConfig:
 
 
 def parse_endpoint(endpoint: str, where: str) -> tuple[str, int]:
-    """Split ``tcp://HOST:PORT``.
+    """Split ``tcp://HOST:PORT``; a link-local address may have its zone, ``tcp://[fe80::1%eth0]:7711``.
 
     Raises:
         InputError: It is something else.
     """
-    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):(\d{1,5})", endpoint)
+    match = re.fullmatch(_ENDPOINT, endpoint)
     if match is None or int(match[2]) > 65535:
         raise InputError(f"{where}: expected an endpoint like tcp://10.0.0.2:7711, found {endpoint!r}")
     return match[1].strip("[]"), int(match[2])

@@ -14,10 +14,12 @@ Training puts the same prediction in the place of a device that it leaves out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +39,11 @@ _MAX_KEPT_BYTES, _MAX_ADDED_BYTES = 160 << 20, 48 << 20
 features and 1,000 classes, all 14 take 43 MB."""
 _QUICK_MACS = 200_000_000
 """Multiply-accumulates of a head that is computed while its first frame waits: about 20 ms of one core."""
+_LARGEST = float(np.finfo(np.float32).max)
+_ROOM = 4.0
+"""How much longer than in the validation part a right feature may be: images differ more in use than in a data set."""
+_ROOM_ABOVE_MEAN = 10.0
+"""The same for the root mean square, which says nothing about single images."""
 _HINT = "make the bundle again with devit export"
 
 
@@ -71,20 +78,44 @@ class FusionHead:
     bias: Float64Array
     """Shape ``(K,)``."""
     statistics: FusionStatistics
+    norms: tuple[float, ...] | None = None
+    """Of each device, the largest Euclidean norm of a validation image's feature; absent in older bundles."""
 
     def __post_init__(self) -> None:
-        """Refuse shapes that do not fit together."""
+        """Refuse shapes that do not fit together, and numbers that no answer could be made from."""
         total = sum(self.dims)
         classes = self.bias.shape[0] if self.bias.ndim == 1 else -1
         found = (self.weight.shape, self.bias.shape, self.statistics.mean.shape, self.statistics.covariance.shape)
         expected = ((classes, total), (classes,), (total,), (total, total))
-        if found != expected or not self.dims:
+        if found != expected or classes < 1 or min(self.dims, default=0) < 1:
             raise ManifestError(f"fusion head: expected shapes {expected} for dims {self.dims}, found {found}: {_HINT}")
+        tensors = {"weight": self.weight, "bias": self.bias, "mean": self.statistics.mean}
+        for name, tensor in (tensors | {"covariance": self.statistics.covariance}).items():
+            if not -_LARGEST <= tensor.min() <= tensor.max() <= _LARGEST:  # nor is NaN
+                raise ManifestError(f"fusion head: expected finite numbers in {name}, found others: {_HINT}")
+        if self.norms is not None and not (
+            len(self.norms) == len(self.dims) and all(0.0 <= norm < math.inf for norm in self.norms)
+        ):
+            raise ManifestError(
+                f"fusion head: expected a norm for each of dims {self.dims}, found {self.norms}: {_HINT}"
+            )
 
     @property
     def all_devices(self) -> int:
         """The mask of all devices: bit i stands for device i."""
         return (1 << len(self.dims)) - 1
+
+    def plausible_norms(self) -> tuple[float, ...]:
+        """Tell for each device up to which Euclidean norm its features may be right.
+
+        It is a multiple of the largest norm in the validation part; without that, of the root mean square norm in the
+        training part, which some images exceed.
+        """
+        if self.norms is not None:
+            return tuple(_ROOM * norm for norm in self.norms)
+        squares = self.statistics.mean**2 + np.diag(self.statistics.covariance)
+        ends = np.cumsum(self.dims)[:-1]
+        return tuple(_ROOM_ABOVE_MEAN * math.sqrt(max(0.0, part.sum())) for part in np.split(squares, ends))
 
     def subset(self, mask: int, inverse: Float64Array | None = None) -> SubsetHead:
         """Compute the head for the devices whose bits are set in ``mask`` (at least one).
@@ -105,7 +136,7 @@ class FusionHead:
         )
 
     def save(self, path: Path) -> None:
-        """Write ``fusion.safetensors``: weight, bias, mean, covariance (float32) and dims."""
+        """Write ``fusion.safetensors``: weight, bias, mean, covariance, norms (float32) and dims."""
         tensors: Tensors = {
             "weight": self.weight.astype(np.float32),
             "bias": self.bias.astype(np.float32),
@@ -113,6 +144,8 @@ class FusionHead:
             "covariance": self.statistics.covariance.astype(np.float32),
             "dims": np.asarray(self.dims, np.int64),
         }
+        if self.norms is not None:
+            tensors["norms"] = np.asarray(self.norms, np.float32)
         write_tensors(path, tensors)
 
     @classmethod
@@ -128,12 +161,13 @@ class FusionHead:
         tensors = read_tensors(path, _HINT, sha256=sha256)
         try:
             head = cls(
-                dims=tuple(int(dim) for dim in tensors["dims"]),
+                dims=_listed(tensors, "dims", "iu"),
                 weight=tensors["weight"].astype(np.float64),
                 bias=tensors["bias"].astype(np.float64),
                 statistics=FusionStatistics(
                     tensors["mean"].astype(np.float64), tensors["covariance"].astype(np.float64)
                 ),
+                norms=_listed(tensors, "norms", "f") if "norms" in tensors else None,
             )
         except KeyError as err:
             raise ManifestError(f"{path}: expected a tensor {err}, found {sorted(tensors)}: {_HINT}") from err
@@ -155,7 +189,11 @@ class Fusion:
     """
 
     def __init__(self, head: FusionHead) -> None:
-        """Compute the heads that a cell needs most."""
+        """Compute the heads that a cell needs most.
+
+        Raises:
+            ManifestError: They cannot be computed from these statistics.
+        """
         self.head = head
         self._full = head.subset(head.all_devices)
         self._inverse: Float64Array | None = None
@@ -165,12 +203,15 @@ class Fusion:
         self._limit_bytes = _MAX_KEPT_BYTES
         self.computed = 0
         """Heads of subsets that were computed since start, of which :attr:`kept` are kept."""
-        count = len(head.dims)
-        if count > 1 and sum(head.dims) <= _MAX_INVERTED and count * self._full.weight.nbytes <= _MAX_KEPT_BYTES:
-            every = np.arange(sum(head.dims))
-            self._inverse = np.asarray(np.linalg.inv(_regular(head.statistics.covariance, every)), np.float64)
-            for device in range(count):
-                self._keep(head.all_devices ^ 1 << device)
+        try:
+            self._prepare()
+        except np.linalg.LinAlgError as err:
+            raise ManifestError(
+                f"fusion head: expected a covariance matrix, found another one ({err}): {_HINT}"
+            ) from err
+        for subset in (self._full, *self._kept.values()):
+            if not (np.isfinite(subset.weight).all() and np.isfinite(subset.bias).all()):
+                raise ManifestError(f"fusion head: expected finite heads of all subsets, found others: {_HINT}")
         self._limit_bytes = min(_MAX_KEPT_BYTES, self.kept_bytes + _MAX_ADDED_BYTES)
 
     @property
@@ -216,6 +257,14 @@ class Fusion:
         present, _ = columns_of(self.head.dims, mask)
         subset = self._find(mask) or self._keep(mask)
         return np.asarray(features[:, present] @ subset.weight.T + subset.bias, np.float32)
+
+    def _prepare(self) -> None:
+        head, count = self.head, len(self.head.dims)
+        if count > 1 and sum(head.dims) <= _MAX_INVERTED and count * self._full.weight.nbytes <= _MAX_KEPT_BYTES:
+            every = np.arange(sum(head.dims))
+            self._inverse = np.asarray(np.linalg.inv(_regular(head.statistics.covariance, every)), np.float64)
+            for device in range(count):
+                self._keep(head.all_devices ^ 1 << device)
 
     def _begin(self, mask: int) -> None:
         if self._coming is None:
@@ -313,6 +362,14 @@ def prediction(covariance: Float64Array, present: Columns, missing: Columns) -> 
     """Compute A, ``(missing, present)``, which predicts centred missing features from centred present ones."""
     solved = np.linalg.solve(_regular(covariance, present), covariance[np.ix_(present, missing)])
     return np.asarray(solved.T, np.float64)
+
+
+def _listed(tensors: Tensors, name: str, kinds: str) -> tuple[Any, ...]:
+    """Take a tensor as plain numbers; ``kinds`` are numpy's letters for the types that it may have."""
+    tensor = tensors[name]
+    if tensor.ndim != 1 or tensor.dtype.kind not in kinds:
+        raise ManifestError(f"fusion head: expected {name} as a list, found {tensor.dtype} {tensor.shape}: {_HINT}")
+    return tuple(tensor.tolist())
 
 
 def _regular(covariance: Float64Array, columns: Columns) -> Float64Array:

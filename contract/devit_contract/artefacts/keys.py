@@ -16,10 +16,13 @@ import zmq
 from zmq.utils import z85
 
 from devit_contract.artefacts.files import exclusive_lock, named_failure, read_bytes, write_bytes
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,62}"
 """Names of devices and clients: what also fits a host name, a file name and a metric label."""
+_PLACEHOLDER = b"paste-the-public-key"
+"""What stands in the examples in a key's place."""
 _Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
@@ -92,15 +95,20 @@ def load_keys(secret_path: Path) -> KeyPair:
     is read: the file itself may be root's alone.
 
     Raises:
-        InputError: The file is missing, readable for others than its owner, or no key.
+        InputError: The file is missing, readable for others than its owner, the public half, or no key.
     """
+    if secret_path.suffix == ".key":
+        raise InputError(
+            f"{secret_path}: expected the secret half of a key, found by its name the public one: "
+            f"give {secret_path.with_suffix('.key_secret')}"
+        )
     credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / secret_path.name
     is_credential = credential.is_absolute() and credential.exists()
     if is_credential:
         secret_path = credential
     with named_failure(f"{secret_path}: cannot be read", "make one with devit keys new"):
         mode = secret_path.stat().st_mode & 0o777
-        text = secret_path.read_bytes().strip()
+        text = read_regular(secret_path).strip()
     # systemd 254 and later lets the service in by an access list, which stat shows as 0440: systemd/systemd#29435.
     if mode & (0o037 if is_credential else 0o077):
         raise InputError(f"{secret_path}: expected mode 0600, found {mode:04o}: chmod 600 {secret_path}")
@@ -115,6 +123,8 @@ def check_key(text: bytes | str, where: str) -> bytes:
         InputError: It is not; the message never holds the text.
     """
     raw = text.encode("ascii", "replace") if isinstance(text, str) else text
+    if raw.startswith(_PLACEHOLDER):
+        raise InputError(f"{where}: still the placeholder of the example: paste the key that devit keys list shows")
     if not _Z85_KEY.fullmatch(raw) or not _is_number(raw):
         raise InputError(
             f"{where}: expected a key of 40 Z85 characters, found other text of {len(raw)}: "

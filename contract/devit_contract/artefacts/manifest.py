@@ -9,7 +9,8 @@ submodel   0 to N-1  yes     ONNX graph, uint8 images ``(batch, H, W, C)`` to fe
                              ``(batch, dim)``
 baseline   absent    yes     ONNX graph of the baseline model, the same images to logits
                              ``(batch, K)``
-fusion     absent    absent  safetensors: the linear head, the statistics for missing devices
+fusion     absent    absent  safetensors: the linear head, the statistics for missing devices,
+                             the largest norms of right features
 golden     absent    absent  safetensors: images, labels, features of every submodel, logits
 ========== ========= ======= ================================================================
 """
@@ -101,7 +102,9 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of each variant but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
 
     def __post_init__(self) -> None:
-        """Refuse FP32 nodes of variants that are not there."""
+        """Refuse a model without outputs, and FP32 nodes of variants that are not there."""
+        if self.output_dim < 1:
+            raise ValueError(f"output_dim: expected 1 or more, found {self.output_dim}")
         if unknown := [variant for variant in self.fp32_nodes if variant not in self.variants]:
             raise ValueError(f"fp32_nodes: expected variants {', '.join(self.variants)}, found {unknown[0]!r}")
 
@@ -141,6 +144,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     def __post_init__(self) -> None:
         """Refuse what later code could not use."""
+        if len(self.labels) < 2:
+            raise ValueError(f"labels: expected at least 2 classes, found {len(self.labels)}")
         if not 1 <= len(self.submodels) <= MAX_SUBMODELS:
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
 
@@ -224,15 +229,26 @@ class Bundle:
 
         Raises:
             InputError: It cannot be read.
-            ManifestError: It has another digest, or other tensors.
+            ManifestError: It has another digest, other tensors, or numbers that are not finite.
         """
-        tensors = read_tensors(self.path("golden"), _HINT, sha256=self.manifest.file("golden").sha256)
-        count = len(tensors.get("images", np.empty(0)))
-        expected = {"images", "labels", "logits"} | {f"features.{i}" for i in range(len(self.manifest.submodels))}
-        if not expected <= tensors.keys() or any(len(tensors[name]) != count for name in expected):
-            raise ManifestError(
-                f"{self.path('golden')}: expected {sorted(expected)} of one length, found others: {_HINT}"
-            )
+        path, manifest = self.path("golden"), self.manifest
+        tensors = read_tensors(path, _HINT, sha256=manifest.file("golden").sha256)
+        count = len(tensors["images"]) if tensors.get("images", np.empty(())).ndim else 0
+        wide = {f"features.{device}": graph.output_dim for device, graph in enumerate(manifest.submodels)}
+        wide |= {name: len(manifest.labels) for name in ("logits", "baseline.logits")}
+        expected: dict[str, tuple[object, ...]] = {
+            "images": ("uint8", count, *manifest.preprocess.shape),
+            "labels": ("int64", count),
+            **{name: ("float32", count, width) for name, width in wide.items()},
+        }
+        if "baseline.logits" not in tensors:
+            del expected["baseline.logits"]
+        for name, shape in expected.items():
+            found = (str(tensors[name].dtype), *tensors[name].shape) if name in tensors else "none"
+            if found != shape:
+                raise ManifestError(f"{path}: expected {name} {shape}, found {found}: {_HINT}")
+            if not np.isfinite(tensors[name]).all():
+                raise ManifestError(f"{path}: expected finite numbers in {name}, found others: {_HINT}")
         return tensors
 
 

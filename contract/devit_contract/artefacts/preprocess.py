@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from devit_contract.artefacts.files import named_failure
 from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 MAX_PIXELS = 64_000_000
@@ -56,9 +57,7 @@ def load_image(path: Path, spec: Preprocess) -> npt.NDArray[np.uint8]:
         InputError: The file is missing, is no picture, is damaged or too large.
     """
     with named_failure(f"{path}: cannot be read"):
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a regular file: give a picture")
-        content = path.read_bytes()
+        content = read_regular(path)
     return decode_image(content, spec, str(path))
 
 
@@ -159,5 +158,7 @@ def _fit(image: Image.Image, spec: Preprocess) -> npt.NDArray[np.uint8]:
 def _resize(image: Image.Image, size: tuple[int, int], spec: Preprocess) -> Image.Image:
     resampling = _RESAMPLING[spec.interpolation]
     if spec.antialias:
-        return image.resize(size, resampling)
+        # Pillow 13 begins with the side that shrinks more, older ones with the width, and between the two passes it
+        # rounds to eight bits: two calls keep the order, and so the bytes, of those with which models were measured.
+        return image.resize((size[0], image.height), resampling).resize(size, resampling)
     return image.transform(size, Image.Transform.EXTENT, (0, 0, image.width, image.height), resampling)

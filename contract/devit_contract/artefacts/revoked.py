@@ -23,6 +23,7 @@ from pathlib import Path
 
 from devit_contract.artefacts.files import exclusive_lock, write_bytes
 from devit_contract.artefacts.keys import NAME_PATTERN, check_key
+from devit_contract.descriptors import in_reserve
 from devit_contract.errors import InputError
 
 FILE_NAME = "revoked_keys"
@@ -156,7 +157,7 @@ def _read(path: Path) -> _Content:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             return _Content(problem=f"{path}: expected a file, found something else: {_HINT}")
-        with path.open("rb") as file:
+        with in_reserve(), path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return _Content()

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from devit_contract.artefacts.files import named_failure, write_bytes
 from devit_contract.errors import InputError
+from devit_contract.printable import printable_line
 
 VARIABLE = "DEVIT_HEALTH_FILE"
 MAX_AGE_S = 10.0
@@ -39,7 +40,7 @@ class HealthFile:
         """Write what the service waits for."""
         if self._path is not None:
             with suppress(InputError):
-                write_bytes(self._path, f"{status}\n".encode())
+                write_bytes(self._path, f"{printable_line(status)}\n".encode())
 
     def alive(self) -> None:
         """Touch the file, at most once a second; call it from the loop that does the work."""

@@ -13,6 +13,8 @@ import sys
 import time
 from contextlib import suppress
 
+from devit_contract.descriptors import in_reserve
+from devit_contract.printable import printable_line
 from devit_contract.service.health import HealthFile
 
 _JOURNAL = "/run/systemd/journal/socket"
@@ -39,7 +41,7 @@ class Log:
 
     def log(self, priority: Priority, text: str, **fields: str) -> None:
         """Write one line; ``fields`` become ``DEVIT_NAME=value`` in the journal."""
-        line = " ".join(text.split())
+        line = printable_line(text)
         if self._journal and self._send(priority, line, fields):
             return
         prefix = f"<{int(priority)}>" if self._journal else f"{self._name}: "
@@ -49,7 +51,7 @@ class Log:
 
     def _send(self, priority: Priority, line: str, fields: dict[str, str]) -> bool:
         entries = {"PRIORITY": str(int(priority)), "SYSLOG_IDENTIFIER": self._name, "MESSAGE": line}
-        entries |= {f"DEVIT_{key.upper()}": " ".join(value.split()) for key, value in fields.items()}
+        entries |= {f"DEVIT_{key.upper()}": printable_line(value) for key, value in fields.items()}
         data = "".join(f"{key}={value}\n" for key, value in entries.items()).encode()
         with suppress(OSError):
             _send(data, self._journal)
@@ -72,16 +74,16 @@ class Supervisor:
 
     def starting(self, status: str) -> None:
         """Report the step of the start that begins now; it may take three minutes, whatever the others took."""
-        self._send(f"EXTEND_TIMEOUT_USEC={_STEP_US}\nSTATUS={status}")
+        self._send(f"EXTEND_TIMEOUT_USEC={_STEP_US}\nSTATUS={printable_line(status)}")
 
     def ready(self, status: str) -> None:
         """Report that the service is ready."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._send(f"READY=1\nSTATUS={printable_line(status)}")
         self._health.ready(status)
 
     def waiting(self, status: str) -> None:
         """Report what the service waits for before it can serve, in a line for people."""
-        self._send(f"STATUS={status}")
+        self._send(f"STATUS={printable_line(status)}")
         self._health.waiting(status)
 
     def stopping(self) -> None:
@@ -103,7 +105,7 @@ class Supervisor:
 
 
 def _send(data: bytes, address: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as opened:
+    with in_reserve(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as opened:
         opened.sendto(data, address)
 
 

@@ -6,19 +6,26 @@ Beside the ``cli`` modules this is the only one that imports typer or rich.
 from __future__ import annotations
 
 import errno
+import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
 import typer
 
-from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError
+from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError, SourceLostError
+from devit_contract.extras import missing_package
+from devit_contract.printable import in_all_texts, printable, printable_line, storable
 from devit_contract.service.progress import Progress, no_progress
 
+_WHOLE_WORD = 24
+"""Longest word that a table keeps whole; a path may be broken."""
 _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Failures that any given path and any output may have; other ones are named by the code that opens it, or are bugs."""
 
@@ -26,10 +33,11 @@ _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line to its exit code; ``name`` is what its usage line calls it.
 
-    0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU's context is lost (one line too): the same
-    command in a new process may succeed, so a service manager should restart it; 78 a service's configuration is
-    invalid (one line), and a restart would not help; 130 Ctrl-C or SIGTERM. Every other exception is a bug and keeps
-    its traceback, but for what the machine refuses: see :func:`_refusal`.
+    0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU or a camera is lost to this process (one
+    line too): the same command in a new one may succeed, so a service manager should restart it; 78 a service's
+    configuration is invalid (one line), and a restart would not help; 130 Ctrl-C or SIGTERM. Every other exception is
+    a bug and keeps its traceback, but for what the machine refuses (see :func:`_refusal`) and a package that an extra
+    would bring.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until now it ended the process, see devit_pipeline.entry
@@ -43,9 +51,10 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     except DevitError as err:
         _print_error(str(err))
         # EX_SOFTWARE and EX_CONFIG of sysexits.h, so that a unit file can tell them from 1.
-        sys.exit(70 if isinstance(err, DeviceLostError) else 78 if isinstance(err, ConfigurationError) else 1)
-    except OSError as err:
-        text = _refusal(err)
+        is_lost = isinstance(err, DeviceLostError | SourceLostError)
+        sys.exit(70 if is_lost else 78 if isinstance(err, ConfigurationError) else 1)
+    except (ImportError, OSError) as err:
+        text = missing_package(err) if isinstance(err, ImportError) else _refusal(err)
         if not text:
             raise
         _print_error(text)
@@ -88,11 +97,32 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         yield report
 
 
+def tell(text: str) -> None:
+    """Print one line on stderr, for the user who waits."""
+    typer.echo(printable_line(text), err=True)
+
+
+@contextmanager
+def on_interrupt(advice: str) -> Iterator[None]:
+    """Say what to run next where Ctrl-C or SIGTERM ends the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: {advice}", err=True)
+        raise
+
+
+def print_next(*command: str | Path, where: str = "") -> None:
+    """Print the command that follows in the pipeline, ready to paste."""
+    typer.echo(f"next{where}: {shlex.join(map(str, command))}")
+
+
 def print_json(value: object, *, indent: int = 2) -> None:
     """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=os.fspath), indent=indent))
+    plain = in_all_texts(storable, msgspec.to_builtins(value, enc_hook=os.fspath))
+    typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=indent))
 
 
 def print_table(
@@ -103,17 +133,34 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for column, name in enumerate(header):
-        table.add_column(name, justify="right" if column in numbers else "left", overflow="fold")
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+    table = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    rows = [[printable(cell) for cell in row] for row in rows]
+    room = console.width - (3 * len(header) - 1)  # three characters between two columns, one at each edge
+    widths = _column_widths(list(zip(header, *rows, strict=True)), room)
+    for column, (name, width) in enumerate(zip(header, widths, strict=True)):
+        table.add_column(name, justify="right" if column in numbers else "left", overflow="fold", width=width)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False).print(table)
+    console.print(table)
+
+
+def _column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Narrow the widest columns until all fit, those first that break no word."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    words = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+    words = [min(word, _WHOLE_WORD) for word in words]
+    while sum(widths) > max(room, len(widths)):
+        wide = [place for place, width in enumerate(widths) if width > words[place]] or range(len(widths))
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def _print_error(text: str) -> None:
     try:
-        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        typer.echo(f"error: {printable_line(text)}", err=True)
     except OSError:  # stderr is closed
         _discard(sys.stderr)
 
@@ -123,6 +170,8 @@ def _fill_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is
 
 
 def _refusal(error: OSError) -> str:

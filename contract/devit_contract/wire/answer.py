@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class Answer:
     fuse_us: int
     labels: tuple[str, ...] = ()
     """Names of the classes; empty if the client has not asked the node for them yet."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Device index to the device's name; empty as ``labels`` is."""
 
     @property
     def client_us(self) -> int:
@@ -43,7 +46,11 @@ class Answer:
     @property
     def why(self) -> str:
         """Why devices are missing, in one line; empty if none is."""
-        return ", ".join(f"device {device}: {reason}" for device, reason in sorted(self.missing.items()))
+        return ", ".join(f"{self.name_of(device)}: {reason}" for device, reason in sorted(self.missing.items()))
+
+    def name_of(self, device: int) -> str:
+        """Name a device by its index, as the fleet does."""
+        return self.names.get(device, f"device {device}")
 
     @property
     def label(self) -> str:
@@ -67,7 +74,14 @@ class Answer:
         return np.asarray(shifted / shifted.sum(), np.float32)
 
     @classmethod
-    def of(cls, message: Message, content: AnswerBody, latency_s: float, labels: tuple[str, ...]) -> Answer:
+    def of(
+        cls,
+        message: Message,
+        content: AnswerBody,
+        latency_s: float,
+        labels: tuple[str, ...],
+        names: Mapping[int, str],
+    ) -> Answer:
         """Put header and body of an ANSWER together."""
         logits: npt.NDArray[Any] | None = np.frombuffer(content.logits, "<f4") if content.logits else None
         return cls(
@@ -81,4 +95,5 @@ class Answer:
             collect_us=content.collect_us,
             fuse_us=content.fuse_us,
             labels=labels,
+            names=names,
         )

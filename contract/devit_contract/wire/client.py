@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ from devit_contract.wire.messages import (
     Telemetry,
     body,
     read_body,
+    read_text,
 )
 from devit_contract.wire.requests import Picture, Request, Requests, image_request
 
@@ -50,28 +51,40 @@ T = TypeVar("T")
 __all__ = ["Answer", "Client", "Picture"]
 
 
+def _keep_quiet(_text: str) -> None:
+    """Tell nobody: the error of a question says why it failed."""
+
+
 class Client(Closing):
     """A connection to one fusion node; a context manager, for one thread."""
 
     def __init__(
-        self, endpoint: str, *, keys: KeyPair | None = None, node_key: bytes | None = None, timeout_s: float = 10.0
+        self,
+        endpoint: str,
+        *,
+        keys: KeyPair | None = None,
+        node_key: bytes | None = None,
+        timeout_s: float = 10.0,
+        tell: Callable[[str], None] = _keep_quiet,
     ) -> None:
         """Connect to a node's ``client_endpoint`` in the background; the first question finds out whether it answers.
 
         A node with keys takes ``keys``, this client's own, with ``node_key``, the node's public one. Any single answer
-        may take ``timeout_s``.
+        may take ``timeout_s``. While the client waits for a node that it cannot reach, it gives ``tell`` one line with
+        the reason, and then once a minute.
 
         Raises:
             AddressError: The endpoint is not usable.
         """
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        self._link = ClientLink(endpoint, keys, node_key)
+        self._link = ClientLink(endpoint, keys, node_key, tell)
         self._requests = Requests()
         self._run_id = secrets.randbits(64)
         self._numbers = count(1)
         self._links = 0  # as known here
         self._labels: tuple[str, ...] = ()
+        self._names: dict[int, str] = {}
         self._telemetry: list[Telemetry] = []
 
     @property
@@ -85,12 +98,14 @@ class Client(Closing):
         return self._link.is_refused
 
     @classmethod
-    def of_fleet(cls, fleet: Fleet, keys: KeyPair | None, *, timeout_s: float = 10.0) -> Client:
+    def of_fleet(
+        cls, fleet: Fleet, keys: KeyPair | None, *, timeout_s: float = 10.0, tell: Callable[[str], None] = _keep_quiet
+    ) -> Client:
         """Connect to a fleet's node; a key must be given if the fleet has keys, see :func:`require_key`."""
         require_key(fleet, keys)
         node = fleet.node
         node_key = node.public_key.encode() if fleet.has_keys else None
-        return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s)
+        return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s, tell=tell)
 
     def close(self) -> None:
         """Close the connection; pending answers are lost. Calling it twice is allowed."""
@@ -156,6 +171,7 @@ class Client(Closing):
         """Ask the node for its state and its devices'."""
         status = self._found(self._ask(Control(Question.STATUS)).status, self.endpoint)
         self._labels = status.labels
+        self._names = {device.submodel: device.name for device in status.devices}
         return status
 
     def describe(self, device: str) -> Description:
@@ -245,25 +261,27 @@ class Client(Closing):
             raise PeerProtocolError(f"{self.endpoint}: expected a message of this protocol: {err}") from err
         now_s = time.monotonic()
         if requests.next_end_s() <= now_s:
-            text = f"{self.endpoint}: no answer within {self.timeout_s:g} s: check that fusion-node runs there"
+            why = f" ({link.problem})" if link.problem else ""
+            text = f"{self.endpoint}: no answer within {self.timeout_s:g} s{why}: check that fusion-node runs there"
             requests.expire(now_s, NoAnswerError(text))
         return is_woken
 
     def _take(self, message: Message) -> None:
         number, requests = message.frame_id, self._requests
         if message.kind is Kind.TELEMETRY:
-            self._telemetry.append(read_body(message, Telemetry))
+            self._telemetry.append(read_text(message, Telemetry))
             return
         request = requests.open.get(number)
         if message.run_id != self._run_id or request is None:
             return  # an answer to an earlier client of the same route, or a second one to a request sent twice
         if message.kind is Kind.ANSWER and not request.is_question:
             latency_s = time.perf_counter() - request.sent_s
-            requests.end(number, Answer.of(message, read_body(message, AnswerBody), latency_s, self._labels))
+            content = read_body(message, AnswerBody)
+            requests.end(number, Answer.of(message, content, latency_s, self._labels, self._names))
         elif message.kind is Kind.CONTROL and request.is_question:
-            requests.end(number, read_body(message, ControlReply))
+            requests.end(number, read_text(message, ControlReply))
         elif message.kind is Kind.REFUSED:
-            requests.end(number, InputError(read_body(message, Refused).text))
+            requests.end(number, InputError(read_text(message, Refused).text))
 
 
 def require_key(fleet: Fleet, keys: KeyPair | None) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zmq
 
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.errors import RefusedError
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Message, unpack
-from devit_contract.wire.sockets import HANDSHAKE_FAILURES, connect_dealer, is_readable, open_context, reconnect
+from devit_contract.wire.reach import Reach
+from devit_contract.wire.sockets import (
+    HANDSHAKE_FAILURES,
+    NO_LINK,
+    WRONG_PORT,
+    connect_dealer,
+    is_readable,
+    open_context,
+)
 
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
@@ -24,23 +32,26 @@ _RETRY_S = 2.0
 class ClientLink:
     """One DEALER and its monitor, for one thread."""
 
-    def __init__(self, endpoint: str, keys: KeyPair | None, node_key: bytes | None) -> None:
-        """Connect in the background."""
+    def __init__(
+        self, endpoint: str, keys: KeyPair | None, node_key: bytes | None, tell: Callable[[str], None]
+    ) -> None:
+        """Connect in the background; ``tell`` is given one line if that fails, and then once a minute."""
         self.links = 0
         """How often the node was reached."""
         self.is_refused = False
         """Whether the node refuses this client, so that it will answer nothing."""
         self._endpoint = endpoint
+        self._tell = tell
         self._opened = open_context()
         self.socket, self._monitor = connect_dealer(
             self._opened.__enter__(),
             endpoint,
-            name=None,
             keys=keys,
             node_key=node_key,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
-            events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED,
+            events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED | NO_LINK,
         )
+        self._reach = Reach(self.socket, endpoint)
         self._poller = zmq.Poller()
         self._poller.register(self.socket, zmq.POLLIN)
         self._poller.register(self._monitor.descriptor, zmq.POLLIN)
@@ -48,10 +59,14 @@ class ClientLink:
         self._failed_handshakes = 0
         self._retry_s = math.inf
 
+    @property
+    def problem(self) -> str:
+        """Why the node cannot be reached, in a few words; empty if it can, as far as is known."""
+        return self._reach.problem
+
     def close(self) -> None:
         """Close the link without waiting for unsent messages; a second call does nothing."""
         if not self.socket.closed:
-            self.socket.disable_monitor()
             self._opened.__exit__(None, None, None)
 
     def wait(self, timeout_s: float, wake: int | None) -> bool:
@@ -63,7 +78,7 @@ class ClientLink:
         if wake is not None:
             self._poller.register(wake, zmq.POLLIN)
         try:
-            timeout_s = min(timeout_s, self._retry_s - time.monotonic())
+            timeout_s = min(timeout_s, min(self._retry_s, self._reach.next_s) - time.monotonic())
             ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
         finally:
             if wake is not None:
@@ -72,7 +87,9 @@ class ClientLink:
             self._read_monitor()
         if time.monotonic() >= self._retry_s:
             self._retry_s = math.inf
-            reconnect(self.socket, self._endpoint)
+            self._reach.reconnect()
+        if told := self._reach.tend():
+            self._tell(told)
         return wake in ready
 
     def send(self, data: bytes) -> bool:
@@ -99,11 +116,20 @@ class ClientLink:
             yield unpack(self.socket.recv(_NOW))
 
     def _read_monitor(self) -> None:
-        for event, _ in self._monitor.read():
+        for found in self._monitor.read():
+            event = found.kind
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.links += 1
                 self._retry_s, self.is_refused = math.inf, False
+                self._reach.linked()
                 continue
+            if event & NO_LINK:
+                (self._reach.lost if event == zmq.EVENT_DISCONNECTED else self._reach.failed)()
+                continue
+            self._reach.refused()
+            if found.is_wrong_port:
+                self.is_refused = True
+                raise RefusedError(f"{self._endpoint}: {WRONG_PORT}")
             self._failed_handshakes += 1
             is_outright = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL  # libzmq never tries again
             if is_outright:

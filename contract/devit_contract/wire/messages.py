@@ -14,6 +14,7 @@ import msgspec
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
+from devit_contract.printable import in_all_texts, printable, storable
 from devit_contract.wire.codec import Dtype, Message
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -97,6 +98,8 @@ class MissingReason(_TextEnum):
     """Its feature carries another device's number. Give node and device the same release."""
     NONFINITE = "nonfinite"
     """Its feature held NaN or infinity. Run `devit engines verify`, then `devit build` again."""
+    IMPLAUSIBLE = "implausible"
+    """Its feature is far longer than any of a validation image. Build its engine again; else that device is faulty."""
     FUSION = "fusion"
     """The node could not fuse the features; `devit status` says why. Ask again; if it stays, export the bundle anew."""
     NOT_ASKED = "not asked"
@@ -167,6 +170,10 @@ class Description(msgspec.Struct, frozen=True):
     """Current ranges of GPU and CPU clocks, a single figure is a fixed clock, as after ``jetson_clocks``."""
     is_root: bool | None = None
     """Whether the sampler may read what only root may; absent from older agents."""
+    board_choice: str = "auto"
+    """``board`` of agent.toml, or what else names the board."""
+    compatible: tuple[str, ...] = ()
+    """Of the device tree; empty if there is none, and from older agents."""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -221,7 +228,7 @@ class Event(msgspec.Struct, frozen=True):
     age_s: float
     """Seconds ago."""
     device: str
-    """Empty if it concerns no single device."""
+    """Name of a device, or of a client; empty if it concerns no single one."""
     text: str
 
 
@@ -253,6 +260,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     inference: Histogram | None = None
     queue: Histogram | None = None
     """From reading a frame to starting on it."""
+    is_revoked: bool = False
+    """Whether its key is revoked, so that it is locked out."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -307,13 +316,15 @@ class NodeStatus(msgspec.Struct, frozen=True):
     refused_handshakes: int = 0
     """Connections that ended without a message: no allowed key, no CURVE, garbage, half a handshake."""
     unknown_peers: int = 0
-    """Messages under a name that is not in the fleet, not the sender's, or revoked."""
+    """Messages under a name that is not in the fleet, or not the sender's."""
     refused_requests: dict[str, int] = {}
     """Invalid messages of clients, by reason."""
     floods: int = 0
     """Connections shut because their message did not end."""
     events: tuple[Event, ...] = ()
     """The latest ones, newest first."""
+    without_device: tuple[int, ...] = ()
+    """Submodels of the bundle that no device of the fleet runs."""
     clients: tuple[ClientStatus, ...] = ()
     heads: HeadStatus = HeadStatus()
 
@@ -404,7 +415,18 @@ class AnswerBody(msgspec.Struct, frozen=True):
 
 def body(value: msgspec.Struct) -> bytes:
     """Encode a struct as a message's payload (dtype ``BODY``)."""
-    return msgspec.msgpack.encode(value)
+    try:
+        return msgspec.msgpack.encode(value)
+    except UnicodeEncodeError:  # an error's text may hold a file name that is not UTF-8
+        return msgspec.msgpack.encode(in_all_texts(storable, msgspec.to_builtins(value, builtin_types=(bytes,))))
+
+
+def read_text(message: Message, kind: type[T]) -> T:
+    """Decode a payload as :func:`read_body` does, with what a terminal would obey escaped in all its texts.
+
+    For what people are shown, as devices and nodes may say anything.
+    """
+    return msgspec.convert(in_all_texts(printable, msgspec.to_builtins(read_body(message, kind))), kind)
 
 
 def read_body(message: Message, kind: type[T]) -> T:

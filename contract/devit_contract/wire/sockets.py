@@ -3,11 +3,11 @@
 Traps behind the options, each tried (libzmq 4.3.5):
 
 * A CURVE server without an authenticator accepts any key: the ZAP domain is enforced.
-* The ZAP request does not carry the peer's routing id (its field holds the server's own), so a name cannot be bound
-  to a key in the handshake: the receiver compares ``User-Id`` with the routing id on every message.
+* The ZAP request does not carry the peer's routing id (its field holds the server's own), which the peer chooses as it
+  likes. So it says nothing: the node draws one for each connection, and knows who speaks by ``User-Id`` alone.
 * A client whose key was answered with 400 never connects again; 300 makes it retry.
-* A peer that takes another's routing id gets its messages, but the other's connection stays open: cut it, or its owner
-  waits on it for ever.
+* With ``ROUTER_HANDOVER`` a peer that gives itself another's routing id gets that one's messages, before anyone could
+  look at its key. Without, nothing that it says is ever delivered, even if the other one leaves.
 * Message sizes are allocated as announced: ``MAXMSGSIZE`` is always set.
 * A ROUTER that sends heartbeats aborts the process (libzmq 4.3.5, ``!_io_error``) when one is due on a link whose
   peer sends without reading. Devices and clients send them, with the time after which a dead one is dropped.
@@ -19,7 +19,6 @@ Traps behind the options, each tried (libzmq 4.3.5):
 from __future__ import annotations
 
 import enum
-import os
 import socket as tcp
 import struct
 from collections.abc import Iterator, Mapping
@@ -44,6 +43,13 @@ HANDSHAKE_FAILURES = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # one side has keys, the other has not
 )
 """Events of a monitor for a failed link; NO_DETAIL is the only one after which libzmq tries again."""
+
+NO_LINK = zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_DISCONNECTED
+"""Events of a monitor for a connection that could not be made, and for one that has ended."""
+
+_RETRY_LATER, _WRONG_PORT = b"300", b"400"
+"""Status codes of ZAP; a peer is told the second one."""
+WRONG_PORT = "the node knows this key on its other port: devices connect to endpoint, clients to client_endpoint"
 
 DEVICES = b"devices"
 CLIENTS = b"clients"
@@ -83,7 +89,6 @@ def bind_router(context: Context, endpoint: str, domain: bytes, keys: KeyPair | 
     _set_common(socket)
     # With it, an IPv4 address would be bound, and shown, as one mapped into IPv6.
     socket.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_BYTES[domain] + _CURVE_OVERHEAD_BYTES)
     if keys is not None:
@@ -96,9 +101,8 @@ def bind_router(context: Context, endpoint: str, domain: bytes, keys: KeyPair | 
     try:
         socket.bind(endpoint[:-1] + "*" if endpoint.endswith(":0") else endpoint)
     except zmq.ZMQError as err:
-        socket.disable_monitor()
-        monitor.socket.close()
         socket.close()
+        monitor.socket.close()
         raise AddressError(
             f"{endpoint}: expected a free address of this machine, found: {zmq.strerror(err.errno or 0)}: "
             "stop what listens there or choose another port"
@@ -111,7 +115,7 @@ def connect_dealer(
     context: Context,
     endpoint: str,
     *,
-    name: bytes | None,
+    name: bytes | None = None,
     keys: KeyPair | None,
     node_key: bytes | None,
     max_bytes: int,
@@ -119,9 +123,10 @@ def connect_dealer(
 ) -> tuple[Socket, Monitor]:
     """Open a device's or client's side; the connection is made and remade in the background.
 
-    The routing id is ``name``, a device's; ``None`` lets the node choose, for clients. ``node_key`` is the node's
-    public key, and ``max_bytes`` the largest message accepted. The monitor reports ``events``, ``zmq.EVENT_*`` or-ed
-    together, from the first connection on.
+    The routing id is ``name``; ``None``, as for all devices and clients, lets the node draw one. ``node_key`` is the
+    node's public key, and ``max_bytes`` the largest message accepted. The monitor reports ``events``, ``zmq.EVENT_*``
+    or-ed together, from the first connection on: read it, or close the context by ``destroy``. libzmq's thread waits
+    once 2,000 events are unread, and ``disable_monitor`` then waits for that thread.
     """
     socket = context.socket(zmq.DEALER)
     _set_common(socket)
@@ -148,13 +153,6 @@ def connect_dealer(
     return socket, monitor
 
 
-def reconnect(socket: Socket, endpoint: str) -> None:
-    """Connect :func:`connect_dealer`'s socket again: after an outright refusal libzmq never does."""
-    with suppress(zmq.ZMQError):  # it has given the endpoint up already
-        socket.disconnect(endpoint)
-    socket.connect(endpoint)
-
-
 class SocketEvent(NamedTuple):
     """A monitor's event of one connection."""
 
@@ -162,6 +160,11 @@ class SocketEvent(NamedTuple):
     """One of ``zmq.EVENT_*``."""
     value: int
     """Its descriptor, for most kinds."""
+
+    @property
+    def is_wrong_port(self) -> bool:
+        """Whether the node refused the handshake since the key belongs to its other port."""
+        return self == (zmq.EVENT_HANDSHAKE_FAILED_AUTH, int(_WRONG_PORT))
 
 
 class Monitor:
@@ -210,18 +213,20 @@ class Authenticator:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            name = self._name_of(parts)
-            # 300 and not 400: a client refused with 400 would not come back once its key is allowed.
-            verdict = [b"200", b"OK", name.encode(), b""] if name is not None else [b"300", b"unknown key", b"", b""]
-            self.refused += name is None
-            self.socket.send_multipart([b"1.0", parts[1], *verdict])
+            self.socket.send_multipart([b"1.0", parts[1], *self._verdict(parts)])
 
-    def _name_of(self, request: list[bytes]) -> str | None:
+    def _verdict(self, request: list[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
+        """Give status code, its text, the name, and no metadata."""
         version, _, domain, _, _, mechanism, *credentials = request
-        if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1:
-            return None
-        key = z85.encode(credentials[0])
-        return None if key in self.revoked else self._allowed.get(domain, {}).get(key)
+        code = _RETRY_LATER  # not 400: a peer refused with that would not come back once its key is allowed
+        if version == b"1.0" and mechanism == b"CURVE" and len(credentials) == 1:
+            key = z85.encode(credentials[0])
+            known_in = [] if key in self.revoked else [each for each, keys in self._allowed.items() if key in keys]
+            if domain in known_in:
+                return b"200", b"OK", self._allowed[domain][key].encode(), b""
+            code = _WRONG_PORT if known_in else code
+        self.refused += 1
+        return code, b"unknown key", b"", b""
 
 
 @dataclass(frozen=True)
@@ -240,34 +245,35 @@ class Connection:
     @classmethod
     def of_descriptor(cls, descriptor: int) -> Connection | None:
         """Find the connection of a descriptor; ``None`` if it is gone already."""
-        with suppress(OSError), _copy_of(descriptor) as copy:
-            return cls(descriptor, copy.getpeername())
+        with suppress(OSError), _borrowed(descriptor) as link:
+            return cls(descriptor, link.getpeername())
         return None
 
     @property
     def is_open(self) -> bool:
         """Tell whether both ends have it open, as far as this machine knows."""
-        with suppress(OSError), _copy_of(self.descriptor) as copy:
-            state: int = copy.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, 1)[0]
-            return copy.getpeername() == self.peer and state == _TCP_ESTABLISHED
+        with suppress(OSError), _borrowed(self.descriptor) as link:
+            state: int = link.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, 1)[0]
+            return link.getpeername() == self.peer and state == _TCP_ESTABLISHED
         return False
 
     def cut(self) -> None:
         """End this connection alone; its peer notices, and connects again if it wants to."""
-        with suppress(OSError), _copy_of(self.descriptor) as copy:
-            if copy.getpeername() == self.peer:
+        with suppress(OSError), _borrowed(self.descriptor) as link:
+            if link.getpeername() == self.peer:
                 # Reset when libzmq closes it: a peer that is sending would else wait for a minute.
-                copy.setsockopt(tcp.SOL_SOCKET, tcp.SO_LINGER, struct.pack("ii", 1, 0))
-                copy.shutdown(tcp.SHUT_RDWR)
+                link.setsockopt(tcp.SOL_SOCKET, tcp.SO_LINGER, struct.pack("ii", 1, 0))
+                link.shutdown(tcp.SHUT_RDWR)
 
 
-def _copy_of(descriptor: int) -> tcp.socket:
-    copy = os.dup(descriptor)
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[tcp.socket]:
+    """Use libzmq's own descriptor: none may be left for a copy just when a peer is to be cut."""
+    borrowed = tcp.socket(fileno=descriptor)
     try:
-        return tcp.socket(fileno=copy)
-    except OSError:  # the descriptor has gone to a file
-        os.close(copy)
-        raise
+        yield borrowed
+    finally:
+        borrowed.detach()
 
 
 def _poll_descriptor(socket: Socket) -> int:

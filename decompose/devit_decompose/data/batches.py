@@ -91,8 +91,7 @@ def batches(split: Split, schedule: Schedule, spec: BatchSpec, *, workers: int =
 
 def variant_count(augment: AugmentRecipe) -> int | None:
     """How many variants of an image there are; None if more than flips and shifts varies it."""
-    is_endless = augment.crop or augment.policy or augment.erase > 0 or augment.mixup > 0 or augment.cutmix > 0
-    return None if is_endless else _plain_count(augment)
+    return None if augment.uses_timm else _plain_count(augment)
 
 
 def apply_variant(images: Tensor, variant: int | Tensor, augment: AugmentRecipe) -> Tensor:

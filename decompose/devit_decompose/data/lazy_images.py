@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.files import sha256_of_file
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import decode_image, picture_size
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 from devit_decompose.models.inference import Images
 
@@ -98,13 +100,13 @@ class ImageFiles(LazyImages):
     def pieces(self) -> Iterator[bytes]:
         """Yield name and digest of every file; this reads them all, which takes minutes for ImageNet."""
         for name in self.names:
-            yield name.encode() + b"\0" + bytes.fromhex(sha256_of_file(self.root / name))
+            yield os.fsencode(name) + b"\0" + bytes.fromhex(sha256_of_file(self.root / name))
 
     def content(self, index: int) -> tuple[bytes, str]:
         """Read one file."""
         path = self.root / self.names[index]
         try:
-            return path.read_bytes(), str(path)
+            return read_regular(path), str(path)
         except OSError as err:
             raise InputError(f"{path}: cannot be read: {err.strerror}") from err
 

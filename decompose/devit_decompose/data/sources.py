@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,10 @@ import torch
 
 from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES, picture_size
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
+from devit_contract.printable import printable
 from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
 from devit_decompose.models.inference import Images
 from devit_decompose.recipe.schema import DataRecipe
@@ -35,6 +39,8 @@ _HOW_TO_GET = {
     "Flowers102": "run python -c \"from torchvision.datasets import *; Flowers102('{folder}', download=True)\"",
     "StanfordCars": "its address is gone; lay a copy out as torchvision.datasets.StanfordCars says",
 }
+_HEAD_BYTES = 1 << 16
+_LISTED = 8
 _HINT = "apt install dataset-fashion-mnist, or set data.folder in the recipe"
 
 
@@ -135,7 +141,7 @@ def read_idx(path: Path) -> UInt8Array:
     """
     packed = path.with_name(path.name + ".gz")
     try:
-        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        content = read_regular(path) if path.exists() else gzip.decompress(read_regular(packed))
     except (OSError, EOFError, zlib.error) as err:
         raise InputError(f"{packed}: cannot be read ({err}): {_HINT}") from err
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
@@ -183,7 +189,8 @@ def _read_folders(recipe: DataRecipe, folder: Path) -> Source:
     training, names = _class_folders(recipe, folder / "train", None)
     is_named_test = not is_imagenet and (folder / "test").is_dir()
     test, _ = _class_folders(recipe, folder / ("test" if is_named_test else "val"), names)
-    return Source(training, test, _imagenet_names(folder / "meta.bin", names) if is_imagenet else names)
+    shown = _imagenet_names(folder / "meta.bin", names) if is_imagenet else tuple(map(printable, names))
+    return Source(training, test, shown)
 
 
 def _imagenet_names(meta: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
@@ -206,9 +213,9 @@ def _class_folders(
     except OSError as err:
         raise InputError(f"{folder}: expected a folder for each class, found none: set data.folder") from err
     classes = tuple(found) if expected is None else expected
-    strangers = sorted(set(found) - set(classes))
-    if strangers:
-        raise InputError(f"{folder}: expected the classes of the training part, found {strangers[0]!r}: remove it")
+    _refuse_twins(folder, sorted({*found, *classes}))
+    if strangers := sorted(set(found) - set(classes)):
+        raise InputError(f"{folder}: expected the classes of the training part, found {_listing(strangers)}: remove it")
     names, labels = [], []
     for label, name in enumerate(classes):
         below = _files_below(folder, name)
@@ -218,7 +225,38 @@ def _class_folders(
         labels += [label] * len(below)
     if not names:
         raise InputError(f"{folder}: expected pictures in a folder for each class, found none: set data.folder")
+    if strangers := [name for name in names if not _is_picture(folder / name)]:
+        raise InputError(f"{folder}: expected nothing but pictures, found {_listing(strangers)}: remove what is none")
     return _labelled(recipe, folder, names, labels), classes
+
+
+def _refuse_twins(folder: Path, names: Sequence[str]) -> None:
+    """Refuse two class names that look the same: macOS writes an umlaut as two characters, Linux as one."""
+    by_look: dict[str, str] = {}
+    for name in names:
+        other = by_look.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise InputError(
+                f"{folder}: expected one name a class, found {name!r} in two Unicode forms ({other!a} and "
+                f"{name!a}): rename one of the folders, in the training or the test part"
+            )
+
+
+def _is_picture(path: Path) -> bool:
+    """Tell by its suffix, or else by its first bytes, whether a file is a picture; a damaged one counts as one."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            picture_size(file.read(_HEAD_BYTES), str(path))
+    except (OSError, InputError):
+        return False
+    return True
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(repr(name) for name in names[:_LISTED]) + more
 
 
 def _files_below(folder: Path, name: str) -> list[str]:

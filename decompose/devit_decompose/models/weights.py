@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from devit_contract.artefacts.files import read_tensors, write_tensors
+from devit_contract.artefacts.regular import open_regular
 from devit_contract.errors import InputError, ManifestError
 from devit_decompose.models.model import Model, ModelConfig
 
@@ -288,7 +289,8 @@ def _read_pickle(path: Path) -> object:
         # Training scripts keep their options beside the tensors: a namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickles: what comes out is checked
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as err:
         raise InputError(f"{path}: cannot be read ({err.strerror}): {_SOURCES}") from err
     except _UNREADABLE as err:

@@ -24,6 +24,12 @@ def statistics_of(features: Float32Array) -> FusionStatistics:
     return FusionStatistics(exact.mean(axis=0), np.cov(exact, rowvar=False))
 
 
+def largest_norms(features: Float32Array, dims: Sequence[int]) -> tuple[float, ...]:
+    """Of each device, the largest Euclidean norm among its features; all devices' are ``(n, sum of dims)``."""
+    parts = np.split(features.astype(np.float64), np.cumsum(dims)[:-1], axis=1)  # each (n, dim)
+    return tuple(float(np.linalg.norm(part, axis=1).max()) for part in parts)
+
+
 def subset_records(
     head: FusionHead,
     validation_features: Float32Array,

@@ -26,7 +26,7 @@ from devit_decompose.models_folder.decomposition import (
     ModelRecord,
     StageRecord,
 )
-from devit_decompose.models_folder.subset_accuracy import joined_features, statistics_of, subset_records
+from devit_decompose.models_folder.subset_accuracy import joined_features, largest_norms, statistics_of, subset_records
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.search import SearchRecord
 from devit_decompose.recipe.schema import Recipe
@@ -64,11 +64,13 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
     training, validation, test = made.features or tuple(
         joined_features(made.submodels, split.images) for split in (data.training, data.validation, data.test)
     )
+    dims = tuple(model.config.feature_dim for model in made.submodels)
     head = FusionHead(
-        dims=tuple(model.config.feature_dim for model in made.submodels),
+        dims=dims,
         weight=made.fusion[0],
         bias=made.fusion[1],
         statistics=statistics_of(training),
+        norms=largest_norms(validation, dims),
     )
     progress("measuring", 1, 3, "subsets of devices")
     subsets = subset_records(head, validation, data.validation.labels, test, data.test.labels)

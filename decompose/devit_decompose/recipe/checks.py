@@ -5,16 +5,20 @@ from __future__ import annotations
 import msgspec
 
 from devit_contract.errors import InputError
+from devit_contract.extras import require
 from devit_decompose.models.model import ModelConfig
 from devit_decompose.recipe.schema import Recipe, RelationRecipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check that the shapes of teacher and students fit together.
+    """Check that what a recipe needs is installed, and that the shapes of teacher and students fit together.
 
     Raises:
-        InputError: A depth does not divide, token counts differ under a relation loss, or a block is not there.
+        InputError: timm is needed and not installed, a depth does not divide, token counts differ under a relation
+            loss, or a block is not there.
     """
+    if recipe.uses_timm:
+        require("timm")
     everything = tuple(range(recipe.data.class_count))
     teacher = recipe.teacher.config(recipe.data, everything)
     students = [

@@ -162,6 +162,11 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cutmix: float = 0.0
     """Alpha of cutmix."""
 
+    @property
+    def uses_timm(self) -> bool:
+        """Whether more than flips and shifts varies an image."""
+        return bool(self.crop or self.policy or self.erase > 0 or self.mixup > 0 or self.cutmix > 0)
+
 
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """AdamW with a linear warm-up and a decay; ends when validation has stopped rising."""
@@ -336,6 +341,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 "augment.flip: expected false for pairs, where a mirror image has another label, found true"
             )
+
+    @property
+    def uses_timm(self) -> bool:
+        """Whether any part of it comes from timm or torchvision."""
+        shapes = (self.teacher, *self.students)
+        schedules = (self.train, self.sub_teacher, self.distil.schedule, self.ensemble.schedule)
+        return (
+            self.data.source in ("cifar100", "flowers102", "stanford_cars")
+            or any(shape.weights.startswith("timm:") for shape in shapes)
+            or any(schedule is not None and schedule.augment.uses_timm for schedule in schedules)
+        )
 
     def student(self, device: int) -> ShapeRecipe:
         """Shape of one submodel before any pruning."""

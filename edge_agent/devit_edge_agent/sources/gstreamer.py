@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import signal
-import subprocess
-import threading
 import time
-from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import fit_image
-from devit_contract.errors import InputError
+from devit_contract.errors import InputError, SourceLostError
+from devit_edge_agent.sources.child import Child
+from devit_edge_agent.sources.ending import Ending
 from devit_edge_agent.sources.frames import Frames
 from devit_edge_agent.sources.pipeline import Pipeline
 from devit_edge_agent.sources.source import Captured
@@ -28,15 +24,18 @@ FIRST_PAUSE_NS = 1_000_000_000
 LONGEST_PAUSE_NS = 30_000_000_000
 SILENCE_NS = 10_000_000_000
 """Without a frame for that long, the child counts as hung and the newest image as none; also at a child's start."""
+CSI_SILENCE_NS = 30_000_000_000
+"""Without a frame for that long, a CSI camera counts as lost to this process: what a service sees of the camera
+service's socket is the one of its own start, which is dead once that service has started again."""
 _SHUTDOWN_TIMEOUT_S = 2.0
 """From SIGINT to SIGKILL. A child that is killed outright may leave a Jetson's camera service stuck."""
-_PIPE_BYTES = 1 << 20
-"""The most that an unprivileged process may have: fewer switches between reader and writer for each frame."""
-_READ_BYTES = 4096
 
 
 class GstSource:
-    """The newest frame of one pipeline; the child is restarted when it ends or hangs, after 1, 2, 4 to 30 s."""
+    """The newest frame of one pipeline; the child is restarted when it ends or hangs, after 1, 2, 4 to 30 s.
+
+    If its elements do not fit together, the way out of a Jetson's own memory is tried before the pause.
+    """
 
     def __init__(self, pipeline: Pipeline, preprocess: Preprocess) -> None:
         """Start the child.
@@ -48,14 +47,16 @@ class GstSource:
         if program is None:
             raise InputError(f"{PROGRAM} is not installed: apt-get install {' '.join(PACKAGES)}")
         self.problem = ""
-        self._pipeline, self._preprocess = pipeline, preprocess
-        sync = "sync=true" if pipeline.is_paced else "sync=false"
-        self._command = [program, "-q", *pipeline.words, "!", "fdsink", sync]
+        self._program, self._pipeline, self._preprocess = program, pipeline, preprocess
+        self._ways = [pipeline.words, *([pipeline.words_for_nvmm] if pipeline.words_for_nvmm else [])]
+        self._first_ending: Ending | None = None
+        """Why the other way cannot start, while this one is tried."""
         self._frames = Frames(pipeline.stride_bytes * pipeline.height)
         self._newest: Captured | None = None
-        self._is_closed = False
+        self._is_closed = self._cannot_start = False
         self._pause_ns = 0
-        self._run: _Run | None = None
+        self._child: Child | None = None
+        self._opened_ns = time.monotonic_ns()
         self._start()
 
     def fileno(self) -> int:
@@ -63,23 +64,32 @@ class GstSource:
         return self._frames.wake
 
     def pump(self) -> None:
-        """Note what has come; end a child that hangs, start the next one when it is due."""
+        """Note what has come; end a child that hangs, start the next one when it is due.
+
+        Raises:
+            SourceLostError: A CSI camera has been silent for half a minute.
+        """
         if self._is_closed:
             return
         self._frames.quiet()
-        run, heard_ns, now_ns = self._run, self._frames.last_ns, time.monotonic_ns()
-        if run is None:
+        child, heard_ns, now_ns = self._child, self._frames.last_ns, time.monotonic_ns()
+        if self._is_csi_lost(now_ns):
+            raise SourceLostError(
+                f"source: the CSI camera is silent ({self.problem or 'no frame'}): "
+                "systemd starts the agent again; if that does not help, restart nvargus-daemon"
+            )
+        if child is None:
             if now_ns >= self._start_ns + self._pause_ns:
                 self._start()
             return
         if heard_ns > self._start_ns:
             self.problem = ""
-        has_ended = run.has_ended()
-        run.read_lines()
+        has_ended = child.has_ended()
+        child.read_lines()
         if has_ended:
-            self._finish(run, run.why())
+            self._finish(child, child.ending())
         elif now_ns - max(heard_ns, self._start_ns) >= SILENCE_NS:
-            self._finish(run, f"no frame for {SILENCE_NS // 1_000_000_000} s")
+            self._finish(child, child.silence(f"no frame for {SILENCE_NS // 1_000_000_000} s"))
 
     def newest(self) -> Captured | None:
         """Hand out the newest image, again if there is no newer one; ``None`` if it is older than ten seconds."""
@@ -101,29 +111,49 @@ class GstSource:
         """End the child, within two seconds or by force."""
         if not self._is_closed:
             self._is_closed = True
-            if self._run is not None:
-                self._run.end(_SHUTDOWN_TIMEOUT_S)
+            if self._child is not None:
+                self._child.end(_SHUTDOWN_TIMEOUT_S)
             self._frames.close()
+
+    def _is_csi_lost(self, now_ns: int) -> bool:
+        """Whether a new process may see the camera, though this one does not."""
+        silent_ns = now_ns - max(self._frames.last_ns, self._opened_ns)
+        return self._pipeline.is_csi and not self._cannot_start and silent_ns >= CSI_SILENCE_NS
 
     def _start(self) -> None:
         self._start_ns = time.monotonic_ns()
+        sync = "sync=true" if self._pipeline.is_paced else "sync=false"
         try:
-            self._run = _Run(self._command, self._frames)
+            self._child = Child([self._program, "-q", *self._ways[0], "!", "fdsink", sync], self._frames)
         except OSError as err:
-            self._pause(f"{self._command[0]} cannot be started: {err.strerror}")
+            self._pause(Ending(f"{self._program} cannot be started: {err.strerror}"))
 
-    def _finish(self, run: _Run, why: str) -> None:
-        run.end(0.0)
-        self._run = None
-        self._pause(why)
+    def _finish(self, child: Child, ending: Ending) -> None:
+        child.end(0.0)
+        self._child = None
+        first, self._first_ending = self._first_ending, None
+        if self._frames.last_ns <= self._start_ns:
+            if ending.cure and first is None and len(self._ways) > 1:
+                self._ways.reverse()
+                self._first_ending = ending
+                self._start()
+                return
+            if ending.cure and first is not None and self._ways[0] is not self._pipeline.words:
+                ending = first  # of the way that works everywhere
+            self._ways.reverse()
+        self._pause(ending)
 
-    def _pause(self, why: str) -> None:
+    def _pause(self, ending: Ending) -> None:
         """Count the pause from the last start: a file that played to its end restarts immediately."""
+        self._cannot_start = False
         if self._frames.last_ns > self._start_ns:
-            self._pause_ns, self.problem = FIRST_PAUSE_NS, why
+            self._pause_ns, self.problem = FIRST_PAUSE_NS, ending.text
+        elif ending.cure:
+            self._pause_ns, self._cannot_start = LONGEST_PAUSE_NS, True
+            self.problem = f"cannot start: {ending.text}: {ending.cure}"
         else:
             self._pause_ns = next_pause_ns(self._pause_ns)
-            self.problem = f"{why or 'ended without a frame'}; trying again"
+            self.problem = f"{ending.text or 'ended without a frame'}; trying again"
 
 
 def next_pause_ns(pause_ns: int) -> int:
@@ -131,86 +161,7 @@ def next_pause_ns(pause_ns: int) -> int:
     return min(max(FIRST_PAUSE_NS, 2 * pause_ns), LONGEST_PAUSE_NS)
 
 
-class _Run:
-    """One child, from its start to its end, with the thread that reads its frames.
-
-    Frames come by a pipe of their own, since NVIDIA's elements print to standard output. At the agent's end the pipe
-    has no reader, and the child's next frame ends the child too.
-    """
-
-    def __init__(self, command: list[str], frames: Frames) -> None:
-        read_end, write_end = os.pipe()
-        try:
-            with suppress(OSError):  # a limit of this machine or user; a smaller pipe works too
-                fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            self._child = subprocess.Popen(
-                [*command, f"fd={write_end}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                pass_fds=(write_end,),
-                start_new_session=True,  # Ctrl-C in a terminal is for the agent, which ends its child properly
-            )
-        except OSError:
-            os.close(read_end)
-            raise
-        finally:
-            os.close(write_end)
-        assert self._child.stdout is not None
-        self._lines = self._child.stdout
-        os.set_blocking(self._lines.fileno(), False)
-        self._rest, self._last, self._error = b"", "", ""
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=frames.read, args=(read_end, self._is_over), daemon=True)
-        self._thread.start()
-
-    def has_ended(self) -> bool:
-        """Whether the child is gone and all its frames are read."""
-        return self._child.poll() is not None and not self._thread.is_alive()
-
-    def read_lines(self) -> None:
-        """Read what it has printed, without waiting."""
-        chunk: bytes | None = b"-"
-        while chunk:
-            chunk = self._lines.read(_READ_BYTES)
-            *lines, rest = (self._rest + (chunk or b"")).split(b"\n")
-            self._rest = rest[-_READ_BYTES:]
-            for line in lines:
-                self._last = _plain(line) or self._last
-                if "error" in self._last.lower() or "erroneous" in self._last:
-                    self._error = self._error or self._last
-
-    def why(self) -> str:
-        """Why it ended, in one line: its first error or else its last line; empty if it ended normally."""
-        code = self._child.returncode
-        return "" if code == 0 else self._error or self._last or f"{PROGRAM} ended with exit code {code}"
-
-    def end(self, timeout_s: float) -> None:
-        """Interrupt it, then kill it and all its children."""
-        self._is_over.set()
-        if timeout_s:
-            self._signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(timeout_s)
-        self._signal(signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver cannot be killed
-            self._child.wait(1.0)
-        self._thread.join(1.0)
-        self._lines.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._child.pid, number)
-
-
 def _pixels(frame: bytearray, pipeline: Pipeline) -> npt.NDArray[np.uint8]:
     """Frame without the bytes that pad its rows, ``(h, w, 3)``."""
     rows = np.frombuffer(frame, np.uint8).reshape(pipeline.height, pipeline.stride_bytes)  # (h, stride)
     return rows[:, : pipeline.width * 3].reshape(pipeline.height, pipeline.width, 3)
-
-
-def _plain(line: bytes) -> str:
-    """At most 300 printable characters."""
-    text = line[:_READ_BYTES].decode(errors="replace")
-    return "".join(one for one in " ".join(text.split()) if one.isprintable())[:300]

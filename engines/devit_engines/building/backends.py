@@ -49,6 +49,10 @@ class Backend:
     """Build options that are part of the key, ``name=value``."""
     has_graphs: bool
     """Whether runs may be replays, which are checked separately."""
+    is_onnx: bool
+    """Whether the engine is the bundle's ONNX file itself, so that its digest stands in the manifest."""
+    run_options: Callable[[RunSettings], tuple[str, ...]]
+    """Of the settings, those that decide how fast an engine runs, ``name=value``."""
     version: Callable[[], str]
     """The installed version without importing the library; an :class:`EngineError` says how to install it."""
     build: Callable[[BuildRequest, Report], Built]
@@ -84,6 +88,8 @@ BACKENDS: dict[str, Backend] = {
         variants=("fp16", "fp16-attn32", "fp32"),
         options=("batch=1", "tf32=off"),
         has_graphs=True,
+        is_onnx=False,
+        run_options=lambda settings: (f"host_memory={settings.host_memory}",),
         version=plan.installed_version,
         build=build_in_child,
         load=_load_plan,
@@ -97,6 +103,8 @@ BACKENDS: dict[str, Backend] = {
         variants=("fp32",),
         options=(),
         has_graphs=False,
+        is_onnx=True,
+        run_options=lambda settings: (f"threads={settings.threads}",),
         version=ort.installed_version,
         # ONNX Runtime optimises at load: the graph itself is the engine.
         build=lambda request, report: Built(request.graph.read()),

@@ -9,13 +9,13 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import BackendChoice, Precision
 from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.service.progress import Progress, no_progress
-from devit_engines.accuracy import reference_digest
+from devit_engines.accuracy import spot_check
 from devit_engines.board import Board, detect_board
 from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings, backend_of
 from devit_engines.building.build_one import BuiltEngine, build_one
 from devit_engines.building.store import EngineKey, EngineRecord, Store
 from devit_engines.building.target import Target
-from devit_engines.engine import CheckedEngine, ModelRef
+from devit_engines.engine import CheckedEngine, ModelRef, closed_on_failure
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,26 @@ class StoredEngine:
         return f"{self.target.backend.title} {self.key.backend_version}, {self.key.variant}"
 
     def load(self, settings: RunSettings = DEFAULT_SETTINGS) -> CheckedEngine:
-        """Load the engine.
+        """Load the engine, and send a few golden images through it: who may write to the store may have put it there.
 
         Raises:
-            NotBuiltError: It is damaged, or other golden images have validated it; the text names the command that
-                builds it.
-            EngineError: The back end cannot load it.
+            NotBuiltError: It is damaged, not this bundle's, or does not compute what was trained; the text names the
+                command that builds it.
+            EngineError: The back end cannot load or run it.
+            ManifestError: The golden images are not usable.
         """
         target, digest = self.target, self.key.digest
         record, content = target.store.read(digest, f"run {target.command}")
-        if record.validated_against != reference_digest(target.bundle):
-            raise NotBuiltError(
-                f"{target.store.folder / digest}: the engine was validated with other golden images than those of "
-                f"{target.bundle.folder}: run {target.command}"
-            )
-        return target.backend.load(content, target.spec(self.key), settings)
+        if objection := target.objection(record):
+            raise NotBuiltError(objection)
+        engine = target.backend.load(content, target.spec(self.key), settings)
+        with closed_on_failure(engine):
+            if failures := spot_check(engine, target.bundle, target.model):
+                raise NotBuiltError(
+                    f"{target.store.folder / digest}: expected an engine that computes what was trained, found "
+                    f"{'; '.join(failures)}: remove that folder, then run {target.command}"
+                )
+        return engine
 
 
 def build_engines(
@@ -118,7 +123,7 @@ def find_engine(
         if (store.folder / key.digest).is_dir()
     ]
     for stored in found:
-        if stored.record is not None and stored.record.validated_against == reference_digest(bundle):
+        if stored.record is not None and not stored.target.objection(stored.record):
             return stored
     if found:
         return found[0]

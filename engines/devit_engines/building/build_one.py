@@ -9,10 +9,12 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from devit_contract.errors import EngineError
+import msgspec
+
+from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.machine import power_mode
 from devit_contract.service.progress import Progress
-from devit_engines.accuracy import ENOUGH_IMAGES, AccuracyResult, check_accuracy, reference_digest, reference_of
+from devit_engines.accuracy import AccuracyResult, check_accuracy, reference_of, verdict_digest
 from devit_engines.board import toolkit_version
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.latency import measure_latency
@@ -50,15 +52,24 @@ def build_one(target: Target, settings: RunSettings, progress: Progress) -> Buil
     start_s = time.monotonic()
     keys = target.engine_keys()
     for key in keys:
-        if (found := _validated(target, key)) is not None:
-            return BuiltEngine(target.model, found, True, time.monotonic() - start_s)
+        found = _stored(target, key)
+        if found is not None and not target.objection(found[0]):
+            if _is_measured(target, found[0], settings):
+                return BuiltEngine(target.model, found[0], True, time.monotonic() - start_s)
+            keys = [key]  # faster variants have failed; this one is only measured again
+            break
     failed: list[FailedVariant] = []
     for key in keys:
+        made: EngineRecord | FailedVariant
         with target.store.lock(key.digest, lambda: progress(target.name, 0, 1, "waiting for another build of it")):
-            found = _validated(target, key)  # another process may have built it meanwhile
-            made = found or _build_variant(target, key, settings, tuple(failed), progress)
+            found = _stored(target, key)  # another process may have built it meanwhile
+            is_cached = found is not None and not target.objection(found[0])
+            if found is not None and is_cached:
+                made = _measured(target, *found, settings)
+            else:
+                made = _build_variant(target, key, found, settings, tuple(failed), progress)
         if isinstance(made, EngineRecord):
-            return BuiltEngine(target.model, made, found is not None, time.monotonic() - start_s)
+            return BuiltEngine(target.model, made, is_cached, time.monotonic() - start_s)
         failed.append(made)
     failures = "; ".join(f"{each.variant}: {', '.join(each.failures)}" for each in failed)
     raise EngineError(
@@ -67,26 +78,55 @@ def build_one(target: Target, settings: RunSettings, progress: Progress) -> Buil
     )
 
 
-def _validated(target: Target, key: EngineKey) -> EngineRecord | None:
-    """Find an intact engine that this bundle's golden images have validated."""
-    entry = target.store.find(key.digest)
-    if entry is None or entry.damage is not None or entry.record is None:
+def _stored(target: Target, key: EngineKey) -> tuple[EngineRecord, bytes] | None:
+    """Read an intact engine of a key; this bundle's golden images need not have validated it."""
+    try:
+        record, content = target.store.read(key.digest)
+    except NotBuiltError:
         return None
-    return entry.record if entry.record.validated_against == reference_digest(target.bundle) else None
+    return None if target.is_other_graph(record) else (record, content)
+
+
+def _is_measured(target: Target, record: EngineRecord, settings: RunSettings) -> bool:
+    """Whether the engine ran in the same way, and in the same power mode, when it was measured."""
+    expected = target.backend.run_options(settings), _power_mode()
+    return (record.latency.run_options, record.power_mode) == expected
+
+
+def _measured(target: Target, record: EngineRecord, content: bytes, settings: RunSettings) -> EngineRecord:
+    """Measure a stored engine again, under the lock of its key, unless it has been measured so."""
+    if _is_measured(target, record, settings):
+        return record
+    options = target.backend.run_options(settings)
+    with target.backend.load(content, target.spec(record.key), settings) as engine:
+        latency = measure_latency(engine, reference_of(target.bundle, target.model).images, options)
+    record = msgspec.structs.replace(record, latency=latency, power_mode=_power_mode())
+    target.store.keep(record, content)
+    return record
+
+
+def _power_mode() -> str | None:
+    mode = power_mode()
+    return None if mode is None else str(mode)
 
 
 def _build_variant(
-    target: Target, key: EngineKey, settings: RunSettings, failed: tuple[FailedVariant, ...], progress: Progress
+    target: Target,
+    key: EngineKey,
+    found: tuple[EngineRecord, bytes] | None,
+    settings: RunSettings,
+    failed: tuple[FailedVariant, ...],
+    progress: Progress,
 ) -> EngineRecord | FailedVariant:
     """Build, check and store one variant under the lock of its key, or say why it does not pass.
 
-    An intact engine that other golden images have validated is not built again, only checked. The record names the
-    faster variants that ``failed``.
+    What was ``found``, an intact engine that other golden images have validated, is not built again, only checked. The
+    record names the faster variants that ``failed``.
     """
-    entry = target.store.find(key.digest)
-    if entry is not None and entry.damage is None:
-        record, content = target.store.read(key.digest)
-        built, build_s = Built(content, record.precision_method, record.warnings), record.build_s
+    if found is not None:
+        record, content = found
+        of_build = tuple(warning for warning in record.warnings if warning != record.accuracy.doubt())
+        built, build_s = Built(content, record.precision_method, of_build), record.build_s
     else:
         start_s = time.monotonic()
         try:
@@ -98,22 +138,22 @@ def _build_variant(
     if failures := accuracy.failures():
         target.store.drop(key.digest)  # it may have passed with an older bundle's golden images
         return FailedVariant(key.variant, tuple(failures), latency)
-    mode = power_mode()
+    engine_sha256 = hashlib.sha256(built.content).hexdigest()
     record = EngineRecord(
         schema=SCHEMA,
         title=target.title,
         key=key,
-        file=EngineFile(target.backend.file_name, hashlib.sha256(built.content).hexdigest(), len(built.content)),
+        file=EngineFile(target.backend.file_name, engine_sha256, len(built.content)),
         build_s=build_s,
         accuracy=accuracy,
-        validated_against=reference_digest(target.bundle),
+        validated_against=verdict_digest(target.bundle, engine_sha256),
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         latency=latency,
         l4t=target.board.l4t,
-        power_mode=None if mode is None else str(mode),
+        power_mode=_power_mode(),
         cuda=toolkit_version(Path("/")),
         precision_method=built.precision_method,
-        warnings=(*built.warnings, *notes),
+        warnings=tuple(dict.fromkeys((*built.warnings, *notes))),
         failed_variants=failed,
     )
     target.store.keep(record, built.content)
@@ -146,12 +186,8 @@ def _checked(
         with target.backend.load(content, target.spec(key), replace(settings, use_graph=use_graph)) as engine:
             report = partial(progress, target.name, total=len(reference.images), note=note)
             accuracy = check_accuracy(engine.unchecked_features, reference, report)
-            latency = measure_latency(engine, reference.images)
+            latency = measure_latency(engine, reference.images, target.backend.run_options(settings))
             notes += engine.notes
         if accuracy.failures():
             break
-    if accuracy.images < ENOUGH_IMAGES:
-        notes.append(
-            f"validated with {accuracy.images} golden images, {ENOUGH_IMAGES} are needed for a flip rate of 1 %"
-        )
-    return accuracy, latency, tuple(notes)
+    return accuracy, latency, tuple(filter(None, (*notes, accuracy.doubt())))

@@ -16,8 +16,11 @@ _RUNS = 200
 _FEWEST_RUNS = 10
 
 
-def measure_latency(engine: CheckedEngine, images: UInt8Array) -> Latency:
-    """Run single images ``(n, H, W, C)`` one after the other, 200 times or three seconds long, after a warm-up."""
+def measure_latency(engine: CheckedEngine, images: UInt8Array, run_options: tuple[str, ...]) -> Latency:
+    """Run single images ``(n, H, W, C)`` one after the other, 200 times or three seconds long, after a warm-up.
+
+    ``run_options`` say how the engine was loaded.
+    """
     start_s = time.perf_counter()
     while time.perf_counter() - start_s < _WARM_UP_S:
         engine.unchecked_features(images[:1])
@@ -29,4 +32,4 @@ def measure_latency(engine: CheckedEngine, images: UInt8Array) -> Latency:
         engine.unchecked_features(images[index : index + 1])
         taken_ms.append((time.perf_counter() - before_s) * 1000.0)
     p50_ms, p99_ms = np.percentile(taken_ms, (50, 99))
-    return Latency(float(p50_ms), float(p99_ms), len(taken_ms))
+    return Latency(float(p50_ms), float(p99_ms), len(taken_ms), run_options)

@@ -21,11 +21,12 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.choices import Variant
 from devit_contract.errors import InputError, ManifestError, NotBuiltError
 from devit_engines.accuracy import AccuracyResult
 
-SCHEMA = 3
+SCHEMA = 4
 RECORD_NAME = "engine.json"
 _DIGEST = "([0-9a-f]{64})"
 _HINT = "build it again with devit build"
@@ -74,6 +75,8 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p50_ms: float
     p99_ms: float
     runs: int
+    run_options: tuple[str, ...]
+    """How the engine was run, as far as that decides the figures: ``name=value``, e.g. ``threads=4``."""
 
 
 class FailedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -97,7 +100,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """Seconds from the ONNX file to the engine, without the accuracy check."""
     accuracy: AccuracyResult
     validated_against: str
-    """Digest of the golden set and fusion head that gave ``accuracy``."""
+    """Digest of the golden set, the fusion head and the engine that gave ``accuracy``."""
     created: str
     """UTC, ``2026-01-31T12:00:00Z``."""
     latency: Latency
@@ -142,12 +145,10 @@ class Store:
         folder = self.folder / digest
         if not folder.is_dir():
             return None
-        record = None
         try:
-            record = self._record(digest, _HINT)
-            self._content(digest, record, _HINT)
+            record, _ = self.read(digest)
         except NotBuiltError as err:
-            return Entry(digest, folder, record, str(err))
+            return Entry(digest, folder, self.record(digest), str(err))
         return Entry(digest, folder, record, None)
 
     def entries(self) -> list[Entry]:
@@ -172,13 +173,19 @@ class Store:
         return [record for record in found if record is not None]
 
     def read(self, digest: str, hint: str = _HINT) -> tuple[EngineRecord, bytes]:
-        """Read an engine whose digest holds.
+        """Read an engine whose digest holds; one that is replaced meanwhile is read again.
 
         Raises:
             NotBuiltError: It is absent or damaged; the text ends with ``hint``.
         """
         record = self._record(digest, hint)
-        return record, self._content(digest, record, hint)
+        while True:
+            try:
+                return record, self._content(digest, record, hint)
+            except NotBuiltError:
+                before, record = record, self._record(digest, hint)
+                if record == before:
+                    raise
 
     def keep(self, record: EngineRecord, content: bytes) -> Path:
         """Write an engine under its key, in the place of an older one; call it under the key's :meth:`lock`.
@@ -255,7 +262,7 @@ class Store:
     def _content(self, digest: str, record: EngineRecord, hint: str) -> bytes:
         path = self.folder / digest / record.file.name
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except OSError as err:
             raise NotBuiltError(f"{path}: cannot be read ({err.strerror}): {hint}") from err
         found = hashlib.sha256(content).hexdigest()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import Precision, Variant
 from devit_contract.errors import ManifestError
+from devit_engines.accuracy import verdict_digest
 from devit_engines.board import Board
 from devit_engines.building.backends import Backend
-from devit_engines.building.store import EngineKey, Store, default_folder
+from devit_engines.building.store import EngineKey, EngineRecord, Store, default_folder
 from devit_engines.engine import EngineSpec, ModelRef, name_of, role_of
 from devit_engines.trt.request import BuildRequest, GraphFile
 from devit_engines.trt.timing_cache import timing_cache_path
@@ -79,6 +80,19 @@ class Target:
         return EngineSpec(
             self.name, manifest.preprocess.shape, manifest.graph(*role_of(self.model)).output_dim, key.revision
         )
+
+    def objection(self, record: EngineRecord) -> str:
+        """Say why an intact engine of the store is not this bundle's, and what to run; empty where it is."""
+        folder, bundle = self.store.folder / record.key.digest, self.bundle.folder
+        if self.is_other_graph(record):
+            return f"{folder}: the engine is another graph than that of {bundle}: run {self.command}"
+        if record.validated_against != verdict_digest(self.bundle, record.file.sha256):
+            return f"{folder}: the engine was not validated with the golden images of {bundle}: run {self.command}"
+        return ""
+
+    def is_other_graph(self, record: EngineRecord) -> bool:
+        """Whether an engine that has to be the bundle's ONNX file is another one: a record may say anything."""
+        return self.backend.is_onnx and record.file.sha256 != record.key.model_sha256
 
     def request(self, key: EngineKey) -> BuildRequest:
         """Say what the engine of a key is built from.

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from devit_contract.errors import InputError
+from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import print_json, print_table
 from devit_engines.building.store import default_folder
 from devit_engines.cli import JsonOption, StoreOption
@@ -16,7 +17,7 @@ from devit_engines.doctor.examine import examine, refuse
 from devit_engines.doctor.finding import Finding
 from devit_engines.doctor.interpreter import Interpreter
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = Application()
 
 
 @app.command()

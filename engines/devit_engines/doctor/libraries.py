@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from devit_engines.doctor.elf import needed_libraries
 from devit_engines.doctor.finding import Finding, Machine, major, numbers
 
 FOLDERS = (
@@ -18,8 +20,10 @@ FOLDERS = (
 """Debian's places, those of Jetson Linux (nvidia from release 36 on, tegra before), and Yocto's."""
 
 _PATTERNS = ("libcuda.so*", "libnvinfer*.so*", "libnvonnxparser.so*", "libnvdla_compiler.so*")
-_LAST_WITH_DLA_COMPILER = (10, 7)
-"""Last TensorRT made for Jetson Linux alone: its libnvinfer needs libnvdla_compiler.so, later ones are a server's."""
+_CUDA_FOLDERS = ("usr/local/cuda/lib64", "usr/local/cuda/targets/aarch64-linux/lib")
+_DLA_COMPILER = "libnvdla_compiler.so"
+_LAST_WITH_DLA_COMPILER = (10, 11)
+"""Last TensorRT in images for Jetsons alone (tensorrt:25.06-py3-igpu), for a libnvinfer that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Libraries:
 
     sizes: dict[str, int]
     """File name to size in bytes."""
+    absent: tuple[str, ...] = ()
+    """Names of NVIDIA's libraries that libnvinfer needs and that are nowhere."""
 
     @property
     def empty(self) -> list[str]:
@@ -48,14 +54,16 @@ class Libraries:
 
 def find_libraries(root: Path) -> Libraries:
     """Look for the libraries below ``root``; a link counts as what it leads to."""
-    sizes: dict[str, int] = {}
+    paths: dict[str, Path] = {}
     for folder in FOLDERS:
         for pattern in _PATTERNS:
             for path in sorted((root / folder).glob(pattern)):
-                # Absolute links below another root would lead to this machine's own files.
-                if path.is_file() and path.resolve().is_relative_to(root.resolve()):
-                    sizes.setdefault(path.name, path.stat().st_size)
-    return Libraries(sizes)
+                if _is_below(root, path):
+                    paths.setdefault(path.name, path)
+    found = Libraries({name: path.stat().st_size for name, path in paths.items()})
+    if found.tensorrt is None:
+        return found
+    return replace(found, absent=tuple(_absent(root, found.tensorrt, paths[f"libnvinfer.so.{found.tensorrt}"])))
 
 
 def libraries(machine: Machine, found: Libraries) -> Finding | None:
@@ -64,13 +72,30 @@ def libraries(machine: Machine, found: Libraries) -> Finding | None:
         return None
     if found.empty:
         return Finding("libraries", f"0 bytes: {', '.join(found.empty)}", "warning", _cure_of_empty(machine))
-    needs_dla_compiler = found.tensorrt is not None and numbers(found.tensorrt)[:2] <= _LAST_WITH_DLA_COMPILER
-    if needs_dla_compiler and not found.has("libnvdla_compiler.so"):
-        text = f"libnvinfer {found.tensorrt} needs libnvdla_compiler.so, which is absent"
-        return Finding("libraries", text, "warning", _cure_of_dla_compiler(machine))
+    if found.absent:
+        names = ", ".join(found.absent)
+        text = f"libnvinfer {found.tensorrt} needs {names}, which is absent"
+        is_known = found.absent == (_DLA_COMPILER,)
+        return Finding("libraries", text, "warning", (_cure_of_dla_compiler if is_known else _cure_of_empty)(machine))
     if not found.sizes:
         return Finding("libraries", "none of libcuda and libnvinfer", "warning", _cure_of_empty(machine))
     return Finding("libraries", f"{len(found.sizes)} of CUDA's driver and TensorRT, none empty")
+
+
+def _absent(root: Path, version: str, libnvinfer: Path) -> Iterator[str]:
+    """Look for what libnvinfer needs of NVIDIA's; where it cannot be read, by its version."""
+    needed = needed_libraries(libnvinfer)
+    if needed is None:
+        needed = (_DLA_COMPILER,) if numbers(version)[:2] <= _LAST_WITH_DLA_COMPILER else ()
+    for name in needed:
+        places = (root / folder / name for folder in (*FOLDERS, *_CUDA_FOLDERS))
+        if name.startswith("libnv") and not any(_is_below(root, place) for place in places):
+            yield name
+
+
+def _is_below(root: Path, path: Path) -> bool:
+    """Whether this is a file of the tree: absolute links below another root would lead to this machine's own files."""
+    return path.is_file() and path.resolve().is_relative_to(root.resolve())
 
 
 def _cure_of_empty(machine: Machine) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import print_json, progress_bar
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import default_folder
@@ -15,7 +16,7 @@ from devit_engines.doctor.examine import examine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.selftest.report import as_markdown, run_selftest
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = Application()
 
 
 @app.command()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from devit_contract.artefacts.files import exclusive_lock, write_bytes
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 
@@ -19,7 +20,7 @@ def timing_cache_path(store: Path, version: str, device: str, capability: str) -
 def read_cache(path: Path) -> bytes:
     """Content of the file; empty if it cannot be read, which only costs time. TensorRT refuses a damaged one."""
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError:
         return b""
 

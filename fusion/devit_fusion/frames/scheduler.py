@@ -57,7 +57,7 @@ class Scheduler:
         self._turns = Turns([client.name for client in fleet.client] or [""])
         self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
         self._dispatched: dict[int, Request] = {}
-        self._known: dict[tuple[int, int], Request] = {}  # waiting or dispatched, by the client's run and number
+        self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
         self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""

@@ -25,7 +25,7 @@ def calibrate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File to write (default: ~/.config/devit/calibrations/NAME.json)."),
+        typer.Option(metavar="FILE", help="File to write (default: NAME.json in ~/.config/devit/calibrations)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON on standard output.")] = False,
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from devit_contract.arrays import Float64Array
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 TIME_COLUMN, POWER_COLUMN = "time_s", "power_w"
@@ -36,7 +37,7 @@ def read_meter_log(path: Path) -> MeterLog:
         InputError: It cannot be read, lacks a column, or a line holds no number or goes back in time.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         raise InputError(f"{path}: expected a meter's log as CSV, cannot be read ({err}): correct the path") from err
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]

@@ -89,6 +89,12 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """Whether its agent ran as root, whose samples hold more; absent where it does not say."""
     calibration: Calibration | None = None
     """What the total is corrected by; absent where it is the sensor's own."""
+    board_choice: str = "auto"
+    """What the device's settings call its board."""
+    compatible: tuple[str, ...] = ()
+    """Of the device tree, the whole machine first."""
+    board_notes: tuple[str, ...] = ()
+    """Why the total is not that of the named board, or not calibrated."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -201,6 +207,7 @@ def _device_report(power: Power, plan: Plan) -> DeviceReport:
         samples=len(power.log.samples),
         unparsed_lines=power.log.unparsed_lines,
         sensor_notes=power.sensor_notes,
+        board_notes=power.board_notes,
         sampler_cpu_percent=_percent(cost.sampler_cpu_s, cost.duration_s) if cost is not None else None,
         reader_cpu_percent=_percent(cost.reader_cpu_s, cost.duration_s) if cost is not None else None,
         calibration=power.calibration,

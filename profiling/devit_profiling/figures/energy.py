@@ -21,8 +21,9 @@ BoolArray = npt.NDArray[np.bool_]
 
 _MAX_GAP_PERIODS = 3.0
 _MIN_SAMPLES = 30
-# A requested 250 ms arrives as up to 272 ms.
-_FAST_PERIOD_S = 0.250 * 1.09
+LATEST = 1.09
+"""Real periods of tegrastats are up to so many times the interval that it was asked for."""
+_FAST_PERIOD_S = 0.250 * LATEST
 _MIN_FAST_S = 10.0
 _MIN_SLOW_S = 30.0
 
@@ -33,6 +34,11 @@ class Minimum:
 
     duration_s: float
     samples: int
+
+
+def least_of(period_s: float) -> Minimum:
+    """Give the least by default, for readings so far apart."""
+    return Minimum(_MIN_FAST_S if period_s <= _FAST_PERIOD_S else _MIN_SLOW_S, _MIN_SAMPLES)
 
 
 class WindowEnergy(msgspec.Struct, frozen=True):
@@ -56,7 +62,7 @@ class WindowEnergy(msgspec.Struct, frozen=True):
     samples: int
     """Readings inside the window."""
     dropped: int
-    """Readings of the whole series left out because their stamp did not rise."""
+    """Readings that came inside the window, and are left out because their stamp did not rise."""
     period_s: float
     """Measured median distance of the readings; tegrastats' own interval is 0 to 9 % shorter."""
     warnings: tuple[str, ...]
@@ -103,7 +109,8 @@ def measure_window(
     _check_series(power_w, time_s)
     _check_window(start_s, end_s)
     rises = rising(time_s)
-    dropped = int(time_s.size - np.count_nonzero(rises))
+    came_s = np.maximum.accumulate(time_s)[~rises]  # a stray stamp says nothing of when its reading came
+    dropped = int(np.count_nonzero((came_s >= start_s) & (came_s <= end_s)))
     power_w, time_s = power_w[rises], time_s[rises]
     inside = (time_s >= start_s) & (time_s <= end_s)
     inside_s, inside_w = time_s[inside], power_w[inside]
@@ -195,7 +202,7 @@ def _warnings(
 
 def _check_minimum(duration_s: float, samples: int, period_s: float, minimum: Minimum | None) -> None:
     if minimum is None:
-        minimum = Minimum(_MIN_FAST_S if period_s <= _FAST_PERIOD_S else _MIN_SLOW_S, _MIN_SAMPLES)
+        minimum = least_of(period_s)
     if duration_s < minimum.duration_s or samples < max(minimum.samples, 2):
         raise EnergyError(
             f"insufficient: the window has {samples} power samples in {duration_s:.1f} s, expected at least "

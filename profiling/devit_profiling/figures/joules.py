@@ -10,6 +10,7 @@ from devit_profiling.figures.conditions import Conditions, conditions, throttlin
 from devit_profiling.figures.energy import Minimum, WindowEnergy, resolution_w
 from devit_profiling.figures.idle import IdlePower, PhaseIntegrator, PhasePower, drift_warning, idle_power
 from devit_profiling.figures.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
+from devit_profiling.figures.notes import merged
 from devit_profiling.figures.power import Power
 from devit_profiling.figures.settling import time_constant
 from devit_profiling.record.record import WINDOW, Phase, Plan
@@ -100,8 +101,11 @@ def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle:
     if not windows:
         why = "; ".join(warnings) or "the run has no window in this scenario"
         return DeviceEnergy(name, power.is_simulated, "", why, idle_w=idle_w, idle_drift=idle_drift)
-    for window in windows:
-        warnings += [f"{WINDOW} {window.number}: {each}" for each in (*window.energy.warnings, *window.warnings)]
+    warnings += merged(
+        (f"{WINDOW} {window.number}", each)
+        for window in windows
+        for each in (*window.energy.warnings, *window.warnings)
+    )
     around = conditions(power.log.samples, phases, name)
     warnings += throttling_warnings(around.clocks_mhz)
     energy = _device_energy(power, windows, mean_step_error(errors), idle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from devit_contract.arrays import Float64Array
@@ -33,6 +34,8 @@ class Power:
     """Why there is no total; empty where there is one."""
     sensor_notes: tuple[str, ...] = ()
     """What the sensor's own program left out or changed."""
+    board_notes: tuple[str, ...] = ()
+    """Why the total is not that of the named board, or not calibrated."""
 
     @property
     def total_w(self) -> Float64Array:
@@ -89,8 +92,12 @@ class Power:
 def power_of(recording: Recording, device: DeviceRecord) -> Power:
     """Read a device's log and find the board whose rule makes the total."""
     log = parse_sensor_log(recording.lines[device.name])
-    total = BoardTotal(device.description.board_model)
+    total = BoardTotal(device.description)
     whole = [sample for sample in log.samples if total.add(sample.sample) is not None]
+    notes = [total.note] if total.note else []
+    if device.calibration is not None and total.board is not None and device.calibration.scope != total.board.scope:
+        notes.append(f"not calibrated: the calibration is of another scope, {device.calibration.scope}")
+        device = msgspec.structs.replace(device, calibration=None)
     rails = total.board.total_rails if total.board is not None else ()
     rails_mw = [[sample.sample.rails_mw[rail] for rail in rails] for sample in whole]
     return Power(
@@ -103,6 +110,7 @@ def power_of(recording: Recording, device: DeviceRecord) -> Power:
         rails_w=np.array(rails_mw, np.float64).reshape(len(whole), len(rails)) / 1e3,
         not_measured=_why_no_total(device, log, total.board, has_total=bool(whole)),
         sensor_notes=log.notes,
+        board_notes=tuple(notes),
     )
 
 

@@ -6,7 +6,7 @@ power samples. The host's own clock is used for latency, answers per second, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,18 @@ from devit_contract.wire.client import Client, Picture
 from devit_profiling.load.load_generator import ImageSet
 from devit_profiling.load.measurement import Measurement
 from devit_profiling.load.node_power import NodePower
-from devit_profiling.record.record import NODE, SCHEMA, TOGETHER, CutShort, NodeRecord, Plan, Recording, Run, Scenario
+from devit_profiling.record.record import (
+    NO_POWER,
+    NODE,
+    SCHEMA,
+    TOGETHER,
+    CutShort,
+    NodeRecord,
+    Plan,
+    Recording,
+    Run,
+    Scenario,
+)
 from devit_profiling.record.run_folder import new_run, write_recording
 
 _LAST_WORD_S = 2.0
@@ -33,12 +44,13 @@ def measure_cell(
     out: Path,
     progress: Progress,
     calibrations: Path | None = None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Path:
     """Measure devices of a running cell, and write the raw files to a folder named by UTC time and devices.
 
-    A device without a power sensor is measured in milliseconds alone. The node's machine is sampled where it is this
-    one and has a sensor. Ctrl-C or a lost link end the run early: the folder holds what had been measured by then, and
-    says so. There is no folder if no phase had ended, nor after a second Ctrl-C.
+    A device without a power sensor has milliseconds alone. The node's machine is sampled where it is this one. Ctrl-C
+    or a lost link end the run early: its folder holds what had been measured by then, if a phase had ended, and says
+    so.
 
     Args:
         client: Connected to the fleet's node.
@@ -49,9 +61,10 @@ def measure_cell(
         out: Folder in which the run's own folder is made.
         progress: Told the scenario, the seconds that are done and planned, and the phase.
         calibrations: Folder with calibrations of devices, which become part of the run.
+        on_start: Called when all is checked, before anything is measured.
 
     Raises:
-        InputError: A name is unknown or given twice, an image is missing or refused, or ``out`` cannot be written.
+        InputError: A name, an image or the length of the windows is refused, or ``out`` cannot be written.
         ManifestError: A calibration breaks its format, or is of another board.
         LinkError: The node or a device does not answer, or a device's link is lost before the end of the first phase.
     """
@@ -60,7 +73,8 @@ def measure_cell(
     status = client.status()
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
-    with NodePower(client.endpoint, plan.interval_ms) as node:
+    on_start()
+    with NodePower(client.endpoint, plan.interval_ms, "" if plan.has_power else NO_POWER) as node:
         cut_short, node_after = _take_all(client, measurement, scenarios, _endless(pictures))
     run = Run(
         schema=SCHEMA,

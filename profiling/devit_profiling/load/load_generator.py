@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES
+from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client, Picture
@@ -129,6 +130,6 @@ def _files(path: Path) -> Iterable[Path]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as err:
         raise InputError(f"{path}: cannot be read: {err.strerror}") from err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from msgspec import structs
 from devit_contract.errors import EnergyError, EngineError
 from devit_contract.service.progress import Progress
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
-from devit_profiling.load.schedule import Watch
-from devit_profiling.record.record import LOCAL, CutShort, Plan, Scenario
+from devit_profiling.load.schedule import Watch, check_windows
+from devit_profiling.record.record import LOCAL, NO_POWER, CutShort, Plan, Scenario
 from devit_profiling.record.run_folder import new_run, write_recording
 from devit_profiling.sensor.local_sampler import LocalSampler
 
@@ -26,16 +26,18 @@ def measure_local(
     *,
     calibrations: Path | None = None,
     sensor_command: Sequence[str] = (),
+    board_choice: str = "auto",
+    on_start: Callable[[], None] = lambda: None,
 ) -> Path:
     """Measure this machine, and write the raw files of the run; give its folder.
 
     With an engine, by a command of :func:`~devit_engines.bench.child.engine_command`: idle, warm-up, windows, idle, and
     without a sensor its times alone. Without an engine: windows at rest. Ctrl-C, or an engine that fails, ends the run
     early: what had been measured by then is kept. The calibration is ``local.json`` of ``calibrations``; the sensor is
-    by default the one that this machine has.
+    by default the one that this machine has. ``on_start`` is called when all is checked, before anything is measured.
 
     Raises:
-        InputError: ``out`` cannot be written.
+        InputError: ``out`` cannot be written, or windows are too short for the joules of a machine with a sensor.
         ManifestError: The calibration breaks its format, or is of another board.
         EnergyError: There is neither a sensor nor an engine.
         EngineError: The engine cannot be loaded, or fails before the first phase has ended.
@@ -48,13 +50,17 @@ def measure_local(
     with ExitStack() as stack:
         sampler, sensor_error = None, ""
         try:
+            if not plan.has_power:
+                raise EnergyError(NO_POWER)
             sampler = stack.enter_context(LocalSampler(plan.interval_ms, command=sensor_command))
+            check_windows(plan)
             wait_for_first_sample(sampler, plan.interval_ms)
         except EnergyError as err:
             sensor_error = str(err)
             if not engine_command:
                 raise EnergyError(f"{sensor_error}; --bundle DIR measures latency all the same") from err
-        measurement = LocalMeasurement(LOCAL, submodel, plan, sampler, calibrations)
+        on_start()
+        measurement = LocalMeasurement(LOCAL, submodel, plan, sampler, calibrations, board_choice)
         cut_short = _measure(measurement, scenario, engine_command, Watch(progress, plan, scenario))
     recording = measurement.recording(folder.name, started_utc, [scenario], sensor_error, cut_short)
     write_recording(folder, recording)

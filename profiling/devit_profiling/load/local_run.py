@@ -8,8 +8,10 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from msgspec import structs
+
 from devit_contract.errors import EnergyError
-from devit_contract.machine import board_model
+from devit_contract.machine import board_compatible, board_model
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_engines.bench.child import EngineChild, Ready, TimedRun
@@ -42,7 +44,13 @@ class LocalMeasurement:
     """Takes this machine through the phases of scenarios while its power is sampled, and keeps what they leave."""
 
     def __init__(
-        self, name: str, submodel: int, plan: Plan, sampler: LocalSampler | None, calibrations: Path | None = None
+        self,
+        name: str,
+        submodel: int,
+        plan: Plan,
+        sampler: LocalSampler | None,
+        calibrations: Path | None = None,
+        board_choice: str = "auto",
     ) -> None:
         """Start with nothing; without a sampler, which has to be running, times alone are measured."""
         self.phases: list[Phase] = []
@@ -51,6 +59,7 @@ class LocalMeasurement:
         self._plan = plan
         self._sampler = sampler
         self._calibrations = calibrations
+        self._board_choice = board_choice
         self._answers: list[AnswerRow] = []
         self._about: Ready | None = None
         self._calibration: Calibration | None = None
@@ -137,9 +146,17 @@ class LocalMeasurement:
 
     def _description(self) -> Description:
         about, sensor = self._about, " ".join(self._sampler.command) if self._sampler is not None else ""
-        if about is None:
-            return Description(board_model(), "", NO_ENGINE, sensor, 0)
-        return Description(about.board_model, about.l4t, about.engine, sensor, about.inference_threads)
+        found = Description(board_model(), "", NO_ENGINE, sensor, 0, board_choice=self._board_choice)
+        if about is not None:
+            found = Description(
+                about.board_model,
+                about.l4t,
+                about.engine,
+                sensor,
+                about.inference_threads,
+                board_choice=self._board_choice,
+            )
+        return structs.replace(found, compatible=board_compatible())
 
     def _warm_up(self, engine: EngineChild) -> Sequence[TimedRun]:
         plan = self._plan

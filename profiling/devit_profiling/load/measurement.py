@@ -18,9 +18,10 @@ from devit_profiling.figures.thermal import is_settled, is_sustained
 from devit_profiling.load.baseline_driver import BaselineDriver
 from devit_profiling.load.load_generator import Sent, send_requests
 from devit_profiling.load.sampling import Sampling
-from devit_profiling.load.schedule import STEP_S, Watch, between_rests
+from devit_profiling.load.schedule import STEP_S, Watch, between_rests, check_windows
 from devit_profiling.record.calibration import find_calibration
 from devit_profiling.record.record import (
+    NO_POWER,
     NODE,
     OUTSIDE,
     WARM_UP,
@@ -45,17 +46,21 @@ class Measurement:
     def __init__(
         self, client: Client, devices: Sequence[Device], plan: Plan, progress: Progress, calibrations: Path | None
     ) -> None:
-        """Ask the devices what they are, and find their calibrations.
+        """Ask the devices what they are, check the plan by that, and find their calibrations.
 
         Raises:
             LinkError: A device does not answer.
+            InputError: Windows are too short for joules, though a device has a sensor.
             ManifestError: A calibration breaks its format, or is of another board.
         """
         self._descriptions = {device.name: client.describe(device.name) for device in devices}
+        if any(about.sensor for about in self._descriptions.values()):
+            check_windows(plan)
         self._calibrations = {
             name: find_calibration(calibrations, name, about.board_model) for name, about in self._descriptions.items()
         }
-        self.sampling = Sampling(client, [device.name for device in devices], plan.interval_ms)
+        sampled = devices if plan.has_power else ()
+        self.sampling = Sampling(client, [device.name for device in sampled], plan.interval_ms)
         self.phases: list[Phase] = []
         self._client = client
         self._devices = devices
@@ -75,7 +80,7 @@ class Measurement:
                 device.name,
                 device.submodel,
                 self._descriptions[device.name],
-                self.sampling.errors.get(device.name, ""),
+                self.sampling.errors.get(device.name, "") if self._plan.has_power else NO_POWER,
                 self.sampling.costs.get(device.name),
                 self._calibrations[device.name],
             )
@@ -85,7 +90,7 @@ class Measurement:
     @property
     def lines(self) -> dict[str, tuple[PowerLine, ...]]:
         """By device, what its sampler has printed."""
-        return {device: tuple(lines) for device, lines in self.sampling.lines.items()}
+        return {device.name: tuple(self.sampling.lines.get(device.name, ())) for device in self._devices}
 
     @property
     def answers(self) -> tuple[AnswerRow, ...]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from devit_contract.artefacts.fleet import parse_endpoint
 from devit_contract.errors import EnergyError
-from devit_contract.machine import board_model
+from devit_contract.machine import board_compatible, board_model
 from devit_contract.wire.messages import Description, PowerLine
 from devit_profiling.record.record import NODE, DeviceRecord
 from devit_profiling.sensor.local_sampler import LocalSampler
@@ -23,11 +23,11 @@ _TURN_S = 0.1
 class NodePower:
     """A context manager; without a sensor of the node's machine it has no lines, and its record says why."""
 
-    def __init__(self, endpoint: str, interval_ms: int) -> None:
-        """Keep the node's ``client_endpoint`` and the sampling period; nothing is started yet."""
+    def __init__(self, endpoint: str, interval_ms: int, left_out: str = "") -> None:
+        """Keep the node's ``client_endpoint``, the sampling period, and why it shall not be sampled, if so."""
         self._endpoint = endpoint
         self._interval_ms = interval_ms
-        self._error = ""
+        self._error = left_out
         self._sampler: LocalSampler | None = None
         self._stop = threading.Event()
         # Lines are stamped when they are read, so a thread reads them while requests are sent.
@@ -43,12 +43,14 @@ class NodePower:
         """What a run keeps of the machine; its sensor is empty where sampling never started."""
         sensor = " ".join(self._sampler.command) if self._sampler is not None else ""
         cost = self._sampler.whole_cost if self._sampler is not None else None
-        return DeviceRecord(NODE, -1, Description(board_model(), "", "", sensor, 0), self._error, cost)
+        about = Description(board_model(), "", "", sensor, 0, compatible=board_compatible())
+        return DeviceRecord(NODE, -1, about, self._error, cost)
 
     def __enter__(self) -> NodePower:
         """Start sampling; a failure is kept in the record."""
-        if not is_here(self._endpoint):
+        if not self._error and not is_here(self._endpoint):
             self._error = ELSEWHERE
+        if self._error:
             return self
         try:
             self._sampler = LocalSampler(self._interval_ms).__enter__()

@@ -10,6 +10,7 @@ from devit_contract.errors import LinkError
 from devit_contract.wire.client import Client
 from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.load.schedule import STEP_S, first_line_s, tail_s
+from devit_profiling.sensor.flood import LineBudget
 
 
 class Sampling:
@@ -25,6 +26,7 @@ class Sampling:
         self._client = client
         self._interval_ms = interval_ms
         self._running: set[str] = set()
+        self._budgets = {device: LineBudget(interval_ms) for device in self.lines}
 
     def start(self) -> None:
         """Start every sampler, and wait for the first line of each."""
@@ -64,12 +66,17 @@ class Sampling:
     def collect(self) -> None:
         """Take the lines that have come."""
         for telemetry in self._client.take_telemetry():
-            if telemetry.device not in self.lines:
+            device, ended = telemetry.device, telemetry.ended
+            if device not in self._budgets:
                 continue
-            self.lines[telemetry.device] += [PowerLine(line.monotonic_ns, line.text) for line in telemetry.lines]
-            if telemetry.ended:
-                self.errors[telemetry.device] = telemetry.ended
-                self._running.discard(telemetry.device)
+            if self._budgets[device].has_room(telemetry.lines):
+                self.lines[device] += [PowerLine(line.monotonic_ns, line.text) for line in telemetry.lines]
+            else:
+                del self._budgets[device]  # all that it sends from now on is left out
+                ended = f"it sends more than lines of tegrastats every {self._interval_ms} ms: check its agent"
+            if ended:
+                self.errors[device] = ended
+                self._running.discard(device)
 
     def _silent(self) -> list[str]:
         return [device for device in sorted(self._running) if not self.lines[device]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress
+from devit_profiling.figures.energy import LATEST, least_of
 from devit_profiling.figures.thermal import is_sustained
 from devit_profiling.record.record import IDLE, IDLE_AFTER, SETTLE, PhaseKind, Plan, Scenario
 
@@ -48,6 +51,22 @@ def between_rests(plan: Plan, rest: Callable[[PhaseKind, float], None]) -> Itera
     if plan.has_idle_after:
         rest(SETTLE, plan.settle_s)
         rest(IDLE_AFTER, plan.idle_s)
+
+
+def check_windows(plan: Plan) -> None:
+    """Refuse, before anything is measured, windows that hold too little for joules.
+
+    Raises:
+        InputError: They are too short for the sampling period, or have too few samples.
+    """
+    period_s = plan.interval_ms / 1000 * LATEST
+    least = least_of(period_s)
+    least_s = max(least.duration_s, math.ceil(least.samples * period_s))
+    if plan.has_power and plan.window_samples is None and plan.duration_s < least_s:
+        raise InputError(
+            f"plan: windows of {plan.duration_s:g} s with a sample every {plan.interval_ms} ms give no joules: "
+            f"choose --duration {least_s:g} or longer, or --no-power to measure times alone"
+        )
 
 
 def first_line_s(interval_ms: int) -> float:

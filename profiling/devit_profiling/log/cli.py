@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,10 +29,12 @@ def parse(
 ) -> None:
     """Read a log of tegrastats: total power by the board's own rule, rails, temperatures.
 
-    It may come from any release from L4T 28 to 39 (JetPack 3 to 7).
+    It may come from any release from L4T 28 to 39 (JetPack 3 to 7). Stamps and names that a logger put before the
+    lines, colours, UTF-16 and gzip do not matter.
     """
     from devit_profiling.log.formats import csv_table, json_lines, summarise
-    from devit_profiling.log.reader import STANDARD_INPUT, LogReader, open_lines
+    from devit_profiling.log.reader import LogReader
+    from devit_profiling.log.text import STANDARD_INPUT, open_lines
     from devit_profiling.sensor.boards import board_of_key
 
     if as_json and as_csv:
@@ -45,6 +48,10 @@ def parse(
             _print_lines(csv_table(list(reader)))
         else:
             _show(summarise(reader), reader)
+        if reader.unparsed_lines and (as_json or as_csv):
+            typer.echo(f"warning: unparsed lines: {reader.unparsed_lines}; {reader.first_unparsed}", err=True)
+        if lines.damage:
+            typer.echo(f"warning: {lines.damage}", err=True)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -62,11 +69,15 @@ def _show(summary: LogSummary, reader: LogReader) -> None:
     title = "SIMULATED, no measurement of a board" if summary.is_simulated else ""
     terminal.print_table(title, ("what", "least", "mean", "most", "samples", "note"), rows, numbers=(1, 2, 3, 4))
     typer.echo(f"samples: {summary.samples}, unparsed lines: {reader.unparsed_lines}")
+    if reader.unparsed_lines:
+        typer.echo(textwrap.fill(f"first unparsed: {reader.first_unparsed}", 80))
     typer.echo(f"period: {_period(summary.period)}")
     if board is None:
         typer.echo("board: not known by its lines, so there is no total; if you know it, give --board NAME")
         return
     typer.echo(f"board: {board.title} ({board.key}){', guessed' if reader.total.is_guessed else ''}")
+    if reader.total.note:
+        typer.echo(f"note: {reader.total.note}")
     if summary.total is not None:
         typer.echo(f"total: {' + '.join(board.total_rails)}, {board.scope}")
     else:
@@ -89,7 +100,7 @@ def _part(rail: str, board: Board | None) -> str:
 
 def _period(period: SamplingPeriod | None) -> str:
     if period is None:
-        return "unknown without stamps"
+        return "unknown without the stamps of tegrastats itself"
     pauses = f", {period.pauses} pauses left out" if period.pauses else ""
     error = f"give or take {period.error_s * 1000:.0f} ms"
     return f"{period.period_s * 1000:.0f} ms by stamps of whole seconds, {error}{pauses}"

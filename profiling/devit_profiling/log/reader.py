@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from devit_contract.errors import InputError
+from devit_profiling.log.text import MAX_LINE_CHARS
 from devit_profiling.sensor.board_table import Board
 from devit_profiling.sensor.boards import BoardTotal
 from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.sensor_lines import note_of, parse_sensor_line
 
-STANDARD_INPUT = "-"
-# Longer than any line of tegrastats; a file without line ends is read in pieces.
-_MAX_LINE_BYTES = 1 << 16
+_SHOWN_CHARS = 30
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -42,6 +37,8 @@ class LogReader:
         self.total = BoardTotal(board=board)
         self.unparsed_lines = 0
         """Lines with text that are no samples."""
+        self.first_unparsed = ""
+        """Where the first of them is, why it is none, and how it begins."""
         self._name = name
         self._lines = lines
 
@@ -59,41 +56,21 @@ class LogReader:
                 yield Reading(number, sample, self.total.add(sample))
             elif line.strip() and note_of(line) is None:
                 self.unparsed_lines += 1
+                self.first_unparsed = self.first_unparsed or _why_unparsed(number, line)
         if not samples:
+            first = f" (the first: {self.first_unparsed})" if self.first_unparsed else ""
             raise InputError(
                 f"{self._name}: expected lines of tegrastats (RAM 1697/7620MB ...), found "
-                f"{self.unparsed_lines} others: record some with tegrastats --logfile FILE"
+                f"{self.unparsed_lines} others{first}: record some with tegrastats --logfile FILE"
             )
 
 
-@contextmanager
-def open_lines(path: str) -> Iterator[Iterable[str]]:
-    """Open a log, ``-`` for standard input, as lines with their line ends.
-
-    Raises:
-        InputError: It cannot be opened; or, later, be read.
-    """
-    if path == STANDARD_INPUT:
-        yield _lines("standard input", sys.stdin.buffer)
-        return
-    try:
-        file = Path(path).open("rb")  # noqa: SIM115 - closed below; what the block itself raises is not ours to name
-    except OSError as err:
-        raise _unreadable(path, err) from err
-    with file:
-        yield _lines(path, file)
-
-
-def _lines(name: str, file: BinaryIO) -> Iterator[str]:
-    while True:
-        try:
-            line = file.readline(_MAX_LINE_BYTES)
-        except OSError as err:
-            raise _unreadable(name, err) from err
-        if not line:
-            return
-        yield line.decode("utf-8", "replace")
-
-
-def _unreadable(name: str, err: OSError) -> InputError:
-    return InputError(f"{name}: expected a log of tegrastats, cannot be read ({err.strerror}): correct the path")
+def _why_unparsed(number: int, line: str) -> str:
+    text = line.strip()
+    if "\0" in text or "\ufffd" in text:
+        why = "is no text in UTF-8 or UTF-16"
+    elif len(line) >= MAX_LINE_CHARS:
+        why = f"is longer than {MAX_LINE_CHARS} characters"
+    else:
+        why = "has no RAM 1697/7620MB"
+    return f"line {number} {why}: {text[:_SHOWN_CHARS]!r}{'...' if len(text) > _SHOWN_CHARS else ''}"

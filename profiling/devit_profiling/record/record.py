@@ -59,6 +59,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sustained_s: float | None = None
     """Longest time in which windows of all devices together are repeated until the temperature has settled; absent: as
     many windows as in any scenario."""
+    has_power: bool = True
+    """Whether power is sampled; without it, times alone are measured."""
     idle_samples: int = 8
     """Least power samples of an idle phase."""
     window_samples: int | None = None
@@ -85,6 +87,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 QUICK = Plan(is_quick=True, has_alone=False, has_idle_after=False, settle_s=0.0, idle_s=5.0, windows=1)
 """A first look in about 20 s: the whole cell, one window, no interval of confidence."""
+
+
+NO_POWER = "left out by the plan (--no-power)"
+"""Why a run by such a plan has no joules."""
 
 
 class Boundary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
 from devit_contract.artefacts.files import make_folder, new_folder, read_bytes, read_json, write_bytes, write_json
 from devit_contract.artefacts.keys import check_name
-from devit_contract.errors import ManifestError
+from devit_contract.errors import InputError, ManifestError
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, PowerLine
 from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Run
@@ -31,6 +33,8 @@ from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Ru
 RUN_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
 _MAX_NAME_CHARS = 120
+# The second is memory: a full disk does not fill it.
+_ELSEWHERE = (Path(os.environ.get("TMPDIR", "/tmp")), Path("/dev/shm"))
 _Row = TypeVar("_Row")
 _HINT = "measure again with profile --devices"
 
@@ -60,8 +64,25 @@ def write_recording(folder: Path, recording: Recording) -> None:
     """Write all raw files; the folder appears whole or not at all.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written; the message says where on this machine the files are kept instead.
     """
+    try:
+        _write_files(folder, recording)
+    except InputError as err:
+        why = err.__cause__.strerror if isinstance(err.__cause__, OSError) else err  # which draft it was, helps nobody
+        raise InputError(f"{folder}: cannot be written ({why}); {_kept_elsewhere(folder, recording)}") from err
+
+
+def _kept_elsewhere(folder: Path, recording: Recording) -> str:
+    """Write what may have taken an hour to measure to another file system; tell where it is."""
+    for place in _ELSEWHERE:
+        with suppress(InputError):
+            _write_files(place / folder.name, recording)
+            return f"the run is kept in {place / folder.name}: make room, move it, and run profile report on it"
+    return "the run is lost: make room, and measure again"
+
+
+def _write_files(folder: Path, recording: Recording) -> None:
     with new_folder(folder) as draft:
         for device in recording.run.machines:
             lines = recording.lines[device.name]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[
     bool,
-    typer.Option("--json", metavar="", help="Print JSON on standard output.", rich_help_panel="Output"),
+    typer.Option("--json", help="Print JSON on standard output.", rich_help_panel="Output"),
 ]
 
 
@@ -23,6 +24,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Make a run's report again from its raw files; the same files give the same report."""
+    require("profile")
     from devit_profiling.report.report import write_report
 
     show_report(run, write_report(run), as_json=as_json)

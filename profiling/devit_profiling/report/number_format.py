@@ -37,6 +37,17 @@ def joules(value: float | None, resolution: float | None) -> str:
     return plain if shown <= places else f"{value:.{max(places, 0)}f}"
 
 
+def joules_95(estimate: Estimate | None, resolution: float | None) -> str:
+    """Write the joules of an estimate, and half of its 95 % interval where it has one.
+
+    >>> joules_95(Estimate(0.046812, 5, 0.0456, 0.048), 0.00004), joules_95(Estimate(0.046812, 1), 0.00004)
+    ('0.0468 ±0.0012', '0.0468')
+    """
+    if estimate is None or estimate.low_95 is None or estimate.high_95 is None:
+        return joules(estimate.mean if estimate is not None else None, resolution)
+    return f"{joules(estimate.mean, resolution)} ±{number((estimate.high_95 - estimate.low_95) / 2, 2)}"
+
+
 def interval(estimate: Estimate | None, resolution: float | None) -> str:
     """Write the 95 % interval of an estimate, or why there is none."""
     if estimate is None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from devit_contract.artefacts.files import write_bytes, write_json
+from devit_contract.errors import InputError
 from devit_profiling.figures.analysis import Report, analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.report.page import render_html
@@ -40,9 +41,12 @@ def write_report(folder: Path) -> Report:
     evidence = Evidence.read(folder)
     report = analyse(evidence)
     html = render_html(report, evidence)
-    write_json(folder / JSON_FILE, report)
-    write_bytes(folder / HTML_FILE, html.encode())
-    write_bytes(folder / POWER_FILE, power_csv(evidence))
-    write_bytes(folder / WINDOWS_FILE, windows_csv(report, evidence))
-    write_bytes(folder / TRACE_FILE, trace_bytes(trace_of(evidence)))
+    try:
+        write_json(folder / JSON_FILE, report)
+        write_bytes(folder / HTML_FILE, html.encode())
+        write_bytes(folder / POWER_FILE, power_csv(evidence))
+        write_bytes(folder / WINDOWS_FILE, windows_csv(report, evidence))
+        write_bytes(folder / TRACE_FILE, trace_bytes(trace_of(evidence)))
+    except InputError as err:
+        raise InputError(f"{err}: the raw files are kept: make room, and run profile report {folder}") from err
     return report

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from devit_profiling.figures.analysis import DeviceReport, Report, ScenarioReport
 from devit_profiling.figures.cell import CellEnergy, WholeCell
-from devit_profiling.figures.interval import mean_of
-from devit_profiling.report.number_format import NOT_MEASURED, joules, number
+from devit_profiling.figures.notes import merged
+from devit_profiling.report.number_format import NOT_MEASURED, joules_95, number
 
 SUMMARY_HEADER = ("device", "board", "scope", "W", "J/inf.", "p50 ms", "p99 ms")
 PAPER = (
@@ -34,7 +34,7 @@ def summary_rows(report: Report) -> list[list[str]]:
                     _board(device),
                     energy.scope or NOT_MEASURED,
                     number(energy.mean_w),
-                    joules(mean_of(energy.total_j_per_inference), energy.resolution_j_per_inference),
+                    joules_95(energy.total_j_per_inference, energy.resolution_j_per_inference),
                     number(p50_ms),
                     number(p99_ms),
                 ]
@@ -50,17 +50,21 @@ def legend(report: Report) -> str:
         if report.is_local
         else "of a device, from dispatch to its feature at the node; of the cell, from request to answer"
     )
-    return f"W and J/inf.: total, idle power included. ms: {times}."
+    return f"W and J/inf.: total, idle power included, ± half of the 95 % interval. ms: {times}."
 
 
 def calibration_notes(report: Report) -> Iterator[str]:
-    """Say of every device with joules whether they are calibrated, a sentence each."""
+    """Say of every device with joules whether they are calibrated; what holds for several stands once."""
+    return merged(_calibrations(report))
+
+
+def _calibrations(report: Report) -> Iterator[tuple[str, str]]:
     for device in report.devices:
         if device.not_measured:
             continue
         found = device.calibration
         if found is None:
-            yield f"{device.name}: not calibrated, gain error about {number(report.gain_error_percent, 1)} %"
+            yield device.name, f"not calibrated, gain error about {number(report.gain_error_percent, 1)} %"
             continue
         error = (
             f"whose own error is {number(found.meter_error_percent)} %"
@@ -69,9 +73,12 @@ def calibration_notes(report: Report) -> Iterator[str]:
         )
         mark = " (SIMULATED)" if found.is_simulated else ""
         yield (
-            f"{device.name}: calibrated on {found.made_utc[:10]} against {found.meter}{mark}, {error}: "
-            f"gain {found.gain:.4f} ±{found.gain_95:.4f}, offset {found.offset_w:+.3f} W, "
-            f"residual {number(found.residual_w, 2)} W"
+            device.name,
+            (
+                f"calibrated on {found.made_utc[:10]} against {found.meter}{mark}, {error}: "
+                f"gain {found.gain:.4f} ±{found.gain_95:.4f}, offset {found.offset_w:+.3f} W, "
+                f"residual {number(found.residual_w, 2)} W"
+            ),
         )
 
 
@@ -142,7 +149,7 @@ def _cell_rows(scenario: ScenarioReport) -> list[list[str]]:
             "(SIMULATED)" if energy.is_simulated else "",
             what,
             number(energy.mean_w),
-            joules(mean_of(energy.total_j_per_answer), cell.resolution_j_per_answer),
+            joules_95(energy.total_j_per_answer, cell.resolution_j_per_answer),
             number(answers.p50_ms),
             number(answers.p99_ms),
         ]

@@ -36,6 +36,9 @@ class Board:
     title: str
     model_prefixes: tuple[str, ...]
     """How ``/proc/device-tree/model`` may begin; the longest prefix of all boards wins."""
+    modules: tuple[str, ...]
+    """Part numbers that the device tree's ``compatible`` may contain, some with their carrier's; the longest one of all
+    boards wins. Other makers' carriers mostly keep the module's number, and the model text of a board of NVIDIA."""
     total_rails: tuple[str, ...]
     """The rails to add for the total, each exactly once; empty: the board has no power monitor."""
     scope: str
@@ -48,6 +51,8 @@ class Board:
     # 0.52 s downwards. Other boards are unmeasured and take the same value.
     tau_s: float = 0.43
     """Time constant of the sensor's averaging: after a step of power the reading lags as a first-order filter does."""
+    fallback: Board | None = None
+    """Whose rule holds where samples lack a rail of this one."""
 
     @property
     def total_lsb_mw(self) -> tuple[int, ...]:
@@ -65,7 +70,8 @@ def _lsb(**lsb_mw: int) -> Mapping[str, int]:
 
 
 # An LSB is the distance between neighbouring readings in recorded lines, where nothing else is said. Model strings
-# are those of the device trees; Adafruit-PlatformDetect lists the early ones. "energymon" is its page
+# and part numbers are those of the device trees of L4T and of mainline Linux (bindings/arm/tegra.yaml), the latter also
+# from jetson_stats; Adafruit-PlatformDetect lists the early ones. "energymon" is its page
 # jetson/JetsonPowerRails.md, which follows NVIDIA's developer guide and the device trees of L4T 32.6.1.
 
 _MODULE_INPUT = "module input (VDD_IN)"
@@ -76,6 +82,7 @@ TX1 = Board(
     key="tx1",
     title="Jetson TX1",
     model_prefixes=("NVIDIA Jetson TX1", "jetson_tx1"),
+    modules=("p2180", "p2371-2180"),
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
     lsb_mw=_lsb(VDD_IN=19, VDD_CPU=19, VDD_GPU=19),
@@ -86,6 +93,7 @@ NANO = Board(
     key="nano",
     title="Jetson Nano",
     model_prefixes=("NVIDIA Jetson Nano",),
+    modules=("p3448-0000", "p3448-0002", "p3450"),
     total_rails=("POM_5V_IN",),  # energymon
     scope="module input (POM_5V_IN)",
     lsb_mw=_lsb(POM_5V_IN=40, POM_5V_GPU=40, POM_5V_CPU=40),
@@ -96,6 +104,7 @@ NANO_2GB = Board(
     key="nano-2gb",
     title="Jetson Nano 2GB",
     model_prefixes=("NVIDIA Jetson Nano 2GB",),
+    modules=("p3448-0003",),
     total_rails=(),  # energymon: it has no INA3221
     scope="",
     lsb_mw=_lsb(),
@@ -111,6 +120,7 @@ TX2 = Board(
     title="Jetson TX2",
     # TX2, TX2i and TX2 4GB have the same monitors; up to L4T 32 the device tree has code names.
     model_prefixes=("NVIDIA Jetson TX2", "quill", "lightning"),
+    modules=("p3310", "p3489", "p2771"),
     total_rails=_VDD_IN,  # energymon, NVIDIA developer forum topic 201037
     scope=_MODULE_INPUT,
     lsb_mw=MappingProxyType(
@@ -127,6 +137,7 @@ TX2_NX = Board(
     key="tx2-nx",
     title="Jetson TX2 NX",
     model_prefixes=("NVIDIA Jetson TX2 NX",),
+    modules=("p3636",),
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
     lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU=40, VDD_SOC=40),  # no recording: taken over from Xavier NX
@@ -137,6 +148,7 @@ XAVIER_NX = Board(
     key="xavier-nx",
     title="Jetson Xavier NX",
     model_prefixes=("NVIDIA Jetson Xavier NX",),
+    modules=("p3668",),
     total_rails=_VDD_IN,  # energymon
     scope=_MODULE_INPUT,
     lsb_mw=_lsb(VDD_IN=40, VDD_CPU_GPU_CV=40, VDD_SOC=40),
@@ -150,6 +162,7 @@ AGX_XAVIER = Board(
     key="agx-xavier",
     title="Jetson AGX Xavier",
     model_prefixes=("NVIDIA Jetson AGX Xavier", "Jetson-AGX"),
+    modules=("p2888", "p2972"),
     # energymon, from the product design guide: no rail contains another.
     total_rails=("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
     scope="sum of 6 module rails",
@@ -165,7 +178,8 @@ ORIN_NANO = replace(
     key="orin-nano",
     title="Jetson Orin Nano",
     # Developer kits say "... Developer Kit" or "... Engineering Reference Developer Kit Super".
-    model_prefixes=("NVIDIA Jetson Orin Nano", "Jetson Orin Nano"),
+    model_prefixes=("NVIDIA Jetson Orin Nano", "NVIDIA Orin Nano", "Jetson Orin Nano"),  # "NVIDIA Orin": L4T 35
+    modules=("p3767-0003", "p3767-0004", "p3767-0005"),
     # Jetson Linux developer guide R36, "Power and Performance": VDD_IN is the input of the module.
     total_rails=_VDD_IN,
     fingerprints=(Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6}), (3000, 8192), zones=frozenset({"tj"})),),
@@ -177,7 +191,8 @@ ORIN_NX = replace(
     ORIN_NANO,  # the modules share their carriers
     key="orin-nx",
     title="Jetson Orin NX",
-    model_prefixes=("NVIDIA Jetson Orin NX", "Jetson Orin NX"),
+    model_prefixes=("NVIDIA Jetson Orin NX", "NVIDIA Orin NX", "Jetson Orin NX"),
+    modules=("p3767-0000", "p3767-0001"),
     # It has the accelerators that Orin Nano lacks, and so their zones; with 16 GB it has eight cores.
     fingerprints=(
         Fingerprint(_CPU_GPU_CV_SOC | {"VDD_IN"}, frozenset({6, 8}), (6500, 16384), zones=_CV_ZONES),
@@ -188,7 +203,9 @@ ORIN_NX = replace(
 AGX_ORIN = Board(
     key="agx-orin",
     title="Jetson AGX Orin",
-    model_prefixes=("NVIDIA Jetson AGX Orin", "Jetson AGX Orin"),
+    model_prefixes=("NVIDIA Jetson AGX Orin", "NVIDIA AGX Orin", "Jetson AGX Orin"),
+    # p3701-0008 alone may be an IGX Orin (carrier p3740), whose rails nobody has shown.
+    modules=("p3701-0000", "p3701-0004", "p3701-0005", "p3737-0000+p3701-0008"),
     # NVIDIA developer forum topic 223111: no parent rail, VDDQ_VDD2_1V8AO is a child of VIN_SYS_5V0. In 4111 recorded
     # samples VIN_SYS_5V0 rises by 1.56 mW per mW of it.
     total_rails=("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
@@ -203,23 +220,11 @@ _THOR_PARTS = frozenset({"VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"})
 _THOR_CORES = frozenset({12, 14})  # T4000, T5000
 _THOR_RAM_MB = (60000, 131072)
 
-AGX_THOR = Board(
-    key="agx-thor",
-    title="Jetson AGX Thor Developer Kit",
-    model_prefixes=("NVIDIA Jetson AGX Thor Developer Kit",),
-    # jetson-stats pull request 900, NVIDIA developer forum topic 366461: an INA238 on the carrier measures the input of
-    # the whole board. At rest it shows 6.2 to 6.4 W more than the three rails of the module together.
-    total_rails=("VIN",),
-    scope="whole board (VIN)",
-    # Readings are 380 to 395 mW apart. The LSB of the INA238 is not known, and taken to be no finer.
-    lsb_mw=_lsb(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
-    fingerprints=(Fingerprint(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
-)
-
 THOR = Board(
     key="thor",
     title="Jetson Thor on another carrier",
     model_prefixes=("NVIDIA Jetson AGX Thor", "NVIDIA Jetson Thor", "NVIDIA Jetson T4000", "NVIDIA Jetson T5000"),
+    modules=("p3834",),
     # Lines of two releases without VIN, recorded on such carriers.
     total_rails=("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
     scope="sum of 3 module rails",
@@ -227,10 +232,26 @@ THOR = Board(
     fingerprints=(Fingerprint(_THOR_PARTS, _THOR_CORES, _THOR_RAM_MB, lacks=frozenset({"VIN"})),),
 )
 
+AGX_THOR = Board(
+    key="agx-thor",
+    title="Jetson AGX Thor Developer Kit",
+    model_prefixes=("NVIDIA Jetson AGX Thor Developer Kit",),
+    modules=("p4071-0000+p3834", "p3971"),  # p3971: how mainline Linux names the kit
+    # jetson-stats pull request 900, NVIDIA developer forum topic 366461: an INA238 on the carrier measures the input of
+    # the whole board. At rest it shows 6.2 to 6.4 W more than the three rails of the module together.
+    total_rails=("VIN",),
+    scope="whole board (VIN)",
+    # Readings are 380 to 395 mW apart. The LSB of the INA238 is not known, and taken to be no finer.
+    lsb_mw=_lsb(VIN=395, VDD_GPU=395, VDD_CPU_SOC_MSS=395, VIN_SYS_5V0=395),
+    fingerprints=(Fingerprint(_THOR_PARTS | {"VIN"}, _THOR_CORES, _THOR_RAM_MB),),
+    fallback=THOR,  # another carrier mostly keeps the tree of the developer kit, and lacks its INA238
+)
+
 DRIVE_ORIN = Board(
     key="drive-orin",
     title="DRIVE AGX Orin",
     model_prefixes=("NVIDIA DRIVE AGX Orin", "NVIDIA DRIVE Orin"),
+    modules=(),
     total_rails=(),  # its tegrastats prints no rail
     scope="",
     lsb_mw=_lsb(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,12 +14,13 @@ from typing import IO, TypeVar
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine, SamplingCost
+from devit_profiling.sensor.flood import LineBudget
 from devit_profiling.sensor.sensor_lines import time_ns_of
 
 _CHUNK_BYTES = 1 << 16
 _SHOWN_CHARS = 300
 _TERMINATE_DEADLINE_S = 2.0
-_GONE_DEADLINE_S = 0.2
+_GONE_DEADLINE_NS = 200_000_000
 _CPUCLOCK_SCHED = 2
 _Self = TypeVar("_Self", bound="PowerSampler")
 
@@ -38,7 +40,10 @@ class PowerSampler:
         about 9 lines a second. ``hwmon-power`` keeps 20 ms.
         """
         self._command = [*command, "--interval", str(interval_ms)]
+        self._interval_ms = interval_ms
+        self._budget = LineBudget(interval_ms)
         self._child: subprocess.Popen[bytes] | None = None
+        self._closed_ns: int | None = None
         self._rest = b""
         self._last_text = ""
         self._last_own_ns = 0
@@ -66,23 +71,28 @@ class PowerSampler:
                 "set `tegrastats` in agent.toml to a command that is installed here, e.g. /usr/bin/tegrastats"
             ) from err
         os.set_blocking(self.fileno(), False)
+        self._budget = LineBudget(self._interval_ms)
         return self
 
     def __exit__(self, *error: object) -> None:
         """End the child: by SIGTERM, and by SIGKILL if it is still there after two seconds."""
+        self.leave().join()
+
+    def leave(self) -> threading.Thread:
+        """Leave the context without waiting for the child's end, which the thread that is returned sees to.
+
+        The interpreter waits for that thread when it ends, so no child outlives this process.
+        """
         child = self._running()
         self._meter()
         # A child that may not be signalled, as under sudo, is ended by its next line into the closed pipe.
         _pipe(child).close()
         with suppress(PermissionError):
             child.terminate()
-        try:
-            child.wait(_TERMINATE_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            with suppress(PermissionError):
-                child.kill()
-                child.wait()
         self._child = None
+        thread = threading.Thread(target=_bury, args=(child,), name="end of a sampler")
+        thread.start()
+        return thread
 
     @property
     def pid(self) -> int:
@@ -98,10 +108,10 @@ class PowerSampler:
 
         A line with the time of its reading keeps that time. All others of one call get the time of the call: read on
         every event, since an energy window uses only the first of lines that waited together. One call takes at most
-        64 KiB; the descriptor stays readable for the rest.
+        64 KiB; the descriptor stays readable for the rest, and for the end.
 
         Raises:
-            EnergyError: The child has ended, or does not print lines of text.
+            EnergyError: The child has ended, or does not print lines of text as a sensor does.
         """
         try:
             chunk = os.read(self.fileno(), _CHUNK_BYTES)
@@ -109,8 +119,7 @@ class PowerSampler:
             return []
         now_ns = time.monotonic_ns()
         if not chunk:
-            self._meter()  # before its end is waited for, which removes it
-            raise EnergyError(self._end_text())
+            return self._see_end(now_ns)
         if self._first is None:
             self._meter()
             self._first = self._latest
@@ -121,6 +130,11 @@ class PowerSampler:
                 "expected lines of tegrastats: correct `tegrastats` in agent.toml"
             )
         lines = [self._stamped(text.decode("utf-8", "replace").rstrip("\r"), now_ns) for text in whole]
+        if not self._budget.has_room(lines):
+            raise EnergyError(
+                f"power sampler {self._command[0]!r} prints more than lines of tegrastats every {self._interval_ms} "
+                "ms: correct `tegrastats` in agent.toml"
+            )
         if lines:
             self._last_text = lines[-1].text
         return lines
@@ -149,15 +163,20 @@ class PowerSampler:
         self._last_own_ns = own_ns
         return PowerLine(own_ns, text)
 
-    def _end_text(self) -> str:
-        """Say how the child ended, with its last words; its output is closed, so it is about to be gone."""
+    def _see_end(self, now_ns: int) -> list[PowerLine]:
+        """Tell the end of a child whose output is closed: with its exit code, which it has in a moment, or without."""
+        if self._closed_ns is None:
+            self._closed_ns = now_ns
+            self._meter()  # before its end is looked for, which removes it
+        code = self._running().poll()
+        if code is None and now_ns - self._closed_ns < _GONE_DEADLINE_NS:
+            return []
         last = self._rest.decode("utf-8", "replace").strip() or self._last_text
         said = f", last line {last[:_SHOWN_CHARS]!r}" if last else ", without a line"
-        try:
-            code = str(self._running().wait(_GONE_DEADLINE_S))
-        except subprocess.TimeoutExpired:
-            code = "none: only its output is closed"
-        return f"power sampler ended (exit code {code}{said}): run `{shlex.join(self._command)}` to see why"
+        ended = str(code) if code is not None else "none: only its output is closed"
+        raise EnergyError(
+            f"power sampler ended (exit code {ended}{said}): run `{shlex.join(self._command)}` to see why"
+        )
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None:
@@ -183,6 +202,15 @@ def _tree(pid: int) -> Iterator[int]:
     with suppress(OSError):  # gone, or a kernel without these lists
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split():
             yield from _tree(int(child))
+
+
+def _bury(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(_TERMINATE_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        with suppress(PermissionError):
+            child.kill()
+            child.wait()
 
 
 def _pipe(child: subprocess.Popen[bytes]) -> IO[bytes]:

@@ -27,6 +27,11 @@ _HEAD = "INA3221"  # also where the chip is an INA238
 _NOTE = f"{_HEAD} note: "
 # 18 digits of nanoseconds: 31 years since the start.
 _SAMPLE = re.compile(rf"{_HEAD} (\d{{1,18}})ns(?=\s)(?: ({SIMULATED})(?=\s))?", re.ASCII)
+# Where a sample begins behind what loggers put before it: stamps, names, brackets. IRAM is no RAM.
+_START = re.compile(
+    rf"(?<!\w)(?:(?:\d\d-\d\d-\d{{4}} \d\d:\d\d:\d\d\s+)?(?:{SIMULATED}\s+)?RAM\s+\d{{1,9}}/\d|{_HEAD} \d)", re.ASCII
+)
+_COLOUR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _RAIL = re.compile(r"\s([A-Za-z]\w*) (-?\d{1,9})mW(?!\S)", re.ASCII)
 
 
@@ -65,8 +70,13 @@ def parse_sensor_log(lines: Iterable[PowerLine]) -> SensorLog:
 
 
 def parse_sensor_line(line: str) -> Sample | None:
-    """Read one line of either sensor; ``None`` if it is no sample."""
-    return parse_hwmon_line(line) or parse_line(line)
+    """Read one line of either sensor, whatever a logger has put before it; ``None`` if it is no sample."""
+    line = _without_colours(line)
+    sample = parse_hwmon_line(line) or parse_line(line)
+    if sample is None and (start := _START.search(line)) is not None:
+        line = line[start.start() :]
+        sample = parse_hwmon_line(line) or parse_line(line)
+    return sample
 
 
 def parse_hwmon_line(line: str) -> Sample | None:
@@ -89,8 +99,13 @@ def time_ns_of(line: str) -> int | None:
 
 
 def note_of(line: str) -> str | None:
-    """Give the text of a note; ``None`` for any other line."""
-    return line.removeprefix(_NOTE).rstrip() if line.startswith(_NOTE) else None
+    """Give the text of a note, whatever a logger has put before it; ``None`` for any other line."""
+    _, mark, text = _without_colours(line).partition(_NOTE)
+    return text.rstrip() if mark else None
+
+
+def _without_colours(line: str) -> str:
+    return _COLOUR.sub("", line) if "\x1b" in line else line
 
 
 def sample_line(time_ns: int, rails_mw: Iterable[tuple[str, int]], *, is_simulated: bool) -> str:

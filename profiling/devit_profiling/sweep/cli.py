@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devit_contract.extras import require
 from devit_contract.service import terminal
 
 if TYPE_CHECKING:
     from devit_profiling.record.record import Plan
     from devit_profiling.sweep.sweep import SweepTarget
     from devit_profiling.sweep.verdict import Sweep
+
+
+_Board = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which board this is, where its device tree does not say.")
+]
 
 
 def _numbers(text: str) -> list[int]:
@@ -46,6 +52,7 @@ def sweep(
     idle_s: Annotated[float, typer.Option("--idle", metavar="S", help="Length of an idle phase.")] = 10.0,
     settle_s: Annotated[float, typer.Option("--settle", metavar="S", help="Rest after a change of the mode.")] = 3.0,
     interval_ms: Annotated[int, typer.Option(metavar="MS", help="Sampling period.")] = 100,
+    board: _Board = None,
     calibrations: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with calibrations (default: ~/.config/devit/calibrations)."),
@@ -67,6 +74,7 @@ def sweep(
     from devit_engines.bench.child import engine_command
     from devit_profiling.record.calibration import default_folder
     from devit_profiling.record.record import Plan
+    from devit_profiling.sensor.boards import board_of_key
     from devit_profiling.sweep.nvpmodel import NvpModel, restore_stale
     from devit_profiling.sweep.sweep import SweepTarget
 
@@ -76,10 +84,13 @@ def sweep(
         return
     if power_modes is None or deadline_ms is None or bundle is None:
         raise typer.BadParameter("give --power-modes, --deadline-ms and --bundle, or --restore alone")
+    require("profile")
     numbers = _numbers(power_modes)
     command = engine_command(bundle, submodel, store, threads, engine)
     plan = Plan(settle_s=settle_s, idle_s=idle_s, duration_s=duration_s, windows=windows, interval_ms=interval_ms)
-    target = SweepTarget(name, submodel, command, NvpModel(), state, calibrations=calibrations or default_folder())
+    choice = board_of_key(board).key if board is not None else "auto"
+    folder = calibrations or default_folder()
+    target = SweepTarget(name, submodel, command, NvpModel(), state, calibrations=folder, board_choice=choice)
     _measure(target, numbers, deadline_ms, plan, out, as_json=as_json)
 
 

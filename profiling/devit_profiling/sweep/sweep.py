@@ -17,7 +17,7 @@ from devit_contract.errors import EnergyError, InputError
 from devit_contract.machine import PowerMode
 from devit_contract.service.progress import Progress
 from devit_profiling.load.local_run import LocalMeasurement, wait_for_first_sample
-from devit_profiling.load.schedule import Watch
+from devit_profiling.load.schedule import Watch, check_windows
 from devit_profiling.record.record import Plan, Scenario
 from devit_profiling.record.run_folder import new_run, write_recording
 from devit_profiling.report.report import write_report
@@ -41,6 +41,8 @@ class SweepTarget:
     sensor_command: Sequence[str] = ()
     """Empty: the sensor of this machine."""
     calibrations: Path | None = None
+    board_choice: str = "auto"
+    """Which board it is, where its device tree does not say."""
 
 
 def sweep(
@@ -54,7 +56,7 @@ def sweep(
         The run's folder, and the verdict. After Ctrl-C the verdict covers the modes that were measured to their end.
 
     Raises:
-        InputError: A mode is listed twice, or ``out`` or the state cannot be written.
+        InputError: A mode is listed twice, windows are too short for joules, or ``out`` or the state cannot be written.
         EnergyError: There is no sensor or no ``nvpmodel``, a mode is unknown, all need a reboot, or the mode before
             the sweep cannot be restored.
         EngineError: The engine cannot be loaded or run.
@@ -63,9 +65,12 @@ def sweep(
     check_name(target.name, "--name")
     if not modes or len(set(modes)) != len(modes):
         raise InputError(f"expected power modes, each once, found {', '.join(map(str, modes)) or 'none'}: list them")
+    check_windows(plan)
     folder, started_utc = new_run(out, f"{target.name}-sweep")
     with LocalSampler(plan.interval_ms, command=target.sensor_command) as sampler:
-        measurement = LocalMeasurement(target.name, target.submodel, plan, sampler, target.calibrations)
+        measurement = LocalMeasurement(
+            target.name, target.submodel, plan, sampler, target.calibrations, target.board_choice
+        )
         scenarios: dict[PowerMode, Scenario] = {}
         refused: dict[int, str] = {}
         is_whole = True

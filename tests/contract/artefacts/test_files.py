@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from devit_contract.artefacts import files
 from devit_contract.artefacts.files import (
     Tensors,
     check_replaceable,
@@ -131,6 +132,45 @@ def test_a_replaced_folder_holds_nothing_of_the_old_one(tmp_path: Path) -> None:
             (draft / name).write_text(name)
     assert names(path) == ["new"]
     assert names(tmp_path) == ["folder"]
+
+
+READER = """
+import os, sys
+from pathlib import Path
+path, misses = Path(sys.argv[1]), 0
+print("ready", flush=True)
+os.set_blocking(0, False)
+while sys.stdin.buffer.read(1) != b"":  # until standard input is closed
+    misses += not path.exists()
+print(misses)
+"""
+
+
+def test_a_reader_finds_a_folder_that_is_replaced_all_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with new_folder(path) as draft:
+        (draft / "part").touch()
+    command = [sys.executable, "-c", READER, str(path / "part")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        for _ in range(1000):
+            with new_folder(path) as draft:
+                (draft / "part").touch()
+        found, _ = reader.communicate(timeout=30)
+    assert found == "0\n"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_where_names_cannot_be_exchanged_a_folder_is_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
+    for name in ("old", "new"):
+        with new_folder(tmp_path / "folder") as draft:
+            (draft / name).touch()
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["new"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "new file"])

@@ -183,6 +183,12 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
             for field, found, allowed in (
                 ("backend", "trt", "auto, ort or tensorrt"),
                 ("precision", "FP16", "fp16 or fp32"),
+                (
+                    "board",
+                    "orin",
+                    "agx-orin, agx-thor, agx-xavier, auto, drive-orin, nano, nano-2gb, orin-nano, orin-nx, thor, tx1, "
+                    "tx2, tx2-nx or xavier-nx",
+                ),
                 ("cuda", "cupy", "auto, ctypes, cuda-bindings or pycuda"),
                 ("host_memory", "maped", "mapped or pinned"),
             )
@@ -210,6 +216,8 @@ def test_an_agent_off_this_machine_needs_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "host", "port", "loopback"),
     [
+        ("tcp://[fe80::1%eth0]:7711", "fe80::1%eth0", 7711, False),
+        ("tcp://fusion_node:7711", "fusion_node", 7711, False),
         ("tcp://127.0.0.1:0", "127.0.0.1", 0, True),
         ("tcp://127.8.9.1:1", "127.8.9.1", 1, True),
         ("tcp://localhost:7711", "localhost", 7711, True),

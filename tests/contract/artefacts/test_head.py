@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -240,6 +243,76 @@ def test_a_file_without_one_of_its_tensors_or_with_another_shape_is_refused(tmp_
     write_tensors(path, tensors | {name: tensors[name][:-1]})
     with pytest.raises(ManifestError, match=r"fusion\.safetensors: .*expected shapes"):
         FusionHead.load(path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(6)
+    path = tmp_path / "fusion.safetensors"
+    replace(head_of(training_features((3, 2), rng), (3, 2), rng), norms=(2.0, 0.5)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("name", ["weight", "bias", "mean", "covariance"])
+def test_a_head_with_a_number_that_no_answer_can_be_made_of_is_refused(saved: Path, name: str, value: float) -> None:
+    tensors = read_tensors(saved, "")
+    spoilt = tensors[name].astype(np.float64)
+    spoilt.flat[spoilt.size // 2] = value
+    write_tensors(saved, tensors | {name: spoilt})
+    with pytest.raises(ManifestError, match=rf"fusion\.safetensors: .*expected finite numbers in {name}, found others"):
+        FusionHead.load(saved)
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        np.int64(5),
+        np.array([[3, 2]]),
+        np.array([3.0, 2.0]),
+        np.array([3.0, np.nan]),
+        np.array([True, True]),
+        np.array([-1, 6]),
+        np.array([5, 0]),
+        np.array([2**62, 3]),
+        np.zeros(0, np.int64),
+    ],
+    ids=lambda dims: f"{dims.dtype} {dims.tolist()}",
+)
+def test_odd_dims_are_one_line(saved: Path, dims: npt.NDArray[Any]) -> None:
+    write_tensors(saved, read_tensors(saved, "") | {"dims": np.asarray(dims)})
+    with pytest.raises(ManifestError, match=r"fusion\.safetensors: fusion head: expected .*dims") as caught:
+        FusionHead.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("norms", [[1.0], [1.0, np.nan], [1.0, -1.0], [np.inf, 1.0], 1.0])
+def test_odd_norms_are_one_line(saved: Path, norms: list[float] | float) -> None:
+    write_tensors(saved, read_tensors(saved, "") | {"norms": np.asarray(norms, np.float32)})
+    with pytest.raises(ManifestError, match=r"fusion\.safetensors: fusion head: expected .*norm"):
+        FusionHead.load(saved)
+
+
+def test_a_covariance_that_is_none_is_one_line() -> None:
+    """With the ridge on its diagonal, all its numbers are equal."""
+    diagonal = 1.0 + RIDGE * 2.0 / 2
+    covariance = np.array([[1.0, diagonal], [diagonal, 1.0]])
+    head = FusionHead((1, 1), np.ones((2, 2)), np.zeros(2), FusionStatistics(np.zeros(2), covariance))
+    with pytest.raises(ManifestError, match="fusion head: expected a covariance matrix, found another one"):
+        Fusion(head)
+
+
+def test_features_may_be_somewhat_longer_than_in_the_validation_part(saved: Path) -> None:
+    assert FusionHead.load(saved).norms == (2.0, 0.5)
+    assert FusionHead.load(saved).plausible_norms() == (8.0, 2.0)
+
+
+def test_without_norms_features_may_be_many_times_longer_than_in_the_training_part() -> None:
+    """A bundle of an older version says what they were there on average."""
+    rng = np.random.default_rng(9)
+    training = training_features((3, 2), rng)
+    expected = [10 * np.sqrt((training[:, columns] ** 2).sum(axis=1).mean()) for columns in (slice(0, 3), slice(3, 5))]
+    np.testing.assert_allclose(head_of(training, (3, 2), rng).plausible_norms(), expected, rtol=0.01)
 
 
 @pytest.mark.parametrize("mask", [0, -1, 0b100, 0b111])

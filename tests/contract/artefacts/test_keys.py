@@ -18,6 +18,7 @@ from zmq.utils import z85
 from devit_contract.artefacts.keys import StoredKey, check_key, check_name, load_keys, new_keys, stored_keys
 from devit_contract.errors import InputError
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MAKE = (
     "import sys; from pathlib import Path; from devit_contract.artefacts.keys import new_keys; "
     "new_keys(Path(sys.argv[1]), 'a')"
@@ -210,6 +211,23 @@ def test_what_is_no_key_is_refused_without_being_shown(tmp_path: Path, text: byt
     path.chmod(0o600)
     with pytest.raises(InputError, match=r"k\.key_secret: expected a key"):
         load_keys(path)
+
+
+def test_the_public_half_in_place_of_the_secret_one_is_told(tmp_path: Path) -> None:
+    new_keys(tmp_path, "desk")
+    (tmp_path / "desk.key").chmod(0o600)
+    with pytest.raises(InputError, match=r"desk\.key: expected the secret half .* give .*desk\.key_secret$"):
+        load_keys(tmp_path / "desk.key")
+
+
+def test_the_placeholder_of_an_example_is_told() -> None:
+    """It has 40 characters of Z85, so that it would pass for a key."""
+    files = [EXAMPLES / "fleet.toml", EXAMPLES / "agent.toml"]
+    found = [line.split('"')[1] for path in files for line in path.read_text().splitlines() if "public_key = " in line]
+    assert len(found) == 5
+    for text in found:
+        with pytest.raises(InputError, match="here: still the placeholder of the example: paste the key"):
+            check_key(text, "here")
 
 
 @pytest.mark.parametrize("name", ["", "Jetson", "-a", "../a", "a/b", "a b", "ä", "a" * 64, "a\n"])

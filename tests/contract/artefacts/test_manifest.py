@@ -165,6 +165,8 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
             "interpolation: expected bicubic, bilinear or nearest, found 'magic'",
         ),
         (lambda raw: raw["preprocess"].update(height=0), "height and width: expected 1 to 4096"),
+        (lambda raw: raw.update(labels=["one"]), "labels: expected at least 2 classes, found 1"),
+        (lambda raw: raw["submodels"][1].update(output_dim=0), "output_dim: expected 1 or more, found 0"),
         (lambda raw: raw["preprocess"].update(resize_to=7), "resize_to: expected 0, or from the crop's longer side"),
     ],
 )
@@ -183,14 +185,47 @@ def test_a_golden_set_without_one_of_its_tensors_is_refused(folder: Path, name: 
     tensors = Bundle(folder).golden()
     del tensors[name]
     replace_golden(folder, tensors)
-    with pytest.raises(ManifestError, match=rf"golden\.safetensors: expected .*{re.escape(name)}"):
+    with pytest.raises(ManifestError, match=rf"golden\.safetensors: expected {re.escape(name)} .*, found none"):
         Bundle(folder).golden()
 
 
-def test_a_golden_set_of_unequal_lengths_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("labels", lambda tensor: tensor[:-1]),
+        ("images", lambda tensor: tensor[..., 0]),
+        ("images", lambda tensor: tensor.astype(np.float32)),
+        ("features.1", lambda tensor: tensor[:, :3]),
+        ("features.0", np.ravel),
+        ("logits", lambda tensor: tensor[0, 0]),
+        ("baseline.logits", lambda tensor: tensor[:, :1]),
+    ],
+)
+def test_a_golden_set_of_other_shapes_is_refused(
+    folder: Path, name: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> None:
     tensors = Bundle(folder).golden()
-    replace_golden(folder, tensors | {"labels": tensors["labels"][:-1]})
-    with pytest.raises(ManifestError, match="of one length"):
+    replace_golden(folder, tensors | {name: np.asarray(change(tensors[name]))})
+    with pytest.raises(
+        ManifestError, match=r"golden\.safetensors: expected .* \('\w+', 64.*\), found \('\w+'"
+    ) as caught:
+        Bundle(folder).golden()
+    assert "\n" not in str(caught.value)
+
+
+def test_golden_images_that_are_one_number_are_refused(folder: Path) -> None:
+    replace_golden(folder, Bundle(folder).golden() | {"images": np.asarray(np.uint8(1))})
+    with pytest.raises(ManifestError, match=r"expected images \('uint8', 0, 6, 8, 1\), found \('uint8',\)"):
+        Bundle(folder).golden()
+
+
+@pytest.mark.parametrize("name", ["features.0", "logits", "baseline.logits"])
+def test_a_golden_number_that_is_not_finite_is_refused(folder: Path, name: str) -> None:
+    tensors = Bundle(folder).golden()
+    tensors[name] = tensors[name].copy()
+    tensors[name][5, 2] = np.nan
+    replace_golden(folder, tensors)
+    with pytest.raises(ManifestError, match=rf"expected finite numbers in {re.escape(name)}, found others"):
         Bundle(folder).golden()
 
 

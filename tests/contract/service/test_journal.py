@@ -20,7 +20,7 @@ status = os.fstat(2)
 if sys.argv[2] == "journal":
     os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 log = Log("fusion-node", sys.argv[1])
-log.log(Priority.WARNING, "jetson1: two\\nlines", device="jetson1\\nFAKE=1")
+log.log(Priority.WARNING, sys.argv[3], device="jetson1\\nFAKE=1")
 """
 
 
@@ -33,8 +33,8 @@ def systemd(tmp_path: Path) -> Iterator[tuple[socket.socket, Path]]:
         yield opened, path
 
 
-def say(journal: Path, where: str) -> str:
-    command = [sys.executable, "-c", SAY, str(journal), where]
+def say(journal: Path, where: str, text: str = "jetson1: two\nlines") -> str:
+    command = [sys.executable, "-c", SAY, str(journal), where, text]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stderr
 
 
@@ -49,6 +49,14 @@ def test_under_systemd_a_line_has_priority_and_fields_and_no_line_feed_makes_ano
         "MESSAGE=jetson1: two lines",
         "DEVIT_DEVICE=jetson1 FAKE=1",
     ]
+
+
+@pytest.mark.parametrize("where", ["journal", "terminal"])
+def test_what_no_log_can_hold_is_escaped(systemd: tuple[socket.socket, Path], where: str) -> None:
+    """A file name that is not UTF-8, and a terminal's control code."""
+    opened, path = systemd
+    said = say(path, where, "M\udcfcller.png \x1b[2J") or opened.recv(4096).decode()
+    assert r"M\xfcller.png \x1b[2J" in said
 
 
 def test_where_the_journals_socket_is_gone_the_line_goes_to_stderr_with_its_priority(tmp_path: Path) -> None:

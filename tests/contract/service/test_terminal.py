@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from devit_contract.service.terminal import print_table
+
 SCRIPT = """
 import typer
 from devit_contract.service import terminal
@@ -29,9 +31,10 @@ terminal.run(app, "fail")
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("none", 0), ("DevitError", 1), ("EngineError", 1), ("DeviceLostError", 70)]
+    ("kind", "code"),
+    [("none", 0), ("DevitError", 1), ("EngineError", 1), ("DeviceLostError", 70), ("SourceLostError", 70)],
 )
-def test_an_exit_code_tells_a_failure_from_a_lost_gpu(kind: str, code: int) -> None:
+def test_an_exit_code_tells_a_failure_from_a_lost_gpu_or_camera(kind: str, code: int) -> None:
     """A lost context dies with its process, so a service manager may start the same command again."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, kind], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
@@ -82,3 +85,22 @@ def test_a_file_that_is_missing_unforeseen_is_a_bug_and_keeps_its_traceback() ->
         [sys.executable, "-c", SCRIPT, "/no/such/file"], capture_output=True, text=True, timeout=60, check=False
     )
     assert "Traceback" in done.stderr
+
+
+def test_a_table_at_80_columns_breaks_between_words_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    board = "NVIDIA Jetson Orin Nano Developer Kit (SIMULATED)"
+    rows = [[f"jetson{number}", board, "module, VDD_IN", "12.345", "0.0297", "11.94 ±0.31"] for number in (1, 2)]
+    print_table("Profile", ["device", "board", "scope", "W", "J/inf.", "p50 ms"], rows, numbers=(3, 4, 5))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    words = {word for line in lines for word in line.split()}
+    assert {word for row in rows for cell in row for word in cell.split()} <= words
+
+
+def test_a_table_whose_words_do_not_fit_breaks_the_longest(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/home/eve/" + "a" * 100
+    print_table("", ["image", "state"], [[path, "full"], ["b", "not read"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line.split()[0] for line in lines if "aaa" in line) == path
+    assert any("not read" in line for line in lines)

@@ -68,6 +68,15 @@ def test_a_body_comes_back_from_the_wire_as_it_was(value: msgspec.Struct) -> Non
     assert read_body(message, type(value)) == value
 
 
+def test_a_text_that_utf_8_cannot_hold_is_escaped_in_a_body() -> None:
+    """An error's text may hold the name of a file from an old archive."""
+    reply = ControlReply(error="M\udcfcller.png, M\u00fcller.png", mark=Mark(1, 2, 3))
+    message = Message(Kind.CONTROL, Dtype.BODY, payload=body(reply))
+    assert read_body(message, ControlReply) == ControlReply(error="M\\xfcller.png, M\u00fcller.png", mark=Mark(1, 2, 3))
+    answer = AnswerBody(b"\xff\x00", (), {1: MissingReason.ABSENT}, 1, 2, 3)
+    assert read_body(Message(Kind.ANSWER, Dtype.BODY, payload=body(answer)), AnswerBody) == answer
+
+
 def test_a_body_of_a_newer_version_with_one_more_field_is_read() -> None:
     newer = msgspec.msgpack.encode({"question": "status", "since": 2})
     assert read_body(Message(Kind.CONTROL, Dtype.BODY, payload=newer), Control) == Control(Question.STATUS)

@@ -18,6 +18,7 @@ from devit_contract.wire.codec import MAX_DEVICE_MESSAGE_BYTES
 from devit_contract.wire.sockets import (
     CLIENTS,
     DEVICES,
+    HANDSHAKE_FAILURES,
     Authenticator,
     Connection,
     Context,
@@ -101,7 +102,13 @@ class Peers:
     kept: list[tuple[Socket, Monitor]] = field(default_factory=list)
 
     def dealer(
-        self, port: Port, keys: KeyPair | None, *, name: bytes = b"jetson1", node_key: bytes | None = None
+        self,
+        port: Port,
+        keys: KeyPair | None,
+        *,
+        name: bytes = b"jetson1",
+        node_key: bytes | None = None,
+        events: int = ANY_END,
     ) -> tuple[Socket, Monitor]:
         pair = connect_dealer(
             self.context,
@@ -110,7 +117,7 @@ class Peers:
             keys=keys,
             node_key=node_key or port.keys.public,
             max_bytes=1 << 20,
-            events=ANY_END,
+            events=events,
         )
         self.kept.append(pair)
         return pair
@@ -179,12 +186,19 @@ def test_an_unknown_key_is_refused_and_let_in_once_it_is_allowed_without_a_new_s
 
 
 def test_a_key_of_the_other_port_is_refused(peers: Peers, port: Port) -> None:
-    """A client's key must not open the devices' port."""
+    """A client's key must not open the devices' port; the client is told that it is at the wrong one."""
     pair = new_pair()
     port.allowed[CLIENTS][pair.public] = "desk"
-    sender, _ = peers.dealer(port, pair)
+    sender, monitor = peers.dealer(port, pair, events=HANDSHAKE_FAILURES)
     assert not port.delivers(sender, b"hello", QUIET_S)
     assert port.delivered == []
+    assert [event.is_wrong_port for event in monitor.read()] == [True]
+
+
+def test_a_key_that_is_not_known_is_not_told_of_another_port(peers: Peers, port: Port) -> None:
+    sender, monitor = peers.dealer(port, new_pair(), events=HANDSHAKE_FAILURES)
+    assert not port.delivers(sender, b"hello", QUIET_S)
+    assert not any(event.is_wrong_port for event in monitor.read())
 
 
 def test_a_peer_without_keys_delivers_nothing_to_a_port_with_keys(peers: Peers, port: Port) -> None:

@@ -42,6 +42,12 @@ def scene() -> npt.NDArray[np.uint8]:
     return pixels
 
 
+def portrait() -> npt.NDArray[np.uint8]:
+    """Taller than wide and full of detail, so that it matters which side is scaled first, ``(150, 40, 3)``."""
+    y, x = np.indices((150, 40))
+    return np.stack([x * y, x * 37 + y * 11, (x ^ y) * 5], axis=2).astype(np.uint8)
+
+
 def png_of_16_bits(values: npt.NDArray[np.uint16]) -> bytes:
     """A PNG of 16 bits, gray ``(h, w)`` or colour ``(h, w, 3)``; Pillow writes no colours of 16 bits."""
 
@@ -90,6 +96,8 @@ def pictures() -> dict[str, bytes]:
         "cmyk.jpg": saved(image.convert("CMYK"), "JPEG", quality=90),
         "orientation-6.jpg": saved(image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=90, exif=oriented(6)),
         "orientation-3.jpg": saved(image.transpose(Image.Transpose.ROTATE_180), "JPEG", quality=90, exif=oriented(3)),
+        "portrait.png": saved(Image.fromarray(portrait()), "PNG"),
+        "portrait.jpg": saved(Image.fromarray(portrait()), "JPEG", quality=90),
     }
 
 

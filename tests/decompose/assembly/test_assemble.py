@@ -317,8 +317,10 @@ def test_an_assembled_cell_becomes_a_bundle(tmp_path: Path, folder: Path, weight
     cell = load_cell(tmp_path / "models")
     features = joined_features(cell.submodels, golden["images"])
     np.testing.assert_allclose(golden["features.0"], features, atol=1e-5)
-    fusion = Fusion(FusionHead.load(tmp_path / "bundle" / "fusion.safetensors"))
-    np.testing.assert_allclose(fusion.batch_logits(features, 1), golden["logits"], atol=1e-3)
+    head = FusionHead.load(tmp_path / "bundle" / "fusion.safetensors")
+    np.testing.assert_allclose(Fusion(head).batch_logits(features, 1), golden["logits"], atol=1e-3)
+    assert head.norms is not None
+    assert np.linalg.norm(features, axis=1).max() <= head.norms[0] * 1.001  # golden images are of the validation part
 
 
 @pytest.mark.system

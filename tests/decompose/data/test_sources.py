@@ -210,6 +210,32 @@ def test_a_folder_that_is_not_as_the_recipe_says_is_refused(
         load_dataset(recipe_of(folder, **changes))
 
 
+def test_all_files_that_are_no_pictures_are_listed_at_once(folder: Path) -> None:
+    (folder / "train/cat/Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (folder / "train/dog/labels.txt").write_text("dog")
+    (folder / "train/dog/1.png").rename(folder / "train/dog/no-suffix")
+    with pytest.raises(
+        InputError, match=r"train: expected nothing but pictures, found 'cat/Thumbs.db', 'dog/labels.txt': remove"
+    ):
+        read_source(recipe_of(folder))
+
+
+def test_class_names_that_differ_in_unicode_form_only_are_told_as_such(folder: Path) -> None:
+    """An umlaut is two characters as macOS stores it."""
+    (folder / "train/cat").rename(folder / "train/K\u00e4tzchen")
+    (folder / "test/cat").rename(folder / "test/Ka\u0308tzchen")
+    with pytest.raises(InputError, match="two Unicode forms"):
+        read_source(recipe_of(folder))
+
+
+def test_names_that_are_not_utf_8_are_read_and_shown_escaped(folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / part / "cat").rename(Path(f"{folder}/{part}/K\udce4tzchen"))
+    data = load_dataset(recipe_of(folder, classes=2))
+    assert data.class_names == (r"K\xe4tzchen", "dog")
+    assert len(data.training.digest()) == 64
+
+
 def test_a_folder_with_strangers_gaps_or_nothing_is_refused(folder: Path) -> None:
     picture(folder / "test" / "cow" / "1.png", 1)
     with pytest.raises(InputError, match=r"test: expected the classes of the training part, found 'cow'"):

@@ -7,20 +7,19 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 import zmq
 from PIL import Image
+from tests.edge_agent.sources.turning import problem_of, wait_for
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import load_image
-from devit_contract.errors import InputError
+from devit_contract.errors import InputError, SourceLostError
 from devit_edge_agent.sources import gstreamer as source_gst
 from devit_edge_agent.sources.folder import FolderSource
 from devit_edge_agent.sources.gstreamer import next_pause_ns
@@ -47,22 +46,6 @@ with open("{folder}/runs", "a+") as file:
     run = len(file.readlines())
 {body}
 """
-T = TypeVar("T")
-
-
-def wait_for(source: Source, what: Callable[[], T | None], seconds: float = 30.0) -> T:
-    """Turn the loop as an agent does until ``what`` gives something."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        select.select([source.fileno()], [], [], 0.02)
-        source.pump()
-        if (found := what()) is not None:
-            return found
-    pytest.fail(f"nothing within {seconds} s, problem: {source.problem!r}")
-
-
-def problem_of(source: Source) -> str | None:
-    return source.problem or None
 
 
 class Simulated:
@@ -98,22 +81,6 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simul
     made.close()
 
 
-@pytest.fixture
-def opened() -> Iterator[Callable[..., Source]]:
-    """Open sources that are closed whatever happens; nothing may be left of them."""
-    sources: list[Source] = []
-
-    def open_one(text: str, spec: Preprocess = RGB, base: Path = Path()) -> Source:
-        sources.append(open_source(text, spec, base=base))
-        return sources[-1]
-
-    yield open_one
-    for source in sources:
-        source.close()
-        source.close()
-    assert not [thread for thread in threading.enumerate() if "(read)" in thread.name]
-
-
 def wait_for_death(pid: int, seconds: float = 20.0) -> None:
     """Wait for the end of a process that is no child of this one."""
     try:
@@ -131,6 +98,11 @@ def children_of(pid: int) -> list[int]:
 
 
 # The line in agent.toml.
+
+
+def scaled(shape: str) -> list[str]:
+    fit = f"! videoconvert ! aspectratiocrop aspect-ratio={shape} ! videoscale add-borders=false ! videoconvert !"
+    return fit.split()
 
 
 @pytest.mark.parametrize(
@@ -154,23 +126,18 @@ def children_of(pid: int) -> list[int]:
             ],
         ),
         (
-            "rtsp?url=rtsp://u:p@cam/live%3Fa%3D1%26b%3D2&size=320x240",
+            "rtsp?url=rtsp://u:p@cam/live?a=1&b=2&size=320x240",
             [
-                *[
-                    "rtspsrc",
-                    "location=rtsp://u:p@cam/live?a=1&b=2",
-                    "latency=200",
-                    "!",
-                    "application/x-rtp,media=video",
-                ],
-                *["!", "decodebin", "!", *NEWEST_ONLY, *TAIL, "video/x-raw,format=RGB,width=320,height=240"],
+                *["rtspsrc", "location=rtsp://u:p@cam/live?a=1&b=2", "latency=200"],
+                *["!", "application/x-rtp,media=video", "!", "decodebin", "!", *NEWEST_ONLY, *scaled("320/240")],
+                "video/x-raw,format=RGB,width=320,height=240",
             ],
         ),
         (
-            "videotestsrc is-live=true ! video/x-raw,framerate='5/1' ?size=33x17",
+            "videotestsrc is-live=true ! video/x-raw,framerate='5/1' ?size=32x24",
             [
-                *["videotestsrc", "is-live=true", "!", "video/x-raw,framerate=5/1", *TAIL],
-                "video/x-raw,format=RGB,width=33,height=17",
+                *["videotestsrc", "is-live=true", "!", "video/x-raw,framerate=5/1", *scaled("32/24")],
+                "video/x-raw,format=RGB,width=32,height=24",
             ],
         ),
     ],
@@ -425,6 +392,74 @@ def test_the_first_error_is_the_problem_until_frames_come_again(
     assert said == "ERROR: from element v4l2src0: Cannot identify  device; trying again"
     assert (wait_for(source, source.take_new).image == 7).all()
     assert source.problem == ""
+
+
+NOT_LINKED = (
+    "print('ERROR: from element /GstPipeline:pipeline0/GstAviDemux:avidemux0: Internal data stream error.\\n'\n"
+    "      'Additional debug info:\\n../gst/avi/gstavidemux.c(5804): loop (): /avidemux0:\\n'\n"
+    "      'streaming stopped, reason not-linked (-1)', file=sys.stderr)\n"
+    "sys.exit(1)"
+)
+
+
+def test_a_decoder_with_a_jetsons_own_memory_costs_no_pause_and_is_remembered(
+    simulated: Simulated, opened: Callable[..., Source]
+) -> None:
+    simulated.does(f"if 'nvvidconv' in sys.argv:\n    frame(run)\n    sys.exit(0)\n{NOT_LINKED}")
+    start_s = time.monotonic()
+    source = opened("gst:anything ?size=5x3")
+    assert (wait_for(source, source.take_new).image == 2).all()
+    assert (wait_for(source, source.take_new).image == 3).all(), "the way that works comes first now"
+    print(f"two starts and a pause of one second: {time.monotonic() - start_s:.1f} s")
+
+
+def test_a_stream_that_can_never_start_says_why_and_what_helps_and_waits_long(
+    simulated: Simulated, opened: Callable[..., Source]
+) -> None:
+    missing = "print('WARNING: erroneous pipeline: no element \"nvvidconv\"')\n    sys.exit(1)"
+    simulated.does(f"if 'nvvidconv' in sys.argv:\n    {missing}\n{NOT_LINKED}")
+    source = opened("gst:anything ?size=5x3")
+    said = wait_for(source, lambda: problem_of(source))
+    assert said.startswith(
+        "cannot start: ERROR: from element /GstPipeline:pipeline0/GstAviDemux:avidemux0: Internal data stream error "
+        "(streaming stopped, reason not-linked (-1)): its elements do not fit together"
+    )
+    assert len(simulated.pids()) == 2
+    assert isinstance(source, source_gst.GstSource)
+    assert source._pause_ns == source_gst.LONGEST_PAUSE_NS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('(Argus) Error FileOperationFailed: Connecting to nvargus-daemon failed', flush=True)\nsys.exit(0)",
+        "print('(Argus) Error FileOperationFailed: Connecting to nvargus-daemon failed', flush=True)\nsignal.pause()",
+    ],
+    ids=["ends", "hangs"],
+)
+def test_a_csi_camera_that_stays_silent_is_lost_to_this_process(
+    body: str, simulated: Simulated, opened: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket of the camera service that a systemd unit sees is that of the agent's start."""
+    monkeypatch.setattr(source_gst, "CSI_SILENCE_NS", 2_000_000_000)
+    monkeypatch.setattr(source_gst, "SILENCE_NS", 500_000_000)
+    simulated.does(body)
+    source = opened("gst:csi")
+    with pytest.raises(SourceLostError, match=r"silent \(.*Connecting to nvargus-daemon failed; trying again\)"):
+        wait_for(source, source.take_new)
+
+
+@pytest.mark.parametrize("text", ["gst:csi", "gst:v4l2"])
+def test_a_csi_camera_that_cannot_start_is_not_lost_nor_is_any_other(
+    text: str, simulated: Simulated, opened: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new process would meet the same."""
+    simulated.does("print('WARNING: erroneous pipeline: no element \"nvarguscamerasrc\"')\nsys.exit(1)")
+    source = opened(text)
+    wait_for(source, lambda: problem_of(source))
+    monkeypatch.setattr(source_gst, "CSI_SILENCE_NS", 1)
+    source.pump()
+    assert "no element" in source.problem
 
 
 def test_pauses_double_from_one_second_to_thirty() -> None:

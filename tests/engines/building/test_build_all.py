@@ -18,6 +18,7 @@ from devit_contract.errors import EngineError, InputError, ManifestError, NotBui
 from devit_engines import ort
 from devit_engines.board import Board
 from devit_engines.building import backends
+from devit_engines.building.backends import RunSettings
 from devit_engines.building.build_all import build_engines, load_engine
 from devit_engines.building.store import Store
 from devit_engines.trt.request import BuildRequest, Built, Report
@@ -134,8 +135,8 @@ def test_an_engine_that_turns_bad_after_its_build_does_not_answer_silently(
 ) -> None:
     build_engines(tiny, store, submodels=[0], board=board)
     spoil(monkeypatch, lambda outputs: np.full_like(outputs, np.nan))
-    with load_engine(tiny, store, 0, board=board) as engine, pytest.raises(EngineError, match="expected finite"):
-        engine.warm_up(1)
+    with pytest.raises(NotBuiltError, match="96 output numbers are NaN or infinite"):
+        load_engine(tiny, store, 0, board=board)
 
 
 def test_an_engine_that_was_not_built_is_an_error_with_the_command(tiny: Bundle, store: Store, board: Board) -> None:
@@ -188,7 +189,7 @@ def test_new_golden_images_judge_the_stored_engine_again(
     """The same graph in a new bundle need not be built again, but what it passed were other images."""
     build_engines(tiny, store, submodels=[0], board=board)
     newer = with_golden(tiny, fewer_images(48))
-    with pytest.raises(EngineError, match=r"validated with other golden images .*: run devit build"):
+    with pytest.raises(EngineError, match=r"was not validated with the golden images of .*: run devit build"):
         load_engine(newer, store, 0, board=board)
 
     def never(request: BuildRequest, report: Report) -> Built:
@@ -200,9 +201,9 @@ def test_new_golden_images_judge_the_stored_engine_again(
     load_engine(newer, store, 0, board=board).close()
 
 
-def test_golden_features_that_do_not_fit_the_fusion_head_are_refused(tiny: Bundle, store: Store, board: Board) -> None:
+def test_golden_features_that_do_not_fit_the_submodels_are_refused(tiny: Bundle, store: Store, board: Board) -> None:
     broken = with_golden(tiny, lambda tensors: {**tensors, "features.1": tensors["features.1"][:, :3]})
-    with pytest.raises(ManifestError, match=r"expected feature dims \(6, 4\), found \(6, 3\)"):
+    with pytest.raises(ManifestError, match=r"expected features\.1 \('float32', 64, 4\), found \('float32', 64, 3\)"):
         build_engines(broken, store, submodels=[0], board=board)
 
 
@@ -228,7 +229,7 @@ def test_a_build_reads_its_own_graph_alone_and_loading_reads_none(tiny: Bundle, 
         assert graphs == {"submodel-0.fp32.onnx"}
         opened.clear()
         load_engine(Bundle(tiny.folder), store, 0, board=board).close()
-        assert opened == ["manifest.json"]
+        assert sorted(opened) == ["fusion.safetensors", "golden.safetensors", "manifest.json"]
     with pytest.raises(ManifestError, match=r"submodel-1\.fp32\.onnx: expected sha256"):
         build_engines(Bundle(tiny.folder), store, submodels=[1], board=board)
 
@@ -239,6 +240,22 @@ def test_a_model_that_changed_behind_the_open_bundle_is_refused(tiny: Bundle, st
     )
     with pytest.raises(ManifestError, match="copy the bundle again"):
         build_engines(tiny, store, submodels=[0], board=board)
+
+
+def test_figures_of_other_run_options_are_measured_again_and_the_engine_is_kept(
+    tiny: Bundle, store: Store, board: Board
+) -> None:
+    records = []
+    for threads in (2, 1, 1):
+        (engine,) = build_engines(tiny, store, submodels=[0], board=board, settings=RunSettings(threads=threads))
+        records.append((engine.was_cached, engine.record))
+    assert [(cached, record.latency.run_options) for cached, record in records] == [
+        (False, ("threads=2",)),
+        (True, ("threads=1",)),
+        (True, ("threads=1",)),
+    ]
+    assert records[0][1].latency != records[1][1].latency
+    assert records[1][1] == records[2][1] == store.read(engine.digest)[0]
 
 
 def test_progress_names_the_graph_and_ends_at_the_last_image(tiny: Bundle, store: Store, board: Board) -> None:

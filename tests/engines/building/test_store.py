@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -17,7 +20,16 @@ from tests.support.properties import examples
 
 from devit_contract.errors import EngineError, InputError, NotBuiltError
 from devit_engines.accuracy import AccuracyResult
-from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, Latency, Store, default_folder
+from devit_engines.building.store import (
+    SCHEMA,
+    EngineFile,
+    EngineKey,
+    EngineRecord,
+    Entry,
+    Latency,
+    Store,
+    default_folder,
+)
 
 CONTENT = bytes(range(200))
 KEY = EngineKey("ab" * 32, "ort", "1.23.2", "NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "fp32", ())
@@ -31,7 +43,7 @@ RECORD = EngineRecord(
     accuracy=ACCURACY,
     validated_against="cd" * 32,
     created="2026-01-31T12:00:00Z",
-    latency=Latency(1.5, 2.25, 200),
+    latency=Latency(1.5, 2.25, 200, ("threads=1",)),
 )
 
 
@@ -164,6 +176,38 @@ def test_an_engine_under_the_name_of_another_key_is_refused(store: Store) -> Non
     folder.rename(store.folder / other)
     with pytest.raises(EngineError, match=f"expected key {other[:12]}, found {KEY.digest[:12]}"):
         store.read(other)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.engines.building.test_store import engine_of
+from devit_engines.building.store import Store
+store = Store(Path(sys.argv[1]))
+for number in range(150):
+    store.keep(*engine_of(number))
+"""
+
+
+def engine_of(number: int) -> tuple[EngineRecord, bytes]:
+    """Make one of many engines of the same key."""
+    content = bytes([number]) * 100_000
+    file = EngineFile("model.onnx", hashlib.sha256(content).hexdigest(), len(content))
+    return msgspec.structs.replace(RECORD, file=file), content
+
+
+def test_whoever_reads_an_engine_that_is_being_replaced_gets_the_old_one_or_the_new_one_whole(store: Store) -> None:
+    store.keep(*engine_of(0))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(store.folder)], env=environment) as writer:
+        seen = set()
+        while writer.poll() is None:
+            record, content = store.read(KEY.digest)
+            assert (record, content) == engine_of(content[0])
+            assert store.find(KEY.digest) == Entry(KEY.digest, store.folder / KEY.digest, ANY, None)
+            seen.add(content[0])
+    assert writer.returncode == 0
+    assert len(seen) > 1
 
 
 def test_a_lock_waits_for_nobody_where_nobody_builds(store: Store) -> None:

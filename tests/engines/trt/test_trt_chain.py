@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.engines.build_requests import ENDS
-from tests.engines.changes import fewer_images, with_golden
+from tests.engines.changes import fewer_images, plant, with_golden
 from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
@@ -138,11 +137,8 @@ def test_a_plan_of_another_tensorrt_under_this_ones_key_gets_a_sentence(
 ) -> None:
     """Somebody copied the file and mended the digest; TensorRT never sees it."""
     (built,) = build_engines(tiny, store, submodels=[0], board=ORIN)
-    record, content = store.read(built.digest)
-    foreign = content[:24] + bytes((10, 7, 0, 23)) + content[28:]
-    with store.lock(built.digest):
-        file = msgspec.structs.replace(record.file, sha256=hashlib.sha256(foreign).hexdigest())
-        store.keep(msgspec.structs.replace(record, file=file), foreign)
+    _, content = store.read(built.digest)
+    plant(store, tiny, built.digest, content[:24] + bytes((10, 7, 0, 23)) + content[28:])
     with pytest.raises(
         EngineError, match=rf"built by TensorRT 10\.7\.0\.23, this device has TensorRT {jetpack62.version}"
     ):

@@ -179,6 +179,14 @@ def test_stamps_that_do_not_rise_are_dropped_and_counted() -> None:
     assert window.warnings == ("2 power samples dropped because their stamps did not rise",)
 
 
+def test_every_window_counts_the_readings_that_it_has_dropped_itself() -> None:
+    """One with the clock of yesterday comes in the third window, and is counted there."""
+    time_s = every(0.125, 401)
+    time_s[100], time_s[300] = time_s[99], -86400.0
+    windows = [measure_window(np.full(401, 8.0), time_s, start_s, start_s + 15.0) for start_s in (0.0, 15.0, 30.0)]
+    assert [window.dropped for window in windows] == [1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("period_s", "duration_s", "enough"),
     [

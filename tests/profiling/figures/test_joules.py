@@ -50,7 +50,7 @@ def test_energy_times_delay_takes_the_time_in_the_engine(fake_run: FakeRun) -> N
 def test_power_that_rises_over_a_window_is_warned_of(fake_run: FakeRun) -> None:
     """0.3 W of 6 W, in five steps of the converter."""
     flags = energy_of(fake_run.changed(rise_mw=300)).warnings
-    assert any("window 1: power is not steady, it changed by +" in flag for flag in flags)
+    assert any("window 1; window 2: power is not steady, it changed by +" in flag for flag in flags)
     assert not any("steady" in flag for flag in energy_of(fake_run.changed(rise_mw=80)).warnings)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pytest
+from tests.support.gone import assert_gone
 
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
@@ -19,7 +19,9 @@ from devit_profiling.figures.analysis import analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.load.cell_run import measure_cell, raise_if_cut_short
 from devit_profiling.load.load_generator import random_images
-from devit_profiling.record.record import QUICK, CutShort, Plan, Recording
+from devit_profiling.load.schedule import check_windows
+from devit_profiling.record import run_folder
+from devit_profiling.record.record import NO_POWER, QUICK, CutShort, Plan, Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.warning_list import warnings
 
@@ -163,7 +165,7 @@ def test_what_is_written_is_what_is_read(recording: Recording, tmp_path: Path) -
 
 def test_progress_tells_scenario_seconds_and_phase(live_cell: LiveCell, tmp_path: Path) -> None:
     told: list[tuple[str, float, float, str]] = []
-    plan = msgspec.structs.replace(QUICK, idle_s=0.1, warm_up_s=0.0, duration_s=0.1, interval_ms=20)
+    plan = msgspec.structs.replace(QUICK, idle_s=0.1, warm_up_s=0.0, duration_s=0.1, interval_ms=20, has_power=False)
     with live_cell.client() as client:
         measure_cell(
             client,
@@ -194,9 +196,7 @@ def test_ctrl_c_stops_the_sampler_and_keeps_the_windows_that_had_ended(live_cell
         folder = measure_cell(
             client, live_cell.fleet, live_cell.names, PICTURES, SHORT, tmp_path, _interrupt_in("window 2")
         )
-    pid = int(live_cell.pid_path.read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)  # the agent has ended it, and buried it, before it answered
+    assert_gone(int(live_cell.pid_path.read_text()))  # the agent does not wait for it
     recording = read_recording(folder)
     assert recording.run.cut_short == CutShort("Ctrl-C or SIGTERM", True, "jetson1 alone", windows=1)
     assert [phase.kind for phase in recording.run.phases] == ["settle", "idle", "warm-up", "window"]
@@ -236,6 +236,68 @@ def test_unknown_and_repeated_names_are_refused(live_cell: LiveCell, tmp_path: P
             measure_cell(client, live_cell.fleet, ["jetson7"], PICTURES, SHORT, tmp_path, no_progress)
         with pytest.raises(InputError, match="name it once"):
             measure_cell(client, live_cell.fleet, ["jetson1"] * 2, PICTURES, SHORT, tmp_path, no_progress)
+
+
+def test_windows_that_cannot_give_joules_are_refused_before_anything_is_measured(
+    live_cell: LiveCell, tmp_path: Path
+) -> None:
+    plan, started = Plan(duration_s=5, windows=3), []
+    with (
+        live_cell.client() as client,
+        pytest.raises(InputError, match=r"plan: windows of 5 s .* choose --duration 10 "),
+    ):
+        measure_cell(
+            client,
+            live_cell.fleet,
+            live_cell.names,
+            PICTURES,
+            plan,
+            tmp_path,
+            no_progress,
+            None,
+            lambda: started.append(1),
+        )
+    assert (started, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_times_alone_need_no_window_that_joules_would_and_leave_the_sensors_alone(
+    live_cell: LiveCell, tmp_path: Path
+) -> None:
+    live_cell.pid_path.unlink(missing_ok=True)
+    plan = msgspec.structs.replace(SHORT, window_samples=None, has_power=False, has_alone=False, windows=1)
+    with live_cell.client() as client:
+        folder = measure_cell(client, live_cell.fleet, live_cell.names, PICTURES, plan, tmp_path, no_progress)
+    report = analyse(Evidence.read(folder))
+    assert {device.not_measured for device in report.devices} == {NO_POWER}
+    assert report.scenarios[0].answers.p50_ms is not None
+    assert not live_cell.pid_path.exists()
+
+
+def test_a_run_whose_folder_cannot_be_written_at_the_end_is_kept_elsewhere(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the place of the folder of runs stands in for a full disk."""
+    monkeypatch.setattr(run_folder, "_ELSEWHERE", (tmp_path / "runs", tmp_path / "elsewhere"))
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(
+        InputError, match=r"cannot be written.*; the run is kept in \S+/elsewhere/run: make room"
+    ) as error:
+        write_recording(tmp_path / "runs" / "run", recording)
+    assert len(str(error.value).splitlines()) == 1
+    assert read_recording(tmp_path / "elsewhere" / "run") == recording
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "least_s"), [(20, 10), (100, 10), (250, 10), (251, 30), (900, 30), (1000, 33), (5000, 164)]
+)
+def test_windows_are_as_long_as_the_samples_need(interval_ms: int, least_s: int) -> None:
+    """Ten seconds up to 250 ms, thirty beyond, and thirty samples that come 9 % late."""
+    plan = Plan(interval_ms=interval_ms, duration_s=least_s)
+    check_windows(plan)
+    with pytest.raises(InputError, match=rf"choose --duration {least_s} or longer, or --no-power"):
+        check_windows(msgspec.structs.replace(plan, duration_s=least_s - 0.1))
+    check_windows(msgspec.structs.replace(plan, duration_s=0.1, has_power=False))
+    check_windows(msgspec.structs.replace(plan, duration_s=0.1, window_samples=3))
 
 
 def test_pictures_that_run_out_are_refused(live_cell: LiveCell, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.system
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
 SIMULATOR = (sys.executable, "-m", "devit_profiling.simulator.program", "--board", "orin-nano")
 OPTIONS = ["--settle", "0", "--idle", "0.5", "--warm-up", "0.1", "--duration", "0.5", "--windows", "2"]
-PLAN = Plan(settle_s=0.0, idle_s=0.4, warm_up_s=0.1, duration_s=0.4, windows=2, interval_ms=20)
+OPTIONS += ["--no-power"]
+PLAN = Plan(settle_s=0.0, idle_s=0.4, warm_up_s=0.1, duration_s=0.4, windows=2, interval_ms=20, window_samples=3)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,27 @@ def test_summary_without_a_total_says_why() -> None:
         in text
     )
     assert "period: unknown" in text
+
+
+def test_summary_shows_the_first_line_that_is_no_sample() -> None:
+    text = " ".join(parse(DATA / "orin_nano_l4t36_02_load_log.txt").split())
+    assert "first unparsed: line 19 has no RAM 1697/7620MB: 'LOAD_SMOKE_SUMMARY device=cuda'..." in text
+
+
+def test_samples_alone_go_to_standard_output_and_the_rest_is_told_beside() -> None:
+    result = runner.invoke(app, ["parse", "-", "--json"], input="Tue Jan 26\nRAM 1/2MB\n")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1)
+    assert result.stderr == "warning: unparsed lines: 1; line 1 has no RAM 1697/7620MB: 'Tue Jan 26'\n"
+
+
+def test_a_packed_log_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    content = (DATA / "orin_nano_l4t36_04_100ms_log.txt").read_bytes()
+    packed = tmp_path / "log.gz"
+    packed.write_bytes(gzip.compress(content)[:-9])
+    result = runner.invoke(app, ["parse", str(packed)])
+    assert result.exit_code == 0
+    assert re.search(r"samples: 6\d\d, unparsed lines: 0", result.stdout)
+    assert result.stderr.startswith(f"warning: {packed}: the gzip file is damaged or cut off")
 
 
 def test_simulated_lines_are_called_so() -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devit_profiling.log.formats import LogSummary, Spread, csv_table, json_lines, sampling_period, summarise
-from devit_profiling.log.reader import LogReader, open_lines
+from devit_profiling.log.reader import LogReader
+from devit_profiling.log.text import open_lines
 from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.tegrastats import parse_line
 

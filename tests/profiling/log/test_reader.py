@@ -1,25 +1,19 @@
-"""Logs of tegrastats read from files and pipes."""
+"""Logs of tegrastats: their samples, totals, and what is no sample."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from devit_contract.errors import InputError
-from devit_profiling.log.reader import LogReader, open_lines
-from devit_profiling.sensor.board_table import AGX_ORIN, ORIN_NANO, TX2
+from devit_profiling.log.reader import LogReader
+from devit_profiling.log.text import open_lines
+from devit_profiling.sensor.board_table import AGX_ORIN, AGX_THOR, ORIN_NANO, TX2
 
 DATA = Path(__file__).parents[2] / "data" / "tegrastats"
 LINE = "RAM 1697/7620MB (lfb 42x4MB) tj@41C VDD_IN 4361mW/4361mW VDD_CPU_GPU_CV 483mW/483mW VDD_SOC 1373mW/1373mW"
 BARE = "RAM 3276/7859MB CPU [1%@2031] VDD_IN 5297/5000 VDD_SYS_DDR 1241/1200"
-
-
-def lines_of(path: Path) -> list[str]:
-    with open_lines(str(path)) as lines:
-        return list(lines)
 
 
 def test_samples_come_with_the_number_of_their_line_and_their_total() -> None:
@@ -61,39 +55,37 @@ def test_last_line_that_was_cut_off_loses_its_last_value() -> None:
 @pytest.mark.parametrize("lines", [[], ["\n"], ["hello\n", "world\n"]])
 def test_log_without_any_sample_is_an_error(lines: list[str]) -> None:
     found = sum(bool(line.strip()) for line in lines)
-    with pytest.raises(InputError, match=rf"^some.log: expected lines of tegrastats .*, found {found} others: record"):
+    with pytest.raises(
+        InputError, match=rf"^some.log: expected lines of tegrastats .*, found {found} others.*: record"
+    ):
         list(LogReader("some.log", lines))
 
 
-def test_file_is_read_with_its_line_ends_whatever_its_bytes_are(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"\xff\xfe\r\n" + LINE.encode() + b"\r\nend")
-    assert lines_of(path) == ["\ufffd\ufffd\r\n", LINE + "\r\n", "end"]
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("Tue Jan 26 18:22:31 UTC 2021\n", "line 2 has no RAM 1697/7620MB: 'Tue Jan 26 18:22:31 UTC 2021'"),
+        ("\x1b[31mred\x1b[0m\n", r"line 2 has no RAM 1697/7620MB: '\x1b[31mred\x1b[0m'"),
+        ("R\0A\0M\0\n", r"line 2 is no text in UTF-8 or UTF-16: 'R\x00A\x00M\x00'"),
+        ("x" * 70_000, f"line 2 is longer than 65536 characters: '{'x' * 30}'..."),
+    ],
+)
+def test_the_first_line_that_is_no_sample_is_shown_with_the_reason(line: str, told: str) -> None:
+    """Escaped: what a log holds is not for the terminal to obey."""
+    reader = LogReader("log", ["\n", line, LINE, "another\n"])
+    assert len(list(reader)) == 1
+    assert (reader.unparsed_lines, reader.first_unparsed) == (2, told)
+    with pytest.raises(InputError) as error:
+        list(LogReader("log", ["\n", line]))
+    assert f"found 1 others (the first: {told}): record" in str(error.value)
 
 
-def test_file_without_line_ends_is_read_in_pieces(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(bytes(150_000))
-    assert [len(piece) for piece in lines_of(path)] == [65536, 65536, 150_000 - 2 * 65536]
-
-
-def test_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"one\ntwo")))
-    assert lines_of(Path("-")) == ["one\n", "two"]
-
-
-def test_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=rf"^{path}: expected a log of tegrastats, cannot be read \({why}"):
-            lines_of(path)
-
-
-def test_error_of_the_block_keeps_its_name(tmp_path: Path) -> None:
-    """A closed pipe behind the command is none of the log's errors."""
-    path = tmp_path / "log"
-    path.write_text(LINE)
-    with pytest.raises(BrokenPipeError), open_lines(str(path)):
-        raise BrokenPipeError
+def test_named_thor_kit_without_its_rail_has_another_total_and_a_note() -> None:
+    reader = LogReader(
+        "log", ["RAM 1/125773MB VDD_GPU 0mW/0mW VDD_CPU_SOC_MSS 41mW/1mW VIN_SYS_5V0 42mW/1mW"], AGX_THOR
+    )
+    assert [reading.total_mw for reading in reader] == [83]
+    assert "lack VIN" in reader.total.note
 
 
 def test_log_of_the_power_chips_is_read_too_and_its_notes_are_not_unparsed_lines() -> None:

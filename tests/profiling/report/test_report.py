@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from devit_contract.errors import InputError
 from devit_contract.wire.codec import State
 from devit_profiling.figures import power
 from devit_profiling.figures.analysis import Report, analyse
@@ -21,7 +22,8 @@ from devit_profiling.figures.evidence import Evidence
 from devit_profiling.record import clocks
 from devit_profiling.report.page import render_html
 from devit_profiling.report.report import OUTPUTS, write_report
-from devit_profiling.report.summary import summary_rows
+from devit_profiling.report.summary import calibration_notes, summary_rows
+from devit_profiling.report.warning_list import warnings
 
 if TYPE_CHECKING:
     from conftest import FakeDevice, FakeRun
@@ -206,6 +208,18 @@ def test_same_run_gives_the_same_bytes(two_devices: FakeRun, tmp_path: Path) -> 
 
 
 @pytest.mark.system
+def test_a_report_that_cannot_be_written_leaves_the_raw_files_and_says_what_to_run(
+    fake_run: FakeRun, tmp_path: Path
+) -> None:
+    """A folder in the place of a file stands in for a full disk."""
+    folder = fake_run.write(tmp_path / "run")
+    (folder / "report.html").mkdir()
+    with pytest.raises(InputError, match=rf"html: cannot be written.*make room, and run profile report {folder}$"):
+        write_report(folder)
+    (folder / "report.html").rmdir()
+    assert write_report(folder).name
+
+
 def test_raw_files_alone_make_every_output_to_the_byte_in_another_process(real_run: Path) -> None:
     """Of a real run: nothing of the first making is needed, and no order of a set or a dict gets in."""
     raw = {path.name: path.read_bytes() for path in real_run.iterdir()}
@@ -253,13 +267,19 @@ def test_warnings_stand_before_the_figures(fake_run: FakeRun) -> None:
     assert "None: every window was sampled, and there is no warning." in Page(html_of(fake_run)).all("p")
 
 
+def test_what_holds_for_several_devices_or_windows_stands_once(two_devices: FakeRun) -> None:
+    report = analyse(Evidence.of(two_devices.changed(inferences=0).recording()))
+    assert list(calibration_notes(report)) == ["jetson1; jetson2: not calibrated, gain error about 5 %"]
+    assert "jetson1, together: window 1; window 2: the device made no inference" in list(warnings(report))
+
+
 def test_summary_has_a_row_per_device_and_one_for_the_cell(
     two_devices: FakeRun, make_device: Callable[..., FakeDevice]
 ) -> None:
     assert summary_rows(analyse(Evidence.of(two_devices.recording()))) == [
-        ["jetson1", "Orin Nano", "module input (VDD_IN)", "6.00", "0.600", "4.53", "4.53"],
-        ["jetson2", "Orin Nano", "module input (VDD_IN)", "9.00", "0.900", "6.73", "6.73"],
-        ["cell", "", "2 of 2 devices, node left out", "15.0", "1.50", "5.50", "5.98"],
+        ["jetson1", "Orin Nano", "module input (VDD_IN)", "6.00", "0.600 ±0.0023", "4.53", "4.53"],
+        ["jetson2", "Orin Nano", "module input (VDD_IN)", "9.00", "0.900 ±0.0023", "6.73", "6.73"],
+        ["cell", "", "2 of 2 devices, node left out", "15.0", "1.50 ±0.0032", "5.50", "5.98"],
     ]
     simulated = replace(two_devices, devices=(make_device(simulated_board="agx-orin", model="x86_64"),))
     assert summary_rows(analyse(Evidence.of(simulated.recording())))[0][1] == "AGX Orin (guessed, SIMULATED)"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from tests.profiling.calibrate.test_calibrated_run import doubling
 
 from devit_contract.wire.messages import PowerLine, SamplingCost
 from devit_profiling.figures.analysis import DeviceReport, analyse
@@ -15,6 +16,7 @@ from devit_profiling.figures.evidence import Evidence
 from devit_profiling.record.record import Recording
 from devit_profiling.record.run_folder import read_recording, write_recording
 from devit_profiling.report.page import render_html
+from devit_profiling.report.warning_list import warnings
 
 if TYPE_CHECKING:
     from conftest import FakeRun
@@ -43,10 +45,32 @@ def test_joules_are_the_same_whichever_sensor_the_lines_are_of(fake_run: FakeRun
     assert device_of(chips).unparsed_lines == 0
 
 
-def test_a_board_is_not_guessed_from_the_chips_rails_alone(fake_run: FakeRun) -> None:
-    """Xavier NX and Orin Nano have the same ones."""
-    recording = fake_run.changed(line=CHIPS, model="aarch64").recording()
-    assert "not in the table" in analyse(Evidence.of(recording)).devices[0].not_measured
+def test_boards_with_the_same_rails_and_rule_are_guessed_together(fake_run: FakeRun) -> None:
+    found = device_of(fake_run.changed(line=CHIPS, model="aarch64").recording())
+    assert (found.not_measured, found.is_board_guessed) == ("", True)
+    assert found.board == "Jetson Xavier NX or Orin NX or Orin Nano"
+
+
+def test_a_thor_without_the_rail_of_its_board_has_the_joules_of_its_module_and_a_warning(fake_run: FakeRun) -> None:
+    chips = "INA3221 5ns VDD_GPU 0mW VDD_CPU_SOC_MSS {mw}mW VIN_SYS_5V0 1300mW"
+    report = analyse(
+        Evidence.of(fake_run.changed(line=chips, model="NVIDIA Jetson AGX Thor Developer Kit").recording())
+    )
+    (energy,) = report.scenarios[0].energies
+    assert (energy.mean_w, energy.scope) == (pytest.approx(7.3), "sum of 3 module rails")
+    assert "jetson1: the samples of Jetson AGX Thor Developer Kit lack VIN, so the total is the sum of 3" in "\n".join(
+        warnings(report)
+    )
+
+
+def test_a_calibration_of_another_scope_is_not_applied(fake_run: FakeRun) -> None:
+    recording = fake_run.recording()
+    calibration = msgspec.structs.replace(doubling(fake_run.devices[0].model), scope="whole board (VIN)")
+    devices = tuple(msgspec.structs.replace(device, calibration=calibration) for device in recording.run.devices)
+    report = analyse(Evidence.of(replace(recording, run=msgspec.structs.replace(recording.run, devices=devices))))
+    (energy,) = report.scenarios[0].energies
+    assert (energy.mean_w, energy.is_calibrated) == (pytest.approx(6.0), False)
+    assert "jetson1: not calibrated: the calibration is of another scope, whole board (VIN)" in list(warnings(report))
 
 
 def test_simulated_chips_are_called_simulated(fake_run: FakeRun) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from devit_contract.choices import BoardChoice
 from devit_contract.errors import InputError
+from devit_contract.machine import board_compatible
+from devit_contract.wire.messages import Description
 from devit_profiling.sensor.board_table import (
     AGX_ORIN,
     AGX_THOR,
@@ -25,8 +29,18 @@ from devit_profiling.sensor.board_table import (
     XAVIER_NX,
     Board,
 )
-from devit_profiling.sensor.boards import board_of_key, board_of_model, guess_board, total_mw, why_no_total
+from devit_profiling.sensor.boards import (
+    BoardTotal,
+    board_of,
+    board_of_compatible,
+    board_of_key,
+    board_of_model,
+    guess_board,
+    total_mw,
+    why_no_total,
+)
 from devit_profiling.sensor.sample import CoreLoad, Sample
+from devit_profiling.sensor.sensor_lines import parse_hwmon_line, sample_line
 from devit_profiling.sensor.tegrastats import parse_line
 from devit_profiling.simulator.power import POWER
 
@@ -74,6 +88,8 @@ def sample_like(board: Board) -> Sample:
         ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0", ORIN_NANO),
         ("NVIDIA Jetson AGX Orin Developer Kit\0", AGX_ORIN),
         ("NVIDIA Jetson AGX Orin Developer Kit\n", AGX_ORIN),
+        ("NVIDIA Orin Nano Developer Kit\0", ORIN_NANO),
+        ("NVIDIA Orin NX Developer Kit\0", ORIN_NX),
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0", ORIN_NX),
         ("NVIDIA Jetson AGX Thor Developer Kit\0", AGX_THOR),
         ("NVIDIA Jetson Thor Somebody's Carrier\0", THOR),
@@ -95,6 +111,55 @@ def test_board_is_known_by_its_device_tree_model(model: str, board: Board | None
     assert board_of_model(model) is board
 
 
+@pytest.mark.parametrize(
+    ("tree", "board"),
+    [
+        ("agx-orin-jp6.0", AGX_ORIN),
+        ("agx-thor-jp7.0", AGX_THOR),
+        ("nano-jp4.6", NANO),
+        ("orin-nano-jp6.2", ORIN_NANO),
+        ("orin-nx-jp6.1-container", ORIN_NX),
+        ("xavier-nx-jp5.1", XAVIER_NX),
+        ("raspberry-pi-5", None),
+        ("laptop", None),
+    ],
+)
+def test_board_is_known_by_the_part_numbers_of_its_tree(tree: str, board: Board | None) -> None:
+    assert board_of_compatible(board_compatible(DATA.parent / "boards" / tree)) is board
+
+
+@pytest.mark.parametrize(
+    ("compatible", "board"),
+    [
+        ("nvidia,p3509-0000+p3636-0001", TX2_NX),
+        ("nvidia,p3542-0000+p3448-0003", NANO_2GB),
+        ("nvidia,p2972-0000", AGX_XAVIER),
+        ("somebody,carrier-7 nvidia,p3767-0001 nvidia,tegra234", ORIN_NX),
+        ("nvidia,p4071-0000+p3834-0008-nv", AGX_THOR),
+        ("nvidia,p3971-0089+p3834-0008", AGX_THOR),
+        ("somebody,carrier-7+p3834-0008 nvidia,tegra264", THOR),
+        ("nvidia,p3740-0002+p3701-0008 nvidia,p3701-0008 nvidia,tegra234", None),
+        ("nvidia,tegra234", None),
+    ],
+)
+def test_the_longest_part_number_decides_and_a_chip_alone_does_not(compatible: str, board: Board | None) -> None:
+    """IGX Orin has a module of AGX Orin Industrial, and rails that nobody has shown."""
+    assert board_of_compatible(compatible.split()) is board
+
+
+def test_a_setting_goes_before_the_tree_and_the_tree_before_the_models_text() -> None:
+    """Carriers of other makers keep the text of a developer kit: this one holds an Orin NX."""
+    text, tree = "NVIDIA Orin Nano Developer Kit", ("nvidia,p3768-0000+p3767-0000",)
+    assert board_of(Description(text, "", "", "", 1)) is ORIN_NANO
+    assert board_of(Description(text, "", "", "", 1, compatible=tree)) is ORIN_NX
+    assert board_of(Description(text, "", "", "", 1, compatible=tree, board_choice="xavier-nx")) is XAVIER_NX
+    assert board_of(Description("aarch64", "", "", "", 1, compatible=("nvidia,tegra234",))) is None
+
+
+def test_agent_toml_can_name_every_board_of_the_table() -> None:
+    assert get_args(BoardChoice) == ("auto", *BOARDS)
+
+
 def test_board_of_an_unknown_name_is_refused_with_the_known_ones() -> None:
     assert board_of_key("thor") is THOR
     with pytest.raises(InputError, match="board 'pi': expected one of tx1, nano,"):
@@ -113,6 +178,29 @@ def test_guess_finds_the_board_of_every_recording_with_rails(row: dict[str, str]
     assert board is next(FAMILIES[start] for start in FAMILIES if row["file"].startswith(start))
     assert "+".join(board.total_rails) == row["total_rail"]
     assert total_mw(board, sample.rails_mw) == int(row["total_mw"])
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in sources() if row["total_rail"] != "none"], ids=lambda row: str(row["file"])
+)
+def test_the_chips_give_the_total_of_tegrastats_on_the_same_rails(row: dict[str, str]) -> None:
+    lines = (DATA / row["file"]).read_text(encoding="utf-8").splitlines()
+    sample = sample_of(lines[int(row["expect_line"]) - 1])
+    chips = parse_hwmon_line(sample_line(1, sample.rails_mw.items(), is_simulated=False))
+    assert chips is not None
+    by_lines, by_rails = BoardTotal(), BoardTotal()
+    assert by_rails.add(chips) == by_lines.add(sample) == int(row["total_mw"])
+    assert by_lines.board is not None
+    assert by_rails.board is not None
+    assert (by_rails.board.scope, by_rails.is_guessed) == (by_lines.board.scope, True)
+
+
+def test_boards_that_share_rails_and_rule_are_guessed_together() -> None:
+    chips = Sample(rails_mw={"VDD_IN": 4361, "VDD_CPU_GPU_CV": 400, "VDD_SOC": 1300})
+    board = guess_board(chips)
+    assert board is not None
+    assert (board.key, board.title) == ("orin-nano", "Jetson Xavier NX or Orin NX or Orin Nano")
+    assert guess_board(Sample(rails_mw={"VDD_IN": 4361, "VDD_SOC": 1300})) is None
 
 
 @pytest.mark.parametrize(
@@ -157,6 +245,22 @@ def test_thor_with_the_rail_of_its_board_is_measured_by_it() -> None:
     assert AGX_THOR.scope != THOR.scope
 
 
+def test_thor_kit_without_the_rail_of_its_board_is_measured_by_its_module_and_says_so() -> None:
+    """Carriers of other makers keep the tree of the developer kit, and lack its INA238."""
+    module_mw = {"VDD_GPU": 0, "VDD_CPU_SOC_MSS": 4100, "VIN_SYS_5V0": 4200}
+    module, kit = Sample(rails_mw=module_mw), Sample(rails_mw={**module_mw, "VIN": 15000})
+    about = Description("NVIDIA Jetson AGX Thor Developer Kit", "", "", "", 1)
+    total = BoardTotal(about)
+    assert [total.add(sample) for sample in (Sample(), module, kit)] == [None, 8300, 8300]
+    assert total.board is THOR
+    assert total.note == (
+        "the samples of Jetson AGX Thor Developer Kit lack VIN, so the total is the sum of 3 module rails"
+    )
+    whole = BoardTotal(about)
+    assert [whole.add(sample) for sample in (kit, module)] == [15000, None]
+    assert (whole.board, whole.note) == (AGX_THOR, "")
+
+
 def test_total_of_agx_orin_leaves_out_the_rail_inside_another() -> None:
     rails_mw = first_sample("agx_orin_l4t35_01.txt").rails_mw
     assert rails_mw["VDDQ_VDD2_1V8AO"] == 301
@@ -197,7 +301,8 @@ def test_figures_for_simulation_are_of_the_rails_of_the_board(key: str) -> None:
 
 def test_unknown_board_is_named_with_its_rails() -> None:
     assert why_no_total(None, "Pi", ["VDD_A", "VDD_B"]) == (
-        "board 'Pi' is not in the table, so no total is known; its rails: VDD_A, VDD_B"
+        "board 'Pi' is not in the table, so no total is known; its rails: VDD_A, VDD_B: if it is one of the "
+        "table, name it by board in agent.toml, or by --board"
     )
     assert why_no_total(ORIN_NANO, "", ["VDD_SOC"]) == (
         "expected the rails VDD_IN of Jetson Orin Nano, found these: VDD_SOC"

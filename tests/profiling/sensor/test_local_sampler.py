@@ -68,6 +68,14 @@ def test_a_sensor_that_dies_keeps_what_came_and_tells_why(line: str, ending: str
     assert sampler.problem.startswith(f"power sampler ended (exit code {code}, last line 'no more')")
 
 
+def test_a_flooding_sensor_is_ended_and_what_came_before_is_kept() -> None:
+    script = 'echo "RAM 1697/7620MB VDD_IN 4361mW/1mW"; exec yes "RAM 1697/7620MB VDD_IN 9999mW/1mW"'
+    with LocalSampler(1000, command=("sh", "-c", script)) as sampler:
+        sampler.collect(30.0)
+    assert "prints more than lines of tegrastats every 1000 ms" in sampler.problem
+    assert len(sampler.lines) < 10_000
+
+
 def test_a_simulated_tegrastats_is_sampled_the_same_way() -> None:
     with LocalSampler(20, command=SIMULATOR) as sampler:
         while len(sampler.lines) < 3:

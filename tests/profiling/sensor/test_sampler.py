@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import zmq
+from tests.support.gone import assert_gone
+from tests.support.starvation import within
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import PowerLine
@@ -47,19 +49,6 @@ def read_to_the_end(sampler: PowerSampler) -> None:
     while True:
         wait_readable(sampler, until_s)
         sampler.read_lines()
-
-
-def assert_gone(pid: int) -> None:
-    """Wait for a process that is no child of this one, under the deadline."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        ended, _, _ = select.select([descriptor], [], [], DEADLINE_S)
-    finally:
-        os.close(descriptor)
-    assert ended, f"process {pid} outlived its parent"
 
 
 def test_lines_of_a_real_process_arrive_with_rising_stamps() -> None:
@@ -126,6 +115,44 @@ def test_child_that_ignores_the_request_to_end_is_killed(monkeypatch: pytest.Mon
         assert take(sampler, 1)[0].text == "ready"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_leaving_does_not_wait_for_a_child_that_ignores_the_request_to_end() -> None:
+    """An agent stops sampling between two frames."""
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    sampler = PowerSampler(printing(code), 100).__enter__()
+    pid = sampler.pid
+    take(sampler, 1)
+    with within(0.5):
+        end = sampler.leave()
+    assert end.is_alive()
+    assert_gone(pid)
+    end.join(DEADLINE_S)
+    assert not end.is_alive()
+
+
+def test_child_whose_output_is_closed_is_not_waited_for() -> None:
+    """Its end is told once it has an exit code, or a fifth of a second later without one."""
+    code = "import os, time\nprint('ready', flush=True)\nos.close(1); os.close(2)\ntime.sleep(60)"
+    with PowerSampler(printing(code), 100) as sampler:
+        take(sampler, 1)
+        wait_readable(sampler, time.monotonic() + DEADLINE_S)
+        with within(0.1):
+            assert sampler.read_lines() == []
+        with pytest.raises(EnergyError, match="exit code none: only its output is closed, last line 'ready'"):
+            read_to_the_end(sampler)
+
+
+@pytest.mark.parametrize(
+    "line", ["RAM 1697/7620MB VDD_IN 4361mW/4287mW", "no sample", "x" * 5000], ids=["samples", "text", "long lines"]
+)
+def test_flood_is_refused_instead_of_filling_the_memory(line: str) -> None:
+    code = f"import os\ntext = {line!r}.encode() + b'\\n'\nwhile True: os.write(1, text * 8)"
+    with PowerSampler(printing(code), 100) as sampler:
+        pid = sampler.pid
+        with pytest.raises(EnergyError, match="prints more than lines of tegrastats every 100 ms: correct"):
+            read_to_the_end(sampler)
+    assert_gone(pid)
 
 
 def test_child_is_gone_after_an_error_in_the_block() -> None:

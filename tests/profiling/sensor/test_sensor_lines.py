@@ -84,6 +84,47 @@ def test_no_recorded_line_of_tegrastats_passes_for_one_of_the_chips() -> None:
             assert parse_sensor_line(line) == parse_line(line)
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "1790400000000000000 ",
+        "1790400000.123456: ",
+        "2026-10-08T04:38:21.123456+00:00 ",
+        "2026-10-08T04:38:21.123456789Z stdout F ",
+        "Oct 08 04:38:21 ",
+        "Oct 08 04:38:21 jetson1 tegrastats[1234]: ",
+        "[2026-10-08 04:38:21] ",
+        "[   28.042400] ",
+        "INFO:root:",
+        "\t| ",
+        '{"log":"',
+        "\ufeff",
+        "\x1b[32m",
+        "\x1b[1;32m[info]\x1b[0m ",
+    ],
+)
+@pytest.mark.parametrize("line", [LINE, "10-08-2026 04:38:21 RAM 1997/7620MB tj@45C VDD_IN 4361mW/4287mW", "RAM 1/2MB"])
+def test_what_a_logger_puts_before_a_line_changes_no_value(prefix: str, line: str) -> None:
+    sample = parse_sensor_line(line)
+    assert sample is not None
+    assert parse_sensor_line(prefix + line) == sample
+    simulated = line.replace("RAM", "SIMULATED RAM").replace("ns ", "ns SIMULATED ")
+    found = parse_sensor_line(prefix + simulated)
+    assert found is not None
+    assert found.is_simulated
+    assert note_of(f"{prefix}INA3221 note: left out") == "left out"
+
+
+def test_colours_inside_a_line_change_no_value() -> None:
+    coloured = "\x1b[01;31m\x1b[KRAM\x1b[m\x1b[K 1997/7620MB tj@\x1b[33m45C\x1b[0m VDD_IN \x1b[33m4361mW\x1b[0m/4287mW"
+    assert parse_sensor_line(coloured) == parse_line("RAM 1997/7620MB tj@45C VDD_IN 4361mW/4287mW")
+
+
+@pytest.mark.parametrize("line", ["IRAM 0/252kB", "xRAM 1/2MB", "RAM 1/2", "RAM free 5MB", "x INA3221 VDD_IN 4361mW"])
+def test_what_only_looks_like_a_sample_is_none_behind_a_prefix_either(line: str) -> None:
+    assert parse_sensor_line(f"Oct 08 04:38:21 {line}") is None
+
+
 def test_a_note_stays_on_one_line_and_is_neither_sample_nor_unparsed() -> None:
     note = note_line("VDD_SOC (1-0040 channel 3)\nis left out")
     lines = [PowerLine(1, note), PowerLine(2, LINE), PowerLine(3, note), PowerLine(4, "garbage")]

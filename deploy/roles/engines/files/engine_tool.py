@@ -1,21 +1,24 @@
-"""Two questions about engines, answered on the device by devit itself.
+"""Questions about engines, answered on the device by devit itself.
 
 python engine_tool.py kind BACKEND                           the kind of device: equal kinds share their engines
+python engine_tool.py take FOLDER STORE                      an engine's files, moved into the store
 python engine_tool.py check BUNDLE STORE SUBMODEL BACKEND    the stored engine, loaded, on the golden images
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from devit_contract.artefacts.files import read_bytes, read_json
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
 from devit_engines.building.backends import backend_of
 from devit_engines.building.build_all import load_engine
-from devit_engines.building.store import Store
+from devit_engines.building.store import RECORD_NAME, SCHEMA, EngineRecord, Store
 
 
 def kind(backend: str) -> str:
@@ -24,22 +27,38 @@ def kind(backend: str) -> str:
     return f"{row.name} {row.version()}, {board.name}, {board.compute_capability}, L4T {board.l4t or 'none'}"
 
 
-def check(bundle: Path, store: Path, submodel: int, backend: str) -> str:
+def take(folder: str, store: str) -> str:
+    """Put an engine in the place of an older one, so that an agent that starts meanwhile finds one of them.
+
+    Raises:
+        DevitError: A file cannot be read or written, or is damaged.
+    """
+    hint = "roll out again"
+    record = read_json(Path(folder, RECORD_NAME), EngineRecord, schema=SCHEMA, hint=hint)
+    content = read_bytes(Path(folder, record.file.name), hint, sha256=record.file.sha256)
+    opened = Store(Path(store))
+    with opened.lock(record.key.digest):  # which deletes the folder, a draft beside the key's own
+        opened.keep(record, content)
+    return f"{record.title}: taken"
+
+
+def check(bundle: str, store: str, submodel: str, backend: str) -> str:
     """Send the golden images through the stored engine.
 
     Raises:
         EngineError: It cannot be loaded, or does not compute what was trained.
     """
-    opened = Bundle(bundle)
-    with load_engine(opened, Store(store), submodel, backend=backend) as engine:
-        result = require_accuracy(engine, opened, submodel, f"submodel {submodel}")
+    opened = Bundle(Path(bundle))
+    with load_engine(opened, Store(Path(store)), int(submodel), backend=backend) as engine:
+        result = require_accuracy(engine, opened, int(submodel), f"submodel {submodel}")
     return f"submodel {submodel}: {result.images} golden images, smallest cosine {result.cosine_min:.6f}"
 
 
 if __name__ == "__main__":
+    tools: dict[str, Callable[..., str]] = {"kind": kind, "take": take, "check": check}
     question, *words = sys.argv[1:]
     try:
-        told = kind(words[0]) if question == "kind" else check(Path(words[0]), Path(words[1]), int(words[2]), words[3])
+        told = tools[question](*words)
         sys.stdout.write(told + "\n")
     except DevitError as err:
         sys.exit(str(err))

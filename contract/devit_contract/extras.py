@@ -1,0 +1,48 @@
+"""The extras of this package: what each brings, asked for before a command starts its work."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib.util import find_spec
+from typing import Literal
+
+from devit_contract.errors import InputError
+
+Extra = Literal["cli", "agent", "http", "profile", "demo", "decompose", "timm", "export"]
+"""As ``pyproject.toml`` names them."""
+
+PACKAGES: dict[Extra, tuple[str, ...]] = {
+    "cli": ("rich", "typer"),
+    "agent": ("onnxruntime",),
+    "http": ("prometheus_client", "starlette", "uvicorn"),
+    "profile": ("jinja2", "matplotlib"),
+    "demo": ("onnxruntime", "prometheus_client", "starlette", "uvicorn", "jinja2", "matplotlib"),
+    "decompose": ("accelerate", "torch"),
+    "timm": ("torch", "scipy", "timm", "torchvision"),
+    "export": ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim"),
+}
+"""What the code that an extra is for imports, from the smallest extra to the largest."""
+
+
+def require(extra: Extra) -> None:
+    """Check that an extra is installed, without loading it: an :class:`InputError` says what is not, and the cure."""
+    for package in PACKAGES[extra]:
+        if find_spec(package) is None:
+            raise InputError(f"{package} is not installed: {_cure(extra)}")
+
+
+def missing_package(error: ImportError) -> str:
+    """Say which package an import has failed for, and what to run; empty if no extra brings it."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in PACKAGES.items():
+        if package in packages:
+            return f"{package} cannot be imported ({error}): {_cure(extra)}"
+    return ""
+
+
+def _cure(extra: Extra) -> str:
+    if extra == "export" and sys.version_info < (3, 11):
+        return "onnxsim has no wheels below Python 3.11: run this in a virtual environment of a later Python"
+    # This very Python's, as pip on PATH may belong to another one.
+    return f"run {shlex.join([sys.executable, '-m', 'pip', 'install', f'devit[{extra}]'])}"
