@@ -64,7 +64,7 @@ class FusionNode(Closing):
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = _links(fleet)
-        self._opened = open_context()
+        self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
             self._authenticator = Authenticator(context, _allowed(fleet)) if keys is not None else None

@@ -804,9 +804,9 @@ def test_only_the_nodes_own_clock_says_how_long_a_device_took(start: Start) -> N
 
 
 def test_an_answer_that_is_not_finite_has_failed_and_says_why(start: Start, bundle: Bundle) -> None:
-    """The statistics of a broken bundle, by which missing features are predicted."""
+    """By statistics that are finite, but too large: missing features are predicted by them."""
     head = bundle.fusion_head()
-    statistics = FusionStatistics(np.full_like(head.statistics.mean, np.nan), head.statistics.covariance)
+    statistics = FusionStatistics(np.full_like(head.statistics.mean, 1e37), head.statistics.covariance)
     scene = start(head=dataclasses.replace(head, statistics=statistics))
     devices, client = [scene.greeted(0), scene.greeted(1)], scene.client()
     asked = Asked(client)
@@ -829,8 +829,10 @@ def test_a_picture_too_large_to_decode_in_time_is_refused_before_a_device_sees_i
         InputError, match="expected at most 1000000 pixels, before and after resizing, found 8000 x 8000"
     ):
         client.classify(head, mask=0b01)
+    with pytest.raises(InputError, match="expected at most 1000000 bytes, one a pixel, found 1000001: send it as JPEG"):
+        client.classify(bytes(1_000_001), mask=0b01)
     status = client.status()
-    assert (status.refused_requests, status.devices[0].sent) == ({"picture": 1}, 0)
+    assert (status.refused_requests, status.devices[0].sent) == ({"picture": 2}, 0)
     asked = Asked(client, mask=0b01)
     device.socket.send(device.feature(device.hear(Kind.FRAME)))
     assert asked.answer().mask == 0b01

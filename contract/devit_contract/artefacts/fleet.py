@@ -51,8 +51,8 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_dtype: FeatureDtype = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
     max_pixels: int = 0
-    """Of a picture file that devices are to decode; larger ones are refused. 0 is what they decode in a third of
-    the deadline: 20,000 for each of its milliseconds, or fewer where they were slower, from 250,000 to 16 million."""
+    """Of a picture file that devices are to decode, and its bytes; larger ones are refused. 0 is what they decode in a
+    third of the deadline: 20,000 a millisecond, or fewer where they were slower, from 250,000 to 16 million."""
 
     @property
     def most_pixels(self) -> int:

@@ -136,7 +136,8 @@ class Answers:
         if not problem:
             with np.errstate(over="ignore", invalid="ignore"):
                 logits = self._fusion.logits(frame.features)
-            if math.isfinite(logits.dot(logits)):  # so is every number then
+                is_finite = math.isfinite(logits.dot(logits))  # so is every number then
+            if is_finite:
                 return logits.tobytes()
             problem = "an answer was not finite, though every feature was: make the bundle again with devit export"
         self._events.note("", problem, Priority.WARNING)
