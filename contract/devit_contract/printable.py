@@ -14,7 +14,7 @@ _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
 
 
 def printable(text: str) -> str:
-    r"""Escape each character that cannot be shown, line feeds excepted.
+    r"""Escape each character that cannot be shown, line feeds too.
 
     >>> print(printable("M\udcfcller.png"), printable("a\x1b[2Jb"), printable("Müller"))
     M\xfcller.png a\x1b[2Jb Müller
@@ -46,7 +46,7 @@ def _is_lone(character: str) -> bool:
 
 
 def _escaped(character: str) -> str:
-    if character.isprintable() or character == "\n":
+    if character.isprintable():
         return character
     code = ord(character)
     return f"\\x{code - 0xDC00:02x}" if _FIRST_BYTE <= code <= _LAST_BYTE else ascii(character)[1:-1]

@@ -104,7 +104,7 @@ def test_a_late_refusal_is_not_taken_for_the_engine_introduced_since(
 def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_process(
     node: HandMadeNode, bundle: Bundle, hello: Hello
 ) -> None:
-    link = Link(0, "jetson1", 2)
+    link = Link(0, "jetson1", 2, DEADLINE_S * 10**9)
     with open_context() as context:
         port = DevicePort(
             context,

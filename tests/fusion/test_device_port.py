@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,10 +18,10 @@ import pytest
 import zmq
 from tests.support.starvation import within
 
-from devit_contract.arrays import Float64Array
+from devit_contract.arrays import Float32Array, Float64Array
 from devit_contract.artefacts import head as head_module
 from devit_contract.artefacts.fleet import Fleet, load_fleet
-from devit_contract.artefacts.head import FusionHead, FusionStatistics, SubsetHead
+from devit_contract.artefacts.head import Fusion, FusionHead, SubsetHead
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError, QuestionFailedError
@@ -803,11 +802,15 @@ def test_only_the_nodes_own_clock_says_how_long_a_device_took(start: Start) -> N
         assert 0 < histogram.sum_s < 5
 
 
-def test_an_answer_that_is_not_finite_has_failed_and_says_why(start: Start, bundle: Bundle) -> None:
-    """By statistics that are finite, but too large: missing features are predicted by them."""
-    head = bundle.fusion_head()
-    statistics = FusionStatistics(np.full_like(head.statistics.mean, 1e37), head.statistics.covariance)
-    scene = start(head=dataclasses.replace(head, statistics=statistics))
+def test_an_answer_that_is_not_finite_has_failed_and_says_why(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle with such numbers is refused at start, so the fault is put into the head of a subset itself."""
+    fuse = Fusion.logits
+
+    def broken(fusion: Fusion, features: Mapping[int, Float32Array]) -> Float32Array:
+        return fuse(fusion, features) * np.float32(1 if len(features) == 2 else np.nan)
+
+    monkeypatch.setattr(Fusion, "logits", broken)
+    scene = start()
     devices, client = [scene.greeted(0), scene.greeted(1)], scene.client()
     asked = Asked(client)
     for device in devices:

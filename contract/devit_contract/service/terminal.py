@@ -135,7 +135,7 @@ def print_table(
 
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     table = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    rows = [[printable(cell) for cell in row] for row in rows]
+    rows = [["\n".join(map(printable, cell.split("\n"))) for cell in row] for row in rows]
     room = console.width - (3 * len(header) - 1)  # three characters between two columns, one at each edge
     widths = _column_widths(list(zip(header, *rows, strict=True)), room)
     for column, (name, width) in enumerate(zip(header, widths, strict=True)):
