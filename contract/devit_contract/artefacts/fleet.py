@@ -45,7 +45,8 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credit: int = 2
     """Frames in flight per device; fewer where more would not keep the deadline."""
     queue: int = 64
-    """Requests that may wait for a free device; one more, and the client that has most waiting loses its newest."""
+    """Requests that may wait for a free device, 12 MiB of them at most; where that is full, the client that has most
+    waiting loses its newest."""
     startup_grace_ms: float = 1000.0
     """How long the first requests after the node's start may wait for devices that have not connected yet."""
     feature_dtype: FeatureDtype = "float32"

@@ -27,7 +27,7 @@ _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""
 _MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
 """Why a device in that state has no feature in a new frame."""
-_MAX_WAITING_BYTES = 16 << 20
+_MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
 
