@@ -69,7 +69,7 @@ recent-python:
 	found=$$($$python $(VERSION)) || exit 1; \
 	$$python $(IS_RECENT) || { echo "error: $$python is Python $$found, expected 3.10 or later: run make clean," \
 		"then name a later one, e.g. make demo PYTHON=python3.12" >&2; exit 1; }; \
-	[ "$(origin PYTHON)" != "command line" ] || wanted=$$($(PYTHON) $(VERSION)) || exit 1; \
+	[ "$(origin PYTHON)" = file ] || wanted=$$($(PYTHON) $(VERSION)) || exit 1; \
 	[ "$${wanted:-$$found}" = "$$found" ] || { echo "error: .venv has Python $$found, $(PYTHON) is $$wanted:" \
 		"run make clean, then this again" >&2; exit 1; }
 

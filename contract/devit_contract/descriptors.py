@@ -22,7 +22,7 @@ def keep_reserve() -> None:
 
 @contextmanager
 def in_reserve() -> Iterator[None]:
-    """Let what is opened in the block take descriptors of the reserve; for one thread at a time."""
+    """Let a block open what it needs from the reserve; two threads at once may leave the limit raised."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

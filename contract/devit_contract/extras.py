@@ -18,7 +18,7 @@ PACKAGES: dict[Extra, tuple[str, ...]] = {
     "http": ("prometheus_client", "starlette", "uvicorn"),
     "profile": ("jinja2", "matplotlib"),
     "demo": ("onnxruntime", "prometheus_client", "starlette", "uvicorn", "jinja2", "matplotlib"),
-    "decompose": ("accelerate", "torch"),
+    "decompose": ("torch", "accelerate"),
     "timm": ("torch", "scipy", "timm", "torchvision"),
     "export": ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim"),
 }

@@ -126,7 +126,7 @@ class EdgeAgent(Closing):
             self._skip(message, Reason.STOPPING)
 
     def _turn(self) -> None:
-        is_busy = (self._queue and not self._uplink.is_introducing) or self._questions or self._power.has_more
+        is_busy = (self._queue and not self._uplink.is_introducing) or self._questions
         ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
         self._supervisor.alive()
         if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):

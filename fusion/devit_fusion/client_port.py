@@ -157,6 +157,8 @@ class ClientPort:
             if len(message.payload) > _MAX_QUESTION_BYTES:
                 raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
             return ClientQuestion(peer.route, peer.name, message, read_body(message, Control))
+        if message.kind is Kind.HELLO:
+            raise WireError("kind", "this is the port of clients: devices connect to endpoint in fleet.toml")
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape

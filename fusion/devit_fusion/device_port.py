@@ -237,6 +237,8 @@ class DevicePort:
             self._greet(peer, message, now_ns, handler)
             return
         if link is None or link.hello is None or message.boot_id != link.boot_id:
+            if kind is Kind.REQUEST or kind is Kind.CONTROL:
+                self._refuse_client(peer, message)
             raise WireError("boot", "expected HELLO first")
         if kind is Kind.CONTROL:
             handler.replied(message.frame_id, read_body(message, ControlReply))
@@ -324,6 +326,19 @@ class DevicePort:
             return
         link.rejected[why] += 1
         handler.frame_skipped(link, message.frame_id, why, is_counted=True)
+
+    def _refuse_client(self, peer: Peer, asked: Message) -> None:
+        """Tell a client without a key that it is at the wrong port; one with a key is told in the handshake."""
+        text = "this is the port of devices: clients connect to client_endpoint in fleet.toml"
+        refusal = Message(
+            Kind.REFUSED,
+            Dtype.BODY,
+            payload=body(Refused(text)),
+            reason=Reason.REQUEST,
+            run_id=asked.run_id,
+            frame_id=asked.frame_id,
+        )
+        send_routed(self.socket, peer.route, pack(refusal))
 
     def _refuse(self, route: bytes, reason: Reason, text: str, engine_revision: int = 0) -> None:
         """Refuse the engine that was introduced, or with 0 the device whatever it runs."""

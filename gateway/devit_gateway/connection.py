@@ -99,6 +99,11 @@ class Connection(H11Protocol):
         if self._discarded_bytes > _MAX_DISCARDED_BYTES:
             self.transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the application that its client has left."""
+        super().connection_lost(exc)
+        self.transport.abort()  # Python 3.10 does not end the side of TLS that it has been handed out
+
     def look(self, now_s: float) -> None:
         """End the connection if its peer has taken too long; call it again and again."""
         seen = phase, _ = self._phase(), self.cycle

@@ -90,6 +90,8 @@ def serve(
     server = _Server(config, patience, on_ready, grace_s)
     threading.Thread(target=_stop, args=(server, wait_for_stop), daemon=True).start()
     server.run(sockets=[opened])
+    if server.bug is not None:
+        raise server.bug
     if server.refused:
         text = f"stopped; requests refused, as they had not come whole or were not answered in time: {server.refused}"
         Log("gateway").log(Priority.WARNING, text)
@@ -107,7 +109,9 @@ class _Server(uvicorn.Server):
         self._patience = patience
         self._on_ready = on_ready
         self._grace_s = grace_s
-        self._accepting: list[asyncio.Task[None]] = []
+        self.bug: BaseException | None = None
+        """What has ended one of its loops."""
+        self._loops: list[asyncio.Task[None]] = []
         self._greeting: dict[asyncio.Task[None], None] = {}  # in the order of their coming
 
     @contextlib.contextmanager
@@ -116,15 +120,18 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])  # asyncio's own server bounds neither connections nor handshakes
-        self._watching = asyncio.create_task(self._watch())
         for listener in sockets or []:
             listener.setblocking(False)
             listener.listen(_BACKLOG)
-            self._accepting.append(asyncio.create_task(self._accept(listener)))
+            self._loops.append(asyncio.create_task(self._accept(listener)))
+        self._loops.append(asyncio.create_task(self._watch()))
+        for task in self._loops:
+            task.add_done_callback(self._note_end)
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in [*self._accepting, *self._greeting]:
+        *accepting, watching = self._loops
+        for task in [*accepting, *self._greeting]:
             task.cancel()
         loop = asyncio.get_running_loop()
         loop.call_later(_BODY_GRACE_S, self._cut, lambda connection: connection.is_idle)
@@ -132,7 +139,11 @@ class _Server(uvicorn.Server):
         loop.call_later(self._grace_s, self._refuse, lambda connection: connection.is_under_way)
         loop.call_later(self._grace_s + _CLOSING_GRACE_S, self._cut, lambda _: True)
         await super().shutdown(sockets)
-        self._watching.cancel()
+        watching.cancel()
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self.bug, self.should_exit = task.exception(), True
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from devit_contract.artefacts.files import write_bytes
-from devit_contract.errors import InputError
+from devit_contract.artefacts.files import read_toml_tables, write_bytes
+from devit_contract.errors import DevitError, InputError
+from devit_edge_agent.sources.open import is_csi
 
 UNITS = Path("/etc/systemd/system")
 GROUPS = ("video", "render")
@@ -45,14 +47,27 @@ class Written:
 
 
 def agent_files(prefix: Path, root: Path) -> list[ServiceFile]:
-    """Make what ``edge-agent@NAME`` of a virtual environment needs, on the device whose ``/dev`` is below ``root``."""
+    """Make what ``edge-agent@NAME`` of a virtual environment needs, on the device whose ``/dev`` is below ``root``.
+
+    An agent whose configuration is there already, with a CSI camera as its source, gets a drop-in of its own.
+    """
     unit = _for_installation(_shipped("devit_edge_agent", "edge-agent@.service"), prefix)
+    csi = _shipped("devit_edge_agent", "csi.conf")
     return [
         ServiceFile(UNITS / "edge-agent@.service", unit),
         ServiceFile(UNITS / "edge-agent@.service.d" / "10-devices.conf", _devices_drop_in(device_nodes(root))),
         ServiceFile(Path("/etc/sysusers.d/devit.conf"), _shipped("devit_edge_agent", "sysusers.conf")),
         ServiceFile(Path("/etc/tmpfiles.d/devit.conf"), _shipped("devit_edge_agent", "tmpfiles.conf")),
+        *(ServiceFile(UNITS / f"edge-agent@{name}.service.d" / "20-csi.conf", csi) for name in _csi_agents(root)),
     ]
+
+
+def _csi_agents(root: Path) -> Iterator[str]:
+    """Name the agents whose source is a CSI camera; of a file that is broken, the agent itself will say so."""
+    for path in sorted((root / "etc/devit").glob("*.toml")):
+        with suppress(DevitError):
+            if is_csi(str(read_toml_tables(path, "").get("source", ""))):
+                yield path.stem
 
 
 def fusion_files(prefix: Path, bundle: Path) -> list[ServiceFile]:

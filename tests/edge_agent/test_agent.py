@@ -568,8 +568,8 @@ def test_an_agent_tells_which_board_it_is_by_its_tree_and_its_settings(node: Han
 
 
 def test_all_that_a_dying_sensor_printed_arrives_before_the_reason(node: HandMadeNode) -> None:
-    """Twenty lines at once are more than one message takes."""
-    command = json.dumps(["sh", "-c", "seq -f 'RAM %g/99MB' 20; kill -9 $$"])
+    """A hundred lines at once, as after a long inference, are more than one message takes."""
+    command = json.dumps(["sh", "-c", "seq -f 'RAM %g/999MB' 100; kill -9 $$"])
     node.start("--engine", "null", config=f"tegrastats = {command}")
     node.welcome()
     node.ask(Control(Question.SAMPLE_START, interval_ms=100))
@@ -579,7 +579,7 @@ def test_all_that_a_dying_sensor_printed_arrives_before_the_reason(node: HandMad
         telemetry = read_body(node.receive(Kind.TELEMETRY), Telemetry)
         texts += [line.text for line in telemetry.lines]
         ended = telemetry.ended
-    assert texts == [f"RAM {number}/99MB" for number in range(1, 21)]
+    assert texts == [f"RAM {number}/999MB" for number in range(1, 101)]
     assert "exit code -9" in ended
     assert node.ask(Control(Question.SAMPLE_STOP)).error == ""
 

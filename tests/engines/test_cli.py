@@ -36,6 +36,7 @@ def test_build_prints_a_table_of_what_was_built_and_how_well_it_agrees(tiny: Bun
     for text in ("submodel 0", "submodel 1", "baseline", "fp32", "<= 4.6%"):
         assert text in done.stdout
     assert "ONNX Runtime CPU engines, no TensorRT here" in " ".join(done.stdout.split())
+    assert done.stdout.splitlines()[-1] == "next: edge-agent --config agent.toml"
     assert max(map(len, done.stdout.splitlines())) <= 80
     for name in ("submodel 0", "submodel 1", "baseline"):
         assert f"warning: {name}: validated with 64 golden images, fewer than 256: up to 4.6%" in done.stderr

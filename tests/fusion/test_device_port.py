@@ -173,15 +173,16 @@ class Scene:
         self._kept: list[Device] = []
         stack.callback(self._kept.clear)  # behind the context: a socket that is forgotten before it warns
         self._context = stack.enter_context(open_context())
-        self._node = stack.enter_context(FusionNode(bundle, fleet, keys, head=head))
+        self.node = stack.enter_context(FusionNode(bundle, fleet, keys, head=head))
         stop = threading.Event()
-        thread = threading.Thread(target=self._node.serve, args=(stop.is_set,), daemon=True)
+        thread = threading.Thread(target=self.node.serve, args=(stop.is_set,), daemon=True)
         thread.start()
         stack.callback(thread.join, DEADLINE_S)
         stack.callback(stop.set)
 
-    def device(self, submodel: int, **link: bytes | KeyPair) -> Device:
-        self._kept.append(Device(self._context, self._bundle, self._node.endpoint, submodel, **link))
+    def device(self, submodel: int, *, to_clients_port: bool = False, **link: bytes | KeyPair) -> Device:
+        endpoint = self.node.client_endpoint if to_clients_port else self.node.endpoint
+        self._kept.append(Device(self._context, self._bundle, endpoint, submodel, **link))
         return self._kept[-1]
 
     def greeted(self, submodel: int, **link: bytes | KeyPair) -> Device:
@@ -191,7 +192,7 @@ class Scene:
 
     def client(self, keys: KeyPair | None = None) -> Client:
         node_key = self._fleet.node.public_key.encode() or None
-        client = Client(self._node.client_endpoint, keys=keys, node_key=node_key, timeout_s=DEADLINE_S)
+        client = Client(self.node.client_endpoint, keys=keys, node_key=node_key, timeout_s=DEADLINE_S)
         return self._stack.enter_context(client)
 
 
@@ -600,6 +601,16 @@ def test_a_question_that_an_agent_leaves_open_is_ended_with_the_agents_name(
     scene.greeted(0)
     with within(5), pytest.raises(QuestionFailedError, match="jetson0: its agent is connected but does not reply"):
         scene.client().describe("jetson0")
+
+
+def test_whoever_is_at_the_other_port_is_told_at_once(start: Start) -> None:
+    scene = start()
+    with within(5), Client(scene.node.endpoint, timeout_s=DEADLINE_S) as client:
+        for ask in (client.status, lambda: client.classify(None)):
+            with pytest.raises(InputError, match="this is the port of devices: clients connect to client_endpoint"):
+                ask()
+    refused = read_body(scene.device(0, to_clients_port=True).greet(), Refused)
+    assert refused.text == "this is the port of clients: devices connect to endpoint in fleet.toml"
 
 
 def test_control_codes_in_a_devices_text_do_not_reach_the_client(start: Start) -> None:

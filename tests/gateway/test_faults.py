@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -145,29 +146,38 @@ def frames_ended(gateway: Gateway) -> float:
     return sum(sample.value for sample in families["devit_frames"].samples)
 
 
-def test_clients_that_leave_cost_the_others_nothing(make_cell: MakeCell, start: Start, images: Images) -> None:
-    """Nobody waits for 512 images any more; only those that the node has got are still worked on."""
+def post(body: bytes) -> bytes:
+    return f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_a_crowd_is_refused_and_costs_nothing_once_it_has_left(
+    make_cell: MakeCell, start: Start, images: Images
+) -> None:
+    """Nobody waits for its 312 images any more; only those that the node has got are still worked on."""
     cell = make_cell(deadline_ms=20_000)
     gateway = start(to=cell)
     gateway.ask_until(INFER, is_full, as_json(images[:1]))
-    before, body = frames_ended(gateway), as_json(images)
+    before = frames_ended(gateway)
     for name in ("jetson1", "jetson2"):
         os.kill(cell.pid(name), signal.SIGSTOP)
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    for _ in range(8):
-        with socket.create_connection(gateway.address, DEADLINE_S) as link:
-            link.sendall(head + body)
-        assert gateway.ask("/livez").status == 200  # so that it has seen the other one leave
+    with ExitStack() as stack:
+        for count in (57, *[1] * 255):
+            link = stack.enter_context(socket.create_connection(gateway.address, DEADLINE_S))
+            link.sendall(post(as_json(images[:count])))
+        assert gateway.ask("/readyz").status == 200
+        refused = gateway.ask(INFER, as_json(images[:1]))
+        assert (refused.status, "256 requests wait already" in refused.json()["error"]) == (503, True)
+    assert gateway.ask("/livez").status == 200  # so that it has seen them leave
     for name in ("jetson1", "jetson2"):
         os.kill(cell.pid(name), signal.SIGCONT)
     assert is_full(gateway.ask(INFER, as_json(images[:1])))
     assert frames_ended(gateway) - before < 64
 
 
-def test_a_stop_in_the_middle_of_a_body_is_one_line(start: Start) -> None:
+def test_a_stop_in_the_middle_of_a_body_is_one_line(start: Start, images: Images) -> None:
     gateway = start()
     with socket.create_connection(gateway.address, DEADLINE_S) as link:
-        link.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        link.sendall(post(as_json(images[:1]))[:-1])
         assert gateway.ask("/livez").status == 200  # so that it has seen the other one come
         gateway.process.terminate()
         assert link.recv(100).startswith(b"HTTP/1.1 503 ")

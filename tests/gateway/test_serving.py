@@ -215,3 +215,25 @@ def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(cert: Cert, capfd
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert said.endswith("not answered in time: 1\n")
+
+
+def test_a_server_whose_loop_has_ended_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would accept nobody, or wait for everybody, without a word."""
+
+    def look(_connection: Connection, _now_s: float) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Connection, "look", look)
+    address, client = Address("127.0.0.1", 0), socket.socket()
+    opened, _ = listen(address)
+    with client, pytest.raises(RuntimeError, match="a bug"):
+        serve(
+            answering(),
+            opened,
+            address,
+            threading.Event().wait,
+            on_ready=lambda: client.connect(opened.getsockname()),
+            logs_requests=False,
+            grace_s=1.0,
+            patience=Patience(),
+        )

@@ -117,6 +117,26 @@ def test_nodes_of_nvidias_list_for_containers_count_where_dev_is_empty_as_in_an_
     assert device_nodes(tmp_path) == [Path("/dev") / name for name in names]
 
 
+def test_only_an_agent_whose_source_is_a_csi_camera_follows_nvargus_daemon(tmp_path: Path) -> None:
+    """Whoever stops that service, e.g. for its memory, must not stop the agents that have no use for it."""
+    folder = tmp_path / "etc/devit"
+    folder.mkdir(parents=True)
+    for name, text in (
+        ("one", 'source = "gst:csi?sensor=1"'),
+        ("two", 'source = "gst:nvarguscamerasrc ! nvvidconv ! video/x-raw ?size=64x48"'),
+        ("usb", 'source = "gst:v4l2"'),
+        ("node-fed", ""),
+        ("broken", "source = "),
+        ("fleet", "[node]"),
+    ):
+        (folder / f"{name}.toml").write_text(text)
+    found = {file.path.parent.name: file.content for file in agent_files(RELEASE, tmp_path) if "csi" in file.path.name}
+    assert set(found) == {"edge-agent@one.service.d", "edge-agent@two.service.d"}
+    for content in found.values():
+        assert {"After=nvargus-daemon.service", "PartOf=nvargus-daemon.service"} <= set(content.splitlines())
+    assert "nvargus-daemon.service" not in agent_files(RELEASE, tmp_path)[0].content
+
+
 def test_a_machine_without_gpu_gets_a_drop_in_that_opens_nothing(tmp_path: Path) -> None:
     board(tmp_path, *OTHERS)
     drop_in = agent_files(RELEASE, tmp_path)[1].content

@@ -123,6 +123,11 @@ def test_unknown_device_is_named_before_anything_is_connected(live_cell: LiveCel
         (["--from", "nowhere"], "error: nowhere/run.json: cannot be read"),
         (["--devices", "jetson1", "--fleet", "nowhere.toml"], "error: nowhere.toml: cannot be read"),
         (["--devices", "jetson1", "--windows", "0"], "error: plan: windows: expected 1 to 1000, found 0"),
+        (["local", "--board", "orin"], "error: board 'orin': expected one of tx1, nano,"),
+        (
+            ["local", "--no-power"],
+            "error: left out by the plan (--no-power); --bundle DIR measures latency all the same",
+        ),
     ],
 )
 def test_error_is_one_line_and_exit_code_1(arguments: list[str], text: str) -> None:

@@ -112,7 +112,6 @@ def jetson(tmp_path_factory: pytest.TempPathFactory, node: dict[str, str], store
             for parent in folder.parents:  # users of services may look into no home of root's
                 with suppress(ValueError):
                     (machine.root / parent.relative_to("/")).chmod(0o755)
-        install(agent_files(Path(sys.prefix), machine.root), machine.root)
         shutil.copytree(TINY, machine.root / "srv/bundle")
         shutil.copytree(store, machine.root / "srv/store")
         subprocess.run(["chmod", "-R", "a+rX", machine.root / "srv"], check=True, timeout=60)
@@ -126,6 +125,7 @@ def jetson(tmp_path_factory: pytest.TempPathFactory, node: dict[str, str], store
             f'schema = 1\nname = "jetson1"\nsubmodel = 0\nnode = "{node["endpoint"]}"\nbundle = "/srv/bundle"\n'
             'store = "/srv/store"\ntegrastats = []\nsource = "gst:csi?size=64x48"\n',
         )
+        install(agent_files(Path(sys.prefix), machine.root), machine.root)
         for command in (["systemd-sysusers", "devit.conf"], ["systemctl", "enable", AGENT, CAMERAS]):
             subprocess.run([command[0], f"--root={machine.root}", *command[1:]], check=True, timeout=60)
         machine.boot(f"{CAMERAS}.service", f"{AGENT}.service")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -29,9 +30,9 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(clone: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = ["make", "--no-print-directory", *map(str, words)]
-    return subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60, check=False)
+def make(clone: Path, *words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, environment = ["make", "--no-print-directory", *map(str, words)], os.environ | variables
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def installed(clone: Path, python: Path) -> None:
@@ -58,9 +59,10 @@ def test_a_virtual_environment_of_an_older_python_is_told(clone: Path) -> None:
 
 def test_a_virtual_environment_of_another_python_than_the_one_that_is_named_is_told(clone: Path) -> None:
     installed(clone, Path(sys.executable))
-    done = make(clone, "install", f"PYTHON={clone / 'python3.9'}")
-    assert done.returncode == 2
-    assert f"error: .venv has Python {HERE}, {clone / 'python3.9'} is 3.9: run make clean" in done.stderr
+    older = str(clone / "python3.9")
+    for done in (make(clone, "install", f"PYTHON={older}"), make(clone, "install", PYTHON=older)):
+        assert done.returncode == 2
+        assert f"error: .venv has Python {HERE}, {older} is 3.9: run make clean" in done.stderr
 
 
 def test_what_is_installed_is_left_alone(clone: Path) -> None:

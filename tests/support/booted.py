@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from contextlib import suppress
@@ -46,7 +47,8 @@ class Booted:
         """Boot to a target that wants these units and no others of this machine."""
         self.write("/etc/systemd/system/booted.target", TARGET + "".join(f"Wants={unit}\n" for unit in units))
         self._log = (self.folder / "log").open("wb")
-        command = ["systemd-nspawn", "--register=no", "--keep-unit", f"--directory={self.root}", "--machine=booted"]
+        name = f"devit-{os.getpid()}"
+        command = ["systemd-nspawn", "--register=no", "--keep-unit", f"--directory={self.root}", f"--machine={name}"]
         self._nspawn = subprocess.Popen(
             [*command, "--boot", "systemd.unit=booted.target"],
             stdin=subprocess.DEVNULL,

@@ -249,7 +249,7 @@ def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
         ManifestError: It is no TOML.
     """
     try:
-        return tomllib.loads(read_bytes(path, hint).decode("utf-8"))
+        return tomllib.loads(read_bytes(path, hint).decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
         raise ManifestError(f"{path}: not a TOML file ({err}): {hint}") from err
 

@@ -48,6 +48,12 @@ def open_source(text: str, preprocess: Preprocess, *, base: Path) -> Source:
     raise InputError(f"source: expected folder:DIR or gst:PIPELINE, found {text!r}: correct agent.toml")
 
 
+def is_csi(text: str) -> bool:
+    """Tell whether a line names a camera of ``nvargus-daemon``, a Jetson's camera service."""
+    kind, _, rest = text.partition(":")
+    return kind == "gst" and (rest.partition("?")[0].strip() == "csi" or "nvarguscamerasrc" in rest)
+
+
 def _frame_size(preprocess: Preprocess) -> tuple[int, int]:
     """Width and height of a frame that loses nothing that the model would see, whatever shape its source has.
 

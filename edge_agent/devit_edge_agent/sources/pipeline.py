@@ -24,6 +24,9 @@ _NEWEST_ONLY = "queue leaky=downstream max-size-buffers=1 max-size-bytes=0 max-s
 """Between camera and conversion: the next frame replaces one that was not fetched."""
 _OUT_OF_NVMM = "! nvvidconv ! video/x-raw,format=RGBA"
 """From a Jetson's own memory, which videoconvert cannot read, to everybody's."""
+_EXACTLY = "video/x-raw,format={RGB,RGBA,RGBx,BGR,BGRA,BGRx,Y444_12LE};video/x-raw,colorimetry=1:4:0:0"
+"""Between any format and RGB: limited range (16 to 235) goes by 12 bits, since GStreamer's short way for it rounds each
+step down, and is two levels too dark. RGB and the full range of JPEG pass as they are."""
 _DEFAULTS = {
     "csi": {"sensor": "0", "size": "1280x720", "fps": "30"},
     "v4l2": {"device": "/dev/video0", "size": "640x480", "fps": ""},
@@ -89,8 +92,9 @@ def parse_pipeline(text: str, *, base: Path, default_size: tuple[int, int] = (64
     width, height = default_size if size is None else _size(size)
     fit = "! videoconvert ! videoscale !"
     if preset not in _OWN_SIZE:
-        shape = f"aspectratiocrop aspect-ratio={width}/{height}"
-        fit = f"! videoconvert ! {shape} ! videoscale add-borders=false ! videoconvert !"
+        fit = f"! videoconvert ! aspectratiocrop aspect-ratio={width}/{height} ! videoscale add-borders=false !"
+    if preset != "csi":  # NVIDIA's converter has made RGB of it
+        fit += f" videoconvert ! {_EXACTLY} ! videoconvert !"
     tail = [*_split(fit), f"video/x-raw,format=RGB,width={width},height={height}"]
     for_nvmm = () if preset == "csi" else (*capture, *_split(_OUT_OF_NVMM), *tail)
     return Pipeline((*capture, *tail), is_paced, width, height, for_nvmm)

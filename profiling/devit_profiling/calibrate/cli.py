@@ -57,3 +57,4 @@ def calibrate(
     ]
     terminal.print_table(f"{device} against {found.meter}{simulated}", ["what", "figure (±: 95 %)"], rows, numbers=(1,))
     typer.echo(f"calibration: {path}")
+    terminal.print_next("profile", "--devices", device)

@@ -1,7 +1,8 @@
 """The log of an external power meter: a CSV file with the columns ``time_s`` and ``power_w``.
 
 The first line names the columns; others beside the two are left alone, as are empty lines and lines that begin with
-``#``. Times are seconds on any clock, rising, from any start; powers are watts. Decimal points are points.
+``#``. Times are seconds on any clock, rising, from any start; powers are watts. Decimal points are points. UTF-16
+and gzip are read too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from devit_contract.arrays import Float64Array
-from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
+from devit_profiling.log.text import open_lines
 
 TIME_COLUMN, POWER_COLUMN = "time_s", "power_w"
 
@@ -36,11 +37,10 @@ def read_meter_log(path: Path) -> MeterLog:
     Raises:
         InputError: It cannot be read, lacks a column, or a line holds no number or goes back in time.
     """
-    try:
-        text = read_regular(path).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as err:
-        raise InputError(f"{path}: expected a meter's log as CSV, cannot be read ({err}): correct the path") from err
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
+    with open_lines(str(path)) as text:
+        lines = [(number, line) for number, line in enumerate(text, 1) if line.strip() and line[0] != "#"]
+    if text.damage:
+        raise InputError(text.damage)
     rows = list(csv.reader(line for _, line in lines))
     header = [name.strip() for name in rows[0]] if rows else []
     if TIME_COLUMN not in header or POWER_COLUMN not in header:

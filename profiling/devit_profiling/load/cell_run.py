@@ -49,8 +49,7 @@ def measure_cell(
     """Measure devices of a running cell, and write the raw files to a folder named by UTC time and devices.
 
     A device without a power sensor has milliseconds alone. The node's machine is sampled where it is this one. Ctrl-C
-    or a lost link end the run early: its folder holds what had been measured by then, if a phase had ended, and says
-    so.
+    or a lost link end the run early: its folder holds what was measured by then, if a phase had ended, and says so.
 
     Args:
         client: Connected to the fleet's node.

@@ -97,4 +97,4 @@ def _encoding(head: bytes) -> str:
 
 
 def _unreadable(name: str, err: OSError) -> InputError:
-    return InputError(f"{name}: expected a log of tegrastats, cannot be read ({err.strerror}): correct the path")
+    return InputError(f"{name}: expected a log, cannot be read ({err.strerror}): correct the path")

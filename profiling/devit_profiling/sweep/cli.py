@@ -130,6 +130,8 @@ def show(folder: Path, found: Sweep) -> None:
     typer.echo(f"note: joules of {found.scope or 'no total'}, {calibrated}; back to back, one image at a time")
     typer.echo(f"note: {found.found} is restored")
     typer.echo(f"report: {folder / 'report.html'}")
+    if found.cheapest is not None:
+        terminal.print_next("sudo", "nvpmodel", "-m", str(found.cheapest))
 
 
 def _end_with_the_terminal() -> None:

@@ -271,6 +271,13 @@ def test_a_toml_file_that_breaks_its_format_is_named_likewise(tmp_path: Path, co
     assert str(error.value).startswith(f"{path}: ")
 
 
+def test_a_toml_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As Windows writes it."""
+    path = tmp_path / "thing.toml"
+    path.write_bytes(b"\xef\xbb\xbfschema = 1\r\nparts = []\r\n")
+    assert read_toml(path, Thing, schema=1, hint="see the example") == Thing(1, ())
+
+
 def test_a_missing_file_is_named_with_what_to_run_next(tmp_path: Path) -> None:
     path = tmp_path / "absent"
     for read in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import select
 import socket as plain_socket
@@ -226,6 +227,23 @@ def test_without_keys_messages_come_without_a_name(peers: Peers, plain: Port) ->
     sender, _ = peers.dealer(plain, None)
     assert plain.delivers(sender, b"hello")
     assert plain.delivered == [("jetson1", None, b"hello")]
+
+
+def test_nobody_can_tell_which_routing_id_is_drawn_next() -> None:
+    """Libzmq seeds with the time and the process id; whoever guessed the next one could abort the process."""
+    routes, kept = set(), []
+    with open_context() as context:
+        for _ in range(3):
+            ctypes.CDLL(None).srand(1)
+            router, endpoint, _ = bind_router(context, "tcp://127.0.0.1:0", DEVICES, None)
+            sender, monitor = connect_dealer(
+                context, endpoint, keys=None, node_key=None, max_bytes=1 << 20, events=zmq.EVENT_DISCONNECTED
+            )
+            kept += [router, sender, monitor.socket]
+            sender.send(b"hello")
+            assert router.poll(int(DEADLINE_S * 1000))
+            routes.add(router.recv_multipart()[0])
+    assert len(routes) == 3
 
 
 def test_an_oversize_message_is_not_delivered_and_its_sender_cut_off(peers: Peers, port: Port) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,21 @@ def test_parts_that_do_not_fit_each_other_are_refused_before_training(changes: t
         check_recipe(load_recipe(EXAMPLE, changes))
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        'teacher.weights="timm:vit_tiny_patch16_224"',
+        "ensemble.schedule.augment.mixup=0.2",
+        'data.source="cifar100"',
+    ],
+)
+def test_timm_is_missed_before_training_and_not_in_its_last_stage(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    check_recipe(load_recipe(EXAMPLE))
+    with pytest.raises(InputError, match=r"^timm is not installed: run \S+ -m pip install 'devit\[timm\]'$"):
+        check_recipe(load_recipe(EXAMPLE, (change,)))
 
 
 def test_an_unknown_field_in_a_recipe_is_named(tmp_path: Path) -> None:

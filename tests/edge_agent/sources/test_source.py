@@ -31,6 +31,8 @@ RGB = Preprocess(height=3, width=5, colour="rgb")
 GRAY = Preprocess(height=3, width=5, colour="gray")
 NEWEST_ONLY = ["queue", "leaky=downstream", "max-size-buffers=1", "max-size-bytes=0", "max-size-time=0"]
 TAIL = ["!", "videoconvert", "!", "videoscale", "!"]
+EXACTLY = "video/x-raw,format={RGB,RGBA,RGBx,BGR,BGRA,BGRx,Y444_12LE};video/x-raw,colorimetry=1:4:0:0"
+TO_RGB = ["videoconvert", "!", EXACTLY, "!", "videoconvert", "!"]
 SIMULATED = """#!{python} -S
 # SIMULATED gst-launch-1.0: a real process that writes real bytes to the pipe it is given.
 import os, signal, sys, time
@@ -101,8 +103,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def scaled(shape: str) -> list[str]:
-    fit = f"! videoconvert ! aspectratiocrop aspect-ratio={shape} ! videoscale add-borders=false ! videoconvert !"
-    return fit.split()
+    fit = f"! videoconvert ! aspectratiocrop aspect-ratio={shape} ! videoscale add-borders=false !"
+    return [*fit.split(), *TO_RGB]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def scaled(shape: str) -> list[str]:
             [
                 *["v4l2src", "device=/dev/video2", "!"],
                 "video/x-raw,width=640,height=480,framerate=30/1;image/jpeg,width=640,height=480,framerate=30/1",
-                *["!", "decodebin", "!", *NEWEST_ONLY, *TAIL, "video/x-raw,format=RGB,width=640,height=480"],
+                *["!", "decodebin", "!", *NEWEST_ONLY, *TAIL, *TO_RGB, "video/x-raw,format=RGB,width=640,height=480"],
             ],
         ),
         (

@@ -219,6 +219,13 @@ def test_log_of_a_meter_is_read_or_refused_with_its_line(tmp_path: Path, content
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_log_of_a_meter_may_come_from_windows(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "meter.csv"
+    path.write_bytes("time_s,power_w,note\r\n1,2,5 \u00b0C\r\n2,3,\r\n".encode(encoding))
+    assert read_meter_log(path).power_w.tolist() == [2.0, 3.0]
+
+
 def test_few_samples_of_a_meter_are_refused(bench: Bench) -> None:
     path = bench.folder / "meter.csv"
     path.write_text("time_s,power_w\n" + "".join(f"{second},{second}\n" for second in range(5)))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import EnergyError
+from devit_contract.errors import EnergyError, InputError
 from devit_contract.service.progress import no_progress
 from devit_engines.bench.child import engine_command
 from devit_engines.building.build_all import build_engines
@@ -41,13 +44,14 @@ SHORT = Plan(
 
 
 def test_machine_at_rest_gives_idle_power_and_says_that_there_is_no_more(tmp_path: Path) -> None:
-    folder = measure_local((), 0, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR)
+    """The simulated board looks like an Orin Nano, and is called what it was named."""
+    folder = measure_local((), 0, SHORT, tmp_path, no_progress, sensor_command=SIMULATOR, board_choice="orin-nx")
     report = write_report(folder)
     (scenario,), (device,) = report.scenarios, report.devices
     (energy,) = scenario.energies
     assert report.is_local
     assert report.is_simulated
-    assert device.board == "Jetson Orin Nano"
+    assert (device.board, device.is_board_guessed) == ("Jetson Orin NX", False)
     assert [window.inferences for window in energy.windows] == [0, 0]
     assert energy.idle_w is not None
     assert 3 < energy.idle_w < 6
@@ -81,6 +85,33 @@ def test_options_of_a_cell_and_of_this_machine_exclude_each_other(arguments: lis
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert f"No such option: {option}" in result.output
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_full_is_refused_before_a_run_and_loses_none_after_it(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a disk")
+
+    def fill(_stage: str, _done: float, _total: float, note: str = "") -> None:
+        if note.startswith("window 2"):
+            with suppress(OSError), (disk / "fill").open("wb") as file:
+                file.write(bytes(2_000_000))
+
+    try:
+        with pytest.raises(
+            InputError, match=r"cannot be written \(No space left on device\); the run is kept in"
+        ) as error:
+            measure_local((), 0, SHORT, disk / "runs", fill, sensor_command=SIMULATOR)
+        kept = Path(str(error.value).partition("the run is kept in ")[2].partition(": ")[0])
+        assert write_report(kept).scenarios[0].energies[0].mean_w is not None
+        shutil.rmtree(kept)
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\): choose another folder"):
+            measure_local((), 0, SHORT, disk / "runs", no_progress, sensor_command=SIMULATOR)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.system

@@ -92,7 +92,7 @@ def test_a_line_of_a_pipe_comes_before_the_next_is_written() -> None:
 
 def test_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=rf"^{path}: expected a log of tegrastats, cannot be read \({why}"):
+        with pytest.raises(InputError, match=rf"^{path}: expected a log, cannot be read \({why}"):
             lines_of(path)
 
 
