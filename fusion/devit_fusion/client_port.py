@@ -166,16 +166,21 @@ class ClientPort:
         if is_image and (message.dtype is not Dtype.UINT8 or message.dims != shape):
             found = f"{message.dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
-        pixels = 0
-        if message.dtype is Dtype.ENCODED:
-            try:
-                pixels = check_picture(memoryview(message.payload), self._max_pixels, self._resize_to)
-            except InputError as err:
-                raise WireError("picture", str(err)) from err
+        pixels = self._pixels(message.payload) if message.dtype is Dtype.ENCODED else 0
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
         return Request(peer.route, peer.name, message, time.monotonic_ns(), pixels)
+
+    def _pixels(self, file: bytes | memoryview) -> int:
+        """Count the pixels of a picture file, and refuse one that costs the devices too much."""
+        if len(file) > self._max_pixels:
+            text = f"picture: expected at most {self._max_pixels} bytes, one a pixel, found {len(file)}"
+            raise WireError("picture", f"{text}: send it as JPEG, or raise max_pixels in fleet.toml")
+        try:
+            return check_picture(memoryview(file), self._max_pixels, self._resize_to)
+        except InputError as err:
+            raise WireError("picture", str(err)) from err
 
     def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
         message = Message(

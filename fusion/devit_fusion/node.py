@@ -19,7 +19,7 @@ from devit_contract.closing import Closing
 from devit_contract.errors import AddressError, InputError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.messages import NodeStatus
-from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, open_context
+from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
@@ -64,30 +64,11 @@ class FusionNode(Closing):
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = _links(fleet)
-        self._opened = open_context()
+        self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
             self._authenticator = Authenticator(context, _allowed(fleet)) if keys is not None else None
-            node = fleet.node
-            self._devices = DevicePort(
-                context,
-                node.endpoint,
-                keys,
-                links=self._links,
-                manifest=self._manifest,
-                plausible_norms=fusion.head.plausible_norms(),
-                run_id=run_id,
-                events=self._events,
-                feature_dtype=fleet.serving.feature_dtype,
-            )
-            self._clients = ClientPort(
-                context,
-                node.client_endpoint,
-                keys,
-                manifest=self._manifest,
-                max_pixels=fleet.serving.most_pixels,
-                events=self._events,
-            )
+            self._devices, self._clients = self._open_ports(context, keys, fusion, run_id)
         except AddressError:
             self.close()
             raise
@@ -152,6 +133,31 @@ class FusionNode(Closing):
             self._scheduler.expire(now_ns)
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
+
+    def _open_ports(
+        self, context: Context, keys: KeyPair | None, fusion: Fusion, run_id: int
+    ) -> tuple[DevicePort, ClientPort]:
+        node, serving = self._fleet.node, self._fleet.serving
+        devices = DevicePort(
+            context,
+            node.endpoint,
+            keys,
+            links=self._links,
+            manifest=self._manifest,
+            plausible_norms=fusion.head.plausible_norms(),
+            run_id=run_id,
+            events=self._events,
+            feature_dtype=serving.feature_dtype,
+        )
+        clients = ClientPort(
+            context,
+            node.client_endpoint,
+            keys,
+            manifest=self._manifest,
+            max_pixels=serving.most_pixels,
+            events=self._events,
+        )
+        return devices, clients
 
     def _poll_ms(self) -> int:
         due_ns = self._devices.next_probe_ns()

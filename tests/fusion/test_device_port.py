@@ -845,8 +845,10 @@ def test_a_picture_too_large_to_decode_in_time_is_refused_before_a_device_sees_i
         InputError, match="expected at most 1000000 pixels, before and after resizing, found 8000 x 8000"
     ):
         client.classify(head, mask=0b01)
+    with pytest.raises(InputError, match="expected at most 1000000 bytes, one a pixel, found 1000001: send it as JPEG"):
+        client.classify(bytes(1_000_001), mask=0b01)
     status = client.status()
-    assert (status.refused_requests, status.devices[0].sent) == ({"picture": 1}, 0)
+    assert (status.refused_requests, status.devices[0].sent) == ({"picture": 2}, 0)
     asked = Asked(client, mask=0b01)
     device.socket.send(device.feature(device.hear(Kind.FRAME)))
     assert asked.answer().mask == 0b01

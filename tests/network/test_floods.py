@@ -19,7 +19,7 @@ from tests.network.zmtp_peer import ZmtpPeer
 from tests.support.starvation import Starvation
 
 from devit_contract.artefacts.revoked import revoke, revoked_path
-from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, State
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -125,6 +125,23 @@ def test_the_largest_pictures_one_after_another_are_no_flood(cell: LocalCell) ->
     assert len(answers) == 60
     assert status.floods == 0
     assert [device.links for device in status.devices] == [1, 1]
+
+
+def test_the_largest_pictures_of_one_client_take_no_frame_of_another_one(cell: LocalCell, golden: Golden) -> None:
+    """What encrypts them at the node is busy all the time, and no more of them wait than memory allows."""
+    picture = bytes(MAX_IMAGE_MESSAGE_BYTES - 1024)
+    with (
+        bounded_memory(cell.pid("node"), 64 * MIB, "the largest pictures, eight at a time"),
+        OpenLoop(cell, golden.pictures, rate_hz=10.0, frames=80) as traffic,
+        cell.client(timeout_s=60.0) as client,
+    ):
+        assert traffic.wait_for(10)
+        answers = list(client.stream([picture] * 60, in_flight=8))
+        record = traffic.finish()
+    print(f"{len(answers)} of the largest pictures while {record.summary()}; {record.missing}")
+    assert {answer.state for answer in answers} == {State.FAILED}
+    assert record.states == {"FULL": 80}
+    assert record.later_than(DEADLINE_S) == []
 
 
 def test_a_thousand_links_of_one_key_take_nothing_from_others_and_end_when_it_is_revoked(

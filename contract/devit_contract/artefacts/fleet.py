@@ -45,14 +45,15 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credit: int = 2
     """Frames in flight per device; fewer where more would not keep the deadline."""
     queue: int = 64
-    """Requests that may wait for a free device; one more, and the client that has most waiting loses its newest."""
+    """Requests that may wait for a free device, 12 MiB of them at most; where that is full, the client that has most
+    waiting loses its newest."""
     startup_grace_ms: float = 1000.0
     """How long the first requests after the node's start may wait for devices that have not connected yet."""
     feature_dtype: FeatureDtype = "float32"
     """What features travel as: ``float16`` halves their bytes, and rounds them."""
     max_pixels: int = 0
-    """Of a picture file that devices are to decode; larger ones are refused. 0 is what they decode in a third of
-    the deadline: 20,000 for each of its milliseconds, or fewer where they were slower, from 250,000 to 16 million."""
+    """Of a picture file that devices are to decode, and its bytes; larger ones are refused. 0 is what they decode in a
+    third of the deadline: 20,000 a millisecond, or fewer where they were slower, from 250,000 to 16 million."""
 
     @property
     def most_pixels(self) -> int:

@@ -1,8 +1,9 @@
 """What a picture file costs to decode, as far as its own marks tell: a check of pictures from strangers.
 
-A file of some KiB can hold millions of pixels, and one of some MiB a million parts, each of which costs a decoder ten
-microseconds. Here nothing is decoded: the parts are walked, some thousand at most. What is no PNG, JPEG, GIF, BMP or
-WebP costs a decoder nothing, as it refuses it at once.
+A file of some KiB can hold millions of pixels, and one of some MiB a million parts, each of which costs a decoder
+microseconds. The comment of a GIF costs it by the square: two million blocks of one byte take 48 s (Pillow 12.3). Here
+nothing is decoded: the parts are walked, some thousand at most. What is no PNG, JPEG, GIF, BMP or WebP costs a decoder
+nothing, as it refuses it at once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 """Markers without a segment."""
 _BMP_PLAIN = (0, 3)
-"""BMP compressions that are none; the others are decoded by a loop in Python."""
+"""BMP compressions that are none; the others are decoded by a loop in Python, 0.4 s a megapixel (Pillow 12.3)."""
 
 
 def check_picture(content: memoryview, max_pixels: int, resize_to: int) -> int:

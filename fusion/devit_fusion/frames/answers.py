@@ -6,6 +6,7 @@ that a client that walks through the subsets holds nobody else up.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ class Answers:
     ) -> None:
         """Join the parts; ``links`` is by device index."""
         self._fusion = fusion
+        self._all_devices = fusion.head.all_devices
         self._min_devices = min_devices
         self._links = links
         self._clients = clients
@@ -125,7 +127,7 @@ class Answers:
         self._turns.ended(request, took_ns + fused_ns - start_ns, state, is_shed=is_shed)
 
     def _state(self, frame: Frame) -> State:
-        return frame.state(self._fusion.head.all_devices, self._min_devices)
+        return frame.state(self._all_devices, self._min_devices)
 
     def _logits(self, frame: Frame, problem: str) -> bytes:
         """Fuse a frame, if there are features enough and no problem; without a finite answer, no feature counts."""
@@ -134,7 +136,8 @@ class Answers:
         if not problem:
             with np.errstate(over="ignore", invalid="ignore"):
                 logits = self._fusion.logits(frame.features)
-            if np.isfinite(logits).all():
+                is_finite = math.isfinite(logits.dot(logits))  # so is every number then
+            if is_finite:
                 return logits.tobytes()
             problem = "an answer was not finite, though every feature was: make the bundle again with devit export"
         self._events.note("", problem, Priority.WARNING)

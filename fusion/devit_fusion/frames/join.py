@@ -111,7 +111,7 @@ class Join:
         """End the frames whose deadline has come, oldest first."""
         # Not the order of their ids: requests are sent in turns of their clients.
         due = [frame for frame in self._open.values() if frame.deadline_ns <= now_ns]
-        ended = sorted(due, key=lambda frame: frame.deadline_ns)
+        ended = sorted(due, key=lambda frame: frame.deadline_ns) if due else due
         for frame in ended:
             del self._open[frame.frame_id]
             frame.missing |= dict.fromkeys(frame.pending, MissingReason.DEADLINE)

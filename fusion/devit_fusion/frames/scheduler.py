@@ -27,7 +27,7 @@ _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""
 _MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
 """Why a device in that state has no feature in a new frame."""
-_MAX_WAITING_BYTES = 16 << 20
+_MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
 
@@ -45,7 +45,8 @@ class Scheduler:
         events: Events,
     ) -> None:
         """Join the parts; ``links`` is by device name."""
-        self._head = fusion.head
+        self._all_devices = fusion.head.all_devices
+        self._device_count = len(fusion.head.dims)
         self._serving = serving = fleet.serving
         self._links = {link.index: link for link in links.values()}
         self._devices = devices
@@ -99,6 +100,8 @@ class Scheduler:
         Right after the node's start they also wait for devices that have not connected yet. After a restart of the node
         those connect soon, and a frame sent before would fail for no good reason.
         """
+        if not self._turns.waiting:
+            return
         now_ns = time.monotonic_ns()
         if self._is_in_grace:
             self._is_in_grace, self._grace_over_ns = False, now_ns
@@ -137,8 +140,8 @@ class Scheduler:
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
-        dues_ns = [self._wait_end_ns(request) for request in self._turns.heads()]
-        dues_ns += [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
+        dues_ns = [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
+        dues_ns += [self._wait_end_ns(request) for request in self._turns.heads()]
         if self._is_in_grace:
             dues_ns.append(self._grace_end_ns)
         return min(dues_ns, default=None)
@@ -189,7 +192,7 @@ class Scheduler:
         )
 
     def _requested(self, request: Request) -> int:
-        return request.picture.mask or self._head.all_devices
+        return request.picture.mask or self._all_devices
 
     def _links_of(self, requested: int) -> list[Link]:
         return [link for link in self._links.values() if requested >> link.index & 1]
@@ -231,7 +234,7 @@ class Scheduler:
         pending: set[int] = set()
         probed: list[int] = []
         missing: dict[int, MissingReason] = {}
-        for index in range(len(self._head.dims)):
+        for index in range(self._device_count):
             link = self._links.get(index)
             if not requested >> index & 1:
                 missing[index] = MissingReason.NOT_ASKED
@@ -292,7 +295,7 @@ class Scheduler:
         requested = self._requested(request)
         missing = {
             index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
-            for index in range(len(self._head.dims))
+            for index in range(self._device_count)
         }
         del self._known[request.key]
         self.answers.end(request, Frame(0, requested, now_ns, now_ns, set(), missing, set()), now_ns, is_shed=True)

@@ -86,7 +86,9 @@ class Turns:
 
     def heads(self) -> list[Request]:
         """List the first request of every line, in the order of their turns."""
-        lines = [line for line in self._lines.values() if line.waiting] if self.waiting else []
+        if not self.waiting:
+            return []
+        lines = [line for line in self._lines.values() if line.waiting]
         if len(lines) > 1:
             lines.sort(key=lambda line: (line.client.had_ns, line.had_ns, line.waiting[0].arrival_ns))
         return [line.waiting[0] for line in lines]
