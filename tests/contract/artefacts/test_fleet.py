@@ -256,3 +256,18 @@ def test_extra_without_watts_or_their_source_is_refused(tmp_path: Path, entry: s
     path.write_text(f"{PLAIN}\n[[extra]]\n{entry}\n")
     with pytest.raises(ManifestError, match=text):
         load_fleet(path)
+
+
+@pytest.mark.parametrize(
+    ("serving", "pixels"),
+    [
+        (Serving(), 1_000_000),
+        (Serving(deadline_ms=5), 250_000),
+        (Serving(deadline_ms=60_000), 16_000_000),
+        (Serving(max_pixels=3), 3),
+    ],
+)
+def test_picture_files_are_as_large_as_devices_decode_in_time_or_as_the_operator_says(
+    serving: Serving, pixels: int
+) -> None:
+    assert serving.most_pixels == pixels
