@@ -212,7 +212,10 @@ class _ClosingTransport(asyncio.Transport):
         self.is_lingering = True
         self._inner.resume_reading()
         if self._inner.can_write_eof():  # TLS cannot, there the peer has read Connection: close
-            self._inner.write_eof()
+            try:
+                self._inner.write_eof()
+            except OSError:  # the peer has reset it meanwhile
+                self._inner.abort()
 
     def is_closing(self) -> bool:
         return self.is_lingering or self._inner.is_closing()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +19,7 @@ from tests.gateway.running import DEADLINE_S, make_certificate
 from tests.support.starvation import within
 
 from devit_gateway.access import Address
-from devit_gateway.connection import CloseUnread, Connection, Patience
+from devit_gateway.connection import CloseUnread, Connection, Patience, _ClosingTransport
 from devit_gateway.serving import listen, serve
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -237,3 +238,19 @@ def test_a_server_whose_loop_has_ended_does_not_live_on(monkeypatch: pytest.Monk
             grace_s=1.0,
             patience=Patience(),
         )
+
+
+def test_an_end_that_the_peer_has_forestalled_by_a_reset_is_no_failure() -> None:
+    """The loop has not seen the reset yet, so the system refuses to end what is no longer connected."""
+
+    async def close_after_reset() -> bool:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            peer = socket.create_connection(listener.getsockname())
+            accepted, _ = listener.accept()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, accepted)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        _ClosingTransport(transport, lambda: True).close()
+        return transport.is_closing()
+
+    assert asyncio.run(close_after_reset())

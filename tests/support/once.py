@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def made_once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], 
     folder.mkdir(exist_ok=True)
     with folder.with_name(f"{name}.made").open("a+") as made:
         fcntl.flock(made, fcntl.LOCK_EX)
-        if not made.tell():
+        if not made.seek(0, os.SEEK_END):  # what another worker wrote while this one waited
             make(folder)
             made.write("whole\n")
     return folder
