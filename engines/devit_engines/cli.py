@@ -109,7 +109,7 @@ def list_engines(store: StoreOption = None, as_json: JsonOption = False) -> None
         print_json(entries)
         return
     header = ["key", "model", "variant", "built by", "for", "created (UTC)"]
-    print_table(f"{opened.folder}: {len(entries)} engines", header, [_entry_row(entry) for entry in entries])
+    _print_entries(opened, header, [_entry_row(entry) for entry in entries])
 
 
 @engines_app.command()
@@ -121,7 +121,7 @@ def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
         print_json(entries)
     else:
         rows = [[entry.digest[:12], entry.title, "damaged" if entry.damage else "whole"] for entry in entries]
-        print_table(f"{opened.folder}: {len(rows)} engines", ["key", "model", "state"], rows)
+        _print_entries(opened, ["key", "model", "state"], rows)
         for entry in entries:
             if entry.damage is not None:
                 typer.echo(entry.damage, err=True)
@@ -189,7 +189,7 @@ def prune(
     for digest in opened.leftovers():
         with opened.lock(digest):  # which deletes the drafts of killed builds
             typer.echo(f"removed what a killed build of {digest[:12]} left behind")
-    typer.echo(f"{removed} engines removed from {opened.folder}")
+    typer.echo(f"{_count(removed)} removed from {opened.folder}")
 
 
 def _indices(text: str) -> list[int]:
@@ -236,6 +236,17 @@ def _row(engine: BuiltEngine) -> list[str]:
         f"{record.latency.p50_ms:.2f}",
         f"{record.latency.p99_ms:.2f}",
     ]
+
+
+def _print_entries(store: Store, header: list[str], rows: list[list[str]]) -> None:
+    if rows:
+        print_table(f"{store.folder}: {_count(len(rows))}", header, rows)
+    else:
+        typer.echo(f"{store.folder}: no engines: make some with devit build")
+
+
+def _count(engines: int) -> str:
+    return "1 engine" if engines == 1 else f"{engines} engines"
 
 
 def _entry_row(entry: Entry) -> list[str]:

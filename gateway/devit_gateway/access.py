@@ -45,7 +45,10 @@ def check_address(
         InputError: It is no address, certificate and key do not fit, or others can reach it without token or TLS.
     """
     endpoint = f"tcp://{text}"
-    host, port = parse_endpoint(endpoint, "--http")
+    try:
+        host, port = parse_endpoint(endpoint, "--http")
+    except InputError:
+        raise InputError(f"--http: expected HOST:PORT such as 127.0.0.1:8080, found {text!r}") from None
     if (tls_cert is None) != (tls_key is None):
         raise InputError("expected --tls-cert and --tls-key together, found one of them")
     if tls_cert is not None and tls_key is not None:

@@ -226,7 +226,7 @@ def _teacher_accuracy(
         for start in range(0, len(images), _TEACHER_BATCH):
             logits = engine.features(images[start : start + _TEACHER_BATCH])
             correct += int((logits.argmax(axis=1) == labels[start : start + _TEACHER_BATCH]).sum())
-            progress("teacher", start + _TEACHER_BATCH, len(images))
+            progress("baseline model", start + _TEACHER_BATCH, len(images))
     return correct / len(images)
 
 
@@ -236,9 +236,8 @@ def _claimed(folder: Path) -> Iterator[None]:
     check_replaceable(folder, _MARKER)
     make_folder(folder)
     busy = InputError(f"{folder}: another demo is running there: stop it, or choose another --out")
-    with exclusive_lock(folder, busy=busy):
+    with exclusive_lock(folder / _MARKER, busy=busy):  # not of the folder: devit keys revoke waits for that lock
         try:
-            (folder / _MARKER).touch()
             _remove_all_but(folder, _MARKER)
             yield
         finally:

@@ -6,9 +6,10 @@ import importlib
 import signal
 import sys
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from devit_contract.extras import missing_package
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def _run(module: str) -> NoReturn:
@@ -18,6 +19,8 @@ def _run(module: str) -> NoReturn:
     try:
         program = importlib.import_module(module)
     except ImportError as err:  # typer, without which terminal.run cannot say so
+        from devit_contract.extras import missing_package
+
         text = missing_package(err)
         if not text:
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -13,6 +14,7 @@ import typer
 from devit_contract.extras import require
 from devit_contract.service import terminal
 from devit_contract.service.application_cli import Application, Group
+from devit_contract.service.progress import Progress
 from devit_profiling.calibrate.cli import calibrate
 from devit_profiling.log.cli import parse
 from devit_profiling.report.cli import Json, compare, report, show_report
@@ -126,8 +128,8 @@ app = Application(
     no_args_is_help=True,
     help="""Measure latency and energy of a running cell, or of this machine.
 
-    Without a command, `--devices NAME,...` means `cell`, `--devices local` means `local`,
-    and `--from-log RUNDIR` means `report`.
+    Without a command, `--devices NAME,...` means `cell`,
+    `--devices local` means `local`, and `--from-log RUNDIR` means `report`.
     """,
 )
 
@@ -185,7 +187,7 @@ def cell(
     scenarios = cell_scenarios([whole.find_device(name) for name in names], plan)  # refuses a wrong name
     pictures = load_images(images) if images else None
     keys = load_keys(key) if key is not None else None
-    with terminal.progress_bar(quiet=as_json) as progress, Client.of_fleet(whole, keys, tell=terminal.tell) as client:
+    with _measuring(quiet=as_json) as progress, Client.of_fleet(whole, keys, tell=terminal.tell) as client:
         if pictures is None:
             pictures = random_images(client.status().image_shape)
         announce = partial(_announce, plan, scenarios)
@@ -226,7 +228,7 @@ def local(
 
     plan = _plan(ctx.params, has_power=not no_power)
     command = engine_command(bundle, submodel, store, 1, "built") if bundle is not None else ()
-    with terminal.progress_bar(quiet=as_json) as progress:
+    with _measuring(quiet=as_json) as progress:
         folder = measure_local(
             command,
             submodel,
@@ -289,6 +291,14 @@ def _announce(plan: Plan, scenarios: Sequence[Scenario]) -> None:
     duration_s = planned_s(plan, scenarios)
     end = datetime.now() + timedelta(seconds=duration_s)
     typer.echo(f"this takes about {duration_text(duration_s)}, until {end:%H:%M:%S} local time", err=True)
+
+
+@contextmanager
+def _measuring(*, quiet: bool) -> Iterator[Progress]:
+    """Show a bar; Ctrl-C gets out of the block only before there is something to keep."""
+    nothing = terminal.on_interrupt("no phase was measured to its end, so nothing is kept")
+    with nothing, terminal.progress_bar(quiet=quiet) as progress:
+        yield progress
 
 
 def _report(folder: Path, *, as_json: bool) -> None:

@@ -74,6 +74,11 @@ def test_list_names_every_engine_and_verify_finds_them_whole(tiny: Bundle, store
     assert {entry["record"]["title"] for entry in entries} == {"submodel 0 of tiny", "submodel 1 of tiny"}
 
 
+def test_a_store_without_engines_is_said_and_is_no_empty_table(tmp_path: Path) -> None:
+    listed = devit("engines", "list", "--store", tmp_path)
+    assert listed.stdout == f"{tmp_path}: no engines: make some with devit build\n"
+
+
 def test_verify_names_the_damaged_engine_and_prune_removes_it_alone(tiny: Bundle, store: Store) -> None:
     first, second = build_engines(tiny, store)
     (store.folder / first.digest / "model.onnx").write_bytes(b"")

@@ -42,7 +42,7 @@ def test_what_others_can_reach_needs_a_token_and_tls(text: str, certificate: tup
 
 @pytest.mark.parametrize("text", ["", "8080", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:80", "a b:80"])
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="--http"):
+    with pytest.raises(InputError, match="--http: expected HOST:PORT such as"):
         check(text)
 
 

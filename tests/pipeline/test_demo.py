@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from devit_contract.artefacts.files import exclusive_lock
 from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
@@ -237,6 +238,8 @@ def test_two_demos_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
         ):
             pass
         assert folder.exists()
+        with exclusive_lock(folder, busy=InputError("devit keys revoke would wait as long as the demo runs")):
+            pass
     assert not folder.exists()
 
 

@@ -118,7 +118,8 @@ def _reading(where: str) -> Iterator[None]:
             warnings.simplefilter("ignore")  # of sizes: our own limit is lower; of damage: what matters is an error
             yield
     except _DAMAGE as err:
-        reason = "no picture format that is known" if isinstance(err, UnidentifiedImageError) else str(err)
+        is_unknown = isinstance(err, UnidentifiedImageError)
+        reason = "no picture format that is known" if is_unknown else f"a damaged one: {err}"
         raise InputError(f"{where}: expected a picture such as PNG or JPEG, found {reason}") from err
 
 

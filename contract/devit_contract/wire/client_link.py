@@ -42,6 +42,11 @@ class ClientLink:
         """Whether the node refuses this client, so that it will answer nothing."""
         self._endpoint = endpoint
         self._tell = tell
+        self._advice = (
+            "check the client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
+            if keys is not None
+            else "if the node has keys, give its fleet.toml and a client's key; else check that it is a node, not hung"
+        )
         self._opened = open_context()
         self.socket, self._monitor = connect_dealer(
             self._opened.__enter__(),
@@ -137,6 +142,5 @@ class ClientLink:
             self.is_refused |= not self.links and (is_outright or self._failed_handshakes >= _FAILURES_TO_REFUSE)
         if self.is_refused:
             raise RefusedError(
-                f"{self._endpoint}: the node does not accept this client, the handshake failed: check the "
-                "client's entry in the node's fleet.toml, the node's public_key, and that the node is not hung"
+                f"{self._endpoint}: the node does not accept this client, the handshake failed: {self._advice}"
             )
