@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
 """What undecodable bytes of a file name become, https://peps.python.org/pep-0383."""
 
@@ -30,6 +32,11 @@ def printable_line(text: str) -> str:
 def storable(text: str) -> str:
     """Escape what UTF-8 cannot hold, and nothing else."""
     return text if text.isascii() else "".join(_escaped(each) if _is_lone(each) else each for each in text)
+
+
+def fit_to_store(value: Any, **options: Any) -> Any:  # noqa: ANN401 - what msgspec encodes, and its options
+    """Turn a struct into plain lists and tables whose texts UTF-8 can hold."""
+    return in_all_texts(storable, msgspec.to_builtins(value, **options))
 
 
 def in_all_texts(change: Callable[[str], str], value: Any) -> Any:  # noqa: ANN401 - what msgspec.to_builtins gives

@@ -9,7 +9,7 @@ import typer
 
 from devit_contract.extras import require
 from devit_contract.service.application_cli import Application
-from devit_contract.service.terminal import print_json, print_next, print_table, progress_bar
+from devit_contract.service.terminal import on_interrupt, print_json, print_next, print_table, progress_bar
 from devit_export import HEADROOM
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def export(
     refuse_finished(out, FILE_NAME, force=force)
     if sign is not None:
         check_signer(sign, identity)
-    with progress_bar(quiet=as_json) as progress:
+    again = on_interrupt("nothing was written; run the same command again")
+    with again, progress_bar(quiet=as_json) as progress:
         manifest = export_bundle(models, out, serial=serial, headroom=headroom, progress=progress)
     for reason in manifest.left_out:
         typer.echo(reason, err=True)

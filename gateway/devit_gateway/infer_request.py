@@ -18,6 +18,7 @@ import numpy as np
 
 from devit_contract.arrays import UInt8Array
 from devit_contract.errors import InputError
+from devit_contract.printable import printable_line
 
 INPUT = "image"
 OUTPUTS = ("logits", "state", "mask")
@@ -246,5 +247,5 @@ def _count(parameters: Parameters, name: str, where: str, most: int) -> int | No
 
 def _short(value: object) -> str:
     """Show what a client sent, in one line of bounded length."""
-    text = " ".join(str(value).split()).encode("ascii", "backslashreplace").decode()
+    text = printable_line(str(value)).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 120 else text[:117] + "..."

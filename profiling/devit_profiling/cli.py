@@ -23,7 +23,7 @@ from devit_profiling.sweep.cli import sweep
 if TYPE_CHECKING:
     from devit_profiling.record.record import Plan, Scenario
 
-_GROUP_OPTIONS = ("--help", "--install-completion", "--show-completion")
+_GROUP_OPTIONS = ("--help",)
 _cell = partial(typer.Option, rich_help_panel="Cell")
 _load = partial(typer.Option, rich_help_panel="Load")
 _engine = partial(typer.Option, rich_help_panel="Engine")
@@ -81,7 +81,7 @@ Sustained = Annotated[
         help="Repeat the windows of all devices together until the temperature settles, for at most MIN minutes.",
     ),
 ]
-NoPower = Annotated[bool, _sampling("--no-power", metavar="", help="Measure milliseconds alone.")]
+NoPower = Annotated[bool, _sampling("--no-power", help="Measure milliseconds alone.")]
 Board = Annotated[
     str | None,
     _sampling(metavar="NAME", help="Which board this is, e.g. orin-nano (default: by its device tree, else guessed)."),

@@ -39,7 +39,9 @@ def check_picture(content: memoryview, max_pixels: int, resize_to: int) -> int:
     try:
         width, height = reader(content)
     except (struct.error, IndexError):
-        raise InputError("picture: expected a whole file, found one that ends before its pixels") from None
+        raise InputError(
+            "picture: expected a whole file, found one that ends before its pixels: send it again"
+        ) from None
     resized = resize_to**2 * max(width, height) // max(1, min(width, height))  # millions, of a picture one pixel wide
     if max(width * height, resized) > max_pixels:
         raise InputError(

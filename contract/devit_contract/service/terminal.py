@@ -21,9 +21,11 @@ import typer
 
 from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError, SourceLostError
 from devit_contract.extras import missing_package
-from devit_contract.printable import in_all_texts, printable, printable_line, storable
+from devit_contract.printable import fit_to_store, printable, printable_line
 from devit_contract.service.progress import Progress, no_progress
 
+_AROUND = 40
+"""Characters shown on both sides of one that cannot be stored."""
 _WHOLE_WORD = 24
 """Longest word that a table keeps whole; a path may be broken."""
 _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -53,6 +55,10 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         # EX_SOFTWARE and EX_CONFIG of sysexits.h, so that a unit file can tell them from 1.
         is_lost = isinstance(err, DeviceLostError | SourceLostError)
         sys.exit(70 if is_lost else 78 if isinstance(err, ConfigurationError) else 1)
+    except UnicodeEncodeError as err:
+        part = err.object[max(0, err.start - _AROUND) : err.end + _AROUND]
+        _print_error(f"{part}: expected UTF-8, which files and messages hold: rename that file or folder")
+        sys.exit(1)
     except (ImportError, OSError) as err:
         text = missing_package(err) if isinstance(err, ImportError) else _refusal(err)
         if not text:
@@ -121,7 +127,7 @@ def print_json(value: object, *, indent: int = 2) -> None:
     """Print a value as JSON on stdout, paths as text; ``indent`` 0 keeps it on one line."""
     import msgspec
 
-    plain = in_all_texts(storable, msgspec.to_builtins(value, enc_hook=os.fspath))
+    plain = fit_to_store(value, enc_hook=os.fspath)
     typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=indent))
 
 

@@ -14,7 +14,7 @@ import msgspec
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import FeatureDtype
 from devit_contract.errors import WireError
-from devit_contract.printable import in_all_texts, printable, storable
+from devit_contract.printable import fit_to_store, in_all_texts, printable
 from devit_contract.wire.codec import Dtype, Message
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -418,7 +418,7 @@ def body(value: msgspec.Struct) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except UnicodeEncodeError:  # an error's text may hold a file name that is not UTF-8
-        return msgspec.msgpack.encode(in_all_texts(storable, msgspec.to_builtins(value, builtin_types=(bytes,))))
+        return msgspec.msgpack.encode(fit_to_store(value, builtin_types=(bytes,)))
 
 
 def read_text(message: Message, kind: type[T]) -> T:

@@ -12,6 +12,7 @@ import socket as tcp
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 import zmq
 
@@ -132,7 +133,7 @@ class _Search(threading.Thread):
                 with tcp.socket(family, kind, protocol) as trial:
                     trial.settimeout(_ANSWER_S)
                     trial.connect(address)
-                    self.found = _endpoint(trial.getpeername())
+                    self.found = _numeric_endpoint(address)
                 self.problem = "it takes connections, but does not answer as a node"
                 return
             except OSError as err:
@@ -141,9 +142,12 @@ class _Search(threading.Thread):
             self.problem = _summary(problems)
 
 
-def _endpoint(address: tuple[object, ...]) -> str:
+def _numeric_endpoint(address: tuple[Any, ...]) -> str:
     host, port = address[:2]
-    return f"tcp://[{host}]:{port}" if ":" in str(host) else f"tcp://{host}:{port}"
+    if len(address) == 2:
+        return f"tcp://{host}:{port}"
+    zone = f"%{tcp.if_indextoname(address[3])}" if address[3] and "%" not in host else ""
+    return f"tcp://[{host}{zone}]:{port}"
 
 
 def _summary(problems: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import InputError
+from devit_contract.printable import storable
 from devit_decompose.data.sources import PAIRS, read_idx, read_source
 from devit_decompose.recipe.schema import DataRecipe
 
@@ -35,6 +36,9 @@ def data_recipe(
     Raises:
         InputError: The folder does not hold such a data set, or less than two classes.
     """
+    for text in (name, str(folder.expanduser().resolve())):
+        if text != storable(text):
+            raise InputError(f"{text}: expected a name in UTF-8, which the recipe holds: rename that folder")
     size, (mean, std) = (spec.height, spec.width), pixels
     if source in ("idx", "pairs"):
         size, mean, std = _idx_size(source, folder), mean[:1], std[:1]

@@ -19,7 +19,7 @@ import torch
 from devit_contract.arrays import Int64Array, UInt8Array
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES, picture_size
-from devit_contract.artefacts.regular import read_regular
+from devit_contract.artefacts.regular import open_regular, read_regular, regular_size
 from devit_contract.errors import InputError
 from devit_contract.printable import printable
 from devit_decompose.data.lazy_images import ImageFiles, ResizedImages
@@ -244,10 +244,11 @@ def _refuse_twins(folder: Path, names: Sequence[str]) -> None:
 
 def _is_picture(path: Path) -> bool:
     """Tell by its suffix, or else by its first bytes, whether a file is a picture; a damaged one counts as one."""
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return True
     try:
-        with path.open("rb") as file:
+        regular_size(path)
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            return True
+        with open_regular(path) as file:
             picture_size(file.read(_HEAD_BYTES), str(path))
     except (OSError, InputError):
         return False

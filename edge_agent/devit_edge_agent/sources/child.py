@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from devit_contract.printable import printable_line
 from devit_edge_agent.sources.ending import Ending, Output
 from devit_edge_agent.sources.frames import Frames
 
@@ -104,5 +105,4 @@ class Child:
 
 def _plain(line: bytes) -> str:
     """At most 300 printable characters."""
-    text = line[:_READ_BYTES].decode(errors="replace")
-    return "".join(one for one in " ".join(text.split()) if one.isprintable())[:300]
+    return printable_line(line[:_READ_BYTES].decode(errors="replace"))[:300]

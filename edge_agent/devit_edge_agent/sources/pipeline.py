@@ -127,7 +127,7 @@ def _capture(preset: str, values: dict[str, str], base: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path}: expected a video file, found none: correct the source in agent.toml")
     if _ENDS_A_LOCATION.search(str(path)):
-        raise InputError(f"gst:file: path: expected no double quote or \\, found {str(path)!r}")
+        raise InputError(f"gst:file: path: expected no double quote or \\, found {str(path)!r}: rename it")
     return ["filesrc", f"location={path}", *_split("! decodebin")]
 
 

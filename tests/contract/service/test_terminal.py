@@ -21,6 +21,8 @@ app = typer.Typer()
 def fail(kind: str) -> None:
     if kind == "speak":
         typer.echo("x" * 100_000)
+    elif kind == "foreign":
+        "name = M\\udcfcller".encode()
     elif kind.startswith("/"):
         open(kind)
     elif kind != "none":
@@ -39,6 +41,14 @@ def test_an_exit_code_tells_a_failure_from_a_lost_gpu_or_camera(kind: str, code:
     done = subprocess.run([sys.executable, "-c", SCRIPT, kind], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
     assert done.stderr == ("" if code == 0 else "error: expected this, found that: do something\n")
+
+
+def test_a_name_that_nothing_can_store_is_a_named_failure() -> None:
+    command = [sys.executable, "-c", SCRIPT, "foreign"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    said = r"name = M\xfcller: expected UTF-8, which files and messages hold: rename that file or folder"
+    assert done.stderr == f"error: {said}\n"
 
 
 def test_a_lost_gpu_is_an_engine_error_that_callers_can_tell_apart() -> None:

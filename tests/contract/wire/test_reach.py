@@ -104,6 +104,14 @@ def test_a_name_leads_to_whichever_of_its_addresses_answers(first: str, monkeypa
     assert told == []
 
 
+def test_an_address_keeps_its_zone() -> None:
+    """Without it, nobody could connect to a link-local address."""
+    (number, name), *_ = tcp.if_nameindex()
+    assert reach._numeric_endpoint(("fe80::1", 7711, 0, number)) == f"tcp://[fe80::1%{name}]:7711"
+    assert reach._numeric_endpoint(("::1", 7711, 0, 0)) == "tcp://[::1]:7711"
+    assert reach._numeric_endpoint(("127.0.0.1", 7711)) == "tcp://127.0.0.1:7711"
+
+
 def test_a_question_without_an_answer_says_why(closed_port: int) -> None:
     told: list[str] = []
     with (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pickle
 import struct
 from importlib.util import find_spec
@@ -217,6 +218,12 @@ def test_all_files_that_are_no_pictures_are_listed_at_once(folder: Path) -> None
     with pytest.raises(
         InputError, match=r"train: expected nothing but pictures, found 'cat/Thumbs.db', 'dog/labels.txt': remove"
     ):
+        read_source(recipe_of(folder))
+
+
+def test_a_pipe_that_is_called_a_picture_is_listed_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "train/cat/9.png")
+    with pytest.raises(InputError, match=r"train: expected nothing but pictures, found 'cat/9.png': remove"):
         read_source(recipe_of(folder))
 
 
