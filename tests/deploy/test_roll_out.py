@@ -247,6 +247,9 @@ def test_a_bundle_with_other_submodels_takes_a_whole_cell_at_once(fleet: Fleet, 
     assert played.code == 0, played.said
     print(f"upgrade_cell.yml: {figures(load.before(math.inf))}")
     assert len(load.answers) == load.sent
+    for at, answer in load.answers:
+        if not isinstance(answer, Answer) or answer.state is not State.FULL:
+            print(at, answer if not isinstance(answer, Answer) else (answer.state, answer.latency_s, answer.missing))
     assert all(isinstance(answer, Answer) and answer.state is State.FULL for _, answer in load.answers)
     assert fleet.releases_in_use == everywhere("other")
     assert_all_answer(fleet)

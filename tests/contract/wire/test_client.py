@@ -260,14 +260,16 @@ import socket, threading
 from devit_contract.wire import sockets
 from devit_contract.wire.client import Client
 
-ROOM = 2000  # of a monitor that nobody reads: with the next event, libzmq waits
 sockets._RECONNECT_MS = sockets._RECONNECT_MAX_MS = 1
 is_full = threading.Event()
 
-def accept_and_close():
-    for number in range(ROOM + 1):
-        listener.accept()[0].close()
-    is_full.set()
+def accept_and_close():  # until libzmq waits for the room of 2,000 events that nobody reads
+    listener.settimeout(3)
+    try:
+        while True:
+            listener.accept()[0].close()
+    except TimeoutError:
+        is_full.set()
 
 with socket.create_server(("127.0.0.1", 0)) as listener:
     threading.Thread(target=accept_and_close, daemon=True).start()
