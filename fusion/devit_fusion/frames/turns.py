@@ -21,7 +21,7 @@ _SMOOTHING = 4
 _MAX_LINES = 256
 """Connections that are remembered, beyond those with open requests."""
 _LEAST_BYTES = 1 << 16
-"""A waiting request counts at least so much, or many without an image would not be heavy."""
+"""A waiting request weighs at least so much, or a client with many small ones would never be the heaviest."""
 
 
 @dataclass
@@ -31,14 +31,15 @@ class _Turn:
     had_ns: float = 0.0
     open: int = 0
     """Requests that wait or are with devices."""
-    waiting_bytes: int = 0
+    weight_bytes: int = 0
+    """Of its requests that wait, see :data:`_LEAST_BYTES`."""
 
-    def begin(self, level_ns: float, size_bytes: int) -> None:
+    def begin(self, level_ns: float, weight_bytes: int) -> None:
         """Let one more request wait; after a pause, start at the level of the others."""
         if not self.open:
             self.had_ns = max(self.had_ns, level_ns)
         self.open += 1
-        self.waiting_bytes += size_bytes
+        self.weight_bytes += weight_bytes
 
 
 @dataclass
@@ -73,16 +74,17 @@ class Turns:
         self.waiting = 0
         """Requests."""
         self.waiting_bytes = 0
+        """Of their pictures."""
 
     def add(self, request: Request) -> None:
         """Let a request wait at the end of its connection's line."""
-        line, size_bytes = self._line_of(request), _size_bytes(request)
-        line.client.begin(self._level_ns, size_bytes)
-        line.begin(line.client.level_ns, size_bytes)
+        line, weight_bytes = self._line_of(request), _weight_bytes(request)
+        line.client.begin(self._level_ns, weight_bytes)
+        line.begin(line.client.level_ns, weight_bytes)
         line.waiting.append(request)
         line.client.waiting += 1
         self.waiting += 1
-        self.waiting_bytes += size_bytes
+        self.waiting_bytes += len(request.picture.payload)
 
     def heads(self) -> list[Request]:
         """List the first request of every line, in the order of their turns."""
@@ -106,7 +108,7 @@ class Turns:
     def take_heaviest(self) -> Request:
         """Take out the newest request of the client that has most waiting: there is no room for it."""
         lines = (line for line in self._lines.values() if line.waiting)
-        line = max(lines, key=lambda line: (line.client.waiting_bytes, line.waiting_bytes))
+        line = max(lines, key=lambda line: (line.client.weight_bytes, line.weight_bytes))
         request = line.waiting.pop()
         self._remove(line, request)
         return request
@@ -154,13 +156,13 @@ class Turns:
         return line
 
     def _remove(self, line: _Line, request: Request) -> None:
-        size_bytes = _size_bytes(request)
-        line.waiting_bytes -= size_bytes
-        line.client.waiting_bytes -= size_bytes
+        weight_bytes = _weight_bytes(request)
+        line.weight_bytes -= weight_bytes
+        line.client.weight_bytes -= weight_bytes
         line.client.waiting -= 1
         self.waiting -= 1
-        self.waiting_bytes -= size_bytes
+        self.waiting_bytes -= len(request.picture.payload)
 
 
-def _size_bytes(request: Request) -> int:
+def _weight_bytes(request: Request) -> int:
     return max(_LEAST_BYTES, len(request.picture.payload))

@@ -39,6 +39,16 @@ def test_requests_of_one_connection_keep_their_order() -> None:
     assert [cell.work().arrival_ns for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
+def test_what_waits_counts_by_its_own_bytes() -> None:
+    """Hundreds of small images wait while a whole cell is switched to other submodels."""
+    cell = Cell({b"camera": 5})
+    cell.ask("camera", b"camera", requests=500, size_bytes=784)
+    assert (cell.turns.waiting, cell.turns.waiting_bytes) == (500, 500 * 784)
+    cell.work()
+    cell.turns.take_heaviest()
+    assert cell.turns.waiting_bytes == 498 * 784
+
+
 def test_who_asks_now_and_then_goes_before_who_asks_all_the_time() -> None:
     cell = Cell({b"camera": 5, b"bulk": 5})
     cell.ask("bulk", b"bulk", requests=64)
