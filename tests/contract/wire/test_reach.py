@@ -115,8 +115,8 @@ def test_an_address_keeps_its_zone() -> None:
 def test_a_question_without_an_answer_says_why(closed_port: int) -> None:
     told: list[str] = []
     with (
-        Client(f"tcp://127.0.0.1:{closed_port}", timeout_s=5.0, tell=told.append) as client,
-        pytest.raises(NoAnswerError, match=r"no answer within 5 s \(connection refused\): check that fusion-node runs"),
+        Client(f"tcp://127.0.0.1:{closed_port}", timeout_s=3.0, tell=told.append) as client,
+        pytest.raises(NoAnswerError, match=r"no answer within 3 s \(connection refused\): check that fusion-node runs"),
     ):
         client.status()
     assert len(told) == 1

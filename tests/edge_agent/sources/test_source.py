@@ -391,7 +391,7 @@ def test_the_first_error_is_the_problem_until_frames_come_again(
     )
     source = opened("gst:anything ?size=5x3")
     said = wait_for(source, lambda: problem_of(source))
-    assert said == "ERROR: from element v4l2src0: Cannot identify  device; trying again"
+    assert said == "ERROR: from element v4l2src0: Cannot identify \\x1b device; trying again"
     assert (wait_for(source, source.take_new).image == 7).all()
     assert source.problem == ""
 
