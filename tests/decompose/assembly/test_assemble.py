@@ -337,7 +337,7 @@ def test_the_command_prints_tables_that_fit_and_json_that_holds_more(
     assert found.data.validation_images == 6  # a tenth
     for record in found.backbones:
         assert f"{record.probe_test_accuracy:.2%}" in done.stdout
-    again = devit(*arguments, "--out", tmp_path / "models", "--json")
+    again = devit(*arguments, "--out", tmp_path / "models", "--json", "--force")
     assert (again.returncode, again.stderr) == (0, "")
     assert json.loads(again.stdout)["assembly"]["heads"][0]["strength"] == 0.1
 
