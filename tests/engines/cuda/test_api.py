@@ -746,7 +746,7 @@ def test_the_simulation_does_not_lose_a_bug_in_work(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_simulation_has_no_other_names_than_the_real_things(driver: FakeDriver) -> None:
-    if "DEVIT_REAL_get_args(CudaChoice)" in os.environ:
+    if "DEVIT_REAL_CUDA_BINDINGS" in os.environ:
         pytest.skip("the real package is in use")
     with pytest.raises(AttributeError):
         CtypesDriver()._functions["cuMemAlloc"] = cuda_ctypes.load_library().cuMemAlloc  # the 32-bit form
@@ -798,7 +798,7 @@ def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path,
     )
     assert compiler.returncode == 0, compiler.stderr
     environment = os.environ | {
-        "DEVIT_REAL_get_args(CudaChoice)": "1",
+        "DEVIT_REAL_CUDA_BINDINGS": "1",
         "LD_LIBRARY_PATH": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "p"), str(ROOT)]),
     }
@@ -815,6 +815,6 @@ def test_the_real_package_has_these_names_and_passes_these_tests(tmp_path: Path,
 
 def test_the_bindings_version_is_read_off_the_package(driver: FakeDriver) -> None:
     module = importlib.import_module("cuda.bindings.driver")
-    assert hasattr(module, "__file__") == ("DEVIT_REAL_get_args(CudaChoice)" in os.environ)
+    assert hasattr(module, "__file__") == ("DEVIT_REAL_CUDA_BINDINGS" in os.environ)
     version = int(module.CUDA_VERSION)
     assert BindingsDriver()._version() == f"{version // 1000}.{version % 1000 // 10}"
