@@ -290,6 +290,6 @@ def test_the_whole_of_it_builds_the_shipped_bundle_in_an_environment_of_its_own(
     )
     assert done.returncode == 0, done.stderr
     engines = json.loads(done.stdout)
-    assert [engine["device"] for engine in engines] == [0, 2]
+    assert [engine["model"] for engine in engines] == [0, 2]
     assert all(Path(engine["path"]).is_relative_to(store) for engine in engines)
     assert "ONNX Runtime" in done.stderr
