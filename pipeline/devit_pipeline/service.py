@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from devit_contract.artefacts.files import read_toml_tables, write_bytes
+from devit_contract.artefacts.files import named_failure, read_toml_tables, write_bytes
 from devit_contract.errors import DevitError, InputError
 from devit_edge_agent.sources.open import is_csi
 
 UNITS = Path("/etc/systemd/system")
+_CSI = "20-csi.conf"
 GROUPS = ("video", "render")
 """To which the nodes of GPUs and cameras belong; docker/compose.yaml names them too."""
 RELEASE = Path("/opt/devit/current")
@@ -58,7 +59,7 @@ def agent_files(prefix: Path, root: Path) -> list[ServiceFile]:
         ServiceFile(UNITS / "edge-agent@.service.d" / "10-devices.conf", _devices_drop_in(device_nodes(root))),
         ServiceFile(Path("/etc/sysusers.d/devit.conf"), _shipped("devit_edge_agent", "sysusers.conf")),
         ServiceFile(Path("/etc/tmpfiles.d/devit.conf"), _shipped("devit_edge_agent", "tmpfiles.conf")),
-        *(ServiceFile(UNITS / f"edge-agent@{name}.service.d" / "20-csi.conf", csi) for name in _csi_agents(root)),
+        *(ServiceFile(UNITS / f"edge-agent@{name}.service.d" / _CSI, csi) for name in _csi_agents(root)),
     ]
 
 
@@ -68,6 +69,17 @@ def _csi_agents(root: Path) -> Iterator[str]:
         with suppress(DevitError):
             if is_csi(str(read_toml_tables(path, "").get("source", ""))):
                 yield path.stem
+
+
+def remove_stale(wanted: Sequence[ServiceFile], root: Path) -> list[Path]:
+    """Remove the drop-ins of agents whose source is no CSI camera any more; give what was removed."""
+    kept = {root / file.path.relative_to("/") for file in wanted}
+    found = (root / UNITS.relative_to("/")).glob(f"edge-agent@*.service.d/{_CSI}")
+    stale = [path for path in sorted(found) if path not in kept]
+    for path in stale:
+        with named_failure(f"{path}: cannot be removed", "run it as root"):
+            path.unlink()
+    return stale
 
 
 def fusion_files(prefix: Path, bundle: Path) -> list[ServiceFile]:

@@ -46,7 +46,7 @@ def install_service(
     Files that are already there with the same content are not touched.
     """
     from devit_contract.errors import InputError
-    from devit_pipeline.service import agent_files, fusion_files, install
+    from devit_pipeline.service import agent_files, fusion_files, install, remove_stale
 
     program = "edge-agent" if kind == "agent" else "fusion-node"
     if prefix is None:
@@ -59,11 +59,14 @@ def install_service(
             typer.echo(f"# {file.path}\n{file.content}")
         return
     written = install(wanted, root)
+    removed = remove_stale(wanted, root) if kind == "agent" else []
     if as_json:
         print_json([{"path": each.path, "changed": each.was_changed} for each in written])
         return
     for each in written:
         typer.echo(f"{'written' if each.was_changed else 'unchanged'} {each.path}")
+    for path in removed:
+        typer.echo(f"removed {path}")
     typer.echo("next, as root:")
     for command in _NEXT[kind]:
         typer.echo(f"  {command}")

@@ -137,6 +137,20 @@ def test_only_an_agent_whose_source_is_a_csi_camera_follows_nvargus_daemon(tmp_p
     assert "nvargus-daemon.service" not in agent_files(RELEASE, tmp_path)[0].content
 
 
+def test_an_agent_that_has_no_csi_camera_any_more_loses_its_drop_in(tmp_path: Path) -> None:
+    config = tmp_path / "etc/devit/one.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('source = "gst:csi"')
+    drop_in = tmp_path / "etc/systemd/system/edge-agent@one.service.d/20-csi.conf"
+    assert installed("agent", "--root", tmp_path).returncode == 0
+    assert drop_in.is_file()
+    config.write_text('source = "gst:v4l2"')
+    own = drop_in.with_name("override.conf")
+    own.write_text("[Service]")
+    assert f"removed {drop_in}" in installed("agent", "--root", tmp_path).stdout
+    assert (drop_in.exists(), own.exists()) == (False, True)
+
+
 def test_a_machine_without_gpu_gets_a_drop_in_that_opens_nothing(tmp_path: Path) -> None:
     board(tmp_path, *OTHERS)
     drop_in = agent_files(RELEASE, tmp_path)[1].content
