@@ -53,7 +53,8 @@ def light_head(dims: Sequence[int], classes: int) -> FusionHead:
     rng = np.random.default_rng(5)
     nothing = np.broadcast_to(np.float64(0.0), (total, total))
     statistics = FusionStatistics(np.zeros(total), nothing)
-    return FusionHead(tuple(dims), rng.normal(size=(classes, total)), rng.normal(size=classes), statistics)
+    norms = tuple(float(np.sqrt(dim)) for dim in dims)  # about those of normal features
+    return FusionHead(tuple(dims), rng.normal(size=(classes, total)), rng.normal(size=classes), statistics, norms)
 
 
 def write_null_bundle(folder: Path, dims: Sequence[int], classes: int, shape: tuple[int, int, int]) -> None:
