@@ -44,6 +44,9 @@ class Request:
     """Of a picture file, which devices have to decode."""
     charged_ns: float = 0.0
     """What its frame is expected to take of the devices."""
+    wait_end_ns: int = 0
+    """Until when it may wait for devices without room, as it was judged last."""
+    judged_ns: int = 0
 
     def __post_init__(self) -> None:
         """Keep the route by which it came first."""

@@ -377,11 +377,14 @@ def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:
     """Measure by the node's own clock; what the device says of itself fits in there, or is cut."""
     flight = link.in_flight.get(message.frame_id)
     round_trip_us = (now_ns - flight.sent_ns) // 1000 if flight is not None else 0
-    told_us = message.queue_us, message.decode_us, message.inference_us
-    queue_us, decode_us, inference_us = (min(part_us, round_trip_us) for part_us in told_us)
+    queue_us, decode_us, inference_us = message.queue_us, message.decode_us, message.inference_us
+    network_us = round_trip_us - queue_us - decode_us - inference_us
+    if network_us < 0:
+        network_us = 0
+        queue_us, decode_us, inference_us = (min(us, round_trip_us) for us in (queue_us, decode_us, inference_us))
     return DeviceTiming(
         device=link.index,
-        network_us=max(0, round_trip_us - sum(told_us)),
+        network_us=network_us,
         queue_us=queue_us,
         decode_us=decode_us,
         inference_us=inference_us,

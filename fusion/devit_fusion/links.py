@@ -114,13 +114,12 @@ class Link:
 
     def returned(self, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> None:
         """Give the credit of a frame back, whatever its answer was; ``timing`` is that of a feature."""
-        flight = self.in_flight.get(frame_id)
+        flight = self.in_flight.pop(frame_id, None)
         if flight is None:
             return
         # An agent works in order: an earlier frame that is not answered yet never will be.
-        for earlier in [number for number in self.in_flight if number < frame_id]:
+        while self.in_flight and (earlier := next(iter(self.in_flight))) < frame_id:
             self.pace.passed_over(self.in_flight.pop(earlier))
-        del self.in_flight[frame_id]
         if timing is not None:
             self.pace.answered(flight, now_ns, timing)
         else:

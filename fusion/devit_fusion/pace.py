@@ -68,25 +68,21 @@ class Pace:
         self._credit = credit
         self._deadline_ns = deadline_ns
         self._images, self._files = _Average(), _Average()
+        self._longest_ns = 0.0
         self._ended_ns, self._was_encoded = 0, False
         self._score = 0
-
-    @property
-    def is_too_slow(self) -> bool:
+        self.is_too_slow = False
         """Whether too many of the last frames were late; one in time ends that, and leaves the device on probation."""
-        return self._score >= _LIMIT
 
-    def needed_ns(self, *, is_encoded: bool) -> int:
+    def needed_ns(self, *, is_encoded: bool) -> float:
         """Tell what a frame needs if it is the last of as many as there is room for, with a margin."""
         average = self._files if is_encoded else self._images
-        return round(average.own_ns + (self.room - 1) * self._longest_ns + _MARGIN_SHARE * self._deadline_ns)
+        return average.own_ns + (self.room - 1) * self._longest_ns + _MARGIN_SHARE * self._deadline_ns
 
     def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
         """Take in that a feature has come, however late."""
         queued_ns = self._most_queued_ns(flight)
-        if (
-            not self._was_encoded
-        ):  # else it may have waited behind a file on the network, of which the device knows nothing
+        if not self._was_encoded:  # else it may have waited behind a file on the network, unknown to the device
             queued_ns = min(queued_ns, timing.queue_us * 1000)
         own_ns, inference_ns = now_ns - flight.sent_ns - queued_ns, timing.inference_us * 1000
         self._learn(flight, own_ns, timing.decode_us * 1000 + inference_ns)
@@ -104,10 +100,6 @@ class Pace:
         if flight.file is None:
             self._judge(self._deadline_ns)
 
-    @property
-    def _longest_ns(self) -> float:
-        return max(self._images.work_ns, self._files.work_ns)
-
     def _most_queued_ns(self, flight: Flight) -> int:
         """As long as the frame before it was under way."""
         return max(0, self._ended_ns - flight.sent_ns)
@@ -115,13 +107,15 @@ class Pace:
     def _judge(self, own_ns: int) -> None:
         if own_ns >= self.late_ns:
             self._score = min(_LIMIT, self._score + _LATE)
-        else:
+        elif self._score:
             self._score = _LIMIT - _LATE if self.is_too_slow else max(0, self._score + _IN_TIME)
+        self.is_too_slow = self._score >= _LIMIT
 
     def _learn(self, flight: Flight, own_ns: int, work_ns: int) -> None:
         """Average what frames take; a hiccup counts as a deadline at most."""
         average = self._files if flight.file is not None else self._images
         average.add(min(own_ns, self._deadline_ns), min(work_ns, self._deadline_ns))
+        self._longest_ns = max(self._images.work_ns, self._files.work_ns)
         if self._longest_ns:  # else it runs free, and has its features ready
             left_ns = _KEPT_SHARE * self._deadline_ns - (self._images.own_ns or self._files.own_ns)
             self.room = max(1, min(self._credit, int(left_ns / self._longest_ns)))

@@ -452,12 +452,13 @@ def test_a_device_that_misses_three_deadlines_is_suspended_and_tried_until_it_is
 
 def test_a_device_that_says_nothing_for_long_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody holds its route and keeps still, or its loop hangs: it has to notice, and connect again."""
-    monkeypatch.setattr("devit_fusion.device_port._SILENCE_NS", 300_000_000)
     scene = start()
     device, client = scene.greeted(0), scene.client()
     device.monitor.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-    device.monitor.socket.recv_multipart()
-    wait_for(client, "jetson0", lambda status: status.state == "absent")
+    with monkeypatch.context() as patch:  # on a busy machine a WELCOME may be under way for longer
+        patch.setattr("devit_fusion.device_port._SILENCE_NS", 300_000_000)
+        device.monitor.socket.recv_multipart()
+        wait_for(client, "jetson0", lambda status: status.state == "absent")
     assert device.greet().kind is Kind.WELCOME
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.fleet import LEAST_PIXELS, Fleet
-from devit_contract.artefacts.head import Fusion, mask_of
+from devit_contract.artefacts.head import Fusion
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
 from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, DeviceTiming, MissingReason
@@ -27,6 +27,8 @@ _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""
 _MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
 """Why a device in that state has no feature in a new frame."""
+_JUDGED_SHARE = 20
+"""How long a request may wait is judged again as often in a deadline: a device's pace changes no faster."""
 _MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
@@ -48,6 +50,7 @@ class Scheduler:
         self._all_devices = fusion.head.all_devices
         self._device_count = len(fusion.head.dims)
         self._serving = serving = fleet.serving
+        self._deadline_ns = round(serving.deadline_ms * 1e6)
         self._links = {link.index: link for link in links.values()}
         self._devices = devices
         self._clients = clients
@@ -59,6 +62,8 @@ class Scheduler:
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
         self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
+        self._wait_end_ns: int | None = None
+        """When the first of the requests that wait for room has waited too long."""
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
@@ -100,6 +105,7 @@ class Scheduler:
         Right after the node's start they also wait for devices that have not connected yet. After a restart of the node
         those connect soon, and a frame sent before would fail for no good reason.
         """
+        self._wait_end_ns = None
         if not self._turns.waiting:
             return
         now_ns = time.monotonic_ns()
@@ -141,7 +147,8 @@ class Scheduler:
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
         dues_ns = [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
-        dues_ns += [self._wait_end_ns(request) for request in self._turns.heads()]
+        if self._wait_end_ns is not None:
+            dues_ns.append(self._wait_end_ns)
         if self._is_in_grace:
             dues_ns.append(self._grace_end_ns)
         return min(dues_ns, default=None)
@@ -165,17 +172,22 @@ class Scheduler:
         A request whose turn is later may go first, but never to a device that an earlier one waits for.
         """
         claimed = 0
+        self._wait_end_ns = None
         for request in self._turns.heads():
-            requested = self._requested(request)
-            wanted = self._links_of(requested)
+            wanted = self._links_of(self._requested(request))
             if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
-            has_room = all(link.has_credit and not claimed >> link.index & 1 for link in ready)
-            if has_room or now_ns >= self._wait_end_ns(request):
+            if not any(not link.has_credit or claimed >> link.index & 1 for link in ready):
                 return request, claimed
-            claimed |= mask_of([link.index for link in ready])
+            if now_ns >= request.judged_ns + self._deadline_ns // _JUDGED_SHARE:
+                request.judged_ns, request.wait_end_ns = now_ns, self._wait_end_of(request, ready)
+            if now_ns >= request.wait_end_ns:
+                return request, claimed
+            self._wait_end_ns = min(request.wait_end_ns, self._wait_end_ns or request.wait_end_ns)
+            for link in ready:
+                claimed |= 1 << link.index
         return None
 
     def _picture_problem(self, request: Request) -> str:
@@ -197,13 +209,12 @@ class Scheduler:
     def _links_of(self, requested: int) -> list[Link]:
         return [link for link in self._links.values() if requested >> link.index & 1]
 
-    def _wait_end_ns(self, request: Request) -> int:
+    def _wait_end_of(self, request: Request, ready: Sequence[Link]) -> int:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
-        deadline_ns = round(self._serving.deadline_ms * 1e6)
+        deadline_ns = self._deadline_ns
         is_encoded = request.picture.dtype is Dtype.ENCODED
-        ready = (link for link in self._links_of(self._requested(request)) if link.state is _READY)
-        needed_ns = max((link.pace.needed_ns(is_encoded=is_encoded) for link in ready), default=0)
-        return self._counted_from_ns(request) + max(0, deadline_ns - max(needed_ns, deadline_ns // 2))
+        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready])
+        return self._counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
 
     def _counted_from_ns(self, request: Request) -> int:
         """Tell when the time of a request's deadline began."""
@@ -229,7 +240,7 @@ class Scheduler:
 
     def _dispatch(self, request: Request, claimed: int) -> None:
         now_ns = time.monotonic_ns()
-        deadline_ns = self._counted_from_ns(request) + round(self._serving.deadline_ms * 1e6)
+        deadline_ns = self._counted_from_ns(request) + self._deadline_ns
         requested = self._requested(request)
         pending: set[int] = set()
         probed: list[int] = []
