@@ -7,7 +7,6 @@ answers after fusion with the reference answers. An engine that fails is never s
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import Tensors
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.binomial import upper_bound
 from devit_contract.errors import EngineError, ManifestError
 from devit_engines.engine import CheckedEngine, Engine, ModelRef
 
@@ -27,7 +27,6 @@ ENOUGH_IMAGES = 256
 """If none of these flips, at most 1.2 % do (95 %); fewer are noted in ``engine.json``, and told by ``devit build``."""
 SPOT_IMAGES = 16
 """Golden images that an engine computes whenever it is loaded."""
-_CONFIDENCE = 0.95
 _COSINE_MIN = 0.995
 _COSINE_MEDIAN = 0.999
 _RELATIVE_L2 = 0.03
@@ -188,42 +187,7 @@ def compare(outputs: Float32Array, reference: Reference) -> AccuracyResult:
         flips=flips,
         flips_above_margin=int(np.count_nonzero(flipped & (margins > margin))),
         margin=margin,
-        flip_rate_bound=flip_rate_bound(flips, count),
-    )
-
-
-def flip_rate_bound(flips: int, images: int) -> float:
-    """Compute how large the share of all images that flip may be, where so many of these did.
-
-    It is Clopper and Pearson's upper bound: with a larger share, as few flips as these would come in one of 20 tries.
-
-    >>> round(flip_rate_bound(0, 256), 4), round(flip_rate_bound(2, 2), 4)
-    (0.0116, 1.0)
-    """
-    if flips == images:
-        return 1.0
-    low, high = flips / images, 1.0
-    for _ in range(50):  # halvings, down to the precision of a float
-        middle = (low + high) / 2
-        if _probability_of_at_most(flips, images, middle) > 1.0 - _CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _probability_of_at_most(flips: int, images: int, rate: float) -> float:
-    """Sum up the binomial distribution, by logarithms: the factors are too large and too small for a float."""
-    whole = math.lgamma(images + 1)
-    return math.fsum(
-        math.exp(
-            whole
-            - math.lgamma(count + 1)
-            - math.lgamma(images - count + 1)
-            + count * math.log(rate)
-            + (images - count) * math.log1p(-rate)
-        )
-        for count in range(flips + 1)
+        flip_rate_bound=upper_bound(flips, count),
     )
 
 

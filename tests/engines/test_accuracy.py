@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_engines.accuracy import Reference, check_accuracy, compare, flip_rate_bound, reference_of
+from devit_engines.accuracy import Reference, check_accuracy, compare, reference_of
 
 TINY = Bundle(Path(__file__).parents[1] / "data" / "tiny-bundle")
 SUBMODEL = reference_of(TINY, 0)
@@ -25,28 +23,6 @@ def test_the_reference_itself_passes() -> None:
     assert (result.images, result.flips, result.non_finite, result.max_abs_error) == (64, 0, 0, 0.0)
     assert result.cosine_min == pytest.approx(1.0)
     assert result.flip_rate_bound == pytest.approx(1 - 0.05 ** (1 / 64))
-
-
-@given(images=st.integers(1, 60), data=st.data())
-def test_the_bound_of_the_flip_rate_is_where_so_few_flips_come_in_one_of_twenty_tries(
-    images: int, data: st.DataObject
-) -> None:
-    """Against the binomial distribution itself, in whole numbers."""
-    flips = data.draw(st.integers(0, images - 1))
-    bound = flip_rate_bound(flips, images)
-    rate = Fraction(bound)
-    terms = (math.comb(images, count) * rate**count * (1 - rate) ** (images - count) for count in range(flips + 1))
-    assert float(sum(terms)) == pytest.approx(0.05, rel=1e-6)
-    assert flips / images < bound < 1.0
-
-
-@pytest.mark.parametrize(
-    ("flips", "images", "expected"),
-    # scipy.stats.beta.ppf(0.95, flips + 1, images - flips)
-    [(0, 1, 0.95), (0, 2, 0.7763932), (3, 20, 0.3436614), (2, 260, 0.0240153), (5, 100_000, 0.0001051), (9, 9, 1.0)],
-)
-def test_the_bound_of_the_flip_rate_is_clopper_and_pearsons(flips: int, images: int, expected: float) -> None:
-    assert flip_rate_bound(flips, images) == pytest.approx(expected, rel=1e-3)
 
 
 def test_fewer_images_than_wanted_are_a_doubt_with_its_figure() -> None:
