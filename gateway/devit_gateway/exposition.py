@@ -19,13 +19,21 @@ from prometheus_client.registry import Collector
 
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
+from devit_contract.wire.messages import (
+    NEVER_ASKED,
+    ClientStatus,
+    DeviceState,
+    DeviceStatus,
+    Histogram,
+    MissingReason,
+    NodeStatus,
+)
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
 # A counter that is not there before its first event hides that event from increase().
 _OUTCOMES = (*(state.name.lower() for state in State if state is not State.NONE), "shed")
-_CAUSES = tuple(reason for reason in MissingReason if reason is not MissingReason.NOT_ASKED)
+_CAUSES = tuple(reason for reason in MissingReason if reason not in NEVER_ASKED)
 _REJECTIONS = (
     *("late", "duplicate"),
     *get_args(DeviceFault),
