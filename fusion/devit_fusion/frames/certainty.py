@@ -57,7 +57,7 @@ class Certainty:
         self._coming: tuple[int, Future[Scores]] | None = None
 
     def judge(self, features: Mapping[int, Float32Array], tests: int) -> Verdict | None:
-        """Test a frame by its features ``(dim,)``, at least one; ``None``: nothing is known of its subset, or not yet."""
+        """Test a frame by its features ``(dim,)``; ``None`` if nothing is known of their subset, or not yet."""
         mask = mask_of(list(features))
         threshold = self._thresholds.get(tests, {}).get(mask, np.inf)
         if threshold == np.inf or not self._fusion.prepare(mask):

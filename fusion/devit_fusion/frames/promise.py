@@ -57,7 +57,7 @@ class Promise:
             self.is_broken = True
             text = (
                 f"the promise of {self._certain.flips:.2%} flips is broken, {self._flipped} of {self._audited} audited "
-                "answers flipped: all devices are asked from now on; calibrate on images like these and restart the node"
+                "answers flipped: all devices are asked now; calibrate on images like these, and restart the node"
             )
             self._events.note("", text, Priority.WARNING)
 

@@ -23,7 +23,7 @@ class Course:
     request: Request
     policy: Policy
     sizes: tuple[int, ...]
-    """How many devices the next stages ask; what is left then is the last one."""
+    """How many devices the stages after the present one ask; what is left then is the last one."""
     tests: int
     """How often it may be tested in all, which the thresholds depend on."""
     is_tested_each: bool = False
@@ -74,7 +74,7 @@ class Stages:
     def course(self, request: Request) -> Course | None:
         """Plan a frame; ``None``: it waits for all devices that it asks, and it asks all."""
         if request.policy == "certain":
-            return Course(request, "certain", self.sizes, self.tests)
+            return Course(request, "certain", self.sizes[1:], self.tests)
         if request.policy != "all":
             return Course(request, request.policy, (1,) * self._devices, 0)
         return Course(request, "all", (), self.tests_each, is_tested_each=True) if self.can_release else None
