@@ -151,7 +151,7 @@ def status(
         header = ["client", "waiting", "sent", *_OUTCOMES, "time, s"]
         print_table("", header, [_client_row(client) for client in clients], numbers=range(1, 4 + len(_OUTCOMES)))
     if found.asked:
-        counts = ", ".join(f"{count} of {asked}" for asked, count in sorted(found.asked.items()))
+        counts = ", ".join(f"{asked}: {count}" for asked, count in sorted(found.asked.items()))
         typer.echo(f"frames by devices asked: {counts}")
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
         typer.echo(_promise_line(found.promise))
