@@ -57,14 +57,17 @@ class Courses:
         self._min_devices = fleet.serving.min_devices
         self._most_waiting = fleet.serving.credit * len(links)
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
-        self._line: list[Frame] = []
-        self._audits: list[Frame] = []
-        self._withdrawn: deque[tuple[int, Link, int]] = deque()  # until when a device should have told, and the frame
+        self.line: list[Frame] = []
+        """Frames that wait for room."""
+        self.audits: list[Frame] = []
+        """Frames that are answered, and go on to be audited."""
+        self.withdrawn: deque[tuple[int, Link, int]] = deque()
+        """Until when a device should have said that it skips a frame, or sent its feature; the oldest first."""
 
     @property
     def is_full(self) -> bool:
         """Whether so many frames wait in line that no new one may begin."""
-        return len(self._line) >= self._most_waiting
+        return len(self.line) >= self._most_waiting
 
     def begin(self, frame: Frame) -> None:
         """Note when a new frame's first stage is over by time."""
@@ -81,26 +84,26 @@ class Courses:
         elif self._is_enough(frame, course):
             self._release(frame, course, now_ns)
         elif not frame.pending and course.unasked:
-            if frame not in self._line:  # a probe's feature may come while it waits
-                self._line.append(frame)
+            if frame not in self.line:  # a probe's feature may come while it waits
+                self.line.append(frame)
         elif not frame.pending:
             self._conclude(frame, now_ns)
 
     def advance(self, now_ns: int) -> int:
         """Send on the frames in line that can be; give the devices that the others wait for, as a mask."""
         claimed = 0
-        line, self._line = self._line, []
+        line, self.line = self.line, []
         for frame in line:
             if self._join.holds(frame):
                 waits_for = self._go_on(frame, claimed, now_ns, is_late=now_ns >= frame.due_ns)
                 claimed |= waits_for
                 if waits_for:
-                    self._line.append(frame)
+                    self.line.append(frame)
         return claimed
 
     def audit(self, now_ns: int) -> None:
         """Ask the devices that audits still need, where they have room: to be called when nobody waits."""
-        audits, self._audits = self._audits, []
+        audits, self.audits = self.audits, []
         for frame in audits:
             course = _course(frame)
             if not self._join.holds(frame):
@@ -109,7 +112,7 @@ class Courses:
                 self._withdraw(frame, now_ns)
                 self._join.close(frame)
                 continue
-            self._audits.append(frame)
+            self.audits.append(frame)
             for link in [self._links[index] for index in sorted(course.unasked)]:
                 if link.has_credit:
                     self._ask(frame, [link], now_ns, now_ns + self._deadline_ns)
@@ -125,14 +128,10 @@ class Courses:
 
     def tend(self, now_ns: int) -> None:
         """Notice devices that have not even said that they skip a withdrawn frame."""
-        while self._withdrawn and self._withdrawn[0][0] <= now_ns:
-            _, link, frame_id = self._withdrawn.popleft()
+        while self.withdrawn and self.withdrawn[0][0] <= now_ns:
+            _, link, frame_id = self.withdrawn.popleft()
             if frame_id in link.in_flight:
                 link.missed(now_ns)
-
-    def due_ns(self) -> int | None:
-        """Tell when :meth:`tend` has something to do."""
-        return self._withdrawn[0][0] if self._withdrawn else None
 
     def _is_enough(self, frame: Frame, course: Course) -> bool:
         if course.policy in ("single", "replica"):
@@ -171,16 +170,16 @@ class Courses:
         """Tell whether all devices can answer; with own cameras, those asked later would see another image."""
         rest = frame.pending | course.unasked
         is_later = bool(course.unasked) and course.request.picture.dtype is Dtype.NONE
-        reached = frame.mask | mask_of(list(rest))
+        reached = frame.mask | mask_of(rest)
         is_whole = reached == self._fusion.head.all_devices
-        return bool(rest) and is_whole and not is_later and len(self._audits) < _MAX_AUDITS
+        return bool(rest) and is_whole and not is_later and len(self.audits) < _MAX_AUDITS
 
     def _keep(self, frame: Frame, course: Course, now_ns: int) -> None:
         assert course.verdict is not None
         course.given = int(course.verdict.logits.argmax())
         course.is_tested_each = False
         frame.deadline_ns = frame.due_ns = now_ns + _AUDIT_NS + self._deadline_ns
-        self._audits.append(frame)
+        self.audits.append(frame)
 
     def _check(self, frame: Frame) -> None:
         """Compare an audited answer with that of all devices, if all have answered."""
@@ -218,7 +217,7 @@ class Courses:
         frame.pending |= indices
         for index in indices:
             self._stages.asked(index)
-        frame.asked |= mask_of(list(indices))
+        frame.asked |= mask_of(indices)
         self._send(course, frame, links, now_ns, deadline_ns)
 
     def _conclude(self, frame: Frame, now_ns: int) -> None:
@@ -238,7 +237,7 @@ class Courses:
             link = self._links[index]
             if link.withdraw(frame.frame_id):
                 self._devices.withdraw(link, frame.frame_id)
-                self._withdrawn.append((now_ns + 2 * self._deadline_ns, link, frame.frame_id))
+                self.withdrawn.append((now_ns + 2 * self._deadline_ns, link, frame.frame_id))
 
     def _stage_end_ns(self, frame: Frame) -> int:
         """Tell when the devices that may still be asked could not answer in time any more."""
