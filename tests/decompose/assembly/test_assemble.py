@@ -25,7 +25,7 @@ from devit_decompose.assembly.data_recipe import data_recipe
 from devit_decompose.assembly.features import FeatureCache, weights_digest
 from devit_decompose.assembly.ridge import LinearHead
 from devit_decompose.data.dataset import load_dataset
-from devit_decompose.evaluate import evaluate, load_cell
+from devit_decompose.evaluation.evaluate import evaluate, load_cell
 from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_decompose.models.timm_models import import_timm
