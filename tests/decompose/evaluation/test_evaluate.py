@@ -149,7 +149,7 @@ def test_the_calibration_of_a_models_folder_is_made_again(tmp_path: Path, models
         np.testing.assert_allclose(found.flips[mask], scores, rtol=1e-3, atol=1e-4)
     done = devit("evaluate", again, "--calibrate", "--against", models)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: give either --calibrate or --against MODELS\n"
+    assert done.stderr == "error: give one of --against MODELS, --policy NAME and --calibrate\n"
 
 
 @pytest.mark.system
