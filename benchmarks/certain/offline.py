@@ -15,7 +15,7 @@ import msgspec
 
 from devit_contract.choices import Policy
 from devit_contract.service.progress import no_progress
-from devit_decompose.evaluation.policy import Choice, PolicyFigures, evaluate_policies
+from devit_decompose.evaluation.policy_figures import Choice, PolicyFigures, evaluate_policies
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (
@@ -32,27 +32,20 @@ CHOICES = [
 ]
 
 
-class Row(msgspec.Struct):
-    """One line, as ``command`` prints it."""
-
-    command: str
-    figures: PolicyFigures
-
-
-def measure(models: Path, data: Path | None) -> list[Row]:
-    """Play every policy on the same features."""
+def measure(models: Path, data: Path | None) -> dict[str, PolicyFigures]:
+    """Play every policy on the same features; by the command that prints the same."""
     figures = evaluate_policies(models, CHOICES, data=data, progress=no_progress)
-    return [Row(_command(models, choice), found) for choice, found in zip(CHOICES, figures, strict=True)]
+    return {_command(models, choice): found for choice, found in zip(CHOICES, figures, strict=True)}
 
 
-def table(rows: list[Row]) -> list[str]:
+def table(rows: dict[str, PolicyFigures]) -> list[str]:
     """Lines of one table."""
-    return [*HEADER, *(_line(row.figures) for row in rows)]
+    return [*HEADER, *(_line(found) for found in rows.values())]
 
 
-def kept(name: str) -> list[Row]:
+def kept(name: str) -> dict[str, PolicyFigures]:
     """Read the rows of ``results/NAME.json``."""
-    return msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=list[Row])
+    return msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=dict[str, PolicyFigures])
 
 
 def _command(models: Path, choice: Choice) -> str:

@@ -16,7 +16,7 @@ from devit_decompose.evaluation.rows import accuracies_by_size, percent
 
 if TYPE_CHECKING:
     from devit_decompose.evaluation.evaluate import Evaluation
-    from devit_decompose.evaluation.policy import Choice, PolicyFigures
+    from devit_decompose.evaluation.policy_figures import Choice, PolicyFigures
 
 evaluate_app = Application(no_args_is_help=True)
 _MANY_DEVICES = 4
@@ -52,7 +52,9 @@ def evaluate(
         bool,
         typer.Option("--calibrate", help="Calibrate certain answers on the validation images, into MODELS, and stop."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; accuracies in percent.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; accuracies in percent, flips as a share.")
+    ] = False,
 ) -> None:
     """Measure trained models on their test images: all subsets of devices, every class.
 
@@ -64,7 +66,7 @@ def evaluate(
     if calibrate:
         _calibrate(models, data, as_json=as_json)
     elif policy is not None:
-        from devit_decompose.evaluation.policy import Choice
+        from devit_decompose.evaluation.policy_figures import Choice
 
         _evaluate_policy(models, data, Choice(policy, flips, confidence, stages, order), as_json=as_json)
     else:
@@ -85,7 +87,7 @@ def _evaluate(models: Path, data: Path | None, against: Path | None, *, as_json:
 
 
 def _evaluate_policy(models: Path, data: Path | None, choice: Choice, *, as_json: bool) -> None:
-    from devit_decompose.evaluation.policy import evaluate_policies
+    from devit_decompose.evaluation.policy_figures import evaluate_policies
 
     with progress_bar(quiet=as_json) as progress:
         (found,) = evaluate_policies(models, [choice], data=data, progress=progress)

@@ -19,7 +19,7 @@ from devit_contract.errors import InputError
 from devit_contract.service.progress import no_progress
 from devit_decompose.data.dataset import load_dataset
 from devit_decompose.evaluation.evaluate import load_cell
-from devit_decompose.evaluation.policy import Choice, PolicyFigures, evaluate_policies
+from devit_decompose.evaluation.policy_figures import Choice, PolicyFigures, evaluate_policies
 from devit_decompose.models_folder.decomposition import FILE_NAME, load_decomposition
 from devit_decompose.models_folder.subset_accuracy import joined_features
 from devit_decompose.recipe.schema import Recipe
