@@ -313,6 +313,7 @@ def test_an_assembled_cell_becomes_a_bundle(tmp_path: Path, folder: Path, weight
     assemble(small_order(folder, weights), tmp_path / "models", tmp_path / "cache", no_progress)
     manifest = export_bundle(tmp_path / "models", tmp_path / "bundle")
     assert (manifest.baseline, manifest.labels) == (None, ("blue", "green", "red"))
+    assert manifest.file("calibration") in load_decomposition(tmp_path / "models").files
     golden = Bundle(tmp_path / "bundle").golden()
     cell = load_cell(tmp_path / "models")
     features = joined_features(cell.submodels, golden["images"])
