@@ -80,8 +80,12 @@ class Trial:
         masks = np.asarray(self.masks, np.int64)
         return {"trial.masks": masks, "trial.scores": self.scores, "trial.marks": self.marks}
 
-    def accuracy(self, mask: int) -> float:
-        """Give the share of images that a subset answers rightly; a :class:`ManifestError` names an unknown one."""
+    def column(self, mask: int) -> int:
+        """Find the column of a subset; a :class:`ManifestError` names an unknown one."""
         if mask not in self.masks:
             raise ManifestError(f"subset {mask:#b} of the devices was not calibrated: plan with fewer lost devices")
-        return float((self.marks[:, self.masks.index(mask)] & RIGHT > 0).mean())
+        return self.masks.index(mask)
+
+    def accuracy(self, mask: int) -> float:
+        """Give the share of images that a subset answers rightly."""
+        return float((self.marks[:, self.column(mask)] & RIGHT > 0).mean())
