@@ -189,7 +189,7 @@ def plan(
         found = choose(bench, wanted, progress)
     told = _sizes(bench, found, wanted, recipe, sizes) if recipe is not None and sizes is not None else []
     if out is not None:
-        write_fleet(fleet, out, found.picked, promise)
+        write_fleet(fleet, out, found.picked, promise, wanted.deadline_ms)
     if as_json:
         terminal.print_json(found)
         return
@@ -228,12 +228,16 @@ def _sizes(bench: Bench, found: Choice, goal: Goal, recipe: Path, out: Path) -> 
     return [f"sizes: an inference may take {time_ms:.3g} ms; multiply-accumulates: {', '.join(parts)}"]
 
 
+_SHORT = {"deadline-ms": "late", "rate": "rate", "watts": "watts", "accuracy": "acc."}
+"""Keys of the goal in the table's last column."""
+
+
 def _show(found: Choice, told: list[str]) -> None:
     import textwrap
 
-    header = ["mode", "acc. %", "1 lost", "p50", "p99 ms", "per s", "asked", "J", "misses"]
+    header = ["mode", "acc./1 lost %", "p50/p99 ms", "per s", "asked", "J", "misses"]
     rows = [_row(figures, is_picked=figures == found.picked) for figures in found.modes]
-    terminal.print_table(f"goal: {found.goal}", header, rows, numbers=(1, 2, 3, 4, 5, 6, 7))
+    terminal.print_table(f"goal: {found.goal}", header, rows, numbers=(1, 2, 3, 4, 5))
     lines = [f"picked: {found.picked.title}: {found.why}.", found.advice, *told]
     base = found.baseline
     if base is not None:
@@ -248,15 +252,13 @@ def _show(found: Choice, told: list[str]) -> None:
 
 def _row(figures: Figures, *, is_picked: bool) -> list[str]:
     return [
-        f"{'> ' if is_picked else ''}{figures.title}",
-        _percent(figures.accuracy),
-        _percent(figures.accuracy_one_lost),
-        _number(figures.p50_ms, 1),
-        _number(figures.p99_ms, 1),
+        f"{'>' if is_picked else ' '}{figures.title.removeprefix('certain ')}",
+        f"{_percent(figures.accuracy)}/{_percent(figures.accuracy_one_lost)}",
+        f"{_number(figures.p50_ms, 1)}/{_number(figures.p99_ms, 0)}",
         _number(figures.answers_per_s, 1),
         _number(figures.devices_asked, 2),
         _number(figures.j_per_answer, 3),
-        ", ".join(figures.misses),
+        " ".join(_SHORT[key] for key in figures.misses),
     ]
 
 

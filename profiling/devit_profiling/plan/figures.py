@@ -8,6 +8,7 @@ from itertools import combinations
 
 import msgspec
 
+from devit_contract.artefacts.head import mask_of
 from devit_contract.choices import Order, Policy
 from devit_profiling.plan.cell import Cell
 from devit_profiling.plan.goal import Goal
@@ -94,7 +95,7 @@ class Bench:
             stages=mode.stages,
             order=mode.order,
             early_release=mode.early_release,
-            accuracy=cell.right_share(loaded),
+            accuracy=self.accuracy(mode, everyone, loaded),
             accuracy_one_lost=min(one_lost, default=None),
             p50_ms=whole.percentile_ms(50) if whole is not None else None,
             p99_ms=p99_ms,
@@ -123,11 +124,11 @@ class Bench:
         in_flight = 2 * self.cell.credit * len(self.cell.devices)
         return self._run(mode, present, Load(int(_SATURATED * self.frames), self.cell.images, in_flight=in_flight))
 
-    def accuracy(self, mode: Mode, present: Sequence[int]) -> float:
-        """Give the share of right answers of the devices that are left."""
-        if not mode.is_certain and mode.policy != "replica":
-            return self.cell.accuracy(sum(1 << device for device in self._rules(mode, present).preference or present))
-        return self.cell.right_share(self.saturated(mode, present))
+    def accuracy(self, mode: Mode, present: Sequence[int], outcome: Outcome | None = None) -> float:
+        """Give the share of right answers of the devices that are left, by an outcome where they differ by frame."""
+        if mode.is_certain or mode.policy == "replica":
+            return self.cell.right_share(outcome if outcome is not None else self.saturated(mode, present))
+        return self.cell.accuracy(mask_of([*(self._rules(mode, present).preference or present)]))
 
     def _slowest_ms(self, mode: Mode, remaining: Sequence[Sequence[int]], goal: Goal) -> float | None:
         """Give the highest p99 of those that are left; ``None`` if some cannot keep up with the rate."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from devit_contract.artefacts.files import write_bytes
+from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.errors import ManifestError
 from devit_profiling.plan.figures import Figures, Promise
 
@@ -20,19 +21,22 @@ _Table = Mapping[str, str | float | bool | list[int]]
 """Words, numbers and lists of them: what needs no escapes."""
 
 
-def write_fleet(fleet: Path, out: Path, picked: Figures, promise: Promise) -> None:
+def write_fleet(fleet: Path, out: Path, picked: Figures, promise: Promise, deadline_ms: float) -> None:
     """Copy a fleet file with the lines of the picked mode; comments and all other lines stay.
+
+    A shorter ``deadline_ms`` of the file is raised to that of the goal, which would end frames too early.
 
     Raises:
         InputError: The copy cannot be written.
         ManifestError: The file is written in a way that these lines cannot be put into.
     """
     text = fleet.read_text("utf-8")
-    changed = text
-    for section, values in tables_of(picked, promise).items():
+    changed, expected = text, tomllib.loads(text)
+    tables = tables_of(picked, promise)
+    if load_fleet(fleet).serving.deadline_ms < deadline_ms:
+        tables["serving"] = {**tables["serving"], "deadline_ms": deadline_ms}
+    for section, values in tables.items():
         changed = _with(changed, section, values)
-    expected = tomllib.loads(text)
-    for section, values in tables_of(picked, promise).items():
         expected[section] = {**expected.get(section, {}), **values}
     if _read(changed) != expected:
         raise ManifestError(
