@@ -1,4 +1,4 @@
-"""Opens the engine that ``--engine`` names: ``built``, or a stand-in ``null``, ``paced:MS`` or ``busy:MS``."""
+"""Opens the engine that ``--engine`` names: ``built``, ``slowed:MS``, or a stand-in ``null``, ``paced:MS``, ``busy:MS``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_engine(
 ) -> OpenedEngine:
     """Load a model's engine that :func:`~devit_engines.building.build_all.find_engine` finds, or open a stand-in.
 
-    Of the stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that many milliseconds for each answer, and
+    ``slowed:MS`` is the built one, each answer of which takes that many milliseconds at least. Of the stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that many milliseconds for each answer, and
     ``busy:MS`` keeps a core busy for that long. ``check_size`` is called with the size of a built engine's file in
     bytes before it is loaded.
 
@@ -49,20 +49,23 @@ def open_engine(
         NotBuiltError: The engine was not built here.
         EngineError: The back end cannot load it.
     """
-    if choice == "built":
+    kind, _, pace = choice.partition(":")
+    has_pace = pace.replace(".", "", 1).isdigit()
+    if choice == "built" or (kind == "slowed" and has_pace):
         stored = find_engine(bundle, store, model, backend=backend, precision=precision)
         if stored.record is not None:
             check_size(stored.record.file.size_bytes)
-        return OpenedEngine(stored.title, stored.key.model_sha256, stored.load(settings))
+        loaded = stored.load(settings)
+        slowed = PacedEngine(loaded, float(pace)) if has_pace else loaded
+        return OpenedEngine(stored.title, stored.key.model_sha256, slowed)
     role, index = role_of(model)
     output_dim = bundle.manifest.graph(role, index).output_dim
     null = NullEngine(EngineSpec(choice, bundle.manifest.preprocess.shape, output_dim))
-    kind, _, pace = choice.partition(":")
     engine: Engine
     if choice == "null":
         engine = null
-    elif kind in ("paced", "busy") and pace.replace(".", "", 1).isdigit():
+    elif kind in ("paced", "busy") and has_pace:
         engine = PacedEngine(null, float(pace), wait=busy if kind == "busy" else time.sleep)
     else:
-        raise InputError(f"--engine {choice}: expected built, null, paced:MS or busy:MS, e.g. paced:5")
+        raise InputError(f"--engine {choice}: expected built, slowed:MS, null, paced:MS or busy:MS, e.g. paced:5")
     return OpenedEngine(f"{choice} engine", bundle.manifest.file(role, device=index, variant="fp32").sha256, engine)

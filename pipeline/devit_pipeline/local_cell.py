@@ -37,7 +37,7 @@ class LocalDevice:
     root: str = "/"
     """Where the agent looks for /proc/device-tree; a folder with a simulated board's."""
     engine: str = "built"
-    """``built``, ``null`` or ``paced:MS``."""
+    """``built``, ``slowed:MS``, ``null`` or ``paced:MS``."""
 
 
 class LocalCell:

@@ -44,6 +44,8 @@ class Cell:
     extras_w: float
     overhead_from: str
     """Where the time beyond the inference comes from, for people."""
+    min_devices: int = 1
+    """The quorum."""
     baseline: PlannedDevice | None = None
     """The baseline model on one device, if it was measured."""
 
@@ -155,6 +157,7 @@ def cell_of(
         credit=fleet.serving.credit,
         extras_w=sum(extra.watts for extra in fleet.extra),
         overhead_from=source,
+        min_devices=fleet.serving.min_devices,
         baseline=min(map(planned, whole), key=lambda each: each.server.mean_ms, default=None),
     )
 

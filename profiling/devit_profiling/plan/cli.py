@@ -38,7 +38,10 @@ def bench_device(
     no_power: Annotated[bool, typer.Option("--no-power", help="Measure milliseconds alone.")] = False,
     threads: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
     engine: Annotated[
-        str, typer.Option(metavar="ENGINE", help="built, or a stand-in: null, paced:MS or busy:MS.")
+        str,
+        typer.Option(
+            metavar="ENGINE", help="built, or for trials: slowed:MS (the built one), null, paced:MS or busy:MS."
+        ),
     ] = "built",
     store: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")

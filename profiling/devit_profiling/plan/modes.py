@@ -36,10 +36,9 @@ class Mode:
         """
         if self.policy == "all":
             return "cell, early release" if self.early_release else "cell"
-        if self.policy == "replica":
-            return "replica"
-        shape = f" {stages_text(self.stages, devices)}" if self.stages else ""
-        return f"{self.policy}{shape} {self.order}"
+        if self.policy != "certain":
+            return self.policy
+        return f"certain {stages_text(self.stages, devices)} {self.order}"
 
 
 def stages_text(stages: Sequence[int], devices: int) -> str:
@@ -53,17 +52,20 @@ def stages_text(stages: Sequence[int], devices: int) -> str:
 
 
 def modes_of(cell: Cell) -> list[Mode]:
-    """List the modes from the simplest to the one that asks most; orders that ask the same devices come once."""
+    """List the modes from the simplest to the one that asks most; orders that ask the same devices come once.
+
+    Those that answer on fewer than the quorum are left out.
+    """
     count, everyone = len(cell.devices), range(len(cell.devices))
     fixed: tuple[Order, ...] = ("best", "cost")
     if preference(cell, "best", everyone) == preference(cell, "cost", everyone):
         fixed = ("best",)
-    modes = [Mode("single", order=order) for order in fixed]
+    modes: list[Mode] = [Mode("single", order="best")] if cell.min_devices == 1 else []
     if count == 1:
         return modes
-    modes.append(Mode("replica"))
+    modes += [Mode("replica")] if cell.min_devices == 1 else []
     if cell.calibration is not None and cell.calibration.trial is not None:
-        shapes = [shape for shape in _SHAPES if sum(shape) < count]
+        shapes = [shape for shape in _SHAPES if sum(shape) < count and shape[0] >= cell.min_devices]
         orders: tuple[Order, ...] = ("rotating", *fixed)
         modes += [Mode("certain", shape, order) for shape in shapes for order in orders]
         modes.append(Mode("all", early_release=True))

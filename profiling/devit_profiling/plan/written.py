@@ -50,10 +50,8 @@ def tables_of(picked: Figures, promise: Promise) -> dict[str, _Table]:
     certain: dict[str, str | float | bool | list[int]] = {"early_release": picked.early_release}
     if picked.policy == "certain" or picked.early_release:
         certain |= {"flips": promise.flips, "confidence": promise.confidence}
-    if picked.stages:
-        certain["stages"] = list(picked.stages)
-    if picked.policy in ("certain", "single"):
-        certain["order"] = picked.order
+    if picked.policy == "certain":
+        certain |= {"stages": list(picked.stages), "order": picked.order}
     return {"serving": {"policy": picked.policy}, "certain": certain}
 
 

@@ -59,10 +59,22 @@ def test_an_engine_that_was_not_built_is_one_line_that_names_the_command(tiny: B
     assert "\n" not in failed.why
 
 
-@pytest.mark.parametrize("choice", ["fast", "busy:", "paced:x"])
+@pytest.mark.parametrize("choice", ["fast", "busy:", "paced:x", "slowed:"])
 def test_an_unknown_engine_is_refused_with_the_known_ones(tiny: Bundle, store: Store, choice: str) -> None:
     code, (failed,) = said(tiny.folder, store.folder, "", "--engine", choice)
-    assert (code, failed) == (1, Failed(f"--engine {choice}: expected built, null, paced:MS or busy:MS, e.g. paced:5"))
+    known = "built, slowed:MS, null, paced:MS or busy:MS"
+    assert (code, failed) == (1, Failed(f"--engine {choice}: expected {known}, e.g. paced:5"))
+
+
+@pytest.mark.parametrize("model", ["0", "baseline"])
+def test_a_slowed_engine_is_the_built_one_at_another_pace(tiny: Bundle, store: Store, model: str) -> None:
+    build_engines(tiny, store, submodels=[0], baseline=True)
+    code, (ready, run) = said(tiny.folder, store.folder, "0.05\n", "--engine", "slowed:8", "--submodel", model)
+    assert code == 0
+    assert isinstance(ready, Ready)
+    assert isinstance(run, TimedRun)
+    assert ready.engine.startswith("ONNX Runtime CPU ")
+    assert min(run.taken_us) >= 8000
 
 
 def test_every_inference_of_a_timed_run_is_timed_and_the_last_one_ends_it(spec: EngineSpec) -> None:

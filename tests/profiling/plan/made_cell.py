@@ -47,7 +47,7 @@ def made_cell(
         for number, time_ms in enumerate(times_ms)
     ]
     calibration = calibration_of(tuple(noises)) if has_calibration else None
-    return Cell(tuple(devices), Bundle(TINY).manifest, calibration, 2, 0.0, "given", baseline)
+    return Cell(tuple(devices), Bundle(TINY).manifest, calibration, 2, 0.0, "given", baseline=baseline)
 
 
 def made_profile(device: str = "dev0", model: int = 0, time_ms: float = 10.0) -> DeviceProfile:

@@ -40,7 +40,7 @@ def test_a_cell_is_picked_where_accuracy_wants_all_devices_and_there_is_time() -
     found = pick(made_cell([10, 10, 10], noises=[0.5, 0.5, 0.5]), "rate=5, deadline-ms=60")
     accuracies = {figures.title: figures.accuracy for figures in found.modes}
     assert accuracies["cell"] == max(accuracies.values())
-    assert accuracies["cell"] > accuracies["single best"] + 0.02
+    assert accuracies["cell"] > accuracies["single"] + 0.02
     assert found.picked.accuracy >= accuracies["cell"] - 0.001
     assert found.picked.policy in ("all", "certain")
     assert found.advice == ""
@@ -74,7 +74,7 @@ def test_watts_are_idle_power_and_inferences() -> None:
     found = pick(made_cell([10, 10, 10]), "rate=20, survive=1, deadline-ms=60")
     watts = {figures.title: figures.watts for figures in found.modes}
     assert watts["cell"] == pytest.approx(3 * 2.0 + 20 * 3 * 0.05)
-    assert watts["single best"] == pytest.approx(2 * 2.0 + 20 * 0.05)
+    assert watts["single"] == pytest.approx(2 * 2.0 + 20 * 0.05)
     cell = next(figures for figures in found.modes if figures.title == "cell")
     assert cell.j_per_answer == pytest.approx(9.0 / 20)
 
@@ -125,6 +125,13 @@ def test_without_a_calibration_there_are_all_modes_but_those_that_need_it() -> N
     found = pick(cell, "rate=1")
     assert {figures.policy for figures in found.modes} == {"single", "replica", "all"}
     assert all(figures.flips is None for figures in found.modes)
+
+
+def test_modes_that_answer_on_fewer_than_the_quorum_are_left_out() -> None:
+    cell = replace(made_cell([10, 10, 10]), min_devices=2)
+    found = pick(cell, "rate=1")
+    assert {figures.title for figures in found.modes} >= {"certain 2-1 best", "cell"}
+    assert not any(figures.policy in ("single", "replica") or figures.stages == (1, 1) for figures in found.modes)
 
 
 def test_a_goal_that_cannot_be_judged_is_refused() -> None:
