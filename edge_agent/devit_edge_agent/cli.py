@@ -21,7 +21,8 @@ def agent(
     engine: Annotated[
         str,
         typer.Option(
-            help="built: what devit build made, slowed:MS: that at a slower pace; null: answers at once; paced:MS, busy:MS: waits, or keeps a core busy."
+            help="built: what devit build made; slowed:MS: the same at a slower pace; null: answers at once; paced:MS, "
+            "busy:MS: waits, or keeps a core busy."
         ),
     ] = "built",
     stop_with_stdin: Annotated[

@@ -1,4 +1,4 @@
-"""Opens the engine that ``--engine`` names: ``built``, ``slowed:MS``, or a stand-in ``null``, ``paced:MS``, ``busy:MS``."""
+"""Opens the engine that ``--engine`` names: the built one, at its own or a slower pace, or a stand-in."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def open_engine(
 ) -> OpenedEngine:
     """Load a model's engine that :func:`~devit_engines.building.build_all.find_engine` finds, or open a stand-in.
 
-    ``slowed:MS`` is the built one, each answer of which takes that many milliseconds at least. Of the stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that many milliseconds for each answer, and
+    ``built`` is that engine, and ``slowed:MS`` the same, each answer of which takes at least so many milliseconds. Of
+    the stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that many milliseconds for each answer, and
     ``busy:MS`` keeps a core busy for that long. ``check_size`` is called with the size of a built engine's file in
     bytes before it is loaded.
 
