@@ -38,9 +38,10 @@ BoardChoice = Literal[
 ]
 """Which board a device is, for the total of its power; ``auto``: by its device tree, else guessed from its samples."""
 Policy = Literal["all", "certain", "single", "replica"]
-"""Which devices a frame asks: all of them, in stages until the answer is certain, a chosen one, or the idlest one."""
+"""Which devices a frame asks: ``all``; ``certain``: some, then others until its answer is certain; ``single``: the best
+one; ``replica``: the idlest one."""
 Order = Literal["rotating", "best", "cost"]
-"""Who is asked first: the idlest, the most accurate alone, or the fastest."""
+"""Which devices come first under ``certain``: the idlest, by turns; the most accurate; the fastest."""
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""
