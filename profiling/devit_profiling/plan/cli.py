@@ -1,4 +1,4 @@
-"""``devit bench-device`` and ``devit plan``: measure devices, and pick the mode that keeps a goal."""
+"""``devit plan``: picks the mode of a fleet that keeps a goal."""
 
 from __future__ import annotations
 
@@ -22,143 +22,70 @@ CALIBRATION_FILE = "calibration.safetensors"
 PROFILES = "profiles"
 """Folder beside the fleet file."""
 app = Application()
-bench_app = Application()
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-
-
-@bench_app.command()
-def bench_device(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder whose engine was built here.")],
-    name: Annotated[str, typer.Option(metavar="NAME", help="This device's name in fleet.toml.")],
-    submodel: Annotated[int, typer.Option(metavar="N", min=0, help="Which submodel runs.")] = 0,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Run the baseline model instead.")] = False,
-    duration_s: Annotated[
-        float, typer.Option("--duration", metavar="S", min=0.1, help="Seconds of inferences after warm-up.")
-    ] = 20.0,
-    no_power: Annotated[bool, typer.Option("--no-power", help="Measure milliseconds alone.")] = False,
-    threads: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="CPU threads of ONNX Runtime.")] = 1,
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="ENGINE", help="built, or for trials: slowed:MS (the built one), null, paced:MS or busy:MS."
-        ),
-    ] = "built",
-    store: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Engine store (default: ~/.cache/devit/engines).")
-    ] = None,
-    board: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which board this is, e.g. orin-nano (default: by its device tree)."),
-    ] = None,
-    calibrations: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder with calibrations of sensors (default: ~/.config/devit/calibrations)."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"Profile to write (default: {PROFILES}/NAME.json).")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure one model of a bundle on this device, for devit plan: how long an inference takes, and its joules.
-
-    It takes the duration and 20 s more where there is a power sensor.
-    """
-    require("profile")
-    from msgspec import structs
-
-    from devit_contract.artefacts.files import make_folder, write_json
-    from devit_contract.artefacts.keys import check_name
-    from devit_contract.artefacts.manifest import Bundle
-    from devit_profiling.plan.bench import BENCH, without_power
-    from devit_profiling.plan.bench import bench_device as measure
-    from devit_profiling.record.calibration import default_folder
-    from devit_profiling.sensor.boards import board_of_key
-
-    check_name(name)
-    plan = structs.replace(BENCH, duration_s=duration_s / BENCH.windows)
-    path = out or Path(PROFILES) / f"{name}{'-baseline' if baseline else ''}.json"
-    make_folder(path.parent)
-    with terminal.on_interrupt("nothing is kept"), terminal.progress_bar(quiet=as_json) as progress:
-        profile = measure(
-            name,
-            Bundle(bundle),
-            "baseline" if baseline else submodel,
-            without_power(plan) if no_power else plan,
-            progress,
-            store=store,
-            threads=threads,
-            engine=engine,
-            board_choice=board_of_key(board).key if board is not None else "auto",
-            calibrations=calibrations or default_folder(),
-        )
-    write_json(path, profile)
-    if as_json:
-        terminal.print_json(profile)
-        return
-    joules = f"{profile.above_idle_j:.4f} J above {profile.idle_w:.2f} W idle" if profile.idle_w is not None else ""
-    what = f"{profile.p50_ms:.2f} ms p50, {profile.p99_ms:.2f} ms p99 of {profile.inferences} inferences"
-    simulated = " (SIMULATED power)" if profile.is_simulated else ""
-    typer.echo(f"{name}, {profile.engine}: {what}; {joules or f'no joules: {profile.not_measured}'}{simulated}")
-    typer.echo(f"profile: {path}")
+Goals = Annotated[
+    str,
+    typer.Option(
+        "--goal",
+        metavar="KEY=VALUE,...",
+        help="deadline-ms (99 % of the answers; default: the fleet's), rate (answers per second; default: 1), "
+        "survive (devices that may be lost; default: 0), watts (of all devices and extras), "
+        "accuracy (least, in % of the validation images).",
+    ),
+]
+Profiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--profile",
+        metavar="PATH",
+        help="Profile of a device, by devit bench-device, or a run of profile; may be repeated "
+        f"(default: {PROFILES}/*.json beside the fleet file).",
+    ),
+]
+CalibrationFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help=f"Calibration (default: {CALIBRATION_FILE} of the bundle).")
+]
+Flips = Annotated[
+    float, typer.Option(metavar="SHARE", min=0.0, max=0.1, help="Promise of certain: answers that may differ.")
+]
+Confidence = Annotated[float, typer.Option(metavar="SHARE", min=0.5, max=0.9999, help="How sure that promise is.")]
+Overhead = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MS",
+        min=0.0,
+        help="What an answer takes beyond the inference "
+        "(default: as a run of profile measured; else 0.5 ms and the image at 1 Gbit/s).",
+    ),
+]
+Paced = Annotated[
+    bool, typer.Option("--paced", help="Requests come at equal distances, as from a camera (default: at random).")
+]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a copy of the fleet file with the picked mode.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --sizes: the recipe that the submodels were made by.")
+]
+SizesFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write a recipe with sizes and classes by what each device does in time."),
+]
 
 
 @app.command()
 def plan(
-    goal: Annotated[
-        str,
-        typer.Option(
-            metavar="KEY=VALUE,...",
-            help="deadline-ms (99 % of the answers; default: the fleet's), rate (answers per second; default: 1), "
-            "survive (devices that may be lost; default: 0), watts (of all devices and extras), "
-            "accuracy (least, in % of the validation images).",
-        ),
-    ],
+    goal: Goals,
     bundle: Annotated[Path, typer.Option(metavar="DIR", help="Bundle of the cell.")],
     fleet: Annotated[Path, typer.Option(metavar="PATH", help="Fleet file.")] = Path("fleet.toml"),
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PATH",
-            help="Profile of a device, by devit bench-device, or a run of profile; may be repeated "
-            f"(default: {PROFILES}/*.json beside the fleet file).",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"Calibration (default: {CALIBRATION_FILE} of the bundle).")
-    ] = None,
-    flips: Annotated[
-        float, typer.Option(metavar="SHARE", min=0.0, max=0.1, help="Promise of certain: answers that may differ.")
-    ] = 0.01,
-    confidence: Annotated[
-        float, typer.Option(metavar="SHARE", min=0.5, max=0.9999, help="How sure that promise is.")
-    ] = 0.95,
-    overhead_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MS",
-            min=0.0,
-            help="What an answer takes beyond the inference "
-            "(default: as a run of profile measured; else 0.5 ms and the image at 1 Gbit/s).",
-        ),
-    ] = None,
-    paced: Annotated[
-        bool, typer.Option("--paced", help="Requests come at equal distances, as from a camera (default: at random).")
-    ] = False,
+    profile: Profiles = None,
+    calibration: CalibrationFile = None,
+    flips: Flips = 0.01,
+    confidence: Confidence = 0.95,
+    overhead_ms: Overhead = None,
+    paced: Paced = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the simulation.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a copy of the fleet file with the picked mode.")
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="With --sizes: the recipe that the submodels were made by."),
-    ] = None,
-    sizes: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a recipe with sizes and classes by what each device does in time."),
-    ] = None,
-    as_json: Json = False,
+    out: Out = None,
+    recipe: RecipeFile = None,
+    sizes: SizesFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """Pick the mode of a fleet that keeps a goal, by simulation on measured profiles, and say why.
 

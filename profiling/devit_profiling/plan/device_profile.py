@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from devit_contract.artefacts.files import read_json
 from devit_contract.errors import InputError, ManifestError
-from devit_engines.engine import ModelRef
 from devit_profiling.figures.analysis import Report, ScenarioReport, analyse
 from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.interval import mean_of
 from devit_profiling.record.record import OUTSIDE, AnswerRow
 from devit_profiling.record.run_folder import RUN_FILE
 
+ModelName = int | Literal["baseline"]
+"""Number of a submodel, or the bundle's baseline model."""
 SCHEMA = 1
 LEAST_INFERENCES = 20
 _QUANTILES = 201
@@ -30,8 +32,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
     device: str
     """As in fleet.toml."""
-    model: ModelRef
-    """Number of the submodel, or ``baseline``."""
+    model: ModelName
     macs: int
     """Multiply-accumulates of the model, by which its bundle is known again; 0: not known."""
     engine: str
