@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples"]
+Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration"]
 """What a file of a bundle or of a models folder is for."""
 Variant = Literal["fp16", "fp16-attn32", "fp32"]
 """Precision variants from fast to exact: every LayerNorm in FP32; every attention too; everything."""
@@ -40,3 +40,9 @@ BoardChoice = Literal[
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""
+Policy = Literal["all", "certain", "single", "replica"]
+"""Which devices a frame asks. ``all``: every one; ``certain``: some, then more until the answer is certain; ``single``:
+the best one; ``replica``: one of them, in turn."""
+Order = Literal["rotating", "best", "cost"]
+"""Which devices ``certain`` asks first. ``rotating``: those with least to do, in turn; ``best``: the most accurate ones
+alone; ``cost``: the fastest."""

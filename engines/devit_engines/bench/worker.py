@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=get_args(BackendChoice), default="auto", help="(default: auto)")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp16", help="(default: fp16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of ONNX Runtime (default: 1)")
-    parser.add_argument("--engine", default="built", help="built (default), null, paced:MS or busy:MS")
+    parser.add_argument("--engine", default="built", help="built (default), built:MS, null, paced:MS or busy:MS")
     return parser
 
 
