@@ -3,6 +3,7 @@
 from devit_contract.artefacts.fleet import Fleet, load_fleet
 from devit_contract.artefacts.keys import KeyPair, check_key, load_keys, new_keys
 from devit_contract.artefacts.preprocess import load_image
+from devit_contract.choices import Policy
 from devit_contract.errors import (
     AddressError,
     ConfigurationError,
@@ -39,6 +40,7 @@ from devit_contract.wire.messages import (
     MissingReason,
     NodeStatus,
     PowerLine,
+    PromiseStatus,
     SamplingCost,
     Telemetry,
 )
@@ -73,7 +75,9 @@ __all__ = [
     "NotBuiltError",
     "PeerProtocolError",
     "Picture",
+    "Policy",
     "PowerLine",
+    "PromiseStatus",
     "QuestionFailedError",
     "RefusedError",
     "SamplingCost",

@@ -37,6 +37,13 @@ BoardChoice = Literal[
     "drive-orin",
 ]
 """Which board a device is, for the total of its power; ``auto``: by its device tree, else guessed from its samples."""
+Policy = Literal["all", "certain", "single", "replica"]
+"""Which devices a frame asks: ``all``; ``certain``: some, then others until its answer is certain; ``single``: the best
+one; ``replica``: the idlest one."""
+Order = Literal["rotating", "best", "cost"]
+"""Which devices come first under ``certain``: the idlest, by turns; the most accurate; the fastest."""
+LiarChoice = Literal["off", "warn", "exclude"]
+"""What becomes of a device whose features do not fit those of the others."""
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""

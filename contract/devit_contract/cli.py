@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devit_contract.choices import Policy
 from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import print_json, print_table, progress_bar, tell
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Preprocess
     from devit_contract.wire.client import Answer, Client, Picture
-    from devit_contract.wire.messages import ClientStatus, DeviceStatus
+    from devit_contract.wire.messages import ClientStatus, DeviceStatus, PromiseStatus
 
 _EVENTS_SHOWN = 8
+_OUTCOMES = ("full", "certain", "partial", "failed", "shed")
 
 classify_app = Application(no_args_is_help=True)
 status_app = Application()
@@ -46,6 +48,9 @@ def classify(
     key: Key = None,
     node_key: NodeKey = "",
     in_flight: Annotated[int, typer.Option(min=1, help="Images in flight.")] = 4,
+    policy: Annotated[
+        Policy | None, typer.Option("--policy", help="Which devices to ask; default: as fleet.toml of the node says.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a running cell to classify pictures, or what its devices see.
@@ -64,7 +69,8 @@ def classify(
     with open_client(to, fleet, key, node_key) as client, progress_bar(quiet=as_json) as progress:
         status = client.status()
         try:
-            for answer in client.stream(_pictures(paths, own, status.preprocess, unread), in_flight=in_flight):
+            pictures = _pictures(paths, own, status.preprocess, unread)
+            for answer in client.stream(pictures, in_flight=in_flight, policy=policy):
                 answers.append(answer)
                 progress("classify", len(answers) + len(unread), len(names))
         except DevitError as err:  # raised below what has been answered until then
@@ -76,8 +82,8 @@ def classify(
     if as_json:
         print_json(in_order)
     elif in_order:
-        header = ["image", "class", "probability", "state", "ms"]
-        print_table("", header, [_answer_row(result) for result in in_order], numbers=(2, 4))
+        header = ["image", "class", "probability", "state", "asked", "ms"]
+        print_table("", header, [_answer_row(result) for result in in_order], numbers=(2, 4, 5))
     if lost is not None:
         raise lost
     _raise_unless_whole(answers, [f"{names[place]}: {why}" for place, why in unread.items()])
@@ -133,7 +139,8 @@ def status(
         return
     frames = ", ".join(f"{count} {state}" for state, count in sorted(found.frames.items())) or "none"
     title = (
-        f"{found.bundle}: deadline {found.deadline_ms:g} ms, min_devices {found.min_devices}, frames ended: {frames}"
+        f"{found.bundle}: deadline {found.deadline_ms:g} ms, min_devices {found.min_devices}, policy {found.policy}, "
+        f"frames ended: {frames}"
     )
     rows = [_device_row(device) for device in found.devices]
     rows += [["-", str(submodel), "no device", "-", "-", "-", "-", "-"] for submodel in found.without_device]
@@ -141,14 +148,25 @@ def status(
     print_table(title, header, rows, numbers=(1, 4, 5, 6))
     clients = [client for client in found.clients if client.frames or client.waiting or client.in_flight]
     if clients:
-        header = ["client", "waiting", "sent", "full", "partial", "failed", "shed", "time, s"]
-        print_table("", header, [_client_row(client) for client in clients], numbers=range(1, 8))
+        header = ["client", "waiting", "sent", *_OUTCOMES, "time, s"]
+        print_table("", header, [_client_row(client) for client in clients], numbers=range(1, 4 + len(_OUTCOMES)))
+    if found.asked:
+        counts = ", ".join(f"{asked}: {count}" for asked, count in sorted(found.asked.items()))
+        typer.echo(f"frames by devices asked: {counts}")
+    if found.promise is not None and (found.promise.audited or found.promise.is_broken):
+        typer.echo(_promise_line(found.promise))
     heads = found.heads
     if heads.computed:
         size = f"{heads.kept} kept, {heads.kept_bytes / 1e6:.1f} MB"
         typer.echo(f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one")
     for event in found.events[:_EVENTS_SHOWN]:
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
+
+
+def _promise_line(promise: PromiseStatus) -> str:
+    found = f"{promise.flipped} of {promise.audited} audited answers flipped, {promise.flip_rate_bound:.2%} at most"
+    kept = "BROKEN, so that all devices are asked" if promise.is_broken else "kept"
+    return f"promise of {promise.flips:.2%} flips: {kept}; {found}"
 
 
 def _device_row(device: DeviceStatus) -> list[str]:
@@ -171,7 +189,7 @@ def _device_row(device: DeviceStatus) -> list[str]:
 
 
 def _client_row(client: ClientStatus) -> list[str]:
-    counts = [client.frames.get(outcome, 0) for outcome in ("full", "partial", "failed", "shed")]
+    counts = [client.frames.get(outcome, 0) for outcome in _OUTCOMES]
     numbers = client.waiting, client.in_flight, *counts
     return [client.name or "(no key)", *map(str, numbers), f"{client.device_s:.1f}"]
 
@@ -236,6 +254,11 @@ def _result(name: str, answer: Answer) -> dict[str, object]:
         "probability": max(probabilities, default=None),
         "probabilities": dict(zip(answer.labels, probabilities, strict=True)) if probabilities else {},
         "state": answer.state.name.lower(),
+        "policy": answer.policy,
+        "devices_asked": answer.devices_asked,
+        "score": answer.score,
+        "threshold": answer.threshold,
+        "novelty": answer.novelty,
         "mask": answer.mask,
         "missing": answer.missing,
         "why": answer.why,
@@ -261,11 +284,13 @@ def _result(name: str, answer: Answer) -> dict[str, object]:
 
 
 def _unread(name: str, why: str) -> dict[str, object]:
-    nothing = dict.fromkeys(("label", "probability", "mask", "latency_ms"))
+    nothing = dict.fromkeys(("label", "probability", "devices_asked", "mask", "latency_ms"))
     return {"image": name, **nothing, "probabilities": {}, "state": f"not read: {why}"}
 
 
 def _answer_row(result: dict[str, object]) -> list[str]:
     probability = "-" if result["probability"] is None else f"{result['probability']:.1%}"
     latency = "-" if result["latency_ms"] is None else f"{result['latency_ms']:.1f}"
-    return [str(each) for each in (result["image"], result["label"] or "-", probability, result["state"], latency)]
+    asked = "-" if result["devices_asked"] is None else result["devices_asked"]
+    shown = result["image"], result["label"] or "-", probability, result["state"], asked, latency
+    return [str(each) for each in shown]

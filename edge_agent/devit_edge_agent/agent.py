@@ -70,6 +70,7 @@ class EdgeAgent(Closing):
         self._log = log
         self._on_ready = on_ready
         self._queue: deque[tuple[Message, int]] = deque()  # frames and triggers for the engine, and when each came
+        self._withdrawn: set[int] = set()  # frames of the queue that the node does not need any more
         self._questions: deque[Message] = deque()
         self._newest: Inference | None = None
         self._inferences = 0
@@ -175,6 +176,7 @@ class EdgeAgent(Closing):
     def _unlinked(self, status: str) -> None:
         """Drop what belonged to the link that has ended."""
         self._queue.clear()
+        self._withdrawn.clear()
         self._questions.clear()
         self._power.stop()
         self._baseline.free()
@@ -183,6 +185,8 @@ class EdgeAgent(Closing):
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
             self._queue.append((message, time.monotonic_ns()))
+        elif message.kind is Kind.WITHDRAW:  # skipped in its turn: the node expects answers in the order of the frames
+            self._withdrawn |= {frame.frame_id for frame, _ in self._queue if frame.frame_id == message.frame_id}
         elif message.kind is Kind.WELCOME:
             self._welcomed()
         elif message.kind is Kind.CONTROL:
@@ -205,6 +209,10 @@ class EdgeAgent(Closing):
 
     def _run(self, message: Message, read_ns: int) -> None:
         start_ns = time.monotonic_ns()
+        if message.frame_id in self._withdrawn:
+            self._withdrawn.remove(message.frame_id)
+            self._skip(message, Reason.WITHDRAWN)
+            return
         if message.deadline_us and start_ns - read_ns >= message.deadline_us * 1000:
             self._skip(message, Reason.EXPIRED)
             return

@@ -189,6 +189,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         engine=opened.title,
         feature_dtypes=("float32", "float16"),
         software=version("devit"),
+        can_withdraw=True,
     )
     board = detect_board(Path(config.root))
     description = Description(

@@ -12,8 +12,18 @@ import zmq
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.artefacts.picture_head import check_picture
-from devit_contract.errors import InputError, WireError
-from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, Reason, pack, unpack
+from devit_contract.choices import Policy
+from devit_contract.errors import ClientFault, InputError, WireError
+from devit_contract.wire.codec import (
+    MAX_IMAGE_MESSAGE_BYTES,
+    Dtype,
+    Kind,
+    Message,
+    Reason,
+    RequestPolicy,
+    pack,
+    unpack,
+)
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
 from devit_fusion.events import Events
@@ -28,6 +38,12 @@ _CONNECTIONS, _REFUSED_CONNECTIONS = 16, 4
 """Of one key: a desk's commands, a gateway, benchmarks; and those that are told that they are too many."""
 _MAX_QUESTION_BYTES = 4096
 """Questions are kept until agents reply."""
+_POLICIES: dict[int, Policy] = {
+    RequestPolicy.ALL: "all",
+    RequestPolicy.CERTAIN: "certain",
+    RequestPolicy.SINGLE: "single",
+    RequestPolicy.REPLICA: "replica",
+}
 
 
 @dataclass(eq=False)
@@ -40,6 +56,8 @@ class Request:
     """The client's, by its key; empty without encryption."""
     picture: Message
     arrival_ns: int
+    policy: Policy = "all"
+    """Which devices are to be asked."""
     pixels: int = 0
     """Of a picture file, which devices have to decode."""
     charged_ns: float = 0.0
@@ -80,11 +98,13 @@ class ClientPort:
         *,
         manifest: Manifest,
         max_pixels: int,
+        policy: Policy,
         events: Events,
     ) -> None:
         """Bind the port; an :class:`AddressError` says that it cannot be bound.
 
-        A picture file with more than ``max_pixels`` is refused: devices would have to decode it.
+        A picture file with more than ``max_pixels`` is refused: devices would have to decode it. A request without a
+        policy has ``policy``.
         """
         self.socket, self.endpoint, self.monitor = bind_router(context, endpoint, CLIENTS, keys)
         self.guard = FloodGuard(_FLOOD_BYTES)
@@ -96,6 +116,7 @@ class ClientPort:
         self.refused: Counter[str] = Counter()
         """Invalid messages, by reason."""
         self._manifest = manifest
+        self._policies = _POLICIES | {int(RequestPolicy.DEFAULT): policy}
         self._resize_to = manifest.preprocess.resize_to
         self._max_pixels = max(max_pixels, 4 * self._resize_to**2)  # whatever is resized costs so much
 
@@ -127,9 +148,9 @@ class ClientPort:
         self.bytes_out += len(data)
         send_routed(self.socket, request.client, data)
 
-    def refuse(self, request: Request, text: str) -> None:
+    def refuse(self, request: Request, fault: ClientFault, text: str) -> None:
         """Refuse a request that is valid, but cannot be served."""
-        self.refused["picture"] += 1
+        self.refused[fault] += 1
         self._send(request.client, request.picture, Kind.REFUSED, body(Refused(text)), reason=Reason.REQUEST)
 
     def reply(self, reply: ControlReply, *questions: ClientQuestion) -> None:
@@ -173,7 +194,11 @@ class ClientPort:
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
-        return Request(peer.route, peer.name, message, time.monotonic_ns(), pixels)
+        policy = self._policies.get(message.policy)
+        if policy is None:
+            last = max(self._policies)
+            raise WireError("policy", f"policy: expected 0 to {last}, found {message.policy}: use the node's release")
+        return Request(peer.route, peer.name, message, time.monotonic_ns(), policy, pixels)
 
     def _pixels(self, file: bytes | memoryview) -> int:
         """Count the pixels of a picture file, and refuse one that costs the devices too much."""

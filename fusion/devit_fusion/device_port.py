@@ -59,7 +59,8 @@ _SILENCE_NS = 10_000_000_000
 _ALIVE_NS = 2_000_000_000
 """A device whose last message is no older is alive: a HELLO of another process has a duplicate name."""
 _MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
-_SKIP_REASONS = {reason: MissingReason(reason.name.lower()) for reason in AGENT_SKIPS}
+_WITHDRAWN = {Reason.WITHDRAWN: MissingReason.NOT_NEEDED}
+_SKIP_REASONS = {reason: MissingReason(reason.name.lower()) for reason in AGENT_SKIPS} | _WITHDRAWN
 _DTYPES: dict[FeatureDtype, Dtype] = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
 
 
@@ -168,6 +169,12 @@ class DevicePort:
         self.bytes_out += len(data)
         return send_routed(self.socket, link.route, data)
 
+    def withdraw(self, link: Link, frame_id: int) -> None:
+        """Say that a frame is not needed any more, to a device that understands that; without waiting."""
+        if link.hello is not None and link.hello.can_withdraw:
+            message = Message(Kind.WITHDRAW, device=link.index, run_id=self._run_id, frame_id=frame_id)
+            send_routed(self.socket, link.route, pack(message))
+
     def ask(self, link: Link, control: Control, number: int = 0) -> Sent:
         """Send a question, without waiting; the reply comes under the same number."""
         message = Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number)
@@ -254,7 +261,7 @@ class DevicePort:
             self._feature(link, message, now_ns, handler)
         elif kind is Kind.SKIP:
             why = _SKIP_REASONS.get(message.reason)
-            if why is None:
+            if why is None or (why is MissingReason.NOT_NEEDED and not link.has_withdrawn(message.frame_id)):
                 raise WireError("reason", f"{link.name}: expected the reason of a skip, found {message.reason.name}")
             handler.frame_skipped(link, message.frame_id, why)
         elif kind is Kind.LEAVE:

@@ -87,6 +87,11 @@ class Link:
         """Whether one more frame may be sent."""
         return len(self.in_flight) < self.pace.room
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has no room, as it has not come to frames that are not needed any more."""
+        return not self.has_credit and any(flight.is_withdrawn for flight in self.in_flight.values())
+
     def connect(self, hello: Hello, boot_id: int, engine_revision: int) -> None:
         """Start a new link; frames in flight on an old one are forgotten."""
         self.hello = hello
@@ -112,6 +117,20 @@ class Link:
         self.in_flight[frame_id] = flight
         self.frames += 1
 
+    def withdraw(self, frame_id: int) -> bool:
+        """Note that a frame is not needed any more, and tell whether the device has it; it has more time to say so."""
+        flight = self.in_flight.get(frame_id)
+        if flight is None:
+            return False
+        deadline_ns = flight.deadline_ns + self.deadline_ns
+        self.in_flight[frame_id] = flight._replace(deadline_ns=deadline_ns, is_withdrawn=True)
+        return True
+
+    def has_withdrawn(self, frame_id: int) -> bool:
+        """Tell whether the device still has a frame that is not needed any more."""
+        flight = self.in_flight.get(frame_id)
+        return flight is not None and flight.is_withdrawn
+
     def returned(self, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> None:
         """Give the credit of a frame back, whatever its answer was; ``timing`` is that of a feature."""
         flight = self.in_flight.pop(frame_id, None)
@@ -120,7 +139,9 @@ class Link:
         # An agent works in order: an earlier frame that is not answered yet never will be.
         while self.in_flight and (earlier := next(iter(self.in_flight))) < frame_id:
             self.pace.passed_over(self.in_flight.pop(earlier))
-        if timing is not None:
+        if flight.is_withdrawn:
+            self.pace.released(flight, now_ns)
+        elif timing is not None:
             self.pace.answered(flight, now_ns, timing)
         else:
             self.pace.skipped(flight, now_ns)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import zmq
 
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.keys import KeyPair
@@ -24,6 +25,7 @@ from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.frames.scheduler import Scheduler
+from devit_fusion.frames.stages import NOT_CALIBRATED
 from devit_fusion.handler import Handler
 from devit_fusion.links import Link
 from devit_fusion.questions import Questions
@@ -43,13 +45,14 @@ class FusionNode(Closing):
         keys: KeyPair | None,
         *,
         head: FusionHead | None = None,
+        calibration: Calibration | None = None,
         revoked: RevokedKeys | None = None,
         log: Log | None = None,
     ) -> None:
         """Bind both ports.
 
-        ``keys`` are the node's own, ``None`` without encryption; ``head`` stands for the bundle's. Keys in ``revoked``,
-        reread five times a second, are not accepted any more.
+        ``keys`` are the node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's.
+        Keys in ``revoked``, reread five times a second, are not accepted any more.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
@@ -59,6 +62,10 @@ class FusionNode(Closing):
         self._fleet = fleet
         self._manifest = bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
+        calibration = calibration or bundle.calibration()
+        self._is_calibrated = calibration is not None
+        if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
+            raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
         self._start_ns = time.monotonic_ns()
         self._software = version("devit")  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
@@ -76,7 +83,15 @@ class FusionNode(Closing):
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
-        self._scheduler = Scheduler(fusion, fleet, *ports, run_id, self._events)
+        self._scheduler = Scheduler(
+            fusion,
+            fleet,
+            *ports,
+            run_id,
+            self._events,
+            calibration=calibration,
+            accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
+        )
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
@@ -155,6 +170,7 @@ class FusionNode(Closing):
             keys,
             manifest=self._manifest,
             max_pixels=serving.most_pixels,
+            policy=serving.policy,
             events=self._events,
         )
         return devices, clients
@@ -179,7 +195,7 @@ class FusionNode(Closing):
                 self._events.note("", text, Priority.WARNING)
 
     def _status(self) -> NodeStatus:
-        manifest, serving = self._manifest, self._fleet.serving
+        manifest, serving, promise = self._manifest, self._fleet.serving, self._scheduler.promise
         return NodeStatus(
             bundle=f"{manifest.name} {manifest.serial}",
             labels=manifest.labels,
@@ -189,6 +205,9 @@ class FusionNode(Closing):
             devices=self._scheduler.device_status(),
             clients=self._scheduler.client_status(),
             heads=self._scheduler.answers.head_status(),
+            policy="all" if promise.is_broken and serving.policy == "certain" else serving.policy,
+            promise=promise.status() if self._is_calibrated else None,
+            asked=dict(self._scheduler.answers.asked),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,

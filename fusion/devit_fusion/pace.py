@@ -41,6 +41,8 @@ class Flight(NamedTuple):
     deadline_ns: int
     file: File | None = None
     """If it is one."""
+    is_withdrawn: bool = False
+    """Whether the node does not need it any more, so that it says nothing about the device."""
 
 
 @dataclass
@@ -79,6 +81,11 @@ class Pace:
         average = self._files if is_encoded else self._images
         return average.own_ns + (self.room - 1) * self._longest_ns + _MARGIN_SHARE * self._deadline_ns
 
+    @property
+    def own_ns(self) -> float:
+        """What a frame takes; 0 before the first."""
+        return self._images.own_ns or self._files.own_ns
+
     def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
         """Take in that a feature has come, however late."""
         queued_ns = self._most_queued_ns(flight)
@@ -95,9 +102,13 @@ class Pace:
             self._judge(now_ns - flight.sent_ns - self._most_queued_ns(flight))
         self._ended_ns, self._was_encoded = now_ns, flight.file is not None
 
+    def released(self, flight: Flight, now_ns: int) -> None:
+        """Take in that a device is done with a frame that it was told to leave, whatever it did with it."""
+        self._ended_ns, self._was_encoded = now_ns, flight.file is not None
+
     def passed_over(self, flight: Flight) -> None:
         """Take in that a frame will never be answered, as a later one was."""
-        if flight.file is None:
+        if flight.file is None and not flight.is_withdrawn:
             self._judge(self._deadline_ns)
 
     def _most_queued_ns(self, flight: Flight) -> int:
@@ -117,5 +128,5 @@ class Pace:
         average.add(min(own_ns, self._deadline_ns), min(work_ns, self._deadline_ns))
         self._longest_ns = max(self._images.work_ns, self._files.work_ns)
         if self._longest_ns:  # else it runs free, and has its features ready
-            left_ns = _KEPT_SHARE * self._deadline_ns - (self._images.own_ns or self._files.own_ns)
+            left_ns = _KEPT_SHARE * self._deadline_ns - self.own_ns
             self.room = max(1, min(self._credit, int(left_ns / self._longest_ns)))

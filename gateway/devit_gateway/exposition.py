@@ -19,13 +19,22 @@ from prometheus_client.registry import Collector
 
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
+from devit_contract.wire.messages import (
+    NEVER_ASKED,
+    ClientStatus,
+    DeviceState,
+    DeviceStatus,
+    Histogram,
+    MissingReason,
+    NodeStatus,
+    PromiseStatus,
+)
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
 # A counter that is not there before its first event hides that event from increase().
 _OUTCOMES = (*(state.name.lower() for state in State if state is not State.NONE), "shed")
-_CAUSES = tuple(reason for reason in MissingReason if reason is not MissingReason.NOT_ASKED)
+_CAUSES = tuple(reason for reason in MissingReason if reason not in NEVER_ASKED)
 _REJECTIONS = (
     *("late", "duplicate"),
     *get_args(DeviceFault),
@@ -108,10 +117,30 @@ def _node(status: NodeStatus) -> Iterator[Metric]:
     )
     text = "Connections shut because their message did not end."
     yield CounterMetricFamily("devit_floods", text, value=status.floods)
+    text = "Frames that have ended, by the number of devices that they asked."
+    asked = dict.fromkeys(range(len(status.devices) + 1), 0) | status.asked
+    yield _counter("devit_frames_asked", text, ("devices",), {(str(count),): n for count, n in asked.items()})
+    yield from _promise(status.promise)
     yield GaugeMetricFamily("devit_frames_open", "Frames that have not ended.", value=status.open_frames)
     yield GaugeMetricFamily("devit_requests_waiting", "Requests that wait for a device.", value=status.waiting_requests)
     yield GaugeMetricFamily("devit_node_uptime_seconds", "Since the node's start.", value=status.uptime_s)
     yield GaugeMetricFamily("devit_devices_needed", "Fewest ready devices that give answers.", value=status.min_devices)
+
+
+def _promise(promise: PromiseStatus | None) -> Iterator[Metric]:
+    """Give what checking certain answers has shown; nothing where none can be certain."""
+    if promise is None:
+        return
+    text = "Certain answers that all devices checked afterwards."
+    yield CounterMetricFamily("devit_answers_audited", text, value=promise.audited)
+    text = "Those of them that differ from that of all devices."
+    yield CounterMetricFamily("devit_answers_flipped", text, value=promise.flipped)
+    text = "The largest share of answers that may differ from those of all devices."
+    yield GaugeMetricFamily("devit_flips_promised", text, value=promise.flips)
+    text = "How large that share may be, by the audited answers."
+    yield GaugeMetricFamily("devit_flips_bound", text, value=promise.flip_rate_bound)
+    text = "Whether more differ than promised, so that all devices are asked again."
+    yield GaugeMetricFamily("devit_promise_broken", text, value=float(promise.is_broken))
 
 
 def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:

@@ -110,6 +110,18 @@ def test_images_without_an_answer_are_shown_and_end_with_exit_code_1(options: li
     assert "give either pictures or --own COUNT" in failure(devit("classify", *options, cwd=tmp_path))
 
 
+def test_a_policy_says_which_devices_are_asked(options: list[str | Path], pictures: Path) -> None:
+    """This bundle does not say when an answer is certain."""
+    done = devit("classify", "a.png", "--policy", "replica", *options, "--json", cwd=pictures)
+    (row,) = json.loads(done.stdout)
+    assert (row["state"], row["policy"], row["devices_asked"], row["score"]) == ("partial", "replica", 1, None)
+    table = devit("classify", "a.png", *options, cwd=pictures).stdout.splitlines()
+    assert [line.split()[-2] for line in table if "a.png" in line] == ["2"]
+    said = failure(devit("classify", "a.png", "--policy", "certain", *options, cwd=pictures))
+    assert "policy certain: the bundle does not say when an answer is certain: make it again with devit export" in said
+    assert "frames by devices asked: " in devit("status", *options, cwd=pictures).stdout
+
+
 def test_the_node_and_the_keys_may_be_given_one_by_one(cell: LocalCell, pictures: Path) -> None:
     node = cell.fleet.node
     by_hand = ["--to", node.client_endpoint, "--node-key", node.public_key, "--key", str(cell.client_key_path)]

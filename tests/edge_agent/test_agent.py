@@ -148,6 +148,27 @@ def test_work_whose_deadline_has_passed_is_skipped_before_the_engine(node: HandM
     assert node.ask(Control(Question.MARK)).mark.inferences == len(ran)  # type: ignore[union-attr]
 
 
+def test_a_withdrawn_frame_that_has_not_begun_is_skipped_in_its_turn(node: HandMadeNode, bundle: Bundle) -> None:
+    image = bundle.golden()["images"][0]
+    node.start("--engine", "paced:100")
+    assert read_body(node.welcome(), Hello).can_withdraw
+    for number in (1, 2, 3):
+        node.send(node.frame(image, number))
+    for number in (2, 9):  # it has never had the latter
+        node.send(Message(Kind.WITHDRAW, run_id=RUN_ID, frame_id=number))
+    found = [node.receive(Kind.FEATURE, Kind.SKIP) for _ in range(3)]
+    assert [(message.kind, message.frame_id) for message in found] == [
+        (Kind.FEATURE, 1),
+        (Kind.SKIP, 2),
+        (Kind.FEATURE, 3),
+    ]
+    assert found[1].reason is Reason.WITHDRAWN
+    node.send(Message(Kind.WITHDRAW, run_id=RUN_ID, frame_id=3))  # too late: it is answered already
+    node.send(node.frame(image, 3))
+    assert node.receive(Kind.FEATURE, Kind.SKIP).kind is Kind.FEATURE
+    assert node.ask(Control(Question.MARK)).mark.inferences == 3  # type: ignore[union-attr]
+
+
 def test_what_cannot_be_worked_on_is_skipped_with_the_reason(node: HandMadeNode) -> None:
     node.start("--engine", "null")
     node.welcome()

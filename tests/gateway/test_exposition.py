@@ -10,7 +10,16 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, Histogram, MissingReason, NodeStatus
+from devit_contract.wire.messages import (
+    NEVER_ASKED,
+    ClientStatus,
+    DeviceState,
+    DeviceStatus,
+    Histogram,
+    MissingReason,
+    NodeStatus,
+    PromiseStatus,
+)
 from devit_gateway.exposition import write_metrics
 from devit_gateway.joules import MeteredEnergy
 
@@ -51,6 +60,8 @@ STATUS = NodeStatus(
     unknown_peers=1,
     refused_requests={"shape": 5},
     floods=6,
+    promise=PromiseStatus(0.01, 0.95, audited=90, flipped=2, flip_rate_bound=0.05, is_broken=True),
+    asked={1: 8, 2: 7},
     clients=(
         ClientStatus("camera", waiting=3, frames={"full": 9, "failed": 5, "shed": 2}, device_s=1.5),
         ClientStatus("desk"),
@@ -81,6 +92,14 @@ def found() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         ("devit_frames_total", {"outcome": "full"}, 10),
         ("devit_frames_total", {"outcome": "failed"}, 3),
         ("devit_frames_total", {"outcome": "shed"}, 2),
+        ("devit_frames_asked_total", {"devices": "0"}, 0),
+        ("devit_frames_asked_total", {"devices": "1"}, 8),
+        ("devit_frames_asked_total", {"devices": "2"}, 7),
+        ("devit_answers_audited_total", {}, 90),
+        ("devit_answers_flipped_total", {}, 2),
+        ("devit_flips_promised", {}, 0.01),
+        ("devit_flips_bound", {}, 0.05),
+        ("devit_promise_broken", {}, 1),
         ("devit_frame_duration_seconds_bucket", {"le": "0.001"}, 3),
         ("devit_client_frames_total", {"client": "camera", "outcome": "full"}, 9),
         ("devit_client_frames_total", {"client": "camera", "outcome": "failed"}, 3),
@@ -175,16 +194,20 @@ def test_counters_are_there_before_their_first_event() -> None:
     )
     zeros = {key for key, value in samples(write_metrics(fresh, (), version="9.9")[0]).items() if value == 0}
     expected = [
+        *(("devit_frames_asked_total", {"devices": str(count)}) for count in (0, 1)),
         *(("devit_frames_total", {"outcome": name}) for name in ("full", "certain", "partial", "failed", "shed")),
         *(
             ("devit_missing_total", {"device": "jetson1", "cause": str(cause)})
             for cause in MissingReason
-            if cause is not MissingReason.NOT_ASKED
+            if cause not in NEVER_ASKED
         ),
         *(
             ("devit_features_rejected_total", {"device": "jetson1", "reason": reason})
             for reason in ("late", "duplicate", "size", "crc", "body", "boot", "run", "shape", "nonfinite", "engine")
         ),
-        *(("devit_requests_refused_total", {"reason": reason}) for reason in ("size", "kind", "body", "shape", "mask")),
+        *(
+            ("devit_requests_refused_total", {"reason": reason})
+            for reason in ("size", "kind", "body", "shape", "mask", "policy")
+        ),
     ]
     assert {(name, frozenset(labels.items())) for name, labels in expected} <= zeros

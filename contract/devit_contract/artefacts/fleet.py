@@ -10,7 +10,17 @@ import msgspec
 
 from devit_contract.artefacts.files import convert, read_toml, read_toml_tables
 from devit_contract.artefacts.keys import check_key, check_name
-from devit_contract.choices import BackendChoice, BoardChoice, CudaChoice, FeatureDtype, HostMemory, Precision
+from devit_contract.choices import (
+    BackendChoice,
+    BoardChoice,
+    CudaChoice,
+    FeatureDtype,
+    HostMemory,
+    LiarChoice,
+    Order,
+    Policy,
+    Precision,
+)
 from devit_contract.errors import InputError, ManifestError
 
 FLEET_SCHEMA = 2
@@ -54,12 +64,38 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_pixels: int = 0
     """Of a picture file that devices are to decode, and its bytes; larger ones are refused. 0 is what they decode in a
     third of the deadline: 20,000 a millisecond, or fewer where they were slower, from 250,000 to 16 million."""
+    policy: Policy = "all"
+    """Which devices a frame asks, unless its request names another policy."""
 
     @property
     def most_pixels(self) -> int:
         """Give the number for ``max_pixels``."""
         most = round(self.deadline_ms / 3 * DECODED_PER_MS)
         return self.max_pixels or max(LEAST_PIXELS, min(most, _MOST_PIXELS))
+
+
+class Certain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When an answer of some devices is certain, and how they are asked until one is."""
+
+    flips: float = 0.01
+    """The promise: the largest share of answers that may differ from that of all devices."""
+    confidence: float = 0.95
+    """Of the promise."""
+    stages: tuple[int, ...] = (1, 1)
+    """How many devices are asked together, stage by stage; the rest are asked together in a last one."""
+    order: Order = "rotating"
+    """Which come first: ``rotating`` the idlest, by turns; ``best`` the most accurate; ``cost`` the fastest."""
+    audit: float = 0.01
+    """Share of certain answers that all devices check afterwards, where they have room."""
+    early_release: bool = False
+    """With policy ``all``: answer as soon as the features that have come are certain."""
+
+
+class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the node does about devices that answer wrongly."""
+
+    liars: LiarChoice = "warn"
+    """A device whose features do not fit those of the others: ``warn`` says so, ``exclude`` also leaves it out."""
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +131,8 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: Node
     device: tuple[Device, ...]
     serving: Serving = Serving()
+    certain: Certain = Certain()
+    watch: Watch = Watch()
     client: tuple[ClientEntry, ...] = ()
     extra: tuple[Extra, ...] = ()
     """Added to the joules of the whole cell, by name."""
@@ -245,20 +283,22 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def _check_numbers(path: Path, fleet: Fleet) -> None:
-    serving = fleet.serving
+    serving, certain = fleet.serving, fleet.certain
     checks = (
-        ("deadline_ms", serving.deadline_ms, 1, 60_000),
-        ("min_devices", serving.min_devices, 1, len(fleet.device)),
-        ("credit", serving.credit, 1, 16),
-        ("queue", serving.queue, 0, 4096),
-        ("startup_grace_ms", serving.startup_grace_ms, 0, 60_000),
-        ("max_pixels", serving.max_pixels, 0, 64_000_000),
+        ("serving.deadline_ms", serving.deadline_ms, 1, 60_000),
+        ("serving.min_devices", serving.min_devices, 1, len(fleet.device)),
+        ("serving.credit", serving.credit, 1, 16),
+        ("serving.queue", serving.queue, 0, 4096),
+        ("serving.startup_grace_ms", serving.startup_grace_ms, 0, 60_000),
+        ("serving.max_pixels", serving.max_pixels, 0, 64_000_000),
+        ("certain.flips", certain.flips, 0.0001, 0.1),
+        ("certain.confidence", certain.confidence, 0.5, 0.9999),
+        ("certain.audit", certain.audit, 0, 1),
+        *(("certain.stages", count, 1, 64) for count in certain.stages or (0,)),
     )
     for field, value, low, high in checks:
         if not low <= value <= high:
-            raise ManifestError(
-                f"{path}: field serving.{field}: expected {low} to {high}, found {value}: {_FLEET_HINT}"
-            )
+            raise ManifestError(f"{path}: field {field}: expected {low} to {high}, found {value}: {_FLEET_HINT}")
 
 
 def _check_extras(path: Path, extras: tuple[Extra, ...]) -> None:

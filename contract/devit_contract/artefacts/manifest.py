@@ -25,6 +25,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
@@ -231,6 +232,21 @@ class Bundle:
             sha256=self.manifest.file("fusion").sha256,
             dims=tuple(graph.output_dim for graph in self.manifest.submodels),
             classes=len(self.manifest.labels),
+        )
+
+    def calibration(self) -> Calibration | None:
+        """Read from which score on an answer of some devices is certain; ``None`` if the bundle does not hold it.
+
+        Raises:
+            InputError: It cannot be read.
+            ManifestError: It has another digest, or holds something else.
+        """
+        if not any(file.role == "calibration" for file in self.manifest.files):
+            return None
+        return Calibration.load(
+            self.path("calibration"),
+            devices=len(self.manifest.submodels),
+            sha256=self.manifest.file("calibration").sha256,
         )
 
     def golden(self) -> Tensors:

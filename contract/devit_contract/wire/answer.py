@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from devit_contract.arrays import Float32Array
+from devit_contract.choices import Policy
 from devit_contract.errors import FrameFailedError
 from devit_contract.wire.codec import Message, State
 from devit_contract.wire.messages import AnswerBody, DeviceTiming, MissingReason
@@ -33,6 +34,16 @@ class Answer:
     collect_us: int
     """At the node: from dispatch to the last feature or the deadline."""
     fuse_us: int
+    policy: Policy = "all"
+    """By which devices were asked."""
+    asked: int = 0
+    """Bit i is set where device i was sent the image; 0 from an older node."""
+    score: float | None = None
+    """How certain the answer is, in standard deviations of its closest rival; ``None`` where that was not tested."""
+    threshold: float | None = None
+    """The score from which on it is certain."""
+    novelty: float | None = None
+    """How unlike the validation images it is, as a quantile of these; 1 is unlike any."""
     labels: tuple[str, ...] = ()
     """Names of the classes; empty if the client has not asked the node for them yet."""
     names: Mapping[int, str] = field(default_factory=dict)
@@ -42,6 +53,11 @@ class Answer:
     def client_us(self) -> int:
         """Time that the node does not account for: in the client, and on the way to the node and back."""
         return max(0, round(self.latency_s * 1e6) - self.wait_us - self.collect_us - self.fuse_us)
+
+    @property
+    def devices_asked(self) -> int:
+        """How many devices were sent the image; of an older node, how many are in the answer."""
+        return self.asked.bit_count() or self.mask.bit_count()
 
     @property
     def why(self) -> str:
@@ -94,6 +110,11 @@ class Answer:
             wait_us=content.wait_us,
             collect_us=content.collect_us,
             fuse_us=content.fuse_us,
+            policy=content.policy,
+            asked=content.asked,
+            score=content.score,
+            threshold=content.threshold,
+            novelty=content.novelty,
             labels=labels,
             names=names,
         )

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
+from devit_contract.choices import Policy
 from devit_contract.closing import Closing
 from devit_contract.errors import (
     DevitError,
@@ -111,17 +112,22 @@ class Client(Closing):
         """Close the connection; pending answers are lost. Calling it twice is allowed."""
         self._link.close()
 
-    def classify(self, picture: Picture, *, mask: int = 0) -> Answer:
-        """Ask for one image and wait for its answer; ``mask`` has bit i for device i, and 0 asks all.
+    def classify(self, picture: Picture, *, mask: int = 0, policy: Policy | None = None) -> Answer:
+        """Ask for one image and wait for its answer.
+
+        ``mask`` has bit i for each device i that may be asked, and 0 allows all; ``policy`` says which of them are
+        asked, and ``None`` is the fleet's.
 
         Raises:
             NoAnswerError: The node does not answer in time.
             RefusedError: The node refuses this client.
             InputError: The node refuses the image.
         """
-        return next(self.stream([picture], in_flight=1, mask=mask))
+        return next(self.stream([picture], in_flight=1, mask=mask, policy=policy))
 
-    def stream(self, pictures: Iterable[Picture], *, in_flight: int = 4, mask: int = 0) -> Iterator[Answer]:
+    def stream(
+        self, pictures: Iterable[Picture], *, in_flight: int = 4, mask: int = 0, policy: Policy | None = None
+    ) -> Iterator[Answer]:
         """Ask for many images, several in flight, and yield their answers in the order of the images.
 
         The iterable is read as answers come, so it may be endless or end by a clock. It raises what :meth:`classify`
@@ -132,7 +138,7 @@ class Client(Closing):
         waiting: deque[int] = deque()
         try:
             for picture in pictures:
-                waiting.append(self.submit(picture, mask=mask))
+                waiting.append(self.submit(picture, mask=mask, policy=policy))
                 while len(waiting) >= in_flight:
                     yield self._wait(waiting.popleft(), self._requests.answers)
             while waiting:
@@ -141,7 +147,7 @@ class Client(Closing):
             for number in waiting:
                 self._requests.forget(number)
 
-    def submit(self, picture: Picture, *, mask: int = 0) -> int:
+    def submit(self, picture: Picture, *, mask: int = 0, policy: Policy | None = None) -> int:
         """Ask for one image without waiting; its answer comes by :meth:`collect`, under the number returned.
 
         Raises:
@@ -149,7 +155,7 @@ class Client(Closing):
             WireError: Its type cannot be sent.
         """
         number = next(self._numbers)
-        self._send(image_request(picture, mask=mask, run_id=self._run_id, number=number))
+        self._send(image_request(picture, mask=mask, run_id=self._run_id, number=number, policy=policy))
         return number
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:

@@ -6,9 +6,9 @@ A message is one ZeroMQ frame: a fixed header, then the payload. All numbers are
 offset type  field             meaning
 ====== ===== ================= ==============================================================================
 0      4s    magic             ``DVT1``; another first version number is another protocol
-4      u8    minor             1; a higher one may add fields after byte 104, as ``header_bytes`` says
+4      u8    minor             2; a higher one may add fields after byte 104, as ``header_bytes`` says
 5      u8    kind              see :class:`Kind`
-6      u16   header_bytes      where the payload starts: 104, or more from a newer sender
+6      u16   header_bytes      where the payload starts: 104; 108 with a policy; more from a newer sender
 8      u8    dtype             see :class:`Dtype`
 9      u8    ndim              how many of the four dimensions count, 0 to 4
 10     u16   device            device index; 65535 where the message concerns none
@@ -28,7 +28,8 @@ offset type  field             meaning
 88     u32   inference_us      agent: engine
 92     u32   capture_age_us    agent: age of its own source's image when the feature was sent; 0 for images sent to it
 96     u32   payload_bytes     length of the payload
-100    u32   crc32             CRC-32 of the payload followed by bytes 0 to 99
+100    u32   crc32             CRC-32 of the payload, then bytes 0 to 99, then those from 104 to the payload
+104    u32   policy            see :class:`RequestPolicy` (REQUEST, from minor 2); absent = 0
 ====== ===== ================= ==============================================================================
 
 Payload by dtype: ``NONE`` has none; ``UINT8``, ``FLOAT16`` and ``FLOAT32`` are C-ordered arrays of shape ``dims``,
@@ -53,7 +54,7 @@ from devit_contract.errors import WireError
 
 HEADER = struct.Struct("<4sBBHBBH4IIQHHQQQQIIIIIII")
 MAGIC = b"DVT1"
-MINOR = 1
+MINOR = 2
 NO_DEVICE = 0xFFFF
 MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 """What an agent may send in one message."""
@@ -61,6 +62,8 @@ MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a client may send, and what the node sends to an agent."""
 
 _CRC = struct.Struct("<I")
+_POLICY = struct.Struct("<I")
+_POLICY_MINOR, _POLICY_END = 2, HEADER.size + _POLICY.size
 _DEVICE = struct.Struct("<H")
 _DEVICE_OFFSET = 10
 _NO_DIMS = (0, 0, 0, 0)
@@ -94,6 +97,8 @@ class Kind(enum.IntEnum):
     """Node to client: the answer."""
     LEAVE = 12
     """Agent to node: send no more frames, pending ones will be answered; node to agent: there will be none."""
+    WITHDRAW = 13
+    """Node to agent, if its HELLO says that it can: this frame is not needed any more, skip it unless it has begun."""
 
 
 class Dtype(enum.IntEnum):
@@ -114,7 +119,7 @@ class State(enum.IntEnum):
     FULL = 1
     """All devices' features."""
     CERTAIN = 2
-    """Fewer were requested because the answer was already certain."""
+    """Fewer than all, and certain: as good as all, within the promise."""
     PARTIAL = 3
     """Fewer than all, at least ``min_devices``."""
     FAILED = 4
@@ -145,10 +150,27 @@ class Reason(enum.IntEnum):
     """The image does not have the shape of the bundle's input."""
     REQUEST = 10
     """The message is invalid here."""
+    WITHDRAWN = 11
+    """The node had withdrawn the frame before work on it began."""
+
+
+class RequestPolicy(enum.IntEnum):
+    """Which devices a request wants to be asked."""
+
+    DEFAULT = 0
+    """As the fleet says."""
+    ALL = 1
+    """All."""
+    CERTAIN = 2
+    """Some, then others until the answer is certain."""
+    SINGLE = 3
+    """The best one."""
+    REPLICA = 4
+    """The idlest one."""
 
 
 AGENT_SKIPS = (Reason.EXPIRED, Reason.OVERLOAD, Reason.DECODE, Reason.ENGINE, Reason.NO_SOURCE, Reason.STOPPING)
-"""Why an agent may skip a frame."""
+"""Why an agent may skip a frame that was not withdrawn."""
 _NUMPY_TYPES: dict[Dtype, np.dtype[Any]] = {
     Dtype.UINT8: np.dtype("u1"),
     Dtype.FLOAT16: np.dtype("<f2"),
@@ -181,6 +203,9 @@ class Message(msgspec.Struct, frozen=True):
     decode_us: int = 0
     inference_us: int = 0
     capture_age_us: int = 0
+    policy: int = RequestPolicy.DEFAULT
+    minor: int = MINOR
+    """Of its sender: what a newer peer may say that an older one does not understand."""
 
     def array(self) -> npt.NDArray[Any]:
         """View the payload as an array of shape ``dims``, read-only, without a copy.
@@ -211,9 +236,10 @@ def array_payload(array: npt.NDArray[Any]) -> tuple[Dtype, tuple[int, ...], memo
 
 def pack(message: Message) -> bytes:
     """Write a message."""
-    head = _head(message)
-    crc32 = zlib.crc32(head, zlib.crc32(message.payload))
-    return b"".join((head, _CRC.pack(crc32), message.payload))
+    more = _POLICY.pack(message.policy) if message.policy else b""
+    head = _head(message, HEADER.size + len(more))
+    crc32 = zlib.crc32(more, zlib.crc32(head, zlib.crc32(message.payload)))
+    return b"".join((head, _CRC.pack(crc32), more, message.payload))
 
 
 class Copies:
@@ -243,7 +269,7 @@ def unpack(data: bytes | memoryview) -> Message:
     if len(view) < HEADER.size:
         raise WireError("size", f"expected at least {HEADER.size} bytes, found {len(view)}")
     fields = HEADER.unpack_from(view)
-    (magic, _, kind_number, header_bytes, dtype_number, ndim, device) = fields[:7]
+    (magic, minor, kind_number, header_bytes, dtype_number, ndim, device) = fields[:7]
     dims = fields[7:11]
     payload_bytes, crc32 = fields[-2:]
     if magic != MAGIC:
@@ -267,12 +293,15 @@ def unpack(data: bytes | memoryview) -> Message:
         found = zlib.crc32(view[HEADER.size : header_bytes], found)
     if found != crc32:
         raise WireError("crc", f"{kind.name}: expected checksum {crc32:08x}, found {found:08x}")
-    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *fields[15:24])
+    has_policy = kind is Kind.REQUEST and minor >= _POLICY_MINOR and header_bytes >= _POLICY_END
+    policy: int = _POLICY.unpack_from(view, HEADER.size)[0] if has_policy else RequestPolicy.DEFAULT
+    after_reason = *fields[15:24], policy, minor
+    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *after_reason)
 
 
-def _head(message: Message) -> bytes:
-    dims, after_device = message.dims, msgspec.structs.astuple(message)[5:]
-    first = MAGIC, MINOR, message.kind, HEADER.size, message.dtype, len(dims), message.device
+def _head(message: Message, header_bytes: int = HEADER.size) -> bytes:
+    dims, after_device = message.dims, msgspec.structs.astuple(message)[5:-2]
+    first = MAGIC, message.minor, message.kind, header_bytes, message.dtype, len(dims), message.device
     return HEADER.pack(*first, *dims, *_NO_DIMS[len(dims) :], *after_device, len(message.payload), 0)[:_CRC_OFFSET]
 
 

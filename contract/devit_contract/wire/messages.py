@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.choices import FeatureDtype
+from devit_contract.choices import FeatureDtype, Policy
 from devit_contract.errors import WireError
 from devit_contract.printable import fit_to_store, in_all_texts, printable
 from devit_contract.wire.codec import Dtype, Message
@@ -103,7 +103,13 @@ class MissingReason(_TextEnum):
     FUSION = "fusion"
     """The node could not fuse the features; `devit status` says why. Ask again; if it stays, export the bundle anew."""
     NOT_ASKED = "not asked"
-    """The client asked for other devices. Nothing."""
+    """The client, or its policy, asked for other devices. Nothing."""
+    NOT_NEEDED = "not needed"
+    """The answer was certain without it. Nothing."""
+
+
+NEVER_ASKED = (MissingReason.NOT_ASKED, MissingReason.NOT_NEEDED)
+"""Why a feature is missing though nothing went wrong."""
 
 
 BaselineStep = Literal["load", "run", "rest", "state", "free"]
@@ -126,6 +132,8 @@ class Hello(msgspec.Struct, frozen=True):
     """What it can send: ``float32``, ``float16``."""
     software: str
     """Version of this package."""
+    can_withdraw: bool = False
+    """Whether it knows WITHDRAW; absent from older agents."""
 
 
 class Welcome(msgspec.Struct, frozen=True):
@@ -262,6 +270,10 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """From reading a frame to starting on it."""
     is_revoked: bool = False
     """Whether its key is revoked, so that it is locked out."""
+    suspicion: float = 0.0
+    """How much speaks against its features, from 0 to 1, the limit."""
+    is_suspect: bool = False
+    """Whether its features do not fit those of the others."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -288,6 +300,22 @@ class HeadStatus(msgspec.Struct, frozen=True):
     """Since its start; the kept ones are the last of them."""
     waiting: int = 0
     """Frames that wait for one."""
+
+
+class PromiseStatus(msgspec.Struct, frozen=True):
+    """What the node promises of certain answers, and what checking some of them has shown since its start."""
+
+    flips: float
+    """The largest share of answers that may differ from that of all devices."""
+    confidence: float
+    audited: int = 0
+    """Certain answers that were checked by all devices."""
+    flipped: int = 0
+    """Those of them that differ from that of all devices."""
+    flip_rate_bound: float = 1.0
+    """How large the share of answers that differ may be, with that confidence."""
+    is_broken: bool = False
+    """Whether more differ than promised, so that the node asks all devices again."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -327,6 +355,12 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Submodels of the bundle that no device of the fleet runs."""
     clients: tuple[ClientStatus, ...] = ()
     heads: HeadStatus = HeadStatus()
+    policy: Policy = "all"
+    """Of requests that name none."""
+    promise: PromiseStatus | None = None
+    """``None`` where the bundle holds no calibration."""
+    asked: dict[int, int] = {}
+    """Frames ended, by the number of devices that were sent them."""
 
 
 class SamplingCost(msgspec.Struct, frozen=True):
@@ -397,7 +431,7 @@ class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
     """With the device's own source: age of the image when its feature was sent."""
 
 
-class AnswerBody(msgspec.Struct, frozen=True):
+class AnswerBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """ANSWER: logits and what they cost; state and mask are in the header."""
 
     logits: bytes
@@ -411,6 +445,16 @@ class AnswerBody(msgspec.Struct, frozen=True):
     collect_us: int
     """From dispatch to the last feature or the deadline."""
     fuse_us: int
+    policy: Policy = "all"
+    """By which devices were asked."""
+    asked: int = 0
+    """Mask of the devices that were sent the frame."""
+    score: float | None = None
+    """How certain the answer is, where that was tested."""
+    threshold: float | None = None
+    """The score from which on it is certain."""
+    novelty: float | None = None
+    """How unlike the validation images it is, as a quantile of these; 1 is unlike any."""
 
 
 def body(value: msgspec.Struct) -> bytes:

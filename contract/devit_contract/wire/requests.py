@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devit_contract.arrays import UInt8Array
+from devit_contract.choices import Policy
 from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.answer import Answer
-from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, array_payload
+from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, RequestPolicy, array_payload
 from devit_contract.wire.messages import ControlReply
 
 Picture = UInt8Array | bytes | None
@@ -20,8 +21,8 @@ every agent takes the image of its own source."""
 _MAX_IMAGE_BYTES = MAX_IMAGE_MESSAGE_BYTES - 1024
 
 
-def image_request(picture: Picture, *, mask: int, run_id: int, number: int) -> Message:
-    """Ask for the class of one image.
+def image_request(picture: Picture, *, mask: int, run_id: int, number: int, policy: Policy | None = None) -> Message:
+    """Ask for the class of one image; ``policy`` of ``None`` is the fleet's.
 
     Raises:
         InputError: The image is too large for any node.
@@ -35,7 +36,8 @@ def image_request(picture: Picture, *, mask: int, run_id: int, number: int) -> M
         dtype, dims, payload = array_payload(picture)
     if len(payload) > _MAX_IMAGE_BYTES:
         raise InputError(f"image: expected at most {_MAX_IMAGE_BYTES} bytes, found {len(payload)}")
-    return Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=run_id, frame_id=number)
+    wanted = RequestPolicy.DEFAULT if policy is None else RequestPolicy[policy.upper()]
+    return Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=run_id, frame_id=number, policy=wanted)
 
 
 @dataclass

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.head import Fusion
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Dtype, Kind, Message, State
-from devit_contract.wire.messages import AnswerBody, HeadStatus, Histogram, MissingReason, body
+from devit_contract.wire.messages import NEVER_ASKED, AnswerBody, HeadStatus, Histogram, MissingReason, body
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
@@ -26,6 +27,8 @@ from devit_fusion.links import Link
 
 _HEAD_NS, _LOOK_NS = 200_000_000, 5_000_000
 """How long a frame waits for the head of its subset, and how often it is looked for."""
+_NOT_NEEDED_MINOR = 2
+"""Of the protocol: since when clients know that a device was not needed."""
 
 
 class _Ended(NamedTuple):
@@ -60,6 +63,8 @@ class Answers:
         """The connection for which the last head was computed."""
         self.ended: Counter[str] = Counter()
         """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+        self.asked: Counter[int] = Counter()
+        """The same frames, by the number of devices that they asked."""
         self.frame_time = Histogram.empty()
         """From a request's arrival to its answer."""
 
@@ -97,17 +102,22 @@ class Answers:
     def _answer(self, ended: _Ended, *, problem: str = "", is_shed: bool = False) -> None:
         request, frame, now_ns = ended
         start_ns = time.monotonic_ns()
-        took_ns = _took_ns(frame, now_ns)
+        took_ns = _took_ns(frame, now_ns, len(self._links))
         logits = self._logits(frame, problem)
         fused_ns = time.monotonic_ns()
         state = self._state(frame)
+        verdict = None if frame.course is None else frame.course.verdict
         content = AnswerBody(
             logits=logits,
             devices=tuple(frame.timings),
-            missing=frame.missing,
+            missing=_understood(frame.missing, request.picture.minor),
             wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
             collect_us=(now_ns - frame.dispatch_ns) // 1000,
             fuse_us=(fused_ns - now_ns) // 1000,
+            policy=request.policy,
+            asked=frame.asked,
+            score=None if verdict is None else verdict.score,
+            threshold=None if verdict is None else verdict.threshold,
         )
         answer = Message(
             Kind.ANSWER,
@@ -121,6 +131,7 @@ class Answers:
         self._clients.answer(request, answer)
         self._count(frame)
         self.ended[state.name.lower()] += 1
+        self.asked[frame.asked.bit_count()] += 1
         if is_shed:
             self.ended["shed"] += 1
         self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
@@ -135,7 +146,9 @@ class Answers:
             return b""
         if not problem:
             with np.errstate(over="ignore", invalid="ignore"):
-                logits = self._fusion.logits(frame.features)
+                logits = self._tested(frame)
+                if logits is None:
+                    logits = self._fusion.logits(frame.features)
                 is_finite = math.isfinite(logits.dot(logits))  # so is every number then
             if is_finite:
                 return logits.tobytes()
@@ -146,16 +159,37 @@ class Answers:
         frame.timings.clear()
         return b""
 
+    def _tested(self, frame: Frame) -> Float32Array | None:
+        """Give the logits that a test has computed, if it was the last to come that was tested."""
+        course = frame.course
+        if course is None or course.verdict is None or course.tested != frame.mask:
+            return None
+        return course.verdict.logits
+
     def _count(self, frame: Frame) -> None:
-        for device in frame.missing:
-            if device in self._links and frame.requested >> device & 1:
-                self._links[device].missing[frame.missing[device]] += 1
+        for device, why in frame.missing.items():
+            if device in self._links and why not in NEVER_ASKED:
+                self._links[device].missing[why] += 1
         for device in frame.features:
             self._links[device].answered += 1
 
 
-def _took_ns(frame: Frame, now_ns: int) -> int:
-    """Tell what a frame took of the devices: the longest work, or all the time until it ended without an answer."""
+def _took_ns(frame: Frame, now_ns: int, devices: int) -> int:
+    """Tell what a frame took of the devices: the longest work, or all the time until it ended without an answer.
+
+    A frame that asks some of them takes its part of all: others may be asked by another one meanwhile.
+    """
     if frame.pending or not frame.timings:
         return now_ns - frame.dispatch_ns
-    return 1000 * max(timing.decode_us + timing.inference_us for timing in frame.timings)
+    work_us = [timing.decode_us + timing.inference_us for timing in frame.timings]
+    if frame.course is not None and frame.course.policy != "all":
+        return 1000 * sum(work_us) // devices
+    return 1000 * max(work_us)
+
+
+def _understood(missing: dict[int, MissingReason], minor: int) -> dict[int, MissingReason]:
+    """Use the words that a client of the first minor version knows."""
+    if minor >= _NOT_NEEDED_MINOR or MissingReason.NOT_NEEDED not in missing.values():
+        return missing
+    old = MissingReason.NOT_ASKED
+    return {device: old if why is MissingReason.NOT_NEEDED else why for device, why in missing.items()}

@@ -1,7 +1,8 @@
 """Which features belong to which frame, and how and when a frame ends. No sockets, no clock of its own.
 
 A frame is opened with the devices it is sent to, collects their features, and ends exactly once: when no device is
-pending any more, or at its deadline. A feature of a frame that has ended, or a second one, is counted and never used.
+pending any more and none may still be asked, or at its deadline. A feature of a frame that has ended, or a second one,
+is counted and never used.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, MissingReason
+from devit_fusion.frames.stages import Course
 
 
-@dataclass
+@dataclass(eq=False)
 class Frame:
     """One open frame."""
 
@@ -33,6 +35,17 @@ class Frame:
     """Those among the missing that were sent the frame as a probe: their feature counts if it comes in time."""
     features: dict[int, Float32Array] = field(default_factory=dict)
     timings: list[DeviceTiming] = field(default_factory=list)
+    course: Course | None = None
+    """``None``: it was sent to all that it asks, and waits for them."""
+    asked: int = 0
+    """Mask of the devices that it was sent to."""
+    is_certain: bool = False
+    """Whether its features are as good as all, within the promise."""
+
+    def __post_init__(self) -> None:
+        """Have nothing to do before the deadline."""
+        self.due_ns = self.deadline_ns
+        """When something has to be done though no message comes."""
 
     @property
     def mask(self) -> int:
@@ -43,12 +56,15 @@ class Frame:
         """Judge the frame by its features, for a cell whose devices have the mask ``all_devices``."""
         if self.mask == all_devices:
             return State.FULL
-        needed = min(min_devices, self.requested.bit_count())
+        if self.is_certain:
+            return State.CERTAIN
+        is_alone = self.course is not None and self.course.policy in ("single", "replica")
+        needed = 1 if is_alone else min(min_devices, self.requested.bit_count())
         return State.PARTIAL if len(self.features) >= needed else State.FAILED
 
 
 class Join:
-    """All open frames. Their number is bounded by the credit of the devices."""
+    """All open frames. Their number is bounded by the credit of the devices, and the frames that wait for it."""
 
     def __init__(self) -> None:
         """Start with no frame."""
@@ -69,9 +85,21 @@ class Join:
         pending: set[int],
         missing: dict[int, MissingReason],
         probed: Iterable[int] = (),
+        course: Course | None = None,
     ) -> Frame:
         """Open a frame; the caller sends it to ``pending`` and ``probed``. If none is pending, it has ended already."""
-        frame = Frame(self._next_id, requested, now_ns, deadline_ns, set(pending), dict(missing), set(probed))
+        asked = mask_of([*pending, *probed])
+        frame = Frame(
+            self._next_id,
+            requested,
+            now_ns,
+            deadline_ns,
+            set(pending),
+            dict(missing),
+            set(probed),
+            course=course,
+            asked=asked,
+        )
         self._next_id += 1
         if pending:
             self._open[frame.frame_id] = frame
@@ -80,7 +108,10 @@ class Join:
     def add(
         self, frame_id: int, device: int, feature: Float32Array, timing: DeviceTiming, *, is_probe: bool = False
     ) -> Frame | None:
-        """Take a feature in; return the frame if that ended it. A probe's feature is never late."""
+        """Take a feature in; return the frame if it is to be looked at. A probe's feature is never late.
+
+        A frame without a course has ended then. One with a course has, if no device may still be asked.
+        """
         frame = self._waiting_for(frame_id, device, is_probe)
         if frame is None:
             return None
@@ -88,8 +119,16 @@ class Join:
         frame.timings.append(timing)
         return self._end_if_done(frame)
 
+    def holds(self, frame: Frame) -> bool:
+        """Tell whether a frame is open."""
+        return frame.frame_id in self._open
+
+    def close(self, frame: Frame) -> None:
+        """End a frame, whatever is still to come."""
+        self._open.pop(frame.frame_id, None)
+
     def skip(self, frame_id: int, device: int, why: MissingReason, *, is_probe: bool = False) -> Frame | None:
-        """Note that a device's feature will not come; return the frame if that ended it."""
+        """Note that a device's feature will not come; return the frame as :meth:`add` does."""
         frame = self._waiting_for(frame_id, device, is_probe)
         if frame is None:
             return None
@@ -97,7 +136,7 @@ class Join:
         return self._end_if_done(frame)
 
     def lose(self, device: int, why: MissingReason) -> list[Frame]:
-        """Wait no longer for a device; return the frames that this ended."""
+        """Wait no longer for a device; return those frames that :meth:`add` would return."""
         ended = []
         for frame in list(self._open.values()):
             if device in frame.pending:
@@ -108,18 +147,19 @@ class Join:
         return ended
 
     def expire(self, now_ns: int) -> list[Frame]:
-        """End the frames whose deadline has come, oldest first."""
+        """Return the frames for which it is time, oldest first; those whose deadline has come have ended."""
         # Not the order of their ids: requests are sent in turns of their clients.
-        due = [frame for frame in self._open.values() if frame.deadline_ns <= now_ns]
-        ended = sorted(due, key=lambda frame: frame.deadline_ns) if due else due
-        for frame in ended:
-            del self._open[frame.frame_id]
-            frame.missing |= dict.fromkeys(frame.pending, MissingReason.DEADLINE)
-        return ended
+        due = [frame for frame in self._open.values() if frame.due_ns <= now_ns]
+        due.sort(key=lambda frame: frame.deadline_ns)
+        for frame in due:
+            if frame.deadline_ns <= now_ns:
+                del self._open[frame.frame_id]
+                frame.missing |= dict.fromkeys(frame.pending, MissingReason.DEADLINE)
+        return due
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` has something to do."""
-        return min((frame.deadline_ns for frame in self._open.values()), default=None)
+        return min((frame.due_ns for frame in self._open.values()), default=None)
 
     def _waiting_for(self, frame_id: int, device: int, is_probe: bool) -> Frame | None:
         frame = self._open.get(frame_id)
@@ -136,7 +176,9 @@ class Join:
         return None
 
     def _end_if_done(self, frame: Frame) -> Frame | None:
+        course = frame.course
         if frame.pending:
-            return None
-        del self._open[frame.frame_id]
+            return frame if course is not None and course.is_tested_each else None
+        if course is None or not course.unasked:
+            del self._open[frame.frame_id]
         return frame

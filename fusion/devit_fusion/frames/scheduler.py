@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from devit_contract.arrays import Float32Array
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import LEAST_PIXELS, Fleet
-from devit_contract.artefacts.head import Fusion
+from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
 from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, DeviceTiming, MissingReason
@@ -18,15 +19,17 @@ from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers
+from devit_fusion.frames.certainty import Certainty
+from devit_fusion.frames.courses import MISSING, Courses
 from devit_fusion.frames.join import Frame, Join
+from devit_fusion.frames.promise import Promise
+from devit_fusion.frames.stages import Course, Stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 
 _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""
-_MISSING = {state: MissingReason(state.value) for state in DeviceState if state is not _READY}
-"""Why a device in that state has no feature in a new frame."""
 _JUDGED_SHARE = 20
 """How long a request may wait is judged again as often in a deadline: a device's pace changes no faster."""
 _MAX_WAITING_BYTES = 12 << 20
@@ -45,8 +48,11 @@ class Scheduler:
         clients: ClientPort,
         run_id: int,
         events: Events,
+        *,
+        calibration: Calibration | None,
+        accuracies: Mapping[int, float],
     ) -> None:
-        """Join the parts; ``links`` is by device name."""
+        """Join the parts; ``links`` is by device name, ``accuracies`` by mask of devices."""
         self._all_devices = fusion.head.all_devices
         self._device_count = len(fusion.head.dims)
         self._serving = serving = fleet.serving
@@ -59,6 +65,22 @@ class Scheduler:
         self._join = Join()
         self._turns = Turns([client.name for client in fleet.client] or [""])
         self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
+        stages = Stages(fleet, devices=self._device_count, accuracies=accuracies, is_calibrated=calibration is not None)
+        tests = stages.tests, stages.tests_each
+        certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
+        self.promise, self._stages = Promise(fleet.certain, events), stages
+        self._courses = Courses(
+            fusion,
+            fleet,
+            stages,
+            certainty,
+            self.promise,
+            self._join,
+            self._links,
+            devices,
+            self._send_stage,
+            self._end,
+        )
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
         self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
@@ -89,10 +111,10 @@ class Scheduler:
         if known is not request:
             known.client = request.client
             return
-        problem = self._picture_problem(request)
-        if problem:
+        policy_problem, picture_problem = self._stages.settle(request), self._picture_problem(request)
+        if policy_problem or picture_problem:
             del self._known[request.key]
-            self._clients.refuse(request, problem)
+            self._clients.refuse(request, "policy" if policy_problem else "picture", policy_problem or picture_problem)
             return
         self._turns.add(request)
         self.dispatch_waiting()
@@ -106,15 +128,18 @@ class Scheduler:
         those connect soon, and a frame sent before would fail for no good reason.
         """
         self._wait_end_ns = None
-        if not self._turns.waiting:
-            return
         now_ns = time.monotonic_ns()
+        claimed_first = self._courses.advance(now_ns)
+        if not self._turns.waiting:
+            if not claimed_first:
+                self._courses.audit(now_ns)
+            return
         if self._is_in_grace:
             self._is_in_grace, self._grace_over_ns = False, now_ns
-        while (chosen := self._choose(now_ns)) is not None:
-            request, claimed = chosen
+        while (chosen := self._choose(now_ns, claimed_first)) is not None:
+            request, first, claimed = chosen
             self._turns.take(request)
-            self._dispatch(request, claimed)
+            self._dispatch(request, first, claimed)
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
@@ -137,16 +162,25 @@ class Scheduler:
             self._finish(frame, now_ns)
 
     def expire(self, now_ns: int) -> None:
-        """End the frames whose deadline has come; the devices that did not answer are stalled."""
+        """End the frames whose deadline has come; the devices that did not answer are stalled.
+
+        A frame whose stage takes too long is sent on.
+        """
         for frame in self._join.expire(now_ns):
-            for device in frame.pending:
-                self._links[device].missed(now_ns)
-            self._finish(frame, now_ns)
+            if frame.deadline_ns <= now_ns:
+                for device in frame.pending:
+                    self._links[device].missed(now_ns)
+            if frame.course is not None:
+                self._courses.expired(frame, now_ns)
+            else:
+                self._end(frame, now_ns)
+        self._courses.tend(now_ns)
         self.answers.tend(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
-        dues_ns = [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
+        dues = self._join.next_deadline_ns(), self._courses.due_ns(), self.answers.due_ns()
+        dues_ns = [due_ns for due_ns in dues if due_ns is not None]
         if self._wait_end_ns is not None:
             dues_ns.append(self._wait_end_ns)
         if self._is_in_grace:
@@ -166,12 +200,11 @@ class Scheduler:
         """Describe every client for people."""
         return self._turns.status()
 
-    def _choose(self, now_ns: int) -> tuple[Request, int] | None:
-        """Choose the request to dispatch now, if there is one; also tell which devices those before it wait for.
+    def _choose(self, now_ns: int, claimed: int) -> tuple[Request, Sequence[Link], int] | None:
+        """Choose the request to dispatch now, if there is one; whom it asks first; and whom others wait for.
 
         A request whose turn is later may go first, but never to a device that an earlier one waits for.
         """
-        claimed = 0
         self._wait_end_ns = None
         for request in self._turns.heads():
             wanted = self._links_of(self._requested(request))
@@ -179,14 +212,16 @@ class Scheduler:
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
-            if not any(not link.has_credit or claimed >> link.index & 1 for link in ready):
-                return request, claimed
+            first = self._stages.first(request, ready, claimed)
+            may_begin = request.policy != "certain" or not self._courses.is_full
+            if may_begin and not any(not link.has_credit or claimed >> link.index & 1 for link in first):
+                return request, first, claimed
             if now_ns >= request.judged_ns + self._deadline_ns // _JUDGED_SHARE:
-                request.judged_ns, request.wait_end_ns = now_ns, self._wait_end_of(request, ready)
+                request.judged_ns, request.wait_end_ns = now_ns, self._wait_end_of(request, first)
             if now_ns >= request.wait_end_ns:
-                return request, claimed
+                return request, self._stages.first(request, ready, claimed, is_late=True), claimed
             self._wait_end_ns = min(request.wait_end_ns, self._wait_end_ns or request.wait_end_ns)
-            for link in ready:
+            for link in first:
                 claimed |= 1 << link.index
         return None
 
@@ -221,7 +256,7 @@ class Scheduler:
         return max(request.arrival_ns, self._grace_over_ns)
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
-        """Give a credit back; tell whether it was that of a probe."""
+        """Give a credit back; tell whether it was that of a probe, or of a frame that is not needed any more."""
         flight = link.in_flight.get(frame_id)
         if flight is not None and flight.file is not None and timing is not None:
             decoding = self._turns.decoding(flight.file.client)
@@ -234,14 +269,16 @@ class Scheduler:
         elif was_too_slow and not link.pace.is_too_slow:
             self._events.note(link.name, "recovered: a feature came in time")
         if frame_id != link.probe_id:
-            return False
+            return flight is not None and flight.is_withdrawn
         link.probe_id = -1
         return True
 
-    def _dispatch(self, request: Request, claimed: int) -> None:
+    def _dispatch(self, request: Request, first: Sequence[Link], claimed: int) -> None:
         now_ns = time.monotonic_ns()
         deadline_ns = self._counted_from_ns(request) + self._deadline_ns
         requested = self._requested(request)
+        course = self._stages.course(request)
+        first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
         pending: set[int] = set()
         probed: list[int] = []
         missing: dict[int, MissingReason] = {}
@@ -252,23 +289,46 @@ class Scheduler:
             elif link is None:
                 missing[index] = MissingReason.ABSENT
             elif link.state is not _READY:
-                missing[index] = _MISSING[link.state]
+                missing[index] = MISSING[link.state]
                 if now_ns < deadline_ns and link.take_probe(now_ns):
                     probed.append(index)
+            elif course is not None and not first_mask >> index & 1:
+                course.unasked.add(index)
             elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
                 missing[index] = MissingReason.OVERLOAD
             else:
                 pending.add(index)
-        frame = self._join.open(requested, now_ns, deadline_ns, pending, missing, probed)
+        if course is not None and not pending:  # those chosen first had most room
+            missing |= dict.fromkeys(course.unasked, MissingReason.OVERLOAD)
+            course.unasked.clear()
+        frame = self._join.open(requested, now_ns, deadline_ns, pending, missing, probed, course)
         self._dispatched[frame.frame_id] = request
+        if course is not None:
+            self._courses.begin(frame)
         if pending or probed:
             self._send_frames(request, frame, sorted(pending), probed)
-        request.picture = msgspec.structs.replace(request.picture, payload=b"")  # the answer needs its numbers alone
+        if course is None:
+            _drop_payload(request)
         if not pending:
             self._finish(frame, now_ns)
 
-    def _send_frames(self, request: Request, frame: Frame, pending: Sequence[int], probed: Sequence[int]) -> None:
+    def _send_stage(self, course: Course, frame: Frame, links: Sequence[Link], now_ns: int, deadline_ns: int) -> None:
+        """Send a frame on to devices that it has not asked yet."""
+        times = Flight(now_ns, deadline_ns)
+        self._send_frames(course.request, frame, [link.index for link in links], (), times)
+        if not course.unasked:
+            _drop_payload(course.request)
+
+    def _send_frames(
+        self,
+        request: Request,
+        frame: Frame,
+        pending: Sequence[int],
+        probed: Sequence[int],
+        times: Flight | None = None,
+    ) -> None:
         picture = request.picture
+        flight = times or Flight(frame.dispatch_ns, frame.deadline_ns)
         copies = Copies(
             Message(
                 Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
@@ -277,12 +337,12 @@ class Scheduler:
                 picture.payload,
                 run_id=self._run_id,
                 frame_id=frame.frame_id,
-                dispatch_ns=frame.dispatch_ns,
-                deadline_us=max(1, (frame.deadline_ns - frame.dispatch_ns) // 1000),
+                dispatch_ns=flight.sent_ns,
+                deadline_us=max(1, (flight.deadline_ns - flight.sent_ns) // 1000),
             )
         )
-        file = File(request.name, request.pixels) if picture.dtype is Dtype.ENCODED else None
-        flight = Flight(frame.dispatch_ns, frame.deadline_ns, file)
+        if picture.dtype is Dtype.ENCODED:
+            flight = flight._replace(file=File(request.name, request.pixels))
         for index in pending:
             self._send_frame(self._links[index], frame, copies, flight)
         for index in probed:
@@ -312,8 +372,20 @@ class Scheduler:
         self.answers.end(request, Frame(0, requested, now_ns, now_ns, set(), missing, set()), now_ns, is_shed=True)
 
     def _finish(self, frame: Frame | None, now_ns: int) -> None:
-        """Answer a frame that has ended; ``None`` stands for one that has not."""
-        if frame is not None:
-            request = self._dispatched.pop(frame.frame_id)
-            del self._known[request.key]
-            self.answers.end(request, frame, now_ns)
+        """Answer a frame that has ended, or look at one with a course; ``None`` stands for one that goes on."""
+        if frame is None:
+            return
+        if frame.course is not None:
+            self._courses.look(frame, now_ns)
+        else:
+            self._end(frame, now_ns)
+
+    def _end(self, frame: Frame, now_ns: int) -> None:
+        request = self._dispatched.pop(frame.frame_id)
+        del self._known[request.key]
+        self.answers.end(request, frame, now_ns)
+
+
+def _drop_payload(request: Request) -> None:
+    """Let a picture go that was sent to all devices: the answer needs its numbers alone."""
+    request.picture = msgspec.structs.replace(request.picture, payload=b"")

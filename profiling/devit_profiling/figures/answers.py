@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from devit_contract.wire.messages import DeviceTiming, MissingReason
+from devit_contract.wire.messages import NEVER_ASKED, DeviceTiming, MissingReason
 from devit_profiling.record.record import WINDOW, AnswerRow, Phase
 
 
@@ -244,7 +244,7 @@ def _missing(rows: Sequence[AnswerRow], names: Mapping[int, str]) -> dict[str, d
     reasons: dict[str, Counter[str]] = {}
     for row in rows:
         for index, why in row.missing.items():
-            if why != MissingReason.NOT_ASKED:
+            if why not in NEVER_ASKED:
                 reasons.setdefault(names.get(index, f"device {index}"), Counter())[why] += 1
     return {name: dict(sorted(counts.items())) for name, counts in sorted(reasons.items())}
 

@@ -116,6 +116,12 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
         (KEYED, "min_devices = 2", "min_devices = 3", "serving.min_devices: expected 1 to 2, found 3"),
         (KEYED, "min_devices = 2", "min_devices = 0", "serving.min_devices: expected 1 to 2, found 0"),
         (KEYED, "min_devices = 2", "credit = 17", "serving.credit: expected 1 to 16, found 17"),
+        (KEYED, "min_devices = 2", "policy = 'some'", "field serving.policy: expected all, certain, replica or single"),
+        (KEYED, "[serving]", "[certain]\nflips = 0.2\n[serving]", "certain.flips: expected 0.0001 to 0.1, found 0.2"),
+        (KEYED, "[serving]", "[certain]\nstages = []\n[serving]", "certain.stages: expected 1 to 64, found 0"),
+        (KEYED, "[serving]", "[certain]\nstages = [1, 0]\n[serving]", "certain.stages: expected 1 to 64, found 0"),
+        (KEYED, "[serving]", "[certain]\naudit = 1.5\n[serving]", "certain.audit: expected 0 to 1, found 1.5"),
+        (KEYED, "[serving]", "[watch]\nliars = 'kill'\n[serving]", "field watch.liars: expected exclude, off or warn"),
         (KEYED, "min_devices = 2", "queue = -1", "serving.queue: expected 0 to 4096, found -1"),
         (
             KEYED,

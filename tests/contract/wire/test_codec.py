@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -23,6 +24,7 @@ from devit_contract.wire.codec import (
     Kind,
     Message,
     Reason,
+    RequestPolicy,
     State,
     array_payload,
     pack,
@@ -33,55 +35,76 @@ from devit_contract.wire.messages import AnswerBody, DeviceTiming, MissingReason
 RUN, BOOT = 0x0123456789ABCDEF, 0x1122334455667788
 
 # Rows: magic, minor, kind, header bytes, dtype, ndim, device; dims; revision, mask, state, reason;
-# run, frame, boot; dispatch, deadline; queue, decode, inference, capture age; payload bytes, checksum; payload.
+# run, frame, boot; dispatch, deadline; queue, decode, inference, capture age; payload bytes, checksum;
+# policy where there is one; payload.
 GOLDEN_BYTES = {
+    "REQUEST": """
+        44565431 02 0a 6c00 04 00 ffff
+        00000000 00000000 00000000 00000000
+        00000000 0300000000000000 0000 0000
+        efcdab8967452301 0400000000000000 0000000000000000
+        0000000000000000 00000000
+        00000000 00000000 00000000 00000000
+        03000000 3eb366d2
+        02000000
+        ff d8 ff""",
+    "WITHDRAW": """
+        44565431 02 0d 6800 00 00 0100
+        00000000 00000000 00000000 00000000
+        00000000 0000000000000000 0000 0000
+        efcdab8967452301 0201000000000000 0000000000000000
+        0000000000000000 00000000
+        00000000 00000000 00000000 00000000
+        00000000 0fb30480""",
     "WELCOME": """
-        44565431 01 02 6800 05 00 ffff
+        44565431 02 02 6800 05 00 ffff
         00000000 00000000 00000000 00000000
         00000000 0000000000000000 0000 0000
         efcdab8967452301 0000000000000000 0000000000000000
         0000000000000000 00000000
         00000000 00000000 00000000 00000000
-        1f000000 23913c37
+        1f000000 2401468d
         82 a6637265646974 02 ad666561747572655f6474797065 a7666c6f61743332""",
     "FRAME": """
-        44565431 01 04 6800 01 03 0100
+        44565431 02 04 6800 01 03 0100
         02000000 03000000 01000000 00000000
         00000000 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 0000000000000000
         07ca9a3b00000000 50c30000
         00000000 00000000 00000000 00000000
-        06000000 9f3199c0
+        06000000 98a1e37a
         01 02 03 04 05 ff""",
     "FEATURE": """
-        44565431 01 06 6800 03 01 0100
+        44565431 02 06 6800 03 01 0100
         02000000 00000000 00000000 00000000
         0100feca 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 8877665544332211
         07ca9a3b00000000 00000000
         0a000000 14000000 b80b0000 fa000000
-        08000000 9f3d1fba
+        08000000 98ad6500
         0000c03f 000000c0""",
     "SKIP": """
-        44565431 01 07 6800 00 00 0100
+        44565431 02 07 6800 00 00 0100
         00000000 00000000 00000000 00000000
         00000000 0000000000000000 0000 0100
         efcdab8967452301 0201000000000000 8877665544332211
         07ca9a3b00000000 00000000
         00000000 00000000 00000000 00000000
-        00000000 ee481e4a""",
+        00000000 e9d864f0""",
     "ANSWER": """
-        44565431 01 0b 6800 05 00 ffff
+        44565431 02 0b 6800 05 00 ffff
         00000000 00000000 00000000 00000000
         00000000 0200000000000000 0300 0000
         0900000000000000 0300000000000000 0000000000000000
         0000000000000000 00000000
         00000000 00000000 00000000 00000000
-        5a000000 67e4704b
-        86 a66c6f67697473 c408 0000c03f 000000c0
+        92000000 5d11bf5f
+        8a a66c6f67697473 c408 0000c03f 000000c0
         a764657669636573 91 97 01 64 0a 14 cd0bb8 cd0c3a 00
         a76d697373696e67 81 00 a8646561646c696e65
-        a7776169745f7573 05 aa636f6c6c6563745f7573 cd0c80 a7667573655f7573 07""",
+        a7776169745f7573 05 aa636f6c6c6563745f7573 cd0c80 a7667573655f7573 07
+        a6706f6c696379 a76365727461696e a561736b6564 03
+        a573636f7265 cb3ff8000000000000 a97468726573686f6c64 cb4000000000000000""",
 }
 ANSWER_BODY = AnswerBody(
     logits=bytes.fromhex("0000c03f000000c0"),
@@ -90,8 +113,22 @@ ANSWER_BODY = AnswerBody(
     wait_us=5,
     collect_us=3200,
     fuse_us=7,
+    policy="certain",
+    asked=3,
+    score=1.5,
+    threshold=2.0,
 )
 GOLDEN_MESSAGES = {
+    "REQUEST": Message(
+        Kind.REQUEST,
+        Dtype.ENCODED,
+        payload=b"\xff\xd8\xff",
+        mask=3,
+        run_id=RUN,
+        frame_id=4,
+        policy=RequestPolicy.CERTAIN,
+    ),
+    "WITHDRAW": Message(Kind.WITHDRAW, device=1, run_id=RUN, frame_id=258),
     "WELCOME": Message(Kind.WELCOME, Dtype.BODY, payload=body(Welcome(2, "float32")), run_id=RUN),
     "FRAME": Message(
         Kind.FRAME,
@@ -169,6 +206,13 @@ def messages(draw: st.DrawFn) -> Message:
     )
 
 
+REQUESTS = st.builds(
+    lambda message, policy: msgspec.structs.replace(message, kind=Kind.REQUEST, policy=policy),
+    messages(),
+    st.sampled_from([*RequestPolicy, 2**32 - 1]),
+)
+
+
 def plain(message: Message) -> Message:
     return msgspec.structs.replace(message, payload=bytes(message.payload))
 
@@ -184,7 +228,7 @@ def test_a_message_is_exactly_these_bytes_and_comes_back_from_them(name: str) ->
     golden = bytes.fromhex(GOLDEN_BYTES[name])
     assert pack(GOLDEN_MESSAGES[name]).hex() == golden.hex()
     assert plain(unpack(golden)) == plain(GOLDEN_MESSAGES[name])
-    assert with_checksum(golden) == golden
+    assert with_checksum(golden, int.from_bytes(golden[6:8], "little")) == golden
 
 
 def test_the_bodies_of_golden_messages_are_read_back() -> None:
@@ -200,13 +244,30 @@ def test_an_array_is_viewed_in_the_received_bytes_without_a_copy_and_is_read_onl
     assert not array.flags.owndata
 
 
-@given(message=messages())
+@given(message=messages() | REQUESTS)
 def test_every_message_comes_back_as_it_was(message: Message) -> None:
     data = pack(message)
-    assert len(data) == 104 + len(message.payload)
+    assert len(data) == (108 if message.policy else 104) + len(message.payload)
     assert plain(unpack(data)) == plain(message)
     if message.dims:
         assert unpack(data).array().tobytes() == bytes(message.payload)
+
+
+@pytest.mark.parametrize("name", ["FRAME", "SKIP", "FEATURE"])
+def test_a_message_of_the_first_minor_version_is_read(name: str) -> None:
+    older = bytearray(bytes.fromhex(GOLDEN_BYTES[name]))
+    older[4] = 1
+    assert plain(unpack(with_checksum(older))) == plain(msgspec.structs.replace(GOLDEN_MESSAGES[name], minor=1))
+
+
+def test_a_policy_stands_where_older_nodes_skip_it_and_without_one_a_request_is_as_it_was() -> None:
+    request = GOLDEN_MESSAGES["REQUEST"]
+    plainly = pack(msgspec.structs.replace(request, policy=RequestPolicy.DEFAULT))
+    assert len(plainly) == HEADER.size + len(request.payload)
+    longer = bytearray(pack(request))
+    assert struct.unpack_from("<H", longer, 6) == (108,)  # all that an older node looks at
+    longer[4] = 1  # bytes that an older sender added there mean something else
+    assert unpack(with_checksum(longer, 108)).policy == RequestPolicy.DEFAULT
 
 
 @given(message=messages())
@@ -247,8 +308,8 @@ def test_random_bytes_raise_nothing_but_a_refusal(tail: bytes, header: bytes, is
         fixed = bytearray(data)
         fixed[0:5] = b"DVT1\0"
         fixed[6:8] = (104).to_bytes(2, "little")
-        fixed[5], fixed[8], fixed[9] = 1 + data[5] % 13, data[8] % 7, data[9] % 6
-        fixed[40:44] = bytes([data[40] % 6, 0, data[42] % 12, 0])
+        fixed[5], fixed[8], fixed[9] = 1 + data[5] % 14, data[8] % 7, data[9] % 6
+        fixed[40:44] = bytes([data[40] % 6, 0, data[42] % 13, 0])
         fixed[96:100] = len(tail).to_bytes(4, "little")
         data = with_checksum(fixed)
     for candidate in (data, tail):
@@ -302,10 +363,10 @@ def test_a_message_that_claims_gigabytes_allocates_nothing() -> None:
 def test_a_longer_header_of_a_newer_minor_version_is_skipped_but_checked() -> None:
     payload = b"\x01\x02\x03\x04\x05\xff"
     header = bytearray(bytes.fromhex(GOLDEN_BYTES["FRAME"])[:104])
-    header[4] = 1
+    header[4] = 3
     header[6:8] = (112).to_bytes(2, "little")
     newer = with_checksum(bytes(header) + b"newfield" + payload, header_bytes=112)
-    assert plain(unpack(newer)) == plain(GOLDEN_MESSAGES["FRAME"])
+    assert plain(unpack(newer)) == plain(msgspec.structs.replace(GOLDEN_MESSAGES["FRAME"], minor=3))
     with pytest.raises(WireError) as error:
         unpack(newer.replace(b"newfield", b"newfielD"))
     assert error.value.reason == "crc"
@@ -316,13 +377,13 @@ def test_a_longer_header_of_a_newer_minor_version_is_skipped_but_checked() -> No
     [
         (0, b"DVT2", "magic"),
         (5, b"\x00", "kind"),
-        (5, b"\x0d", "kind"),
+        (5, b"\x0e", "kind"),
         (6, b"\x67\x00", "size"),
         (6, b"\xff\xff", "size"),
         (8, b"\x06", "dtype"),
         (9, b"\x05", "dims"),
         (40, b"\x05\x00", "state"),
-        (42, b"\x0b\x00", "state"),
+        (42, b"\x0c\x00", "state"),
         (96, b"\x07\x00\x00\x00", "size"),
     ],
 )
