@@ -47,9 +47,3 @@ LiarChoice = Literal["off", "warn", "exclude"]
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""
-Policy = Literal["all", "certain", "single", "replica"]
-"""Which devices a frame asks. ``all``: every one; ``certain``: some, then more until the answer is certain; ``single``:
-the best one; ``replica``: one of them, in turn."""
-Order = Literal["rotating", "best", "cost"]
-"""Which devices ``certain`` asks first. ``rotating``: those with least to do, in turn; ``best``: the most accurate ones
-alone; ``cost``: the fastest."""
