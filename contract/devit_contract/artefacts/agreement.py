@@ -79,11 +79,12 @@ class Comparison:
             shared[i, j, :, : head.dims[i]] = scale * left.T[:directions] @ whiten[i]
             shared[j, i, :, : head.dims[j]] = scale * right[:directions] @ whiten[j]
         self._shape = count, directions
-        self._means = [head.statistics.mean[own].astype(np.float32) for own in columns]
+        self._means: list[Float32Array] = []  # of each device, mapped
         self._maps: list[Float32Array] = []  # of each device, (dim, dim + devices * directions)
         for device, (dim, own) in enumerate(zip(head.dims, whiten, strict=True)):
             rows = np.concatenate([own, shared[device, :, :, :dim].reshape(-1, dim)])
             self._maps.append(np.ascontiguousarray(rows.T, np.float32))
+            self._means.append((rows @ head.statistics.mean[columns[device]]).astype(np.float32))
             self.macs += rows.size
 
     def of(self, features: Mapping[int, Float32Array]) -> Compared:
@@ -92,14 +93,17 @@ class Comparison:
         whitened: list[Float32Array] = []
         said: list[Float32Array] = []
         for device in devices:
-            mapped = np.asarray((features[device] - self._means[device]) @ self._maps[device], np.float32)
+            mapped = np.asarray(features[device] @ self._maps[device] - self._means[device], np.float32)
             whitened.append(mapped[:, : self._dims[device]])
-            said.append(mapped[:, self._dims[device] :].reshape(len(mapped), *self._shape)[:, devices])
+            said.append(mapped[:, self._dims[device] :].reshape(len(mapped), *self._shape))
         shared = np.stack(said, axis=1)  # (n, of, with, direction)
-        shared /= np.sqrt(np.maximum((shared * shared).sum(axis=-1, keepdims=True), _LEAST_SQUARE))
+        if len(devices) < len(self._dims):
+            shared = shared[:, :, devices]
+        squares = np.einsum("nijr,nijr->nij", shared, shared)
+        shared /= np.sqrt(np.maximum(squares, _LEAST_SQUARE))[..., None]
         return Compared(
             -self._distances(whitened).sum(axis=0),
-            (shared * shared.swapaxes(1, 2)).sum(axis=-1),
+            np.einsum("nijr,njir->nij", shared, shared),
             whitened,
             shared,
         )
@@ -120,7 +124,7 @@ class Comparison:
     @staticmethod
     def _distances(whitened: Sequence[Float32Array]) -> Float32Array:
         """Square the distances from the mean, ``(devices, n)``."""
-        return np.stack([np.einsum("nd,nd->n", own, own) for own in whitened])
+        return np.stack([(own * own).sum(axis=1) for own in whitened])
 
 
 def ranks(images: int) -> Int64Array:

@@ -11,6 +11,9 @@ so each subset gets an equal part of the promised share and of the error probabi
 above which as many validation images flip as the exact binomial bound allows. By the union bound the promise then holds
 for every order of devices that does not depend on the image, whichever are missing. Testing thresholds from the highest
 downwards until the first that fails is a fixed-sequence test (Learn then Test, arXiv 2110.01052).
+
+The file also tells what is usual: how well the features of two devices agree, and how far they are from the training
+part's mean (:mod:`devit_contract.artefacts.agreement`). The node finds devices that lie, and novel images, by it.
 """
 
 from __future__ import annotations

@@ -45,17 +45,15 @@ class Evidence:
 
     def gains(self, devices: Sequence[int], agreements: Float32Array) -> Float64Array:
         """Give what one frame's bets gain, from the agreements ``(devices, devices)`` of those that are in it."""
-        ranked = (self._usual[np.ix_(devices, devices)] <= agreements[:, :, None]).sum(axis=-1)
-        return np.asarray(self._gains[ranked], np.float64)
+        usual = self._usual if len(devices) == len(self._usual) else self._usual[np.ix_(devices, devices)]
+        return np.asarray(self._gains[np.count_nonzero(usual <= agreements[:, :, None], axis=-1)], np.float64)
 
     def add(self, devices: Sequence[int], agreements: Float32Array, changes: Float64Array) -> None:
         """Take in a frame; ``changes`` of each device, 0 to 1, is how much its feature is another than before."""
-        weights = np.maximum(changes[:, None], changes)
-        np.fill_diagonal(weights, 0.0)
-        where = np.ix_(devices, devices)
-        summed = self.of_pairs[where] + weights * self.gains(devices, agreements)
-        self.of_pairs[where] = np.clip(summed, 0.0, self.limit + _ROOM)
-        self._is_compared[where] = ~np.eye(len(devices), dtype=np.bool_)
+        where = slice(None) if len(devices) == len(self._usual) else np.ix_(devices, devices)
+        added = np.maximum(changes[:, None], changes) * self.gains(devices, agreements)
+        self.of_pairs[where] = np.minimum(np.maximum(self.of_pairs[where] + added, 0.0), self.limit + _ROOM)
+        self._is_compared[where] = True  # nothing is ever against a device and itself
 
     def forget(self, device: int) -> None:
         """Begin anew with a device."""
@@ -64,7 +62,7 @@ class Evidence:
 
     def against(self, device: int, others: Iterable[int]) -> float:
         """Tell what is against a device: the least that is against it with one of the others, a share of the limit."""
-        compared = [other for other in others if self._is_compared[device, other]]
+        compared = [other for other in others if other != device and self._is_compared[device, other]]
         found = [self.of_pairs[device, other] for other in compared]
         return float(min(found, default=0.0)) / self.limit
 
