@@ -21,6 +21,7 @@ from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.courses import MISSING, Courses
+from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.stages import Course, Stages
@@ -64,7 +65,8 @@ class Scheduler:
         self._events = events
         self._join = Join()
         self._turns = Turns([client.name for client in fleet.client] or [""])
-        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
+        self._guard = Guard(fusion.head, calibration, fleet, self._links, events)
+        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events, self._guard)
         stages = Stages(fleet, devices=self._device_count, accuracies=accuracies, is_calibrated=calibration is not None)
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
@@ -147,7 +149,11 @@ class Scheduler:
         if frame_id in link.in_flight:  # else it comes twice or much too late, and its times mean nothing
             link.measured(timing)
         is_probe = self._returned(link, frame_id, now_ns, timing)
-        self._finish(self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe), now_ns)
+        if link.is_excluded:
+            frame = self._join.set_aside(frame_id, link.index, feature, is_probe=is_probe)
+        else:
+            frame = self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe)
+        self._finish(frame, now_ns)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
         """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
@@ -192,7 +198,7 @@ class Scheduler:
         now_ns = time.monotonic_ns()
         unused = self._join.unused
         return tuple(
-            link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")})
+            self._guard.judged(link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")}))
             for index, link in sorted(self._links.items())
         )
 
@@ -291,7 +297,7 @@ class Scheduler:
             elif link.state is not _READY:
                 missing[index] = MISSING[link.state]
                 if now_ns < deadline_ns and link.take_probe(now_ns):
-                    probed.append(index)
+                    pending.add(index) if link.is_excluded else probed.append(index)
             elif course is not None and not first_mask >> index & 1:
                 course.unasked.add(index)
             elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
