@@ -254,7 +254,7 @@ class Scheduler:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
         deadline_ns = self._deadline_ns
         is_encoded = request.picture.dtype is Dtype.ENCODED
-        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready])
+        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
         return self._counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
 
     def _counted_from_ns(self, request: Request) -> int:
