@@ -103,16 +103,13 @@ class Courses:
 
     def audit(self, now_ns: int) -> None:
         """Ask the devices that audits still need, where they have room: to be called when nobody waits."""
-        audits, self.audits = self.audits, []
-        for frame in audits:
+        for frame in list(self.audits):
             course = _course(frame)
-            if not self._join.holds(frame):
-                continue
             if any(self._links[index].state is not _READY for index in course.unasked):
+                self.audits.remove(frame)
                 self._withdraw(frame, now_ns)
                 self._join.close(frame)
                 continue
-            self.audits.append(frame)
             for link in [self._links[index] for index in sorted(course.unasked)]:
                 if link.has_credit:
                     self._ask(frame, [link], now_ns, now_ns + self._deadline_ns)
@@ -122,8 +119,13 @@ class Courses:
         course = _course(frame)
         if now_ns < frame.deadline_ns:
             self._go_on(frame, 0, now_ns, is_late=True)
-        elif course.given is None:
-            self._do_without(frame, course.unasked)
+        elif course.given is not None:
+            self.audits.remove(frame)
+        else:
+            if course.is_alone:
+                frame.missing |= dict.fromkeys(course.unasked, MissingReason.NOT_ASKED)
+            else:
+                self._do_without(frame, course.unasked)
             self._conclude(frame, now_ns)
 
     def tend(self, now_ns: int) -> None:
@@ -134,7 +136,7 @@ class Courses:
                 link.missed(now_ns)
 
     def _is_enough(self, frame: Frame, course: Course) -> bool:
-        if course.policy in ("single", "replica"):
+        if course.is_alone:
             return bool(frame.features)
         is_due = frame.mask != course.tested and course.tests_done < course.tests
         if self._certainty is None or not is_due or len(frame.features) < max(1, self._min_devices):
@@ -149,9 +151,8 @@ class Courses:
 
     def _release(self, frame: Frame, course: Course, now_ns: int) -> None:
         """Answer a frame without the devices that are not needed; go on with it behind that for an audit."""
-        is_alone = course.policy in ("single", "replica")
         rest = frame.pending | course.unasked
-        missing = dict.fromkeys(rest, MissingReason.NOT_ASKED if is_alone else MissingReason.NOT_NEEDED)
+        missing = dict.fromkeys(rest, MissingReason.NOT_ASKED if course.is_alone else MissingReason.NOT_NEEDED)
         answered = replace(
             frame,
             pending=set(),
@@ -159,7 +160,7 @@ class Courses:
             features=dict(frame.features),
             timings=list(frame.timings),
         )
-        if not is_alone and self._promise.tested(is_certain=True) and self._may_audit(frame, course):
+        if not course.is_alone and self._promise.tested(is_certain=True) and self._may_audit(frame, course):
             self._keep(frame, course, now_ns)
         else:
             self._withdraw(frame, now_ns)
@@ -180,9 +181,12 @@ class Courses:
         course.is_tested_each = False
         frame.deadline_ns = frame.due_ns = now_ns + _AUDIT_NS + self._deadline_ns
         self.audits.append(frame)
+        if frame in self.line:  # the feature of a probe came while it waited
+            self.line.remove(frame)
 
     def _check(self, frame: Frame) -> None:
         """Compare an audited answer with that of all devices, if all have answered."""
+        self.audits.remove(frame)
         if frame.mask == self._fusion.head.all_devices:
             best = int(self._fusion.logits(frame.features).argmax())
             self._promise.audited(is_flip=best != _course(frame).given)
@@ -222,7 +226,7 @@ class Courses:
 
     def _conclude(self, frame: Frame, now_ns: int) -> None:
         """Answer a frame with what has come."""
-        if _course(frame).policy in ("all", "certain"):
+        if not _course(frame).is_alone:
             self._promise.tested(is_certain=False)
         self._end(frame, now_ns)
 
@@ -242,7 +246,7 @@ class Courses:
     def _stage_end_ns(self, frame: Frame) -> int:
         """Tell when the devices that may still be asked could not answer in time any more."""
         course = _course(frame)
-        if not course.unasked or course.policy in ("single", "replica"):
+        if not course.unasked or course.is_alone:
             return frame.deadline_ns
         is_encoded = course.request.picture.dtype is Dtype.ENCODED
         needed_ns = max(self._links[index].pace.needed_ns(is_encoded=is_encoded) for index in course.unasked)

@@ -55,7 +55,7 @@ class Frame:
             return State.FULL
         if self.is_certain:
             return State.CERTAIN
-        is_alone = self.course is not None and self.course.policy in ("single", "replica")
+        is_alone = self.course is not None and self.course.is_alone
         needed = 1 if is_alone else min(min_devices, self.requested.bit_count())
         return State.PARTIAL if len(self.features) >= needed else State.FAILED
 
