@@ -28,12 +28,14 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import Policy
 from devit_contract.wire.client import Client
 from devit_engines.building.build_all import build_engines
-from devit_pipeline.demo import BOARD_MODEL, SHIPPED, test_images
+from devit_pipeline.demo import BOARD_MODEL, test_images
+from devit_pipeline.demo import SHIPPED as PACKAGED
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.load.cell_run import measure_cell
 from devit_profiling.record.record import Plan
 from devit_profiling.report.report import write_report
 
+SHIPPED = PACKAGED / "bundle"
 PACE_MS, SLOW_MS = 20.0, 60.0
 SATURATING, DEADLINE_MS = 24, 2000.0
 PROMISE = 0.01

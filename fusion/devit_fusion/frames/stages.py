@@ -37,6 +37,11 @@ class Course:
     given: int | None = None
     """Of an audit, the class that the client was given already."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one device's answer is what was asked for."""
+        return self.policy in ("single", "replica")
+
 
 class Stages:
     """The plan of one node."""
