@@ -28,6 +28,7 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import Policy
 from devit_contract.wire.client import Client
 from devit_engines.building.build_all import build_engines
+from devit_engines.building.store import Store
 from devit_pipeline.demo import BOARD_MODEL, test_images
 from devit_pipeline.demo import SHIPPED as PACKAGED
 from devit_pipeline.local_cell import LocalCell, LocalDevice
@@ -47,7 +48,7 @@ def run(duration_s: float, parts: Sequence[str]) -> Report:
     """Measure the parts that are named, each side of each for ``duration_s``."""
     watch = Watch()
     images, _ = test_images(Bundle(SHIPPED))
-    build_engines(Bundle(SHIPPED), None, backend="ort", progress=_silent)
+    build_engines(Bundle(SHIPPED), Store(None), backend="ort", progress=_silent)
     figures: list[Figure] = []
     for name, measure in PARTS.items():
         if name in parts:
