@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from devit_decompose.evaluate import mcnemar
+from devit_decompose.evaluation.evaluate import mcnemar
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (

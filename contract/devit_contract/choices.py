@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal["submodel", "baseline", "teacher", "fusion", "calibration", "golden", "samples"]
+Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration"]
 """What a file of a bundle or of a models folder is for."""
 Variant = Literal["fp16", "fp16-attn32", "fp32"]
 """Precision variants from fast to exact: every LayerNorm in FP32; every attention too; everything."""

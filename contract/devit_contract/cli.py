@@ -179,7 +179,7 @@ def _device_row(device: DeviceStatus) -> list[str]:
     return [
         device.name,
         str(device.submodel),
-        "revoked" if device.is_revoked else device.state,
+        "revoked" if device.is_revoked else "suspect" if device.is_suspect else device.state,
         f"{device.in_flight} of {device.credit}",
         "never" if device.last_seen_s is None else f"{device.last_seen_s:.1f}",
         f"{missed / requested:.1%}" if requested else "-",

@@ -1,4 +1,4 @@
-"""``devit decompose``, ``devit assemble`` and ``devit evaluate``."""
+"""``devit decompose`` and ``devit assemble``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import typer
 from devit_contract.extras import require
 from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import on_interrupt, print_json, print_next, print_table, progress_bar
+from devit_decompose.evaluation.rows import accuracies_by_size
 
 if TYPE_CHECKING:
-    from devit_decompose.evaluate import Evaluation
     from devit_decompose.models_folder.assembly import Assembly
     from devit_decompose.models_folder.decomposition import Decomposition
 
 app = Application(no_args_is_help=True)
 assemble_app = Application(no_args_is_help=True)
-evaluate_app = Application(no_args_is_help=True)
-_MANY_DEVICES = 4
-"""With more devices, only the best and the worst subset of each size are printed."""
-_MANY_CLASSES = 20
-"""If there are more classes, only this many are printed, the worst."""
 
 _RESUME = "run the same command with --resume: it goes on after the last finished epoch"
 Force = Annotated[bool, typer.Option("--force", help="Replace the finished models in --out.")]
@@ -144,35 +139,6 @@ def assemble(
         print_next("devit", "export", out, "--out", "bundle")
 
 
-@evaluate_app.command()
-def evaluate(
-    models: Annotated[Path, typer.Argument(help="Models folder from devit decompose or devit assemble.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set (default: that of training).")
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(metavar="MODELS", help="Another models folder: test whether one is significantly better."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; accuracies in percent.")] = False,
-) -> None:
-    """Measure trained models on their test images: all subsets of devices, every class."""
-    require("decompose")
-    from devit_decompose.evaluate import evaluate
-
-    with progress_bar(quiet=as_json) as progress:
-        found = evaluate(models, data=data, against=against, progress=progress)
-    if not found.is_stored_test_set:
-        typer.echo(
-            "warning: these are not the test images of decomposition.json: the accuracies are of other data", err=True
-        )
-    if as_json:
-        print_json(found)
-    else:
-        _show_evaluation(found)
-        print_next("devit", "export", models, "--out", "bundle")
-
-
 def _size(text: str) -> tuple[int, int] | None:
     if not text:
         return None
@@ -202,58 +168,4 @@ def _show_assembled(decomposition: Decomposition, assembly: Assembly, out: Path)
     accuracies = {subset.mask: 100 * subset.test_accuracy for subset in decomposition.subsets}
     kept = assembly.heads[0]
     title = f"test accuracy, fused ({kept.method} regression, strength {kept.strength:.2g})"
-    print_table(title, ["devices", "worst", "best"], _by_size(accuracies), numbers=(0, 1, 2))
-
-
-def _show_evaluation(found: Evaluation) -> None:
-    teacher_macs = "" if found.teacher_macs is None else f"{found.teacher_macs / 1e6:,.1f}"
-    devices, cost = len(found.submodel_macs), sum(found.submodel_macs) / 1e6
-    rows = [
-        ["baseline model", _percent(found.teacher_accuracy), teacher_macs],
-        [f"fused, {devices} devices", _percent(found.fused_accuracy), f"{cost:,.1f}"],
-    ]
-    title = f"{found.name} on {found.test_images:,} test images of {found.data}"
-    print_table(title, ["model", "accuracy", "MMACs"], rows, numbers=(1, 2))
-    if devices > _MANY_DEVICES:
-        masks = {sum(1 << int(device) for device in key.split(",")): one for key, one in found.subsets.items()}
-        print_table("devices present", ["devices", "worst", "best"], _by_size(masks), numbers=(0, 1, 2))
-    else:
-        ways = (found.subsets, found.subsets_with_zeros, found.subsets_with_mean)
-        rows = [[key, *(_percent(way[key]) for way in ways)] for key in found.subsets]
-        header = ["devices present", "missing predicted", "zeros", "mean"]
-        print_table("filling of missing features", header, rows, numbers=(1, 2, 3))
-    rows = []
-    for subset in found.class_subsets:
-        accuracies = (subset.fused_accuracy, subset.without_device, subset.device_alone)
-        rows.append([str(subset.device), str(len(subset.classes)), *map(_percent, accuracies)])
-    header = ["device", "classes", "all devices", "without it", "it alone"]
-    print_table("images of the classes that a device was first trained on", header, rows, numbers=(0, 1, 2, 3, 4))
-    by_accuracy = sorted(found.classes, key=lambda one: 101.0 if one.fused_accuracy is None else one.fused_accuracy)
-    classes, title = found.classes, "classes"
-    if len(classes) > _MANY_CLASSES:
-        classes, title = tuple(by_accuracy[:_MANY_CLASSES]), f"the {_MANY_CLASSES} worst of {len(classes)} classes"
-    rows = [
-        [one.name, str(one.images), _percent(one.fused_accuracy), _percent(one.teacher_accuracy)] for one in classes
-    ]
-    print_table(title, ["class", "images", "fused", "teacher"], rows, numbers=(1, 2, 3))
-    if found.comparison is not None:
-        one = found.comparison
-        rows = [
-            [f"fused, {one.against}", _percent(one.other_fused_accuracy)],
-            ["only this cell right (b)", str(one.only_this_right)],
-            ["only the other right (c)", str(one.only_other_right)],
-            ["p, exact McNemar test, two-sided", f"{one.p_value:.3g}"],
-        ]
-        print_table("against another cell", ["what", "figure"], rows, numbers=(1,))
-
-
-def _by_size(accuracies: dict[int, float]) -> list[list[str]]:
-    """Worst and best subset of each number of devices, from percent by mask."""
-    by_size: dict[int, list[float]] = {}
-    for mask, accuracy in accuracies.items():
-        by_size.setdefault(mask.bit_count(), []).append(accuracy)
-    return [[str(size), _percent(min(found)), _percent(max(found))] for size, found in sorted(by_size.items())]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}%"
+    print_table(title, ["devices", "worst", "best"], accuracies_by_size(accuracies), numbers=(0, 1, 2))

@@ -21,7 +21,8 @@ def agent(
     engine: Annotated[
         str,
         typer.Option(
-            help="built: what devit build made; null: answers at once; paced:MS, busy:MS: waits, or keeps a core busy."
+            help="built: what devit build made; built:MS: the same, slowed down; null: answers at once; "
+            "paced:MS, busy:MS: waits, or keeps a core busy."
         ),
     ] = "built",
     stop_with_stdin: Annotated[

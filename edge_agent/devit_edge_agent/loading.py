@@ -21,7 +21,7 @@ from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
-from devit_engines.choice import OpenedEngine, open_engine
+from devit_engines.choice import OpenedEngine, is_built, open_engine
 from devit_engines.engine import Engine, ModelRef, closed_on_failure
 
 _OF_THE_ENGINE = ("bundle", "store", "threads", "backend", "precision", "cuda", "host_memory", "allowed_signers")
@@ -122,7 +122,7 @@ def self_check(settings: Settings, loaded: Loaded) -> None:
 
     Whatever is raised, the engine is closed.
     """
-    if settings.engine_choice != "built":
+    if not is_built(settings.engine_choice):
         return
     with closed_on_failure(loaded.engine):
         require_accuracy(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
@@ -145,7 +145,7 @@ def open_baseline(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
         )
     opened = _open(settings, bundle, store, "baseline")
     with closed_on_failure(opened.engine):
-        if settings.engine_choice == "built":
+        if is_built(settings.engine_choice):
             require_accuracy(opened.engine, bundle, "baseline", opened.title)
         opened.engine.warm_up(_WARM_UP_RUNS)
         return opened.title, opened.engine

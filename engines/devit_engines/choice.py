@@ -1,4 +1,4 @@
-"""Opens the engine that ``--engine`` names: ``built``, or a stand-in ``null``, ``paced:MS`` or ``busy:MS``."""
+"""Opens the engine that ``--engine`` names: a built one, as fast as it is or slowed down, or a stand-in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from devit_engines.building.build_all import find_engine
 from devit_engines.building.store import Store
 from devit_engines.engine import Engine, EngineSpec, ModelRef, role_of
 from devit_engines.null import NullEngine, PacedEngine, busy
+
+
+def is_built(choice: str) -> bool:
+    """Tell whether a choice means an engine that was built, and not a stand-in."""
+    return choice.partition(":")[0] == "built"
 
 
 @dataclass(frozen=True)
@@ -40,29 +45,35 @@ def open_engine(
 ) -> OpenedEngine:
     """Load a model's engine that :func:`~devit_engines.building.build_all.find_engine` finds, or open a stand-in.
 
-    Of the stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that many milliseconds for each answer, and
-    ``busy:MS`` keeps a core busy for that long. ``check_size`` is called with the size of a built engine's file in
-    bytes before it is loaded.
+    ``built:MS`` is the built engine as on a slower device: each call takes at least so many milliseconds. Of the
+    stand-ins, ``null`` answers zeros at once, ``paced:MS`` takes that long for each answer, and ``busy:MS`` keeps a
+    core busy for that long. ``check_size`` is called with the size of a built engine's file in bytes before it is
+    loaded.
 
     Raises:
         InputError: There is no such choice.
         NotBuiltError: The engine was not built here.
         EngineError: The back end cannot load it.
     """
-    if choice == "built":
+    kind, _, pace = choice.partition(":")
+    pace_ms = float(pace) if pace.replace(".", "", 1).isdigit() else None
+    if is_built(choice) and (pace_ms is not None or choice == "built"):
         stored = find_engine(bundle, store, model, backend=backend, precision=precision)
         if stored.record is not None:
             check_size(stored.record.file.size_bytes)
-        return OpenedEngine(stored.title, stored.key.model_sha256, stored.load(settings))
+        loaded = stored.load(settings)
+        if pace_ms is None:
+            return OpenedEngine(stored.title, stored.key.model_sha256, loaded)
+        slowed = PacedEngine(loaded, pace_ms)
+        return OpenedEngine(f"{stored.title}, slowed to {pace_ms:g} ms", stored.key.model_sha256, slowed)
     role, index = role_of(model)
     output_dim = bundle.manifest.graph(role, index).output_dim
     null = NullEngine(EngineSpec(choice, bundle.manifest.preprocess.shape, output_dim))
-    kind, _, pace = choice.partition(":")
     engine: Engine
     if choice == "null":
         engine = null
-    elif kind in ("paced", "busy") and pace.replace(".", "", 1).isdigit():
-        engine = PacedEngine(null, float(pace), wait=busy if kind == "busy" else time.sleep)
+    elif kind in ("paced", "busy") and pace_ms is not None:
+        engine = PacedEngine(null, pace_ms, wait=busy if kind == "busy" else time.sleep)
     else:
-        raise InputError(f"--engine {choice}: expected built, null, paced:MS or busy:MS, e.g. paced:5")
+        raise InputError(f"--engine {choice}: expected built, built:MS, null, paced:MS or busy:MS, e.g. paced:5")
     return OpenedEngine(f"{choice} engine", bundle.manifest.file(role, device=index, variant="fp32").sha256, engine)

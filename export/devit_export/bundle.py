@@ -14,6 +14,7 @@ from devit_contract.artefacts.files import (
     Tensors,
     check_replaceable,
     new_folder,
+    read_bytes,
     read_tensors,
     write_bytes,
     write_tensors,
@@ -81,6 +82,7 @@ def export_bundle(
         if decomposition.teacher is not None:
             work.add_graph(folder, None)
         work.add_fusion(folder)
+        work.add_calibration(folder)
         manifest = work.manifest(serial)
         write_manifest(folder, manifest)
     progress("exporting", work.steps, work.steps, FILE_NAME)
@@ -158,6 +160,13 @@ class _Work:
         write_tensors(folder / GOLDEN_NAME, self.golden)
         self.files.append(describe_file(folder, FUSION_NAME, "fusion"))
         self.files.append(describe_file(folder, GOLDEN_NAME, "golden"))
+
+    def add_calibration(self, folder: Path) -> None:
+        """Copy the calibration, which models folders of older versions do not have."""
+        for file in self.decomposition.files:
+            if file.role == "calibration":
+                write_bytes(folder / file.name, read_bytes(self.models / file.name, _HINT, sha256=file.sha256))
+                self.files.append(describe_file(folder, file.name, "calibration"))
 
     def manifest(self, serial: int) -> Manifest:
         """Describe all that was written."""

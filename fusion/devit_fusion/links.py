@@ -8,11 +8,13 @@ ready      link up, every frame in flight within its deadline       is sent to i
 stalled    link up, but at least one frame in flight is overdue     does not wait for it
 suspended  more than one in five of its last frames came late       does not wait for it
 leaving    it shuts down; its frames in flight are still pending    does not wait for it
+suspect    its features do not fit those of the others              does not wait for it
 =========  =======================================================  ========================================
 
 ``missing`` in an answer names the state. A stalled device is ready again when its overdue answers have come, however
 late; a suspended one, whose circuit breaker is open, when an answer came in time. The node probes both once a second
-with a frame that does not wait for them, so a slow device delays no answer.
+with a frame that does not wait for them, so a slow device delays no answer. A suspect's probe is waited for: it is as
+fast as others, and its feature, which the answer does not use, is to be compared with theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from devit_fusion.pace import Flight, Pace
 PROBE_NS = 1_000_000_000
 """How often a stalled or suspended device is probed."""
 _ABSENT, _READY, _STALLED = DeviceState.ABSENT, DeviceState.READY, DeviceState.STALLED
-_SUSPENDED, _LEAVING = DeviceState.SUSPENDED, DeviceState.LEAVING
+_SUSPENDED, _LEAVING, _SUSPECT = DeviceState.SUSPENDED, DeviceState.LEAVING, DeviceState.SUSPECT
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
 
 
@@ -50,6 +52,8 @@ class Link:
     is_leaving: bool = False
     is_revoked: bool = False
     """Its key is not accepted any more."""
+    is_excluded: bool = False
+    """Its features do not fit those of the others, and are not used."""
     last_seen_ns: int | None = None
     """When its last message came."""
     links: int = 0
@@ -80,7 +84,9 @@ class Link:
             return _LEAVING
         if self.pace.is_too_slow:
             return _SUSPENDED
-        return _STALLED if self.overdue else _READY
+        if self.overdue:
+            return _STALLED
+        return _SUSPECT if self.is_excluded else _READY
 
     @property
     def has_credit(self) -> bool:
@@ -161,8 +167,8 @@ class Link:
         self._probed_ns = now_ns
 
     def take_probe(self, now_ns: int) -> bool:
-        """Tell whether this frame is to probe a stalled or suspended device: one frame a second is."""
-        if self.state not in (_STALLED, _SUSPENDED) or now_ns - self._probed_ns < PROBE_NS:
+        """Tell whether this frame is to probe a stalled, suspended or suspect device: one frame a second is."""
+        if self.state not in (_STALLED, _SUSPENDED, _SUSPECT) or now_ns - self._probed_ns < PROBE_NS:
             return False
         self._probed_ns = now_ns
         return True

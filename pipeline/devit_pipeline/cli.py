@@ -16,7 +16,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # In the order of the pipeline: name to (module:application, one line of help).
     "decompose": ("devit_decompose.cli:app", "Train N submodels and their fusion head from one large ViT."),
     "assemble": ("devit_decompose.cli:assemble_app", "Make a cell from pretrained timm backbones, in minutes."),
-    "evaluate": ("devit_decompose.cli:evaluate_app", "Measure trained models on their test images."),
+    "evaluate": (
+        "devit_decompose.evaluation.cli:evaluate_app",
+        "Measure trained models on their test images.",
+    ),
     "export": ("devit_export.cli:app", "Turn trained models into an ONNX bundle for devices."),
     "sign": ("devit_export.cli:sign_app", "Sign a bundle, for devices that accept only signed ones."),
     "build": ("devit_engines.cli:app", "Build the engines of a bundle on this device, and check them."),
@@ -31,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("devit_contract.cli:status_app", "Show what a fusion node knows of its devices."),
     "classify": ("devit_contract.cli:classify_app", "Ask a running cell what is in pictures."),
     "profile": ("devit_profiling.cli:app", "Measure latency and energy of a running cell (= profile)."),
+    "bench-device": ("devit_profiling.bench.cli:app", "Measure one model on this device, for a plan."),
+    "plan": ("devit_profiling.plan.cli:app", "Pick the mode of a fleet that keeps a goal, from measured profiles."),
     "demo": ("devit_pipeline.demo_cli:app", "Run the whole pipeline on this machine, on real images."),
 }
 

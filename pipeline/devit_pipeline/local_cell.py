@@ -37,7 +37,7 @@ class LocalDevice:
     root: str = "/"
     """Where the agent looks for /proc/device-tree; a folder with a simulated board's."""
     engine: str = "built"
-    """``built``, ``null`` or ``paced:MS``."""
+    """``built``, ``built:MS``, ``null`` or ``paced:MS``."""
 
 
 class LocalCell:
@@ -54,6 +54,7 @@ class LocalCell:
         min_devices: int = 1,
         credit: int = 2,
         queue: int = 64,
+        settings: str = "",
         http: str = "",
         port: int = 0,
     ) -> None:
@@ -68,6 +69,7 @@ class LocalCell:
             min_devices: Fewest features an answer is given on.
             credit: Frames in flight per device.
             queue: Requests that may wait.
+            settings: More lines of ``[serving]`` in fleet.toml, and whole tables after them.
             http: ``HOST:PORT`` of an HTTP gateway to start too, port 0 for a free one; empty for none.
             port: The node's for devices, clients have the next one; 0 for free ones.
         """
@@ -79,9 +81,8 @@ class LocalCell:
         self._port = port
         self.http_url = ""
         """Where the gateway listens, with the real port; empty without one."""
-        self._serving = (
-            f"deadline_ms = {deadline_ms:g}\nmin_devices = {min_devices}\ncredit = {credit}\nqueue = {queue}\n"
-        )
+        numbers = f"deadline_ms = {deadline_ms:g}\nmin_devices = {min_devices}\ncredit = {credit}\nqueue = {queue}\n"
+        self._serving = numbers + settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keys: dict[str, KeyPair] = {}
         self.fleet_path = self.folder / "fleet.toml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -13,10 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from devit_contract.artefacts.files import write_json
 from devit_contract.artefacts.manifest import Manifest, Preprocess
 from devit_contract.service.progress import no_progress
 from devit_decompose.data.dataset import Dataset, Split
 from devit_decompose.models.model import Model, ModelConfig, StemLayer, uniform_config
+from devit_decompose.models_folder.decomposition import FILE_NAME, load_decomposition
 from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.pruning.importance import importance
 from devit_decompose.pruning.shrink import Shape, keep_best, prune
@@ -247,6 +250,11 @@ def written(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture(scope="session")
 def written_assembled(assembled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """The bundle of a cell without a teacher."""
+    """The bundle of a cell without a teacher, whose models folder has no calibration, as those of older versions."""
+    older = Path(shutil.copytree(assembled_folder, tmp_path_factory.mktemp("older") / "models"))
+    (older / "calibration.safetensors").unlink()
+    found = load_decomposition(assembled_folder)
+    files = tuple(file for file in found.files if file.role != "calibration")
+    write_json(older / FILE_NAME, msgspec.structs.replace(found, files=files))
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    return folder, export_bundle(assembled_folder, folder)
+    return folder, export_bundle(older, folder)

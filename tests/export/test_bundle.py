@@ -22,6 +22,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.files import read_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.manifest import Bundle, Manifest, Preprocess, SubsetAccuracy
@@ -39,7 +40,7 @@ from devit_export.parity import run_graph
 
 BASELINE = {f"baseline.{variant}.onnx" for variant in VARIANTS}
 FILES = {f"submodel-{device}.{variant}.onnx" for device in (0, 1) for variant in VARIANTS} | BASELINE
-FILES |= {"fusion.safetensors", "golden.safetensors", "manifest.json"}
+FILES |= {"fusion.safetensors", "golden.safetensors", "calibration.safetensors", "manifest.json"}
 Written = tuple[Path, Manifest]
 
 
@@ -225,10 +226,10 @@ def test_deits_alone_answer_as_the_trained_ensemble(written_assembled: Written, 
     np.testing.assert_allclose(_fused(written_assembled[0]), expected, atol=1e-4)
 
 
-def test_a_cell_without_an_baseline_has_a_bundle_without_a_baseline(written_assembled: Written) -> None:
+def test_what_a_models_folder_does_not_have_its_bundle_does_not_have_either(written_assembled: Written) -> None:
     folder, manifest = written_assembled
     assert Bundle(folder).manifest == manifest
-    assert {path.name for path in folder.iterdir()} == FILES - BASELINE
+    assert {path.name for path in folder.iterdir()} == FILES - BASELINE - {"calibration.safetensors"}
     assert (manifest.baseline, manifest.baseline_accuracy) == (None, None)
     assert "baseline.logits" not in Bundle(folder).golden()
     assert "baseline" not in (folder / "manifest.json").read_text()
@@ -243,9 +244,16 @@ def test_a_device_builds_engines_of_a_bundle_without_a_baseline(written_assemble
         load_engine(bundle, store, "baseline")
 
 
-def test_the_fusion_head_travels_unchanged(written: Written, models_folder: Path) -> None:
-    name = "fusion.safetensors"
+@pytest.mark.parametrize("name", ["fusion.safetensors", "calibration.safetensors"])
+def test_what_the_node_needs_travels_unchanged(written: Written, models_folder: Path, name: str) -> None:
     assert (written[0] / name).read_bytes() == (models_folder / name).read_bytes()
+
+
+def test_a_node_reads_the_calibration_by_its_role(written: Written) -> None:
+    bundle = Bundle(written[0])
+    sha256 = bundle.manifest.file("calibration").sha256
+    calibration = Calibration.load(bundle.path("calibration"), devices=2, sha256=sha256)
+    assert (calibration.images, sorted(calibration.flips)) == (30, [0b01, 0b10])
 
 
 @pytest.mark.system

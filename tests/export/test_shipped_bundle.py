@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import VARIANTS
@@ -55,6 +56,14 @@ def test_exporting_the_checkpoints_gives_the_shipped_bundle(exported: Bundle) ->
         np.testing.assert_allclose(ours_part, theirs_part, rtol=0, atol=1e-5)
     for field in ("labels", "preprocess", "subsets", "baseline_accuracy", "opset", "missing"):
         assert getattr(exported.manifest, field) == getattr(shipped.manifest, field)
+
+
+def test_the_shipped_models_and_bundle_have_the_same_calibration() -> None:
+    shipped, found = Bundle(SHIPPED).manifest.file("calibration"), load_decomposition(MODELS).file("calibration")
+    assert shipped == found
+    calibration = Calibration.load(SHIPPED / shipped.name, devices=4, sha256=shipped.sha256)
+    assert calibration.images == load_decomposition(MODELS).data.validation_images
+    assert sorted(calibration.flips) == list(range(1, 15))
 
 
 def test_the_shipped_models_keep_what_the_project_promises() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.files import read_tensors
 from devit_contract.artefacts.fleet import load_agent_config, load_fleet
 from devit_contract.artefacts.head import FusionHead
@@ -74,6 +75,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "examples/agent.toml": load_agent_config,
     "examples/fashion-mnist/decomposition.json": lambda path: load_decomposition(path.parent),
     "examples/fashion-mnist/fusion.safetensors": FusionHead.load,
+    "examples/fashion-mnist/calibration.safetensors": lambda path: Calibration.load(path, devices=4),
     "examples/fashion-mnist/samples.safetensors": lambda path: read_tensors(path, ""),
     "examples/fashion-mnist/*.safetensors": read_model,
     "examples/images/*.png": read_picture,

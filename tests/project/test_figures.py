@@ -7,6 +7,8 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,3 +32,23 @@ def test_the_accuracy_pages_tables_are_those_of_the_kept_results() -> None:
         lines = script["table"](rows)
         if len(lines) > len(script["HEADER"]):
             assert [line for line in lines if line not in page] == []
+
+
+def test_the_table_of_certain_answers_is_that_of_the_kept_results() -> None:
+    page = (ROOT / "docs" / "accuracy.md").read_text().splitlines()
+    script = runpy.run_path(str(ROOT / "benchmarks" / "certain" / "offline.py"))
+    rows = script["kept"]("fashion-mnist")
+    assert [line for line in script["table"](rows) if line not in page] == []
+    assert len(rows) == len(script["CHOICES"])
+
+
+@pytest.mark.parametrize(("promise", "asked", "flips"), [(0.01, 1.6, 0.012), (0.003, 1.9, 0.0045)])
+def test_the_default_stages_ask_few_devices_and_keep_their_promise(promise: float, asked: float, flips: float) -> None:
+    """What the project promises of the shipped cell, in the kept results."""
+    rows = runpy.run_path(str(ROOT / "benchmarks" / "certain" / "offline.py"))["kept"]("fashion-mnist")
+    plan = f"--flips {promise:g} --stages 1-1-2 --order rotating"
+    (figures,) = (found for command, found in rows.items() if plan in command)
+    assert (figures.test_images, figures.is_stored_test_set) == (10_000, True)
+    assert figures.devices_asked <= asked
+    assert figures.flips <= flips
+    assert figures.accuracy_all - figures.accuracy <= 0.35

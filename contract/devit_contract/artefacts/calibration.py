@@ -11,6 +11,9 @@ so each subset gets an equal part of the promised share and of the error probabi
 above which as many validation images flip as the exact binomial bound allows. By the union bound the promise then holds
 for every order of devices that does not depend on the image, whichever are missing. Testing thresholds from the highest
 downwards until the first that fails is a fixed-sequence test (Learn then Test, arXiv 2110.01052).
+
+The file also tells what is usual: how well the features of two devices agree, and how far they are from the training
+part's mean (:mod:`devit_contract.artefacts.agreement`). The node finds devices that lie, and novel images, by it.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from devit_contract.arrays import Float32Array, Int64Array
+from devit_contract.artefacts.agreement import Comparison, Usual, ranks
 from devit_contract.artefacts.files import Tensors, read_tensors, write_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead, error_covariance, mask_of
+from devit_contract.artefacts.trial import Trial
 from devit_contract.binomial import most_within
 from devit_contract.errors import ManifestError
 
@@ -45,6 +50,10 @@ class Calibration:
     """In the validation part."""
     flips: Mapping[int, Float32Array]
     """By mask, the scores of the images that flip, highest first; at most a tenth of the images are kept."""
+    trial: Trial | None = None
+    """For plans; absent where the labels were not known."""
+    usual: Usual | None = None
+    """How the devices' features agree; absent from older files, and from cells of one device."""
 
     def threshold(self, mask: int, *, flips: float, confidence: float = 0.95, tests: int = 1) -> float:
         """Give the score from which on an answer of a subset is certain; infinity if none is.
@@ -67,8 +76,12 @@ class Calibration:
         return float(np.nextafter(scores[min(allowed, len(scores) - 1)], np.float32(np.inf)))
 
     def save(self, path: Path) -> None:
-        """Write ``calibration.safetensors``: the number of images, and ``flips.<mask>`` of each subset."""
+        """Write ``calibration.safetensors``: ``images``, ``flips.<mask>`` of each subset, trial and ``usual.*``."""
         tensors: Tensors = {"images": np.asarray([self.images], np.int64)}
+        tensors |= self.trial.tensors() if self.trial is not None else {}
+        if self.usual is not None:
+            tensors |= {"usual.agreements": self.usual.agreements}
+            tensors["usual.closeness"] = np.stack(list(self.usual.closeness.values()))
         write_tensors(path, tensors | {f"flips.{mask}": scores for mask, scores in self.flips.items()})
 
     @classmethod
@@ -92,7 +105,11 @@ class Calibration:
         images = tensors.get("images", np.zeros(1, np.int64))
         if images.shape != (1,) or images.dtype != np.int64 or images[0] < 1:
             raise ManifestError(f"{path}: expected the number of validation images, found {images}: {_HINT}")
-        return cls(int(images[0]), flips)
+        try:
+            trial = Trial.from_tensors(tensors, devices)
+        except ManifestError as err:
+            raise ManifestError(f"{path}: {err}: {_HINT}") from err
+        return cls(int(images[0]), flips, trial, _usual(path, tensors, int(images[0]), devices))
 
 
 class Scores:
@@ -120,17 +137,23 @@ class Scores:
         return np.asarray(ratios.min(axis=1), np.float32)
 
 
-def calibrate(head: FusionHead, features: Float32Array) -> Calibration:
-    """Score the flips of every calibrated subset, over the validation part's features ``(n, sum of dims)``."""
-    fusion, images = Fusion(head), len(features)
-    full = answers(fusion, features, head.all_devices)
+def calibrate(head: FusionHead, features: Float32Array, labels: Int64Array | None = None) -> Calibration:
+    """Score the flips of every calibrated subset, over the validation part's features ``(n, sum of dims)``.
+
+    With the labels ``(n,)`` there is a trial too.
+    """
+    fusion, images, whole = Fusion(head), len(features), head.all_devices
+    given = {whole: answers(fusion, features, whole)}
+    scores: dict[int, Float32Array] = {}
     flips: dict[int, Float32Array] = {}
     for mask in calibrated_masks(len(head.dims)):
         logits = fusion.batch_logits(features, mask)
-        is_flip = logits.argmax(axis=1) != full
-        scores = Scores(head, mask).of_batch(logits[is_flip])
-        flips[mask] = np.sort(scores)[::-1][: _most_kept(images)].copy()
-    return Calibration(images, flips)
+        given[mask] = np.asarray(logits.argmax(axis=1), np.int64)
+        scores[mask] = Scores(head, mask).of_batch(logits)
+        flips[mask] = np.sort(scores[mask][given[mask] != given[whole]])[::-1][: _most_kept(images)].copy()
+    trial = Trial.of(scores, given, labels, whole) if labels is not None else None
+    usual = Comparison(head).usual(features, _watched_masks(len(head.dims))) if len(head.dims) > 1 else None
+    return Calibration(images, flips, trial, usual)
 
 
 def answers(fusion: Fusion, features: Float32Array, mask: int) -> Int64Array:
@@ -153,6 +176,29 @@ def calibrated_masks(devices: int) -> list[int]:
             for count in range(1, devices)
         }
     )
+
+
+def _watched_masks(devices: int) -> list[int]:
+    return [*calibrated_masks(devices), (1 << devices) - 1]
+
+
+def _usual(path: Path, tensors: Tensors, images: int, devices: int) -> Usual | None:
+    """Take what is usual from the tensors; older files have none."""
+    if not any(name.startswith("usual.") for name in tensors):
+        return None
+    masks = _watched_masks(devices)
+    agreements, closeness = (
+        _rising(path, tensors, f"usual.{name}", (rows, len(ranks(images))))
+        for name, rows in (("agreements", devices * (devices - 1) // 2), ("closeness", len(masks)))
+    )
+    return Usual(images, agreements, dict(zip(masks, closeness, strict=True)))
+
+
+def _rising(path: Path, tensors: Tensors, name: str, shape: tuple[int, int]) -> Float32Array:
+    found = tensors.get(name, np.zeros(0))
+    if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() and (np.diff(found) >= 0).all():
+        return np.asarray(found, np.float32)
+    raise ManifestError(f"{path}: expected {shape} numbers, rising in each row, in {name}, found others: {_HINT}")
 
 
 def _most_kept(images: int) -> int:

@@ -2,19 +2,19 @@
 
 Files are listed by role, so that a new kind of file is a new entry and not a new schema:
 
-=========== ========= ======= ================================================================
+=========== ========= ======= ===============================================================
 role        device    variant content
-=========== ========= ======= ================================================================
+=========== ========= ======= ===============================================================
 submodel    0 to N-1  yes     ONNX graph, uint8 images ``(batch, H, W, C)`` to features
                               ``(batch, dim)``
 baseline    absent    yes     ONNX graph of the baseline model, the same images to logits
                               ``(batch, K)``
 fusion      absent    absent  safetensors: the linear head, the statistics for missing devices,
                               the largest norms of right features
-calibration absent    absent  safetensors: the scores from which on answers of some devices are
-                              certain; missing in older bundles
 golden      absent    absent  safetensors: images, labels, features of every submodel, logits
-=========== ========= ======= ================================================================
+calibration absent    absent  safetensors: how often the answers of some devices alone flip;
+                              older bundles have none
+=========== ========= ======= ===============================================================
 """
 
 from __future__ import annotations

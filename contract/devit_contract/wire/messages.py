@@ -61,6 +61,8 @@ class DeviceState(_TextEnum):
     """It missed deadline after deadline, and is probed once a second."""
     LEAVING = "leaving"
     """It shuts down."""
+    SUSPECT = "suspect"
+    """Its features do not fit those of the others, so they are not used; it is probed once a second."""
 
 
 class MissingReason(_TextEnum):
@@ -102,6 +104,8 @@ class MissingReason(_TextEnum):
     """Its feature is far longer than any of a validation image. Build its engine again; else that device is faulty."""
     FUSION = "fusion"
     """The node could not fuse the features; `devit status` says why. Ask again; if it stays, export the bundle anew."""
+    SUSPECT = "suspect"
+    """Its features do not fit those of the others, so none is used. Look at its camera; run `devit engines verify`."""
     NOT_ASKED = "not asked"
     """The client, or its policy, asked for other devices. Nothing."""
     NOT_NEEDED = "not needed"

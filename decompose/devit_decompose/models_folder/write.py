@@ -18,6 +18,7 @@ from devit_decompose.data.dataset import Dataset, balanced_indices
 from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model
 from devit_decompose.models.weights import save_weights
+from devit_decompose.models_folder.calibration import write_calibration
 from devit_decompose.models_folder.decomposition import (
     FILE_NAME,
     SCHEMA,
@@ -96,7 +97,7 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
             teacher_validation_accuracy=teacher_scores[0],
             teacher_test_accuracy=teacher_scores[1],
             subsets=subsets,
-            files=_write_files(folder, made, head, _samples(data, sample_images)),
+            files=_write_files(folder, made, head, _samples(data, sample_images), validation, data),
         )
         write_json(folder / FILE_NAME, decomposition)
     progress("measuring", 3, 3)
@@ -108,7 +109,9 @@ def _samples(data: Dataset, count: int) -> Tensors:
     return {"images": data.validation.images[chosen], "labels": data.validation.labels[chosen]}
 
 
-def _write_files(folder: Path, made: Made, head: FusionHead, samples: Tensors) -> tuple[FileEntry, ...]:
+def _write_files(
+    folder: Path, made: Made, head: FusionHead, samples: Tensors, validation_features: Float32Array, data: Dataset
+) -> tuple[FileEntry, ...]:
     records = []
 
     def write(role: Role, name: str, device: int | None, content: Callable[[Path], None]) -> None:
@@ -121,7 +124,8 @@ def _write_files(folder: Path, made: Made, head: FusionHead, samples: Tensors) -
     write("samples", "samples.safetensors", None, partial(write_tensors, tensors=samples))
     for device, model in enumerate(made.submodels):
         write("submodel", f"submodel-{device}.safetensors", device, partial(save_weights, model=model))
-    return tuple(records)
+    _, calibration = write_calibration(folder, "fusion.safetensors", validation_features, data.validation.labels)
+    return (*records, calibration)
 
 
 def _data_record(data: Dataset) -> DataRecord:

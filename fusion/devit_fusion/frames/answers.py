@@ -21,14 +21,19 @@ from devit_contract.wire.codec import Dtype, Kind, Message, State
 from devit_contract.wire.messages import NEVER_ASKED, AnswerBody, HeadStatus, Histogram, MissingReason, body
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.events import Events
+from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
 
 _HEAD_NS, _LOOK_NS = 200_000_000, 5_000_000
 """How long a frame waits for the head of its subset, and how often it is looked for."""
-_NOT_NEEDED_MINOR = 2
-"""Of the protocol: since when clients know that a device was not needed."""
+_NEW_WORDS_MINOR = 2
+"""Of the protocol: since when clients know the words below, which are told older ones by others."""
+_NEW_WORDS = {
+    MissingReason.NOT_NEEDED: MissingReason.NOT_ASKED,
+    MissingReason.SUSPECT: MissingReason.SUSPENDED,
+}
 
 
 class _Ended(NamedTuple):
@@ -36,6 +41,7 @@ class _Ended(NamedTuple):
     frame: Frame
     now_ns: int
     """When it ended."""
+    novelty: float | None
 
 
 class Answers:
@@ -49,8 +55,10 @@ class Answers:
         clients: ClientPort,
         turns: Turns,
         events: Events,
+        guard: Guard,
     ) -> None:
         """Join the parts; ``links`` is by device index."""
+        self._guard = guard
         self._fusion = fusion
         self._all_devices = fusion.head.all_devices
         self._min_devices = min_devices
@@ -70,7 +78,7 @@ class Answers:
 
     def end(self, request: Request, frame: Frame, now_ns: int, *, is_shed: bool = False) -> None:
         """Answer a frame, now or when its head has come."""
-        ended = _Ended(request, frame, now_ns)
+        ended = _Ended(request, frame, now_ns, self._guard.look(frame))
         if self._state(frame) is not State.FAILED and not self._fusion.prepare(frame.mask):
             self._waiting.append(ended)
         else:
@@ -100,7 +108,7 @@ class Answers:
         return HeadStatus(self._fusion.kept, self._fusion.kept_bytes, self._fusion.computed, len(self._waiting))
 
     def _answer(self, ended: _Ended, *, problem: str = "", is_shed: bool = False) -> None:
-        request, frame, now_ns = ended
+        request, frame, now_ns, novelty = ended
         start_ns = time.monotonic_ns()
         took_ns = _took_ns(frame, now_ns, len(self._links))
         logits = self._logits(frame, problem)
@@ -110,7 +118,7 @@ class Answers:
         content = AnswerBody(
             logits=logits,
             devices=tuple(frame.timings),
-            missing=frame.missing if request.picture.minor >= _NOT_NEEDED_MINOR else _in_old_words(frame.missing),
+            missing=frame.missing if request.picture.minor >= _NEW_WORDS_MINOR else _in_old_words(frame.missing),
             wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
             collect_us=(now_ns - frame.dispatch_ns) // 1000,
             fuse_us=(fused_ns - now_ns) // 1000,
@@ -118,6 +126,7 @@ class Answers:
             asked=frame.asked,
             score=None if verdict is None else verdict.score,
             threshold=None if verdict is None else verdict.threshold,
+            novelty=novelty,
         )
         answer = Message(
             Kind.ANSWER,
@@ -187,5 +196,4 @@ def _took_ns(frame: Frame, now_ns: int, devices: int) -> int:
 
 def _in_old_words(missing: dict[int, MissingReason]) -> dict[int, MissingReason]:
     """Use the words that a client of the first minor version knows."""
-    old = MissingReason.NOT_ASKED
-    return {device: old if why is MissingReason.NOT_NEEDED else why for device, why in missing.items()}
+    return {device: _NEW_WORDS.get(why, why) for device, why in missing.items()}

@@ -35,6 +35,8 @@ class Frame:
     """Those among the missing that were sent the frame as a probe: their feature counts if it comes in time."""
     features: dict[int, Float32Array] = field(default_factory=dict)
     timings: list[DeviceTiming] = field(default_factory=list)
+    aside: dict[int, Float32Array] = field(default_factory=dict)
+    """Features that are compared with the others, and not used."""
     course: Course | None = None
     """``None``: it was sent to all that it asks, and waits for them."""
     asked: int = 0
@@ -115,6 +117,13 @@ class Join:
         frame.features[device] = feature
         frame.timings.append(timing)
         return self._end_if_done(frame)
+
+    def set_aside(self, frame_id: int, device: int, feature: Float32Array, *, is_probe: bool = False) -> Frame | None:
+        """Take a suspect's feature in, to be compared only; return the frame as :meth:`add` does."""
+        frame = self._open.get(frame_id)
+        if frame is not None:
+            frame.aside[device] = feature
+        return self.skip(frame_id, device, MissingReason.SUSPECT, is_probe=is_probe)
 
     def holds(self, frame: Frame) -> bool:
         """Tell whether a frame is open."""

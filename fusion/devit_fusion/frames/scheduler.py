@@ -21,6 +21,7 @@ from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.courses import MISSING, Courses
+from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.stages import Course, Stages
@@ -64,7 +65,8 @@ class Scheduler:
         self._events = events
         self._join = Join()
         self._turns = Turns([client.name for client in fleet.client] or [""])
-        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events)
+        self._guard = Guard(fusion.head, calibration, fleet, self._links, events)
+        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events, self._guard)
         stages = Stages(fleet, devices=self._device_count, accuracies=accuracies, is_calibrated=calibration is not None)
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
@@ -149,7 +151,10 @@ class Scheduler:
         if frame_id in link.in_flight:  # else it comes twice or much too late, and its times mean nothing
             link.measured(timing)
         is_probe = self._returned(link, frame_id, now_ns, timing)
-        frame = self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe)
+        if link.is_excluded:
+            frame = self._join.set_aside(frame_id, link.index, feature, is_probe=is_probe)
+        else:
+            frame = self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe)
         if frame is not None:
             self._finish(frame, now_ns)
 
@@ -200,7 +205,7 @@ class Scheduler:
         now_ns = time.monotonic_ns()
         unused = self._join.unused
         return tuple(
-            link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")})
+            self._guard.judged(link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")}))
             for index, link in sorted(self._links.items())
         )
 
@@ -256,7 +261,7 @@ class Scheduler:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
         deadline_ns = self._deadline_ns
         is_encoded = request.picture.dtype is Dtype.ENCODED
-        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready])
+        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
         return self._counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
 
     def _counted_from_ns(self, request: Request) -> int:
@@ -299,7 +304,7 @@ class Scheduler:
             elif link.state is not _READY:
                 missing[index] = MISSING[link.state]
                 if now_ns < deadline_ns and link.take_probe(now_ns):
-                    probed.append(index)
+                    pending.add(index) if link.is_excluded else probed.append(index)
             elif course is not None and not first_mask >> index & 1:
                 course.unasked.add(index)
             elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long

@@ -103,6 +103,19 @@ def test_a_calibration_comes_back_from_its_file(
     assert {mask: scores.tolist() for mask, scores in read.flips.items()} == {
         mask: scores.tolist() for mask, scores in made.flips.items()
     }
+    assert made.usual is not None
+    assert read.usual is not None
+    np.testing.assert_array_equal(read.usual.agreements, made.usual.agreements)
+    assert {mask: rank.tolist() for mask, rank in read.usual.closeness.items()} == {
+        mask: rank.tolist() for mask, rank in made.usual.closeness.items()
+    }
+
+
+def test_a_calibration_of_an_older_version_does_not_tell_what_is_usual(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.safetensors"
+    write_tensors(path, {"images": np.asarray([10], np.int64), "flips.1": np.asarray([2.0, 1.0], np.float32)})
+    read = Calibration.load(path, devices=3)
+    assert (read.usual, list(read.flips)) == (None, [1])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +128,10 @@ def test_a_calibration_comes_back_from_its_file(
         {"flips.1": np.asarray([1.0, 2.0], np.float32)},
         {"flips.1": np.asarray([np.nan], np.float32)},
         {"flips.1": np.zeros((1, 1), np.float32)},
+        {"usual.agreements": np.zeros((3, 10), np.float32)},
+        {"usual.agreements": np.zeros((3, 10), np.float32), "usual.closeness": np.zeros((7, 9), np.float32)},
+        {"usual.agreements": -np.ones((3, 10), np.float32).cumsum(1), "usual.closeness": np.zeros((7, 10), np.float32)},
+        {"usual.agreements": np.zeros((3, 10), np.float32), "usual.closeness": np.full((7, 10), np.nan, np.float32)},
     ],
 )
 def test_a_calibration_that_breaks_its_format_is_refused(tmp_path: Path, change: dict[str, np.ndarray]) -> None:

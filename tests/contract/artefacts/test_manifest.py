@@ -144,7 +144,7 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
         (lambda raw: raw.pop("labels"), "missing required field `labels`"),
         (
             lambda raw: raw["files"][0].update(role="virus"),
-            "field files[0].role: expected baseline, calibration, fusion, golden, samples, submodel or teacher",
+            "[0].role: expected baseline, calibration, fusion, golden, samples, submodel or teacher, found 'virus'",
         ),
         (
             lambda raw: raw["files"][0].update(variant="int4"),

@@ -25,7 +25,7 @@ from devit_decompose.assembly.data_recipe import data_recipe
 from devit_decompose.assembly.features import FeatureCache, weights_digest
 from devit_decompose.assembly.ridge import LinearHead
 from devit_decompose.data.dataset import load_dataset
-from devit_decompose.evaluate import evaluate, load_cell
+from devit_decompose.evaluation.evaluate import evaluate, load_cell
 from devit_decompose.models.inference import accuracy, run
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_decompose.models.timm_models import import_timm
@@ -313,6 +313,7 @@ def test_an_assembled_cell_becomes_a_bundle(tmp_path: Path, folder: Path, weight
     assemble(small_order(folder, weights), tmp_path / "models", tmp_path / "cache", no_progress)
     manifest = export_bundle(tmp_path / "models", tmp_path / "bundle")
     assert (manifest.baseline, manifest.labels) == (None, ("blue", "green", "red"))
+    assert manifest.file("calibration") in load_decomposition(tmp_path / "models").files
     golden = Bundle(tmp_path / "bundle").golden()
     cell = load_cell(tmp_path / "models")
     features = joined_features(cell.submodels, golden["images"])

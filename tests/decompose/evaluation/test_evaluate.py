@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.errors import InputError
 from devit_contract.service.progress import no_progress
 from devit_decompose.data.dataset import load_dataset
-from devit_decompose.evaluate import Evaluation, evaluate, load_cell, mcnemar
+from devit_decompose.evaluation.evaluate import Evaluation, evaluate, load_cell, mcnemar
 from devit_decompose.models.inference import run
 from devit_decompose.models_folder.decomposition import FILE_NAME, load_decomposition
 from devit_decompose.models_folder.subset_accuracy import joined_features
@@ -132,6 +133,23 @@ def test_other_images_are_measured_with_a_warning(tmp_path: Path, models: Path, 
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("warning: these are not the test images")
     assert json.loads(done.stdout)["is_stored_test_set"] is False
+
+
+def test_the_calibration_of_a_models_folder_is_made_again(tmp_path: Path, models: Path, idx_folder: Path) -> None:
+    """Its own images give what training wrote; others a warning, and a calibration of theirs."""
+    again = shutil.copytree(models, tmp_path / "models")
+    done = devit("evaluate", again, "--calibrate", "--data", idx_folder, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = json.loads(done.stdout)
+    assert (printed["file"], printed["validation_images"]) == ("calibration.safetensors", 100)
+    assert printed["is_stored_validation_set"] is True
+    found, trained = (Calibration.load(one / "calibration.safetensors", devices=4) for one in (again, models))
+    assert found.flips.keys() == trained.flips.keys()
+    for mask, scores in trained.flips.items():
+        np.testing.assert_allclose(found.flips[mask], scores, rtol=1e-3, atol=1e-4)
+    done = devit("evaluate", again, "--calibrate", "--against", models)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: give one of --against MODELS, --policy NAME and --calibrate\n"
 
 
 @pytest.mark.system

@@ -1,0 +1,1 @@
+"""How good a finished models folder is: subsets of devices, classes, another cell, policies."""

@@ -1,0 +1,69 @@
+"""What the node does about suspects: it tells, or leaves them out as far as an answer can do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from devit_contract.artefacts.calibration import Calibration
+from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.head import FusionHead
+from devit_contract.wire.messages import DeviceState, DeviceStatus
+from devit_fusion.events import Events
+from devit_fusion.frames.join import Frame
+from devit_fusion.frames.watch import Watch
+from devit_fusion.links import Link
+
+
+class Guard:
+    """Guards the answers of one node."""
+
+    def __init__(
+        self,
+        head: FusionHead,
+        calibration: Calibration | None,
+        fleet: Fleet,
+        links: Mapping[int, Link],
+        events: Events,
+    ) -> None:
+        """Watch nothing where ``fleet.toml`` says so, or the calibration does not tell what is usual."""
+        self._watch: Watch | None = None
+        if fleet.watch.liars != "off" and calibration is not None and calibration.usual is not None:
+            names = {index: link.name for index, link in links.items()}
+            self._watch = Watch(head, calibration.usual, names, events)
+        self._may_exclude = fleet.watch.liars == "exclude"
+        self._min_devices = fleet.serving.min_devices
+        self._links = links
+        self._linked: dict[int, int] = {}  # by device: how often it had been accepted when it was last looked at
+
+    def look(self, frame: Frame) -> float | None:
+        """Compare the features of a frame that has ended, and give the novelty of its image, if that is known."""
+        watch = self._watch
+        if watch is None:
+            return None
+        features = frame.features | frame.aside
+        for device in features:
+            links = self._links[device].links
+            if self._linked.setdefault(device, links) != links:
+                self._linked[device] = links
+                watch.forget(device)
+        novelty = watch.look(features)
+        if self._may_exclude:
+            self._exclude(watch)
+        return novelty
+
+    def judged(self, status: DeviceStatus) -> DeviceStatus:
+        """Add what speaks against a device."""
+        if self._watch is None:
+            return status
+        suspicion, is_suspect = self._watch.suspicion(status.submodel), status.submodel in self._watch.suspects
+        return msgspec.structs.replace(status, suspicion=suspicion, is_suspect=is_suspect)
+
+    def _exclude(self, watch: Watch) -> None:
+        for device, link in self._links.items():
+            if not link.is_excluded and device not in watch.suspects:
+                continue
+            others = [other for other in self._links.values() if other is not link]
+            is_enough = sum(other.state is DeviceState.READY for other in others) >= self._min_devices
+            link.is_excluded = device in watch.suspects and is_enough
