@@ -9,7 +9,7 @@ import msgspec
 
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.calibration import Calibration
-from devit_contract.artefacts.fleet import LEAST_PIXELS, Fleet
+from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
@@ -113,7 +113,9 @@ class Scheduler:
         if known is not request:
             known.client = request.client
             return
-        policy_problem, picture_problem = self._stages.settle(request), self._picture_problem(request)
+        decoding = self._turns.decoding(request.name)
+        picture_problem = decoding.problem(request.pixels, self._serving, request.arrival_ns)
+        policy_problem = self._stages.settle(request)
         if policy_problem or picture_problem:
             del self._known[request.key]
             self._clients.refuse(request, "policy" if policy_problem else "picture", policy_problem or picture_problem)
@@ -237,19 +239,6 @@ class Scheduler:
             for link in first:
                 claimed |= 1 << link.index
         return None
-
-    def _picture_problem(self, request: Request) -> str:
-        """Say why devices are not to decode a picture file, if its client's last ones took them too long."""
-        if request.pixels <= LEAST_PIXELS or self._serving.max_pixels:  # small, or for the operator to decide
-            return ""
-        expected_ms = self._turns.decoding(request.name).expected_ns(request.pixels, request.arrival_ns) / 1e6
-        third_ms = self._serving.deadline_ms / 3  # so that a frame of another client behind it is in time
-        if expected_ms <= third_ms:
-            return ""
-        return (
-            f"picture: expected one that devices decode in a third of the deadline, {third_ms:.0f} ms, found one that "
-            f"takes about {expected_ms:.0f} ms: make it smaller, or set max_pixels in fleet.toml"
-        )
 
     def _requested(self, request: Request) -> int:
         return request.picture.mask or self._all_devices
