@@ -306,6 +306,24 @@ def test_a_frame_that_waits_for_its_next_device_goes_before_new_requests(make: M
     assert cell.client.status().waiting_requests == 1
 
 
+def test_a_client_that_asks_much_does_not_keep_another_ones_frame_from_its_turn(make: Make, golden: Golden) -> None:
+    cell, clear = make(serving="deadline_ms = 20000\ncredit = 1"), golden.image(certain=[0b0001])
+    for _ in range(12):
+        cell.client.submit(IMAGE)
+    frames = [device.hear(Kind.FRAME) for device in cell.devices]
+    other = cell._scene.client()
+    other.status()
+    number = other.submit(IMAGE)
+    assert other.status().waiting_requests == 9
+    cell.say(0, frames[0], clear)
+    cell.play(0, clear)
+    ((found, answer),) = other.collect(DEADLINE_S)
+    assert found == number
+    assert isinstance(answer, Answer)
+    assert answer.state is State.CERTAIN
+    assert cell.client.status().waiting_requests == 7  # eight less the one that the first device has now
+
+
 def test_a_mask_restricts_which_devices_are_asked(make: Make, golden: Golden) -> None:
     cell, unclear = make(), golden.image(uncertain=[0b0100, 0b1100])
     asked = cell.client.submit(IMAGE, mask=0b1100)
