@@ -142,7 +142,7 @@ class Link:
         if frame_id not in self.in_flight:
             return
         # An agent works in order: one that was sent before and is not answered yet never will be.
-        while (earlier := next(iter(self.in_flight))) != frame_id:
+        while len(self.in_flight) > 1 and (earlier := next(iter(self.in_flight))) != frame_id:
             self.pace.passed_over(self.in_flight.pop(earlier))
         flight = self.in_flight.pop(frame_id)
         if flight.is_withdrawn:

@@ -237,10 +237,11 @@ def array_payload(array: npt.NDArray[Any]) -> tuple[Dtype, tuple[int, ...], memo
 
 def pack(message: Message) -> bytes:
     """Write a message."""
-    more = _POLICY.pack(message.policy) if message.policy else b""
-    head = _head(message, HEADER.size + len(more))
-    crc32 = zlib.crc32(more, zlib.crc32(head, zlib.crc32(message.payload)))
-    return b"".join((head, _CRC.pack(crc32), more, message.payload))
+    if message.policy:
+        return _pack_longer(message, _POLICY.pack(message.policy))
+    head = _head(message)
+    crc32 = zlib.crc32(head, zlib.crc32(message.payload))
+    return b"".join((head, _CRC.pack(crc32), message.payload))
 
 
 class Copies:
@@ -299,6 +300,12 @@ def unpack(data: bytes | memoryview) -> Message:
         (policy,) = _POLICY.unpack_from(view, HEADER.size)
     rest = *fields[15:24], policy, minor
     return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *rest)
+
+
+def _pack_longer(message: Message, more: bytes) -> bytes:
+    head = _head(message, HEADER.size + len(more))
+    crc32 = zlib.crc32(more, zlib.crc32(head, zlib.crc32(message.payload)))
+    return b"".join((head, _CRC.pack(crc32), more, message.payload))
 
 
 def _head(message: Message, header_bytes: int = HEADER.size) -> bytes:

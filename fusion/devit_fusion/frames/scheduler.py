@@ -113,9 +113,10 @@ class Scheduler:
         if known is not request:
             known.client = request.client
             return
-        decoding = self._turns.decoding(request.name)
-        picture_problem = decoding.problem(request.pixels, self._serving, request.arrival_ns)
-        policy_problem = self._stages.settle(request)
+        policy_problem, picture_problem = self._stages.settle(request), ""
+        if request.pixels:
+            decoding = self._turns.decoding(request.name)
+            picture_problem = decoding.problem(request.pixels, self._serving, request.arrival_ns)
         if policy_problem or picture_problem:
             del self._known[request.key]
             self._clients.refuse(request, "policy" if policy_problem else "picture", policy_problem or picture_problem)
@@ -259,16 +260,16 @@ class Scheduler:
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe, or of a frame that is not needed any more."""
-        flight = link.in_flight.get(frame_id)
+        flight, pace = link.in_flight.get(frame_id), link.pace
         if flight is not None and flight.file is not None and timing is not None:
             decoding = self._turns.decoding(flight.file.client)
             decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
-        was_too_slow = link.pace.is_too_slow
+        was_too_slow = pace.is_too_slow
         link.returned(frame_id, now_ns, timing)
-        if link.pace.is_too_slow and not was_too_slow:
-            text = f"suspended: too many of its last frames took it more than {link.pace.late_ns / 1e6:g} ms"
+        if pace.is_too_slow and not was_too_slow:
+            text = f"suspended: too many of its last frames took it more than {pace.late_ns / 1e6:g} ms"
             self._events.note(link.name, text, Priority.WARNING)
-        elif was_too_slow and not link.pace.is_too_slow:
+        elif was_too_slow and not pace.is_too_slow:
             self._events.note(link.name, "recovered: a feature came in time")
         if frame_id != link.probe_id:
             return flight is not None and flight.is_withdrawn
