@@ -290,7 +290,7 @@ class Scheduler:
         now_ns = time.monotonic_ns()
         deadline_ns = self._counted_from_ns(request) + self._deadline_ns
         requested = self._requested(request)
-        course = self._stages.course(request)
+        course = self._stages.course(request, first)
         first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
         pending: set[int] = set()
         probed: list[int] = []
