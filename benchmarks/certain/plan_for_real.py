@@ -111,6 +111,7 @@ class Row(msgspec.Struct, frozen=True):
     is_kept: bool | None = None
     """Absent where this node cannot run the mode."""
     is_worse_than_single: bool | None = None
+    """With all devices, as ``single`` was measured."""
     why: str = ""
 
 
@@ -187,14 +188,17 @@ class RealCell:
             write_fleet(self._cell.fleet_path, self._cell.fleet_path, figures, Promise(), _DEADLINE_MS)
             self._cell.kill("node")
             self._cell.start_node()
+        count = len(self.planned.devices)
+        with self._cell.client() as client:
+            self._wait_ready(client, count)  # so that the node does not wait for those that never came
         with self._without(lost), self._cell.client() as client:
-            self._wait_ready(client, len(self.planned.devices) - len(lost))
+            self._wait_ready(client, count - len(lost))
             mask = 0
             if figures is None:
-                mask = 1 << preference(self.planned, "best", range(len(self.planned.devices)))[0]
+                mask = 1 << preference(self.planned, "best", range(count))[0]
             found = _asked(client, self._pictures, goal.rate_hz, self._requests, mask)
         is_single = figures is None or figures.policy == "single"
-        return self._judged(found, goal, 1 + goal.survive if is_single else len(self.planned.devices) - len(lost))
+        return self._judged(found, goal, 1 + goal.survive if is_single else count - len(lost))
 
     @contextmanager
     def _without(self, lost: Sequence[int]) -> Iterator[None]:
@@ -291,7 +295,7 @@ def _row(name: str, real: RealCell, bench: Bench, goal: Goal) -> Row:
     # Both have the same images: the error of their difference is smaller than this.
     error = float(np.hypot(runs[0].accuracy_error, single.accuracy_error))
     is_less_accurate = goal.accuracy is None and runs[0].accuracy < single.accuracy - error
-    is_worse = not single.misses and (not is_kept or is_less_accurate)
+    is_worse = not single.misses and (bool(runs[0].misses) or is_less_accurate)
     return Row(name, goal.text, *expected, tuple(runs), single, is_kept, is_worse)
 
 

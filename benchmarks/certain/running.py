@@ -134,7 +134,7 @@ def joules(images: UInt8Array, duration_s: float) -> list[Figure]:
     """Have the profiler measure both policies on SIMULATED boards: joules per answer of the four devices."""
     found: dict[Policy, float] = {}
     plan = Plan(
-        has_alone=False, settle_s=0.0, idle_s=5.0, windows=2, duration_s=max(5.0, duration_s / 2), in_flight=SATURATING
+        has_alone=False, settle_s=0.0, idle_s=5.0, windows=2, duration_s=max(10.0, duration_s / 2), in_flight=SATURATING
     )
     for policy in POLICIES:
         with _place() as place:
@@ -148,13 +148,13 @@ def joules(images: UInt8Array, duration_s: float) -> list[Figure]:
         found[policy] = scenario.cell.total_j_per_answer.mean
     compared = round(found["certain"] / found["all"], 3)
     wanted = "<= 0.6 x"
-    name = "joules of the devices an answer, saturated, SIMULATED"
+    name = "energy of the devices an answer, saturated, SIMULATED"
     return [
         Figure(
             name,
-            "J",
-            round(found["certain"], 4),
-            round(found["all"], 4),
+            "mJ",
+            round(1000 * found["certain"], 2),
+            round(1000 * found["all"], 2),
             compared,
             wanted,
             compared <= 0.6,

@@ -32,6 +32,10 @@ FleetFile = Annotated[Path | None, typer.Option("--fleet", help="Fleet file with
 Key = Annotated[Path | None, typer.Option("--key", help="This client's secret key file.")]
 NodeKey = Annotated[str, typer.Option("--node-key", help="The node's public key, with --to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeepNovel = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Copy pictures that are unlike 99 % of the validation images to this folder."),
+]
 
 
 @classify_app.command()
@@ -51,16 +55,20 @@ def classify(
     policy: Annotated[
         Policy | None, typer.Option("--policy", help="Which devices to ask; default: as fleet.toml of the node says.")
     ] = None,
+    keep_novel: KeepNovel = None,
     as_json: Json = False,
 ) -> None:
     """Ask a running cell to classify pictures, or what its devices see.
 
     Ends with exit code 1 if a picture can't be read, or an image got no answer, after showing the others.
     """
+    from devit_contract import novel
     from devit_contract.errors import DevitError, InputError
 
     if bool(images) == bool(own):
         raise InputError("give either pictures or --own COUNT")
+    if own and keep_novel is not None:
+        raise InputError("--keep-novel copies picture files: give pictures instead of --own")
     paths = list(_picture_paths(images or []))
     names = [str(path) for path in paths] or [f"own {number}" for number in range(1, own + 1)]
     answers: list[Answer] = []
@@ -75,7 +83,7 @@ def classify(
                 progress("classify", len(answers) + len(unread), len(names))
         except DevitError as err:  # raised below what has been answered until then
             lost = err
-    asked = (place for place in range(len(names)) if place not in unread)
+    asked = [place for place in range(len(names)) if place not in unread]
     results = {place: _unread(names[place], why) for place, why in unread.items()}
     results |= {place: _result(names[place], answer) for place, answer in zip(asked, answers, strict=False)}
     in_order = [results[place] for place in sorted(results)]
@@ -86,6 +94,9 @@ def classify(
         print_table("", header, [_answer_row(result) for result in in_order], numbers=(2, 4, 5))
     if lost is not None:
         raise lost
+    if keep_novel is not None and answers:
+        files = [paths[place] for place in asked]
+        novel.keep_novel(zip(files, [answer.novelty for answer in answers], strict=False), keep_novel)
     _raise_unless_whole(answers, [f"{names[place]}: {why}" for place, why in unread.items()])
 
 

@@ -53,13 +53,16 @@ class Golden:
 
     def image(self, *, certain: Sequence[int] = (), uncertain: Sequence[int] = ()) -> int:
         """Find an image that subsets are certain of, and others are not."""
-        found = [
+        return self.images(certain=certain, uncertain=uncertain)[0]
+
+    def images(self, *, certain: Sequence[int] = (), uncertain: Sequence[int] = ()) -> list[int]:
+        """Find all such images."""
+        return [
             number
             for number in range(len(self._classes))
             if all(self._scores[mask][number] > 1.2 * LIMIT for mask in certain)
             and all(self._scores[mask][number] < 0.8 * LIMIT for mask in uncertain)
         ]
-        return found[0]
 
     def other_than(self, number: int) -> int:
         """Find an image that the whole cell takes for another class."""

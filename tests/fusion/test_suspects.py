@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fusion import test_policies
 from tests.fusion.hand_made_devices import DEADLINE_S, Device, Scene
 from tests.fusion.test_policies import SHIPPED, write_fleet
 
@@ -139,3 +141,28 @@ def test_a_device_that_connects_again_begins_anew(stack: ExitStack, tmp_path: Pa
     device.greet()
     cell.ask(is_lying=False)
     assert cell.client.status().devices[LIAR].suspicion < 0.5
+
+
+def test_audits_find_a_liar_whom_no_answer_needs(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer of the first device is certain, so it is compared with others in audits alone."""
+    bundle = Bundle(SHIPPED)
+    shipped = bundle.calibration()
+    assert shipped is not None
+    calibration = replace(test_policies.CALIBRATION, usual=shipped.usual)
+    monkeypatch.setattr(test_policies, "CALIBRATION", calibration)
+    alone = {subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets}
+    best = max(range(4), key=lambda device: alone[1 << device])
+    liar, golden = (best + 1) % 4, test_policies.Golden(bundle)
+    path = write_fleet(tmp_path, 'policy = "certain"\ndeadline_ms = 20000', 'order = "best"\naudit = 1')
+    cell = test_policies.Cell(stack, bundle, golden, path, can_withdraw=True)
+    for image in golden.images(certain=[1 << best])[:50]:
+        asked = cell.client.submit(IMAGE)
+        cell.play(best, image)
+        assert cell.answer(asked).asked == 1 << best
+        for device in set(range(4)) - {best}:
+            cell.play(device, golden.other_than(image) if device == liar else image)
+        if [device.is_suspect for device in cell.client.status().devices] == [index == liar for index in range(4)]:
+            return
+    raise AssertionError(cell.client.status())

@@ -46,14 +46,15 @@ class Courses:
         devices: DevicePort,
         send: Send,
         end: End,
+        compare: Callable[[Frame], object],
     ) -> None:
         """Join the parts; ``links`` is by device index, and without ``certainty`` nothing is.
 
-        ``send`` sends a frame to devices, at a time and with a deadline; ``end`` answers one.
+        ``send`` sends a frame to devices, at a time and with a deadline; ``end`` answers one; ``compare`` finds liars.
         """
         self._fusion, self._stages, self._certainty, self._promise = fusion, stages, certainty, promise
         self._join, self._links, self._devices = join, links, devices
-        self._send, self._end = send, end
+        self._send, self._end, self._compare = send, end, compare
         self._min_devices = fleet.serving.min_devices
         self._most_waiting = fleet.serving.credit * len(links)
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
@@ -187,6 +188,8 @@ class Courses:
     def _check(self, frame: Frame) -> None:
         """Compare an audited answer with that of all devices, if all have answered."""
         self.audits.remove(frame)
+        if _course(frame).tested.bit_count() == 1:  # else features were compared when it was answered
+            self._compare(frame)
         if frame.mask == self._fusion.head.all_devices:
             best = int(self._fusion.logits(frame.features).argmax())
             self._promise.audited(is_flip=best != _course(frame).given)

@@ -1,4 +1,4 @@
-"""The evidence against pairs of devices: that their features are not of the same images. No clock of its own.
+"""The evidence that the features of two devices are not of the same images, and who is to blame. No clock of its own.
 
 Each frame bets against each pair of devices in it: by ``k p^(k-1)``, where p is the share of validation images on which
 the pair agrees as little. If the frame is like those, the bet gains nothing on average, so the running product, which
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 
@@ -22,6 +24,8 @@ _BET = 0.5
 """k above: smaller ones win more on pairs that never agree, and less on those that agree too little."""
 _CLOSE = 0.25
 """Of the limit: below, a pair agrees. In between it does neither, so that nobody is named while all evidence grows."""
+_MOST_CULPRITS = 3
+"""At the same time: that more lie than that is told, but not who."""
 _ROOM = 2.0
 """How far evidence rises above the limit: the more, the longer a device that is right again waits."""
 
@@ -33,7 +37,6 @@ class Evidence:
         """Start with none."""
         self.of_pairs: Float64Array = np.zeros((devices, devices))
         """Symmetric, from 0 to a little above the limit."""
-        self._is_compared = np.zeros((devices, devices), np.bool_)
         pairs = max(1, devices * (devices - 1) // 2)
         self.limit = math.log(pairs * _FRAMES_PER_FALSE_ALARM)
         """From here on a pair disagrees."""
@@ -53,32 +56,40 @@ class Evidence:
         where = slice(None) if len(devices) == len(self._usual) else np.ix_(devices, devices)
         added = np.maximum(changes[:, None], changes) * self.gains(devices, agreements)
         self.of_pairs[where] = np.minimum(np.maximum(self.of_pairs[where] + added, 0.0), self.limit + _ROOM)
-        self._is_compared[where] = True  # nothing is ever against a device and itself
 
     def forget(self, device: int) -> None:
         """Begin anew with a device."""
         self.of_pairs[device] = self.of_pairs[:, device] = 0.0
-        self._is_compared[device] = self._is_compared[:, device] = False
 
     def against(self, device: int, others: Iterable[int]) -> float:
-        """Tell what is against a device: the least that is against it with one of the others, a share of the limit."""
-        compared = [other for other in others if other != device and self._is_compared[device, other]]
-        found = [self.of_pairs[device, other] for other in compared]
-        return float(min(found, default=0.0)) / self.limit
+        """Tell what at least two of the others have against a device, or the only one: a share of the limit, 0 to 1."""
+        found = sorted((float(self.of_pairs[device, other]) for other in others if other != device), reverse=True)
+        return min(1.0, found[:2][-1] / self.limit) if found else 0.0
 
-    def trusted(self, devices: Iterable[int]) -> set[int]:
-        """Find those that agree with each other, directly or through others; empty if no group is the largest."""
-        groups = sorted(self._groups(set(devices)), key=len)
-        is_clear = len(groups[-1]) > 1 and (len(groups) == 1 or len(groups[-2]) < len(groups[-1]))
-        return groups[-1] if is_clear else set()
+    def culprits(self, devices: Iterable[int]) -> set[int]:
+        """Find the devices without which all others agree: if that is one set alone, those that two others accuse."""
+        present = sorted(devices)
+        most = min(len(present) // 2, _MOST_CULPRITS)
+        found = _smallest_cover(self._pairs(present, _CLOSE), most)
+        rest = set(present) - found
+        return {device for device in found if len(rest) > 1 and self.against(device, rest) >= 1.0}
 
-    def _groups(self, left: set[int]) -> list[set[int]]:
-        is_close, groups = self._is_compared & (self.of_pairs < _CLOSE * self.limit), []
-        while left:
-            group, fresh = set[int](), {min(left)}
-            while fresh:
-                group |= fresh
-                fresh = (set(np.flatnonzero(is_close[sorted(fresh)].any(axis=0)).tolist()) & left) - group
-            groups.append(group)
-            left -= group
-        return groups
+    def is_clear_of(self, device: int, others: Iterable[int]) -> bool:
+        """Tell whether a device agrees with all others."""
+        return all(self.of_pairs[device, other] < _CLOSE * self.limit for other in others)
+
+    def _pairs(self, devices: Sequence[int], share: float) -> frozenset[tuple[int, int]]:
+        """List the pairs with at least so much evidence, as a share of the limit."""
+        return frozenset(pair for pair in combinations(devices, 2) if self.of_pairs[pair] >= share * self.limit)
+
+
+@lru_cache(maxsize=64)
+def _smallest_cover(pairs: frozenset[tuple[int, int]], most: int) -> frozenset[int]:
+    """Find the smallest set, of so many at most, that holds one of each pair; empty if there is none, or several."""
+    devices = sorted({device for pair in pairs for device in pair})
+    for size in range(1, most + 1):
+        chosen = map(frozenset, combinations(devices, size))
+        covers = [cover for cover in chosen if all(not cover.isdisjoint(pair) for pair in pairs)]
+        if covers:
+            return covers[0] if len(covers) == 1 else frozenset()
+    return frozenset()

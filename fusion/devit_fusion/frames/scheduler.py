@@ -82,6 +82,7 @@ class Scheduler:
             devices,
             self._send_stage,
             self._end,
+            self._guard.look,
         )
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys

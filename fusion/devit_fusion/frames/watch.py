@@ -1,7 +1,7 @@
 """Notices devices whose features do not fit those of the others, and images unlike any. No clock of its own.
 
-A device is a suspect if it disagrees with every device of the one largest group that agrees. If two groups are as
-large, or none agrees, nobody can be named: the devices disagree, or the images are unlike those of the training.
+Suspects are the fewest devices without which all others agree. If several sets are as small, nobody can be named: the
+devices disagree, or the images are unlike those of the training.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Watch:
 
     def suspicion(self, device: int) -> float:
         """Tell how much speaks against a device, from 0 to 1, the limit."""
-        return 1.0 if device in self.suspects else min(1.0, self._evidence.against(device, self._names))
+        return 1.0 if device in self.suspects else self._evidence.against(device, set(self._names) - set(self.suspects))
 
     def forget(self, device: int) -> None:
         """Trust a device again, e.g. as another engine runs on it."""
@@ -114,19 +114,19 @@ class Watch:
             self._unclear = 0 if evidence.of_pairs.max() < evidence.limit / 2 else self._unclear
             return
         present = {device for kept in self._frames for device in kept.devices}
-        trusted = evidence.trusted(present)
-        for device in trusted & set(self.suspects):
-            del self.suspects[device]
-            self._events.note(self._names[device], "agrees with the others again")
-        for device in present - trusted - set(self.suspects):
-            if evidence.against(device, trusted) >= 1.0:
-                fault = self.suspects[device] = self._fault(device, trusted)
-                self._events.note(self._names[device], f"suspect: {_TEXTS[fault]}", Priority.WARNING)
-        self._tell_unclear()
+        trusted = present - set(self.suspects)
+        for device in present & set(self.suspects):
+            if trusted and evidence.is_clear_of(device, trusted):
+                del self.suspects[device]
+                self._events.note(self._names[device], "agrees with the others again")
+        culprits = evidence.culprits(present)
+        for device in culprits - set(self.suspects):
+            fault = self.suspects[device] = self._fault(device, present - culprits)
+            self._events.note(self._names[device], f"suspect: {_TEXTS[fault]}", Priority.WARNING)
+        self._tell_unclear(sorted(present - set(self.suspects)))
 
-    def _tell_unclear(self) -> None:
+    def _tell_unclear(self, others: list[int]) -> None:
         """Say that devices disagree, once it is plain that none of them can be named."""
-        others = [device for device in self._names if device not in self.suspects]
         left = np.triu(self._evidence.of_pairs[np.ix_(others, others)])
         if left.size == 0 or left.max() < self._evidence.limit / 2:
             self._unclear = 0

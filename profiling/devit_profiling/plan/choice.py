@@ -9,7 +9,7 @@ import msgspec
 from devit_contract.errors import InputError
 from devit_contract.service.progress import Progress, no_progress
 from devit_profiling.plan.cell import PlannedDevice
-from devit_profiling.plan.figures import Bench, Figures
+from devit_profiling.plan.figures import ROOM, Bench, Figures
 from devit_profiling.plan.goal import Goal
 from devit_profiling.plan.modes import modes_of
 from devit_profiling.plan.nearest import nearest_goal
@@ -134,7 +134,9 @@ def _baseline(bench: Bench, goal: Goal, picked: Figures) -> Baseline | None:
         load = Load(5000, 1, rate_hz=goal.rate_hz, arrivals=bench.arrivals, credit=bench.cell.credit, seed=bench.seed)
         p99_ms = simulate(Rules((1,)), {0: device.server}, load).percentile_ms(99)
     watts = _baseline_watts(bench, device, goal)
-    is_kept = p99_ms is not None and p99_ms <= goal.deadline_ms and (goal.watts is None or (watts or 0) <= goal.watts)
+    is_kept = (
+        p99_ms is not None and p99_ms <= ROOM * goal.deadline_ms and (goal.watts is None or (watts or 0) <= goal.watts)
+    )
     is_good = accuracy is not None and 100 * (picked.accuracy - accuracy) <= _SAME_POINTS
     is_cheap = watts is None or picked.watts is None or watts <= picked.watts
     return Baseline(

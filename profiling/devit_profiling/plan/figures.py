@@ -17,6 +17,8 @@ from devit_profiling.plan.simulation import Arrivals, Load, Outcome, Rules, simu
 
 _SATURATED = 0.4
 """Of the frames at a rate: a rate needs fewer than a percentile."""
+ROOM = 0.9
+"""Share of a deadline that a simulated p99 may take: on running cells it was up to a fifth higher, mostly lower."""
 _MOST_LOAD = 0.97
 """Share of the saturated rate above which a queue of any length may form: no latency is given then."""
 
@@ -99,7 +101,9 @@ class Bench:
             accuracy_one_lost=min(one_lost, default=None),
             p50_ms=whole.percentile_ms(50) if whole is not None else None,
             p99_ms=p99_ms,
-            p99_lost_ms=self._slowest_ms(mode, remaining, goal) if p99_ms and p99_ms <= goal.deadline_ms else None,
+            p99_lost_ms=self._slowest_ms(mode, remaining, goal)
+            if p99_ms and p99_ms <= ROOM * goal.deadline_ms
+            else None,
             answers_per_s=saturated_hz[everyone],
             answers_per_s_lost=min(saturated_hz[present] for present in remaining),
             devices_asked=loaded.devices_asked,
@@ -172,9 +176,12 @@ def remaining_after(devices: Sequence[int], lost: int) -> Iterator[tuple[int, ..
 
 
 def misses(figures: Figures, goal: Goal) -> tuple[str, ...]:
-    """Name the keys of a goal that a mode does not keep, with the devices lost that it has to survive."""
+    """Name the keys of a goal that a mode does not keep, with the devices lost that it has to survive.
+
+    A deadline is kept with a tenth of it to spare.
+    """
     slowest_ms, lost_ms = figures.p99_ms, figures.p99_lost_ms
-    is_late = slowest_ms is not None and max(slowest_ms, lost_ms or 0.0) > goal.deadline_ms
+    is_late = slowest_ms is not None and max(slowest_ms, lost_ms or 0.0) > ROOM * goal.deadline_ms
     worst = min(figures.accuracy, figures.accuracy_lost)
     found = {
         "rate": slowest_ms is None or (lost_ms is None and not is_late),

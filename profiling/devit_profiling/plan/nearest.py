@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from devit_profiling.plan.figures import Bench
+from devit_profiling.plan.figures import ROOM, Bench
 from devit_profiling.plan.goal import Goal
 from devit_profiling.plan.modes import Mode, modes_of
 
@@ -62,7 +62,7 @@ def _loosened(bench: Bench, mode: Mode, goal: Goal) -> Iterator[Goal]:
 def _slowest_ms(bench: Bench, mode: Mode, goal: Goal) -> float:
     figures = bench.figures(mode, replace(goal, deadline_ms=math.inf))
     slowest_ms = max(figures.p99_ms or 0.0, figures.p99_lost_ms or 0.0)
-    return max(goal.deadline_ms, rounded(slowest_ms, up=True))
+    return max(goal.deadline_ms, rounded(slowest_ms / ROOM, up=True))
 
 
 def _kept(bench: Bench, mode: Mode, goal: Goal) -> Goal | None:

@@ -18,7 +18,8 @@ from devit_contract.errors import InputError
 from devit_profiling.plan.cell import Cell, PlannedDevice
 from devit_profiling.plan.choice import Choice, choose
 from devit_profiling.plan.figures import Bench
-from devit_profiling.plan.goal import parse_goal
+from devit_profiling.plan.goal import Goal, parse_goal
+from devit_profiling.plan.modes import Mode
 from devit_profiling.plan.nearest import distance
 from devit_profiling.plan.simulation import Server
 
@@ -91,6 +92,14 @@ def test_what_has_to_survive_a_loss_is_judged_without_the_device_that_is_needed_
         found for found in pick(cell, "rate=100, deadline-ms=1000, survive=1").modes if found.title == "replica"
     )
     assert (after.answers_per_s, after.answers_per_s_lost) == pytest.approx((225, 125), rel=0.04)
+
+
+@pytest.mark.parametrize(("deadline_ms", "misses"), [(12.0, ("deadline-ms",)), (12.3, ())])
+def test_a_deadline_is_kept_with_a_tenth_to_spare(deadline_ms: float, misses: tuple[str, ...]) -> None:
+    """Paced answers take 10 ms and 1 ms beyond."""
+    bench = Bench(made_cell([10, 10, 10]), arrivals="paced", frames=200)
+    figures = bench.figures(Mode("all"), Goal(deadline_ms, rate_hz=20))
+    assert (figures.p99_ms, figures.misses) == (pytest.approx(11.0), misses)
 
 
 def test_the_accuracy_without_one_device_is_the_lowest_of_all_losses() -> None:

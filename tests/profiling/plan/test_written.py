@@ -11,7 +11,7 @@ from tests.profiling.plan.made_cell import made_cell
 
 from devit_contract.errors import InputError, ManifestError
 from devit_profiling.plan.choice import choose
-from devit_profiling.plan.figures import Bench, Figures, Promise
+from devit_profiling.plan.figures import ROOM, Bench, Figures, Promise
 from devit_profiling.plan.goal import Goal
 from devit_profiling.plan.modes import Mode
 from devit_profiling.plan.sizes import Size, sizes_of, write_recipe
@@ -92,7 +92,7 @@ def test_unequal_devices_get_sizes_and_classes_by_their_speed() -> None:
     labels = tuple(f"class{number}" for number in range(21))
     manifest = replace_manifest(cell.manifest, submodels=(graph,) * 3, labels=labels)
     bench = Bench(replace(cell, manifest=manifest), arrivals="paced", frames=300)
-    time_ms, sizes = sizes_of(bench, Mode("all"), Goal(31.0, rate_hz=20))
+    time_ms, sizes = sizes_of(bench, Mode("all"), Goal(31.0 / ROOM, rate_hz=20))
     assert time_ms == pytest.approx(30.0, abs=0.1), "31 ms, of which 1 ms is beyond the inference"
     assert [size.scale for size in sizes] == pytest.approx([3.0, 3.0, 0.75], rel=0.01)
     assert [size.macs for size in sizes] == pytest.approx([3 * graph.macs] * 2 + [0.75 * graph.macs], rel=0.01)
