@@ -28,12 +28,15 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import Policy
 from devit_contract.wire.client import Client
 from devit_engines.building.build_all import build_engines
-from devit_pipeline.demo import BOARD_MODEL, SHIPPED, test_images
+from devit_engines.building.store import Store
+from devit_pipeline.demo import BOARD_MODEL, test_images
+from devit_pipeline.demo import SHIPPED as PACKAGED
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 from devit_profiling.load.cell_run import measure_cell
 from devit_profiling.record.record import Plan
 from devit_profiling.report.report import write_report
 
+SHIPPED = PACKAGED / "bundle"
 PACE_MS, SLOW_MS = 20.0, 60.0
 SATURATING, DEADLINE_MS = 24, 2000.0
 PROMISE = 0.01
@@ -45,7 +48,7 @@ def run(duration_s: float, parts: Sequence[str]) -> Report:
     """Measure the parts that are named, each side of each for ``duration_s``."""
     watch = Watch()
     images, _ = test_images(Bundle(SHIPPED))
-    build_engines(Bundle(SHIPPED), None, backend="ort", progress=_silent)
+    build_engines(Bundle(SHIPPED), Store(None), backend="ort", progress=_silent)
     figures: list[Figure] = []
     for name, measure in PARTS.items():
         if name in parts:
@@ -131,7 +134,7 @@ def joules(images: UInt8Array, duration_s: float) -> list[Figure]:
     """Have the profiler measure both policies on SIMULATED boards: joules per answer of the four devices."""
     found: dict[Policy, float] = {}
     plan = Plan(
-        has_alone=False, settle_s=0.0, idle_s=5.0, windows=2, duration_s=max(5.0, duration_s / 2), in_flight=SATURATING
+        has_alone=False, settle_s=0.0, idle_s=5.0, windows=2, duration_s=max(10.0, duration_s / 2), in_flight=SATURATING
     )
     for policy in POLICIES:
         with _place() as place:
@@ -145,13 +148,13 @@ def joules(images: UInt8Array, duration_s: float) -> list[Figure]:
         found[policy] = scenario.cell.total_j_per_answer.mean
     compared = round(found["certain"] / found["all"], 3)
     wanted = "<= 0.6 x"
-    name = "joules of the devices an answer, saturated, SIMULATED"
+    name = "energy of the devices an answer, saturated, SIMULATED"
     return [
         Figure(
             name,
-            "J",
-            round(found["certain"], 4),
-            round(found["all"], 4),
+            "mJ",
+            round(1000 * found["certain"], 2),
+            round(1000 * found["all"], 2),
             compared,
             wanted,
             compared <= 0.6,

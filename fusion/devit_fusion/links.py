@@ -139,12 +139,12 @@ class Link:
 
     def returned(self, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> None:
         """Give the credit of a frame back, whatever its answer was; ``timing`` is that of a feature."""
-        flight = self.in_flight.pop(frame_id, None)
-        if flight is None:
+        if frame_id not in self.in_flight:
             return
-        # An agent works in order: an earlier frame that is not answered yet never will be.
-        while self.in_flight and (earlier := next(iter(self.in_flight))) < frame_id:
+        # An agent works in order: one that was sent before and is not answered yet never will be.
+        while (earlier := next(iter(self.in_flight))) != frame_id:
             self.pace.passed_over(self.in_flight.pop(earlier))
+        flight = self.in_flight.pop(frame_id)
         if flight.is_withdrawn:
             self.pace.released(flight, now_ns)
         elif timing is not None:

@@ -128,5 +128,5 @@ class Pace:
         average.add(min(own_ns, self._deadline_ns), min(work_ns, self._deadline_ns))
         self._longest_ns = max(self._images.work_ns, self._files.work_ns)
         if self._longest_ns:  # else it runs free, and has its features ready
-            left_ns = _KEPT_SHARE * self._deadline_ns - self.own_ns
+            left_ns = _KEPT_SHARE * self._deadline_ns - (self._images.own_ns or self._files.own_ns)
             self.room = max(1, min(self._credit, int(left_ns / self._longest_ns)))

@@ -81,10 +81,8 @@ class LocalCell:
         self._port = port
         self.http_url = ""
         """Where the gateway listens, with the real port; empty without one."""
-        self._serving = (
-            f"deadline_ms = {deadline_ms:g}\nmin_devices = {min_devices}\n"
-            f"credit = {credit}\nqueue = {queue}\n{settings}"
-        )
+        numbers = f"deadline_ms = {deadline_ms:g}\nmin_devices = {min_devices}\ncredit = {credit}\nqueue = {queue}\n"
+        self._serving = numbers + settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keys: dict[str, KeyPair] = {}
         self.fleet_path = self.folder / "fleet.toml"

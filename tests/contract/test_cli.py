@@ -17,6 +17,8 @@ from PIL import Image
 from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
+from devit_contract.cli import _promise_line
+from devit_contract.wire.messages import PromiseStatus
 from devit_pipeline.local_cell import LocalCell
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
@@ -140,6 +142,12 @@ def test_status_is_a_table_for_people_and_json_for_programs(options: list[str | 
     found = json.loads(devit("status", *options, "--json", cwd=tmp_path).stdout)
     assert [device["name"] for device in found["devices"]] == ["jetson1", "jetson2"]
     assert found["image_shape"] == [6, 8, 1]
+
+
+def test_status_says_whether_the_promise_holds() -> None:
+    kept = _promise_line(PromiseStatus(0.01, 0.95, audited=200, flipped=1, flip_rate_bound=0.0123))
+    assert kept == "promise of 1.00% flips: kept; 1 of 200 audited answers flipped, 1.23% at most"
+    assert "1.00% flips: BROKEN, so that all" in _promise_line(PromiseStatus(0.01, 0.95, is_broken=True))
 
 
 def test_status_shows_devices_whose_key_is_revoked_and_submodels_without_a_device(tmp_path: Path) -> None:

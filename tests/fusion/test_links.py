@@ -56,6 +56,40 @@ def test_an_answer_shows_that_earlier_ones_will_never_come() -> None:
     assert not link.in_flight
 
 
+def test_a_frame_that_was_sent_behind_a_newer_one_is_still_to_come() -> None:
+    """A frame comes to the devices of its later stages behind frames that were opened after it."""
+    link = ready_link()
+    link.sent(2, flight(100))
+    link.sent(1, flight(100))
+    link.returned(2, now_ns=50, timing=TIMING)
+    assert list(link.in_flight) == [1]
+    link.returned(1, now_ns=60, timing=TIMING)
+    assert (link.in_flight, link.state) == ({}, DeviceState.READY)
+
+
+def test_what_a_device_does_with_withdrawn_frames_says_nothing_about_its_pace() -> None:
+    link = ready_link()
+    for number in range(1, 6):
+        link.sent(number, flight(100 * number))
+        assert link.withdraw(number)
+        assert link.has_withdrawn(number)
+        link.returned(number, 100 * number + 50, TIMING if number % 2 else None)  # late, were it not withdrawn
+    assert (link.state, link.pace.own_ns, link.in_flight) == (DeviceState.READY, 0.0, {})
+    assert not link.withdraw(5)
+
+
+def test_a_device_without_room_is_behind_if_what_it_holds_is_not_needed_any_more() -> None:
+    link = ready_link()
+    link.sent(1, flight(100))
+    link.withdraw(1)
+    assert not link.is_behind
+    link.sent(2, flight(100))
+    assert link.is_behind
+    link.returned(1, 50)
+    link.sent(3, flight(100))
+    assert not link.is_behind
+
+
 def test_three_frames_in_a_row_without_a_timely_answer_suspend_a_device_until_one_is_in_time() -> None:
     link = ready_link()
     for number in (1, 2, 3):

@@ -371,6 +371,13 @@ def test_a_single_device_that_fails_is_replaced(make: Make, golden: Golden, ship
     assert set(answer.missing.values()) == {"not asked"}
 
 
+def test_a_single_device_that_does_not_answer_in_time_has_none_asked_for_it(make: Make) -> None:
+    cell = make("replica", serving="deadline_ms = 200")
+    answer = cell.answer(cell.client.submit(IMAGE))
+    assert (answer.state, answer.missing.pop(0)) == (State.FAILED, "deadline")
+    assert set(answer.missing.values()) == {"not asked"}
+
+
 def test_an_answer_is_released_before_the_slowest_device_which_is_not_blamed(make: Make, golden: Golden) -> None:
     cell = make("all", certain="early_release = true\naudit = 0")
     number = golden.image(certain=[0b0111], uncertain=[0b0001, 0b0011, 0b0010, 0b0100])

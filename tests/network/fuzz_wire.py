@@ -92,6 +92,7 @@ def seeds() -> Iterator[bytes]:
     status = messages.NodeStatus(
         "b", ("x", "y"), (6, 8, 1), preprocess, {"full": 1}, (device,), 1, 50.0, {"devices_in": 1},
         frame_time=histogram, events=(messages.Event(0.5, "a", "text"),),
+        promise=messages.PromiseStatus(0.01, 0.95), asked={1: 2},
     )  # fmt: skip
     for value in (
         messages.Hello("a", 0, 6, "0" * 64, "null", ("float32",), "0"),
@@ -102,7 +103,7 @@ def seeds() -> Iterator[bytes]:
         messages.ControlReply(description=messages.Description("b", "", "null", "", 1)),
         messages.ControlReply(mark=messages.Mark(1, 2, 3)),
         messages.Telemetry("a", (messages.PowerLine(1, "RAM 1/2MB"),)),
-        messages.AnswerBody(bytes(8), (timing,), {1: absent}, 1, 2, 3),
+        messages.AnswerBody(bytes(8), (timing,), {1: absent}, 1, 2, 3, "certain", 1, 2.5, 1.5),
     ):
         yield messages.body(value)
     yield b"\x81\xa1x" + b"\x91" * 4000  # a field that nobody knows, of lists in lists

@@ -28,7 +28,7 @@ ALLOWED = {
     "pipeline": set(PLACES),
 }
 TERMINAL_MODULES = {"cli", "terminal"}
-RUNS_ENGINES = ("cli.py", "load/local_", "sweep/")
+RUNS_ENGINES = ("bench/", "cli.py", "load/local_", "sweep/")
 """Modules of profiling that run engines on the device itself, or start those that do."""
 GROUND = {"PIL", "msgspec", "numpy", "safetensors", "tomli", "zmq"}
 """What every installation has."""

@@ -30,6 +30,7 @@ from devit_contract.arrays import Float32Array, Int64Array
 from devit_contract.artefacts.agreement import Comparison, Usual, ranks
 from devit_contract.artefacts.files import Tensors, read_tensors, write_tensors
 from devit_contract.artefacts.head import Fusion, FusionHead, error_covariance, mask_of
+from devit_contract.artefacts.trial import Trial
 from devit_contract.binomial import most_within
 from devit_contract.errors import ManifestError
 
@@ -49,6 +50,8 @@ class Calibration:
     """In the validation part."""
     flips: Mapping[int, Float32Array]
     """By mask, the scores of the images that flip, highest first; at most a tenth of the images are kept."""
+    trial: Trial | None = None
+    """For plans; absent where the labels were not known."""
     usual: Usual | None = None
     """How the devices' features agree; absent from older files, and from cells of one device."""
 
@@ -73,8 +76,9 @@ class Calibration:
         return float(np.nextafter(scores[min(allowed, len(scores) - 1)], np.float32(np.inf)))
 
     def save(self, path: Path) -> None:
-        """Write ``calibration.safetensors``: ``images``, ``flips.<mask>`` of each subset, ``usual.*`` if known."""
+        """Write ``calibration.safetensors``: ``images``, ``flips.<mask>`` of each subset, trial and ``usual.*``."""
         tensors: Tensors = {"images": np.asarray([self.images], np.int64)}
+        tensors |= self.trial.tensors() if self.trial is not None else {}
         if self.usual is not None:
             tensors |= {"usual.agreements": self.usual.agreements}
             tensors["usual.closeness"] = np.stack(list(self.usual.closeness.values()))
@@ -101,7 +105,11 @@ class Calibration:
         images = tensors.get("images", np.zeros(1, np.int64))
         if images.shape != (1,) or images.dtype != np.int64 or images[0] < 1:
             raise ManifestError(f"{path}: expected the number of validation images, found {images}: {_HINT}")
-        return cls(int(images[0]), flips, _usual(path, tensors, int(images[0]), devices))
+        try:
+            trial = Trial.from_tensors(tensors, devices)
+        except ManifestError as err:
+            raise ManifestError(f"{path}: {err}: {_HINT}") from err
+        return cls(int(images[0]), flips, trial, _usual(path, tensors, int(images[0]), devices))
 
 
 class Scores:
@@ -129,18 +137,23 @@ class Scores:
         return np.asarray(ratios.min(axis=1), np.float32)
 
 
-def calibrate(head: FusionHead, features: Float32Array) -> Calibration:
-    """Score the flips of every calibrated subset, over the validation part's features ``(n, sum of dims)``."""
-    fusion, images = Fusion(head), len(features)
-    full = answers(fusion, features, head.all_devices)
+def calibrate(head: FusionHead, features: Float32Array, labels: Int64Array | None = None) -> Calibration:
+    """Score the flips of every calibrated subset, over the validation part's features ``(n, sum of dims)``.
+
+    With the labels ``(n,)`` there is a trial too.
+    """
+    fusion, images, whole = Fusion(head), len(features), head.all_devices
+    given = {whole: answers(fusion, features, whole)}
+    scores: dict[int, Float32Array] = {}
     flips: dict[int, Float32Array] = {}
     for mask in calibrated_masks(len(head.dims)):
         logits = fusion.batch_logits(features, mask)
-        is_flip = logits.argmax(axis=1) != full
-        scores = Scores(head, mask).of_batch(logits[is_flip])
-        flips[mask] = np.sort(scores)[::-1][: _most_kept(images)].copy()
+        given[mask] = np.asarray(logits.argmax(axis=1), np.int64)
+        scores[mask] = Scores(head, mask).of_batch(logits)
+        flips[mask] = np.sort(scores[mask][given[mask] != given[whole]])[::-1][: _most_kept(images)].copy()
+    trial = Trial.of(scores, given, labels, whole) if labels is not None else None
     usual = Comparison(head).usual(features, _watched_masks(len(head.dims))) if len(head.dims) > 1 else None
-    return Calibration(images, flips, usual)
+    return Calibration(images, flips, trial, usual)
 
 
 def answers(fusion: Fusion, features: Float32Array, mask: int) -> Int64Array:

@@ -15,7 +15,7 @@ Training puts the same prediction in the place of a device that it leaves out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,7 +326,7 @@ def error_covariance(head: FusionHead, mask: int) -> Float64Array:
     return uncertain
 
 
-def mask_of(devices: list[int]) -> int:
+def mask_of(devices: Iterable[int]) -> int:
     """Set bit i for each device i.
 
     >>> mask_of([0, 2])

@@ -203,7 +203,8 @@ class Message(msgspec.Struct, frozen=True):
     decode_us: int = 0
     inference_us: int = 0
     capture_age_us: int = 0
-    policy: int = RequestPolicy.DEFAULT
+    policy: int = 0
+    """Of a REQUEST, a :class:`RequestPolicy`, or one of a newer version."""
     minor: int = MINOR
     """Of its sender: what a newer peer may say that an older one does not understand."""
 
@@ -293,10 +294,11 @@ def unpack(data: bytes | memoryview) -> Message:
         found = zlib.crc32(view[HEADER.size : header_bytes], found)
     if found != crc32:
         raise WireError("crc", f"{kind.name}: expected checksum {crc32:08x}, found {found:08x}")
-    has_policy = kind is Kind.REQUEST and minor >= _POLICY_MINOR and header_bytes >= _POLICY_END
-    policy: int = _POLICY.unpack_from(view, HEADER.size)[0] if has_policy else RequestPolicy.DEFAULT
-    after_reason = *fields[15:24], policy, minor
-    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *after_reason)
+    policy = 0
+    if header_bytes >= _POLICY_END and kind is Kind.REQUEST and minor >= _POLICY_MINOR:
+        (policy,) = _POLICY.unpack_from(view, HEADER.size)
+    rest = *fields[15:24], policy, minor
+    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *rest)
 
 
 def _head(message: Message, header_bytes: int = HEADER.size) -> bytes:

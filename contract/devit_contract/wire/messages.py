@@ -430,7 +430,7 @@ class DeviceTiming(msgspec.Struct, frozen=True, array_like=True):
     decode_us: int
     inference_us: int
     arrival_us: int
-    """From the frame's dispatch to its feature's arrival at the node."""
+    """From the dispatch to this device, which of a later stage is not the frame's, to its feature's arrival."""
     capture_age_us: int = 0
     """With the device's own source: age of the image when its feature was sent."""
 

@@ -35,7 +35,7 @@ def calibrate_models(models: Path, *, data: Path | None, progress: Progress) -> 
     progress("calibrating", 0, 2, "submodels")
     features = joined_features(cell.submodels, validation.images)
     progress("calibrating", 1, 2, "subsets of devices")
-    calibration = add_calibration(models, cell.decomposition, features)
+    calibration = add_calibration(models, cell.decomposition, features, validation.labels)
     progress("calibrating", 2, 2)
     return Calibrated(
         name=cell.decomposition.name,

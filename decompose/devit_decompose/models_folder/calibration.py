@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.arrays import Float32Array
+from devit_contract.arrays import Float32Array, Int64Array
 from devit_contract.artefacts.calibration import Calibration, calibrate
 from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import new_folder, write_json
@@ -17,18 +17,24 @@ from devit_decompose.models_folder.decomposition import FILE_NAME, Decomposition
 CALIBRATION_NAME = "calibration.safetensors"
 
 
-def write_calibration(folder: Path, fusion_name: str, features: Float32Array) -> tuple[Calibration, FileEntry]:
-    """Write ``calibration.safetensors``, from the validation part's features ``(n, sum of dims)``.
+def write_calibration(
+    folder: Path, fusion_name: str, features: Float32Array, labels: Int64Array
+) -> tuple[Calibration, FileEntry]:
+    """Write ``calibration.safetensors``, from the validation part's features ``(n, sum of dims)`` and labels ``(n,)``.
 
     The head is read from its file, which holds fewer digits than training had: the node will have those.
     """
-    calibration = calibrate(FusionHead.load(folder / fusion_name), features)
+    calibration = calibrate(FusionHead.load(folder / fusion_name), features, labels)
     calibration.save(folder / CALIBRATION_NAME)
     return calibration, describe_file(folder, CALIBRATION_NAME, "calibration")
 
 
-def add_calibration(models: Path, decomposition: Decomposition, features: Float32Array) -> Calibration:
-    """Give a finished models folder its calibration, or a new one, from features ``(n, sum of dims)``; all or nothing.
+def add_calibration(
+    models: Path, decomposition: Decomposition, features: Float32Array, labels: Int64Array
+) -> Calibration:
+    """Give a finished models folder its calibration, or a new one, all or nothing.
+
+    Features ``(n, sum of dims)`` and labels ``(n,)`` are the validation part's.
 
     Raises:
         InputError: The folder, or a copy beside it, cannot be written.
@@ -37,7 +43,7 @@ def add_calibration(models: Path, decomposition: Decomposition, features: Float3
         for path in models.rglob("*"):  # not copytree, whose errors do not say why
             target = folder / path.relative_to(models)
             target.mkdir() if path.is_dir() else shutil.copy2(path, target)
-        calibration, entry = write_calibration(folder, decomposition.file("fusion").name, features)
+        calibration, entry = write_calibration(folder, decomposition.file("fusion").name, features, labels)
         others = tuple(file for file in decomposition.files if file.role != entry.role)
         write_json(folder / FILE_NAME, msgspec.structs.replace(decomposition, files=(*others, entry)))
     return calibration

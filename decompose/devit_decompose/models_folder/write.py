@@ -97,7 +97,7 @@ def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progr
             teacher_validation_accuracy=teacher_scores[0],
             teacher_test_accuracy=teacher_scores[1],
             subsets=subsets,
-            files=_write_files(folder, made, head, _samples(data, sample_images), validation),
+            files=_write_files(folder, made, head, _samples(data, sample_images), validation, data),
         )
         write_json(folder / FILE_NAME, decomposition)
     progress("measuring", 3, 3)
@@ -110,7 +110,7 @@ def _samples(data: Dataset, count: int) -> Tensors:
 
 
 def _write_files(
-    folder: Path, made: Made, head: FusionHead, samples: Tensors, validation_features: Float32Array
+    folder: Path, made: Made, head: FusionHead, samples: Tensors, validation_features: Float32Array, data: Dataset
 ) -> tuple[FileEntry, ...]:
     records = []
 
@@ -124,7 +124,7 @@ def _write_files(
     write("samples", "samples.safetensors", None, partial(write_tensors, tensors=samples))
     for device, model in enumerate(made.submodels):
         write("submodel", f"submodel-{device}.safetensors", device, partial(save_weights, model=model))
-    _, calibration = write_calibration(folder, "fusion.safetensors", validation_features)
+    _, calibration = write_calibration(folder, "fusion.safetensors", validation_features, data.validation.labels)
     return (*records, calibration)
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from devit_contract.errors import EngineError
+from devit_engines.engine import ModelRef
 
 _STEP_S = 0.05
 _LATE_S = 60.0
@@ -57,12 +58,12 @@ Line = Ready | TimedRun | Failed
 _Line = TypeVar("_Line", Ready, TimedRun)
 
 
-def engine_command(bundle: Path, submodel: int, store: Path | None, threads: int, engine: str) -> list[str]:
-    """Give the command that runs a submodel's engine, named as for :func:`devit_engines.choice.open_engine`.
+def engine_command(bundle: Path, model: ModelRef, store: Path | None, threads: int, engine: str) -> list[str]:
+    """Give the command that runs a model's engine, named as for :func:`devit_engines.choice.open_engine`.
 
     Without a store, the user's own; ``threads`` are CPU threads of ONNX Runtime.
     """
-    command = [sys.executable, "-m", "devit_engines.bench.worker", "--bundle", str(bundle), "--submodel", str(submodel)]
+    command = [sys.executable, "-m", "devit_engines.bench.worker", "--bundle", str(bundle), "--submodel", str(model)]
     command += ["--threads", str(threads), "--engine", engine]
     return [*command, "--store", str(store)] if store is not None else command
 

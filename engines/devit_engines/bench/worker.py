@@ -25,7 +25,7 @@ from devit_engines.board import detect_board
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.store import Store
 from devit_engines.choice import open_engine
-from devit_engines.engine import Engine
+from devit_engines.engine import Engine, ModelRef
 
 _WARM_UP_RUNS = 3
 
@@ -75,6 +75,10 @@ def timed_run(
     return TimedRun(start_ns, before_ns, taken_us)
 
 
+def _model(text: str) -> ModelRef:
+    return "baseline" if text == "baseline" else int(text)
+
+
 def _print(line: Line) -> None:
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
@@ -83,7 +87,7 @@ def _print(line: Line) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run an engine back to back for as long as standard input requests.")
     parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
-    parser.add_argument("--submodel", type=int, default=0, help="which one (default: 0)")
+    parser.add_argument("--submodel", type=_model, default=0, help="which one, or baseline (default: 0)")
     parser.add_argument("--store", type=Path, help="engine store (default: ~/.cache/devit/engines)")
     parser.add_argument("--backend", choices=get_args(BackendChoice), default="auto", help="(default: auto)")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp16", help="(default: fp16)")

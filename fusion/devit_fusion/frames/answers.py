@@ -118,7 +118,7 @@ class Answers:
         content = AnswerBody(
             logits=logits,
             devices=tuple(frame.timings),
-            missing=_understood(frame.missing, request.picture.minor),
+            missing=frame.missing if request.picture.minor >= _NEW_WORDS_MINOR else _in_old_words(frame.missing),
             wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
             collect_us=(now_ns - frame.dispatch_ns) // 1000,
             fuse_us=(fused_ns - now_ns) // 1000,
@@ -155,9 +155,7 @@ class Answers:
             return b""
         if not problem:
             with np.errstate(over="ignore", invalid="ignore"):
-                logits = self._tested(frame)
-                if logits is None:
-                    logits = self._fusion.logits(frame.features)
+                logits = self._fused(frame)
                 is_finite = math.isfinite(logits.dot(logits))  # so is every number then
             if is_finite:
                 return logits.tobytes()
@@ -168,11 +166,11 @@ class Answers:
         frame.timings.clear()
         return b""
 
-    def _tested(self, frame: Frame) -> Float32Array | None:
-        """Give the logits that a test has computed, if it was the last to come that was tested."""
+    def _fused(self, frame: Frame) -> Float32Array:
+        """Fuse a frame, unless the last test of it has done so already."""
         course = frame.course
         if course is None or course.verdict is None or course.tested != frame.mask:
-            return None
+            return self._fusion.logits(frame.features)
         return course.verdict.logits
 
     def _count(self, frame: Frame) -> None:
@@ -190,14 +188,12 @@ def _took_ns(frame: Frame, now_ns: int, devices: int) -> int:
     """
     if frame.pending or not frame.timings:
         return now_ns - frame.dispatch_ns
-    work_us = [timing.decode_us + timing.inference_us for timing in frame.timings]
+    work_us = (timing.decode_us + timing.inference_us for timing in frame.timings)
     if frame.course is not None and frame.course.policy != "all":
         return 1000 * sum(work_us) // devices
     return 1000 * max(work_us)
 
 
-def _understood(missing: dict[int, MissingReason], minor: int) -> dict[int, MissingReason]:
+def _in_old_words(missing: dict[int, MissingReason]) -> dict[int, MissingReason]:
     """Use the words that a client of the first minor version knows."""
-    if minor >= _NEW_WORDS_MINOR or not any(why in _NEW_WORDS for why in missing.values()):
-        return missing
     return {device: _NEW_WORDS.get(why, why) for device, why in missing.items()}

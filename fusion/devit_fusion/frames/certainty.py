@@ -58,7 +58,7 @@ class Certainty:
 
     def judge(self, features: Mapping[int, Float32Array], tests: int) -> Verdict | None:
         """Test a frame by its features ``(dim,)``; ``None`` if nothing is known of their subset, or not yet."""
-        mask = mask_of(list(features))
+        mask = mask_of(features)
         threshold = self._thresholds.get(tests, {}).get(mask, np.inf)
         if threshold == np.inf or not self._fusion.prepare(mask):
             return None

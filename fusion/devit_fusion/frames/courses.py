@@ -58,14 +58,17 @@ class Courses:
         self._min_devices = fleet.serving.min_devices
         self._most_waiting = fleet.serving.credit * len(links)
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
-        self._line: list[Frame] = []
-        self._audits: list[Frame] = []
-        self._withdrawn: deque[tuple[int, Link, int]] = deque()  # until when a device should have told, and the frame
+        self.line: list[Frame] = []
+        """Frames that wait for room."""
+        self.audits: list[Frame] = []
+        """Frames that are answered, and go on to be audited."""
+        self.withdrawn: deque[tuple[int, Link, int]] = deque()
+        """Until when a device should have said that it skips a frame, or sent its feature; the oldest first."""
 
     @property
     def is_full(self) -> bool:
         """Whether so many frames wait in line that no new one may begin."""
-        return len(self._line) >= self._most_waiting
+        return len(self.line) >= self._most_waiting
 
     def begin(self, frame: Frame) -> None:
         """Note when a new frame's first stage is over by time."""
@@ -82,35 +85,32 @@ class Courses:
         elif self._is_enough(frame, course):
             self._release(frame, course, now_ns)
         elif not frame.pending and course.unasked:
-            if frame not in self._line:  # a probe's feature may come while it waits
-                self._line.append(frame)
+            if frame not in self.line:  # a probe's feature may come while it waits
+                self.line.append(frame)
         elif not frame.pending:
             self._conclude(frame, now_ns)
 
     def advance(self, now_ns: int) -> int:
         """Send on the frames in line that can be; give the devices that the others wait for, as a mask."""
         claimed = 0
-        line, self._line = self._line, []
+        line, self.line = self.line, []
         for frame in line:
             if self._join.holds(frame):
                 waits_for = self._go_on(frame, claimed, now_ns, is_late=now_ns >= frame.due_ns)
                 claimed |= waits_for
                 if waits_for:
-                    self._line.append(frame)
+                    self.line.append(frame)
         return claimed
 
     def audit(self, now_ns: int) -> None:
         """Ask the devices that audits still need, where they have room: to be called when nobody waits."""
-        audits, self._audits = self._audits, []
-        for frame in audits:
+        for frame in list(self.audits):
             course = _course(frame)
-            if not self._join.holds(frame):
-                continue
             if any(self._links[index].state is not _READY for index in course.unasked):
+                self.audits.remove(frame)
                 self._withdraw(frame, now_ns)
                 self._join.close(frame)
                 continue
-            self._audits.append(frame)
             for link in [self._links[index] for index in sorted(course.unasked)]:
                 if link.has_credit:
                     self._ask(frame, [link], now_ns, now_ns + self._deadline_ns)
@@ -120,23 +120,24 @@ class Courses:
         course = _course(frame)
         if now_ns < frame.deadline_ns:
             self._go_on(frame, 0, now_ns, is_late=True)
-        elif course.given is None:
-            self._do_without(frame, course.unasked)
+        elif course.given is not None:
+            self.audits.remove(frame)
+        else:
+            if course.is_alone:
+                frame.missing |= dict.fromkeys(course.unasked, MissingReason.NOT_ASKED)
+            else:
+                self._do_without(frame, course.unasked)
             self._conclude(frame, now_ns)
 
     def tend(self, now_ns: int) -> None:
         """Notice devices that have not even said that they skip a withdrawn frame."""
-        while self._withdrawn and self._withdrawn[0][0] <= now_ns:
-            _, link, frame_id = self._withdrawn.popleft()
+        while self.withdrawn and self.withdrawn[0][0] <= now_ns:
+            _, link, frame_id = self.withdrawn.popleft()
             if frame_id in link.in_flight:
                 link.missed(now_ns)
 
-    def due_ns(self) -> int | None:
-        """Tell when :meth:`tend` has something to do."""
-        return self._withdrawn[0][0] if self._withdrawn else None
-
     def _is_enough(self, frame: Frame, course: Course) -> bool:
-        if course.policy in ("single", "replica"):
+        if course.is_alone:
             return bool(frame.features)
         is_due = frame.mask != course.tested and course.tests_done < course.tests
         if self._certainty is None or not is_due or len(frame.features) < max(1, self._min_devices):
@@ -151,9 +152,8 @@ class Courses:
 
     def _release(self, frame: Frame, course: Course, now_ns: int) -> None:
         """Answer a frame without the devices that are not needed; go on with it behind that for an audit."""
-        is_alone = course.policy in ("single", "replica")
         rest = frame.pending | course.unasked
-        missing = dict.fromkeys(rest, MissingReason.NOT_ASKED if is_alone else MissingReason.NOT_NEEDED)
+        missing = dict.fromkeys(rest, MissingReason.NOT_ASKED if course.is_alone else MissingReason.NOT_NEEDED)
         answered = replace(
             frame,
             pending=set(),
@@ -161,7 +161,7 @@ class Courses:
             features=dict(frame.features),
             timings=list(frame.timings),
         )
-        if not is_alone and self._promise.tested(is_certain=True) and self._may_audit(frame, course):
+        if not course.is_alone and self._promise.tested(is_certain=True) and self._may_audit(frame, course):
             self._keep(frame, course, now_ns)
         else:
             self._withdraw(frame, now_ns)
@@ -172,19 +172,22 @@ class Courses:
         """Tell whether all devices can answer; with own cameras, those asked later would see another image."""
         rest = frame.pending | course.unasked
         is_later = bool(course.unasked) and course.request.picture.dtype is Dtype.NONE
-        reached = frame.mask | mask_of(list(rest))
+        reached = frame.mask | mask_of(rest)
         is_whole = reached == self._fusion.head.all_devices
-        return bool(rest) and is_whole and not is_later and len(self._audits) < _MAX_AUDITS
+        return bool(rest) and is_whole and not is_later and len(self.audits) < _MAX_AUDITS
 
     def _keep(self, frame: Frame, course: Course, now_ns: int) -> None:
         assert course.verdict is not None
         course.given = int(course.verdict.logits.argmax())
         course.is_tested_each = False
         frame.deadline_ns = frame.due_ns = now_ns + _AUDIT_NS + self._deadline_ns
-        self._audits.append(frame)
+        self.audits.append(frame)
+        if frame in self.line:  # the feature of a probe came while it waited
+            self.line.remove(frame)
 
     def _check(self, frame: Frame) -> None:
         """Compare an audited answer with that of all devices, if all have answered."""
+        self.audits.remove(frame)
         if _course(frame).tested.bit_count() == 1:  # else features were compared when it was answered
             self._compare(frame)
         if frame.mask == self._fusion.head.all_devices:
@@ -221,12 +224,12 @@ class Courses:
         frame.pending |= indices
         for index in indices:
             self._stages.asked(index)
-        frame.asked |= mask_of(list(indices))
+        frame.asked |= mask_of(indices)
         self._send(course, frame, links, now_ns, deadline_ns)
 
     def _conclude(self, frame: Frame, now_ns: int) -> None:
         """Answer a frame with what has come."""
-        if _course(frame).policy in ("all", "certain"):
+        if not _course(frame).is_alone:
             self._promise.tested(is_certain=False)
         self._end(frame, now_ns)
 
@@ -241,12 +244,12 @@ class Courses:
             link = self._links[index]
             if link.withdraw(frame.frame_id):
                 self._devices.withdraw(link, frame.frame_id)
-                self._withdrawn.append((now_ns + 2 * self._deadline_ns, link, frame.frame_id))
+                self.withdrawn.append((now_ns + 2 * self._deadline_ns, link, frame.frame_id))
 
     def _stage_end_ns(self, frame: Frame) -> int:
         """Tell when the devices that may still be asked could not answer in time any more."""
         course = _course(frame)
-        if not course.unasked or course.policy in ("single", "replica"):
+        if not course.unasked or course.is_alone:
             return frame.deadline_ns
         is_encoded = course.request.picture.dtype is Dtype.ENCODED
         needed_ns = max(self._links[index].pace.needed_ns(is_encoded=is_encoded) for index in course.unasked)

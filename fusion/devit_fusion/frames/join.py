@@ -41,18 +41,15 @@ class Frame:
     """``None``: it was sent to all that it asks, and waits for them."""
     asked: int = 0
     """Mask of the devices that it was sent to."""
+    due_ns: int = 0
+    """When something has to be done though no message comes: at its deadline, or earlier."""
     is_certain: bool = False
     """Whether its features are as good as all, within the promise."""
-
-    def __post_init__(self) -> None:
-        """Have nothing to do before the deadline."""
-        self.due_ns = self.deadline_ns
-        """When something has to be done though no message comes."""
 
     @property
     def mask(self) -> int:
         """The devices whose features are here."""
-        return mask_of(list(self.features))
+        return mask_of(self.features)
 
     def state(self, all_devices: int, min_devices: int) -> State:
         """Judge the frame by its features, for a cell whose devices have the mask ``all_devices``."""
@@ -60,7 +57,7 @@ class Frame:
             return State.FULL
         if self.is_certain:
             return State.CERTAIN
-        is_alone = self.course is not None and self.course.policy in ("single", "replica")
+        is_alone = self.course is not None and self.course.is_alone
         needed = 1 if is_alone else min(min_devices, self.requested.bit_count())
         return State.PARTIAL if len(self.features) >= needed else State.FAILED
 
@@ -90,7 +87,6 @@ class Join:
         course: Course | None = None,
     ) -> Frame:
         """Open a frame; the caller sends it to ``pending`` and ``probed``. If none is pending, it has ended already."""
-        asked = mask_of([*pending, *probed])
         frame = Frame(
             self._next_id,
             requested,
@@ -100,7 +96,8 @@ class Join:
             dict(missing),
             set(probed),
             course=course,
-            asked=asked,
+            asked=mask_of(pending) | mask_of(probed),
+            due_ns=deadline_ns,
         )
         self._next_id += 1
         if pending:
@@ -159,6 +156,8 @@ class Join:
         """Return the frames for which it is time, oldest first; those whose deadline has come have ended."""
         # Not the order of their ids: requests are sent in turns of their clients.
         due = [frame for frame in self._open.values() if frame.due_ns <= now_ns]
+        if not due:
+            return due
         due.sort(key=lambda frame: frame.deadline_ns)
         for frame in due:
             if frame.deadline_ns <= now_ns:
@@ -186,8 +185,12 @@ class Join:
 
     def _end_if_done(self, frame: Frame) -> Frame | None:
         course = frame.course
-        if frame.pending:
-            return frame if course is not None and course.is_tested_each else None
-        if course is None or not course.unasked:
+        if course is None:
+            if frame.pending:
+                return None
+            del self._open[frame.frame_id]
+        elif frame.pending:
+            return frame if course.is_tested_each else None
+        elif not course.unasked:
             del self._open[frame.frame_id]
         return frame

@@ -131,6 +131,8 @@ class Scheduler:
         those connect soon, and a frame sent before would fail for no good reason.
         """
         self._wait_end_ns = None
+        if not (self._turns.waiting or self._courses.line or self._courses.audits):
+            return
         now_ns = time.monotonic_ns()
         claimed_first = self._courses.advance(now_ns)
         if not self._turns.waiting:
@@ -154,13 +156,16 @@ class Scheduler:
             frame = self._join.set_aside(frame_id, link.index, feature, is_probe=is_probe)
         else:
             frame = self._join.add(frame_id, link.index, feature, timing, is_probe=is_probe)
-        self._finish(frame, now_ns)
+        if frame is not None:
+            self._finish(frame, now_ns)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
         """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
         now_ns = time.monotonic_ns()
         is_probe = self._returned(link, frame_id, now_ns)
-        self._finish(self._join.skip(frame_id, link.index, why, is_probe=is_probe or is_counted), now_ns)
+        frame = self._join.skip(frame_id, link.index, why, is_probe=is_probe or is_counted)
+        if frame is not None:
+            self._finish(frame, now_ns)
 
     def lose(self, link: Link, why: MissingReason) -> None:
         """Wait no longer for a device, in any frame."""
@@ -181,13 +186,15 @@ class Scheduler:
                 self._courses.expired(frame, now_ns)
             else:
                 self._end(frame, now_ns)
-        self._courses.tend(now_ns)
+        if self._courses.withdrawn:
+            self._courses.tend(now_ns)
         self.answers.tend(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
-        dues = self._join.next_deadline_ns(), self._courses.due_ns(), self.answers.due_ns()
-        dues_ns = [due_ns for due_ns in dues if due_ns is not None]
+        dues_ns = [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
+        if self._courses.withdrawn:
+            dues_ns.append(self._courses.withdrawn[0][0])
         if self._wait_end_ns is not None:
             dues_ns.append(self._wait_end_ns)
         if self._is_in_grace:
@@ -220,7 +227,7 @@ class Scheduler:
                 continue
             ready = [link for link in wanted if link.state is _READY]
             first = self._stages.first(request, ready, claimed)
-            may_begin = request.policy != "certain" or not self._courses.is_full
+            may_begin = not first or request.policy != "certain" or not self._courses.is_full
             if may_begin and not any(not link.has_credit or claimed >> link.index & 1 for link in first):
                 return request, first, claimed
             if now_ns >= request.judged_ns + self._deadline_ns // _JUDGED_SHARE:
@@ -255,7 +262,7 @@ class Scheduler:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
         deadline_ns = self._deadline_ns
         is_encoded = request.picture.dtype is Dtype.ENCODED
-        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready])
+        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
         return self._counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
 
     def _counted_from_ns(self, request: Request) -> int:
@@ -284,7 +291,7 @@ class Scheduler:
         now_ns = time.monotonic_ns()
         deadline_ns = self._counted_from_ns(request) + self._deadline_ns
         requested = self._requested(request)
-        course = self._stages.course(request)
+        course = self._stages.course(request, first)
         first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
         pending: set[int] = set()
         probed: list[int] = []
@@ -365,7 +372,9 @@ class Scheduler:
             self._devices.suspect()
         why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
         is_probe = frame.frame_id == link.probe_id
-        self._finish(self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe), time.monotonic_ns())
+        looked_at = self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe)
+        if looked_at is not None:
+            self._finish(looked_at, time.monotonic_ns())
 
     def _shed(self, request: Request) -> None:
         """Answer a request for which the queue has no room."""
@@ -378,10 +387,8 @@ class Scheduler:
         del self._known[request.key]
         self.answers.end(request, Frame(0, requested, now_ns, now_ns, set(), missing, set()), now_ns, is_shed=True)
 
-    def _finish(self, frame: Frame | None, now_ns: int) -> None:
-        """Answer a frame that has ended, or look at one with a course; ``None`` stands for one that goes on."""
-        if frame is None:
-            return
+    def _finish(self, frame: Frame, now_ns: int) -> None:
+        """Answer a frame that has ended, or look at one with a course."""
         if frame.course is not None:
             self._courses.look(frame, now_ns)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from devit_contract.artefacts.calibration import MAX_ENUMERATED
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.choices import Order, Policy
 from devit_contract.wire.codec import Dtype
@@ -28,6 +29,8 @@ class Course:
     """How often it may be tested in all, which the thresholds depend on."""
     is_tested_each: bool = False
     """Whether each feature is a reason to look at it, not only the last one of a stage."""
+    start: int = 0
+    """The device that it asked first."""
     unasked: set[int] = field(default_factory=set)
     """Devices that may still be asked."""
     tests_done: int = 0
@@ -36,6 +39,11 @@ class Course:
     verdict: Verdict | None = None
     given: int | None = None
     """Of an audit, the class that the client was given already."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether one device's answer is what was asked for."""
+        return self.policy in ("single", "replica")
 
 
 class Stages:
@@ -48,6 +56,8 @@ class Stages:
         self.tests, self.tests_each = len(self.sizes), devices - 1
         """How often a frame may be tested: after each stage but the last, or with early release after each feature."""
         self._devices = devices
+        self._has_runs = devices > MAX_ENUMERATED
+        """Whether only neighbours are calibrated together, so that a frame goes on from its first device in order."""
         self._order = certain.order
         self._accuracies = accuracies
         self._turns: dict[int, int] = {}  # by device: when it was asked last, as a rising number
@@ -71,10 +81,11 @@ class Stages:
             request.policy = "all"
         return ""
 
-    def course(self, request: Request) -> Course | None:
-        """Plan a frame; ``None``: it waits for all devices that it asks, and it asks all."""
+    def course(self, request: Request, first: Sequence[Link]) -> Course | None:
+        """Plan a frame that asks these devices first; ``None``: it waits for all, and asks no others."""
         if request.policy == "certain":
-            return Course(request, "certain", self.sizes[1:], self.tests)
+            start = first[0].index if first else 0
+            return Course(request, "certain", self.sizes[1:], self.tests, start=start)
         if request.policy != "all":
             return Course(request, request.policy, (1,) * self._devices, 0)
         return Course(request, "all", (), self.tests_each, is_tested_each=True) if self.can_release else None
@@ -87,16 +98,25 @@ class Stages:
             return [link for link in ready if not link.is_behind] or ready  # asked later, if it is needed
         sizes = self.sizes if request.policy == "certain" else (1,)
         order = "rotating" if is_late else _ORDERS.get(request.policy, self._order)
-        return self._pick(order, ready, sizes[0] if sizes else len(ready), claimed)
+        count = sizes[0] if sizes else len(ready)
+        picked = self._pick(order, ready, count, claimed)
+        if request.policy == "certain" and self._has_runs and picked:
+            return self._run(ready, picked[0].index)[:count]
+        return picked
 
     def next(self, course: Course, ready: Sequence[Link], claimed: int) -> Sequence[Link]:
         """Choose whom a frame asks next."""
-        order = _ORDERS.get(course.policy, self._order)
-        return self._pick(order, ready, course.sizes[0] if course.sizes else len(ready), claimed)
+        count = course.sizes[0] if course.sizes else len(ready)
+        if course.policy == "certain" and self._has_runs:
+            return self._run(ready, course.start)[:count]
+        return self._pick(_ORDERS.get(course.policy, self._order), ready, count, claimed)
 
     def asked(self, index: int) -> None:
         """Note that a device was asked: it is others' turn."""
         self._turns[index] = max(self._turns.values(), default=0) + 1
+
+    def _run(self, links: Sequence[Link], start: int) -> Sequence[Link]:
+        return sorted(links, key=lambda link: (link.index - start) % self._devices)
 
     def _pick(self, order: Order, links: Sequence[Link], count: int, claimed: int) -> Sequence[Link]:
         if count >= len(links):

@@ -21,6 +21,7 @@ from devit_decompose.models_folder.subset_accuracy import joined_features
 from devit_decompose.recipe.schema import Recipe
 
 NAME = "calibration.safetensors"
+LABELS = np.zeros(50, np.int64)
 
 
 @pytest.fixture
@@ -41,14 +42,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_training_calibrates_the_head_that_the_node_will_read(models: Path, small: Recipe) -> None:
-    features = joined_features(load_cell(models).submodels, load_dataset(small.data).validation.images)
-    expected = calibrate(FusionHead.load(models / "fusion.safetensors"), features)
+    validation = load_dataset(small.data).validation
+    features = joined_features(load_cell(models).submodels, validation.images)
+    expected = calibrate(FusionHead.load(models / "fusion.safetensors"), features, validation.labels)
     entry = load_decomposition(models).file("calibration")
     found = Calibration.load(models / entry.name, devices=4, sha256=entry.sha256)
     assert found.images == expected.images == 100
     assert found.flips.keys() == expected.flips.keys() == set(range(1, 15))
     for mask, scores in expected.flips.items():
         np.testing.assert_allclose(found.flips[mask], scores, rtol=1e-3, atol=1e-4)
+    assert found.trial is not None
+    assert expected.trial is not None
+    np.testing.assert_array_equal(found.trial.marks, expected.trial.marks)
 
 
 def features_of(models: Path, images: int = 50) -> Float32Array:
@@ -59,7 +64,7 @@ def features_of(models: Path, images: int = 50) -> Float32Array:
 
 def test_an_older_folder_gets_a_calibration_and_keeps_everything_else(older: Path) -> None:
     before = contents(older)
-    made = add_calibration(older, load_decomposition(older), features_of(older))
+    made = add_calibration(older, load_decomposition(older), features_of(older), LABELS)
     found = load_decomposition(older)  # checks every digest
     entry = found.file("calibration")
     read = Calibration.load(older / entry.name, devices=4, sha256=entry.sha256)
@@ -72,7 +77,7 @@ def test_an_older_folder_gets_a_calibration_and_keeps_everything_else(older: Pat
 
 def test_a_second_calibration_takes_the_place_of_the_first(older: Path) -> None:
     for images in (50, 60):
-        add_calibration(older, load_decomposition(older), features_of(older, images))
+        add_calibration(older, load_decomposition(older), features_of(older, images), np.zeros(images, np.int64))
     found = load_decomposition(older)
     assert [file.name for file in found.files].count(NAME) == 1
     assert Calibration.load(older / NAME, devices=4).images == 60
@@ -81,7 +86,7 @@ def test_a_second_calibration_takes_the_place_of_the_first(older: Path) -> None:
 def test_a_calibration_that_fails_leaves_the_folder_as_it_was(older: Path) -> None:
     before = contents(older)
     with pytest.raises(IndexError):
-        add_calibration(older, load_decomposition(older), features_of(older)[:, :5])
+        add_calibration(older, load_decomposition(older), features_of(older)[:, :5], LABELS)
     assert contents(older) == before
     assert [path.name for path in older.parent.iterdir()] == ["models"]
 
@@ -89,6 +94,6 @@ def test_a_calibration_that_fails_leaves_the_folder_as_it_was(older: Path) -> No
 def test_the_folder_behind_a_link_is_calibrated_and_the_link_stays(older: Path) -> None:
     link = older.with_name("latest")
     link.symlink_to(older)
-    add_calibration(link, load_decomposition(link), features_of(link))
+    add_calibration(link, load_decomposition(link), features_of(link), LABELS)
     assert link.is_symlink()
     assert load_decomposition(older).file("calibration").name == NAME

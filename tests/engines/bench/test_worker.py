@@ -82,6 +82,17 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(tiny: Bundle, store: S
     )
 
 
+@pytest.mark.parametrize("model", ["0", "baseline"])
+def test_a_slowed_engine_is_the_built_one_at_another_pace(tiny: Bundle, store: Store, model: str) -> None:
+    build_engines(tiny, store, submodels=[0], baseline=True)
+    code, (ready, run) = said(tiny.folder, store.folder, "0.05\n", "--engine", "built:8", "--submodel", model)
+    assert code == 0
+    assert isinstance(ready, Ready)
+    assert isinstance(run, TimedRun)
+    assert ready.engine.startswith("ONNX Runtime CPU ")
+    assert min(run.taken_us) >= 8000
+
+
 def test_every_inference_of_a_timed_run_is_timed_and_the_last_one_ends_it(spec: EngineSpec) -> None:
     clock_ns = itertools.count(10**9, 3_000_000)
     found = timed_run(NullEngine(spec), np.zeros((1, 6, 8, 1), np.uint8), 0.01, lambda: next(clock_ns))

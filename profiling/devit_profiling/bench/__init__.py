@@ -1,0 +1,1 @@
+"""One model on this device, measured for a plan."""

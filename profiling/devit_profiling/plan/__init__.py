@@ -1,0 +1,1 @@
+"""Which mode of a fleet meets a goal, by simulation on measured profiles."""
