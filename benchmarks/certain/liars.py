@@ -246,6 +246,11 @@ def table(results: Results) -> list[str]:
     return lines
 
 
+def kept() -> Results:
+    """Read ``results/liars.json``."""
+    return msgspec.json.decode(RESULTS.read_bytes(), type=Results)
+
+
 def _row(noticed: list[int], wrong: int, kinds: Counter[str]) -> FaultRow:
     return FaultRow(
         frames=TRIALS * FRAMES,
@@ -330,7 +335,7 @@ def main() -> None:
                 np.savez(options.features, **features)  # type: ignore[arg-type]  # its stub takes no names
         results = measure(Cell(FusionHead.load(options.models / "fusion.safetensors"), features))
         RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    results = msgspec.json.decode(RESULTS.read_bytes(), type=Results)
+    results = kept()
     shown = msgspec.json.encode(results).decode() if options.json else "\n".join(table(results))
     print(shown)  # noqa: T201
 
