@@ -7,8 +7,7 @@ python benchmarks/certain/liars.py        # prints the table of what is kept; --
 The features are those of the test images, the calibration that of the validation images; the watch is the node's own.
 """
 
-from __future__ import annotations
-
+# No annotation is a string here: msgspec reads them, also where runpy runs this file.
 import argparse
 import io
 import statistics
