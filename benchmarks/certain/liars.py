@@ -7,8 +7,7 @@ python benchmarks/certain/liars.py        # prints the table of what is kept; --
 The features are those of the test images, the calibration that of the validation images; the watch is the node's own.
 """
 
-from __future__ import annotations
-
+# No annotation is a string here: msgspec reads them, also where runpy runs this file.
 import argparse
 import io
 import statistics
@@ -246,6 +245,11 @@ def table(results: Results) -> list[str]:
     return lines
 
 
+def kept() -> Results:
+    """Read ``results/liars.json``."""
+    return msgspec.json.decode(RESULTS.read_bytes(), type=Results)
+
+
 def _row(noticed: list[int], wrong: int, kinds: Counter[str]) -> FaultRow:
     return FaultRow(
         frames=TRIALS * FRAMES,
@@ -330,7 +334,7 @@ def main() -> None:
                 np.savez(options.features, **features)  # type: ignore[arg-type]  # its stub takes no names
         results = measure(Cell(FusionHead.load(options.models / "fusion.safetensors"), features))
         RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    results = msgspec.json.decode(RESULTS.read_bytes(), type=Results)
+    results = kept()
     shown = msgspec.json.encode(results).decode() if options.json else "\n".join(table(results))
     print(shown)  # noqa: T201
 

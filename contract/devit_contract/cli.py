@@ -62,8 +62,8 @@ def classify(
 
     Ends with exit code 1 if a picture can't be read, or an image got no answer, after showing the others.
     """
-    from devit_contract import novel
     from devit_contract.errors import DevitError, InputError
+    from devit_contract.wire import novel
 
     if bool(images) == bool(own):
         raise InputError("give either pictures or --own COUNT")

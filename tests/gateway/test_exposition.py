@@ -120,6 +120,7 @@ def found() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         ("devit_device_up", {"device": "jetson1"}, 1),
         ("devit_device_up", {"device": "jetson2"}, 0),
         ("devit_credit", {"device": "jetson1"}, 2),
+        ("devit_device_suspicion", {"device": "jetson1"}, 0),
         ("devit_auth_failures_total", {}, 4),
         ("devit_requests_refused_total", {"reason": "shape"}, 5),
         ("devit_floods_total", {}, 6),

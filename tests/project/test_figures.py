@@ -52,3 +52,23 @@ def test_the_default_stages_ask_few_devices_and_keep_their_promise(promise: floa
     assert figures.devices_asked <= asked
     assert figures.flips <= flips
     assert figures.accuracy_all - figures.accuracy <= 0.35
+
+
+def test_the_table_of_liars_is_that_of_the_kept_results() -> None:
+    page = (ROOT / "docs" / "accuracy.md").read_text().splitlines()
+    script = runpy.run_path(str(ROOT / "benchmarks" / "certain" / "liars.py"))
+    kept = script["kept"]()
+    assert [line for line in script["table"](kept) if line not in page] == []
+
+
+def test_liars_are_named_within_fifty_frames_and_right_devices_are_not() -> None:
+    """What the project promises of the shipped cell, in the kept results; weak faults are not among it."""
+    kept = runpy.run_path(str(ROOT / "benchmarks" / "certain" / "liars.py"))["kept"]()
+    strong = {name: row for name, row in kept.faults.items() if not name.startswith("weak")}
+    assert len(strong) >= 12
+    for name, row in strong.items():
+        assert (row.frames, row.noticed, row.wrong_names) == (20_000, row.trials, 0), name
+        assert row.worst_frames <= 50, name
+    for name in ("clean", "clean, two devices a frame", "JPEG, quality 75", "all devices: bright-32"):
+        assert (kept.clean[name].named, kept.clean[name].disagreements) == (0, 0), name
+    assert kept.clean["clean"].frames >= 100_000

@@ -67,12 +67,17 @@ class Evidence:
         return min(1.0, found[:2][-1] / self.limit) if found else 0.0
 
     def culprits(self, devices: Iterable[int]) -> set[int]:
-        """Find the devices without which all others agree: if that is one set alone, those that two others accuse."""
+        """Find the fewest devices without which all others agree, if that is one set alone, by all evidence or much.
+
+        Two others at least have to accuse each of them.
+        """
         present = sorted(devices)
         most = min(len(present) // 2, _MOST_CULPRITS)
-        found = _smallest_cover(self._pairs(present, _CLOSE), most)
+        found, by_much = (_smallest_cover(self._pairs(present, share), most) for share in (_CLOSE, 1.0))
         rest = set(present) - found
-        return {device for device in found if len(rest) > 1 and self.against(device, rest) >= 1.0}
+        if found != by_much or len(rest) < 2:
+            return set()
+        return {device for device in found if self.against(device, rest) >= 1.0}
 
     def is_clear_of(self, device: int, others: Iterable[int]) -> bool:
         """Tell whether a device agrees with all others."""

@@ -71,18 +71,9 @@ class Scheduler:
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
         self.promise, self._stages = Promise(fleet.certain, events), stages
+        shared = self._join, self._links, devices
         self._courses = Courses(
-            fusion,
-            fleet,
-            stages,
-            certainty,
-            self.promise,
-            self._join,
-            self._links,
-            devices,
-            self._send_stage,
-            self._end,
-            self._guard.look,
+            fusion, fleet, stages, certainty, self.promise, *shared, self._send_stage, self._end, self._guard.look
         )
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys

@@ -165,7 +165,7 @@ class Watch:
                     agreement = said[after.devices.index(other)] @ heard[before.devices.index(device)]
                     both = np.full((2, 2), agreement, np.float32)
                     gains.append(self._evidence.gains([device, other], both)[0, 1])
-        return float(np.mean(gains)) if gains else np.inf
+        return float(np.mean(gains)) if len(gains) >= _LEAST_STEPS else np.inf
 
 
 def _change(before: Float32Array, now: Float32Array) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from devit_contract.errors import InputError
-from devit_contract.novel import keep_novel
+from devit_contract.wire.novel import keep_novel
 
 
 def picture(folder: Path, name: str) -> Path:
