@@ -110,7 +110,8 @@ class Pages:
             raise HTTPException(503, text, headers={"Retry-After": "1"})
         self._waiting += 1
         try:
-            return await _while_connected(request, self._node.classify(list(wanted.images), mask=wanted.device_mask))
+            answers = self._node.classify(list(wanted.images), mask=wanted.device_mask, policy=wanted.policy)
+            return await _while_connected(request, answers)
         finally:
             self._waiting -= 1
 

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import msgspec
 import numpy as np
 
 from devit_contract.arrays import UInt8Array
+from devit_contract.choices import Policy
 from devit_contract.errors import InputError
 from devit_contract.printable import printable_line
 
@@ -58,6 +59,8 @@ class InferRequest:
     """Shape ``(B, H, W, C)``."""
     device_mask: int
     """Devices to ask, bit i for device i; 0 asks all."""
+    policy: Policy | None
+    """Which of them to ask; ``None``: as the fleet says."""
     outputs: tuple[WantedOutput, ...]
 
 
@@ -118,6 +121,7 @@ def parse_request(content: bytes | bytearray, header_length: str | None, image_s
         request_id=request.id,
         images=_images(request.inputs, memoryview(content)[json_bytes:], image_shape),
         device_mask=_count(request.parameters, "devices", "parameters", (1 << 64) - 1) or 0,
+        policy=_policy(request.parameters),
         outputs=_outputs(wanted, is_binary_default=is_binary),
     )
 
@@ -243,6 +247,17 @@ def _count(parameters: Parameters, name: str, where: str, most: int) -> int | No
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise InputError(f"{where}: parameter {name}: expected a whole number up to {most}, found {_short(value)}")
     return value
+
+
+def _policy(parameters: Parameters) -> Policy | None:
+    value = (parameters or {}).get("policy")
+    if value is None:
+        return None
+    for policy in get_args(Policy):
+        if value == policy:
+            return cast(Policy, policy)
+    known = ", ".join(get_args(Policy))
+    raise InputError(f"parameters: parameter policy: expected one of {known}, found {_short(value)}")
 
 
 def _short(value: object) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from devit_contract.choices import Policy
 from devit_contract.errors import DevitError, LostLinkError, NoAnswerError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client, Picture
@@ -54,6 +55,7 @@ class _Batch:
 
     pictures: Sequence[Picture]
     mask: int
+    policy: Policy | None
     promise: _Promise[list[Answer | DevitError]]
     end_s: float
     """On ``time.monotonic``: when images are given up that have not been sent by then."""
@@ -128,7 +130,9 @@ class AsyncNodeClient:
         """Whether the thread has ended; without :meth:`__exit__` only a bug does that."""
         return self._is_over
 
-    async def classify(self, pictures: Sequence[Picture], *, mask: int = 0) -> list[Answer | DevitError]:
+    async def classify(
+        self, pictures: Sequence[Picture], *, mask: int = 0, policy: Policy | None = None
+    ) -> list[Answer | DevitError]:
         """Classify images, and wait for all answers; a refused image has the error in its place.
 
         Batches take turns, image by image. One whose caller is cancelled is dropped.
@@ -137,7 +141,7 @@ class AsyncNodeClient:
             LostLinkError: The thread has ended.
         """
         promise: _Promise[list[Answer | DevitError]] = _Promise()
-        batch = _Batch(pictures, mask, promise, time.monotonic() + self._timeout_s)
+        batch = _Batch(pictures, mask, policy, promise, time.monotonic() + self._timeout_s)
         self._put(batch)
         try:
             return await promise.wait()
@@ -210,7 +214,7 @@ class AsyncNodeClient:
             batch = self._waiting.popleft()
             index = batch.take()
             try:
-                self._in_node[client.submit(batch.pictures[index], mask=batch.mask)] = batch, index
+                self._in_node[client.submit(batch.pictures[index], mask=batch.mask, policy=batch.policy)] = batch, index
             except DevitError as err:
                 batch.settle(index, err)
             if batch.is_waiting:

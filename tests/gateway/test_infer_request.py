@@ -48,13 +48,13 @@ def test_bytes_behind_the_json_are_images() -> None:
 def test_without_further_wishes_all_outputs_come_as_json_of_all_devices() -> None:
     found = parse({"inputs": [tensor()]})
     assert found.outputs == (WantedOutput("logits", False), WantedOutput("state", False), WantedOutput("mask", False))
-    assert (found.request_id, found.device_mask) == (None, 0)
+    assert (found.request_id, found.device_mask, found.policy) == (None, 0, None)
 
 
 def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
     request = {
         "id": "frame 7",
-        "parameters": {"devices": 0b10, "binary_data_output": True, "priority": 3, "timeout": 1.5},
+        "parameters": {"devices": 0b10, "policy": "certain", "binary_data_output": True, "priority": 3, "timeout": 1.5},
         "inputs": [tensor(parameters={"note": "mine"})],
         "outputs": [
             {"name": "mask"},
@@ -63,7 +63,7 @@ def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
         "something": {"new": [1]},
     }
     found = parse(request)
-    assert (found.request_id, found.device_mask) == ("frame 7", 0b10)
+    assert (found.request_id, found.device_mask, found.policy) == ("frame 7", 0b10, "certain")
     assert found.outputs == (WantedOutput("mask", True), WantedOutput("logits", False, 3))
 
 
@@ -112,6 +112,8 @@ def test_wishes_are_read_and_foreign_parameters_left_alone() -> None:
         ({"inputs": [tensor()], "parameters": {"devices": True}}, None, "devices"),
         ({"inputs": [tensor()], "parameters": {"devices": 2**64}}, None, "devices"),
         ({"inputs": [tensor()], "parameters": {"devices": [1]}}, None, "parameters"),
+        ({"inputs": [tensor()], "parameters": {"policy": "some"}}, None, "all, certain, single, replica, found some"),
+        ({"inputs": [tensor()], "parameters": {"policy": 2}}, None, "policy"),
         ({"inputs": [tensor()], "parameters": {"binary_data_output": 1}}, None, "true or false"),
         ({"inputs": [tensor()], "outputs": [{"name": "softmax"}]}, None, "found softmax"),
         ({"inputs": [tensor()], "outputs": [{"name": "mask"}, {"name": "mask"}]}, None, "each once"),

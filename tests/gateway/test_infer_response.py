@@ -25,7 +25,7 @@ ANSWERS = [answer(0, State.FULL, 0b11), answer(1, State.PARTIAL, 0b01)]
 
 
 def request(*outputs: WantedOutput, request_id: str | None = None) -> InferRequest:
-    return InferRequest(request_id, np.zeros((2, 2, 3, 1), np.uint8), 0, outputs)
+    return InferRequest(request_id, np.zeros((2, 2, 3, 1), np.uint8), 0, None, outputs)
 
 
 def test_json_holds_every_output_in_the_order_wished_for() -> None:
