@@ -118,9 +118,13 @@ class Stages:
         source = own_teacher or of_classes(teacher, classes)
         self._seed_torch()
         student = self._student(source, classes, device, training, validation)
-        objective, schedule = DistilObjective(student, source, recipe.distil), recipe.distil.schedule
+        distil = recipe.distil_of(device)
+        objective, schedule = DistilObjective(student, source, distil), distil.schedule
+        if recipe.members:
+            count = max(1, round(len(training) * recipe.members[device].images_share))
+            training = _some(training, count, (self._seed(), device))
         ask = None
-        if recipe.distil.asks_teacher:
+        if distil.asks_teacher:
             ask = self._teacher_for(source, training, schedule, objective.teacher_block)
         score = score_of(student, validation, machine)
         self._fit(Stage(f"submodel-{device}", objective, training, schedule, score, ask, len(classes)))
@@ -131,6 +135,8 @@ class Stages:
         recipe, machine, training = self.recipe, self.context.machine, self.data.training
         self._seed_torch()
         ensemble = Ensemble(submodels, recipe.data.class_count)
+        if recipe.partition.method in ("committee", "specialists"):
+            ensemble.start_at_heads()
         for model in submodels:
             model.set_drop_path(recipe.ensemble.schedule.drop_path)
         objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, self._seed())

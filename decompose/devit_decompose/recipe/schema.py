@@ -114,10 +114,14 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PartitionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which classes each submodel is first trained on."""
 
-    method: Literal["random", "balanced", "confusion", "none"] = "random"
-    """``none``: every submodel is first trained on all classes."""
+    method: Literal["random", "balanced", "confusion", "none", "committee", "specialists"] = "random"
+    """``none``: every submodel is first trained on all classes; ``committee``: so they are, and every subset of them is
+    trained to answer; ``specialists``: the first ``generalists`` know all classes, the others a group each of those
+    that the teacher confuses."""
     sizes: tuple[int, ...] = ()
-    """Classes for each submodel; empty: as equal as possible."""
+    """Classes for each submodel, or for each specialist; empty: as equal as possible."""
+    generalists: int = 0
+    """Submodels that know all classes; ``specialists`` only."""
 
 
 class ShrinkRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -251,7 +255,7 @@ class RelationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Stage: each submodel learns its own classes from the teacher."""
+    """Stage: each submodel learns its own classes from labels and teacher."""
 
     schedule: Schedule
     answer: AnswerRecipe
@@ -268,6 +272,21 @@ class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.answer.teacher_weight) or self.used_relation is not None
 
 
+class MemberRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one submodel learns its own classes, where it differs from the others."""
+
+    answer: AnswerRecipe | None = None
+    """In place of ``distil.answer``."""
+    augment: AugmentRecipe | None = None
+    """In place of ``distil.schedule.augment``."""
+    images_share: float = 1.0
+    """Share of the training images that it sees, drawn anew for each submodel."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.images_share <= 1:
+            raise ValueError(f"members.images_share: expected more than 0 and up to 1, found {self.images_share}")
+
+
 class EnsembleRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stage: all submodels and the fusion head learn all classes together."""
 
@@ -279,6 +298,9 @@ class EnsembleRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Chance that a device is left out of a batch's second answer; at least one is kept."""
     failout_weight: float = 0.0
     """Share of the loss that the second answer has."""
+    subset_weight: float = 0.0
+    """Share of the loss that smaller subsets of devices have: in each batch a random one of every size, single devices
+    included; in place of failout."""
 
     @property
     def asks_teacher(self) -> bool:
@@ -286,9 +308,11 @@ class EnsembleRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.answer.teacher_weight or self.token_weight)
 
     def __post_init__(self) -> None:
-        for key, value in (("failout", self.failout), ("failout_weight", self.failout_weight)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"ensemble.{key}: expected 0 to 1, found {value}")
+        for key in ("failout", "failout_weight", "subset_weight"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"ensemble.{key}: expected 0 to 1, found {getattr(self, key)}")
+        if self.failout_weight and self.subset_weight:
+            raise ValueError("ensemble: expected failout_weight or subset_weight, found both: set one to 0")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -307,6 +331,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ensemble: EnsembleRecipe
     students: tuple[ShapeRecipe, ...] = ()
     """One shape for all submodels, or one for each; none where they are pruned from the teacher."""
+    members: tuple[MemberRecipe, ...] = ()
+    """One for each submodel, or none where all learn alike."""
     train: Schedule | None = None
     """Stage: the teacher learns all classes; absent where its weights are taken as they are."""
     sub_teacher: Schedule | None = None
@@ -328,16 +354,12 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"shrink.budgets: expected {_either((1, self.submodels))}, found {len(self.shrink.budgets)}"
             )
-        sizes = self.partition.sizes
-        if sizes and (len(sizes) != self.submodels or sum(sizes) != classes or min(sizes) < 1):
-            raise ValueError(
-                f"partition.sizes: expected {self.submodels} numbers from 1 that sum up to {classes} classes, "
-                f"found {sizes}"
-            )
+        if len(self.members) not in (0, self.submodels):
+            raise ValueError(f"members: expected {_either((0, self.submodels))}, found {len(self.members)}")
+        self._check_partition()
         if self.train is None and not self.teacher.weights:
             raise ValueError("train: expected this table, or teacher.weights, found neither")
-        schedules = (self.train, self.sub_teacher, self.distil.schedule, self.ensemble.schedule)
-        if self.data.source == "pairs" and any(each is not None and each.augment.flip for each in schedules):
+        if self.data.source == "pairs" and any(augment.flip for augment in self._augments()):
             raise ValueError(
                 "augment.flip: expected false for pairs, where a mirror image has another label, found true"
             )
@@ -346,16 +368,49 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def uses_timm(self) -> bool:
         """Whether any part of it comes from timm or torchvision."""
         shapes = (self.teacher, *self.students)
-        schedules = (self.train, self.sub_teacher, self.distil.schedule, self.ensemble.schedule)
         return (
             self.data.source in ("cifar100", "flowers102", "stanford_cars")
             or any(shape.weights.startswith("timm:") for shape in shapes)
-            or any(schedule is not None and schedule.augment.uses_timm for schedule in schedules)
+            or any(augment.uses_timm for augment in self._augments())
         )
 
     def student(self, device: int) -> ShapeRecipe:
         """Shape of one submodel before any pruning."""
         return self.students[device if len(self.students) > 1 else 0]
+
+    def distil_of(self, device: int) -> DistilRecipe:
+        """How one submodel learns its own classes."""
+        if not self.members:
+            return self.distil
+        member, schedule = self.members[device], self.distil.schedule
+        return msgspec.structs.replace(
+            self.distil,
+            answer=member.answer or self.distil.answer,
+            schedule=msgspec.structs.replace(schedule, augment=member.augment or schedule.augment),
+        )
+
+    def _augments(self) -> list[AugmentRecipe]:
+        schedules = (self.train, self.sub_teacher, self.ensemble.schedule)
+        own = [self.distil_of(device).schedule.augment for device in range(self.submodels)]
+        return own + [schedule.augment for schedule in schedules if schedule is not None]
+
+    def _check_partition(self) -> None:
+        method, sizes, generalists = self.partition.method, self.partition.sizes, self.partition.generalists
+        parts, classes = self.submodels - generalists, self.data.class_count
+        if method == "specialists" and not 0 < generalists < self.submodels:
+            raise ValueError(f"partition.generalists: expected 1 to {self.submodels - 1}, found {generalists}")
+        if method != "specialists" and generalists:
+            raise ValueError(f'partition.generalists: expected 0 for method "{method}", found {generalists}')
+        if method in ("none", "committee") and sizes:
+            raise ValueError(f'partition.sizes: expected none for method "{method}", which gives all classes to all')
+        if sizes and (len(sizes) != parts or sum(sizes) != classes or min(sizes) < 1):
+            raise ValueError(
+                f"partition.sizes: expected {parts} numbers from 1 that sum up to {classes} classes, found {sizes}"
+            )
+        if self.ensemble.subset_weight and self.submodels == 1:
+            raise ValueError("ensemble.subset_weight: expected 0 for one submodel, which has no smaller subset")
+        if method == "committee" and not self.ensemble.subset_weight:
+            raise ValueError("ensemble.subset_weight: expected more than 0 for a committee, whose subsets all answer")
 
 
 def _check(field: str, value: int, low: int, high: int) -> None:

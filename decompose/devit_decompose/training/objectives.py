@@ -100,18 +100,21 @@ class EnsembleObjective(Objective):
         self.ensemble = ensemble
         self.recipe = recipe
         self.token_map = nn.Linear(sum(ensemble.dims), teacher_dim) if recipe.token_weight else None
-        self.failout = Failout(ensemble.dims, recipe.failout, seed) if recipe.failout_weight else None
+        chance = None if recipe.subset_weight else recipe.failout
+        self._share = recipe.subset_weight or recipe.failout_weight
+        self.failout = Failout(ensemble.dims, chance, seed) if self._share else None
 
     def forward(self, images: Tensor, labels: Tensor, teacher: TeacherAnswer | None) -> dict[str, Tensor]:
-        """Compute the terms; those of the answer without some devices end in ``(failout)``."""
+        """Compute the terms; those of the answers without some devices end in ``(failout)``."""
         features = self.ensemble.features(images)
         with torch.autocast(features.device.type, enabled=False):
-            share = self.recipe.failout_weight if self.failout is not None else 0.0
             whole = self._answer(features, labels, teacher)
-            terms = {name: (1 - share) * term for name, term in whole.items()}
+            terms = {name: (1 - self._share) * term for name, term in whole.items()}
             if self.failout is not None:
-                partial = self._answer(self.failout(features), labels, teacher)
-                terms |= {f"{name} (failout)": share * term for name, term in partial.items()}
+                partial = [self._answer(filled, labels, teacher) for filled in self.failout(features)]
+                for name in whole:
+                    mean = torch.stack([each[name] for each in partial]).mean()
+                    terms[f"{name} (failout)"] = self._share * mean
             if self.token_map is not None:
                 if teacher is None:
                     raise ValueError("a token loss needs the teacher's feature")
@@ -147,6 +150,22 @@ class Ensemble(nn.Module):
         if is_distillation.any():
             self._columns.append(np.flatnonzero(is_distillation))
         self.fusions = nn.ModuleList(nn.Linear(len(columns), classes) for columns in self._columns)
+
+    def start_at_heads(self) -> None:
+        """Start the fusion at the mean of the submodels' own heads; each has a say in the classes that it knows."""
+        heads = [[model.head for model in self.models()], [model.distillation_head for model in self.models()]]
+        with torch.no_grad():
+            for fusion, owned in zip(self.fusions, heads, strict=False):
+                fusion.weight.zero_()
+                fusion.bias.zero_()
+                start = 0
+                for model, head in zip(self.models(), owned, strict=True):
+                    if head is not None:
+                        classes = list(model.config.classes)
+                        end = start + head.in_features
+                        fusion.weight[classes, start:end] = head.weight / len(owned)
+                        fusion.bias[classes] += head.bias / len(owned)
+                        start = end
 
     def features(self, images: Tensor) -> Tensor:
         """Map images ``(B, H, W, C)`` to all features side by side, ``(B, sum of dims)``."""
