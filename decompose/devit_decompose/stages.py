@@ -23,7 +23,8 @@ from devit_decompose.partition import partition_of
 from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
-from devit_decompose.recipe.schema import Recipe, Schedule, ShapeRecipe, ShrinkRecipe
+from devit_decompose.recipe.schema import Recipe, ShapeRecipe, ShrinkRecipe
+from devit_decompose.recipe.training import Schedule
 from devit_decompose.training.accelerator import Machine
 from devit_decompose.training.objectives import DistilObjective, Ensemble, EnsembleObjective, LabelObjective
 from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
@@ -135,7 +136,7 @@ class Stages:
         recipe, machine, training = self.recipe, self.context.machine, self.data.training
         self._seed_torch()
         ensemble = Ensemble(submodels, recipe.data.class_count)
-        if recipe.partition.method in ("committee", "specialists"):
+        if recipe.partition.has_generalists:
             ensemble.start_at_heads()
         for model in submodels:
             model.set_drop_path(recipe.ensemble.schedule.drop_path)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from devit_decompose.models.model import QueryKeyValue
-from devit_decompose.recipe.schema import AnswerRecipe, RelationRecipe
+from devit_decompose.recipe.training import AnswerRecipe, RelationRecipe
 
 
 def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

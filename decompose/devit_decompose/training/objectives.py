@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from devit_contract.arrays import Float64Array
 from devit_decompose.models.model import Model, QueryKeyValue
-from devit_decompose.recipe.schema import DistilRecipe, EnsembleRecipe, RelationRecipe
+from devit_decompose.recipe.training import DistilRecipe, EnsembleRecipe, RelationRecipe
 from devit_decompose.training.failout import Failout
 from devit_decompose.training.losses import answer_losses, label_loss, relation_losses, token_loss
 
@@ -153,18 +153,22 @@ class Ensemble(nn.Module):
 
     def start_at_heads(self) -> None:
         """Start the fusion at the mean of the submodels' own heads; each has a say in the classes that it knows."""
-        heads = [[model.head for model in self.models()], [model.distillation_head for model in self.models()]]
+        models = self.models()
+        fusions = [fusion for fusion in self.fusions if isinstance(fusion, nn.Linear)]
+        heads: list[list[nn.Linear | None]] = [
+            [model.head for model in models],
+            [model.distillation_head for model in models],
+        ]
         with torch.no_grad():
-            for fusion, owned in zip(self.fusions, heads, strict=False):
+            for fusion, owned in zip(fusions, heads, strict=False):  # the second is of distillation tokens, if any
                 fusion.weight.zero_()
                 fusion.bias.zero_()
                 start = 0
-                for model, head in zip(self.models(), owned, strict=True):
+                for model, head in zip(models, owned, strict=True):
                     if head is not None:
-                        classes = list(model.config.classes)
-                        end = start + head.in_features
-                        fusion.weight[classes, start:end] = head.weight / len(owned)
-                        fusion.bias[classes] += head.bias / len(owned)
+                        classes, end = list(model.config.classes), start + head.in_features
+                        fusion.weight[classes, start:end] = head.weight / len(models)
+                        fusion.bias[classes] += head.bias / len(models)
                         start = end
 
     def features(self, images: Tensor) -> Tensor:

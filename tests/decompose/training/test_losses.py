@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from devit_decompose.models.model import QueryKeyValue
-from devit_decompose.recipe.schema import AnswerRecipe, RelationRecipe
+from devit_decompose.recipe.training import AnswerRecipe, RelationRecipe
 from devit_decompose.training.losses import (
     answer_losses,
     devit_relation,

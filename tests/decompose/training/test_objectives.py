@@ -10,7 +10,7 @@ from torch.nn import functional
 from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
 from devit_decompose.models.model import Model, StemLayer, uniform_config
 from devit_decompose.models_folder.subset_accuracy import joined_features
-from devit_decompose.recipe.schema import AnswerRecipe, EnsembleRecipe, Schedule
+from devit_decompose.recipe.training import AnswerRecipe, EnsembleRecipe, Schedule
 from devit_decompose.training.losses import total
 from devit_decompose.training.objectives import Ensemble, EnsembleObjective
 
