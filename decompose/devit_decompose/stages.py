@@ -120,7 +120,7 @@ class Stages:
         self._seed_torch()
         student = self._student(source, classes, device, training, validation)
         distil = recipe.distil_of(device)
-        objective, schedule = DistilObjective(student, source, distil), distil.schedule
+        objective, schedule = DistilObjective(student, source, distil, recipe.class_weights(device)), distil.schedule
         if recipe.members:
             count = max(1, round(len(training) * recipe.members[device].images_share))
             training = _some(training, count, (self._seed(), device))

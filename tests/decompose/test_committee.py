@@ -51,7 +51,7 @@ class Planted(torch.nn.Module):
 def test_a_committee_learns_all_classes_with_differing_members(
     tmp_path: Path, small_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only seeds differ here, and the images that one of them sees."""
+    """In seeds, in the images that one of them sees, and in the classes that another one looks at most."""
     seen: dict[str, Stage] = {}
 
     def watched(stage: Stage, context: Context, *, seed: int) -> StageResult:
@@ -59,7 +59,7 @@ def test_a_committee_learns_all_classes_with_differing_members(
         return fit(stage, context, seed=seed)
 
     monkeypatch.setattr(stages, "fit", watched)
-    members = "members=[{}, {images_share=0.5, augment={flip=false, shift_pixels=2}}, {}]"
+    members = "members=[{}, {images_share=0.5, augment={flip=false, shift_pixels=2}}, {focus=[3, 7], focus_weight=4.0}]"
     found = decompose(
         load_recipe(small_path, (*COMMITTEE, members)), tmp_path / "models", resume=False, progress=no_progress
     )
@@ -70,6 +70,9 @@ def test_a_committee_learns_all_classes_with_differing_members(
     assert seen["submodel-1"].schedule.augment == AugmentRecipe(flip=False, shift_pixels=2)
     assert seen["submodel-0"].schedule.augment == AugmentRecipe(flip=False)
     assert seen["submodel-0"].ask is None
+    weights = [seen[f"submodel-{device}"].objective.class_weights for device in range(3)]
+    assert weights[0] is weights[1] is None
+    assert [float(weight) for weight in weights[2]] == [1.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0, 4.0, 1.0, 1.0]
     first, third = (
         load_model(tmp_path / "models" / f"submodel-{device}.safetensors", found.submodels[device].config)
         for device in (0, 2)

@@ -204,6 +204,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(self.members) not in (0, self.submodels):
             raise ValueError(f"members: expected {_either((0, self.submodels))}, found {len(self.members)}")
         self._check_partition()
+        self._check_focus()
         if self.train is None and not self.teacher.weights:
             raise ValueError("train: expected this table, or teacher.weights, found neither")
         if self.data.source == "pairs" and any(augment.flip for augment in self._augments()):
@@ -236,10 +237,27 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             schedule=msgspec.structs.replace(schedule, augment=member.augment or schedule.augment),
         )
 
+    def class_weights(self, device: int) -> tuple[float, ...] | None:
+        """Weight of each class in one submodel's loss of the labels; None where all are alike."""
+        if not self.members or not self.members[device].focus:
+            return None
+        member = self.members[device]
+        return tuple(member.focus_weight if label in member.focus else 1.0 for label in range(self.data.class_count))
+
     def _augments(self) -> list[AugmentRecipe]:
         schedules = (self.train, self.sub_teacher, self.ensemble.schedule)
         own = [self.distil_of(device).schedule.augment for device in range(self.submodels)]
         return own + [schedule.augment for schedule in schedules if schedule is not None]
+
+    def _check_focus(self) -> None:
+        for device, member in enumerate(self.members):
+            is_known = all(0 <= label < self.data.class_count for label in member.focus)
+            knows_all = self.partition.method in ("none", "committee") or device < self.partition.generalists
+            if member.focus and not (is_known and knows_all):
+                raise ValueError(
+                    f"members.focus: expected labels from 0 to {self.data.class_count - 1}, for submodels that know "
+                    f"all classes, found {member.focus} for submodel {device}"
+                )
 
     def _check_partition(self) -> None:
         method, sizes, generalists = self.partition.method, self.partition.sizes, self.partition.generalists

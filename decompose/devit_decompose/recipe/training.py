@@ -139,10 +139,15 @@ class MemberRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """In place of ``distil.schedule.augment``."""
     images_share: float = 1.0
     """Share of the training images that it sees, drawn anew for each submodel."""
+    focus: tuple[int, ...] = ()
+    """Labels whose images count ``focus_weight`` times in the loss of the labels."""
+    focus_weight: float = 2.0
 
     def __post_init__(self) -> None:
         if not 0 < self.images_share <= 1:
             raise ValueError(f"members.images_share: expected more than 0 and up to 1, found {self.images_share}")
+        if self.focus_weight <= 0:
+            raise ValueError(f"members.focus_weight: expected more than 0, found {self.focus_weight}")
 
 
 class EnsembleRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

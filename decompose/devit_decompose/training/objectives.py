@@ -66,11 +66,15 @@ class LabelObjective(Objective):
 class DistilObjective(Objective):
     """Sub-task distillation: labels, the teacher's answer, and the relations between tokens inside."""
 
-    def __init__(self, student: Model, teacher: Model, recipe: DistilRecipe) -> None:
+    def __init__(
+        self, student: Model, teacher: Model, recipe: DistilRecipe, class_weights: tuple[float, ...] | None = None
+    ) -> None:
         """Train ``student``; of ``teacher`` only the shape is kept."""
         super().__init__()
         self.student = student
         self.recipe = recipe
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
         self._block, self.teacher_block = 0, None
         """Which block of the teacher has to be observed, if any."""
         if recipe.used_relation is not None:
@@ -82,7 +86,8 @@ class DistilObjective(Objective):
         """Compute the terms of the answer and of the relations."""
         features, compared = self.student.observe(images, self._block)
         smoothing = self.recipe.schedule.label_smoothing
-        terms = answer_losses(self.student.answers(features), _logits(teacher), labels, self.recipe.answer, smoothing)
+        answers, weights = self.student.answers(features), self.class_weights
+        terms = answer_losses(answers, _logits(teacher), labels, self.recipe.answer, smoothing, weights)
         if self.recipe.used_relation is not None:
             if teacher is None or teacher.compared is None:
                 raise ValueError("a relation loss needs what the teacher compares")

@@ -80,6 +80,12 @@ def test_a_change_that_fits_nothing_is_refused_in_one_line_that_names_the_key(ch
         ),
         (("members=[{}]",), "members: expected 0 or 4 entries, found 1"),
         (("members.0.images_share=0.0",), "members.images_share: expected more than 0 and up to 1, found 0.0"),
+        (("members.0.focus=[10]",), "members.focus: expected labels from 0 to 9"),
+        (
+            ('partition={method="specialists", generalists=1}', "members.1.focus=[0]"),
+            "members.focus: expected labels from 0 to 9, for submodels that know all classes",
+        ),
+        (("members.0.focus_weight=0.0",), "members.focus_weight: expected more than 0, found 0.0"),
         (('data.source="pairs"', "distil.schedule.augment={flip=false}"), "augment.flip"),
     ],
 )
