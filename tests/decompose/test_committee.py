@@ -92,6 +92,22 @@ def test_specialists_are_given_the_classes_that_the_teacher_confuses(small_path:
     assert len(found[2]) == 4
 
 
+def test_only_specialists_have_teachers_of_their_own(tmp_path: Path, small_path: Path) -> None:
+    changes = (
+        'partition={method="specialists", generalists=1, sizes=[4, 6]}',
+        "submodels=3",
+        "ensemble.failout_weight=0.0",
+        "ensemble.subset_weight=0.75",
+    )
+    short = ("train.max_epochs=1", "distil.schedule.max_epochs=1", "ensemble.schedule.max_epochs=1")
+    recipe = load_recipe(small_path, (*changes, *short))
+    found = decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
+    assert found is not None
+    assert [len(classes) for classes in found.class_subsets] == [10, 4, 6]
+    specialists = [stage for device in (1, 2) for stage in (f"sub-teacher-{device}", f"submodel-{device}")]
+    assert [stage.name for stage in found.stages] == ["teacher", "submodel-0", *specialists, "ensemble"]
+
+
 @pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-pairs"])
 @pytest.mark.parametrize("method", ["committee", "specialists"])
 def test_the_example_recipes_fit_together_and_know_all_classes(name: str, method: str) -> None:
