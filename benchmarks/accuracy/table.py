@@ -43,6 +43,8 @@ SINGLES = (
     Row("widths 48, 64, 64, 96, relation of heads", "unequal-heads", "devit"),
     Row("widths 48, 64, 64, 96, the authors' relation", "unequal-devit", "devit"),
     Row("pruned from the teacher, same budget", "pruned", "devit"),
+    Row("committee, four devices", "committee", "devit"),
+    Row("committee, a small and a large device", "committee-sizes", "devit"),
 )
 PAIRS = (
     Row("DeViT, four devices", "pairs-cell", ""),

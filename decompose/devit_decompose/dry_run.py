@@ -17,7 +17,8 @@ from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.search import search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
-from devit_decompose.recipe.schema import Recipe, Schedule
+from devit_decompose.recipe.schema import Recipe
+from devit_decompose.recipe.training import Schedule
 from devit_decompose.training.losses import total
 from devit_decompose.training.objectives import (
     DistilObjective,
@@ -51,7 +52,8 @@ def dry_run(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[st
     rows = [_row("teacher", teacher, with_head=True)]
     if recipe.train is not None:
         _step(LabelObjective(teacher, recipe.train.label_smoothing), split, recipe.train, None)
-    subsets = partition_of(recipe, split, teacher, split)
+    one_of_each = _noise(recipe, count, images=count)  # a confusion needs all classes
+    subsets = partition_of(recipe, one_of_each, teacher, one_of_each)
     submodels = []
     for device, classes in enumerate(subsets):
         progress("dry run", device + 1, steps, f"submodel {device}")
@@ -60,6 +62,8 @@ def dry_run(recipe: Recipe, progress: Progress) -> tuple[list[str], list[list[st
         submodels.append(student)
     progress("dry run", steps - 1, steps, "ensemble")
     ensemble = Ensemble(submodels, count)
+    if recipe.partition.has_generalists:
+        ensemble.start_at_heads()
     objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, seed=0)
     _step(objective, split, recipe.ensemble.schedule, _answer(teacher, split, None))
     progress("dry run", steps, steps)
@@ -77,8 +81,9 @@ def _dry_run_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...], 
     if recipe.shrink is not None:
         quick = msgspec.structs.replace(recipe.shrink, candidates=1)
         student, _ = search_submodel(recipe, student, quick, device, split.images[:], lambda _model: 0.0, no_progress)
-    objective = DistilObjective(student, source, recipe.distil)
-    _step(objective, split, recipe.distil.schedule, _answer(source, split, objective.teacher_block))
+    distil = recipe.distil_of(device)
+    objective = DistilObjective(student, source, distil, recipe.class_weights(device))
+    _step(objective, split, distil.schedule, _answer(source, split, objective.teacher_block))
     return student
 
 
@@ -99,10 +104,10 @@ def _answer(teacher: Model, split: Split, block: int | None) -> TeacherAnswer:
     return answer_of(teacher, torch.from_numpy(split.images[:]), block, nullcontext())
 
 
-def _noise(recipe: Recipe, classes: int) -> Split:
+def _noise(recipe: Recipe, classes: int, images: int = _IMAGES) -> Split:
     generator = np.random.default_rng(recipe.seed)
-    images = generator.integers(0, 256, (_IMAGES, *recipe.data.image_size), dtype=np.uint8)
-    return Split(images, np.arange(_IMAGES, dtype=np.int64) % classes)
+    pixels = generator.integers(0, 256, (images, *recipe.data.image_size), dtype=np.uint8)
+    return Split(pixels, np.arange(images, dtype=np.int64) % classes)
 
 
 def _row(name: str, model: Model, *, with_head: bool) -> list[str]:

@@ -28,14 +28,17 @@ _ROUNDING = 1e-12
 def partition_of(recipe: Recipe, training: Split, teacher: Model, validation: Split) -> Partition:
     """Give every submodel its classes, as ``recipe.partition`` says."""
     settings, count = recipe.partition, recipe.data.class_count
-    if settings.method == "none":
-        return (tuple(range(count)),) * recipe.submodels
+    everything = tuple(range(count))
+    if settings.method in ("none", "committee"):
+        return (everything,) * recipe.submodels
     if settings.method == "balanced":
         counts = np.bincount(training.labels, minlength=count)
         return balanced_partition(counts, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
-    if settings.method == "confusion":
+    if settings.method in ("confusion", "specialists"):
         confusion = confusion_of(run(teacher, validation.images), validation.labels, count)
-        return confusion_partition(confusion, recipe.submodels, sizes=settings.sizes, seed=recipe.seed)
+        parts = recipe.submodels - settings.generalists
+        groups = confusion_partition(confusion, parts, sizes=settings.sizes, seed=recipe.seed)
+        return (everything,) * settings.generalists + groups
     return random_partition(count, recipe.submodels, recipe.seed, sizes=settings.sizes)
 
 

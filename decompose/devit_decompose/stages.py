@@ -23,7 +23,8 @@ from devit_decompose.partition import partition_of
 from devit_decompose.pruning.search import ReadoutAccuracy, SearchRecord, search_submodel
 from devit_decompose.pruning.shrink import of_classes
 from devit_decompose.recipe.checks import check_recipe
-from devit_decompose.recipe.schema import Recipe, Schedule, ShapeRecipe, ShrinkRecipe
+from devit_decompose.recipe.schema import Recipe, ShapeRecipe, ShrinkRecipe
+from devit_decompose.recipe.training import Schedule
 from devit_decompose.training.accelerator import Machine
 from devit_decompose.training.objectives import DistilObjective, Ensemble, EnsembleObjective, LabelObjective
 from devit_decompose.training.teachers import LiveTeacher, StoredTeacher
@@ -118,9 +119,13 @@ class Stages:
         source = own_teacher or of_classes(teacher, classes)
         self._seed_torch()
         student = self._student(source, classes, device, training, validation)
-        objective, schedule = DistilObjective(student, source, recipe.distil), recipe.distil.schedule
+        distil = recipe.distil_of(device)
+        objective, schedule = DistilObjective(student, source, distil, recipe.class_weights(device)), distil.schedule
+        if recipe.members:
+            count = max(1, round(len(training) * recipe.members[device].images_share))
+            training = _some(training, count, (self._seed(), device))
         ask = None
-        if recipe.distil.asks_teacher:
+        if distil.asks_teacher:
             ask = self._teacher_for(source, training, schedule, objective.teacher_block)
         score = score_of(student, validation, machine)
         self._fit(Stage(f"submodel-{device}", objective, training, schedule, score, ask, len(classes)))
@@ -131,6 +136,8 @@ class Stages:
         recipe, machine, training = self.recipe, self.context.machine, self.data.training
         self._seed_torch()
         ensemble = Ensemble(submodels, recipe.data.class_count)
+        if recipe.partition.has_generalists:
+            ensemble.start_at_heads()
         for model in submodels:
             model.set_drop_path(recipe.ensemble.schedule.drop_path)
         objective = EnsembleObjective(ensemble, teacher.config.feature_dim, recipe.ensemble, self._seed())

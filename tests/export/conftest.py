@@ -23,15 +23,8 @@ from devit_decompose.models_folder.decomposition import FILE_NAME, load_decompos
 from devit_decompose.models_folder.write import Made, write_models
 from devit_decompose.pruning.importance import importance
 from devit_decompose.pruning.shrink import Shape, keep_best, prune
-from devit_decompose.recipe.schema import (
-    AnswerRecipe,
-    DataRecipe,
-    DistilRecipe,
-    EnsembleRecipe,
-    Recipe,
-    Schedule,
-    ShapeRecipe,
-)
+from devit_decompose.recipe.schema import DataRecipe, Recipe, ShapeRecipe
+from devit_decompose.recipe.training import AnswerRecipe, DistilRecipe, EnsembleRecipe, Schedule
 from devit_decompose.training.objectives import Ensemble
 from devit_export.bundle import export_bundle
 from devit_export.graph import ExportedGraph, export_features, export_logits

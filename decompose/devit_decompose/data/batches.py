@@ -22,7 +22,7 @@ from devit_contract.errors import InputError
 from devit_decompose.data.dataset import Split
 from devit_decompose.data.lazy_images import LazyImages
 from devit_decompose.data.workers import made_by_workers
-from devit_decompose.recipe.schema import AugmentRecipe, Schedule
+from devit_decompose.recipe.training import AugmentRecipe, Schedule
 
 # Third number of a generator's seed, after seed and epoch; the order has (seed, epoch) alone.
 _VARIANTS, _TIMM = 1, 2

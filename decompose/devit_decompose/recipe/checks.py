@@ -7,7 +7,8 @@ import msgspec
 from devit_contract.errors import InputError
 from devit_contract.extras import require
 from devit_decompose.models.model import ModelConfig
-from devit_decompose.recipe.schema import Recipe, RelationRecipe
+from devit_decompose.recipe.schema import Recipe
+from devit_decompose.recipe.training import RelationRecipe
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -8,6 +8,14 @@ import msgspec
 
 from devit_contract.errors import InputError
 from devit_decompose.models.model import PRESETS, ModelConfig, Preset, StemLayer, uniform_config
+from devit_decompose.recipe.training import (
+    AugmentRecipe,
+    DistilRecipe,
+    EnsembleRecipe,
+    MemberRecipe,
+    Schedule,
+    check_range,
+)
 
 SCHEMA = 2
 HINT = "see examples/fashion-mnist.toml"
@@ -50,7 +58,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that decode pictures during training."""
 
     def __post_init__(self) -> None:
-        _check("data.classes", self.class_count, 2, 100_000)
+        check_range("data.classes", self.class_count, 2, 100_000)
         if len(self.mean) != len(self.std):
             raise ValueError(f"data.mean and data.std: expected as many, found {len(self.mean)} and {len(self.std)}")
 
@@ -87,9 +95,9 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if self.stem or self.depth or self.heads or self.head_width or self.mlp_ratio:
                 raise ValueError("preset: expected no stem, depth, heads, head_width or mlp_ratio beside it")
             return
-        _check("layers of stem", len(self.stem), 1, 16)
-        _check("depth", self.depth, 1, 1024)
-        _check("heads", self.heads, 1, 1024)
+        check_range("layers of stem", len(self.stem), 1, 16)
+        check_range("depth", self.depth, 1, 1024)
+        check_range("heads", self.heads, 1, 1024)
         if self.head_width == 0 and self.stem[-1].width % self.heads:
             raise ValueError(f"heads: expected a divisor of width {self.stem[-1].width}, found {self.heads}")
         if self.mlp_ratio <= 0:
@@ -114,10 +122,19 @@ class ShapeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PartitionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which classes each submodel is first trained on."""
 
-    method: Literal["random", "balanced", "confusion", "none"] = "random"
-    """``none``: every submodel is first trained on all classes."""
+    method: Literal["random", "balanced", "confusion", "none", "committee", "specialists"] = "random"
+    """``none``: every submodel is first trained on all classes; ``committee``: so they are, and every subset of them is
+    trained to answer; ``specialists``: the first ``generalists`` know all classes, the others a group each of those
+    that the teacher confuses."""
     sizes: tuple[int, ...] = ()
-    """Classes for each submodel; empty: as equal as possible."""
+    """Classes for each submodel, or for each specialist; empty: as equal as possible."""
+    generalists: int = 0
+    """Submodels that know all classes; ``specialists`` only."""
+
+    @property
+    def has_generalists(self) -> bool:
+        """Whether some submodel is to answer alone, so that the fusion starts at the submodels' own heads."""
+        return self.method in ("committee", "specialists")
 
 
 class ShrinkRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,156 +156,10 @@ class ShrinkRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Training images for the importance, and as many validation images for each candidate."""
 
     def __post_init__(self) -> None:
-        _check("shrink.depth", self.depth, 1, 1024)
-        _check("shrink.candidates", self.candidates, 1, 1_000_000)
+        check_range("shrink.depth", self.depth, 1, 1024)
+        check_range("shrink.candidates", self.candidates, 1, 1_000_000)
         if not self.budgets or any(not 0 < budget <= 1 for budget in self.budgets):
             raise ValueError(f"shrink.budgets: expected shares above 0 and up to 1, found {self.budgets}")
-
-
-class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How training images are varied; what timm does needs the extra ``timm``."""
-
-    flip: bool = True
-    shift_pixels: int = 1
-    """Largest shift in each direction, in pixels; uncovered pixels are black."""
-    crop: bool = False
-    """timm's random resized crop, in place of the shift."""
-    policy: str = ""
-    """timm's RandAugment, e.g. ``rand-m9-mstd0.5-inc1``."""
-    erase: float = 0.0
-    """Chance that a rectangle is erased."""
-    mixup: float = 0.0
-    """Alpha of mixup."""
-    cutmix: float = 0.0
-    """Alpha of cutmix."""
-
-    @property
-    def uses_timm(self) -> bool:
-        """Whether more than flips and shifts varies an image."""
-        return bool(self.crop or self.policy or self.erase > 0 or self.mixup > 0 or self.cutmix > 0)
-
-
-class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """AdamW with a linear warm-up and a decay; ends when validation has stopped rising."""
-
-    learning_rate: float
-    decay_epochs: int
-    """The rate falls from its peak to ``final_share`` of it by the end of this epoch, then stays."""
-    patience: int
-    """After the decay, end when validation has not risen for this many epochs; 0 ends with the decay."""
-    max_epochs: int
-    decay: Literal["linear", "cosine"] = "linear"
-    warmup_epochs: float = 1.0
-    final_share: float = 0.02
-    weight_decay: float = 0.05
-    batch: int = 128
-    """Images of one optimiser step in one process, before ``accumulate``."""
-    accumulate: int = 1
-    """Batches whose gradients are added up before a step."""
-    clip_norm: float = 0.0
-    """Longest gradient; 0 leaves it as it is."""
-    drop_path: float = 0.0
-    """Chance that the last block's branches are skipped; rises linearly with depth."""
-    label_smoothing: float = 0.1
-    augment: AugmentRecipe = AugmentRecipe()
-
-    def __post_init__(self) -> None:
-        _check("batch", self.batch, 1, 1_000_000)
-        _check("accumulate", self.accumulate, 1, 1_000_000)
-        _check("max_epochs", self.max_epochs, 1, 1_000_000)
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path: expected 0 to below 1, found {self.drop_path}")
-
-
-class AnswerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a student's answer is compared with: the labels and the teacher's answer."""
-
-    label_weight: float
-    """Weight of the cross-entropy to the labels."""
-    teacher_weight: float
-    """Weight of the distance from the teacher's answer."""
-    target: Literal["soft", "hard"] = "soft"
-    """``soft``: divergence from the teacher's softened answer; ``hard``: cross-entropy to its first choice."""
-    temperature: float = 1.0
-    """Both answers' logits are divided by it; ``soft`` only."""
-
-    def __post_init__(self) -> None:
-        if self.label_weight < 0 or self.teacher_weight < 0 or not (self.label_weight or self.teacher_weight):
-            raise ValueError(
-                "answer: expected label_weight and teacher_weight of 0 or more, not both 0, "
-                f"found {self.label_weight} and {self.teacher_weight}"
-            )
-        if self.temperature <= 0:
-            raise ValueError(f"answer.temperature: expected more than 0, found {self.temperature}")
-
-
-class RelationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Feature matching: how every token relates to every other, in the teacher and in the student."""
-
-    form: Literal["devit", "heads"] = "devit"
-    """``devit``: one matrix of all heads side by side, as the authors have it; ``heads``: one for each of ``heads``
-    equal parts, rows of length 1 over ``temperature``, so that unequal widths share one."""
-    query_weight: float = 0.2
-    key_weight: float = 0.1
-    value_weight: float = 0.3
-    heads: int = 1
-    """A, relation heads; ``heads`` only."""
-    temperature: float = 0.1
-    """``heads`` only."""
-    student_block: int | None = None
-    """Which block of the student, from 0; by default the middle one, L/2 - 1."""
-    teacher_block: int | None = None
-
-    @property
-    def is_used(self) -> bool:
-        """Whether any of the three has a weight."""
-        return any((self.query_weight, self.key_weight, self.value_weight))
-
-    def __post_init__(self) -> None:
-        _check("distil.relation.heads", self.heads, 1, 1024)
-        if self.temperature <= 0:
-            raise ValueError(f"distil.relation.temperature: expected more than 0, found {self.temperature}")
-
-
-class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Stage: each submodel learns its own classes from the teacher."""
-
-    schedule: Schedule
-    answer: AnswerRecipe
-    relation: RelationRecipe | None = None
-
-    @property
-    def used_relation(self) -> RelationRecipe | None:
-        """The relation loss, if it has any weight."""
-        return self.relation if self.relation is not None and self.relation.is_used else None
-
-    @property
-    def asks_teacher(self) -> bool:
-        """Whether any term needs the teacher's answer."""
-        return bool(self.answer.teacher_weight) or self.used_relation is not None
-
-
-class EnsembleRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Stage: all submodels and the fusion head learn all classes together."""
-
-    schedule: Schedule
-    answer: AnswerRecipe
-    token_weight: float = 0.0
-    """Weight of the squared distance between the teacher's feature and a linear map of all features."""
-    failout: float = 0.0
-    """Chance that a device is left out of a batch's second answer; at least one is kept."""
-    failout_weight: float = 0.0
-    """Share of the loss that the second answer has."""
-
-    @property
-    def asks_teacher(self) -> bool:
-        """Whether any term needs the teacher's answer."""
-        return bool(self.answer.teacher_weight or self.token_weight)
-
-    def __post_init__(self) -> None:
-        for key, value in (("failout", self.failout), ("failout_weight", self.failout_weight)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"ensemble.{key}: expected 0 to 1, found {value}")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -307,6 +178,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ensemble: EnsembleRecipe
     students: tuple[ShapeRecipe, ...] = ()
     """One shape for all submodels, or one for each; none where they are pruned from the teacher."""
+    members: tuple[MemberRecipe, ...] = ()
+    """One for each submodel, or none where all learn alike."""
     train: Schedule | None = None
     """Stage: the teacher learns all classes; absent where its weights are taken as they are."""
     sub_teacher: Schedule | None = None
@@ -318,8 +191,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         classes = self.data.class_count
-        _check("submodels", self.submodels, 1, min(MAX_TRAINED, classes))
-        _check("threads", self.threads, 1, 1024)
+        check_range("submodels", self.submodels, 1, min(MAX_TRAINED, classes))
+        check_range("threads", self.threads, 1, 1024)
         is_pruned_teacher = self.shrink is not None and self.shrink.source == "teacher"
         allowed = (0,) if is_pruned_teacher else (1, self.submodels)
         if len(self.students) not in allowed:
@@ -328,16 +201,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"shrink.budgets: expected {_either((1, self.submodels))}, found {len(self.shrink.budgets)}"
             )
-        sizes = self.partition.sizes
-        if sizes and (len(sizes) != self.submodels or sum(sizes) != classes or min(sizes) < 1):
-            raise ValueError(
-                f"partition.sizes: expected {self.submodels} numbers from 1 that sum up to {classes} classes, "
-                f"found {sizes}"
-            )
+        if len(self.members) not in (0, self.submodels):
+            raise ValueError(f"members: expected {_either((0, self.submodels))}, found {len(self.members)}")
+        self._check_partition()
+        self._check_focus()
         if self.train is None and not self.teacher.weights:
             raise ValueError("train: expected this table, or teacher.weights, found neither")
-        schedules = (self.train, self.sub_teacher, self.distil.schedule, self.ensemble.schedule)
-        if self.data.source == "pairs" and any(each is not None and each.augment.flip for each in schedules):
+        if self.data.source == "pairs" and any(augment.flip for augment in self._augments()):
             raise ValueError(
                 "augment.flip: expected false for pairs, where a mirror image has another label, found true"
             )
@@ -346,21 +216,66 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def uses_timm(self) -> bool:
         """Whether any part of it comes from timm or torchvision."""
         shapes = (self.teacher, *self.students)
-        schedules = (self.train, self.sub_teacher, self.distil.schedule, self.ensemble.schedule)
         return (
             self.data.source in ("cifar100", "flowers102", "stanford_cars")
             or any(shape.weights.startswith("timm:") for shape in shapes)
-            or any(schedule is not None and schedule.augment.uses_timm for schedule in schedules)
+            or any(augment.uses_timm for augment in self._augments())
         )
 
     def student(self, device: int) -> ShapeRecipe:
         """Shape of one submodel before any pruning."""
         return self.students[device if len(self.students) > 1 else 0]
 
+    def distil_of(self, device: int) -> DistilRecipe:
+        """How one submodel learns its own classes."""
+        if not self.members:
+            return self.distil
+        member, schedule = self.members[device], self.distil.schedule
+        return msgspec.structs.replace(
+            self.distil,
+            answer=member.answer or self.distil.answer,
+            schedule=msgspec.structs.replace(schedule, augment=member.augment or schedule.augment),
+        )
 
-def _check(field: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{field}: expected {low} to {high}, found {value}")
+    def class_weights(self, device: int) -> tuple[float, ...] | None:
+        """Weight of each class in one submodel's loss of the labels; None where all are alike."""
+        if not self.members or not self.members[device].focus:
+            return None
+        member = self.members[device]
+        return tuple(member.focus_weight if label in member.focus else 1.0 for label in range(self.data.class_count))
+
+    def _augments(self) -> list[AugmentRecipe]:
+        schedules = (self.train, self.sub_teacher, self.ensemble.schedule)
+        own = [self.distil_of(device).schedule.augment for device in range(self.submodels)]
+        return own + [schedule.augment for schedule in schedules if schedule is not None]
+
+    def _check_focus(self) -> None:
+        for device, member in enumerate(self.members):
+            is_known = all(0 <= label < self.data.class_count for label in member.focus)
+            knows_all = self.partition.method in ("none", "committee") or device < self.partition.generalists
+            if member.focus and not (is_known and knows_all):
+                raise ValueError(
+                    f"members.focus: expected labels from 0 to {self.data.class_count - 1}, for submodels that know "
+                    f"all classes, found {member.focus} for submodel {device}"
+                )
+
+    def _check_partition(self) -> None:
+        method, sizes, generalists = self.partition.method, self.partition.sizes, self.partition.generalists
+        parts, classes = self.submodels - generalists, self.data.class_count
+        if method == "specialists" and not 0 < generalists < self.submodels:
+            raise ValueError(f"partition.generalists: expected 1 to {self.submodels - 1}, found {generalists}")
+        if method != "specialists" and generalists:
+            raise ValueError(f'partition.generalists: expected 0 for method "{method}", found {generalists}')
+        if method in ("none", "committee") and sizes:
+            raise ValueError(f'partition.sizes: expected none for method "{method}", which gives all classes to all')
+        if sizes and (len(sizes) != parts or sum(sizes) != classes or min(sizes) < 1):
+            raise ValueError(
+                f"partition.sizes: expected {parts} numbers from 1 that sum up to {classes} classes, found {sizes}"
+            )
+        if self.ensemble.subset_weight and self.submodels == 1:
+            raise ValueError("ensemble.subset_weight: expected 0 for one submodel, which has no smaller subset")
+        if method == "committee" and not self.ensemble.subset_weight:
+            raise ValueError("ensemble.subset_weight: expected more than 0 for a committee, whose subsets all answer")
 
 
 def _either(counts: tuple[int, ...]) -> str:

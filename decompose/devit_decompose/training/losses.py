@@ -7,16 +7,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from devit_decompose.models.model import QueryKeyValue
-from devit_decompose.recipe.schema import AnswerRecipe, RelationRecipe
+from devit_decompose.recipe.training import AnswerRecipe, RelationRecipe
 
 
-def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of logits ``(B, K)`` to labels ``(B,)``, or to mixed ones ``(B, K)``."""
-    return functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+def label_loss(logits: Tensor, labels: Tensor, smoothing: float, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits ``(B, K)`` to labels ``(B,)``, or to mixed ones ``(B, K)``; weights are ``(K,)``."""
+    return functional.cross_entropy(logits.float(), labels, weight=class_weights, label_smoothing=smoothing)
 
 
 def answer_losses(
-    answers: tuple[Tensor, ...], teacher_logits: Tensor | None, labels: Tensor, recipe: AnswerRecipe, smoothing: float
+    answers: tuple[Tensor, ...],
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    recipe: AnswerRecipe,
+    smoothing: float,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compare a student's answer with the labels and with the teacher's answer, each with its weight.
 
@@ -25,7 +30,7 @@ def answer_losses(
     """
     terms = {}
     if recipe.label_weight:
-        terms["labels"] = recipe.label_weight * label_loss(answers[0], labels, smoothing)
+        terms["labels"] = recipe.label_weight * label_loss(answers[0], labels, smoothing, class_weights)
     if recipe.teacher_weight:
         if teacher_logits is None:
             raise ValueError("a weight for the teacher's answer needs that answer")

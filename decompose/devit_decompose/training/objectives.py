@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from devit_contract.arrays import Float64Array
 from devit_decompose.models.model import Model, QueryKeyValue
-from devit_decompose.recipe.schema import DistilRecipe, EnsembleRecipe, RelationRecipe
+from devit_decompose.recipe.training import DistilRecipe, EnsembleRecipe, RelationRecipe
 from devit_decompose.training.failout import Failout
 from devit_decompose.training.losses import answer_losses, label_loss, relation_losses, token_loss
 
@@ -66,11 +66,15 @@ class LabelObjective(Objective):
 class DistilObjective(Objective):
     """Sub-task distillation: labels, the teacher's answer, and the relations between tokens inside."""
 
-    def __init__(self, student: Model, teacher: Model, recipe: DistilRecipe) -> None:
+    def __init__(
+        self, student: Model, teacher: Model, recipe: DistilRecipe, class_weights: tuple[float, ...] | None = None
+    ) -> None:
         """Train ``student``; of ``teacher`` only the shape is kept."""
         super().__init__()
         self.student = student
         self.recipe = recipe
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
         self._block, self.teacher_block = 0, None
         """Which block of the teacher has to be observed, if any."""
         if recipe.used_relation is not None:
@@ -82,7 +86,8 @@ class DistilObjective(Objective):
         """Compute the terms of the answer and of the relations."""
         features, compared = self.student.observe(images, self._block)
         smoothing = self.recipe.schedule.label_smoothing
-        terms = answer_losses(self.student.answers(features), _logits(teacher), labels, self.recipe.answer, smoothing)
+        answers, weights = self.student.answers(features), self.class_weights
+        terms = answer_losses(answers, _logits(teacher), labels, self.recipe.answer, smoothing, weights)
         if self.recipe.used_relation is not None:
             if teacher is None or teacher.compared is None:
                 raise ValueError("a relation loss needs what the teacher compares")
@@ -100,18 +105,21 @@ class EnsembleObjective(Objective):
         self.ensemble = ensemble
         self.recipe = recipe
         self.token_map = nn.Linear(sum(ensemble.dims), teacher_dim) if recipe.token_weight else None
-        self.failout = Failout(ensemble.dims, recipe.failout, seed) if recipe.failout_weight else None
+        chance = None if recipe.subset_weight else recipe.failout
+        self._share = recipe.subset_weight or recipe.failout_weight
+        self.failout = Failout(ensemble.dims, chance, seed) if self._share else None
 
     def forward(self, images: Tensor, labels: Tensor, teacher: TeacherAnswer | None) -> dict[str, Tensor]:
-        """Compute the terms; those of the answer without some devices end in ``(failout)``."""
+        """Compute the terms; those of the answers without some devices end in ``(failout)``."""
         features = self.ensemble.features(images)
         with torch.autocast(features.device.type, enabled=False):
-            share = self.recipe.failout_weight if self.failout is not None else 0.0
             whole = self._answer(features, labels, teacher)
-            terms = {name: (1 - share) * term for name, term in whole.items()}
+            terms = {name: (1 - self._share) * term for name, term in whole.items()}
             if self.failout is not None:
-                partial = self._answer(self.failout(features), labels, teacher)
-                terms |= {f"{name} (failout)": share * term for name, term in partial.items()}
+                partial = [self._answer(filled, labels, teacher) for filled in self.failout(features)]
+                for name in whole:
+                    mean = torch.stack([each[name] for each in partial]).mean()
+                    terms[f"{name} (failout)"] = self._share * mean
             if self.token_map is not None:
                 if teacher is None:
                     raise ValueError("a token loss needs the teacher's feature")
@@ -147,6 +155,26 @@ class Ensemble(nn.Module):
         if is_distillation.any():
             self._columns.append(np.flatnonzero(is_distillation))
         self.fusions = nn.ModuleList(nn.Linear(len(columns), classes) for columns in self._columns)
+
+    def start_at_heads(self) -> None:
+        """Start the fusion at the mean of the submodels' own heads; each has a say in the classes that it knows."""
+        models = self.models()
+        fusions = [fusion for fusion in self.fusions if isinstance(fusion, nn.Linear)]
+        heads: list[list[nn.Linear | None]] = [
+            [model.head for model in models],
+            [model.distillation_head for model in models],
+        ]
+        with torch.no_grad():
+            for fusion, owned in zip(fusions, heads, strict=False):  # the second is of distillation tokens, if any
+                fusion.weight.zero_()
+                fusion.bias.zero_()
+                start = 0
+                for model, head in zip(models, owned, strict=True):
+                    if head is not None:
+                        classes, end = list(model.config.classes), start + head.in_features
+                        fusion.weight[classes, start:end] = head.weight / len(models)
+                        fusion.bias[classes] += head.bias / len(models)
+                        start = end
 
     def features(self, images: Tensor) -> Tensor:
         """Map images ``(B, H, W, C)`` to all features side by side, ``(B, sum of dims)``."""

@@ -22,7 +22,7 @@ from devit_contract.service.progress import Progress
 from devit_decompose.data.batches import Batch, apply_variant, variant_count
 from devit_decompose.data.dataset import Split
 from devit_decompose.models.model import Model
-from devit_decompose.recipe.schema import AugmentRecipe
+from devit_decompose.recipe.training import AugmentRecipe
 from devit_decompose.training.accelerator import Machine
 from devit_decompose.training.objectives import TeacherAnswer, answer_of
 

@@ -21,7 +21,8 @@ from devit_contract.service.progress import Progress
 from devit_decompose.data.batches import Batch, BatchSpec, batches
 from devit_decompose.data.dataset import Split
 from devit_decompose.models.inference import accuracy, run
-from devit_decompose.recipe.schema import DataRecipe, Schedule
+from devit_decompose.recipe.schema import DataRecipe
+from devit_decompose.recipe.training import Schedule
 from devit_decompose.training.accelerator import Machine, Prepared
 from devit_decompose.training.losses import total
 from devit_decompose.training.objectives import Objective, TeacherAnswer

@@ -20,7 +20,7 @@ from devit_contract.errors import InputError
 from devit_decompose.data.batches import Batch, BatchSpec, apply_variant, batches, variant_count
 from devit_decompose.data.dataset import Split
 from devit_decompose.data.lazy_images import ImageFiles
-from devit_decompose.recipe.schema import AugmentRecipe, Schedule
+from devit_decompose.recipe.training import AugmentRecipe, Schedule
 
 PLAIN = AugmentRecipe(flip=False, shift_pixels=0)
 FULL = AugmentRecipe(crop=True, policy="rand-m9-mstd0.5-inc1", erase=0.5, mixup=0.8, cutmix=1.0)

@@ -66,6 +66,39 @@ def test_a_change_that_fits_nothing_is_refused_in_one_line_that_names_the_key(ch
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        (("ensemble.subset_weight=0.0",), "ensemble.subset_weight: expected more than 0 for a committee"),
+        (("ensemble.failout_weight=0.4",), "ensemble: expected failout_weight or subset_weight, found both"),
+        (("ensemble.subset_weight=1.5",), "ensemble.subset_weight: expected 0 to 1, found 1.5"),
+        (("submodels=1", "members=[]"), "ensemble.subset_weight: expected 0 for one submodel"),
+        (("partition.sizes=[3, 3, 2, 2]",), "partition.sizes: expected none"),
+        (("partition.generalists=1",), 'partition.generalists: expected 0 for method "committee", found 1'),
+        (('partition.method="specialists"',), "partition.generalists: expected 1 to 3, found 0"),
+        (('partition={method="specialists", generalists=4}',), "partition.generalists: expected 1 to 3, found 4"),
+        (
+            ('partition={method="specialists", generalists=2, sizes=[3, 3, 2, 2]}',),
+            "partition.sizes: expected 2 numbers from 1 that sum up to 10 classes",
+        ),
+        (("members=[{}]",), "members: expected 0 or 4 entries, found 1"),
+        (("members.0.images_share=0.0",), "members.images_share: expected more than 0 and up to 1, found 0.0"),
+        (("members.0.focus=[10]",), "members.focus: expected labels from 0 to 9"),
+        (
+            ('partition={method="specialists", generalists=1}', "members.1.focus=[0]"),
+            "members.focus: expected labels from 0 to 9, for submodels that know all classes",
+        ),
+        (("members.0.focus_weight=0.0",), "members.focus_weight: expected more than 0, found 0.0"),
+        (('data.source="pairs"', "distil.schedule.augment={flip=false}"), "augment.flip"),
+    ],
+)
+def test_a_committee_that_contradicts_itself_is_refused(changes: tuple[str, ...], named: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_recipe(EXAMPLES / "fashion-mnist-committee.toml", changes)
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
         (("students.0.stem=[{width = 16}, {width = 64, stride = 2}]",), "students.0: expected as many tokens"),
         (("students.0.depth=4",), "students.0.depth: expected a divisor of the 6 blocks"),
         (("students.0.depth=12",), "students.0.depth"),

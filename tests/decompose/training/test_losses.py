@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from devit_decompose.models.model import QueryKeyValue
-from devit_decompose.recipe.schema import AnswerRecipe, RelationRecipe
+from devit_decompose.recipe.training import AnswerRecipe, RelationRecipe
 from devit_decompose.training.losses import (
     answer_losses,
     devit_relation,
@@ -39,6 +39,15 @@ def relation_by_hand(rows: list[list[float]], divisor: float) -> list[list[float
 
 def random_rows(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_class_of_three_times_the_weight_counts_as_three_images() -> None:
+    logits = random_rows(2, 4, seed=8)
+    labels, weights = torch.tensor([2, 1]), torch.tensor([1.0, 1.0, 3.0, 1.0])
+    found = label_loss(logits, labels, 0.0, weights)
+    torch.testing.assert_close(found, label_loss(logits[[0, 0, 0, 1]], labels[[0, 0, 0, 1]], 0.0))
+    labels_alone = AnswerRecipe(label_weight=1.0, teacher_weight=0.0)
+    torch.testing.assert_close(answer_losses((logits,), None, labels, labels_alone, 0.0, weights)["labels"], found)
 
 
 def test_soft_distillation_is_the_divergence_written_out() -> None:
