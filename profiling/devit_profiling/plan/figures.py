@@ -18,7 +18,7 @@ from devit_profiling.plan.simulation import Arrivals, Load, Outcome, Rules, simu
 _SATURATED = 0.4
 """Of the frames at a rate: a rate needs fewer than a percentile."""
 ROOM = 0.9
-"""Share of a deadline that a simulated p99 may take: on running cells it was a tenth higher at most, mostly lower."""
+"""Share of a deadline that a simulated p99 may take: on running cells it was up to a fifth higher, mostly lower."""
 _MOST_LOAD = 0.97
 """Share of the saturated rate above which a queue of any length may form: no latency is given then."""
 
