@@ -44,7 +44,7 @@ SINGLES = (
     Row("widths 48, 64, 64, 96, the authors' relation", "unequal-devit", "devit"),
     Row("pruned from the teacher, same budget", "pruned", "devit"),
     Row("committee, four devices", "committee", "devit"),
-    Row("committee, a small and a large device", "committee-sizes", "devit"),
+    Row("committee, a small and a large device", "small-large", "devit"),
 )
 PAIRS = (
     Row("DeViT, four devices", "pairs-cell", ""),
