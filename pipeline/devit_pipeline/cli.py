@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("devit_contract.cli:status_app", "Show what a fusion node knows of its devices."),
     "classify": ("devit_contract.cli:classify_app", "Ask a running cell what is in pictures."),
     "profile": ("devit_profiling.cli:app", "Measure latency and energy of a running cell (= profile)."),
-    "bench-device": ("devit_profiling.bench.cli:app", "Measure one model on this device, for a plan."),
+    "bench-device": ("devit_profiling.bench.cli:app", "Measure one model of a bundle on this device, for devit plan."),
     "plan": ("devit_profiling.plan.cli:app", "Pick the mode of a fleet that keeps a goal, from measured profiles."),
     "demo": ("devit_pipeline.demo_cli:app", "Run the whole pipeline on this machine, on real images."),
 }

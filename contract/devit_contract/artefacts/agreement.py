@@ -131,7 +131,7 @@ def ranks(images: int) -> Int64Array:
     """List the ranks at which a distribution over so many images is kept: the lowest all, then fewer and fewer.
 
     >>> ranks(5).tolist()
-    [1, 2, 3, 4, 5]
+    [1, 2, 3, 5]
     """
     return np.unique(np.geomspace(1, images, min(_RANKS, images)).round().astype(np.int64))
 

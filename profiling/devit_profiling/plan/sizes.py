@@ -57,20 +57,18 @@ def sizes_of(bench: Bench, mode: Mode, goal: Goal) -> tuple[float, list[Size]]:
 
 
 def shared(total: int, weights: Sequence[float]) -> list[int]:
-    """Share a number of classes by weights, at least one for each; the largest remainders get what is left.
+    """Share a number of classes by weights, at least one for each; who is furthest below its share gets what is left.
 
     >>> shared(10, [4.0, 2.0, 1.0, 1.0])
     [5, 3, 1, 1]
     """
-    rest = total - len(weights)
-    if rest < 0:
+    if total < len(weights):
         raise InputError(f"sizes: expected at least a class for each of {len(weights)} devices, found {total} classes")
-    exact = [rest * weight / sum(weights) for weight in weights]
-    parts = [math.floor(value) for value in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda place: parts[place] - exact[place])
-    for place in by_remainder[: rest - sum(parts)]:
-        parts[place] += 1
-    return [1 + part for part in parts]
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [1] * len(weights)
+    for _ in range(total - len(weights)):
+        parts[max(range(len(weights)), key=lambda place: exact[place] - parts[place])] += 1
+    return parts
 
 
 def write_recipe(out: Path, recipe: Path, sizes: Sequence[Size], baseline_macs: int | None) -> None:
