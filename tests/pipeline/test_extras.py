@@ -39,7 +39,7 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "classify": ("absent", None),
     "profile": ("--devices jetson1", None),
     "bench-device": ("absent --name jetson1 --submodel 0", None),
-    "plan": ("--goal rate=10", None),
+    "plan": ("--bundle absent --goal rate=10", None),
     "demo": ("--models absent", "export"),
 }
 """What follows each command, and which extra it lacks where ``make demo`` has installed."""
