@@ -56,7 +56,7 @@ def run(duration_s: float, parts: Sequence[str]) -> Report:
     settings: dict[str, str | float] = {
         "bundle": f"{Bundle(SHIPPED).manifest.name} {Bundle(SHIPPED).manifest.serial}",
         "promise": f"{PROMISE:.1%} flips",
-        "stages": "1-1-2, rotating",
+        "stages": "1-1-2 unless named, rotating",
         "images": len(images),
         "joules": "SIMULATED boards",
     }
@@ -90,14 +90,18 @@ def saturated(images: UInt8Array, duration_s: float) -> list[Figure]:
 
 
 def one_at_a_time(images: UInt8Array, duration_s: float) -> list[Figure]:
-    """Ask for one image after the other: latency, by turns on the same cell."""
-    with _place() as place, _cell(place, _devices(f"built:{PACE_MS:g}")) as cell, cell.client() as client:
-        sides = [partial(_streamed, client, images, policy, 1) for policy in POLICIES]
-        ours, theirs = (_latencies(side) for side in alternate("one at a time", sides, duration_s))
-    return [
-        ratio("latency p50, one at a time", p50, ours, theirs, 1.1),
-        ratio("latency p99, one at a time", p99, ours, theirs, 2.2),
-    ]
+    """Ask for one image after the other: latency, by turns on the same cell; by three stages, and by two."""
+    figures: list[Figure] = []
+    for stages, settings in (("1-1-2", ""), ("1-3", "[certain]\nstages = [1]\n")):
+        devices = _devices(f"built:{PACE_MS:g}")
+        with _place() as place, _cell(place, devices, settings) as cell, cell.client() as client:
+            sides = [partial(_streamed, client, images, policy, 1) for policy in POLICIES]
+            ours, theirs = (_latencies(side) for side in alternate(f"one at a time, {stages}", sides, duration_s))
+        figures += [
+            ratio(f"latency p50, one at a time, {stages}", p50, ours, theirs, 1.1),
+            ratio(f"latency p99, one at a time, {stages}", p99, ours, theirs, 2.2),
+        ]
+    return figures
 
 
 def cpu_time(images: UInt8Array, duration_s: float) -> list[Figure]:

@@ -23,6 +23,8 @@ def test_every_part_of_the_running_cell_is_held_against_policy_all() -> None:
         "<= 2.2 x",
         "<= 1.1 x",
         "<= 2.2 x",
+        "<= 1.1 x",
+        "<= 2.2 x",
         "<= 0.55 x",
         "<= 1.1 x",
         "<= 0.6 x",
