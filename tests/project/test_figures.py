@@ -18,9 +18,12 @@ def test_the_readmes_table_is_that_of_the_shipped_models() -> None:
     for subset in found["subsets"]:
         by_count[subset["mask"].bit_count()].append(subset["test_accuracy"] * 100)
     expected = [f"{found['teacher_test_accuracy'] * 100:.2f} %", f"{by_count[4][0]:.2f} %"]
+    certain = runpy.run_path(str(ROOT / "benchmarks" / "certain" / "offline.py"))["kept"]("fashion-mnist")
+    (asked,) = (row for command, row in certain.items() if "--flips 0.01 --stages 1-1-2 --order rotating" in command)
+    expected.append(f"{asked.accuracy:.2f} %")
     expected += [f"{min(by_count[count]):.2f} to {max(by_count[count]):.2f} %" for count in (3, 2, 1)]
     rows = re.findall(
-        r"^\| (?:teacher|four|three|two|one)\b.*? \| (.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^\| (?:teacher|four|the same|three|two|one)\b.*? \| (.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE
     )
     assert rows == expected
 
@@ -40,6 +43,16 @@ def test_the_table_of_certain_answers_is_that_of_the_kept_results() -> None:
     rows = script["kept"]("fashion-mnist")
     assert [line for line in script["table"](rows) if line not in page] == []
     assert len(rows) == len(script["CHOICES"])
+
+
+def test_the_curve_is_drawn_from_every_kept_row(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "certain" / "curve.py"))
+    script["main"].__globals__["PLOT"] = tmp_path / "curve.svg"
+    script["main"]()
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert "shipped cell: certain, rotating" in drawn
+    assert "one model, total budget" in drawn
+    assert sum(map(len, script["policies"]("committee").values())) == len(script["kept"]("committee"))
 
 
 @pytest.mark.parametrize(("promise", "asked", "flips"), [(0.01, 1.6, 0.012), (0.003, 1.9, 0.0045)])
