@@ -90,8 +90,10 @@ def classify(
     if as_json:
         print_json(in_order)
     elif in_order:
-        header = ["image", "class", "probability", "state", "asked", "ms"]
-        print_table("", header, [_answer_row(result) for result in in_order], numbers=(2, 4, 5))
+        is_staged = any(answer.policy != "all" for answer in answers)
+        header = ["image", "class", "probability", "state", "ms"]
+        rows = [_answer_row(result, is_staged=is_staged) for result in in_order]
+        print_table("", header, rows, numbers=(2, 4))
     if lost is not None:
         raise lost
     if keep_novel is not None and answers:
@@ -299,9 +301,11 @@ def _unread(name: str, why: str) -> dict[str, object]:
     return {"image": name, **nothing, "probabilities": {}, "state": f"not read: {why}"}
 
 
-def _answer_row(result: dict[str, object]) -> list[str]:
+def _answer_row(result: dict[str, object], *, is_staged: bool) -> list[str]:
+    """Show one answer; how many devices it asked, where not every frame asks all."""
     probability = "-" if result["probability"] is None else f"{result['probability']:.1%}"
     latency = "-" if result["latency_ms"] is None else f"{result['latency_ms']:.1f}"
-    asked = "-" if result["devices_asked"] is None else result["devices_asked"]
-    shown = result["image"], result["label"] or "-", probability, result["state"], asked, latency
+    has_asked = is_staged and result["devices_asked"] is not None
+    state = f"{result['state']}, {result['devices_asked']}" if has_asked else result["state"]
+    shown = result["image"], result["label"] or "-", probability, state, latency
     return [str(each) for each in shown]
