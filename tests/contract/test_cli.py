@@ -117,8 +117,10 @@ def test_a_policy_says_which_devices_are_asked(options: list[str | Path], pictur
     done = devit("classify", "a.png", "--policy", "replica", *options, "--json", cwd=pictures)
     (row,) = json.loads(done.stdout)
     assert (row["state"], row["policy"], row["devices_asked"], row["score"]) == ("partial", "replica", 1, None)
-    table = devit("classify", "a.png", *options, cwd=pictures).stdout.splitlines()
-    assert [line.split()[-2] for line in table if "a.png" in line] == ["2"]
+    for policy, state in (("all", "full"), ("replica", "partial, 1")):
+        table = devit("classify", "a.png", "--policy", policy, *options, cwd=pictures).stdout.splitlines()
+        (shown,) = (line.split("%")[1].rsplit(maxsplit=1)[0].strip() for line in table if "a.png" in line)
+        assert shown == state
     said = failure(devit("classify", "a.png", "--policy", "certain", *options, cwd=pictures))
     assert "policy certain: the bundle does not say when an answer is certain: make it again with devit export" in said
     assert "frames by devices asked: " in devit("status", *options, cwd=pictures).stdout
