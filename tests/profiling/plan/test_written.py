@@ -111,6 +111,7 @@ SIZES = [Size("dev0", 400, 4.0, 5), Size("dev1", 100, 1.0, 3), Size("dev2", 25, 
 
 
 def test_the_recipe_of_the_sizes_is_one_that_decompose_reads(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="devit decompose needs torch")
     from devit_decompose.recipe.reader import load_recipe
 
     shipped = ROOT / "examples" / "fashion-mnist.toml"
