@@ -91,9 +91,8 @@ def classify(
         print_json(in_order)
     elif in_order:
         is_staged = any(answer.policy != "all" for answer in answers)
-        header = ["image", "class", "probability", "state", "ms"]
         rows = [_answer_row(result, is_staged=is_staged) for result in in_order]
-        print_table("", header, rows, numbers=(2, 4))
+        print_table("", ["image", "class", "probability", "state", "ms"], rows, numbers=(2, 4))
     if lost is not None:
         raise lost
     if keep_novel is not None and answers:
