@@ -91,10 +91,20 @@ class Evidence:
 @lru_cache(maxsize=64)
 def _smallest_cover(pairs: frozenset[tuple[int, int]], most: int) -> frozenset[int]:
     """Find the smallest set, of so many at most, that holds one of each pair; empty if there is none, or several."""
-    devices = sorted({device for pair in pairs for device in pair})
     for size in range(1, most + 1):
-        chosen = map(frozenset, combinations(devices, size))
-        covers = [cover for cover in chosen if all(not cover.isdisjoint(pair) for pair in pairs)]
-        if covers:
-            return covers[0] if len(covers) == 1 else frozenset()
+        if found := _covers(pairs, size):
+            return found.pop() if len(found) == 1 else frozenset()
     return frozenset()
+
+
+def _covers(pairs: frozenset[tuple[int, int]], size: int) -> set[frozenset[int]]:
+    """Find the sets of at most so many that hold one of each pair: of any pair, that is the one or the other."""
+    if not pairs:
+        return {frozenset()}
+    if size == 0:
+        return set()
+    return {
+        cover | {device}
+        for device in next(iter(pairs))
+        for cover in _covers(frozenset(pair for pair in pairs if device not in pair), size - 1)
+    }
