@@ -63,6 +63,8 @@ def evaluate(
     require("decompose")
     if sum((against is not None, policy is not None, calibrate)) > 1:
         raise InputError("give one of --against MODELS, --policy NAME and --calibrate")
+    if policy != "certain" and (flips, confidence, stages, order) != (0.01, 0.95, "", "rotating"):
+        raise InputError("--flips, --confidence, --stages and --order belong to --policy certain: add it")
     if calibrate:
         _calibrate(models, data, as_json=as_json)
     elif policy is not None:

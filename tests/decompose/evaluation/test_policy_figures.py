@@ -118,6 +118,7 @@ def test_models_without_a_calibration_say_how_to_make_one(models: Path, tmp_path
 def test_what_is_wrong_is_said_before_any_model_runs(models: Path) -> None:
     for words, error in (
         (("--policy", "certain", "--flips", "1"), "flips: expected a share between 0 and 1, e.g. 0.01, found 1"),
+        (("--stages", "1-3"), "--flips, --confidence, --stages and --order belong to --policy certain: add it"),
         (("--policy", "all", "--calibrate"), "give one of --against MODELS, --policy NAME and --calibrate"),
     ):
         done = devit("evaluate", models, *words)
