@@ -31,19 +31,15 @@ from devit_contract.wire.client import Client, Picture
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import (
     BaselineState,
-    BaselineStep,
     Description,
-    DeviceState,
-    DeviceStatus,
     DeviceTiming,
     Mark,
-    MissingReason,
-    NodeStatus,
     PowerLine,
-    PromiseStatus,
     SamplingCost,
     Telemetry,
 )
+from devit_contract.wire.status import DeviceStatus, NodeStatus, PromiseStatus
+from devit_contract.wire.words import BaselineStep, DeviceState, MissingReason
 
 __all__ = [
     "AddressError",

@@ -17,7 +17,7 @@ from devit_contract.service.terminal import print_json, print_table, progress_ba
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Preprocess
     from devit_contract.wire.client import Answer, Client, Picture
-    from devit_contract.wire.messages import ClientStatus, DeviceStatus, PromiseStatus
+    from devit_contract.wire.status import ClientStatus, DeviceStatus, PromiseStatus
 
 _EVENTS_SHOWN = 8
 _OUTCOMES = ("full", "certain", "partial", "failed", "shed")
@@ -182,7 +182,7 @@ def _promise_line(promise: PromiseStatus) -> str:
 
 
 def _device_row(device: DeviceStatus) -> list[str]:
-    from devit_contract.wire.messages import MissingReason
+    from devit_contract.wire.words import MissingReason
 
     not_its_own = MissingReason.OVERLOAD, MissingReason.FUSION
     missed = sum(count for why, count in device.missing.items() if why not in not_its_own)

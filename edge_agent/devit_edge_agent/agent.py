@@ -19,7 +19,8 @@ from devit_contract.closing import Closing
 from devit_contract.errors import DeviceLostError, EnergyError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import Control, ControlReply, Mark, Question, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
+from devit_contract.wire.words import Question
 from devit_edge_agent.baseline_model import BaselineModel
 from devit_edge_agent.loading import Loaded, Settings, describe
 from devit_edge_agent.power import PowerFeed

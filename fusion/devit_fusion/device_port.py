@@ -23,8 +23,6 @@ from devit_contract.wire.messages import (
     ControlReply,
     DeviceTiming,
     Hello,
-    MissingReason,
-    Question,
     Refused,
     Telemetry,
     Welcome,
@@ -39,6 +37,7 @@ from devit_contract.wire.sockets import (
     receive_routed,
     send_routed,
 )
+from devit_contract.wire.words import MissingReason, Question
 from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link

@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from devit_contract.service.journal import Log, Priority
-from devit_contract.wire.messages import Event
+from devit_contract.wire.status import Event
 
 _KEPT = 64
 _SPAN_NS, _MAX_PER_SPAN = 60_000_000_000, 20

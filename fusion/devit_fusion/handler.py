@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devit_contract.service.journal import Priority
-from devit_contract.wire.messages import MissingReason
+from devit_contract.wire.words import MissingReason
 from devit_fusion.events import Events
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link

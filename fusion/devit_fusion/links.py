@@ -22,7 +22,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.wire.messages import DeviceState, DeviceStatus, DeviceTiming, Hello, Histogram, MissingReason
+from devit_contract.wire.messages import DeviceTiming, Hello
+from devit_contract.wire.status import DeviceStatus, Histogram
+from devit_contract.wire.words import DeviceState, MissingReason
 from devit_fusion.pace import Flight, Pace
 
 PROBE_NS = 1_000_000_000

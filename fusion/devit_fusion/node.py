@@ -19,8 +19,8 @@ from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.closing import Closing
 from devit_contract.errors import AddressError, InputError
 from devit_contract.service.journal import Log, Priority, Supervisor
-from devit_contract.wire.messages import NodeStatus
 from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
+from devit_contract.wire.status import NodeStatus
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from devit_contract.service.journal import Priority
-from devit_contract.wire.messages import Control, ControlReply, MissingReason, NodeStatus, Question, Telemetry, body
+from devit_contract.wire.messages import Control, ControlReply, Telemetry, body
 from devit_contract.wire.sockets import Sent
+from devit_contract.wire.status import NodeStatus
+from devit_contract.wire.words import MissingReason, Question
 from devit_fusion.client_port import ClientPort, ClientQuestion
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from devit_contract.errors import DevitError, InputError, LinkError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import NodeStatus
+from devit_contract.wire.status import NodeStatus
 from devit_gateway import model_pages
 from devit_gateway.access import OPEN_PATH, TokenGate
 from devit_gateway.bodies import BodyReader, compress, decompress, encoding_of

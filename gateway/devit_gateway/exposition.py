@@ -19,16 +19,8 @@ from prometheus_client.registry import Collector
 
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import (
-    NEVER_ASKED,
-    ClientStatus,
-    DeviceState,
-    DeviceStatus,
-    Histogram,
-    MissingReason,
-    NodeStatus,
-    PromiseStatus,
-)
+from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
+from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devit_contract.wire.answer import Answer
-from devit_contract.wire.messages import DeviceState, NodeStatus
+from devit_contract.wire.status import NodeStatus
+from devit_contract.wire.words import DeviceState
 from devit_gateway.infer_request import INPUT, MAX_BATCH
 from devit_gateway.infer_response import MODEL, VERSION, mask_datatype
 

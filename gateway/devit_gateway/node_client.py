@@ -18,7 +18,7 @@ from devit_contract.choices import Policy
 from devit_contract.errors import DevitError, LostLinkError, NoAnswerError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client, Picture
-from devit_contract.wire.messages import NodeStatus
+from devit_contract.wire.status import NodeStatus
 
 T = TypeVar("T")
 

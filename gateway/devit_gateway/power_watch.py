@@ -13,7 +13,8 @@ from contextlib import suppress
 
 from devit_contract.errors import DevitError
 from devit_contract.wire.client import Client
-from devit_contract.wire.messages import DeviceState, DeviceStatus
+from devit_contract.wire.status import DeviceStatus
+from devit_contract.wire.words import DeviceState
 from devit_gateway.joules import EnergyMeter, MeteredEnergy
 
 _LOOK_S = 2.0

@@ -18,7 +18,7 @@ from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
 from devit_contract.cli import _promise_line
-from devit_contract.wire.messages import PromiseStatus
+from devit_contract.wire.status import PromiseStatus
 from devit_pipeline.local_cell import LocalCell
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]

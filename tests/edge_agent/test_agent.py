@@ -25,17 +25,8 @@ from tests.support.starvation import within
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import (
-    Control,
-    ControlReply,
-    Hello,
-    PowerLine,
-    Question,
-    Refused,
-    Telemetry,
-    body,
-    read_body,
-)
+from devit_contract.wire.messages import Control, ControlReply, Hello, PowerLine, Refused, Telemetry, body, read_body
+from devit_contract.wire.words import Question
 from devit_engines.building.store import Store
 
 LOST = """

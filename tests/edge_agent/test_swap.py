@@ -19,7 +19,8 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError, InputError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
-from devit_contract.wire.messages import Control, ControlReply, Hello, Question, Refused, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, body, read_body
+from devit_contract.wire.words import Question
 from devit_edge_agent import swap
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, self_check
 from devit_edge_agent.swap import Swap

@@ -17,8 +17,9 @@ from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload, pack, unpack
-from devit_contract.wire.messages import Control, Hello, Question, body, read_body
+from devit_contract.wire.messages import Control, Hello, body, read_body
 from devit_contract.wire.sockets import Context, connect_dealer, open_context
+from devit_contract.wire.words import Question
 from devit_fusion.node import FusionNode
 
 DEADLINE_S = 20.0

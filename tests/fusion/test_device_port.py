@@ -31,16 +31,15 @@ from devit_contract.wire.messages import (
     Control,
     ControlReply,
     Description,
-    DeviceStatus,
-    HeadStatus,
     PowerLine,
-    Question,
     Refused,
     Telemetry,
     Welcome,
     body,
     read_body,
 )
+from devit_contract.wire.status import DeviceStatus, HeadStatus
+from devit_contract.wire.words import Question
 
 
 def png(width: int, height: int) -> bytes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from devit_contract.wire.messages import DeviceState, DeviceTiming, Hello
+from devit_contract.wire.messages import DeviceTiming, Hello
+from devit_contract.wire.words import DeviceState
 from devit_fusion.links import PROBE_NS, Link
 from devit_fusion.pace import Flight
 

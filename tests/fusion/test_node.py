@@ -34,8 +34,10 @@ from devit_contract.errors import (
 )
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Dtype, Kind, Message, State, array_payload, pack, unpack
-from devit_contract.wire.messages import Control, ControlReply, Hello, NodeStatus, Question, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Hello, body, read_body
 from devit_contract.wire.sockets import connect_dealer, open_context
+from devit_contract.wire.status import NodeStatus
+from devit_contract.wire.words import Question
 from devit_pipeline.local_cell import LocalCell
 
 DEADLINE_S = 30.0

@@ -22,7 +22,8 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
 from devit_contract.wire.client import Answer
 from devit_contract.wire.codec import Kind, Message, Reason, State, array_payload, pack, unpack
-from devit_contract.wire.messages import AnswerBody, NodeStatus, read_body
+from devit_contract.wire.messages import AnswerBody, read_body
+from devit_contract.wire.status import NodeStatus
 from devit_fusion.node import FusionNode
 
 SHIPPED = Path(devit_pipeline.__file__).parent / "fashion_mnist" / "bundle"

@@ -19,7 +19,7 @@ from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Kind
-from devit_contract.wire.messages import NodeStatus
+from devit_contract.wire.status import NodeStatus
 
 IMAGE = np.zeros((28, 28, 1), np.uint8)
 LIAR = 2

@@ -10,16 +10,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.wire.messages import (
-    NEVER_ASKED,
-    ClientStatus,
-    DeviceState,
-    DeviceStatus,
-    Histogram,
-    MissingReason,
-    NodeStatus,
-    PromiseStatus,
-)
+from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
+from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason
 from devit_gateway.exposition import write_metrics
 from devit_gateway.joules import MeteredEnergy
 

@@ -10,7 +10,7 @@ import pytest
 
 from devit_contract.errors import LinkError, LostLinkError, RefusedError
 from devit_contract.wire.client import Client
-from devit_contract.wire.messages import NodeStatus
+from devit_contract.wire.status import NodeStatus
 from devit_gateway.node_client import AsyncNodeClient
 from devit_pipeline.local_cell import LocalCell
 

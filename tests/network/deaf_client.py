@@ -14,8 +14,9 @@ import zmq
 from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.keys import load_keys
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
-from devit_contract.wire.messages import Control, Question, body
+from devit_contract.wire.messages import Control, body
 from devit_contract.wire.sockets import connect_dealer, open_context
+from devit_contract.wire.words import Question
 
 
 def main() -> None:

@@ -14,22 +14,25 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["devit_contract.wire.codec", "devit_contract.wire.messages"]):
+with atheris.instrument_imports(include=[f"devit_contract.wire.{name}" for name in ("codec", "messages", "status")]):
     from devit_contract.wire import codec as wire
     from devit_contract.wire import messages
+    from devit_contract.wire import status as told
 
 import msgspec
 import numpy as np
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import WireError
+from devit_contract.wire.words import DeviceState, MissingReason, Question
 
 _CRC_OFFSET = wire.HEADER.size - 4
 _PAYLOAD_BYTES_OFFSET = wire.HEADER.size - 8
 BODIES = [
     found
-    for found in vars(messages).values()
-    if isinstance(found, type) and issubclass(found, msgspec.Struct) and found.__module__ == messages.__name__
+    for module in (messages, told)
+    for found in vars(module).values()
+    if isinstance(found, type) and issubclass(found, msgspec.Struct) and found.__module__ == module.__name__
 ]
 """Every struct that a message may hold."""
 
@@ -83,22 +86,22 @@ def seeds() -> Iterator[bytes]:
     for array in (np.zeros(6, np.float32), np.full(6, np.nan, np.float16), np.zeros((6, 8, 1), np.uint8)):
         yield wire.pack(wire.Message(wire.Kind.FEATURE, *wire.array_payload(array)))
     timing = messages.DeviceTiming(0, 1, 2, 3, 4, 5)
-    histogram = messages.Histogram((0.1, 1.0), [1, 2, 3], 0.5)
+    histogram = told.Histogram((0.1, 1.0), [1, 2, 3], 0.5)
     preprocess = Preprocess(6, 8, "gray", resize_to=8)
-    absent = messages.MissingReason.ABSENT
-    device = messages.DeviceStatus(
-        "a", 0, messages.DeviceState.READY, missing={absent: 1}, round_trip=histogram, inference=histogram
+    absent = MissingReason.ABSENT
+    device = told.DeviceStatus(
+        "a", 0, DeviceState.READY, missing={absent: 1}, round_trip=histogram, inference=histogram
     )
-    status = messages.NodeStatus(
+    status = told.NodeStatus(
         "b", ("x", "y"), (6, 8, 1), preprocess, {"full": 1}, (device,), 1, 50.0, {"devices_in": 1},
-        frame_time=histogram, events=(messages.Event(0.5, "a", "text"),),
-        promise=messages.PromiseStatus(0.01, 0.95), asked={1: 2},
+        frame_time=histogram, events=(told.Event(0.5, "a", "text"),),
+        promise=told.PromiseStatus(0.01, 0.95), asked={1: 2},
     )  # fmt: skip
     for value in (
         messages.Hello("a", 0, 6, "0" * 64, "null", ("float32",), "0"),
         messages.Welcome(2, "float32"),
         messages.Refused("no"),
-        messages.Control(messages.Question.SAMPLE_START, "a", 10),
+        messages.Control(Question.SAMPLE_START, "a", 10),
         messages.ControlReply(status=status),
         messages.ControlReply(description=messages.Description("b", "", "null", "", 1)),
         messages.ControlReply(mark=messages.Mark(1, 2, 3)),

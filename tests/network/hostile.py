@@ -15,8 +15,9 @@ from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.wire.client import Client
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack, unpack
-from devit_contract.wire.messages import DeviceStatus, Hello, NodeStatus, body
+from devit_contract.wire.messages import Hello, body
 from devit_contract.wire.sockets import connect_dealer, open_context
+from devit_contract.wire.status import DeviceStatus, NodeStatus
 from devit_pipeline.local_cell import LocalCell
 
 DEADLINE_S = 60.0

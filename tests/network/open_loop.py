@@ -22,7 +22,7 @@ from tests.support.starvation import Starvation
 from devit_contract.errors import DevitError
 from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.codec import Kind, Message, State
-from devit_contract.wire.messages import NodeStatus
+from devit_contract.wire.status import NodeStatus
 from devit_pipeline.local_cell import LocalCell
 
 _BEFORE_S = 0.2

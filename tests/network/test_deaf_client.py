@@ -14,8 +14,9 @@ from tests.support.cell import tiny_devices
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, pack
-from devit_contract.wire.messages import Control, PowerLine, Question, Telemetry, body
+from devit_contract.wire.messages import Control, PowerLine, Telemetry, body
 from devit_contract.wire.sockets import connect_dealer, open_context
+from devit_contract.wire.words import Question
 from devit_pipeline.local_cell import LocalCell
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]

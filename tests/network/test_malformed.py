@@ -28,7 +28,8 @@ from devit_contract.wire.codec import (
     array_payload,
     pack,
 )
-from devit_contract.wire.messages import Control, ControlReply, Question, body
+from devit_contract.wire.messages import Control, ControlReply, body
+from devit_contract.wire.words import Question
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
 pytestmark = [pytest.mark.nightly(part="endurance"), pytest.mark.timeout(300)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.project.pages import DOCS, GENERATED, ROOT
 
-from devit_contract.wire.messages import MissingReason
+from devit_contract.wire.words import MissingReason
 
 PAGE = (DOCS / "troubleshooting.md").read_text()
 MESSAGES = [message.strip() for _, message in re.findall(r"^### (`+)(.+)\1$", PAGE, re.MULTILINE)]
@@ -78,8 +78,8 @@ def test_the_doctor_says_what_the_page_quotes() -> None:
 
 
 def test_every_reason_for_a_missing_feature_says_what_happened_and_what_to_do() -> None:
-    assert "<!-- generated: members devit_contract.wire.messages:MissingReason -->" in PAGE
-    rows = GENERATED["fill"]("<!-- generated: members devit_contract.wire.messages:MissingReason -->").splitlines()[2:]
+    assert "<!-- generated: members devit_contract.wire.words:MissingReason -->" in PAGE
+    rows = GENERATED["fill"]("<!-- generated: members devit_contract.wire.words:MissingReason -->").splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows if row]
     assert [cell[0] for cell in cells] == [f"`{reason}`" for reason in MissingReason]
     assert all(len(cell) == 3 and all(cell) for cell in cells)

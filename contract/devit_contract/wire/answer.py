@@ -13,7 +13,8 @@ from devit_contract.arrays import Float32Array
 from devit_contract.choices import Policy
 from devit_contract.errors import FrameFailedError
 from devit_contract.wire.codec import Message, State
-from devit_contract.wire.messages import AnswerBody, DeviceTiming, MissingReason
+from devit_contract.wire.messages import AnswerBody, DeviceTiming
+from devit_contract.wire.words import MissingReason
 
 
 @dataclass(frozen=True)

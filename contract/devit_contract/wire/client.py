@@ -31,13 +31,10 @@ from devit_contract.wire.codec import Dtype, Kind, Message, pack
 from devit_contract.wire.messages import (
     AnswerBody,
     BaselineState,
-    BaselineStep,
     Control,
     ControlReply,
     Description,
     Mark,
-    NodeStatus,
-    Question,
     Refused,
     SamplingCost,
     Telemetry,
@@ -46,6 +43,8 @@ from devit_contract.wire.messages import (
     read_text,
 )
 from devit_contract.wire.requests import Picture, Request, Requests, image_request
+from devit_contract.wire.status import NodeStatus
+from devit_contract.wire.words import BaselineStep, Question
 
 T = TypeVar("T")
 

@@ -18,7 +18,9 @@ from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.head import Fusion
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Dtype, Kind, Message, State
-from devit_contract.wire.messages import NEVER_ASKED, AnswerBody, HeadStatus, Histogram, MissingReason, body
+from devit_contract.wire.messages import AnswerBody, body
+from devit_contract.wire.status import HeadStatus, Histogram
+from devit_contract.wire.words import NEVER_ASKED, MissingReason
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.events import Events
 from devit_fusion.frames.guard import Guard

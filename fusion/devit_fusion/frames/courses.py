@@ -13,7 +13,7 @@ from dataclasses import replace
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.wire.codec import Dtype
-from devit_contract.wire.messages import DeviceState, MissingReason
+from devit_contract.wire.words import DeviceState, MissingReason
 from devit_fusion.device_port import DevicePort
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.join import Frame, Join

@@ -9,7 +9,8 @@ import msgspec
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import FusionHead
-from devit_contract.wire.messages import DeviceState, DeviceStatus
+from devit_contract.wire.status import DeviceStatus
+from devit_contract.wire.words import DeviceState
 from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.watch import Watch

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming, MissingReason
+from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.words import MissingReason
 from devit_fusion.frames.stages import Course
 
 

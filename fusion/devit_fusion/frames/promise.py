@@ -17,7 +17,7 @@ import random
 from devit_contract.artefacts.fleet import Certain
 from devit_contract.binomial import upper_bound
 from devit_contract.service.journal import Priority
-from devit_contract.wire.messages import PromiseStatus
+from devit_contract.wire.status import PromiseStatus
 from devit_fusion.events import Events
 
 _PRIOR_FLIPS, _PRIOR_RATES = 1.0, 2.0

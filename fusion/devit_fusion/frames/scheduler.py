@@ -13,8 +13,10 @@ from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
-from devit_contract.wire.messages import ClientStatus, DeviceState, DeviceStatus, DeviceTiming, MissingReason
+from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.sockets import Sent
+from devit_contract.wire.status import ClientStatus, DeviceStatus
+from devit_contract.wire.words import DeviceState, MissingReason
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import ClientStatus
+from devit_contract.wire.status import ClientStatus
 from devit_fusion.client_port import Request
 from devit_fusion.frames.decoding import Decoding
 

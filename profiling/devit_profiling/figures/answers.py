@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from devit_contract.wire.messages import NEVER_ASKED, DeviceTiming, MissingReason
+from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.words import NEVER_ASKED, MissingReason
 from devit_profiling.record.record import WINDOW, AnswerRow, Phase
 
 

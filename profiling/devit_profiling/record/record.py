@@ -11,7 +11,8 @@ import msgspec
 from devit_contract.artefacts.fleet import Extra
 from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import Description, DeviceTiming, Mark, NodeStatus, PowerLine, SamplingCost
+from devit_contract.wire.messages import Description, DeviceTiming, Mark, PowerLine, SamplingCost
+from devit_contract.wire.status import NodeStatus
 from devit_profiling.record.calibration import Calibration
 
 SCHEMA = 2

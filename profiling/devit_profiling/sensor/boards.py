@@ -15,7 +15,7 @@ from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.tegrastats import SIMULATED
 
 if TYPE_CHECKING:
-    from devit_contract.wire.messages import Description  # loads numpy, which `profile parse` does without
+    from devit_contract.wire.messages import Description
 
 
 class BoardTotal:

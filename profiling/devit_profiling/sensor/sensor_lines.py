@@ -21,7 +21,7 @@ from devit_profiling.sensor.sample import Sample
 from devit_profiling.sensor.tegrastats import SIMULATED, parse_line
 
 if TYPE_CHECKING:
-    from devit_contract.wire.messages import PowerLine  # loads numpy, which hwmon-power does without
+    from devit_contract.wire.messages import PowerLine
 
 _HEAD = "INA3221"  # also where the chip is an INA238
 _NOTE = f"{_HEAD} note: "

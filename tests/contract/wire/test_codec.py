@@ -30,7 +30,8 @@ from devit_contract.wire.codec import (
     pack,
     unpack,
 )
-from devit_contract.wire.messages import AnswerBody, DeviceTiming, MissingReason, Welcome, body, read_body
+from devit_contract.wire.messages import AnswerBody, DeviceTiming, Welcome, body, read_body
+from devit_contract.wire.words import MissingReason
 
 RUN, BOOT = 0x0123456789ABCDEF, 0x1122334455667788
 

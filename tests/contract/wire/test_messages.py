@@ -18,15 +18,10 @@ from devit_contract.wire.messages import (
     Control,
     ControlReply,
     Description,
-    DeviceState,
-    DeviceStatus,
     DeviceTiming,
     Hello,
     Mark,
-    MissingReason,
-    NodeStatus,
     PowerLine,
-    Question,
     Refused,
     SamplingCost,
     Telemetry,
@@ -34,6 +29,8 @@ from devit_contract.wire.messages import (
     body,
     read_body,
 )
+from devit_contract.wire.status import DeviceStatus, NodeStatus
+from devit_contract.wire.words import DeviceState, MissingReason, Question
 
 STATUS = NodeStatus(
     bundle="tiny 1",

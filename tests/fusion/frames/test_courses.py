@@ -18,8 +18,9 @@ from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
 from devit_contract.choices import Policy
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Copies, Kind, Message, State, array_payload
-from devit_contract.wire.messages import AnswerBody, DeviceTiming, Hello, MissingReason, read_body
+from devit_contract.wire.messages import AnswerBody, DeviceTiming, Hello, read_body
 from devit_contract.wire.sockets import Sent
+from devit_contract.wire.words import MissingReason
 from devit_fusion.client_port import Request
 from devit_fusion.events import Events
 from devit_fusion.frames.scheduler import Scheduler

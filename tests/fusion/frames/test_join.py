@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devit_contract.wire.codec import State
-from devit_contract.wire.messages import DeviceTiming, MissingReason
+from devit_contract.wire.messages import DeviceTiming
+from devit_contract.wire.words import MissingReason
 from devit_fusion.frames.join import Frame, Join
 
 ALL_DEVICES = 0b111

@@ -1,0 +1,181 @@
+"""What a node reports of itself, its devices and its clients: counters that run since its start."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import msgspec
+
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.choices import Policy
+from devit_contract.wire.words import DeviceState, MissingReason
+
+_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Of a new histogram, from half a millisecond to a second: what the parts of a cell take."""
+
+
+class Histogram(msgspec.Struct):
+    """How long something took, counted since start: two additions a duration, no list that grows."""
+
+    bounds_s: tuple[float, ...]
+    """Upper bounds of the buckets, rising; one more bucket takes what is longer."""
+    counts: list[int]
+    """How many fell into each bucket, not added up; one more than bounds."""
+    sum_s: float
+
+    @classmethod
+    def empty(cls) -> Histogram:
+        """Start with no duration, in buckets from half a millisecond to a second."""
+        return cls(_BOUNDS_S, [0] * (len(_BOUNDS_S) + 1), 0.0)
+
+    def add_us(self, duration_us: int) -> None:
+        """Count one duration."""
+        duration_s = duration_us / 1e6
+        self.counts[bisect_left(self.bounds_s, duration_s)] += 1
+        self.sum_s += duration_s
+
+    def quantile_s(self, share: float) -> float | None:
+        """Estimate a quantile by a straight line within its bucket; ``None`` where nothing was counted.
+
+        A duration beyond the last bound counts as twice that bound at most.
+        """
+        wanted, below, lower_s = share * sum(self.counts), 0, 0.0
+        for count, upper_s in zip(self.counts, (*self.bounds_s, 2 * self.bounds_s[-1]), strict=True):
+            if count and below + count >= wanted:
+                return lower_s + (upper_s - lower_s) * max(0.0, wanted - below) / count
+            below += count
+            lower_s = upper_s
+        return None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that a node noticed, for people."""
+
+    age_s: float
+    """Seconds ago."""
+    device: str
+    """Name of a device, or of a client; empty if it concerns no single one."""
+    text: str
+
+
+class DeviceStatus(msgspec.Struct, frozen=True):
+    """What the node knows of one device; counters run since the node's start."""
+
+    name: str
+    submodel: int
+    state: DeviceState
+    engine: str = ""
+    engine_revision: int = 0
+    credit: int = 0
+    """Frames it may have in flight."""
+    in_flight: int = 0
+    last_seen_s: float | None = None
+    """Seconds since its last message; ``None`` if none ever came."""
+    links: int = 0
+    """How often it was accepted."""
+    sent: int = 0
+    """Frames sent to it."""
+    answered: int = 0
+    late: int = 0
+    missing: dict[MissingReason, int] = {}
+    """Frames that ended without its feature though it was requested, by cause."""
+    rejected: dict[str, int] = {}
+    """Messages of it that were not used, by reason."""
+    round_trip: Histogram | None = None
+    """From dispatch to its feature's arrival."""
+    inference: Histogram | None = None
+    queue: Histogram | None = None
+    """From reading a frame to starting on it."""
+    is_revoked: bool = False
+    """Whether its key is revoked, so that it is locked out."""
+    suspicion: float = 0.0
+    """How much speaks against its features, from 0 to 1, the limit."""
+    is_suspect: bool = False
+    """Whether its features do not fit those of the others."""
+
+
+class ClientStatus(msgspec.Struct, frozen=True):
+    """What the node knows of one client; counters run since the node's start."""
+
+    name: str
+    """Of its key; empty for all clients of a cell without encryption."""
+    waiting: int = 0
+    """Requests that have not been sent to devices."""
+    in_flight: int = 0
+    """Requests that have, and are not answered."""
+    frames: dict[str, int] = {}
+    """As those of the node."""
+    device_s: float = 0.0
+    """What its frames took of the slowest device in them: clients share this time evenly."""
+
+
+class HeadStatus(msgspec.Struct, frozen=True):
+    """The heads of subsets of devices that a node has: it computes one when a frame needs it."""
+
+    kept: int = 0
+    kept_bytes: int = 0
+    computed: int = 0
+    """Since its start; the kept ones are the last of them."""
+    waiting: int = 0
+    """Frames that wait for one."""
+
+
+class PromiseStatus(msgspec.Struct, frozen=True):
+    """What the node promises of certain answers, and what checking some of them has shown since its start."""
+
+    flips: float
+    """The largest share of answers that may differ from that of all devices."""
+    confidence: float
+    audited: int = 0
+    """Certain answers that were checked by all devices."""
+    flipped: int = 0
+    """Those of them that differ from that of all devices."""
+    flip_rate_bound: float = 1.0
+    """How large the share of answers that differ may be, with that confidence."""
+    is_broken: bool = False
+    """Whether more differ than promised, so that the node asks all devices again."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """What the node reports of itself and of its devices; counters run since its start."""
+
+    bundle: str
+    labels: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    preprocess: Preprocess
+    """How a picture file becomes an image of that shape."""
+    frames: dict[str, int]
+    """Frames ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+    devices: tuple[DeviceStatus, ...]
+    min_devices: int
+    deadline_ms: float
+    wire_bytes: dict[str, int]
+    """Headers included: ``devices_in`` and ``clients_in`` of every message, ``devices_out`` of frames,
+    ``clients_out`` of answers."""
+    software: str = ""
+    """Version of this package at the node."""
+    uptime_s: float = 0.0
+    open_frames: int = 0
+    waiting_requests: int = 0
+    frame_time: Histogram | None = None
+    """From a request's arrival at the node to its answer."""
+    refused_handshakes: int = 0
+    """Connections that ended without a message: no allowed key, no CURVE, garbage, half a handshake."""
+    unknown_peers: int = 0
+    """Messages under a name that is not in the fleet, or not the sender's."""
+    refused_requests: dict[str, int] = {}
+    """Invalid messages of clients, by reason."""
+    floods: int = 0
+    """Connections shut because their message did not end."""
+    events: tuple[Event, ...] = ()
+    """The latest ones, newest first."""
+    without_device: tuple[int, ...] = ()
+    """Submodels of the bundle that no device of the fleet runs."""
+    clients: tuple[ClientStatus, ...] = ()
+    heads: HeadStatus = HeadStatus()
+    policy: Policy = "all"
+    """Of requests that name none."""
+    promise: PromiseStatus | None = None
+    """``None`` where the bundle holds no calibration."""
+    asked: dict[int, int] = {}
+    """Frames ended, by the number of devices that were sent them."""
