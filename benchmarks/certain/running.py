@@ -1,6 +1,6 @@
 """What policy `certain` gives a running cell, against `all` on the same cell: answers, latency, CPU time, joules.
 
-python benchmarks/certain/running.py
+python -m benchmarks.certain.running
 
 The shipped cell, its real engines and its test images; devices of 20 ms are real engines that are slowed down.
 """
@@ -18,10 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "network"))
-from machine import Watch
-from measure import Figure, Report, Samples, alternate, arguments, p50, p99, ratio, show, tell
+from benchmarks.common.machine import Watch
+from benchmarks.common.measure import Figure, Report, Samples, alternate, arguments, p50, p99, ratio, show, tell
 
 from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.manifest import Bundle

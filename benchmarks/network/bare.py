@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 import zmq
-from measure import Samples
+from benchmarks.common.measure import Samples
 
 from devit_contract.artefacts.keys import KeyPair
 from devit_engines.engine import Engine

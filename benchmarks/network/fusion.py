@@ -1,6 +1,6 @@
 """Fusion of one frame with a device missing, against fusion with all of them.
 
-python benchmarks/network/fusion.py
+python -m benchmarks.network.fusion
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
-from bare import Children, receive
-from bundles import random_head
-from machine import Watch
-from measure import Figure, Report, Samples, alternate, arguments, p50, ratio, show
+from benchmarks.common.machine import Watch
+from benchmarks.common.measure import Figure, Report, Samples, alternate, arguments, p50, ratio, show
+from benchmarks.network.bare import Children, receive
+from benchmarks.network.bundles import random_head
 
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.head import Fusion

@@ -1,6 +1,6 @@
 """What the cell adds to engines of a fixed pace: client to answer, against the bare cell with the same engines.
 
-python benchmarks/network/paced.py
+python -m benchmarks.network.paced
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bare import BareCell
-from bundles import write_null_bundle
-from machine import Watch
-from makers import paced
-from measure import Figure, Report, alternate, arguments, asked, difference, p50, p99, show
+from benchmarks.common.machine import Watch
+from benchmarks.common.measure import Figure, Report, alternate, arguments, asked, difference, p50, p99, show
+from benchmarks.network.bare import BareCell
+from benchmarks.network.bundles import write_null_bundle
+from benchmarks.network.makers import paced
 
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 

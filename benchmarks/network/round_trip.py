@@ -1,6 +1,6 @@
 """Round trip of one feature: dispatch to arrival at the fusion node, against an echo over bare sockets.
 
-python benchmarks/network/round_trip.py
+python -m benchmarks.network.round_trip
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from bare import BareEcho
-from bundles import write_null_bundle
-from machine import Watch, pin, two_cores
-from measure import Report, Samples, alternate, arguments, p50, p99, ratio, show
+from benchmarks.common.machine import Watch, pin, two_cores
+from benchmarks.common.measure import Report, Samples, alternate, arguments, p50, p99, ratio, show
+from benchmarks.network.bare import BareEcho
+from benchmarks.network.bundles import write_null_bundle
 
 from devit_contract.wire.client import Client
 from devit_pipeline.local_cell import LocalCell, LocalDevice

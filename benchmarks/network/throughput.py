@@ -1,6 +1,6 @@
 """Features per second that the node sustains on one core, join and fusion included.
 
-python benchmarks/network/throughput.py
+python -m benchmarks.network.throughput
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import zmq
-from bare import Children, receive
-from bundles import light_head, write_null_bundle
-from devices import Device, Node, serve
-from machine import Watch, two_cores
-from measure import BLOCK_S, Figure, Report, alone, arguments, show, tell
+from benchmarks.common.machine import Watch, two_cores
+from benchmarks.common.measure import BLOCK_S, Figure, Report, alone, arguments, show, tell
+from benchmarks.network.bare import Children, receive
+from benchmarks.network.bundles import light_head, write_null_bundle
+from benchmarks.network.devices import Device, Node, serve
 
 from devit_contract.artefacts.fleet import FLEET_SCHEMA, ClientEntry, Fleet, Serving
 from devit_contract.artefacts.fleet import Device as FleetDevice

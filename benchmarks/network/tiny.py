@@ -1,6 +1,6 @@
 """Submodels of DeiT-Tiny's size in ONNX Runtime: client to answer, against the bare cell with the same engines.
 
-python benchmarks/network/tiny.py
+python -m benchmarks.network.tiny
 
 The bundle is made at the first run, which needs torch and onnx, and kept in the user's cache.
 """
@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bare import BareCell
-from bundles import Submodel, random_head, write_bundle
-from machine import Watch
-from makers import built
-from measure import Report, alternate, arguments, asked, cache_folder, p50, ratio, show, tell
+from benchmarks.common.machine import Watch
+from benchmarks.common.measure import Report, alternate, arguments, asked, cache_folder, p50, ratio, show, tell
+from benchmarks.network.bare import BareCell
+from benchmarks.network.bundles import Submodel, random_head, write_bundle
+from benchmarks.network.makers import built
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_engines.building.build_all import build_engines

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "certain" / "running.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.nightly(part="endurance")
 def test_every_part_of_the_running_cell_is_held_against_policy_all() -> None:
-    command = [sys.executable, str(SCRIPT), "--json", "--duration", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "benchmarks.certain.running", "--json", "--duration", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)["figures"]
     assert [each["wanted"] for each in figures] == [

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from benchmarks.common import measure
+from benchmarks.network.devices import Feature
 
 from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "network"
+ROOT = Path(__file__).parents[2]
 FIGURE = {"name", "unit", "devit", "other", "compared", "wanted", "holds", "samples", "spread"}
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Import a module of the folder, which is no package, and forget it and its neighbours afterwards."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
 def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    command = [sys.executable, "-m", f"benchmarks.network.{script}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -107,8 +99,7 @@ def test_submodels_of_deit_tinys_size_are_exported_once_and_measured(tmp_path: P
     assert (tmp_path / "tiny-bundle" / "manifest.json").exists()
 
 
-def test_the_sides_take_turns_and_the_first_turn_only_warms_up(load: Callable[[str], Any]) -> None:
-    measure = load("measure")
+def test_the_sides_take_turns_and_the_first_turn_only_warms_up() -> None:
     turns: list[str] = []
 
     def side(name: str) -> Callable[[float], npt.NDArray[np.float64]]:
@@ -124,8 +115,7 @@ def test_the_sides_take_turns_and_the_first_turn_only_warms_up(load: Callable[[s
     assert [block[0] for block in theirs] == [4, 6, 8]
 
 
-def test_figures_compare_all_samples_and_show_how_far_blocks_differ(load: Callable[[str], Any]) -> None:
-    measure = load("measure")
+def test_figures_compare_all_samples_and_show_how_far_blocks_differ() -> None:
     ours = [np.array([10.0, 20.0, 30.0]), np.array([40.0, 50.0, 60.0])]
     theirs = [np.array([10.0, 10.0, 10.0]), np.array([10.0, 10.0, 10.0])]
     ratio = measure.ratio("ratio", measure.p50, ours, theirs, 3.4)
@@ -135,8 +125,8 @@ def test_figures_compare_all_samples_and_show_how_far_blocks_differ(load: Callab
     assert (more.compared, more.holds, more.spread) == (25.0, True, (10.0, 40.0))
 
 
-def test_a_simulated_devices_answer_is_a_whole_message_of_that_frame(load: Callable[[str], Any]) -> None:
-    simulated = load("devices").Feature(submodel=5, dim=192, run_id=77)
+def test_a_simulated_devices_answer_is_a_whole_message_of_that_frame() -> None:
+    simulated = Feature(submodel=5, dim=192, run_id=77)
     dtype, dims, payload = array_payload(np.zeros((2, 2, 3), np.uint8))
     for frame_id, dispatch_ns in ((1, 2), (2**63, 2**62)):
         frame = Message(Kind.FRAME, dtype, dims, payload, device=5, frame_id=frame_id, dispatch_ns=dispatch_ns)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from machine import Machine
+from benchmarks.common.machine import Machine
 
 Samples = npt.NDArray[np.float64]
 """Shape ``(n,)``, microseconds."""
