@@ -139,14 +139,19 @@ class Link:
         flight = self.in_flight.get(frame_id)
         return flight is not None and flight.is_withdrawn
 
-    def returned(self, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> None:
-        """Give the credit of a frame back, whatever its answer was; ``timing`` is that of a feature."""
-        if frame_id not in self.in_flight:
-            return
+    def returned(self, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> Flight | None:
+        """Give the credit of a frame back, whatever its answer was; ``timing`` is that of a feature.
+
+        Returns:
+            What was known of the frame; ``None`` if it was not in flight.
+        """
+        in_flight = self.in_flight
+        if frame_id not in in_flight:
+            return None
         # An agent works in order: one that was sent before and is not answered yet never will be.
-        while len(self.in_flight) > 1 and (earlier := next(iter(self.in_flight))) != frame_id:
-            self.pace.passed_over(self.in_flight.pop(earlier))
-        flight = self.in_flight.pop(frame_id)
+        while len(in_flight) > 1 and (earlier := next(iter(in_flight))) != frame_id:
+            self.pace.passed_over(in_flight.pop(earlier))
+        flight = in_flight.pop(frame_id)
         if flight.is_withdrawn:
             self.pace.released(flight, now_ns)
         elif timing is not None:
@@ -155,6 +160,7 @@ class Link:
             self.pace.skipped(flight, now_ns)
         if self.overdue:
             self._count_overdue(now_ns)
+        return flight
 
     def measured(self, timing: DeviceTiming) -> None:
         """Count what a feature cost."""

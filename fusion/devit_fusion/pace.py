@@ -92,9 +92,12 @@ class Pace:
         if not self._was_encoded:  # else it may have waited behind a file on the network, unknown to the device
             queued_ns = min(queued_ns, timing.queue_us * 1000)
         own_ns, inference_ns = now_ns - flight.sent_ns - queued_ns, timing.inference_us * 1000
-        self._learn(flight, own_ns, timing.decode_us * 1000 + inference_ns)
-        self._judge(min(own_ns, inference_ns) if flight.file is not None else own_ns)
-        self._ended_ns, self._was_encoded = now_ns, flight.file is not None
+        is_file = flight.file is not None
+        self._learn(self._files if is_file else self._images, own_ns, timing.decode_us * 1000 + inference_ns)
+        judged_ns = min(own_ns, inference_ns) if is_file else own_ns
+        if judged_ns >= self.late_ns or self._score:  # else nothing changes
+            self._judge(judged_ns)
+        self._ended_ns, self._was_encoded = now_ns, is_file
 
     def skipped(self, flight: Flight, now_ns: int) -> None:
         """Take in that the device does without a frame."""
@@ -113,7 +116,7 @@ class Pace:
 
     def _most_queued_ns(self, flight: Flight) -> int:
         """As long as the frame before it was under way."""
-        return max(0, self._ended_ns - flight.sent_ns)
+        return self._ended_ns - flight.sent_ns if self._ended_ns > flight.sent_ns else 0
 
     def _judge(self, own_ns: int) -> None:
         if own_ns >= self.late_ns:
@@ -122,11 +125,11 @@ class Pace:
             self._score = _LIMIT - _LATE if self.is_too_slow else max(0, self._score + _IN_TIME)
         self.is_too_slow = self._score >= _LIMIT
 
-    def _learn(self, flight: Flight, own_ns: int, work_ns: int) -> None:
+    def _learn(self, average: _Average, own_ns: int, work_ns: int) -> None:
         """Average what frames take; a hiccup counts as a deadline at most."""
-        average = self._files if flight.file is not None else self._images
-        average.add(min(own_ns, self._deadline_ns), min(work_ns, self._deadline_ns))
-        self._longest_ns = max(self._images.work_ns, self._files.work_ns)
-        if self._longest_ns:  # else it runs free, and has its features ready
-            left_ns = _KEPT_SHARE * self._deadline_ns - (self._images.own_ns or self._files.own_ns)
-            self.room = max(1, min(self._credit, int(left_ns / self._longest_ns)))
+        most_ns, images, files = self._deadline_ns, self._images, self._files
+        average.add(own_ns if own_ns < most_ns else most_ns, work_ns if work_ns < most_ns else most_ns)
+        longest_ns = self._longest_ns = images.work_ns if images.work_ns > files.work_ns else files.work_ns
+        if longest_ns:  # else it runs free, and has its features ready
+            left_ns = _KEPT_SHARE * most_ns - (images.own_ns or files.own_ns)
+            self.room = max(1, min(self._credit, int(left_ns / longest_ns)))

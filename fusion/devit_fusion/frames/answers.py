@@ -165,6 +165,7 @@ class Answers:
         self._events.note("", problem, Priority.WARNING)
         frame.missing |= dict.fromkeys(frame.features, MissingReason.FUSION)
         frame.features.clear()
+        frame.mask = 0
         frame.timings.clear()
         return b""
 

@@ -46,11 +46,8 @@ class Frame:
     """When something has to be done though no message comes: at its deadline, or earlier."""
     is_certain: bool = False
     """Whether its features are as good as all, within the promise."""
-
-    @property
-    def mask(self) -> int:
-        """The devices whose features are here."""
-        return mask_of(self.features)
+    mask: int = 0
+    """The devices whose features are here."""
 
     def state(self, all_devices: int, min_devices: int) -> State:
         """Judge the frame by its features, for a cell whose devices have the mask ``all_devices``."""
@@ -116,6 +113,7 @@ class Join:
         if frame is None:
             return None
         frame.features[device] = feature
+        frame.mask |= 1 << device
         frame.timings.append(timing)
         return self._end_if_done(frame)
 

@@ -145,8 +145,6 @@ class Scheduler:
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
         now_ns = time.monotonic_ns()
-        if frame_id in link.in_flight:  # else it comes twice or much too late, and its times mean nothing
-            link.measured(timing)
         is_probe = self._returned(link, frame_id, now_ns, timing)
         if link.is_excluded:
             frame = self._join.set_aside(frame_id, link.index, feature, is_probe=is_probe)
@@ -254,17 +252,20 @@ class Scheduler:
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe, or of a frame that is not needed any more."""
-        flight, pace = link.in_flight.get(frame_id), link.pace
-        if flight is not None and flight.file is not None and timing is not None:
-            decoding = self._turns.decoding(flight.file.client)
-            decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
+        pace = link.pace
         was_too_slow = pace.is_too_slow
-        link.returned(frame_id, now_ns, timing)
-        if pace.is_too_slow and not was_too_slow:
-            text = f"suspended: too many of its last frames took it more than {pace.late_ns / 1e6:g} ms"
-            self._events.note(link.name, text, Priority.WARNING)
-        elif was_too_slow and not pace.is_too_slow:
-            self._events.note(link.name, "recovered: a feature came in time")
+        flight = link.returned(frame_id, now_ns, timing)
+        if flight is not None and timing is not None:  # else it comes twice or much too late: its times mean nothing
+            link.measured(timing)
+            if flight.file is not None:
+                decoding = self._turns.decoding(flight.file.client)
+                decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
+        if pace.is_too_slow is not was_too_slow:
+            if was_too_slow:
+                self._events.note(link.name, "recovered: a feature came in time")
+            else:
+                text = f"suspended: too many of its last frames took it more than {pace.late_ns / 1e6:g} ms"
+                self._events.note(link.name, text, Priority.WARNING)
         if frame_id != link.probe_id:
             return flight is not None and flight.is_withdrawn
         link.probe_id = -1

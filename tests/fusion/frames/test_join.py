@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.words import MissingReason
@@ -77,7 +78,7 @@ def test_deadlines_end_frames_in_their_order_and_not_in_that_of_dispatch() -> No
 def test_the_state_follows_from_what_came_what_was_asked_and_min_devices(
     wished: int, came: tuple[int, ...], min_devices: int, state: State
 ) -> None:
-    frame = Frame(1, wished, 0, 100, set(), {}, set(), features=dict.fromkeys(came, FEATURE))
+    frame = Frame(1, wished, 0, 100, set(), {}, set(), features=dict.fromkeys(came, FEATURE), mask=mask_of(came))
     assert frame.state(ALL_DEVICES, min_devices) is state
 
 
