@@ -125,9 +125,11 @@ class Fleet:
             "devit_address": self.hosts["node1"].address,
             "devit_device_port": device_port,
             "devit_client_port": client_port,
-            "devit_deadline_ms": 2000,  # two cores run it all
-            "devit_queue": 512,  # at 50 frames/s, ten seconds without a device: as long as a node may take to come back
-            "devit_startup_grace_ms": 10000,  # long enough for a whole cell to be switched
+            "devit_deadline_ms": 5000,  # two cores run it all
+            "devit_queue": 1536,  # at 50 frames/s, half a minute without a node
+            "devit_startup_grace_ms": 30000,  # long enough for a whole cell to be switched
+            "devit_certain": {"flips": 0.003, "stages": [1, 2]},
+            "devit_liars": False,  # what YAML makes of off
             "devit_clients": [{"name": "desk", "public_key": desk}],
         }
         devices = {

@@ -21,6 +21,7 @@ import pytest
 from tests.deploy.conftest import DEVICES, Fleet, Release, finish
 from tests.deploy.releases import FASHION
 
+from devit_contract.artefacts.fleet import Certain, Watch, load_fleet
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DevitError
 from devit_contract.wire.client import Answer, Client
@@ -29,7 +30,7 @@ from devit_contract.wire.codec import State
 RATE_HZ = 50.0
 DEADLINE_S = 120.0
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,12 @@ def test_the_first_roll_out_brings_up_a_cell_that_answers(fleet: Fleet, first: R
     for name in DEVICES:
         keys = list((fleet.hosts[name].root / "etc/devit/keys").iterdir())
         assert {key.name for key in keys} == {f"{name}.key", f"{name}.key_secret"}
+    written = load_fleet(fleet.hosts["node1"].root / "etc/devit/fleet.toml")
+    assert (written.serving.policy, written.certain, written.watch) == (
+        "all",
+        Certain(flips=0.003, stages=(1, 2)),
+        Watch(liars="off"),
+    )
 
 
 def test_engines_are_built_by_one_device_and_taken_by_the_others(fleet: Fleet, first: Release) -> None:

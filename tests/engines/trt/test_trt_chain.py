@@ -243,6 +243,7 @@ def test_timings_that_cannot_be_kept_cost_no_engine(jetpack62: Device, tiny: Bun
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 def test_the_self_test_reports_a_device(jetpack62: Device) -> None:
     found, error = run_selftest([], "auto", "fp16", RunSettings(), no_progress)
     assert error is None
