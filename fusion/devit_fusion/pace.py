@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from devit_contract.choices import ImageCoding
 from devit_contract.wire.messages import DeviceTiming
+from devit_fusion.trips import Trips
 
 _LATE_SHARE = 0.9
 """Of the deadline; a frame whose own time is longer is late."""
@@ -43,6 +45,8 @@ class Flight(NamedTuple):
     """If it is one."""
     is_withdrawn: bool = False
     """Whether the node does not need it any more, so that it says nothing about the device."""
+    coding: ImageCoding | None = None
+    """What its image travels as, if that is to be measured."""
 
 
 @dataclass
@@ -67,6 +71,7 @@ class Pace:
         """Frames that it may hold, so that one of another client behind them would still be in time."""
         self.late_ns = round(_LATE_SHARE * deadline_ns)
         """A frame whose own time is longer is late."""
+        self.trips = Trips()
         self._credit = credit
         self._deadline_ns = deadline_ns
         self._images, self._files = _Average(), _Average()
@@ -88,6 +93,8 @@ class Pace:
 
     def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
         """Take in that a feature has come, however late."""
+        if flight.coding is not None:
+            self._measure(flight.coding, now_ns - max(flight.sent_ns, self._ended_ns), timing)
         queued_ns = self._most_queued_ns(flight)
         if not self._was_encoded:  # else it may have waited behind a file on the network, unknown to the device
             queued_ns = min(queued_ns, timing.queue_us * 1000)
@@ -110,6 +117,10 @@ class Pace:
         """Take in that a frame will never be answered, as a later one was."""
         if flight.file is None and not flight.is_withdrawn:
             self._judge(self._deadline_ns)
+
+    def _measure(self, coding: ImageCoding, own_ns: int, timing: DeviceTiming) -> None:
+        encoding_us = 0 if coding == "raw" else timing.decode_us  # the client's, which takes about as long
+        self.trips.add(coding, max(0, own_ns // 1000 - timing.inference_us) + encoding_us)
 
     def _most_queued_ns(self, flight: Flight) -> int:
         """As long as the frame before it was under way."""
