@@ -7,8 +7,8 @@ from statistics import median_low
 
 from devit_contract.choices import ImageCoding
 
-KEPT = 5
-"""Of so many the middle one counts, so that two hiccups say nothing."""
+KEPT = 9
+"""Of so many the middle one counts, so that four hiccups say nothing."""
 
 
 class Trips:

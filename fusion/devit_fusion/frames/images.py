@@ -23,7 +23,7 @@ from devit_fusion.trips import KEPT
 LEAST_BYTES = 16_384
 """Smaller images are never coded: that takes longer than to send them."""
 _TRIES = 2 * KEPT
-"""Answers that ask for the other way, until it is known."""
+"""Answers that ask for the other way at first: some of it may come back with another one."""
 _TRIED_EVERY = 256
 """Answers until the other way is tried again with one frame: too few to show in a 99th percentile."""
 _GAIN = 1.25
@@ -50,8 +50,10 @@ class Images:
         if self.choice == "raw":
             return "raw"
         linked = [link for link in self._links if link.hello is not None]
-        wanted = self._tried(linked) if self.choice == "auto" else self._now
-        return wanted if all(_reads(link, wanted) for link in linked) else "raw"
+        coding = "jpeg" if self.choice == "auto" else self._now
+        if not all(_reads(link, coding) for link in linked):
+            return "raw"
+        return self._tried(linked) if self.choice == "auto" else coding
 
     @property
     def now(self) -> ImageCoding:
@@ -83,8 +85,7 @@ class Images:
             return other
         self._answers += 1
         if self._answers >= _TRIED_EVERY:
-            self._answers = 0
-            self._tries_left = 1 if known else _TRIES
+            self._answers, self._tries_left = 0, 1
         is_measured = any(ours is not None for ours, _ in trips)
         if not is_measured or not self._tries_left:
             return now

@@ -75,6 +75,15 @@ GOLDEN_BYTES = {
         00000000 00000000 00000000 00000000
         06000000 5a2ce5a5
         01 02 03 04 05 ff""",
+    "CODED FRAME": """
+        44565431 03 04 6800 04 03 0100
+        02000000 03000000 03000000 00000000
+        00000000 0000000000000000 0000 0000
+        efcdab8967452301 0201000000000000 0000000000000000
+        07ca9a3b00000000 50c30000
+        00000000 00000000 00000000 00000000
+        03000000 19a523b6
+        ff d8 ff""",
     "FEATURE": """
         44565431 03 06 6800 03 01 0100
         02000000 00000000 00000000 00000000
@@ -142,6 +151,17 @@ GOLDEN_MESSAGES = {
         dispatch_ns=1_000_000_007,
         deadline_us=50_000,
     ),
+    "CODED FRAME": Message(
+        Kind.FRAME,
+        Dtype.ENCODED,
+        (2, 3, 3),
+        b"\xff\xd8\xff",
+        device=1,
+        run_id=RUN,
+        frame_id=258,
+        dispatch_ns=1_000_000_007,
+        deadline_us=50_000,
+    ),
     "FEATURE": Message(
         Kind.FEATURE,
         *array_payload(np.array([1.5, -2.0], np.float32)),
@@ -179,6 +199,8 @@ def messages(draw: st.DrawFn) -> Message:
     payload: bytes | memoryview = b""
     if dtype in (Dtype.ENCODED, Dtype.BODY):
         payload = draw(st.binary(max_size=200))
+        if dtype is Dtype.ENCODED:
+            dims = draw(st.just(()) | st.tuples(*[st.integers(1, 2**32 - 1)] * 3))
     elif dtype is not Dtype.NONE:
         number = {Dtype.UINT8: np.uint8, Dtype.FLOAT16: np.float16, Dtype.FLOAT32: np.float32}[dtype]
         shape = st_np.array_shapes(min_dims=1, max_dims=4, max_side=5)
@@ -237,6 +259,26 @@ def test_the_bodies_of_golden_messages_are_read_back() -> None:
     assert read_body(unpack(bytes.fromhex(GOLDEN_BYTES["WELCOME"])), Welcome) == Welcome(2, "float32")
 
 
+def test_an_answer_names_a_coding_only_where_one_is_wanted() -> None:
+    """Small images' answers are the bytes that they were."""
+    coded = msgspec.structs.replace(ANSWER_BODY, images="jpeg")
+    assert body(coded)[1:] == body(ANSWER_BODY)[1:] + bytes.fromhex("a6 696d61676573 a4 6a706567")
+    assert msgspec.msgpack.decode(body(ANSWER_BODY), type=AnswerBody).images == "raw"
+
+
+@pytest.mark.parametrize("dims", [(2, 3, 0), (2, 3, 3, 1), (2, 3)])
+def test_a_coded_image_has_three_sides(dims: tuple[int, ...]) -> None:
+    message = msgspec.structs.replace(GOLDEN_MESSAGES["CODED FRAME"], dims=dims)
+    with pytest.raises(WireError) as error:
+        unpack(pack(message))
+    assert error.value.reason == "dims"
+
+
+def test_a_picture_file_is_no_image_of_the_models_shape() -> None:
+    files = {name: message.is_file for name, message in GOLDEN_MESSAGES.items()}
+    assert files == dict.fromkeys(files, False) | {"REQUEST": True}
+
+
 def test_an_array_is_viewed_in_the_received_bytes_without_a_copy_and_is_read_only() -> None:
     data = bytes.fromhex(GOLDEN_BYTES["FEATURE"])
     array = unpack(data).array()
@@ -250,7 +292,7 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
     data = pack(message)
     assert len(data) == (108 if message.policy else 104) + len(message.payload)
     assert plain(unpack(data)) == plain(message)
-    if message.dims:
+    if message.dims and message.dtype is not Dtype.ENCODED:
         assert unpack(data).array().tobytes() == bytes(message.payload)
 
 
