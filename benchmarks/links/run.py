@@ -21,11 +21,11 @@ from benchmarks.common.machine import Watch
 from benchmarks.common.measure import Samples, alternate, arguments, asked, p50, p99, tell
 from benchmarks.common.rows import Results, Row, bootstrap
 from benchmarks.links.accuracy import TEST_IMAGES, accuracy_rows
-from benchmarks.links.shaper import NEAR, measured_mbit, shaped_pair, why_not
+from benchmarks.links.shaper import FAR, NEAR, measured_mbit, why_not
 from benchmarks.network.bundles import write_null_bundle
 from PIL import Image
 from tests.network.faults import redirect
-from tests.network.namespaces import Namespace
+from tests.network.namespaces import Namespace, shaped_pair
 from tests.network.proxy import Proxy
 
 from devit_contract.arrays import UInt8Array
@@ -160,7 +160,7 @@ def _over(line: Line, duration_s: float) -> list[Row]:
     pictures, choices = photographs(), CODINGS
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="devit-")))
-        near, far = stack.enter_context(shaped_pair(line.rate_mbit))
+        near, far = stack.enter_context(shaped_pair((f"{NEAR}/30", f"{FAR}/30"), line.rate_mbit))
         rate_mbit = measured_mbit(near, far)
         write_null_bundle(place / "bundle", (DIM,) * DEVICES, CLASSES, (SIDE, SIDE, 3))
         (place / "pictures").mkdir()

@@ -1,8 +1,4 @@
-"""Two network namespaces joined by a link of a fixed rate: one token bucket for all that either end sends.
-
-Needs root, ``ip`` and ``tc``. The bucket holds so little that no image passes it at once; delay is a matter of
-:mod:`tests.network.proxy`, as not every kernel has netem.
-"""
+"""The link to measure over: whether this machine can make it, and what it carries."""
 
 from __future__ import annotations
 
@@ -11,15 +7,10 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from tests.network.namespaces import Namespace, namespace
+from tests.network.namespaces import Namespace
 
 NEAR, FAR = "10.78.0.1", "10.78.0.2"
-_BUCKET_BYTES, _BUCKET_S = 6000, 130e-6
-"""The bucket's size, four packets, or what the link carries until the kernel's timer comes back to it for certain."""
-_QUEUE_MS = 400
 _PROBE_BYTES = 4_000_000
 
 
@@ -29,20 +20,6 @@ def why_not() -> str:
         return "needs root, for network namespaces"
     missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
     return f"needs {' and '.join(missing)}: install iproute2" if missing else ""
-
-
-@contextmanager
-def shaped_pair(rate_mbit: float) -> Iterator[tuple[Namespace, Namespace]]:
-    """Join two namespaces, with the addresses :data:`NEAR` and :data:`FAR`, by a link of that rate each way."""
-    with namespace() as near, namespace() as far:
-        near.run("ip", "link", "add", "link0", "type", "veth", "peer", "name", "link0", "netns", far.path)
-        for end, address in ((near, NEAR), (far, FAR)):
-            end.run("ip", "address", "add", f"{address}/30", "dev", "link0")
-            end.run("ip", "link", "set", "link0", "up")
-            size = max(_BUCKET_BYTES, round(rate_mbit * 1e6 / 8 * _BUCKET_S))
-            bucket = ["rate", f"{rate_mbit:g}mbit", "burst", str(size), "latency", f"{_QUEUE_MS}ms"]
-            end.run("tc", "qdisc", "add", "dev", "link0", "root", "tbf", *bucket)
-        yield near, far
 
 
 def measured_mbit(near: Namespace, far: Namespace) -> float:
