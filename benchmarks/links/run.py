@@ -222,10 +222,13 @@ def main(chosen: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 20.0, "how long each side is measured on each link")
     parser.add_argument("--images", type=int, default=TEST_IMAGES, help="how many test images tell the accuracy")
+    parser.add_argument("--links", type=int, default=len(LINES), help="over how many of the links, the fastest first")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/links.json")
     options = parser.parse_args(chosen)
     words = sys.argv[1:] if chosen is None else chosen
-    results = run(options.duration, LINES, options.images, " ".join(("python -m benchmarks.links.run", *words)))
+    results = run(
+        options.duration, LINES[: options.links], options.images, " ".join(("python -m benchmarks.links.run", *words))
+    )
     if options.save:
         results.save()
     text = msgspec.json.format(msgspec.json.encode(results), indent=1).decode()

@@ -60,9 +60,9 @@ class Images:
         """What clients send them as, but for those that are tried."""
         return self._now
 
-    def readable(self, picture: Message, coding: ImageCoding | None, devices: Iterable[Link]) -> Message:
+    def readable(self, picture: Message, coding: ImageCoding, devices: Iterable[Link]) -> Message:
         """Decode a coded image that one of these devices does not read: it connected after the client had been told."""
-        if coding is None or all(_reads(link, coding) for link in devices):
+        if all(_reads(link, coding) for link in devices):
             return picture
         from devit_contract.artefacts.preprocess import decode_coded  # most nodes need no Pillow
 

@@ -327,8 +327,10 @@ class Scheduler:
         probed: Sequence[int],
         times: Flight | None = None,
     ) -> None:
-        asked = [self._links[index] for index in (*pending, *probed)]
-        picture = self._images.readable(request.picture, request.coding, asked)
+        picture = request.picture
+        if picture.dtype is Dtype.ENCODED and request.coding is not None:
+            asked = [self._links[index] for index in (*pending, *probed)]
+            picture = self._images.readable(picture, request.coding, asked)
         flight = times or Flight(frame.dispatch_ns, frame.deadline_ns)
         copies = Copies(
             Message(
