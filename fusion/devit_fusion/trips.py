@@ -7,6 +7,8 @@ from statistics import median_low
 
 from devit_contract.choices import ImageCoding
 
+LEAST_BYTES = 16_384
+"""Smaller images are never coded, as that takes longer than to send them; so they are not measured either."""
 KEPT = 9
 """Of so many the middle one counts, so that four hiccups say nothing."""
 

@@ -18,10 +18,8 @@ from devit_contract.choices import ImageChoice, ImageCoding
 from devit_contract.errors import InputError
 from devit_contract.wire.codec import Message, array_payload
 from devit_fusion.links import Link
-from devit_fusion.trips import KEPT
+from devit_fusion.trips import KEPT, LEAST_BYTES
 
-LEAST_BYTES = 16_384
-"""Smaller images are never coded: that takes longer than to send them."""
 _TRIES = 2 * KEPT
 """Answers that ask for the other way at first: some of it may come back with another one."""
 _TRIED_EVERY = 256
