@@ -29,8 +29,8 @@ from devit_contract.wire.messages import Control, ControlReply, Refused, body, r
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
 from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
+from devit_fusion.pace import LEAST_BYTES
 from devit_fusion.peers import Peer, Peers
-from devit_fusion.trips import LEAST_BYTES
 
 _BURST = 8
 """Messages taken before the other port gets its turn."""

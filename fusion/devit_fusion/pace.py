@@ -12,12 +12,13 @@ So three late ones in a row do, and so does any pattern of more than one in five
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from statistics import median_low
 from typing import NamedTuple
 
 from devit_contract.choices import ImageCoding
 from devit_contract.wire.messages import DeviceTiming
-from devit_fusion.trips import Trips
 
 _LATE_SHARE = 0.9
 """Of the deadline; a frame whose own time is longer is late."""
@@ -26,6 +27,10 @@ _KEPT_SHARE, _MARGIN_SHARE = 0.8, 0.05
 """Of the deadline: what a device's frames may take together, and what is left for the way of a single one."""
 _SMOOTHING = 8
 """Averages are over about as many frames."""
+LEAST_BYTES = 16_384
+"""Smaller images are never coded, as that takes longer than to send them; so they are not measured either."""
+IMAGES_KEPT = 9
+"""Of the last so many images the middle one counts, so that four hiccups say nothing."""
 
 
 class File(NamedTuple):
@@ -60,6 +65,31 @@ class _Average:
     def add(self, own_ns: int, work_ns: int) -> None:
         self.own_ns += (own_ns - self.own_ns) / (_SMOOTHING if self.own_ns else 1)
         self.work_ns += (work_ns - self.work_ns) / (_SMOOTHING if self.work_ns else 1)
+
+
+class Trips:
+    """How long the last images of a device took from the node into its engine, by what they travelled as."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._last_us: dict[ImageCoding, deque[int]] = {}
+
+    def add(self, coding: ImageCoding, trip_us: int) -> None:
+        """Take in one image's."""
+        self._last_us.setdefault(coding, deque(maxlen=IMAGES_KEPT)).append(trip_us)
+
+    def middle_us(self, coding: ImageCoding) -> int | None:
+        """Give the middle one of the last; ``None`` before there are enough."""
+        last_us = self._last_us.get(coding, ())
+        return median_low(last_us) if len(last_us) == IMAGES_KEPT else None
+
+    def forget(self, coding: ImageCoding) -> None:
+        """Have what comes from now on count alone."""
+        self._last_us.pop(coding, None)
+
+    def status(self) -> dict[str, int]:
+        """Give the middle ones for people."""
+        return {coding: median_low(last_us) for coding, last_us in self._last_us.items()}
 
 
 class Pace:

@@ -18,9 +18,9 @@ from devit_contract.choices import ImageChoice, ImageCoding
 from devit_contract.errors import InputError
 from devit_contract.wire.codec import Message, array_payload
 from devit_fusion.links import Link
-from devit_fusion.trips import KEPT, LEAST_BYTES
+from devit_fusion.pace import IMAGES_KEPT, LEAST_BYTES
 
-_TRIES = 2 * KEPT
+_TRIES = 2 * IMAGES_KEPT
 """Answers that ask for the other way at first: some of it may come back with another one."""
 _TRIED_EVERY = 256
 """Answers until the other way is tried again with one frame: too few to show in a 99th percentile."""
