@@ -20,6 +20,11 @@ HostMemory = Literal["pinned", "mapped"]
 where both share it, as on a Jetson."""
 FeatureDtype = Literal["float32", "float16"]
 """What features travel as: ``float16`` halves their bytes, and rounds them."""
+ImageCoding = Literal["raw", "jpeg", "lossless"]
+"""What an image of the model's shape travels as: its bytes; a JPEG file, which rounds it; a WebP file of exactly it."""
+IMAGE_CODINGS: dict[str, ImageCoding] = {word: word for word in get_args(ImageCoding)}
+ImageChoice = Literal["auto", "raw", "jpeg", "lossless"]
+"""What clients send large images as; ``auto``: ``raw`` or ``jpeg``, whichever reaches the devices sooner."""
 BoardChoice = Literal[
     "auto",
     "tx1",

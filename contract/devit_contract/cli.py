@@ -17,7 +17,7 @@ from devit_contract.service.terminal import print_json, print_table, progress_ba
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Preprocess
     from devit_contract.wire.client import Answer, Client, Picture
-    from devit_contract.wire.status import ClientStatus, DeviceStatus, PromiseStatus
+    from devit_contract.wire.status import ClientStatus, DeviceStatus, NodeStatus, PromiseStatus
 
 _EVENTS_SHOWN = 8
 _OUTCOMES = ("full", "certain", "partial", "failed", "shed")
@@ -167,12 +167,24 @@ def status(
         typer.echo(f"frames by devices asked: {counts}")
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
         typer.echo(_promise_line(found.promise))
+    if found.image_choice != "raw":
+        typer.echo(_images_line(found))
     heads = found.heads
     if heads.computed:
         size = f"{heads.kept} kept, {heads.kept_bytes / 1e6:.1f} MB"
         typer.echo(f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one")
     for event in found.events[:_EVENTS_SHOWN]:
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
+
+
+def _images_line(found: NodeStatus) -> str:
+    times = [
+        (device.name, f"{coding} {us / 1000:.1f}") for device in found.devices for coding, us in device.image_us.items()
+    ]
+    measured = ", ".join(f"{name} {text}" for name, text in times) or "none yet"
+    return (
+        f"images: {found.images} now, as {found.image_choice} in fleet.toml; ms from the node to the engine: {measured}"
+    )
 
 
 def _promise_line(promise: PromiseStatus) -> str:

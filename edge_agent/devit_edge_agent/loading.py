@@ -190,6 +190,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         feature_dtypes=("float32", "float16"),
         software=version("devit"),
         can_withdraw=True,
+        image_codings=("jpeg", "lossless"),
     )
     board = detect_board(Path(config.root))
     description = Description(

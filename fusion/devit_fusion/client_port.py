@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import zmq
 
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Manifest
-from devit_contract.artefacts.picture_head import check_picture
-from devit_contract.choices import Policy
+from devit_contract.artefacts.picture_head import check_coded, check_picture
+from devit_contract.choices import ImageCoding, Policy
 from devit_contract.errors import ClientFault, InputError, WireError
 from devit_contract.wire.codec import (
     MAX_IMAGE_MESSAGE_BYTES,
@@ -28,6 +29,7 @@ from devit_contract.wire.messages import Control, ControlReply, Refused, body, r
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
 from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
+from devit_fusion.pace import LEAST_BYTES
 from devit_fusion.peers import Peer, Peers
 
 _BURST = 8
@@ -60,6 +62,8 @@ class Request:
     """Which devices are to be asked."""
     pixels: int = 0
     """Of a picture file, which devices have to decode."""
+    coding: ImageCoding | None = None
+    """What an image of the model's shape came as; ``None`` of a small one."""
     charged_ns: float = 0.0
     """What its frame is expected to take of the devices."""
     wait_end_ns: int = 0
@@ -117,6 +121,7 @@ class ClientPort:
         """Invalid messages, by reason."""
         self._manifest = manifest
         self._policies = _POLICIES | {int(RequestPolicy.DEFAULT): policy}
+        self._raw: ImageCoding | None = "raw" if math.prod(manifest.preprocess.shape) >= LEAST_BYTES else None
         self._resize_to = manifest.preprocess.resize_to
         self._max_pixels = max(max_pixels, 4 * self._resize_to**2)  # whatever is resized costs so much
 
@@ -186,11 +191,12 @@ class ClientPort:
         if message.kind is not Kind.REQUEST:
             raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
         shape = self._manifest.preprocess.shape
-        is_image = message.dtype not in (Dtype.ENCODED, Dtype.NONE)  # NONE: the devices' own sources
-        if is_image and (message.dtype is not Dtype.UINT8 or message.dims != shape):
+        is_image = not message.is_file and message.dtype is not Dtype.NONE  # NONE: the devices' own sources
+        if is_image and (message.dtype not in (Dtype.UINT8, Dtype.ENCODED) or message.dims != shape):
             found = f"{message.dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
-        pixels = self._pixels(message.payload) if message.dtype is Dtype.ENCODED else 0
+        pixels = self._pixels(message.payload) if message.is_file else 0
+        coding = self._coding(message) if is_image else None
         if message.mask >> len(self._manifest.submodels):
             last = len(self._manifest.submodels) - 1
             raise WireError("mask", f"mask: expected devices 0 to {last}, found {message.mask:#b}")
@@ -198,7 +204,17 @@ class ClientPort:
         if policy is None:
             last = max(self._policies)
             raise WireError("policy", f"policy: expected 0 to {last}, found {message.policy}: use the node's release")
-        return Request(peer.route, peer.name, message, time.monotonic_ns(), policy, pixels)
+        return Request(peer.route, peer.name, message, time.monotonic_ns(), policy, pixels, coding)
+
+    def _coding(self, image: Message) -> ImageCoding | None:
+        """Tell what an image travels as, and refuse a coded one that costs devices more than its pixels should."""
+        if image.dtype is Dtype.UINT8:
+            return self._raw
+        height, width, _ = image.dims
+        try:
+            return check_coded(memoryview(image.payload), width, height)
+        except InputError as err:
+            raise WireError("picture", str(err)) from err
 
     def _pixels(self, file: bytes | memoryview) -> int:
         """Count the pixels of a picture file, and refuse one that costs the devices too much."""

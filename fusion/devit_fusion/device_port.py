@@ -367,7 +367,7 @@ def _objection(link: Link, hello: Hello, manifest: Manifest, feature_dtype: str)
     if (hello.name, hello.submodel) != (link.name, link.index):
         found = f"{hello.name} with submodel {hello.submodel}"
         return Reason.NAME, f"{link.name}: expected submodel {link.index} as in fleet.toml, found {found}"
-    texts = (hello.engine, hello.software, hello.model_sha256, *hello.feature_dtypes)
+    texts = (hello.engine, hello.software, hello.model_sha256, *hello.feature_dtypes, *hello.image_codings)
     if len(texts) > _MAX_TEXTS or not all(text.isprintable() and len(text) <= _MAX_TEXT_CHARS for text in texts):
         return Reason.REQUEST, f"{link.name}: expected short printable names of engine, software and types"
     digests = {file.sha256 for file in manifest.files if (file.role, file.device) == ("submodel", link.index)}

@@ -202,6 +202,7 @@ class Link:
             inference=self.inference,
             queue=self.queue,
             is_revoked=self.is_revoked,
+            image_us=self.pace.trips.status(),
         )
 
     def _count_overdue(self, now_ns: int) -> None:

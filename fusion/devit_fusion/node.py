@@ -24,6 +24,7 @@ from devit_contract.wire.status import NodeStatus
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
+from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.frames.stages import NOT_CALIBRATED
 from devit_fusion.handler import Handler
@@ -83,6 +84,7 @@ class FusionNode(Closing):
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
+        self._images = Images(fleet.serving.images, bundle.manifest.preprocess, self._links)
         self._scheduler = Scheduler(
             fusion,
             fleet,
@@ -91,6 +93,7 @@ class FusionNode(Closing):
             self._events,
             calibration=calibration,
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
+            images=self._images,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None
@@ -208,6 +211,8 @@ class FusionNode(Closing):
             policy="all" if promise.is_broken and serving.policy == "certain" else serving.policy,
             promise=promise.status() if self._is_calibrated else None,
             asked=dict(self._scheduler.answers.asked),
+            images=self._images.now,
+            image_choice=self._images.choice,
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,

@@ -12,9 +12,12 @@ So three late ones in a row do, and so does any pattern of more than one in five
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from statistics import median_low
 from typing import NamedTuple
 
+from devit_contract.choices import ImageCoding
 from devit_contract.wire.messages import DeviceTiming
 
 _LATE_SHARE = 0.9
@@ -24,6 +27,10 @@ _KEPT_SHARE, _MARGIN_SHARE = 0.8, 0.05
 """Of the deadline: what a device's frames may take together, and what is left for the way of a single one."""
 _SMOOTHING = 8
 """Averages are over about as many frames."""
+LEAST_BYTES = 16_384
+"""Smaller images are never coded, as that takes longer than to send them; so they are not measured either."""
+IMAGES_KEPT = 9
+"""Of the last so many images the middle one counts, so that four hiccups say nothing."""
 
 
 class File(NamedTuple):
@@ -43,6 +50,8 @@ class Flight(NamedTuple):
     """If it is one."""
     is_withdrawn: bool = False
     """Whether the node does not need it any more, so that it says nothing about the device."""
+    coding: ImageCoding | None = None
+    """What its image travels as, if that is to be measured."""
 
 
 @dataclass
@@ -58,6 +67,31 @@ class _Average:
         self.work_ns += (work_ns - self.work_ns) / (_SMOOTHING if self.work_ns else 1)
 
 
+class Trips:
+    """How long the last images of a device took from the node into its engine, by what they travelled as."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._last_us: dict[ImageCoding, deque[int]] = {}
+
+    def add(self, coding: ImageCoding, trip_us: int) -> None:
+        """Take in one image's."""
+        self._last_us.setdefault(coding, deque(maxlen=IMAGES_KEPT)).append(trip_us)
+
+    def middle_us(self, coding: ImageCoding) -> int | None:
+        """Give the middle one of the last; ``None`` before there are enough."""
+        last_us = self._last_us.get(coding, ())
+        return median_low(last_us) if len(last_us) == IMAGES_KEPT else None
+
+    def forget(self, coding: ImageCoding) -> None:
+        """Have what comes from now on count alone."""
+        self._last_us.pop(coding, None)
+
+    def status(self) -> dict[str, int]:
+        """Give the middle ones for people."""
+        return {coding: median_low(last_us) for coding, last_us in self._last_us.items()}
+
+
 class Pace:
     """The pace of one device."""
 
@@ -67,6 +101,7 @@ class Pace:
         """Frames that it may hold, so that one of another client behind them would still be in time."""
         self.late_ns = round(_LATE_SHARE * deadline_ns)
         """A frame whose own time is longer is late."""
+        self.trips = Trips()
         self._credit = credit
         self._deadline_ns = deadline_ns
         self._images, self._files = _Average(), _Average()
@@ -88,6 +123,8 @@ class Pace:
 
     def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
         """Take in that a feature has come, however late."""
+        if flight.coding is not None:
+            self._measure(flight.coding, now_ns - max(flight.sent_ns, self._ended_ns), timing)
         queued_ns = self._most_queued_ns(flight)
         if not self._was_encoded:  # else it may have waited behind a file on the network, unknown to the device
             queued_ns = min(queued_ns, timing.queue_us * 1000)
@@ -113,6 +150,10 @@ class Pace:
         """Take in that a frame will never be answered, as a later one was."""
         if flight.file is None and not flight.is_withdrawn:
             self._judge(self._deadline_ns)
+
+    def _measure(self, coding: ImageCoding, own_ns: int, timing: DeviceTiming) -> None:
+        encoding_us = 0 if coding == "raw" else timing.decode_us  # the client's, which takes about as long
+        self.trips.add(coding, max(0, own_ns // 1000 - timing.inference_us) + encoding_us)
 
     def _most_queued_ns(self, flight: Flight) -> int:
         """As long as the frame before it was under way."""

@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
-from devit_contract.cli import _promise_line
-from devit_contract.wire.status import PromiseStatus
+from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.cli import _images_line, _promise_line
+from devit_contract.wire.status import DeviceStatus, NodeStatus, PromiseStatus
+from devit_contract.wire.words import DeviceState
 from devit_pipeline.local_cell import LocalCell
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
@@ -150,6 +153,18 @@ def test_status_says_whether_the_promise_holds() -> None:
     kept = _promise_line(PromiseStatus(0.01, 0.95, audited=200, flipped=1, flip_rate_bound=0.0123))
     assert kept == "promise of 1.00% flips: kept; 1 of 200 audited answers flipped, 1.23% at most"
     assert "1.00% flips: BROKEN, so that all" in _promise_line(PromiseStatus(0.01, 0.95, is_broken=True))
+
+
+def test_status_says_what_images_travel_as_and_what_that_takes() -> None:
+    devices = (
+        DeviceStatus("jetson1", 0, DeviceState.READY, image_us={"raw": 21_340, "jpeg": 4_100}),
+        DeviceStatus("jetson2", 1, DeviceState.ABSENT),
+    )
+    status = NodeStatus("b 1", (), (1, 1, 1), Preprocess(1, 1, "gray"), {}, devices, 1, 50.0, {}, images="jpeg")
+    chosen = msgspec.structs.replace(status, image_choice="auto")
+    times = "ms from the node to the engine: jetson1 raw 21.3, jetson1 jpeg 4.1"
+    assert _images_line(chosen) == f"images: jpeg now, as auto in fleet.toml; {times}"
+    assert _images_line(msgspec.structs.replace(chosen, devices=())).endswith(": none yet")
 
 
 def test_status_shows_devices_whose_key_is_revoked_and_submodels_without_a_device(tmp_path: Path) -> None:

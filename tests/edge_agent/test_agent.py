@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +24,9 @@ from tests.support.gone import assert_gone
 from tests.support.starvation import within
 
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.preprocess import encode_image
 from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest, signer_line
+from devit_contract.choices import ImageCoding
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
 from devit_contract.wire.messages import Control, ControlReply, Hello, PowerLine, Refused, Telemetry, body, read_body
 from devit_contract.wire.words import Question
@@ -67,6 +70,12 @@ def bend(self, images):
     numbers[:, -1] = {255: np.nan, 128: np.inf, 64: 1e5}.get(int(images.max()), 1.0)
     return numbers
 NullEngine._run = bend
+"""
+
+MEAN = """
+from devit_engines.null import NullEngine
+answer = NullEngine._run
+NullEngine._run = lambda self, images: answer(self, images) + images.mean(dtype="f4")
 """
 
 
@@ -169,6 +178,29 @@ def test_what_cannot_be_worked_on_is_skipped_with_the_reason(node: HandMadeNode)
     assert node.receive(Kind.SKIP).reason is Reason.DECODE
     node.send(Message(Kind.TRIGGER, run_id=RUN_ID, frame_id=3))
     assert node.receive(Kind.SKIP).reason is Reason.NO_SOURCE
+
+
+def test_a_coded_image_is_decoded_and_a_damaged_one_is_skipped_as_a_damaged_file_is(node: HandMadeNode) -> None:
+    node.start("--engine", "null", before=MEAN)
+    assert read_body(node.welcome(), Hello).image_codings == ("jpeg", "lossless")
+    spec = Bundle(TINY).manifest.preprocess
+    image = np.random.default_rng(1).integers(0, 256, spec.shape, np.uint8)
+    node.send(node.frame(image))
+    expected = bytes(node.receive(Kind.FEATURE).payload)
+    codings: tuple[ImageCoding, ...] = ("lossless", "jpeg")
+    for coding in codings:
+        content = encode_image(image, coding)
+        assert content is not None
+        coded = msgspec.structs.replace(node.frame(content), dims=spec.shape)
+        node.send(coded)
+        found = node.receive(Kind.FEATURE, Kind.SKIP)
+        assert found.kind is Kind.FEATURE
+        assert (bytes(found.payload) == expected) is (coding == "lossless")
+        node.send(msgspec.structs.replace(coded, payload=content[:-20]))
+        assert node.receive(Kind.FEATURE, Kind.SKIP).reason is Reason.DECODE
+        larger = encode_image(np.zeros((spec.height + 1, spec.width, 1), np.uint8), coding)
+        node.send(msgspec.structs.replace(coded, payload=larger))
+        assert node.receive(Kind.FEATURE, Kind.SKIP).reason is Reason.DECODE
 
 
 def test_frames_of_another_run_are_not_worked_on(node: HandMadeNode) -> None:

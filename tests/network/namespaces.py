@@ -1,4 +1,6 @@
-"""Network namespaces joined by a pair of virtual interfaces that lose packets; needs root, ``ip`` and ``iptables``.
+"""Network namespaces joined by a pair of virtual interfaces that lose packets, or carry few a second.
+
+Needs root, ``ip`` and ``iptables`` or ``tc``.
 
 They have no name: the kernel removes each when the last process in it, and this one, have ended, however that happens.
 """
@@ -9,9 +11,12 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 _CLONE_NEWNET = 0x40000000
+_BUCKET_BYTES, _BUCKET_S = 6000, 130e-6
+"""The bucket's size: four packets, or what the link carries until the kernel's timer comes back to it for certain."""
+_QUEUE_MS = 400
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -70,14 +75,36 @@ def lossy_pair(addresses: tuple[str, str], loss: float) -> Iterator[tuple[Namesp
         addresses: Of both ends, with the length of their common prefix: ``10.0.0.1/30``.
         loss: In 0 to 1.
     """
-    with ExitStack() as stack:
-        near, far = (stack.enter_context(namespace()) for _ in addresses)
+    with joined_pair(addresses) as ends:
+        for end in ends:
+            rule = ["-m", "statistic", "--mode", "random", "--probability", str(loss), "-j", "DROP"]
+            end.run("iptables", "-A", "INPUT", "-i", "link0", *rule)
+        yield ends
+
+
+@contextmanager
+def shaped_pair(addresses: tuple[str, str], rate_mbit: float) -> Iterator[tuple[Namespace, Namespace]]:
+    """Join two namespaces by a link of a rate: one token bucket for all that an end sends. Needs ``tc``.
+
+    The bucket holds so little that no image passes it at once. A delay is a matter of :mod:`tests.network.proxy`: not
+    every kernel has netem.
+    """
+    with joined_pair(addresses) as ends:
+        for end in ends:
+            size = max(_BUCKET_BYTES, round(rate_mbit * 1e6 / 8 * _BUCKET_S))
+            bucket = ["rate", f"{rate_mbit:g}mbit", "burst", str(size), "latency", f"{_QUEUE_MS}ms"]
+            end.run("tc", "qdisc", "add", "dev", "link0", "root", "tbf", *bucket)
+        yield ends
+
+
+@contextmanager
+def joined_pair(addresses: tuple[str, str]) -> Iterator[tuple[Namespace, Namespace]]:
+    """Join two namespaces by a link."""
+    with namespace() as near, namespace() as far:
         near.run("ip", "link", "add", "link0", "type", "veth", "peer", "name", "link0", "netns", far.path)
         for end, address in zip((near, far), addresses, strict=True):
             end.run("ip", "address", "add", address, "dev", "link0")
             end.run("ip", "link", "set", "link0", "up")
-            rule = ["-m", "statistic", "--mode", "random", "--probability", str(loss), "-j", "DROP"]
-            end.run("iptables", "-A", "INPUT", "-i", "link0", *rule)
         yield near, far
 
 

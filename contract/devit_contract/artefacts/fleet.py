@@ -16,6 +16,7 @@ from devit_contract.choices import (
     CudaChoice,
     FeatureDtype,
     HostMemory,
+    ImageChoice,
     LiarChoice,
     Order,
     Policy,
@@ -66,6 +67,9 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     third of the deadline: 20,000 a millisecond, or fewer where they were slower, from 250,000 to 16 million."""
     policy: Policy = "all"
     """Which devices a frame asks, unless its request names another policy."""
+    images: ImageChoice = "auto"
+    """What clients send images of 16 KiB and more as, once for all devices: ``raw``; ``jpeg`` rounds their pixels;
+    ``lossless`` does not; ``auto`` is ``raw`` or ``jpeg``, whichever reaches the devices sooner."""
 
     @property
     def most_pixels(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 
+from devit_contract.choices import ImageCoding
 from devit_contract.errors import InputError
 
 _MAX_PARTS = 2048
@@ -49,6 +50,23 @@ def check_picture(content: memoryview, max_pixels: int, resize_to: int) -> int:
             "it smaller, or raise max_pixels in fleet.toml"
         )
     return max(width * height, resized)
+
+
+def check_coded(content: memoryview, width: int, height: int) -> ImageCoding:
+    """Tell how an image of that size is coded, which a decoder can do in the time that its pixels take.
+
+    Raises:
+        InputError: It is coded otherwise, has another size, or more bytes than three a pixel.
+    """
+    file = content.tobytes()
+    is_jpeg = file.startswith(b"\xff\xd8\xff") and file.count(b"\xff\xda") == 1
+    if not is_jpeg and not (file.startswith(b"RIFF") and file[8:16] == b"WEBPVP8L"):
+        raise InputError("image: expected a JPEG of one scan or a lossless WebP, found another file: send it raw")
+    if len(content) > 3 * width * height:
+        raise InputError(f"image: expected fewer bytes than a raw one, found {len(content)}: send it raw")
+    if check_picture(content, width * height, 0) != width * height:
+        raise InputError(f"image: expected {width} x {height} pixels, found fewer: send it raw")
+    return "jpeg" if is_jpeg else "lossless"
 
 
 def _png(content: memoryview) -> tuple[int, int]:

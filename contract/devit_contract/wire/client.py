@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
-from devit_contract.choices import Policy
+from devit_contract.choices import IMAGE_CODINGS, ImageCoding, Policy
 from devit_contract.closing import Closing
 from devit_contract.errors import (
     DevitError,
@@ -83,6 +83,7 @@ class Client(Closing):
         self._run_id = secrets.randbits(64)
         self._numbers = count(1)
         self._links = 0  # as known here
+        self._images: ImageCoding = "raw"  # as the node wants them
         self._labels: tuple[str, ...] = ()
         self._names: dict[int, str] = {}
         self._telemetry: list[Telemetry] = []
@@ -153,8 +154,11 @@ class Client(Closing):
             InputError: The image is too large for any node.
             WireError: Its type cannot be sent.
         """
-        number = next(self._numbers)
-        self._send(image_request(picture, mask=mask, run_id=self._run_id, number=number, policy=policy))
+        number, start_s = next(self._numbers), time.perf_counter()
+        wanted = image_request(
+            picture, mask=mask, run_id=self._run_id, number=number, policy=policy, coding=self._images
+        )
+        self._send(wanted, start_s)
         return number
 
     def collect(self, timeout_s: float, *, wake: int | None = None) -> list[tuple[int, Answer | DevitError]]:
@@ -176,6 +180,7 @@ class Client(Closing):
         """Ask the node for its state and its devices'."""
         status = self._found(self._ask(Control(Question.STATUS)).status, self.endpoint)
         self._labels = status.labels
+        self._send_images_as(status.images)
         self._names = {device.submodel: device.name for device in status.devices}
         return status
 
@@ -220,7 +225,7 @@ class Client(Closing):
 
     def _ask(self, control: Control) -> ControlReply:
         number = next(self._numbers)
-        self._send(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number))
+        self._send(Message(Kind.CONTROL, Dtype.BODY, payload=body(control), run_id=self._run_id, frame_id=number), 0.0)
         reply = self._wait(number, self._requests.replies)
         if reply.error:
             raise QuestionFailedError(reply.error)
@@ -242,10 +247,12 @@ class Client(Closing):
             raise result
         return result
 
-    def _send(self, message: Message) -> None:
-        # The clocks are read before sending: a client that is preempted after it would count too little.
+    def _send_images_as(self, wanted: str) -> None:
+        self._images = IMAGE_CODINGS.get(wanted, "raw")
+
+    def _send(self, message: Message, start_s: float) -> None:
         is_question, data = message.kind is Kind.CONTROL, pack(message)
-        request = Request(data, is_question, time.perf_counter(), time.monotonic() + self.timeout_s)
+        request = Request(data, is_question, start_s, time.monotonic() + self.timeout_s)
         self._requests.add(message.frame_id, request)
         self._link.wait_for_room(self._requests.flush(self._link.send))
 
@@ -256,6 +263,7 @@ class Client(Closing):
         if link.links != self._links:
             self._links = link.links
             if self._links > 1:
+                self._images = "raw"  # the node may be an older one now
                 requests.send_again()
         if requests.unsent:
             link.wait_for_room(requests.flush(link.send))
@@ -282,6 +290,7 @@ class Client(Closing):
         if message.kind is Kind.ANSWER and not request.is_question:
             latency_s = time.perf_counter() - request.sent_s
             content = read_body(message, AnswerBody)
+            self._send_images_as(content.images)
             requests.end(number, Answer.of(message, content, latency_s, self._labels, self._names))
         elif message.kind is Kind.CONTROL and request.is_question:
             requests.end(number, read_text(message, ControlReply))

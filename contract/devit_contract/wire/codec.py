@@ -6,7 +6,7 @@ A message is one ZeroMQ frame: a fixed header, then the payload. All numbers are
 offset type  field             meaning
 ====== ===== ================= ==============================================================================
 0      4s    magic             ``DVT1``; another first version number is another protocol
-4      u8    minor             2; a higher one may add fields after byte 104, as ``header_bytes`` says
+4      u8    minor             3; a higher one may add fields after byte 104, as ``header_bytes`` says
 5      u8    kind              see :class:`Kind`
 6      u16   header_bytes      where the payload starts: 104; 108 with a policy; more from a newer sender
 8      u8    dtype             see :class:`Dtype`
@@ -34,7 +34,8 @@ offset type  field             meaning
 
 Payload by dtype: ``NONE`` has none; ``UINT8``, ``FLOAT16`` and ``FLOAT32`` are C-ordered arrays of shape ``dims``,
 never empty;
-``ENCODED`` is a picture file (JPEG, PNG) for the agent to decode; ``BODY`` is a msgpack struct of
+``ENCODED`` is a picture file (JPEG, PNG) for the agent to decode and fit, or with ``dims`` (from minor 3) an image of
+that shape, coded as JPEG or lossless WebP; ``BODY`` is a msgpack struct of
 :mod:`devit_contract.wire.messages`. Everything is checked before anything is allocated or copied; nothing is pickled.
 """
 
@@ -54,7 +55,7 @@ from devit_contract.errors import WireError
 
 HEADER = struct.Struct("<4sBBHBBH4IIQHHQQQQIIIIIII")
 MAGIC = b"DVT1"
-MINOR = 2
+MINOR = 3
 NO_DEVICE = 0xFFFF
 MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 """What an agent may send in one message."""
@@ -208,6 +209,11 @@ class Message(msgspec.Struct, frozen=True):
     minor: int = MINOR
     """Of its sender: what a newer peer may say that an older one does not understand."""
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it holds a picture file of any size, rather than an image of the model's shape, coded or not."""
+        return self.dtype is Dtype.ENCODED and not self.dims
+
     def array(self) -> npt.NDArray[Any]:
         """View the payload as an array of shape ``dims``, read-only, without a copy.
 
@@ -319,6 +325,8 @@ def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], pay
         raise WireError("dims", f"{kind.name}: expected unused dims to be 0, found ndim {ndim}, dims {dims}")
     numpy_type = _NUMPY_TYPES.get(dtype)
     if numpy_type is None:
+        if dtype is Dtype.ENCODED and ndim == 3 and all(dims[:3]):
+            return
         if ndim != 0 or (dtype is Dtype.NONE and payload_bytes != 0):
             raise WireError(
                 "dims", f"{kind.name}: {dtype.name} takes no shape, found {ndim} dims, {payload_bytes} bytes"

@@ -35,6 +35,8 @@ class Hello(msgspec.Struct, frozen=True):
     """Version of this package."""
     can_withdraw: bool = False
     """Whether it knows WITHDRAW; absent from older agents."""
+    image_codings: tuple[str, ...] = ()
+    """Coded images that it reads: ``jpeg``, ``lossless``; none from older agents."""
 
 
 class Welcome(msgspec.Struct, frozen=True):
@@ -189,6 +191,8 @@ class AnswerBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """The score from which on it is certain."""
     novelty: float | None = None
     """How unlike the validation images it is, as a quantile of these; 1 is unlike any."""
+    images: str = "raw"
+    """What the client is to send its next images as, an ``ImageCoding``, or a word of a newer node."""
 
 
 def body(value: msgspec.Struct) -> bytes:

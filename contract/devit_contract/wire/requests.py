@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devit_contract.arrays import UInt8Array
-from devit_contract.choices import Policy
+from devit_contract.choices import ImageCoding, Policy
 from devit_contract.errors import DevitError, InputError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.codec import MAX_IMAGE_MESSAGE_BYTES, Dtype, Kind, Message, RequestPolicy, array_payload
@@ -21,8 +21,16 @@ every agent takes the image of its own source."""
 _MAX_IMAGE_BYTES = MAX_IMAGE_MESSAGE_BYTES - 1024
 
 
-def image_request(picture: Picture, *, mask: int, run_id: int, number: int, policy: Policy | None = None) -> Message:
-    """Ask for the class of one image; ``policy`` of ``None`` is the fleet's.
+def image_request(
+    picture: Picture,
+    *,
+    mask: int,
+    run_id: int,
+    number: int,
+    policy: Policy | None = None,
+    coding: ImageCoding = "raw",
+) -> Message:
+    """Ask for the class of one image; ``policy`` of ``None`` is the fleet's. A coded image that grew goes raw.
 
     Raises:
         InputError: The image is too large for any node.
@@ -34,6 +42,12 @@ def image_request(picture: Picture, *, mask: int, run_id: int, number: int, poli
         dtype, payload = Dtype.ENCODED, memoryview(picture)
     elif picture is not None:
         dtype, dims, payload = array_payload(picture)
+        if coding != "raw" and dtype is Dtype.UINT8 and len(dims) == 3:
+            from devit_contract.artefacts.preprocess import encode_image  # most clients need no Pillow
+
+            content = encode_image(picture, coding)
+            if content is not None and len(content) < len(payload):
+                dtype, payload = Dtype.ENCODED, memoryview(content)
     if len(payload) > _MAX_IMAGE_BYTES:
         raise InputError(f"image: expected at most {_MAX_IMAGE_BYTES} bytes, found {len(payload)}")
     wanted = RequestPolicy.DEFAULT if policy is None else RequestPolicy[policy.upper()]

@@ -92,6 +92,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """How much speaks against its features, from 0 to 1, the limit."""
     is_suspect: bool = False
     """Whether its features do not fit those of the others."""
+    image_us: dict[str, int] = {}
+    """What its last images took from the node into its engine, the middle one, by what they travelled as."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -179,3 +181,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """``None`` where the bundle holds no calibration."""
     asked: dict[int, int] = {}
     """Frames ended, by the number of devices that were sent them."""
+    images: str = "raw"
+    """What clients are to send images as now."""
+    image_choice: str = "raw"
+    """As the fleet says; ``raw`` where images are too small to code."""

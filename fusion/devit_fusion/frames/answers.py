@@ -24,6 +24,7 @@ from devit_contract.wire.words import NEVER_ASKED, MissingReason
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.events import Events
 from devit_fusion.frames.guard import Guard
+from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
@@ -58,9 +59,10 @@ class Answers:
         turns: Turns,
         events: Events,
         guard: Guard,
+        images: Images,
     ) -> None:
         """Join the parts; ``links`` is by device index."""
-        self._guard = guard
+        self._guard, self._images = guard, images
         self._fusion = fusion
         self._all_devices = fusion.head.all_devices
         self._min_devices = min_devices
@@ -129,6 +131,7 @@ class Answers:
             score=None if verdict is None else verdict.score,
             threshold=None if verdict is None else verdict.threshold,
             novelty=novelty,
+            images=self._images.wanted(),
         )
         answer = Message(
             Kind.ANSWER,

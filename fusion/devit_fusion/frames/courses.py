@@ -251,7 +251,7 @@ class Courses:
         course = _course(frame)
         if not course.unasked or course.is_alone:
             return frame.deadline_ns
-        is_encoded = course.request.picture.dtype is Dtype.ENCODED
+        is_encoded = course.request.picture.is_file
         needed_ns = max(self._links[index].pace.needed_ns(is_encoded=is_encoded) for index in course.unasked)
         return frame.deadline_ns - round(needed_ns)
 

@@ -24,6 +24,7 @@ from devit_fusion.frames.answers import Answers
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.courses import MISSING, Courses
 from devit_fusion.frames.guard import Guard
+from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.stages import Course, Stages
@@ -54,6 +55,7 @@ class Scheduler:
         *,
         calibration: Calibration | None,
         accuracies: Mapping[int, float],
+        images: Images,
     ) -> None:
         """Join the parts; ``links`` is by device name, ``accuracies`` by mask of devices."""
         self._all_devices = fusion.head.all_devices
@@ -68,7 +70,8 @@ class Scheduler:
         self._join = Join()
         self._turns = Turns([client.name for client in fleet.client] or [""])
         self._guard = Guard(fusion.head, calibration, fleet, self._links, events)
-        self.answers = Answers(fusion, serving.min_devices, self._links, clients, self._turns, events, self._guard)
+        shared_by_answers = self._links, clients, self._turns, events, self._guard, images
+        self.answers, self._images = Answers(fusion, serving.min_devices, *shared_by_answers), images
         stages = Stages(fleet, devices=self._device_count, accuracies=accuracies, is_calibrated=calibration is not None)
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
@@ -242,7 +245,7 @@ class Scheduler:
     def _wait_end_of(self, request: Request, ready: Sequence[Link]) -> int:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
         deadline_ns = self._deadline_ns
-        is_encoded = request.picture.dtype is Dtype.ENCODED
+        is_encoded = request.picture.is_file
         needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
         return self._counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
 
@@ -326,6 +329,9 @@ class Scheduler:
         times: Flight | None = None,
     ) -> None:
         picture = request.picture
+        if picture.dtype is Dtype.ENCODED and request.coding is not None:
+            asked = [self._links[index] for index in (*pending, *probed)]
+            picture = self._images.readable(picture, request.coding, asked)
         flight = times or Flight(frame.dispatch_ns, frame.deadline_ns)
         copies = Copies(
             Message(
@@ -339,7 +345,9 @@ class Scheduler:
                 deadline_us=max(1, (flight.deadline_ns - flight.sent_ns) // 1000),
             )
         )
-        if picture.dtype is Dtype.ENCODED:
+        if request.coding is not None:
+            flight = flight._replace(coding=request.coding)
+        elif picture.is_file:
             flight = flight._replace(file=File(request.name, request.pixels))
         for index in pending:
             self._send_frame(self._links[index], frame, copies, flight)

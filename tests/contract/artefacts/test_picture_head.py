@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from devit_contract.artefacts.picture_head import check_picture
+from devit_contract.artefacts.picture_head import check_coded, check_picture
 from devit_contract.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -56,6 +56,32 @@ def test_the_pixels_of_a_picture_are_counted_without_decoding_it(options: dict[s
         InputError, match="expected at most 1199 pixels, before and after resizing, found 40 x 30: make"
     ):
         check(content, 1199)
+
+
+def test_a_coded_image_is_known_by_its_kind() -> None:
+    for options, coding in (({"format": "JPEG"}, "jpeg"), ({"format": "WEBP", "lossless": True}, "lossless")):
+        assert check_coded(memoryview(picture((40, 30), **options)), 40, 30) == coding
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "found another file"),
+        (picture((40, 30), format="PNG"), "found another file"),
+        (picture((40, 30), format="JPEG", progressive=True), "found another file"),
+        (picture((40, 30), format="WEBP"), "found another file"),
+        (picture((40, 30), **FORMATS["webp with exif"]), "found another file"),
+        (picture((30, 40), format="JPEG") + bytes(3601), "expected fewer bytes"),
+        (picture((40, 31), format="JPEG"), "expected at most 1200 pixels"),
+        (picture((40, 29), format="WEBP", lossless=True), "expected 40 x 30 pixels, found fewer"),
+        (picture((40, 30), format="WEBP", lossless=True)[:24], "found one that ends before its pixels"),
+    ],
+    ids=["nothing", "png", "progressive", "lossy webp", "extended webp", "too many bytes", "larger", "smaller", "cut"],
+)
+def test_a_coded_image_that_costs_more_than_its_pixels_is_refused(content: bytes, said: str) -> None:
+    """Devices are judged by the time that they take for images, so no client may make them take longer."""
+    with pytest.raises(InputError, match=said):
+        check_coded(memoryview(content), 40, 30)
 
 
 def test_a_narrow_picture_counts_as_what_it_becomes() -> None:

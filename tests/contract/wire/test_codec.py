@@ -40,66 +40,75 @@ RUN, BOOT = 0x0123456789ABCDEF, 0x1122334455667788
 # policy where there is one; payload.
 GOLDEN_BYTES = {
     "REQUEST": """
-        44565431 02 0a 6c00 04 00 ffff
+        44565431 03 0a 6c00 04 00 ffff
         00000000 00000000 00000000 00000000
         00000000 0300000000000000 0000 0000
         efcdab8967452301 0400000000000000 0000000000000000
         0000000000000000 00000000
         00000000 00000000 00000000 00000000
-        03000000 3eb366d2
+        03000000 a375f9a7
         02000000
         ff d8 ff""",
     "WITHDRAW": """
-        44565431 02 0d 6800 00 00 0100
+        44565431 03 0d 6800 00 00 0100
         00000000 00000000 00000000 00000000
         00000000 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 0000000000000000
         0000000000000000 00000000
         00000000 00000000 00000000 00000000
-        00000000 0fb30480""",
+        00000000 cd3e025f""",
     "WELCOME": """
-        44565431 02 02 6800 05 00 ffff
+        44565431 03 02 6800 05 00 ffff
         00000000 00000000 00000000 00000000
         00000000 0000000000000000 0000 0000
         efcdab8967452301 0000000000000000 0000000000000000
         0000000000000000 00000000
         00000000 00000000 00000000 00000000
-        1f000000 2401468d
+        1f000000 e68c4052
         82 a6637265646974 02 ad666561747572655f6474797065 a7666c6f61743332""",
     "FRAME": """
-        44565431 02 04 6800 01 03 0100
+        44565431 03 04 6800 01 03 0100
         02000000 03000000 01000000 00000000
         00000000 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 0000000000000000
         07ca9a3b00000000 50c30000
         00000000 00000000 00000000 00000000
-        06000000 98a1e37a
+        06000000 5a2ce5a5
         01 02 03 04 05 ff""",
+    "CODED FRAME": """
+        44565431 03 04 6800 04 03 0100
+        02000000 03000000 03000000 00000000
+        00000000 0000000000000000 0000 0000
+        efcdab8967452301 0201000000000000 0000000000000000
+        07ca9a3b00000000 50c30000
+        00000000 00000000 00000000 00000000
+        03000000 19a523b6
+        ff d8 ff""",
     "FEATURE": """
-        44565431 02 06 6800 03 01 0100
+        44565431 03 06 6800 03 01 0100
         02000000 00000000 00000000 00000000
         0100feca 0000000000000000 0000 0000
         efcdab8967452301 0201000000000000 8877665544332211
         07ca9a3b00000000 00000000
         0a000000 14000000 b80b0000 fa000000
-        08000000 98ad6500
+        08000000 5a2063df
         0000c03f 000000c0""",
     "SKIP": """
-        44565431 02 07 6800 00 00 0100
+        44565431 03 07 6800 00 00 0100
         00000000 00000000 00000000 00000000
         00000000 0000000000000000 0000 0100
         efcdab8967452301 0201000000000000 8877665544332211
         07ca9a3b00000000 00000000
         00000000 00000000 00000000 00000000
-        00000000 e9d864f0""",
+        00000000 2b55622f""",
     "ANSWER": """
-        44565431 02 0b 6800 05 00 ffff
+        44565431 03 0b 6800 05 00 ffff
         00000000 00000000 00000000 00000000
         00000000 0200000000000000 0300 0000
         0900000000000000 0300000000000000 0000000000000000
         0000000000000000 00000000
         00000000 00000000 00000000 00000000
-        92000000 5d11bf5f
+        92000000 9f9cb980
         8a a66c6f67697473 c408 0000c03f 000000c0
         a764657669636573 91 97 01 64 0a 14 cd0bb8 cd0c3a 00
         a76d697373696e67 81 00 a8646561646c696e65
@@ -136,6 +145,17 @@ GOLDEN_MESSAGES = {
         Dtype.UINT8,
         (2, 3, 1),
         bytes([1, 2, 3, 4, 5, 255]),
+        device=1,
+        run_id=RUN,
+        frame_id=258,
+        dispatch_ns=1_000_000_007,
+        deadline_us=50_000,
+    ),
+    "CODED FRAME": Message(
+        Kind.FRAME,
+        Dtype.ENCODED,
+        (2, 3, 3),
+        b"\xff\xd8\xff",
         device=1,
         run_id=RUN,
         frame_id=258,
@@ -179,6 +199,8 @@ def messages(draw: st.DrawFn) -> Message:
     payload: bytes | memoryview = b""
     if dtype in (Dtype.ENCODED, Dtype.BODY):
         payload = draw(st.binary(max_size=200))
+        if dtype is Dtype.ENCODED:
+            dims = draw(st.just(()) | st.tuples(*[st.integers(1, 2**32 - 1)] * 3))
     elif dtype is not Dtype.NONE:
         number = {Dtype.UINT8: np.uint8, Dtype.FLOAT16: np.float16, Dtype.FLOAT32: np.float32}[dtype]
         shape = st_np.array_shapes(min_dims=1, max_dims=4, max_side=5)
@@ -237,6 +259,26 @@ def test_the_bodies_of_golden_messages_are_read_back() -> None:
     assert read_body(unpack(bytes.fromhex(GOLDEN_BYTES["WELCOME"])), Welcome) == Welcome(2, "float32")
 
 
+def test_an_answer_names_a_coding_only_where_one_is_wanted() -> None:
+    """Small images' answers are the bytes that they were."""
+    coded = msgspec.structs.replace(ANSWER_BODY, images="jpeg")
+    assert body(coded)[1:] == body(ANSWER_BODY)[1:] + bytes.fromhex("a6 696d61676573 a4 6a706567")
+    assert msgspec.msgpack.decode(body(ANSWER_BODY), type=AnswerBody).images == "raw"
+
+
+@pytest.mark.parametrize("dims", [(2, 3, 0), (2, 3, 3, 1), (2, 3)])
+def test_a_coded_image_has_three_sides(dims: tuple[int, ...]) -> None:
+    message = msgspec.structs.replace(GOLDEN_MESSAGES["CODED FRAME"], dims=dims)
+    with pytest.raises(WireError) as error:
+        unpack(pack(message))
+    assert error.value.reason == "dims"
+
+
+def test_a_picture_file_is_no_image_of_the_models_shape() -> None:
+    files = {name: message.is_file for name, message in GOLDEN_MESSAGES.items()}
+    assert files == dict.fromkeys(files, False) | {"REQUEST": True}
+
+
 def test_an_array_is_viewed_in_the_received_bytes_without_a_copy_and_is_read_only() -> None:
     data = bytes.fromhex(GOLDEN_BYTES["FEATURE"])
     array = unpack(data).array()
@@ -250,7 +292,7 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
     data = pack(message)
     assert len(data) == (108 if message.policy else 104) + len(message.payload)
     assert plain(unpack(data)) == plain(message)
-    if message.dims:
+    if message.dims and message.dtype is not Dtype.ENCODED:
         assert unpack(data).array().tobytes() == bytes(message.payload)
 
 
@@ -364,10 +406,10 @@ def test_a_message_that_claims_gigabytes_allocates_nothing() -> None:
 def test_a_longer_header_of_a_newer_minor_version_is_skipped_but_checked() -> None:
     payload = b"\x01\x02\x03\x04\x05\xff"
     header = bytearray(bytes.fromhex(GOLDEN_BYTES["FRAME"])[:104])
-    header[4] = 3
+    header[4] = 4
     header[6:8] = (112).to_bytes(2, "little")
     newer = with_checksum(bytes(header) + b"newfield" + payload, header_bytes=112)
-    assert plain(unpack(newer)) == plain(msgspec.structs.replace(GOLDEN_MESSAGES["FRAME"], minor=3))
+    assert plain(unpack(newer)) == plain(msgspec.structs.replace(GOLDEN_MESSAGES["FRAME"], minor=4))
     with pytest.raises(WireError) as error:
         unpack(newer.replace(b"newfield", b"newfielD"))
     assert error.value.reason == "crc"

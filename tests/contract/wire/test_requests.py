@@ -93,6 +93,21 @@ def test_a_picture_becomes_a_request(picture: bytes, dtype: Dtype, dims: tuple[i
     assert (message.dtype, message.dims, message.mask, message.run_id, message.frame_id) == (dtype, dims, 5, 6, 7)
 
 
+def test_an_image_is_coded_as_the_node_wants_it() -> None:
+    image = np.zeros((80, 70, 3), np.uint8)
+    for coding, mark in (("jpeg", b"\xff\xd8\xff"), ("lossless", b"RIFF")):
+        message = image_request(image, mask=0, run_id=6, number=7, coding=coding)
+        assert (message.dtype, message.dims, bytes(message.payload[: len(mark)])) == (Dtype.ENCODED, (80, 70, 3), mark)
+
+
+def test_an_image_that_coding_makes_larger_or_that_cannot_be_coded_goes_raw() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (80, 70, 3), np.uint8)
+    for image in (noise, noise[..., :2], noise[0], noise.astype(np.float32)):
+        message = image_request(image, mask=0, run_id=6, number=7, coding="lossless")
+        assert (message.dims, bytes(message.payload)) == (image.shape, image.tobytes())
+        assert message.dtype is not Dtype.ENCODED
+
+
 def test_an_image_that_no_node_would_take_is_refused_here() -> None:
     with pytest.raises(InputError, match="expected at most"):
         image_request(bytes(5 << 20), mask=0, run_id=0, number=1)

@@ -15,6 +15,7 @@ from tests.support.properties import examples
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Certain, Device, Fleet, Node, Serving
 from devit_contract.artefacts.head import Fusion, FusionHead, FusionStatistics
+from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import Policy
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Copies, Kind, Message, State, array_payload
@@ -23,6 +24,7 @@ from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
 from devit_fusion.client_port import Request
 from devit_fusion.events import Events
+from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
 
@@ -101,7 +103,16 @@ def play(events: Sequence[tuple[str, int, Policy, int]], *, policy: Policy, earl
         anything: Any = ports
         events_log = Events(Log("test"))
         scheduler = Scheduler(
-            Fusion(HEAD), fleet, links, anything, anything, 7, events_log, calibration=CALIBRATION, accuracies={}
+            Fusion(HEAD),
+            fleet,
+            links,
+            anything,
+            anything,
+            7,
+            events_log,
+            calibration=CALIBRATION,
+            accuracies={},
+            images=Images("raw", Preprocess(2, 2, "gray"), links),
         )
         by_index = list(links.values())
         for link in by_index:
