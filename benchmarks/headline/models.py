@@ -84,7 +84,7 @@ class Single:
 SINGLES = (
     Single("MobileViT-S", "mobilevit_s", "mobilevit_xxs", 256, 78.4, "arXiv 2110.02178", 1.0),
     Single("EfficientFormerV2-S2", "efficientformerv2_s2", "efficientformerv2_s0", 224, 81.6, "arXiv 2212.08059", 1.0),
-    Single("DeiT-S", "deit_small_patch16_224", "deit_tiny_patch16_224", 224, 79.8, "arXiv 2012.12877"),
+    Single("DeiT-S", "deit_small_patch16_224", "deit_tiny_patch16_224", 224, 79.9, "the authors' repository"),
 )
 
 
