@@ -47,8 +47,8 @@ CELLS = {
 }
 
 
-def results(chosen: argparse.Namespace) -> Results:
-    """Measure each family that is chosen.
+def results(chosen: argparse.Namespace, words: Sequence[str]) -> Results:
+    """Measure each family that is chosen; ``words`` are the command line's.
 
     Raises:
         DevitError: A package is missing at the first run, or a cell does not start or answer.
@@ -66,7 +66,7 @@ def results(chosen: argparse.Namespace) -> Results:
     return Results(
         benchmark="headline",
         about=ABOUT,
-        command="python -m benchmarks.headline.run " + " ".join(sys.argv[1:]),
+        command=" ".join(["python -m benchmarks.headline.run", *words]),
         settings={
             "models": "small stand-ins: no figure counts" if chosen.small else "as published",
             "threads of a device": 1,
@@ -190,9 +190,10 @@ def main(given: Sequence[str] | None = None) -> None:
     names = [family.name for family in FAMILIES]
     parser.add_argument("--family", nargs="+", choices=names, default=names, help="which cells to measure")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/headline.json")
-    chosen = parser.parse_args(given)
+    words = sys.argv[1:] if given is None else given
+    chosen = parser.parse_args(words)
     try:
-        found = results(chosen)
+        found = results(chosen, words)
     except DevitError as err:
         raise SystemExit(f"error: {err}") from None
     except KeyboardInterrupt:

@@ -122,8 +122,8 @@ def _check_counts(folder: Path, counts: dict[str, int]) -> None:
         raise InputError(f"{folder}: expected one number of samples, found {text}: run it again")
 
 
-def results(chosen: argparse.Namespace) -> Results:
-    """Bring the cell up, and have LoadGen measure it.
+def results(chosen: argparse.Namespace, words: Sequence[str]) -> Results:
+    """Bring the cell up, and have LoadGen measure it; ``words`` are the command line's.
 
     Raises:
         DevitError: LoadGen or the test set is missing, the cell did not start, or a sample was not answered.
@@ -140,7 +140,7 @@ def results(chosen: argparse.Namespace) -> Results:
     return Results(
         benchmark="loadgen" if chosen.mode == "performance" else "loadgen_accuracy",
         about=ABOUT,
-        command="python -m benchmarks.loadgen.run " + " ".join(sys.argv[1:]),
+        command=" ".join(["python -m benchmarks.loadgen.run", *words]),
         settings={
             "policy": chosen.policy,
             "images": len(tests.labels),
@@ -169,9 +169,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="take the 1,000 test images that come with the package")
     parser.add_argument("--logs", type=Path, help="where LoadGen's logs are kept")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json")
-    chosen = parser.parse_args(given)
+    words = sys.argv[1:] if given is None else given
+    chosen = parser.parse_args(words)
     try:
-        found = results(chosen)
+        found = results(chosen, words)
     except DevitError as err:
         raise SystemExit(f"error: {err}") from None
     except KeyboardInterrupt:
