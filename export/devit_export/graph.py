@@ -22,7 +22,7 @@ from devit_contract.errors import ExportError
 from devit_decompose.models.model import Attention, Model
 from devit_export.centring import centred
 from devit_export.parity import check_same, run_graph
-from devit_export.rules import INPUT_NAME, IR_VERSION, MODEL_HINT, OPSET, Expected, check_graph
+from devit_export.rules import INPUT_NAME, IR_VERSION, MODEL_HINT, OPSET, Expected, Graph, check_graph
 
 _TOOLS_HINT = "exporting belongs on a workstation with Python 3.11 or later: pip install 'devit[export]' there"
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
@@ -88,7 +88,7 @@ def _export(module: nn.Module, expected: Expected, name: str) -> ExportedGraph:
     except ImportError as err:
         raise ExportError(f"expected onnxsim to be installed, found: {err}: {_TOOLS_HINT}") from err
     raw = lower(_trace(module, expected, name), name)
-    simple = named(strip(onnxsim.simplify(raw)[0]))
+    simple = named(with_known_gelus(strip(onnxsim.simplify(raw)[0]), name))
     check_graph(simple, expected, name)
     content = simple.SerializeToString(deterministic=True)
     change = _change(name, raw.SerializeToString(), content, expected.image_shape)
@@ -159,6 +159,28 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
         part.doc_string = ""
         del part.metadata_props[:]
     return bare
+
+
+def with_known_gelus(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Copy a graph with each GELU as ``(0.5 x) (1 + erf)``, the form that ONNX Runtime makes one operator of.
+
+    Of ``x (0.5 (1 + erf))``, as torch writes it, it makes none. To halve a number is exact, so both are the same.
+    """
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    graph = Graph(copied, name)
+    for erf in [node for node in graph.nodes if node.op_type == "Erf"]:
+        chain = [erf]
+        while len(chain) < 4 and len(followers := graph.consumers(chain[-1].output[0])) == 1:
+            chain += followers
+        if [node.op_type for node in chain] != ["Erf", "Add", "Mul", "Mul"]:
+            continue
+        _, add, half, last = chain
+        (factor,) = set(half.input) - set(add.output)
+        (value,) = set(last.input) - set(half.output)
+        if factor in graph.constants:
+            half.input[:], last.input[:] = [value, factor], [half.output[0], add.output[0]]
+    return copied
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -172,6 +172,16 @@ def test_a_whole_teacher_in_numpy_agrees_with_onnx_runtime(teacher: Model, expor
     np.testing.assert_allclose(_by_onnx_runtime(exported_teacher, images), expected, atol=2e-5)
 
 
+def test_onnx_runtime_makes_one_operator_of_every_gelu(case: Case, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # of a file that is for this machine alone
+    onnxruntime.InferenceSession(case.graph.content, options, providers=["CPUExecutionProvider"])
+    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert found["Gelu"] == len(case.model.config.neurons)
+    assert found["Erf"] == 0
+
+
 def test_a_whole_submodel_in_numpy_agrees_with_onnx_runtime(case: Case) -> None:
     images = _images(4, case.model)
     expected = NumpyModel(case.model).features(images)
