@@ -60,9 +60,11 @@ def arguments(about: str, duration_s: float, duration_help: str) -> argparse.Arg
     """Begin the command line that every benchmark has."""
     # Engines, agents and the node compute with one thread, so both sides of a benchmark do: children inherit this.
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-    parser = argparse.ArgumentParser(description=about)
+    # A benchmark may give an option other words.
+    parser = argparse.ArgumentParser(description=about, conflict_handler="resolve")
     parser.add_argument("--duration", type=float, default=duration_s, metavar="SECONDS", help=duration_help)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json instead of a table")
     return parser
 
 
@@ -197,9 +199,6 @@ def _lines(report: Report) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     table.insert(1, "-" * max(map(len, table)))
-    machine = report.machine
-    load = " / ".join(f"{number:.2f}" for number in (machine.load_before[0], machine.load_after[0]))
-    shares = ", ".join(f"{state} {share:.0%}" for state, share in machine.cpu_share.items() if share >= 0.005)
     settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
     return [
         f"{report.benchmark}: {report.about}",
@@ -207,7 +206,5 @@ def _lines(report: Report) -> list[str]:
         "",
         *table,
         "",
-        f"{machine.cores} cores of {machine.cpu}; Python {machine.python}, pyzmq {machine.pyzmq}, "
-        f"libzmq {machine.libzmq}, devit {machine.devit}",
-        f"load average before / after: {load}; all cores' time during the run: {shares}",
+        *report.machine.lines(),
     ]
