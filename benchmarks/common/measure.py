@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from benchmarks.common.machine import Machine
+from benchmarks.common.rows import Results, Row, command
 
 Samples = npt.NDArray[np.float64]
 """Shape ``(n,)``, microseconds."""
@@ -143,10 +144,44 @@ def tell(text: str) -> None:
         sys.stderr.flush()
 
 
-def show(report: Report, *, as_json: bool) -> None:
-    """Print the report: a table for people, or JSON."""
-    data = msgspec.json.format(msgspec.json.encode(report), indent=2)
-    print(data.decode() if as_json else "\n".join(_lines(report)))  # noqa: T201 - a script's output
+def show(report: Report, chosen: argparse.Namespace) -> None:
+    """Save the report's rows, or print it: a table for people, or JSON."""
+    if chosen.save:
+        results_of(report).save()
+    if chosen.json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())  # noqa: T201 - a script's output
+    elif not chosen.save:
+        print("\n".join(_lines(report)))  # noqa: T201 - a script's output
+
+
+def results_of(report: Report) -> Results:
+    """Turn a report into rows; a figure of a p99 has that number under ``p50``, as its name says what it is."""
+    rows: list[Row] = []
+    for each in report.figures:
+        ours = Row(
+            figure=each.name,
+            side="devit",
+            unit=each.unit,
+            p50=each.devit,
+            samples=each.samples,
+            wanted=each.wanted,
+            holds=each.holds,
+        )
+        if each.other is None:
+            rows.append(ours)
+            continue
+        ratio = round(each.devit / each.other, 3)
+        rows.append(msgspec.structs.replace(ours, ratio=ratio, against=report.other))
+        rows.append(Row(figure=each.name, side=report.other, unit=each.unit, p50=each.other, samples=each.samples))
+    return Results(
+        benchmark=report.benchmark,
+        about=report.about,
+        command=command(),
+        settings=report.settings,
+        versions={},
+        machine=report.machine,
+        rows=tuple(rows),
+    )
 
 
 def cache_folder() -> Path:

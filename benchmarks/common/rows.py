@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,13 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         path = folder / f"{self.benchmark}.json"
         path.with_suffix(".part").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
         return path.with_suffix(".part").replace(path)
+
+
+def command() -> str:
+    """Give the command line of this run, without ``--save``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    given = [word for word in sys.argv[1:] if word != "--save"]
+    return " ".join(["python", "-m", spec.name if spec else sys.argv[0], *given])
 
 
 def bootstrap(blocks: list[npt.NDArray[np.float64]], statistic: Callable[[npt.NDArray[np.float64]], float]) -> Interval:

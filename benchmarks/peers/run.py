@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from benchmarks.common.machine import Watch
 from benchmarks.common.measure import Samples, alternate, arguments, tell
-from benchmarks.common.rows import Results, Row, finish
+from benchmarks.common.rows import Results, Row, command, finish
 from benchmarks.peers import load
 from benchmarks.peers.bare_cell import Bare
 from benchmarks.peers.cell import Cell, CertainCell
@@ -80,7 +80,7 @@ def run(duration_s: float, models: Sequence[Model], devices: Sequence[int], *, a
     return Results(
         benchmark="peers",
         about=ABOUT,
-        command="python -m benchmarks.peers.run",
+        command=command(),
         settings={**settings, **absent},
         versions=_versions(),
         machine=watch.machine(),
