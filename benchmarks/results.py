@@ -17,8 +17,8 @@ HEADS = ("side", "p50", "p99", "unit", "ratio", "wanted", "holds")
 TOP = """\
 # Results
 
-What `make bench` measured last, made from `results/` by `python -m benchmarks.results`. [README.md](README.md) says what
-is compared, how, and what is not fair about it. Quote ratios of one run, never figures of two.
+What `make bench` measured last, made from `results/` by `python -m benchmarks.results`. [README.md](README.md) says
+what is compared, how, and what is not fair about it. Quote ratios of one run, never figures of two.
 """
 MOST_COLUMNS = 2
 FEWEST_SIDES = 3

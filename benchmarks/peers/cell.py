@@ -16,8 +16,6 @@ from devit_contract.wire.answer import Answer
 from devit_contract.wire.codec import State
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
-WHOLE: dict[Policy, tuple[State, ...]] = {"all": (State.FULL,), "certain": (State.FULL, State.CERTAIN)}
-
 
 class Cell(Peer):
     """Client -> node -> agents, policy ``all``."""
@@ -38,11 +36,11 @@ class Cell(Peer):
 
     def ask(self, image: UInt8Array) -> Reply:
         """Classify one image."""
-        return self._whole(self._client.classify(image, policy=self.policy))
+        return self._whole(self._client.classify(image, mask=self.work.everybody, policy=self.policy))
 
     def submit(self, image: UInt8Array, number: int) -> None:
         """Send one image."""
-        self._numbers[self._client.submit(image, policy=self.policy)] = number
+        self._numbers[self._client.submit(image, mask=self.work.everybody, policy=self.policy)] = number
 
     def collect(self, timeout_s: float) -> list[int]:
         """Take what has been answered."""
@@ -55,7 +53,8 @@ class Cell(Peer):
     def _whole(self, answer: Answer | Exception) -> Reply:
         if isinstance(answer, Exception):
             raise RuntimeError(f"{self.name}: expected an answer, found {answer}")
-        if answer.logits is None or answer.state not in WHOLE[self.policy]:
+        is_whole = answer.mask == self.work.everybody or answer.state is State.CERTAIN
+        if answer.logits is None or not is_whole:
             raise RuntimeError(f"{self.name}: expected a whole answer, found {answer.state.name} ({answer.why})")
         return Reply(answer.logits, answer.mask)
 
