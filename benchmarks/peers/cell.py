@@ -52,10 +52,10 @@ class Cell(Peer):
 
     def _whole(self, answer: Answer | Exception) -> Reply:
         if isinstance(answer, Exception):
-            raise RuntimeError(f"{self.name}: expected an answer, found {answer}")
+            raise RuntimeError(f"expected an answer, found {answer}")
         is_whole = answer.mask == self.work.everybody or answer.state is State.CERTAIN
         if answer.logits is None or not is_whole:
-            raise RuntimeError(f"{self.name}: expected a whole answer, found {answer.state.name} ({answer.why})")
+            raise RuntimeError(f"expected a whole answer, found {answer.state.name} ({answer.why})")
         return Reply(answer.logits, answer.mask)
 
 

@@ -28,9 +28,9 @@ class Host:
     def __init__(self, peer: type[Peer], work: Work) -> None:
         """Start the side, and wait until it answers."""
         self.name = peer.name
-        self._mark = f"{MARK}={secrets.token_hex(8)}"
+        self.mark = f"{MARK}={secrets.token_hex(8)}"
         self._connection, theirs = SPAWN.Pipe()
-        self._process = SPAWN.Process(target=_live, args=(theirs, peer, work, self._mark))
+        self._process = SPAWN.Process(target=_live, args=(theirs, peer, work, self.mark))
         self._process.start()
         theirs.close()
         try:
@@ -63,8 +63,9 @@ class Host:
         """Stop the side's processes: in order first, and whatever is left by SIGKILL."""
         self._connection.close()
         self._process.join(STOP_S)
+        self._process.kill()
         end_s = time.monotonic() + LEAVE_S
-        while (left := marked(self._mark)) and time.monotonic() < end_s:
+        while (left := marked(self.mark)) and time.monotonic() < end_s:
             time.sleep(0.05)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
@@ -78,7 +79,7 @@ class Host:
         except (EOFError, ConnectionError):
             raise SystemExit(f"{self.name}: expected it to run, found that it ended: see its output") from None
         if isinstance(found, Exception):
-            raise SystemExit(f"{self.name}: {type(found).__name__}: {found}")
+            raise SystemExit(f"{self.name}: {found}")
         return found  # type: ignore[no-any-return]
 
 
@@ -107,4 +108,4 @@ def _live(parent: Connection, peer: type[Peer], work: Work, mark: str) -> None:
     except EOFError:
         return
     except Exception as err:
-        parent.send(RuntimeError(f"{type(err).__name__}: {err}"))
+        parent.send(RuntimeError(str(err) if isinstance(err, RuntimeError) else f"{type(err).__name__}: {err}"))

@@ -68,5 +68,5 @@ def _submit(peer: Peer, number: int) -> None:
 def _some(peer: Peer) -> list[int]:
     found = peer.collect(ANSWER_S)
     if not found:
-        raise RuntimeError(f"{peer.name}: expected an answer within {ANSWER_S:g} s, found none: does it hang?")
+        raise RuntimeError(f"expected an answer within {ANSWER_S:g} s, found none: does it hang?")
     return found

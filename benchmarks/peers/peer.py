@@ -116,7 +116,7 @@ class Queued(Peer):
             while True:
                 each = self.done.get(timeout=timeout_s) if not found and timeout_s > 0 else self.done.get_nowait()
                 if isinstance(each, BaseException):
-                    raise RuntimeError(f"{self.name}: expected an answer, found {each!r}") from each
+                    raise RuntimeError(f"expected an answer, found {each!r}") from each
                 found.append(each)
         except queue.Empty:
             return found
