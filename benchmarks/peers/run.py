@@ -104,7 +104,10 @@ def _group(work: Work, peers: Sequence[type[Peer]], duration_s: float, *, by_cha
         tell(f"{what}: starting {', '.join(peer.name for peer in peers)}\n")
         with ThreadPoolExecutor(len(peers)) as pool:
             starting = [pool.submit(Host, peer, work) for peer in peers]
-        hosts = [stack.enter_context(each.result()) for each in starting]
+        for each in starting:
+            if each.exception() is None:
+                stack.enter_context(each.result())
+        hosts = [each.result() for each in starting]  # raises only now, so that those which run are stopped
         for host, peer in zip(hosts, peers, strict=True):
             check(peer, work, host.run(_replies, SLACK_S))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -134,6 +135,14 @@ def test_a_side_that_does_not_start_is_told_in_one_line(work: Work) -> None:
     assert Broken.missing() == "not measured: broken needs no_such_package: run make bench, which installs it"
     with pytest.raises(SystemExit, match=r"^broken: ValueError: no port$"):
         Host(Broken, work)
+
+
+def test_where_one_side_does_not_start_the_others_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Broken, "needs", ())
+    monkeypatch.setattr(run, "GROUPS", ((Broken, Immediate),))
+    with pytest.raises(SystemExit, match=r"^broken: ValueError: no port$"):
+        run.run(0.1, ["null"], [1], ["broken", "immediate"], all_peers=True)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_peer_that_is_not_installed_is_left_out_or_an_error(
