@@ -50,8 +50,8 @@ def rows(
 
     Args:
         figure: What was measured.
-        unit: ``us``, or ``1/s`` where each block is one number.
-        blocks: By side.
+        unit: Of the numbers.
+        blocks: By side; where each is one number, such as a rate, there is no p99.
         bounds: By side, what is wanted.
         suffix: Follows the figure where ours has been measured in other turns too.
     """
@@ -70,15 +70,15 @@ def _row(
 ) -> Row:
     against = bound.against if bound else (BARE if side == OURS else OURS)
     ratio = round(medians[side] / medians[against], 3) if against in medians else None
-    is_time = unit == "us"
+    is_spread = max(map(len, blocks)) > 1
     return Row(
         figure=figure + (suffix if side == OURS else ""),
         side=side,
         unit=unit,
         p50=round(medians[side], 1),
-        p99=round(p99(np.concatenate(blocks)), 1) if is_time else None,
+        p99=round(p99(np.concatenate(blocks)), 1) if is_spread else None,
         p50_interval=_interval(blocks, p50),
-        p99_interval=_interval(blocks, p99) if is_time else None,
+        p99_interval=_interval(blocks, p99) if is_spread else None,
         samples=sum(map(len, blocks)),
         ratio=ratio,
         against=against if ratio is not None else "",

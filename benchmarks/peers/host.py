@@ -59,6 +59,10 @@ class Host:
         found: T = self._receive(timeout_s)
         return found
 
+    def cpu_s(self) -> float:
+        """Add up the CPU time that the side's processes have used so far."""
+        return sum(map(_cpu_s, (self._process.pid, *marked(self.mark))))
+
     def close(self) -> None:
         """Stop the side's processes: in order first, and whatever is left by SIGKILL."""
         self._connection.close()
@@ -93,6 +97,15 @@ def marked(mark: str) -> list[int]:
         except OSError:  # it ended meanwhile, or is somebody else's
             continue
     return found
+
+
+def _cpu_s(pid: int | None) -> float:
+    """Time that all threads of a process have used, see proc(5); 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _live(parent: Connection, peer: type[Peer], work: Work, mark: str) -> None:

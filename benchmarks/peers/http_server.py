@@ -23,6 +23,8 @@ from benchmarks.peers.work import Work
 
 from devit_contract.arrays import UInt8Array
 
+KEEP_S = 600
+"""How long a connection stays without requests: it has to outlast the turns of all other sides."""
 CONFIG = """\
 global
   maxconn 256
@@ -32,8 +34,8 @@ defaults
   balance leastconn
   http-reuse always
   timeout connect 5s
-  timeout client 60s
-  timeout server 60s
+  timeout client {keep_s}s
+  timeout server {keep_s}s
 frontend cell
   bind fd@{fd}
   default_backend replicas
@@ -73,7 +75,7 @@ class Replicas(OneServer):
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._port = listener.getsockname()[1]
         file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="devit-"))) / "haproxy.cfg"
-        file.write_text(CONFIG.format(fd=listener.fileno()) + "".join(lines))
+        file.write_text(CONFIG.format(fd=listener.fileno(), keep_s=KEEP_S) + "".join(lines))
         program = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin")
         assert program is not None
         proxy = subprocess.Popen(
@@ -109,4 +111,5 @@ def _serve(parent: Connection, work: Work) -> None:
     app = Starlette(routes=[Route("/", classify, methods=["POST"])])
     listener = socket.create_server(("127.0.0.1", 0))
     parent.send(listener.getsockname()[1])
-    uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run([listener])
+    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_keep_alive=KEEP_S)
+    uvicorn.Server(config).run([listener])

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 
 from benchmarks.network.bare import Children, receive
+from benchmarks.peers.http_server import KEEP_S
 from benchmarks.peers.peer import ANSWER_S, Pooled, Reply
 from benchmarks.peers.work import Work
 
@@ -127,4 +128,5 @@ def _serve(parent: Connection, role: Worker | Front) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     parent.send(port)
-    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False)
+    keep = {"timeout_keep_alive": KEEP_S}
+    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False, **keep)

@@ -118,8 +118,13 @@ def _group(work: Work, peers: Sequence[type[Peer]], duration_s: float, *, by_cha
 
         is_judged = work.model == "null" and work.devices == FULL
         figure = "client to answer"
-        latencies = turns(figure, [lambda seconds: partial(load.one_at_a_time, duration_s=seconds)] * len(hosts))
+        spent = {peer.name: list[Samples]() for peer in peers}
+        sides = [partial(_timed, host, each) for host, each in zip(hosts, spent.values(), strict=True)]
+        blocks = alternate(f"{what}, {figure}", sides, duration_s)
+        latencies = dict(zip(spent, blocks, strict=True))
         found = rows(f"{what}, {figure}", "us", latencies, LATENCY if is_judged else {}, suffix)
+        spent = {name: each[1:] for name, each in spent.items()}  # the first turn warms up
+        found += rows(f"{what}, CPU time an answer, all processes", "us", spent, {}, suffix)
         figure = f"saturated, {IN_FLIGHT} under way"
         full = partial(load.saturated, in_flight=IN_FLIGHT)
         rates = turns(figure, [lambda seconds: partial(full, duration_s=seconds)] * len(hosts))
@@ -164,6 +169,14 @@ def _replies(peer: Peer) -> list[Reply]:
 
 def _measured(host: Host, task: MakeTask, duration_s: float) -> Samples:
     return host.run(task(duration_s), duration_s + SLACK_S)
+
+
+def _timed(host: Host, spent: list[Samples], duration_s: float) -> Samples:
+    """Measure one request under way, and note the CPU time that the whole side takes for an answer."""
+    before_s = host.cpu_s()
+    samples = host.run(partial(load.one_at_a_time, duration_s=duration_s), duration_s + SLACK_S)
+    spent.append(np.asarray([(host.cpu_s() - before_s) * 1e6 / len(samples)]))
+    return samples
 
 
 def _versions() -> dict[str, str]:

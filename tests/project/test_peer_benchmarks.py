@@ -174,6 +174,6 @@ def test_our_cell_takes_turns_with_raw_sockets(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     figures = {row["figure"] for row in found["rows"]}
-    assert len(figures) == 4
-    assert len(found["rows"]) == 4 * 4
+    assert len(figures) == 5
+    assert len(found["rows"]) == 5 * 4
     assert all(row["p50"] > 0 and row["p50_interval"][0] <= row["p50_interval"][1] for row in found["rows"])
