@@ -47,11 +47,18 @@ BENCHMARKS = (
         ("--all-peers",),
         ("--all-peers", "--models", "real", "--devices", "2", "--duration", "0.1"),
     ),
-    Benchmark("links", "benchmarks.links.run"),
-    Benchmark("loadgen", "benchmarks.loadgen.run"),
-    Benchmark("headline", "benchmarks.headline.run"),
+    Benchmark("links", "benchmarks.links.run", smoke=("--duration", "0.1", "--images", "20", "--links", "1")),
+    Benchmark("loadgen", "benchmarks.loadgen.run", smoke=("--duration", "0.1", "--small")),
+    Benchmark(
+        "loadgen_accuracy",
+        "benchmarks.loadgen.run",
+        ("--mode", "accuracy"),
+        ("--mode", "accuracy", "--scenario", "Offline", "--duration", "0.1", "--small"),
+    ),
+    Benchmark("headline", "benchmarks.headline.run", smoke=("--duration", "0.4", "--small")),
     Benchmark("growth", "benchmarks.growth.run"),
-    Benchmark("footprint", "benchmarks.footprint.run"),
+    Benchmark("footprint", "benchmarks.footprint.run", smoke=("--rounds", "1")),
+    Benchmark("report_8h", "benchmarks.report_8h.run", smoke=("--samples", "2000")),
     Benchmark("paced", "benchmarks.network.paced", smoke=("--duration", "0.1", "--paces", "0.5")),
     Benchmark("round_trip", "benchmarks.network.round_trip"),
     Benchmark(
@@ -67,7 +74,13 @@ BENCHMARKS = (
 def run(benchmark: Benchmark, *, smoke: bool, folder: Path) -> str:
     """Run one, and say in one line what is wrong with it; empty if nothing is."""
     (folder / f"{benchmark.name}.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", benchmark.module, *((smoke and benchmark.smoke) or benchmark.full), "--save"]
+    command = [
+        sys.executable,
+        "-m",
+        benchmark.module,
+        *((benchmark.smoke or ()) if smoke else benchmark.full),
+        "--save",
+    ]
     try:
         done = subprocess.run(
             command,
