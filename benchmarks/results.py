@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-from benchmarks.common.rows import RESULTS, Results, Row, cells
+from benchmarks.all import BENCHMARKS
+from benchmarks.common.rows import RESULTS, Results, Row, cells, number
 
 HERE = Path(__file__).parent
 HEADS = ("side", "p50", "p99", "unit", "ratio", "wanted", "holds")
@@ -28,8 +29,9 @@ COLOURS = {True: "#1f6feb", False: "#9aa4b2"}
 
 
 def load(folder: Path = RESULTS) -> list[Results]:
-    """Read what was saved, by name."""
-    return [msgspec.json.decode(path.read_bytes(), type=Results) for path in sorted(folder.glob("*.json"))]
+    """Read what was saved, in the order of the list of benchmarks."""
+    files = [folder / f"{each.name}.json" for each in BENCHMARKS]
+    return [msgspec.json.decode(path.read_bytes(), type=Results) for path in files if path.exists()]
 
 
 def rows_json(found: Iterable[Results]) -> bytes:
@@ -88,7 +90,7 @@ def _full(row: Row) -> tuple[str, ...]:
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:,.4g} to {interval[1]:,.4g})"
+    return "" if interval is None else f" ({number(interval[0])} to {number(interval[1])})"
 
 
 def _setting(value: str | float) -> str:

@@ -106,8 +106,8 @@ def cells(row: Row) -> tuple[str, ...]:
     """Write a row's side, p50, p99, unit, ratio, bound and whether it holds as text."""
     return (
         row.side,
-        _number(row.p50),
-        "" if row.p99 is None else _number(row.p99),
+        number(row.p50),
+        "" if row.p99 is None else number(row.p99),
         row.unit,
         "" if row.ratio is None else f"{row.ratio:,.2f} x {row.against}",
         row.wanted,
@@ -115,7 +115,8 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Write a number to four digits, large ones whole."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
