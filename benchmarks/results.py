@@ -14,7 +14,7 @@ from benchmarks.all import BENCHMARKS
 from benchmarks.common.rows import RESULTS, Results, Row, cells, number
 
 HERE = Path(__file__).parent
-HEADS = ("side", "p50", "p99", "unit", "ratio", "wanted", "holds")
+HEADS = ("side", "p50", "p99", "unit", "ratio", "wanted", "holds", "samples")
 TOP = """\
 # Results
 
@@ -74,9 +74,12 @@ def _section(results: Results) -> list[str]:
     lines += [f"- {name}: {_setting(value)}" for name, value in results.settings.items()]
     if _drawn(results):
         lines += ["", f"![{results.benchmark}](plots/{results.benchmark}.svg)"]
-    for figure, rows in _by_figure(results.rows).items():
-        lines += ["", f"**{figure}**", "", *_table((*HEADS, "samples"), [_full(row) for row in rows])]
-    return lines
+    figures = _by_figure(results.rows)
+    for figure, rows in figures.items():
+        if len(rows) > 1:
+            lines += ["", f"**{figure}**", "", *_table(HEADS, [_full(row) for row in rows])]
+    alone = [(figure, *_full(rows[0])) for figure, rows in figures.items() if len(rows) == 1]
+    return [*lines, "", *_table(("figure", *HEADS), alone)] if alone else lines
 
 
 def _short(row: Row) -> tuple[str, ...]:
@@ -116,7 +119,7 @@ def _drawn(results: Results) -> dict[str, list[Row]]:
 
 
 def _plot(results: Results, path: Path) -> Path:
-    """Draw bars of p50 with a mark at p99, one picture a figure."""
+    """Draw a dot at p50 and a line to p99, one picture a figure: a logarithmic axis has no place for bars to begin."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -128,10 +131,11 @@ def _plot(results: Results, path: Path) -> Path:
         for axes, (name, rows) in zip(
             figure.subplots(lines, MOST_COLUMNS, squeeze=False).flat, drawn.items(), strict=False
         ):
-            sides = [row.side for row in rows]
-            axes.barh(sides, [row.p50 for row in rows], color=[COLOURS[row.side.startswith("devit")] for row in rows])
-            tails = [(row.p99, row.side) for row in rows if row.p99 is not None]
-            axes.plot([p99 for p99, _ in tails], [side for _, side in tails], "k|", label="p99")
+            for row in rows:
+                colour = COLOURS[row.side.startswith("devit")]
+                axes.plot(row.p50, row.side, "o", color=colour)
+                if row.p99 is not None:
+                    axes.plot([row.p50, row.p99], [row.side] * 2, "-|", color=colour)
             axes.set(title=name, xlabel=rows[0].unit, xscale="log" if min(row.p50 for row in rows) > 0 else "linear")
             axes.invert_yaxis()
         for axes in figure.axes[len(drawn) :]:
