@@ -8,7 +8,7 @@ VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 IS_RECENT = -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 
 .PHONY: help demo demo-full install test test-system test-nightly nightly-endurance nightly-installs nightly-models \
-	coverage soak lint docs clean recent-python
+	coverage soak bench bench-smoke lint docs clean recent-python
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ coverage: .venv/full.done  ## Lines that the tests of make test run, in the proc
 soak: .venv/full.done  ## Ten minutes at 200 frames/s: does the memory of node and agents stay flat?
 	.venv/bin/python tests/network/soak.py --seconds 600 --rate 200
 
+bench: .venv/bench.done  ## Every benchmark in full, an hour on a quiet machine; writes benchmarks/RESULTS.md and results.json.
+	.venv/bin/python -m benchmarks.all
+
+bench-smoke: .venv/bench.done  ## Every benchmark so briefly that only a broken one shows; keeps no figures.
+	.venv/bin/python -m benchmarks.all --smoke
+
 lint: .venv/full.done  ## Style and types.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -85,3 +91,8 @@ recent-python:
 	@echo "Installing everything (about 1.4 GB) into .venv"
 	$(PIP) --editable '.[test]'
 	@touch $@ .venv/light.done
+
+.venv/bench.done: .venv/full.done benchmarks/requirements.txt constraints.txt
+	@echo "Installing what the cell is measured against (about 450 MB) into .venv"
+	$(PIP) --requirement benchmarks/requirements.txt
+	@touch $@

@@ -244,14 +244,14 @@ def _silent(_stage: str, _done: int, _all: int, _what: str = "") -> None:
     """Show no progress of a stage."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 30.0, "how long each side of each part is measured")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     report = run(chosen.duration, chosen.parts)
     tell("running: done\n")
-    show(report, as_json=chosen.json)
+    show(report, chosen)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from benchmarks.common.machine import Machine
+from benchmarks.common.rows import Results, Row, command
 
 Samples = npt.NDArray[np.float64]
 """Shape ``(n,)``, microseconds."""
@@ -60,9 +61,11 @@ def arguments(about: str, duration_s: float, duration_help: str) -> argparse.Arg
     """Begin the command line that every benchmark has."""
     # Engines, agents and the node compute with one thread, so both sides of a benchmark do: children inherit this.
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-    parser = argparse.ArgumentParser(description=about)
+    # A benchmark may give an option other words.
+    parser = argparse.ArgumentParser(description=about, conflict_handler="resolve")
     parser.add_argument("--duration", type=float, default=duration_s, metavar="SECONDS", help=duration_help)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json instead of a table")
     return parser
 
 
@@ -141,10 +144,44 @@ def tell(text: str) -> None:
         sys.stderr.flush()
 
 
-def show(report: Report, *, as_json: bool) -> None:
-    """Print the report: a table for people, or JSON."""
-    data = msgspec.json.format(msgspec.json.encode(report), indent=2)
-    print(data.decode() if as_json else "\n".join(_lines(report)))  # noqa: T201 - a script's output
+def show(report: Report, chosen: argparse.Namespace) -> None:
+    """Save the report's rows, or print it: a table for people, or JSON."""
+    if chosen.save:
+        results_of(report).save()
+    if chosen.json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())  # noqa: T201 - a script's output
+    elif not chosen.save:
+        print("\n".join(_lines(report)))  # noqa: T201 - a script's output
+
+
+def results_of(report: Report) -> Results:
+    """Turn a report into rows; a figure of a p99 has that number under ``p50``, as its name says what it is."""
+    rows: list[Row] = []
+    for each in report.figures:
+        ours = Row(
+            figure=each.name,
+            side="devit",
+            unit=each.unit,
+            p50=each.devit,
+            samples=each.samples,
+            wanted=each.wanted,
+            holds=each.holds,
+        )
+        if each.other is None:
+            rows.append(ours)
+            continue
+        ratio = round(each.devit / each.other, 3)
+        rows.append(msgspec.structs.replace(ours, ratio=ratio, against=report.other))
+        rows.append(Row(figure=each.name, side=report.other, unit=each.unit, p50=each.other, samples=each.samples))
+    return Results(
+        benchmark=report.benchmark,
+        about=report.about,
+        command=command(),
+        settings=report.settings,
+        versions={},
+        machine=report.machine,
+        rows=tuple(rows),
+    )
 
 
 def cache_folder() -> Path:
@@ -197,9 +234,6 @@ def _lines(report: Report) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     table.insert(1, "-" * max(map(len, table)))
-    machine = report.machine
-    load = " / ".join(f"{number:.2f}" for number in (machine.load_before[0], machine.load_after[0]))
-    shares = ", ".join(f"{state} {share:.0%}" for state, share in machine.cpu_share.items() if share >= 0.005)
     settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
     return [
         f"{report.benchmark}: {report.about}",
@@ -207,7 +241,5 @@ def _lines(report: Report) -> list[str]:
         "",
         *table,
         "",
-        f"{machine.cores} cores of {machine.cpu}; Python {machine.python}, pyzmq {machine.pyzmq}, "
-        f"libzmq {machine.libzmq}, devit {machine.devit}",
-        f"load average before / after: {load}; all cores' time during the run: {shares}",
+        *report.machine.lines(),
     ]

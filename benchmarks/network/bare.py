@@ -54,10 +54,10 @@ class Children:
         """Process ids, in the order of their starts."""
         return [process.pid for process, _ in self._processes if process.pid is not None]
 
-    def start(self, function: Callable[..., None], *arguments: object) -> Connection:
-        """Run ``function(connection, *arguments)`` in a new process."""
+    def start(self, function: Callable[..., None], *arguments: object, has_children: bool = False) -> Connection:
+        """Run ``function(connection, *arguments)`` in a new process, which may start processes only if this says so."""
         ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=_child, args=(function, theirs, *arguments), daemon=True)
+        process = SPAWN.Process(target=_child, args=(function, theirs, *arguments), daemon=not has_children)
         process.start()
         theirs.close()
         self._processes.append((process, ours))
@@ -140,7 +140,7 @@ class BareCell:
             self._children.start(_agent, devices, name, shape, engine)
         receive(hub, str)
         self._context: zmq.Context[Socket] = zmq.Context()
-        self._client = _dealer(self._context, clients, b"client")
+        self.client = _dealer(self._context, clients, b"client")
 
     def __enter__(self) -> BareCell:
         """Use it in a ``with`` block."""
@@ -156,8 +156,8 @@ class BareCell:
     def ask(self, image: bytes) -> float:
         """Have one image answered, and give the time that took, in seconds."""
         start_s = time.perf_counter()
-        self._client.send(image)
-        self._client.recv()
+        self.client.send(image)
+        self.client.recv()
         return time.perf_counter() - start_s
 
 

@@ -68,12 +68,12 @@ def _fused(fusion: Fusion, frames: list[dict[int, Float32Array]], duration_s: fl
     return np.asarray(taken_us, np.float64)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 10.0, "how long each side is measured with each head")
     parser.add_argument("--heads", nargs="+", default=HEADS, metavar="NxDxK", help="devices x dimension x classes")
-    chosen = parser.parse_args()
-    show(run(chosen.duration, chosen.heads), as_json=chosen.json)
+    chosen = parser.parse_args(argv)
+    show(run(chosen.duration, chosen.heads), chosen)
 
 
 if __name__ == "__main__":

@@ -61,12 +61,12 @@ def _at_pace(pace_ms: float, duration_s: float) -> list[Figure]:
     ]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 60.0, "how long each side is measured at each pace")
     parser.add_argument("--paces", type=float, nargs="+", default=PACES_MS, metavar="MS", help="what the engines take")
-    chosen = parser.parse_args()
-    show(run(chosen.duration, chosen.paces), as_json=chosen.json)
+    chosen = parser.parse_args(argv)
+    show(run(chosen.duration, chosen.paces), chosen)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def run(duration_s: float, *, pinned: bool) -> Report:
 
             ours, theirs = alternate("round trip", (devit, echo.round_trips), duration_s)
     return Report(
-        benchmark="round_trip",
+        benchmark="round_trip" if pinned else "round_trip_unpinned",
         about=ABOUT,
         other="bare echo",
         settings={
@@ -78,12 +78,12 @@ def _arrivals(client: Client, image: np.ndarray[tuple[int, ...], np.dtype[np.uin
     return np.asarray(arrivals_us, np.float64)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 30.0, "how long each side is measured")
     parser.add_argument("--unpinned", action="store_true", help="let the kernel choose the cores")
-    chosen = parser.parse_args()
-    show(run(chosen.duration, pinned=not chosen.unpinned), as_json=chosen.json)
+    chosen = parser.parse_args(argv)
+    show(run(chosen.duration, pinned=not chosen.unpinned), chosen)
 
 
 if __name__ == "__main__":

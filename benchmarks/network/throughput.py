@@ -9,6 +9,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -160,12 +161,12 @@ def _figures(blocks: list[Block]) -> tuple[Figure, ...]:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 30.0, "how long it is measured")
     parser.add_argument("--devices", type=int, default=64, help="how many devices are simulated, 1 to 64")
-    chosen = parser.parse_args()
-    show(run(chosen.duration, chosen.devices), as_json=chosen.json)
+    chosen = parser.parse_args(argv)
+    show(run(chosen.duration, chosen.devices), chosen)
 
 
 if __name__ == "__main__":

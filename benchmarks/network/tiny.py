@@ -8,6 +8,7 @@ The bundle is made at the first run, which needs torch and onnx, and kept in the
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -95,12 +96,12 @@ def _export(folder: Path) -> None:
     write_bundle(folder, [submodel] * DEVICES, head, CLASSES, golden)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 60.0, "how long each side is measured")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="where the bundle and its engines are kept")
-    chosen = parser.parse_args()
-    show(run(chosen.duration, chosen.cache), as_json=chosen.json)
+    chosen = parser.parse_args(argv)
+    show(run(chosen.duration, chosen.cache), chosen)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ MACHINE = (
     "tests/export/test_latency.py",
     "tests/fusion/",
     "tests/project/test_network_benchmarks.py",
+    "tests/project/test_peer_benchmarks.py",
     "tests/project/test_services.py",
     "tests/network/",
     "tests/profiling/figures/test_baseline_model.py",
