@@ -29,6 +29,16 @@ class Machine(msgspec.Struct, frozen=True):
     cpu_share: dict[str, float]
     """Of all cores' time during the run, by /proc/stat's states; ``nice`` is other people's background work."""
 
+    def lines(self) -> list[str]:
+        """Say it to people."""
+        load = " / ".join(f"{number:.2f}" for number in (self.load_before[0], self.load_after[0]))
+        shares = ", ".join(f"{state} {share:.0%}" for state, share in self.cpu_share.items() if share >= 0.005)
+        return [
+            f"{self.cores} cores of {self.cpu}; Python {self.python}, pyzmq {self.pyzmq}, "
+            f"libzmq {self.libzmq}, devit {self.devit}",
+            f"load average before / after: {load}; all cores' time during the run: {shares}",
+        ]
+
 
 class Watch:
     """Looks at the machine when a benchmark starts, and again when it is done."""

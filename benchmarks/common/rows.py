@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import numpy.typing as npt
 from benchmarks.common.machine import Machine
 
 Interval = tuple[float, float]
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(os.environ.get("DEVIT_BENCHMARK_RESULTS", Path(__file__).parents[1] / "results"))
+"""Where benchmarks save; the variable keeps those of ``make bench-smoke``, which are no figures, apart."""
 _RESAMPLES = 1000
 
 
@@ -59,6 +63,13 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         return path.with_suffix(".part").replace(path)
 
 
+def command() -> str:
+    """Give the command line of this run, without ``--save``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    given = [word for word in sys.argv[1:] if word != "--save"]
+    return " ".join(["python", "-m", spec.name if spec else sys.argv[0], *given])
+
+
 def bootstrap(blocks: list[npt.NDArray[np.float64]], statistic: Callable[[npt.NDArray[np.float64]], float]) -> Interval:
     """Give the 95 % interval of a statistic, resampling whole blocks."""
     rng = np.random.default_rng(1)
@@ -66,3 +77,47 @@ def bootstrap(blocks: list[npt.NDArray[np.float64]], statistic: Callable[[npt.ND
     found = [statistic(np.concatenate([blocks[index] for index in draw])) for draw in draws]
     low, high = np.percentile(found, (2.5, 97.5))
     return float(low), float(high)
+
+
+def finish(results: Results, chosen: argparse.Namespace) -> None:
+    """Save the results, print them as JSON, or print a table for people: what ``--save`` and ``--json`` say."""
+    if chosen.save:
+        results.save()
+    if chosen.json:
+        print(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())  # noqa: T201 - a script's output
+    elif not chosen.save:
+        print("\n".join(lines(results)))  # noqa: T201 - a script's output
+
+
+def lines(results: Results) -> list[str]:
+    """Lay the rows out for a terminal, figure by figure."""
+    heads = ("", "p50", "p99", "unit", "ratio", "wanted", "holds")
+    by_figure: dict[str, list[tuple[str, ...]]] = {}
+    for row in results.rows:
+        by_figure.setdefault(row.figure, []).append(cells(row))
+    widths = [max(map(len, column)) for column in zip(heads, *map(cells, results.rows), strict=True)]
+    found = [f"{results.benchmark}: {results.about}", *(f"  {key}: {value}" for key, value in results.settings.items())]
+    for figure, rows in by_figure.items():
+        found += ["", figure, *("  " + _aligned(row, widths) for row in (heads, *rows))]
+    return [*found, "", *results.machine.lines()]
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Write a row's side, p50, p99, unit, ratio, bound and whether it holds as text."""
+    return (
+        row.side,
+        _number(row.p50),
+        "" if row.p99 is None else _number(row.p99),
+        row.unit,
+        "" if row.ratio is None else f"{row.ratio:,.2f} x {row.against}",
+        row.wanted,
+        {True: "yes", False: "NO", None: ""}[row.holds],
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
