@@ -34,12 +34,12 @@ _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
-    """Run a command line to its exit code; ``name`` is what its usage line calls it."""
+    """Run a command line as :func:`run_program` does; ``name`` is what its usage line calls it."""
     run_program(lambda: app(prog_name=name))
 
 
 def run_program(program: Callable[[], None]) -> NoReturn:
-    """Run a program to its exit code.
+    """Run a command line to its exit code.
 
     0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU or a camera is lost to this process (one
     line too): the same command in a new one may succeed, so a service manager should restart it; 78 a service's
