@@ -6,7 +6,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -34,6 +34,7 @@ from devit_fusion.node import FusionNode
 CLASSES = 100
 _IN_FLIGHT = 4
 _WARM_UP_FRAMES = 20
+_REST_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class Cost:
     """Time of all threads of the node's process."""
     own_mb: float
     """Memory of the node alone (anonymous), 10^6 bytes."""
+    rest_share: float
+    """CPU time of the node's process a second, without frames: it looks after its connections."""
 
     @property
     def us_per_frame(self) -> float:
-        """CPU time of a frame."""
-        return self.cpu_s / self.frames * 1e6
+        """CPU time of a frame, beyond what the node uses at rest."""
+        return (self.cpu_s - self.rest_share * self.wall_s) / self.frames * 1e6
 
 
 class RunningCell:
@@ -72,6 +75,9 @@ class RunningCell:
         self._client, self._pid, self._image = client, node_pid, image
         for _ in range(_WARM_UP_FRAMES):
             self._check(client.classify(image).state)
+        start_s, before_s = time.perf_counter(), _cpu_s(node_pid)
+        client.wait(_REST_S)
+        self._rest_share = (_cpu_s(node_pid) - before_s) / (time.perf_counter() - start_s)
 
     def saturated(self, duration_s: float) -> Cost:
         """Keep some requests under way for a while."""
@@ -87,13 +93,13 @@ class RunningCell:
 
         return self._cost(duration_s, ask)
 
-    def _cost(self, duration_s: float, ask: object) -> Cost:
-        assert callable(ask)
+    def _cost(self, duration_s: float, ask: Callable[[int, float], None]) -> Cost:
         start_s, before_s, frames = time.perf_counter(), _cpu_s(self._pid), 0
         while not frames or time.perf_counter() < start_s + duration_s:
             ask(frames, start_s)
             frames += 1
-        return Cost(frames, time.perf_counter() - start_s, _cpu_s(self._pid) - before_s, _own_mb(self._pid))
+        wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s(self._pid) - before_s
+        return Cost(frames, wall_s, cpu_s, _own_mb(self._pid), self._rest_share)
 
     def _check(self, state: State) -> None:
         if state is not State.FULL:

@@ -39,6 +39,8 @@ def run(duration_s: float, most_devices: int) -> tuple[Row, ...]:
     by_devices = fit([shape.devices for shape in shapes], [_us(costs[shape]) for shape in shapes])
     rows += _line_rows("node CPU time of a frame against devices", "device", by_devices, is_bound=len(shapes) > 3)
     rows += _full_rows(by_devices, most_devices)
+    rest = fit([shape.devices for shape in shapes], [costs[shape][0].rest_share * 1e3 for shape in shapes])
+    rows.append(_figure("node CPU time at rest, for each device", "devit", "ms a second", rest.slope))
     memory_mb = [costs[shape][-1].own_mb for shape in shapes]
     memory = fit([shape.devices for shape in shapes], memory_mb)
     rows.append(_figure("node memory of its own, for each device", "devit", "MB", memory.slope))
@@ -47,7 +49,7 @@ def run(duration_s: float, most_devices: int) -> tuple[Row, ...]:
         ("image of side, 4 devices", {f"{side} px": Shape(side=side) for side in SIDES}),
         ("feature of numbers, 4 devices", {f"{dim}": Shape(dim=dim) for dim in DIMS}),
     ):
-        found = {name: _measure(shape, duration_s) for name, shape in varied.items()}
+        found = {name: costs.get(shape) or _measure(shape, duration_s) for name, shape in varied.items()}
         rows += [_row(f"node CPU time of a frame: {title}", name, "us", taken) for name, taken in found.items()]
         kilobytes = [_kilobytes(shape) for shape in varied.values()]
         line = fit(kilobytes, [_us(taken) for taken in found.values()])
@@ -56,7 +58,7 @@ def run(duration_s: float, most_devices: int) -> tuple[Row, ...]:
         taken = _measure(Shape(), duration_s, rate_hz)
         rows.append(_row("node CPU time of a frame: rate, 4 devices", f"{rate_hz:g} a second", "us", taken))
     tell("growth: many cells are simulated")
-    rows += [row for devices in FLEETS for row in _fleet_rows(devices, by_devices)]
+    rows += [row for devices in FLEETS for row in _fleet_rows(devices, by_devices, rest)]
     tell("growth: done\n")
     return tuple(rows)
 
@@ -109,14 +111,14 @@ def _full_rows(line: Line, most_devices: int) -> list[Row]:
     return [*rows, _figure("a node is full at", f"{CELL_HZ:g} frames/s", "devices", devices)]
 
 
-def _fleet_rows(devices: int, line: Line) -> list[Row]:
+def _fleet_rows(devices: int, line: Line, rest: Line) -> list[Row]:
     """Simulate a sample of the cells; the busy cores count all."""
     sizes = fleet(devices, IN_CELL)
     cells = [Cell(size, line.at(size), ENGINE_MS) for size in sizes]
     chosen = itertools.islice(cells, 0, None, max(1, len(cells) // SIMULATED_CELLS))
     taken = [simulate(cell, CELL_HZ, SIMULATED_FRAMES, seed) for seed, cell in enumerate(chosen)]
     taken_ms = np.concatenate(taken)
-    cores = sum(cell.node_us for cell in cells) * CELL_HZ / 1e6
+    cores = sum(cell.node_us * CELL_HZ / 1e6 + rest.at(cell.devices) / 1e3 for cell in cells)
     title = f"simulated: {len(cells):,} cells, {CELL_HZ:g} frames/s each"
     side = f"{devices:,} devices"
     low, high = (float(np.percentile(taken_ms, share)) for share in (50, 99))
