@@ -1,9 +1,12 @@
-"""The extras of this package: what each brings, asked for before a command starts its work."""
+"""The extras of this package: what each brings, asked for before a command starts its work; what is installed."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from contextlib import suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -39,6 +42,39 @@ def missing_package(error: ImportError) -> str:
         if package in packages:
             return f"{package} cannot be imported ({error}): {_cure(extra)}"
     return ""
+
+
+def package_version(package: str) -> str | None:
+    """Read the version of a package off the name of its metadata; ``None`` if it is not installed.
+
+    importlib.metadata says the same, but its import takes 10 ms and 2 MB of every agent.
+    """
+    return _installed(tuple(sys.path)).get(_normal(package)) or None
+
+
+def own_version() -> str:
+    """Read the version of this package."""
+    version = package_version("devit")
+    if version is None:
+        raise InputError("devit has no metadata: install it with pip, rather than copy its folders")
+    return version
+
+
+@lru_cache
+def _installed(places: tuple[str, ...]) -> dict[str, str]:
+    """Version of every package, by its name; the first place counts."""
+    found: dict[str, str] = {}
+    for place in reversed(places):
+        with suppress(OSError):  # an archive, or not there
+            for entry in os.scandir(place or "."):
+                if entry.name.endswith((".dist-info", ".egg-info")):
+                    name, _, rest = entry.name[: -len(".dist-info")].partition("-")
+                    found[_normal(name)] = rest.partition("-")[0]
+    return found
+
+
+def _normal(name: str) -> str:
+    return name.replace("-", "_").replace(".", "_").lower()
 
 
 def _cure(extra: Extra) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import zmq
 
 from devit_contract.arrays import Float32Array, UInt8Array
-from devit_contract.artefacts.preprocess import check_image, decode_coded, decode_image
+from devit_contract.artefacts.manifest import check_image
 from devit_contract.closing import Closing
 from devit_contract.errors import DeviceLostError, EnergyError, EngineError, InputError, RefusedError, WireError
 from devit_contract.service.journal import Log, Priority, Supervisor
@@ -274,6 +274,8 @@ class EdgeAgent(Closing):
     def _framed(self, message: Message, start_ns: int) -> Inference:
         """Run the engine on an image that the node sent."""
         if message.dtype is Dtype.ENCODED:
+            from devit_contract.artefacts.preprocess import decode_coded, decode_image  # many cells send pixels alone
+
             decode = decode_image if message.is_file else decode_coded
             image = decode(message.payload, self._loaded.preprocess, "frame")
         else:

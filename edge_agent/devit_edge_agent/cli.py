@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -34,20 +32,9 @@ def agent(
     Prints one JSON line when the node has accepted this device; events go to the journal, or to stderr. SIGHUP loads
     the engine again, without a lost frame, and keeps the old one if the new one is not good.
     """
-    from devit_contract.service.journal import Log
-    from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
-    from devit_edge_agent.start import open_agent
+    from devit_edge_agent.start import run_agent
 
-    should_stop = StopSignal(with_stdin=stop_with_stdin)
-    should_reload = ReloadSignal()
-
-    def announce() -> None:
-        terminal.print_json({"ready": True, "pid": os.getpid(), "config": config}, indent=0)
-
-    with ExitStack() as stack:
-        with as_configured():
-            opened = stack.enter_context(open_agent(config, engine, log=Log("edge-agent"), on_ready=announce))
-        opened.serve(should_stop, should_reload)
+    run_agent(config, engine, stop_with_stdin=stop_with_stdin)
 
 
 def main() -> NoReturn:

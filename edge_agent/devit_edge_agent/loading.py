@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -13,8 +12,8 @@ import msgspec
 from devit_contract.artefacts.fleet import AgentConfig, load_agent_config
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
-from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.errors import EngineError, InputError
+from devit_contract.extras import own_version
 from devit_contract.machine import available_bytes, board_compatible, clocks, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import require_accuracy
@@ -102,6 +101,8 @@ def load(settings: Settings, tell: Callable[[str], None] = lambda _step: None) -
     tell("checking the bundle")
     store = Store(Path(config.store) if config.store else None)
     if config.allowed_signers:
+        from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
+
         bundle, _ = open_admitted(Path(config.bundle), Path(config.allowed_signers), store.folder / MEMORY_NAME)
     else:
         bundle = Bundle(Path(config.bundle))
@@ -188,7 +189,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         model_sha256=opened.model_sha256,
         engine=opened.title,
         feature_dtypes=("float32", "float16"),
-        software=version("devit"),
+        software=own_version(),
         can_withdraw=True,
         image_codings=("jpeg", "lossless"),
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import zmq
 
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import SamplingCost, Telemetry
-from devit_profiling.sensor.sampler import PowerSampler
+
+if TYPE_CHECKING:
+    from devit_profiling.sensor.sampler import PowerSampler
 
 _MAX_LINES = 8
 """In one message, so that it stays below what the node accepts."""
@@ -40,6 +43,8 @@ class PowerFeed:
             raise EnergyError("expected a power sensor, found none: set `tegrastats` in agent.toml")
         if not 10 <= interval_ms <= 60_000:
             raise EnergyError(f"expected a sampling interval of 10 to 60000 ms, found {interval_ms}")
+        from devit_profiling.sensor.sampler import PowerSampler
+
         sampler = PowerSampler(self._command, interval_ms).__enter__()
         self._sampler, self._descriptor, self._poller = sampler, sampler.fileno(), poller
         self._reader_cpu_ns = 0

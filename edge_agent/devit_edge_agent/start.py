@@ -1,15 +1,31 @@
-"""From ``agent.toml`` to an agent that connects."""
+"""From ``agent.toml`` to an agent that connects and serves."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from devit_contract.service.journal import Log, Supervisor
+from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
+from devit_contract.service.terminal import print_json
 from devit_edge_agent.agent import EdgeAgent
 from devit_edge_agent.loading import load, read_settings
-from devit_edge_agent.sources.open import open_source
+
+
+def run_agent(config: Path, engine: str = "built", *, stop_with_stdin: bool = False) -> None:
+    """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input."""
+    should_stop = StopSignal(with_stdin=stop_with_stdin)
+    should_reload = ReloadSignal()
+
+    def announce() -> None:
+        print_json({"ready": True, "pid": os.getpid(), "config": config}, indent=0)
+
+    with ExitStack() as stack:
+        with as_configured():
+            opened = stack.enter_context(open_agent(config, engine, log=Log("edge-agent"), on_ready=announce))
+        opened.serve(should_stop, should_reload)
 
 
 @contextmanager
@@ -19,12 +35,16 @@ def open_agent(
     """Load and warm the engine that ``agent.toml`` names, open the source, connect.
 
     ``on_ready`` is called once, when the node has accepted this device. It raises what :func:`read_settings`,
-    :func:`load` and :func:`open_source` do.
+    :func:`load` and :func:`~devit_edge_agent.sources.open.open_source` do.
     """
     settings = read_settings(path, engine_choice)
     loaded = load(settings, Supervisor().starting)
     with loaded.engine:
         line = settings.config.source
-        source = open_source(line, loaded.preprocess, base=path.parent.absolute()) if line else None
+        source = None
+        if line:
+            from devit_edge_agent.sources.open import open_source
+
+            source = open_source(line, loaded.preprocess, base=path.parent.absolute())
         with EdgeAgent(settings, loaded, source, log=log, on_ready=on_ready) as agent:
             yield agent

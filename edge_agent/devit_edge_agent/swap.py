@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import os
 import traceback
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
 from devit_edge_agent.loading import Loaded, Settings, load, read_again, self_check
 from devit_engines.engine import Engine
-from devit_engines.thread_bound import ThreadBoundEngine
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from devit_engines.thread_bound import ThreadBoundEngine
 
 
 class Swap:
@@ -51,6 +55,8 @@ class Swap:
             where = "is being loaded" if self._offered is None else "waits for the node's answer"
             self._log.log(Priority.WARNING, f"no engine is loaded: another one {where} already; try again after it")
             return
+        from devit_engines.thread_bound import ThreadBoundEngine  # few agents ever reload
+
         self._log.log(Priority.INFO, "loading the engine again")
         self._loading = ThreadBoundEngine(self._load)
         self._loading.opened.add_done_callback(self._wake)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-
 import numpy as np
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import EngineError
+from devit_contract.extras import package_version
 from devit_engines.engine import CheckedEngine, EngineSpec
 
 _LOG_ERRORS_ONLY = 3
@@ -98,8 +96,8 @@ class OrtEngine(CheckedEngine):
 def installed_version() -> str:
     """Read ONNX Runtime's version from its package metadata, without importing it."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
-        with suppress(PackageNotFoundError):
-            return version(package)
+        if version := package_version(package):
+            return version
     raise EngineError("ONNX Runtime is not installed: run pip install onnxruntime")
 
 

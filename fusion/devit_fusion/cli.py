@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -28,24 +26,9 @@ def fuse(
 
     Prints one JSON line with its addresses when both ports are open.
     """
-    from devit_contract.artefacts.fleet import load_fleet
-    from devit_contract.artefacts.keys import load_keys
-    from devit_contract.artefacts.manifest import Bundle
-    from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
-    from devit_contract.descriptors import keep_reserve
-    from devit_contract.service.lifecycle import StopSignal, as_configured
-    from devit_fusion.node import FusionNode
+    from devit_fusion.node import run_node
 
-    should_stop = StopSignal(with_stdin=stop_with_stdin)
-    keep_reserve()
-    with ExitStack() as stack:
-        with as_configured():
-            keys = load_keys(key) if key is not None else None
-            revoked = RevokedKeys(revoked_path(fleet))
-            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
-        ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
-        terminal.print_json(ready, indent=0)
-        node.serve(should_stop)
+    run_node(bundle, fleet, key, stop_with_stdin=stop_with_stdin)
 
 
 def main() -> NoReturn:

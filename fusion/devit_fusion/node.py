@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import gc
+import os
 import secrets
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import ExitStack
+from pathlib import Path
 
 import zmq
 
 from devit_contract.artefacts.calibration import Calibration
-from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.fleet import Fleet, load_fleet
 from devit_contract.artefacts.head import Fusion, FusionHead
-from devit_contract.artefacts.keys import KeyPair
+from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.artefacts.revoked import RevokedKeys
+from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
 from devit_contract.closing import Closing
+from devit_contract.descriptors import keep_reserve
 from devit_contract.errors import AddressError, InputError
+from devit_contract.extras import own_version
 from devit_contract.service.journal import Log, Priority, Supervisor
+from devit_contract.service.lifecycle import StopSignal, as_configured
+from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_fusion.client_port import ClientPort, Request
@@ -34,6 +40,20 @@ from devit_fusion.revocation import Revocation
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""
+
+
+def run_node(bundle: Path, fleet: Path, key: Path | None = None, *, stop_with_stdin: bool = False) -> None:
+    """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input."""
+    should_stop = StopSignal(with_stdin=stop_with_stdin)
+    keep_reserve()
+    with ExitStack() as stack:
+        with as_configured():
+            keys = load_keys(key) if key is not None else None
+            revoked = RevokedKeys(revoked_path(fleet))
+            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
+        ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
+        print_json(ready, indent=0)
+        node.serve(should_stop)
 
 
 class FusionNode(Closing):
@@ -68,7 +88,7 @@ class FusionNode(Closing):
         if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
             raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
         self._start_ns = time.monotonic_ns()
-        self._software = version("devit")  # from a file: where descriptors have run out, none could be opened
+        self._software = own_version()  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = _links(fleet)

@@ -162,20 +162,20 @@ class LocalCell:
     def start_node(self) -> dict[str, object]:
         """Start the node, the first time on free ports and after a :meth:`kill` on the same ones."""
         command = ["--bundle", str(self.bundle), "--fleet", str(self.fleet_path)]
-        self._start("node", "devit_fusion.cli", [*command, "--key", str(self.folder / "keys/node.key_secret")])
+        self._start("node", "fusion_node", [*command, "--key", str(self.folder / "keys/node.key_secret")])
         return self._wait_ready("node", time.monotonic() + _START_DEADLINE_S)
 
     def start_gateway(self) -> dict[str, object]:
         """Start the HTTP gateway, with the client's key."""
         command = ["--fleet", str(self.fleet_path), "--key", str(self.client_key_path), "--http", self._http]
-        self._start("gateway", "devit_gateway.cli", command)
+        self._start("gateway", "gateway", command)
         return self._wait_ready("gateway", time.monotonic() + _START_DEADLINE_S)
 
     def start_agents(self, names: Sequence[str]) -> None:
         """Start agents and wait until the node has accepted each."""
         for name in names:
             arguments = ["--config", str(self.folder / f"{name}.toml"), "--engine", self.devices[name].engine]
-            self._start(name, "devit_edge_agent.cli", arguments)
+            self._start(name, "edge_agent", arguments)
         end_s = time.monotonic() + _START_DEADLINE_S
         for name in names:
             self._wait_ready(name, end_s)
@@ -184,9 +184,9 @@ class LocalCell:
         """Where a process's stderr goes."""
         return self.folder / "logs" / f"{name}.log"
 
-    def _start(self, name: str, module: str, arguments: list[str]) -> None:
+    def _start(self, name: str, program: str, arguments: list[str]) -> None:
         self.log_path(name).parent.mkdir(parents=True, exist_ok=True)
-        entry = f"import {module}; {module}.main()"
+        entry = f"from devit_pipeline.entry import {program}; {program}()"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with self.log_path(name).open("ab") as log:
             self._children[name] = subprocess.Popen(

@@ -198,3 +198,14 @@ def test_a_running_agent_and_a_running_node_hold_no_training_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_agent_starts_without_what_it_may_never_need() -> None:
+    """Each of these takes 10 ms or 2 MB of an agent, as benchmarks/footprint measures them."""
+    code = (
+        "import sys, devit_edge_agent.start, devit_contract.service.terminal, onnxruntime\n"
+        "needless = 'PIL asyncio concurrent.futures importlib.metadata pydantic subprocess typer'.split()\n"
+        "print([name for name in needless if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,8 +77,10 @@ def check_digest(path: Path, expected: str, found: str, hint: str) -> None:
         raise ManifestError(f"{path}: expected sha256 {expected[:12]}, found {found[:12]}: {hint}")
 
 
-def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, content: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, with the given permissions.
+
+    Content that memory should not hold comes in parts.
 
     Raises:
         InputError: The disk is full or the folder cannot be written; nothing half-written stays.
@@ -89,7 +91,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 os.fchmod(file.fileno(), mode)
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(path)

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,9 @@ import numpy.typing as npt
 from devit_contract.arrays import Float32Array, Float64Array
 from devit_contract.artefacts.files import Tensors, read_tensors, write_tensors
 from devit_contract.errors import ManifestError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Columns = npt.NDArray[np.intp]
 RIDGE = 1e-4
@@ -197,6 +199,8 @@ class Fusion:
         self.head = head
         self._inverse: Float64Array | None = None
         self._kept: dict[int, SubsetHead] = {}  # least recently used first
+        from concurrent.futures import ThreadPoolExecutor  # devices have no use for it
+
         self._worker = ThreadPoolExecutor(1, "fusion-head")  # its thread starts with its first task
         self._coming: tuple[int, Future[SubsetHead]] | None = None
         self._limit_bytes = _MAX_KEPT_BYTES

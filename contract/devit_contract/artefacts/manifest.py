@@ -20,17 +20,20 @@ calibration absent    absent  safetensors: how often the answers of some devices
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.choices import Colour, Interpolation, Role, Variant
-from devit_contract.errors import ManifestError
+from devit_contract.errors import InputError, ManifestError
+
+if TYPE_CHECKING:
+    from devit_contract.artefacts.calibration import Calibration
 
 SCHEMA = 3
 FILE_NAME = "manifest.json"
@@ -64,6 +67,12 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels of one image."""
         return self.height, self.width, 1 if self.colour == "gray" else 3
+
+
+def check_image(image: npt.NDArray[np.uint8], spec: Preprocess) -> None:
+    """Check that an image is what the graph takes; an :class:`InputError` says which type and shape that is."""
+    if image.dtype != np.uint8 or image.shape != spec.shape:
+        raise InputError(f"image: expected uint8 {spec.shape}, found {image.dtype} {image.shape}")
 
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,6 +252,8 @@ class Bundle:
         """
         if not any(file.role == "calibration" for file in self.manifest.files):
             return None
+        from devit_contract.artefacts.calibration import Calibration  # a device has no use for it
+
         return Calibration.load(
             self.path("calibration"),
             devices=len(self.manifest.submodels),

@@ -142,12 +142,6 @@ def fit_image(pixels: npt.NDArray[np.uint8], spec: Preprocess) -> npt.NDArray[np
     return _fit(Image.fromarray(pixels).convert(_MODES[spec.colour]), spec)
 
 
-def check_image(image: npt.NDArray[np.uint8], spec: Preprocess) -> None:
-    """Check that an image is what the graph takes; an :class:`InputError` says which type and shape that is."""
-    if image.dtype != np.uint8 or image.shape != spec.shape:
-        raise InputError(f"image: expected uint8 {spec.shape}, found {image.dtype} {image.shape}")
-
-
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
     try:

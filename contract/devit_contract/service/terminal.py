@@ -11,18 +11,19 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
-
-import typer
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devit_contract.errors import ConfigurationError, DeviceLostError, DevitError, SourceLostError
 from devit_contract.extras import missing_package
 from devit_contract.printable import fit_to_store, printable, printable_line
 from devit_contract.service.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    import typer
 
 _AROUND = 40
 """Characters shown on both sides of one that cannot be stored."""
@@ -33,7 +34,12 @@ _REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
-    """Run a command line to its exit code; ``name`` is what its usage line calls it.
+    """Run a command line as :func:`run_program` does; ``name`` is what its usage line calls it."""
+    run_program(lambda: app(prog_name=name))
+
+
+def run_program(program: Callable[[], None]) -> NoReturn:
+    """Run a command line to its exit code.
 
     0 done, 1 a named failure (one line on stderr), 2 wrong usage, 70 the GPU or a camera is lost to this process (one
     line too): the same command in a new one may succeed, so a service manager should restart it; 78 a service's
@@ -47,9 +53,14 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     _fill_standard_streams()
     try:
         try:
-            app(prog_name=name)
+            program()
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has gone
+        _discard(sys.stdout)
+        sys.exit(1)
     except DevitError as err:
         _print_error(str(err))
         # EX_SOFTWARE and EX_CONFIG of sysexits.h, so that a unit file can tell them from 1.
@@ -105,7 +116,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
 
 def tell(text: str) -> None:
     """Print one line on stderr, for the user who waits."""
-    typer.echo(printable_line(text), err=True)
+    _echo(printable_line(text), err=True)
 
 
 @contextmanager
@@ -114,13 +125,13 @@ def on_interrupt(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"stopped: {advice}", err=True)
+        _echo(f"stopped: {advice}", err=True)
         raise
 
 
 def print_next(*command: str | Path, where: str = "") -> None:
     """Print the command that follows in the pipeline, ready to paste."""
-    typer.echo(f"next{where}: {shlex.join(map(str, command))}")
+    _echo(f"next{where}: {shlex.join(map(str, command))}")
 
 
 def print_json(value: object, *, indent: int = 2) -> None:
@@ -128,7 +139,7 @@ def print_json(value: object, *, indent: int = 2) -> None:
     import msgspec
 
     plain = fit_to_store(value, enc_hook=os.fspath)
-    typer.echo(msgspec.json.format(msgspec.json.encode(plain), indent=indent))
+    _echo(msgspec.json.format(msgspec.json.encode(plain), indent=indent))
 
 
 def print_table(
@@ -164,9 +175,19 @@ def _column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
     return widths
 
 
+def _echo(text: str | bytes, *, err: bool = False) -> None:
+    stream = sys.stderr if err else sys.stdout
+    if isinstance(text, bytes):  # UTF-8, whatever the terminal's encoding is
+        stream.flush()
+        stream.buffer.write(text + b"\n")
+    else:
+        stream.write(f"{text}\n")
+    stream.flush()
+
+
 def _print_error(text: str) -> None:
     try:
-        typer.echo(f"error: {printable_line(text)}", err=True)
+        _echo(f"error: {printable_line(text)}", err=True)
     except OSError:  # stderr is closed
         _discard(sys.stderr)
 
@@ -201,7 +222,7 @@ def _line_per_stage() -> Progress:
     def report(stage: str, done: float, total: float, note: str = "") -> None:
         if done >= total and stage not in shown:
             shown.add(stage)
-            typer.echo(f"{stage}: done{', ' if note else ''}{note}", err=True)
+            _echo(f"{stage}: done{', ' if note else ''}{note}", err=True)
 
     return report
 

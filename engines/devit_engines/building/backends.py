@@ -9,11 +9,8 @@ from typing import Literal, get_args
 from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Variant
 from devit_contract.errors import EngineError, InputError
 from devit_engines import ort
-from devit_engines.cuda.open import open_cuda
 from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.trt import plan
-from devit_engines.trt.child import build_in_child
-from devit_engines.trt.engine import TrtEngine
 from devit_engines.trt.request import BuildRequest, Built, Report
 
 BackendName = Literal["tensorrt", "ort"]
@@ -69,7 +66,16 @@ class Backend:
         return True
 
 
+def _build_plan(request: BuildRequest, report: Report) -> Built:
+    from devit_engines.trt.child import build_in_child
+
+    return build_in_child(request, report)
+
+
 def _load_plan(content: bytes, spec: EngineSpec, settings: RunSettings) -> CheckedEngine:
+    from devit_engines.cuda.open import open_cuda
+    from devit_engines.trt.engine import TrtEngine
+
     plan.check_plan(content, plan.installed_version(), spec.name)
     return TrtEngine(
         content,
@@ -91,7 +97,7 @@ BACKENDS: dict[str, Backend] = {
         is_onnx=False,
         run_options=lambda settings: (f"host_memory={settings.host_memory}",),
         version=plan.installed_version,
-        build=build_in_child,
+        build=_build_plan,
         load=_load_plan,
     ),
     "ort": Backend(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 
 from devit_contract.errors import EngineError
+from devit_contract.extras import package_version
 
 _PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings")
 _LIBRARIES = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8")
@@ -18,8 +18,8 @@ _VERSION_AT = 24  # NVIDIA/TensorRT, samples/common/sampleEngines.cpp, printPlan
 def installed_version(load_library: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> str:
     """Read TensorRT's version from its package metadata, else from libnvinfer, without importing it."""
     for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            return version(package)
+        if version := package_version(package):
+            return version
     for name in _LIBRARIES:
         with suppress(OSError):
             return _spelled_out(int(load_library(name).getInferLibVersion()))

@@ -11,8 +11,7 @@ import numpy as np
 
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
-from devit_profiling.sensor.sample import Sample
-from devit_profiling.sensor.sensor_lines import StampedSample
+from devit_profiling.sensor.sample import StampedSample
 
 _MAX_CLOCK_DROP = 0.1
 _JUNCTION = "tj"
@@ -41,21 +40,18 @@ def conditions(samples: Sequence[StampedSample], phases: Sequence[Phase], device
             inside = (start_ns <= stamps_ns) & (stamps_ns < end_ns)
             windows[phase.number] = list(itertools.compress(samples, inside))
     chosen = [sample for window in windows.values() for sample in window]
-    zone = _zone([sample.sample for sample in chosen])
-    points = [
-        (sample.monotonic_ns / 1e9, sample.sample.temperatures_c[zone])
-        for sample in chosen
-        if zone in sample.sample.temperatures_c
-    ]
+    zone = _zone(chosen)
+    warm = [sample for sample in chosen if zone in sample.temperatures_c]
     clocks_mhz = {}
     for number, window in windows.items():
-        cores_mhz = ([core.mhz for core in sample.sample.cpu if core.mhz is not None] for sample in window)
+        cores_mhz = ([core.mhz for core in sample.cpu if core.mhz is not None] for sample in window)
         fastest_mhz = [max(each) for each in cores_mhz if each]
         if fastest_mhz:
             clocks_mhz[number] = float(median(fastest_mhz))
-    if not points:
+    if not warm:
         return Conditions(clocks_mhz=clocks_mhz)
-    time_s, degrees = np.array(points).T
+    time_s = np.fromiter((sample.monotonic_ns / 1e9 for sample in warm), np.float64)
+    degrees = np.fromiter((sample.temperatures_c[zone] for sample in warm), np.float64)
     return Conditions(zone, float(degrees.max()), 60 * slope(time_s, degrees), clocks_mhz)
 
 
@@ -70,7 +66,7 @@ def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
     ]
 
 
-def _zone(samples: Sequence[Sample]) -> str:
+def _zone(samples: Sequence[StampedSample]) -> str:
     """Choose the zone to watch; empty if there is none."""
     hottest: dict[str, float] = {}
     for sample in samples:

@@ -65,20 +65,19 @@ class Power:
         """
         return self.calibration.half_95_w(mean_w) if self.calibration is not None else offset_95_w(self.step_mw)
 
-    def readings(self) -> Iterator[tuple[int, str, int]]:
-        """Give every reading: its time on the device's clock in ns, its rail, or "total" for their sum, and its mW.
+    def readings(self) -> Iterator[tuple[int, dict[str, int]]]:
+        """Give every sample's time on the device's clock in ns, and the mW of its rails and of "total", their sum.
 
         The sum is that of the board's rule, calibrated, where a sample has one.
         """
         for sample in self.log.samples:
-            rails_mw = sample.sample.rails_mw
-            for rail, power_mw in rails_mw.items():
-                yield sample.monotonic_ns, rail, power_mw
-            total = total_mw(self.board, rails_mw) if self.board is not None else None
+            power_mw = dict(sample.rails_mw)
+            total = total_mw(self.board, power_mw) if self.board is not None else None
             if total is not None and self.calibration is not None:
                 total = round(1000 * self.calibration.watts(total / 1000))
             if total is not None:
-                yield sample.monotonic_ns, "total", total
+                power_mw["total"] = total
+            yield sample.monotonic_ns, power_mw
 
     @property
     def scope(self) -> str:
@@ -93,21 +92,21 @@ def power_of(recording: Recording, device: DeviceRecord) -> Power:
     """Read a device's log and find the board whose rule makes the total."""
     log = parse_sensor_log(recording.lines[device.name])
     total = BoardTotal(device.description)
-    whole = [sample for sample in log.samples if total.add(sample.sample) is not None]
+    whole = [sample for sample in log.samples if total.add(sample) is not None]
     notes = [total.note] if total.note else []
     if device.calibration is not None and total.board is not None and device.calibration.scope != total.board.scope:
         notes.append(f"not calibrated: the calibration is of another scope, {device.calibration.scope}")
         device = msgspec.structs.replace(device, calibration=None)
     rails = total.board.total_rails if total.board is not None else ()
-    rails_mw = [[sample.sample.rails_mw[rail] for rail in rails] for sample in whole]
+    rails_mw = np.fromiter((sample.rails_mw[rail] for sample in whole for rail in rails), np.float64)
     return Power(
         device=device,
         log=log,
         board=total.board,
         is_board_guessed=total.is_guessed,
         is_simulated=total.is_simulated,
-        time_s=np.array([sample.monotonic_ns / 1e9 for sample in whole], np.float64),
-        rails_w=np.array(rails_mw, np.float64).reshape(len(whole), len(rails)) / 1e3,
+        time_s=np.fromiter((sample.monotonic_ns / 1e9 for sample in whole), np.float64),
+        rails_w=rails_mw.reshape(len(whole), len(rails)) / 1e3,
         not_measured=_why_no_total(device, log, total.board, has_total=bool(whole)),
         sensor_notes=log.notes,
         board_notes=tuple(notes),
@@ -116,7 +115,7 @@ def power_of(recording: Recording, device: DeviceRecord) -> Power:
 
 def rail_names(log: SensorLog) -> tuple[str, ...]:
     """List the rails of a log in the order of its lines."""
-    return tuple(dict.fromkeys(rail for sample in log.samples for rail in sample.sample.rails_mw))
+    return tuple(dict.fromkeys(rail for sample in log.samples for rail in sample.rails_mw))
 
 
 def _why_no_total(device: DeviceRecord, log: SensorLog, board: Board | None, *, has_total: bool) -> str:

@@ -16,7 +16,8 @@ from devit_profiling.figures.conditions import conditions
 from devit_profiling.figures.interval import Estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Phase, Plan, Scenario
-from devit_profiling.sensor.sensor_lines import StampedSample, parse_sensor_log
+from devit_profiling.sensor.sample import StampedSample
+from devit_profiling.sensor.sensor_lines import parse_sensor_log
 
 SETTLED_C_PER_MIN = 0.5
 """Largest slope of a temperature that counts as settled. A board that warms with a time constant of 1.5 min, as the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -311,6 +311,6 @@ class Recording:
     """All raw data of a run."""
 
     run: Run
-    lines: Mapping[str, tuple[PowerLine, ...]]
-    """By device name; empty where nothing was sampled."""
+    lines: Mapping[str, Collection[PowerLine]]
+    """By device name; empty where nothing was sampled. Those of a folder are read whenever they are gone through."""
     answers: tuple[AnswerRow, ...]

@@ -17,14 +17,29 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from devit_contract.artefacts.files import make_folder, new_folder, read_bytes, read_json, write_bytes, write_json
+import numpy as np
+
+from devit_contract.arrays import Int64Array
+from devit_contract.artefacts.files import (
+    make_folder,
+    named_failure,
+    new_folder,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from devit_contract.artefacts.keys import check_name
+from devit_contract.artefacts.regular import open_regular
 from devit_contract.errors import InputError, ManifestError
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import DeviceTiming, PowerLine
@@ -32,21 +47,24 @@ from devit_profiling.record.record import NODE, SCHEMA, AnswerRow, Recording, Ru
 
 RUN_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
+_LOG_SUFFIX, _STAMPS_SUFFIX = ".tegrastats.log", ".stamps.csv"
 _MAX_NAME_CHARS = 120
 # The second is memory: a full disk does not fill it.
 _ELSEWHERE = (Path(os.environ.get("TMPDIR", "/tmp")), Path("/dev/shm"))
+_ROWS = 10_000
+"""Of a table, in memory at a time."""
 _Row = TypeVar("_Row")
 _HINT = "measure again with profile --devices"
 
 
 def log_name(device: str) -> str:
     """Give the name of a device's log file."""
-    return f"{device.replace(' ', '+')}.tegrastats.log"
+    return f"{device.replace(' ', '+')}{_LOG_SUFFIX}"
 
 
 def stamps_name(device: str) -> str:
     """Give the name of the file with the arrival times of a device's lines."""
-    return f"{device.replace(' ', '+')}.stamps.csv"
+    return f"{device.replace(' ', '+')}{_STAMPS_SUFFIX}"
 
 
 def new_run(out: Path, title: str) -> tuple[Path, str]:
@@ -86,7 +104,7 @@ def _write_files(folder: Path, recording: Recording) -> None:
     with new_folder(folder) as draft:
         for device in recording.run.machines:
             lines = recording.lines[device.name]
-            write_bytes(draft / log_name(device.name), "".join(f"{line.text}\n" for line in lines).encode())
+            write_bytes(draft / log_name(device.name), (f"{line.text}\n".encode() for line in lines))
             stamps = ((number, line.monotonic_ns) for number, line in enumerate(lines, 1))
             write_bytes(draft / stamps_name(device.name), csv_bytes(_STAMP_HEADER, stamps))
         names = recording.run.names_by_submodel()
@@ -135,16 +153,57 @@ def _check_run(path: Path, run: Run) -> None:
             raise ManifestError(f"{path}: phases[{number}]: scenario {phase.scenario!r} is not listed: {_HINT}")
 
 
-def _read_lines(folder: Path, device: str) -> tuple[PowerLine, ...]:
-    path = folder / stamps_name(device)
-    texts = _read_text(folder / log_name(device)).split("\n")[:-1]
-    stamps = _read_rows(path, _STAMP_HEADER, lambda cells: int(cells[1]))
-    if len(texts) != len(stamps):
-        raise ManifestError(
-            f"{folder / log_name(device)}: expected {len(stamps)} lines, as many as {path.name} has, "
-            f"found {len(texts)}: {_HINT}"
-        )
-    return tuple(PowerLine(stamp, text) for stamp, text in zip(stamps, texts, strict=True))
+@dataclass(frozen=True, eq=False)
+class LoggedLines(Collection[PowerLine]):
+    """A device's lines in its log, of which one at a time is in memory: eight hours have 100 MB."""
+
+    path: Path
+    stamps_ns: Int64Array
+    """Shape ``(n,)``."""
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+    def __iter__(self) -> Iterator[PowerLine]:
+        """Read them.
+
+        Raises:
+            InputError: The log cannot be read.
+            ManifestError: It is no text, or has not as many lines as there are stamps.
+        """
+        for number, (stamp_ns, text) in enumerate(zip_longest(self.stamps_ns, self._texts()), 1):
+            if stamp_ns is None or text is None:
+                stamps = self.path.name.replace(_LOG_SUFFIX, _STAMPS_SUFFIX)
+                raise ManifestError(
+                    f"{self.path}: expected {len(self)} lines, as many as {stamps} has, "
+                    f"found {'more' if stamp_ns is None else number - 1}: {_HINT}"
+                )
+            yield PowerLine(int(stamp_ns), text)
+
+    def __contains__(self, line: object) -> bool:
+        return any(line == each for each in self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Collection) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def _texts(self) -> Iterator[str]:
+        """Read what ends with a line feed; the rest is a line that was cut off."""
+        with named_failure(f"{self.path}: cannot be read", _HINT), open_regular(self.path) as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    try:
+                        yield line[:-1].decode()
+                    except UnicodeDecodeError as err:
+                        raise ManifestError(f"{self.path}: expected UTF-8 text, found {err}: {_HINT}") from err
+
+
+def _read_lines(folder: Path, device: str) -> Collection[PowerLine]:
+    stamps_ns = _read_rows(folder / stamps_name(device), _STAMP_HEADER, lambda cells: int(cells[1]))
+    lines = LoggedLines(folder / log_name(device), np.array(stamps_ns, np.int64))
+    deque(lines, maxlen=0)  # once, for what is wrong with them
+    return lines
 
 
 def _latency_header(names: Mapping[int, str]) -> tuple[str, ...]:
@@ -187,13 +246,15 @@ def _answer_row(cells: Sequence[str], names: Mapping[int, str]) -> AnswerRow:
     )
 
 
-def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> bytes:
-    """Write a table with a header, comma separated, lines ended by a line feed each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[str | int]]) -> Iterator[bytes]:
+    """Write a table with a header, comma separated, lines ended by a line feed each; in parts of many rows."""
+    rows = iter(rows)
+    part: list[Iterable[str | int]] = [header]
+    while part:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(part)
+        yield text.getvalue().encode()
+        part = list(islice(rows, _ROWS))
 
 
 def _read_rows(path: Path, header: Sequence[str], make_row: Callable[[list[str]], _Row]) -> list[_Row]:

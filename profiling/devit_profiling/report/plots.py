@@ -43,15 +43,12 @@ def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) 
     device, samples = power.device.name, power.log.samples
     with open_canvas(name, height_in=3.0) as canvas:
         axes = canvas.axes
-        times_s = [axis.device_s(device, sample.monotonic_ns) for sample in samples]
+        times_s = np.array([axis.device_s(device, sample.monotonic_ns) for sample in samples])
         _shade(axes, device, phases, axis)
         for rail, colour in zip(rail_names(power.log), _RAIL_COLOURS * 4, strict=False):
-            points = [
-                (time_s, sample.sample.rails_mw[rail] / 1e3)
-                for time_s, sample in zip(times_s, samples, strict=True)
-                if rail in sample.sample.rails_mw
-            ]
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, label=rail)
+            power_mw = np.array([sample.rails_mw.get(rail, np.nan) for sample in samples], np.float64)
+            has_rail = np.isfinite(power_mw)
+            axes.plot(times_s[has_rail], power_mw[has_rail] / 1e3, color=colour, linewidth=0.9, label=rail)
         if power.time_s.size:
             style: dict[str, Any] = {"color": "#111111", "linewidth": 1.4, "linestyle": (0, (4, 1.5)), "zorder": 3}
             total_s = [axis.device_s(device, round(time_s * 1e9)) for time_s in power.time_s.tolist()]

@@ -28,12 +28,12 @@ WINDOWS_HEADER = (
 SENSOR, NO_SENSOR = "sensor", ""
 
 
-def power_csv(evidence: Evidence) -> bytes:
+def power_csv(evidence: Evidence) -> Iterator[bytes]:
     """Write every reading of every rail, and the totals, on the common time axis."""
     return csv_bytes(POWER_HEADER, (row for power in evidence.machines for row in _power_rows(power, evidence.axis)))
 
 
-def windows_csv(report: Report, evidence: Evidence) -> bytes:
+def windows_csv(report: Report, evidence: Evidence) -> Iterator[bytes]:
     """Write a row per device, scenario and window."""
     rows: list[tuple[str | int, ...]] = []
     given = Counter((row.scenario, row.window) for row in evidence.recording.answers if row.is_answered)
@@ -51,8 +51,10 @@ def windows_csv(report: Report, evidence: Evidence) -> bytes:
 
 def _power_rows(power: Power, axis: TimeAxis) -> Iterator[tuple[str | int, ...]]:
     name, source = power.device.name, SIMULATED if power.is_simulated else SENSOR
-    for at_ns, rail, power_mw in power.readings():
-        yield name, f"{axis.device_s(name, at_ns):.6f}", rail, power_mw, source
+    for at_ns, readings_mw in power.readings():
+        time_s = f"{axis.device_s(name, at_ns):.6f}"
+        for rail, power_mw in readings_mw.items():
+            yield name, time_s, rail, power_mw, source
 
 
 def _clock_cells(phase: Phase, device: str, axis: TimeAxis) -> tuple[str | int, ...]:

@@ -7,8 +7,10 @@ machine's clock. The record has one duration for the network, both directions in
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 import msgspec
 
@@ -24,10 +26,13 @@ MAX_ANSWERS = 500
 HOST_PID, NODE_PID, FIRST_DEVICE_PID = 1, 2, 3
 PHASES_TID, FIRST_ANSWER_TID = 1, 2
 
+_EVENTS = 10_000
+"""In memory at a time."""
+
 Args = dict[str, str | int | float]
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One event; names and letters are those of the format."""
 
     ph: str
@@ -55,7 +60,8 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
 class Trace(msgspec.Struct, frozen=True, rename="camel"):
     """The content of ``trace.json``."""
 
-    trace_events: tuple[Event, ...]
+    trace_events: Iterable[Event]
+    """Made as they are gone through, once: a day has millions."""
     display_time_unit: str
     other_data: About
 
@@ -70,15 +76,14 @@ def trace_of(evidence: Evidence) -> Trace:
     pids[NODE] = NODE_PID
     answers, left_out = _drawn(recording.answers)
     slices = [*_phase_slices(recording, axis, pids), *_answer_slices(answers, names, pids, axis)]
-    counters = [event for power in powers for event in _counters(power, axis, pids[power.device.name])]
+    counters = [_counters(power, axis, pids[power.device.name]) for power in powers]
     titles = {HOST_PID: "host"}
     titles |= {pid: name + mark.get(name, "") for name, pid in pids.items()}
-    # By time; of slices that begin together the outer one first.
-    events = sorted([*slices, *counters], key=lambda event: (event.ts or 0, -(event.dur or 0)))
+    events = heapq.merge(sorted(slices, key=_order), *counters, key=_order)
     simulated = [power.device.name for power in powers if power.is_simulated]
     rest = f"; {left_out} later ones are in latency.csv alone" if left_out else ""
     return Trace(
-        trace_events=(*_titles(titles, slices), *events),
+        trace_events=chain(_titles(titles, slices), events),
         display_time_unit="ms",
         other_data=About(
             run=recording.run.name,
@@ -89,11 +94,22 @@ def trace_of(evidence: Evidence) -> Trace:
     )
 
 
-def trace_bytes(trace: Trace) -> bytes:
-    """Encode a trace, one event a line."""
-    whole = msgspec.json.encode(msgspec.structs.replace(trace, trace_events=()))
-    events = b",\n".join(msgspec.json.encode(event) for event in trace.trace_events)
-    return whole.replace(b'"traceEvents":[]', b'"traceEvents":[\n' + events + b"\n]", 1) + b"\n"
+def trace_bytes(trace: Trace) -> Iterator[bytes]:
+    """Encode a trace in parts, one event a line."""
+    encode = msgspec.json.Encoder().encode
+    before, mark, behind = encode(msgspec.structs.replace(trace, trace_events=())).partition(b'"traceEvents":[')
+    yield before + mark + b"\n"
+    events = iter(trace.trace_events)
+    separator = b""
+    while part := b",\n".join(map(encode, islice(events, _EVENTS))):
+        yield separator + part
+        separator = b",\n"
+    yield b"\n" + behind + b"\n"
+
+
+def _order(event: Event) -> tuple[int, int]:
+    """By time; of slices that begin together the outer one first."""
+    return event.ts or 0, -(event.dur or 0)
 
 
 def _drawn(rows: Iterable[AnswerRow]) -> tuple[list[AnswerRow], int]:
@@ -191,9 +207,10 @@ def _lane(lanes: dict[int, list[int]], pid: int, start_us: int, length_us: int) 
     return FIRST_ANSWER_TID + place
 
 
-def _counters(power: Power, axis: TimeAxis, pid: int) -> Iterable[Event]:
+def _counters(power: Power, axis: TimeAxis, pid: int) -> Iterator[Event]:
     """Count every rail, and the total, in milliwatts; viewers stack the values of one event, so each has its own."""
     mark = f" {SIMULATED}" if power.is_simulated else ""
-    for at_ns, rail, power_mw in power.readings():
+    for at_ns, readings_mw in power.readings():
         at_us = axis.device_us(power.device.name, at_ns)
-        yield Event("C", rail + mark, pid, 0, at_us, args={"mW": power_mw})
+        for rail, power_mw in readings_mw.items():
+            yield Event("C", rail + mark, pid, 0, at_us, args={"mW": power_mw})

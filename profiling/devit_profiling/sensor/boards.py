@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from devit_contract.errors import InputError
 from devit_profiling.sensor.board_table import BOARDS, Board, Fingerprint
-from devit_profiling.sensor.sample import Sample
+from devit_profiling.sensor.sample import Sample, StampedSample
 from devit_profiling.sensor.tegrastats import SIMULATED
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ class BoardTotal:
         """Why the total is not that of the named board, a sentence; empty where it is."""
         self._is_settled = False
 
-    def add(self, sample: Sample) -> int | None:
+    def add(self, sample: Sample | StampedSample) -> int | None:
         """Give a sample's total in milliwatts; ``None`` for an unknown board or without a rail of its rule."""
         self.is_simulated = self.is_simulated or sample.is_simulated
         if not self._is_settled:
             self._settle(sample)
         return total_mw(self.board, sample.rails_mw) if self.board is not None else None
 
-    def _settle(self, sample: Sample) -> None:
+    def _settle(self, sample: Sample | StampedSample) -> None:
         """Choose the rule by the first sample that has all rails of one: no later one may change the scope."""
         if self.board is None:
             self.board = guess_board(sample)
@@ -92,7 +92,7 @@ def board_of_model(model: str) -> Board | None:
     )
 
 
-def guess_board(sample: Sample) -> Board | None:
+def guess_board(sample: Sample | StampedSample) -> Board | None:
     """Guess the board from one line, for logs that do not name theirs; say "guessed" where the result is shown.
 
     Rails, number of cores, memory size and zones must fit. An Orin NX of 8 GB whose zones CV0 to CV2 have no power
@@ -155,7 +155,7 @@ def why_no_total(board: Board | None, model: str, rails: Iterable[str]) -> str:
     return f"expected the rails {', '.join(board.total_rails)} of {board.title}, found these: {found}"
 
 
-def _fits(sample: Sample, known: Fingerprint) -> bool:
+def _fits(sample: Sample | StampedSample, known: Fingerprint) -> bool:
     smallest_mb, largest_mb = known.ram_total_mb
     return (
         known.rails <= sample.rails_mw.keys()

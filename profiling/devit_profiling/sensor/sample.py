@@ -29,7 +29,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """Clock; zero on Thor where the engine rests."""
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class Sample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The values of one line."""
 
     stamp: str | None = None
@@ -79,3 +79,23 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Mean since tegrastats was started: it belongs to no window of time."""
     rails_max_mw: Mapping[str, int] = {}
     """Highest since tegrastats was started; L4T 39."""
+
+    def at(self, monotonic_ns: int, before: StampedSample | None) -> StampedSample:
+        """Keep what figures need, and share what did not change since the sample ``before``."""
+        cpu, temperatures_c, ram_total_mb = self.cpu, self.temperatures_c, self.ram_total_mb
+        if before is not None:
+            cpu = before.cpu if before.cpu == cpu else cpu
+            temperatures_c = before.temperatures_c if before.temperatures_c == temperatures_c else temperatures_c
+            ram_total_mb = before.ram_total_mb if before.ram_total_mb == ram_total_mb else ram_total_mb
+        return StampedSample(monotonic_ns, self.is_simulated, ram_total_mb, cpu, temperatures_c, self.rails_mw)
+
+
+class StampedSample(msgspec.Struct, frozen=True, gc=False):
+    """What figures need of a sample, and when its line arrived: the samples of a day have to fit in memory."""
+
+    monotonic_ns: int
+    is_simulated: bool
+    ram_total_mb: int | None
+    cpu: tuple[CoreLoad, ...]
+    temperatures_c: Mapping[str, float]
+    rails_mw: Mapping[str, int]

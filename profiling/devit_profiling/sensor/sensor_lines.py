@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devit_profiling.sensor.sample import Sample
+from devit_profiling.sensor.sample import Sample, StampedSample
 from devit_profiling.sensor.tegrastats import SIMULATED, parse_line
 
 if TYPE_CHECKING:
@@ -36,14 +36,6 @@ _RAIL = re.compile(r"\s([A-Za-z]\w*) (-?\d{1,9})mW(?!\S)", re.ASCII)
 
 
 @dataclass(frozen=True)
-class StampedSample:
-    """A sample and when its line arrived."""
-
-    monotonic_ns: int
-    sample: Sample
-
-
-@dataclass(frozen=True)
 class SensorLog:
     """What a recording holds."""
 
@@ -59,9 +51,11 @@ def parse_sensor_log(lines: Iterable[PowerLine]) -> SensorLog:
     samples: list[StampedSample] = []
     notes: dict[str, None] = {}
     unparsed_lines = 0
+    before = None
     for line in lines:
         if (sample := parse_sensor_line(line.text)) is not None:
-            samples.append(StampedSample(line.monotonic_ns, sample))
+            before = sample.at(line.monotonic_ns, before)
+            samples.append(before)
         elif (note := note_of(line.text)) is not None:
             notes[note] = None
         elif line.text.strip():

@@ -156,7 +156,7 @@ def _fields(line: str, start: int) -> _Fields:
     ):
         if zone:
             if degrees != _NO_POWER_C and not (zone == _DUMMY_ZONE and degrees in _DUMMY_C):
-                temperatures_c[zone] = float(degrees)
+                temperatures_c[zone] = _degrees(degrees)
                 if max_degrees:
                     fields.temperatures_max_c[zone] = float(max_degrees)
         elif rail:
@@ -206,6 +206,9 @@ def _load(text: str) -> _Load:
         percent=int(percent) if sign else None,
         mhz=tuple(int(clock) for clock in clocks.strip("@[]").split(",") if clock.isdigit()),
     )
+
+
+_degrees = lru_cache(maxsize=4096)(float)  # as above
 
 
 @lru_cache(maxsize=256)  # engines are mostly off and swap rests: few texts make up a log

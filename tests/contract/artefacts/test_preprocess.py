@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.support.properties import examples
 
-from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.artefacts.preprocess import check_image, decode_image, fit_image, load_image, picture_size
+from devit_contract.artefacts.manifest import Preprocess, check_image
+from devit_contract.artefacts.preprocess import decode_image, fit_image, load_image, picture_size
 from devit_contract.errors import InputError
 
 PICTURES = Path(__file__).parents[2] / "data" / "pictures"

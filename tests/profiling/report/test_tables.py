@@ -32,11 +32,11 @@ def rows(content: bytes) -> Rows:
 
 
 def power(recording: Recording) -> Rows:
-    return rows(power_csv(Evidence.of(recording)))
+    return rows(b"".join(power_csv(Evidence.of(recording))))
 
 
 def windows(recording: Recording) -> Rows:
-    return rows(windows_csv(analyse(evidence := Evidence.of(recording)), evidence))
+    return rows(b"".join(windows_csv(analyse(evidence := Evidence.of(recording)), evidence)))
 
 
 def test_power_has_a_row_per_device_reading_and_rail(two_devices: FakeRun) -> None:

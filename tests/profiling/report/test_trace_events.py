@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 def trace(recording: Recording) -> Json:
-    read: Json = json.loads(trace_bytes(trace_of(Evidence.of(recording))))
+    read: Json = json.loads(b"".join(trace_bytes(trace_of(Evidence.of(recording)))))
     check(read)
     return read
 

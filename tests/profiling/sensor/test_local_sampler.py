@@ -49,7 +49,7 @@ def test_lines_of_the_chips_are_gathered_for_as_long_as_asked(tmp_path: Path) ->
     assert sampler.problem == ""
     assert 5 <= len(sampler.lines) - before <= 30
     log = parse_sensor_log(sampler.lines)
-    assert {sample.sample.rails_mw["VDD_IN"] for sample in log.samples} == {4359}
+    assert {sample.rails_mw["VDD_IN"] for sample in log.samples} == {4359}
     stamps = [sample.monotonic_ns for sample in log.samples]
     assert stamps == sorted(set(stamps))
     assert cost is not None
@@ -81,7 +81,7 @@ def test_a_simulated_tegrastats_is_sampled_the_same_way() -> None:
         while len(sampler.lines) < 3:
             sampler.collect(0.1)
             assert sampler.problem == ""
-    assert all(sample.sample.is_simulated for sample in parse_sensor_log(sampler.lines).samples)
+    assert all(sample.is_simulated for sample in parse_sensor_log(sampler.lines).samples)
 
 
 def test_another_root_never_takes_the_tegrastats_of_this_machine(
