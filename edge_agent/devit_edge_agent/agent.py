@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +209,8 @@ class EdgeAgent(Closing):
         self._supervisor.ready(text)
         self._on_ready()
         self._on_ready = lambda: None
+        # Beside the loop, as the first picture file would else be late for it.
+        threading.Thread(target=import_module, args=("devit_contract.artefacts.preprocess",), daemon=True).start()
 
     def _run(self, message: Message, read_ns: int) -> None:
         start_ns = time.monotonic_ns()
@@ -274,7 +278,7 @@ class EdgeAgent(Closing):
     def _framed(self, message: Message, start_ns: int) -> Inference:
         """Run the engine on an image that the node sent."""
         if message.dtype is Dtype.ENCODED:
-            from devit_contract.artefacts.preprocess import decode_coded, decode_image  # many cells send pixels alone
+            from devit_contract.artefacts.preprocess import decode_coded, decode_image  # see _welcomed
 
             decode = decode_image if message.is_file else decode_coded
             image = decode(message.payload, self._loaded.preprocess, "frame")
