@@ -53,7 +53,7 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PYTHONPATH", str(FAKES / "site"))
     monkeypatch.setenv("FAKE_TRT_VERSION", request.param)
     monkeypatch.setitem(sys.modules, "tensorrt", make_module(request.param))
-    monkeypatch.setattr("devit_engines.trt.plan.version", lambda package: request.param)
+    monkeypatch.setattr("devit_engines.trt.plan.package_version", lambda package: request.param)
     driver = FakeDriver().install(monkeypatch)
     monkeypatch.setattr(fake_tensorrt, "MEMORY", FakeDriver.current)
     yield request.param
