@@ -64,9 +64,9 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def command() -> str:
-    """Give the command line of this run, without ``--save``."""
+    """Give the command line of this run, without ``--save``, and without the folders of this machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    given = [word for word in sys.argv[1:] if word != "--save"]
+    given = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:] if word != "--save"]
     return " ".join(["python", "-m", spec.name if spec else sys.argv[0], *given])
 
 
