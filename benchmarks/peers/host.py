@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +74,8 @@ class Host:
         while (left := marked(self.mark)) and time.monotonic() < end_s:
             time.sleep(0.05)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                _kill(pid)
         self._process.join()
 
     def _receive(self, timeout_s: float) -> T:  # type: ignore[type-var]
@@ -97,6 +100,16 @@ def marked(mark: str) -> list[int]:
         except OSError:  # it ended meanwhile, or is somebody else's
             continue
     return found
+
+
+def _kill(pid: int) -> None:
+    """End a process, and wait until it has."""
+    watched = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        select.select([watched], [], [], STOP_S)
+    finally:
+        os.close(watched)
 
 
 def _cpu_s(pid: int | None) -> float:
