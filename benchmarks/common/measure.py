@@ -61,8 +61,7 @@ def arguments(about: str, duration_s: float, duration_help: str) -> argparse.Arg
     """Begin the command line that every benchmark has."""
     # Engines, agents and the node compute with one thread, so both sides of a benchmark do: children inherit this.
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-    # A benchmark may give an option other words.
-    parser = argparse.ArgumentParser(description=about, conflict_handler="resolve")
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--duration", type=float, default=duration_s, metavar="SECONDS", help=duration_help)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json instead of a table")

@@ -144,8 +144,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, metavar="FOLDER", help="checkout of another version, with its .venv")
     parser.add_argument("--rounds", type=int, default=15, help="starts of each program and side (default: %(default)s)")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, help="what to start")
-    if "--save" not in parser.format_help():
-        parser.add_argument("--save", action="store_true", help="write benchmarks/results/footprint.json")
     chosen = parser.parse_args(argv)
     watch = Watch()
     with tempfile.TemporaryDirectory(prefix="devit-") as place, ExitStack() as stack:

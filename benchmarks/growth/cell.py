@@ -9,29 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import zmq
 from benchmarks.common.machine import two_cores
 from benchmarks.network.bare import Children, receive
-from benchmarks.network.bundles import light_head, write_null_bundle
+from benchmarks.network.bundles import write_null_bundle
 from benchmarks.network.devices import Device, Node, serve
-from benchmarks.network.throughput import Silent
+from benchmarks.network.node import CLASSES, fleet_of, serve_node
 
 from devit_contract.arrays import UInt8Array
-from devit_contract.artefacts.fleet import FLEET_SCHEMA, ClientEntry, Fleet, Serving
-from devit_contract.artefacts.fleet import Device as FleetDevice
-from devit_contract.artefacts.fleet import Node as FleetNode
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.service.lifecycle import StopSignal
 from devit_contract.wire.client import Client
 from devit_contract.wire.codec import State
-from devit_fusion.node import FusionNode
 
-CLASSES = 100
 _IN_FLIGHT = 4
 _WARM_UP_FRAMES = 20
 _REST_S = 0.5
@@ -117,7 +110,7 @@ def running(shape: Shape) -> Iterator[RunningCell]:
     with tempfile.TemporaryDirectory(prefix="devit-") as place, Children() as children:
         bundle = Path(place) / "bundle"
         write_null_bundle(bundle, (shape.dim,) * count, CLASSES, (shape.side, shape.side, 3))
-        node = children.start(_node, bundle, _fleet(pairs, devices), pairs["node"], node_core, shape.dim)
+        node = children.start(serve_node, bundle, fleet_of(pairs, devices), pairs["node"], node_core, shape.dim)
         endpoint, client_endpoint, node_pid = receive(node, tuple)
         digests = [Bundle(bundle).manifest.file("submodel", device=i, variant="fp32").sha256 for i in range(count)]
         told = Node(endpoint, pairs["node"].public, digests, shape.dim)
@@ -129,25 +122,6 @@ def running(shape: Shape) -> Iterator[RunningCell]:
                 yield RunningCell(client, node_pid, image)
         finally:
             os.sched_setaffinity(0, cores)
-
-
-def _node(parent: Connection, bundle: Path, fleet: Fleet, keys: KeyPair, core: int, dim: int) -> None:
-    os.sched_setaffinity(0, {core})
-    should_stop = StopSignal()
-    head = light_head([dim] * len(fleet.device), CLASSES)
-    with FusionNode(Bundle(bundle), fleet, keys, head=head, log=Silent("fusion-node")) as node:
-        parent.send((node.endpoint, node.client_endpoint, os.getpid()))
-        node.serve(should_stop)
-
-
-def _fleet(pairs: dict[str, KeyPair], devices: list[Device]) -> Fleet:
-    return Fleet(
-        schema=FLEET_SCHEMA,
-        node=FleetNode("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", pairs["node"].public.decode()),
-        device=tuple(FleetDevice(each.name, each.submodel, each.keys.public.decode()) for each in devices),
-        serving=Serving(deadline_ms=60_000),  # no device may be missing: the heads without one are not prepared
-        client=(ClientEntry("client", pairs["client"].public.decode()),),
-    )
 
 
 def _cpu_s(pid: int) -> float:

@@ -135,8 +135,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--devices", type=int, default=64, help="most devices of a cell, 2 to 64 (default: %(default)s)"
     )
-    if "--save" not in parser.format_help():
-        parser.add_argument("--save", action="store_true", help="write benchmarks/results/growth.json")
     chosen = parser.parse_args(argv)
     watch = Watch()
     rows = run(chosen.duration, chosen.devices)

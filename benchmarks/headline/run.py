@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-import msgspec
 import numpy as np
 from benchmarks.common.machine import Watch
 from benchmarks.common.measure import Samples, alternate, arguments, p50, p99
-from benchmarks.common.rows import Results, Row, bootstrap
+from benchmarks.common.rows import Results, Row, bootstrap, finish
 from benchmarks.headline.models import (
     DEVICES,
     FAMILIES,
@@ -189,7 +188,6 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="tiny stand-ins of the same architectures: does it run?")
     names = [family.name for family in FAMILIES]
     parser.add_argument("--family", nargs="+", choices=names, default=names, help="which cells to measure")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/headline.json")
     words = sys.argv[1:] if given is None else given
     chosen = parser.parse_args(words)
     try:
@@ -198,26 +196,7 @@ def main(given: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {err}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    if chosen.save:
-        found.save()
-    if chosen.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())  # noqa: T201 - a script's output
-    elif not chosen.save:
-        print("\n".join(_lines(found)))  # noqa: T201 - a script's output
-
-
-def _lines(found: Results) -> list[str]:
-    lines = [ABOUT]
-    figure = ""
-    for row in found.rows:
-        if row.figure != figure:
-            lines += ["", row.figure]
-            figure = row.figure
-        tail = "" if row.p99 is None else f", p99 {row.p99:,.1f}"
-        ratio = "" if row.ratio is None else f", {row.ratio:.2f} x"
-        wanted = "" if row.holds is None else f", wanted {row.wanted}: {'yes' if row.holds else 'NO'}"
-        lines.append(f"  {row.side:22}{row.p50:,.2f}{tail} {row.unit}{ratio}{wanted}")
-    return [*lines, "", *(f"{name}: {value}" for name, value in found.settings.items())]
+    finish(found, chosen)
 
 
 if __name__ == "__main__":

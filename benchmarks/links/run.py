@@ -15,11 +15,10 @@ from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from benchmarks.common.machine import Watch
 from benchmarks.common.measure import Samples, alternate, arguments, asked, p50, p99, tell
-from benchmarks.common.rows import Results, Row, bootstrap
+from benchmarks.common.rows import Results, Row, bootstrap, finish
 from benchmarks.links.accuracy import TEST_IMAGES, accuracy_rows
 from benchmarks.links.shaper import FAR, NEAR, measured_mbit, why_not
 from benchmarks.network.bundles import write_null_bundle
@@ -206,33 +205,17 @@ def _latency(figure: str, side: str, blocks: list[Samples], raw: list[Samples], 
     )
 
 
-def _lines(results: Results) -> Iterator[str]:
-    """Give a table for people."""
-    figure = ""
-    for row in results.rows:
-        if row.figure != figure:
-            figure = row.figure
-            yield f"\n{figure}"
-        tail = "" if row.p99 is None else f"  p99 {row.p99:>10,.1f}  {row.ratio:.2f} x raw"
-        verdict = f"  wanted {row.wanted}: {'yes' if row.holds else 'NO'}" if row.wanted else ""
-        yield f"  {row.side:22} {row.p50:>12,.2f} {row.unit:7}{tail}{verdict}"
-
-
 def main(chosen: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 20.0, "how long each side is measured on each link")
     parser.add_argument("--images", type=int, default=TEST_IMAGES, help="how many test images tell the accuracy")
     parser.add_argument("--links", type=int, default=len(LINES), help="over how many of the links, the fastest first")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/links.json")
     options = parser.parse_args(chosen)
     words = sys.argv[1:] if chosen is None else chosen
     results = run(
         options.duration, LINES[: options.links], options.images, " ".join(("python -m benchmarks.links.run", *words))
     )
-    if options.save:
-        results.save()
-    text = msgspec.json.format(msgspec.json.encode(results), indent=1).decode()
-    print(text if options.json else "\n".join(_lines(results)))  # noqa: T201 - a script's output
+    finish(results, options)
 
 
 if __name__ == "__main__":

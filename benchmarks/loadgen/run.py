@@ -14,11 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-import msgspec
 import numpy as np
 from benchmarks.common.machine import Watch
 from benchmarks.common.measure import arguments
-from benchmarks.common.rows import Results, Row
+from benchmarks.common.rows import Results, Row, finish
 from benchmarks.loadgen.logs import read_answers, read_performance
 from benchmarks.loadgen.one_test import Done, Mode, Scenario, Task, require_loadgen, run
 from benchmarks.loadgen.test_set import BUNDLE, FOLDER, TestSet, first_thousand, whole
@@ -168,7 +167,6 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=FOLDER, help="the test set")
     parser.add_argument("--small", action="store_true", help="take the 1,000 test images that come with the package")
     parser.add_argument("--logs", type=Path, help="where LoadGen's logs are kept")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json")
     words = sys.argv[1:] if given is None else given
     chosen = parser.parse_args(words)
     try:
@@ -177,21 +175,7 @@ def main(given: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {err}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    if chosen.save:
-        found.save()
-    if chosen.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())  # noqa: T201 - a script's output
-    elif not chosen.save:
-        print("\n".join(_lines(found)))  # noqa: T201 - a script's output
-
-
-def _lines(found: Results) -> list[str]:
-    lines = [ABOUT, ""]
-    for row in found.rows:
-        tail = "" if row.p99 is None else f", p99 {row.p99:,.0f}"
-        wanted = "" if row.holds is None else f"; wanted {row.wanted}: {'yes' if row.holds else 'NO'}"
-        lines.append(f"{row.figure}: {row.p50:,.2f}{tail} {row.unit} ({row.samples:,} samples){wanted}")
-    return [*lines, "", *(f"{name}: {value}" for name, value in found.settings.items())]
+    finish(found, chosen)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +18,19 @@ import zmq
 from benchmarks.common.machine import Watch, two_cores
 from benchmarks.common.measure import BLOCK_S, Figure, Report, alone, arguments, show, tell
 from benchmarks.network.bare import Children, receive
-from benchmarks.network.bundles import light_head, write_null_bundle
+from benchmarks.network.bundles import write_null_bundle
 from benchmarks.network.devices import Device, Node, serve
+from benchmarks.network.node import CLASSES, fleet_of, serve_node
 
-from devit_contract.artefacts.fleet import FLEET_SCHEMA, ClientEntry, Fleet, Serving
-from devit_contract.artefacts.fleet import Device as FleetDevice
-from devit_contract.artefacts.fleet import Node as FleetNode
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.service.journal import Log, Priority
-from devit_contract.service.lifecycle import StopSignal
 from devit_contract.wire.client import Client
 from devit_contract.wire.codec import State
-from devit_fusion.node import FusionNode
 
-DIM, CLASSES, SIDE = 192, 100, 32
+DIM, SIDE = 192, 32
 WANTED_PER_S = 20_000.0
 IN_FLIGHT = 4
 ABOUT = "simulated devices on one core keep the node busy on another: features joined and fused per second"
-
-
-class Silent(Log):
-    """Keeps the coming of every device off the terminal."""
-
-    def log(self, priority: Priority, text: str, **fields: str) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ def run(duration_s: float, count: int) -> Report:
     with tempfile.TemporaryDirectory(prefix="devit-") as place, Children() as children:
         bundle = Path(place) / "bundle"
         write_null_bundle(bundle, (DIM,) * count, CLASSES, (SIDE, SIDE, 3))
-        node = children.start(_node, bundle, _fleet(pairs, devices), pairs["node"], node_core)
+        node = children.start(serve_node, bundle, fleet_of(pairs, devices), pairs["node"], node_core, DIM)
         endpoint, client_endpoint, node_pid = receive(node, tuple)
         digests = [Bundle(bundle).manifest.file("submodel", device=i, variant="fp32").sha256 for i in range(count)]
         told = Node(endpoint, pairs["node"].public, digests, DIM)
@@ -90,27 +77,6 @@ def run(duration_s: float, count: int) -> Report:
         },
         figures=_figures(blocks),
         machine=watch.machine(),
-    )
-
-
-def _node(parent: Connection, bundle: Path, fleet: Fleet, keys: KeyPair, core: int) -> None:
-    os.sched_setaffinity(0, {core})
-    should_stop = StopSignal()
-    # A covariance of 64 x 192 features would take 1.2 GB, and is not needed as long as no device is missing.
-    head = light_head([DIM] * len(fleet.device), CLASSES)
-    with FusionNode(Bundle(bundle), fleet, keys, head=head, log=Silent("fusion-node")) as node:
-        parent.send((node.endpoint, node.client_endpoint, os.getpid()))
-        node.serve(should_stop)
-
-
-def _fleet(pairs: dict[str, KeyPair], devices: list[Device]) -> Fleet:
-    return Fleet(
-        schema=FLEET_SCHEMA,
-        node=FleetNode("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", pairs["node"].public.decode()),
-        device=tuple(FleetDevice(each.name, each.submodel, each.keys.public.decode()) for each in devices),
-        # No frame may miss a device: the head of so many without one is not prepared.
-        serving=Serving(deadline_ms=60_000),
-        client=(ClientEntry("client", pairs["client"].public.decode()),),
     )
 
 

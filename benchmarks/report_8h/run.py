@@ -68,8 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run as a script."""
     parser = arguments(ABOUT, 0.0, "not used: the run's length is --samples")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="power samples of the run (default: %(default)s)")
-    if "--save" not in parser.format_help():
-        parser.add_argument("--save", action="store_true", help="write benchmarks/results/report_8h.json")
     chosen = parser.parse_args(argv)
     watch = Watch()
     rows = measure(chosen.samples)

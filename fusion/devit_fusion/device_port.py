@@ -34,7 +34,6 @@ from devit_contract.wire.sockets import (
     Context,
     Sent,
     bind_router,
-    is_readable,
     receive_routed,
     send_routed,
 )
@@ -135,9 +134,7 @@ class DevicePort:
 
     def receive(self, handler: DeviceHandler) -> None:
         """Take what has come, without waiting."""
-        for count in range(_BURST):
-            if count == 1 and not is_readable(self.socket):  # mostly so, and half the time of a read in vain
-                return
+        for _ in range(_BURST):
             try:
                 route, frame, surplus = receive_routed(self.socket)
             except zmq.Again:
