@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from benchmarks.common.machine import Machine
 
+from devit_contract.artefacts.files import write_bytes
+from devit_contract.errors import InputError
+
 Interval = tuple[float, float]
 RESULTS = Path(os.environ.get("DEVIT_BENCHMARK_RESULTS", Path(__file__).parents[1] / "results"))
 """Where benchmarks save; the variable keeps those of ``make bench-smoke``, which are no figures, apart."""
@@ -56,11 +59,17 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
 
     def save(self, folder: Path = RESULTS) -> Path:
-        """Write the file, whole or not at all."""
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{self.benchmark}.json"
-        path.with_suffix(".part").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
-        return path.with_suffix(".part").replace(path)
+        """Write the file; where that cannot be, print its content, as it may have taken an hour."""
+        path, content = (
+            folder / f"{self.benchmark}.json",
+            msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n",
+        )
+        try:
+            write_bytes(path, content)
+        except InputError as err:
+            print(content.decode())  # noqa: T201 - a script's output
+            raise SystemExit(f"error: {err}: the results are on standard output") from None
+        return path
 
 
 def command() -> str:

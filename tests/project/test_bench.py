@@ -102,6 +102,13 @@ def test_a_p50_that_is_no_number_is_a_fault(tmp_path: Path) -> None:
     assert fault(tmp_path / "other.json") == "saved no other.json"
 
 
+def test_what_cannot_be_saved_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(SystemExit, match="the results are on standard output"):
+        found(ROW).save(tmp_path / "folder")
+    assert msgspec.json.decode(capsys.readouterr().out, type=Results) == found(ROW)
+
+
 def test_a_benchmark_that_ends_in_an_error_or_saves_nothing_fails_the_smoke(tmp_path: Path) -> None:
     broken = Benchmark("broken", "benchmarks.no_such_module")
     assert not broken.is_there()
