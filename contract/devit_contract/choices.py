@@ -6,13 +6,14 @@ from typing import Literal, get_args
 
 Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration"]
 """What a file of a bundle or of a models folder is for."""
-Variant = Literal["fp16", "fp16-attn32", "fp32"]
-"""Precision variants from fast to exact: every LayerNorm in FP32; every attention too; everything."""
+Variant = Literal["int8-fp16", "int8", "fp16", "fp16-attn32", "fp32"]
+"""Precision variants from fast to exact. The products in INT8, and the rest as in ``fp16``; the products in INT8, and
+the rest in FP32; FP16, with every LayerNorm in FP32; every attention in FP32 too; everything."""
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 BackendChoice = Literal["auto", "tensorrt", "ort"]
 """Back end of an engine; ``auto``: TensorRT if it is installed."""
-Precision = Literal["fp16", "fp32"]
-"""``fp16``: the fastest variant that passed on this device; ``fp32``: that one alone."""
+Precision = Literal["int8", "fp16", "fp32"]
+"""The lowest precision that an engine may have; of those above it, the first variant that passed on this device."""
 CudaChoice = Literal["auto", "pycuda", "cuda-bindings", "ctypes"]
 """Python's way to CUDA."""
 HostMemory = Literal["pinned", "mapped"]

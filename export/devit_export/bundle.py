@@ -28,7 +28,7 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import VARIANTS, Role
+from devit_contract.choices import Role
 from devit_contract.errors import ExportError, InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.models.inference import run
@@ -40,6 +40,7 @@ from devit_export.checked import CheckedVariants, rounded
 from devit_export.graph import export_features, export_logits
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
+from devit_export.variants import FLOAT_VARIANTS
 
 FUSION_NAME = "fusion.safetensors"
 GOLDEN_NAME = "golden.safetensors"
@@ -98,7 +99,7 @@ class _Work:
         self.headroom = headroom
         self.progress = progress
         graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
-        self.steps = graphs * len(VARIANTS) + 2  # fusion with golden set, manifest
+        self.steps = graphs * len(FLOAT_VARIANTS) + 2  # fusion with golden set, manifest
         _check_image_sizes(models, decomposition)
         self.golden = _samples(models, decomposition)
         self.head = FusionHead.load(
@@ -122,7 +123,7 @@ class _Work:
             raise AssertionError("a cell without a teacher has no baseline")
         stem = role if device is None else f"{role}-{device}"
         plain = f"{stem}.fp32.onnx"
-        self._report(f"{stem}.{VARIANTS[0]}.onnx")
+        self._report(f"{stem}.{FLOAT_VARIANTS[0]}.onnx")
         model = load_model(self.models / weights, record.config)
         images: UInt8Array = self.golden["images"]
         self.golden[output] = reference = _reference(model, images, with_head=device is None)
@@ -131,7 +132,7 @@ class _Work:
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
         ranges = scan_ranges(plain, graph.content, images, self.headroom)
         made = CheckedVariants()
-        for variant in VARIANTS:
+        for variant in FLOAT_VARIANTS:
             name = f"{stem}.{variant}.onnx"
             self._report(name)
             content = made.add(name, variant, graph, ranges.overflows, images, reference)

@@ -19,9 +19,13 @@ from dataclasses import dataclass
 
 import onnx
 
+from devit_contract.choices import Variant
 from devit_export.graph import ExportedGraph
 from devit_export.precision import count_casts, full_nodes, lower_precision
 from devit_export.rules import Graph, check_graph
+
+FLOAT_VARIANTS: tuple[Variant, ...] = ("fp16", "fp16-attn32", "fp32")
+"""Those without quantized numbers."""
 
 
 @dataclass(frozen=True)
