@@ -5,9 +5,6 @@ python -m benchmarks.footprint.run --base FOLDER
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +17,7 @@ import numpy.typing as npt
 from benchmarks.common.machine import Watch
 from benchmarks.common.measure import arguments, p50, tell
 from benchmarks.common.rows import Results, Row, bootstrap, command, finish
+from benchmarks.common.side import Side
 
 Program = Literal["agent", "node", "gateway", "client", "build"]
 PROGRAMS: tuple[Program, ...] = ("agent", "node", "gateway", "client", "build")
@@ -42,48 +40,6 @@ WANTED = {("agent", "start_s"): 0.6, ("agent", "rss_mb"): 0.75}
 ROOT = Path(__file__).parents[2]
 BUNDLE = Path("pipeline/devit_pipeline/fashion_mnist/bundle")
 ABOUT = "start and memory of every program, each version's in turns"
-
-
-class Side:
-    """One version: a process that starts its programs; a context manager."""
-
-    def __init__(self, name: str, folder: Path, python: Path, place: Path) -> None:
-        """Start the process, and wait until its cell runs."""
-        self.name = name
-        place.mkdir()
-        # Caches of bytecode are part of an installation, so they are here.
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        self._child = subprocess.Popen(
-            [python, Path(__file__).with_name("side.py"), folder / BUNDLE, place],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self._line()
-
-    def __enter__(self) -> Side:
-        """Give the side."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process and its cell."""
-        self._child.communicate()
-
-    def ask(self, request: str) -> dict[str, float]:
-        """Have a program measured."""
-        assert self._child.stdin is not None
-        self._child.stdin.write(f"{request}\n")
-        self._child.stdin.flush()
-        found: dict[str, float] = json.loads(self._line())
-        return found
-
-    def _line(self) -> str:
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
-        if not line:
-            raise SystemExit(f"side {self.name} ended: see above")
-        return line
 
 
 def measure(sides: Sequence[Side], programs: Sequence[Program], rounds: int) -> list[Row]:
@@ -147,10 +103,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     watch = Watch()
     with tempfile.TemporaryDirectory(prefix="devit-") as place, ExitStack() as stack:
-        sides = [stack.enter_context(Side("devit", ROOT, Path(sys.executable), Path(place) / "devit"))]
+        script = Path(__file__).with_name("side.py")
+        versions = {"devit": (ROOT, Path(sys.executable))}
         if chosen.base is not None:
             base = chosen.base.absolute()
-            sides.append(stack.enter_context(Side("base", base, base / ".venv/bin/python", Path(place) / "base")))
+            versions["base"] = base, base / ".venv/bin/python"
+        sides = [
+            stack.enter_context(Side(name, python, script, folder / BUNDLE, Path(place) / name))
+            for name, (folder, python) in versions.items()
+        ]
         rows = tuple(measure(sides, chosen.programs, chosen.rounds))
     settings: dict[str, str | float] = {"rounds": chosen.rounds, "base": str(chosen.base.name) if chosen.base else ""}
     results = Results(

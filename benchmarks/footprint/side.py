@@ -28,6 +28,7 @@ _IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s*([\w]+)", re.MULTILIN
 
 def main(bundle: Path, place: Path) -> None:
     """Serve requests until standard input ends."""
+    place.mkdir()
     store = place / "store"
     build = [SCRIPTS / "devit", "build", bundle, "--submodels", "0,1", "--store", store]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,0 +1,164 @@
+"""One version's cell, started and asked on request: runs in that version's Python.
+
+Standard input has a request a line: ``start CELL``, ``alone SECONDS``, ``saturated SECONDS``, ``stop``. Each is
+answered by a line of JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from devit_pipeline.local_cell import LocalCell, LocalDevice
+
+SHIPPED = Path("pipeline/devit_pipeline/fashion_mnist/bundle")
+SHIPPED_DEVICES, DEIT_DEVICES = 4, 2
+CLASSES, GOLDEN, DEIT_SIDE = 1000, 16, 224
+IN_FLIGHT = 16
+BUILD = Path(sys.executable).with_name("devit")
+
+
+def main(root: Path, build_options: list[str]) -> None:
+    """Serve requests until standard input ends."""
+    print("ready", flush=True)  # noqa: T201 - the protocol
+    with ExitStack() as stack:
+        cell: Cell | None = None
+        for line in sys.stdin:
+            request, _, argument = line.strip().partition(" ")
+            if request == "start":
+                cell = stack.enter_context(Cell(root, argument, build_options))
+                found: object = {"title": cell.title}
+            elif cell is None:
+                raise SystemExit(f"{request}: expected start CELL before it")
+            elif request == "stop":
+                stack.close()
+                found = {}
+            else:
+                found = {"alone": cell.alone, "saturated": cell.saturated}[request](float(argument))
+            print(json.dumps(found), flush=True)  # noqa: T201 - the protocol
+
+
+class Cell:
+    """A running cell and its client; a context manager.
+
+    ``null`` and ``paced:MS`` are four devices of the shipped bundle with that engine, ``shipped`` has its own engines,
+    and ``deit`` is two devices with a DeiT-Tiny each, at random weights.
+    """
+
+    def __init__(self, root: Path, name: str, build_options: list[str]) -> None:
+        """Make the bundle and build its engines, if the cell has any."""
+        self._stack = ExitStack()
+        self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="devit-")))
+        self.title = name
+        bundle, count, store = root / SHIPPED, SHIPPED_DEVICES, self._place / "store"
+        if name == "deit":
+            bundle, count = self._place / "bundle", DEIT_DEVICES
+            write_deit(root, bundle)
+        if name in ("deit", "shipped"):
+            build = [BUILD, "build", bundle, "--store", store, *build_options]
+            subprocess.run(build, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            keys = [json.loads(path.read_text())["key"] for path in store.glob("*/engine.json")]
+            self.title = ", ".join(sorted({key.get("variant", name) for key in keys}))
+        engine = "built" if name in ("deit", "shipped") else name
+        devices = [LocalDevice(f"device{index}", index, engine=engine) for index in range(count)]
+        self._cell = LocalCell(bundle, self._place / "cell", devices, store=store, deadline_ms=5000)
+        shape = (DEIT_SIDE, DEIT_SIDE, 3) if name == "deit" else (28, 28, 1)
+        self._images = list(np.random.default_rng(1).integers(0, 256, (64, *shape), np.uint8))
+
+    def __enter__(self) -> Cell:
+        """Start it."""
+        self._stack.enter_context(self._cell)
+        self._client = self._stack.enter_context(self._cell.client())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it."""
+        self._stack.close()
+
+    def alone(self, duration_s: float) -> dict[str, object]:
+        """Ask for one image after the other: what each took in microseconds, and the node's CPU time a frame."""
+        taken_us: list[float] = []
+
+        def ask() -> int:
+            start_s = time.perf_counter()
+            self._client.classify(self._images[len(taken_us) % len(self._images)])
+            taken_us.append((time.perf_counter() - start_s) * 1e6)
+            return 1
+
+        return {"taken_us": taken_us, **self._counted(ask, duration_s)}
+
+    def saturated(self, duration_s: float) -> dict[str, object]:
+        """Keep requests under way: answers a second, and the node's CPU time a frame."""
+        answers = self._client.stream(itertools.cycle(self._images), in_flight=IN_FLIGHT)
+
+        def take() -> int:
+            next(answers)
+            return 1
+
+        return self._counted(take, duration_s)
+
+    def _counted(self, take: Callable[[], int], duration_s: float) -> dict[str, object]:
+        before_s, start_s, frames = _cpu_s(self._cell.pid("node")), time.perf_counter(), 0
+        while not frames or time.perf_counter() < start_s + duration_s:
+            frames += take()
+        wall_s = time.perf_counter() - start_s
+        node_us = (_cpu_s(self._cell.pid("node")) - before_s) * 1e6 / frames
+        return {"frames_per_s": frames / wall_s, "node_us": node_us}
+
+
+def write_deit(root: Path, folder: Path) -> None:
+    """Write a bundle of DeiT-Tiny submodels with this version's exporter."""
+    import torch
+
+    try:
+        from devit_decompose.models.model import PRESETS, Model, uniform_config
+    except ModuleNotFoundError:  # before packages had rooms
+        from devit_decompose.model import PRESETS, Model, uniform_config
+    from devit_export.graph import export_features
+
+    sys.path.insert(0, str(root / "benchmarks/network"))
+    from bundles import Submodel, random_head, write_bundle
+
+    preset, shape = PRESETS["DeiT-Ti"], (DEIT_SIDE, DEIT_SIDE, 3)
+    golden = np.random.default_rng(2).integers(0, 256, (GOLDEN, *shape), np.uint8)
+    submodels = []
+    for seed in range(DEIT_DEVICES):
+        torch.manual_seed(seed)
+        config = uniform_config(
+            backbone=preset.backbone,
+            image_size=shape,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            stem=preset.stem,
+            depth=preset.depth,
+            heads=preset.heads,
+            mlp_ratio=preset.mlp_ratio,
+            classes=tuple(range(CLASSES)),
+        )
+        model = Model(config).eval()
+        with torch.inference_mode():
+            features = model.features(torch.from_numpy(golden)).numpy()
+        submodels.append(Submodel(export_features(model, f"submodel-{seed}.onnx").content, features))
+    head = random_head([each.features.shape[1] for each in submodels], CLASSES)
+    write_bundle(folder, submodels, head, CLASSES, golden)
+
+
+def _cpu_s(pid: int) -> float:
+    """Time of all threads so far; sched_schedstats of the kernel counts nanoseconds."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+if __name__ == "__main__":
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+    main(Path(sys.argv[1]), sys.argv[2:])
