@@ -44,13 +44,13 @@ def test_each_of_the_papers_recipes_is_built_and_runs_one_step_of_every_stage(mo
 
 @pytest.mark.nightly(part="models")
 def test_the_smoke_recipe_trains_every_stage_on_real_images_within_a_minute(tmp_path: Path) -> None:
-    """A minute, with room for a busy machine; chance is 10 %."""
-    started_s = time.monotonic()
+    """A minute of this process's own time, since the machine may be busy; chance is 10 %."""
+    started_s = time.process_time()
     recipe = load_recipe(EXAMPLES / "smoke.toml")
     found = decompose(recipe, tmp_path / "models", resume=False, progress=no_progress)
-    duration_s = time.monotonic() - started_s
+    cpu_s = time.process_time() - started_s
     assert found is not None
     fused = {subset.mask: subset.test_accuracy for subset in found.subsets}[0b1111]
-    print(f"smoke recipe: {duration_s:.0f} s, fused {fused:.1%}")
+    print(f"smoke recipe: {cpu_s:.0f} s of CPU time, fused {fused:.1%}")
     assert fused > 0.6
-    assert duration_s < 90
+    assert cpu_s < 90
