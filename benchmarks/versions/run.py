@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(ABOUT, 20.0, "how long each side is measured for each figure of a cell")
     parser.add_argument("--base", type=Path, metavar="FOLDER", help="checkout of another version, with its .venv")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, help="what to serve")
-    parser.add_argument("--build", nargs="*", default=(), metavar="OPTION", help="options of our devit build")
+    parser.add_argument("--build", action="append", default=[], metavar="OPTION", help="option of our devit build")
     chosen = parser.parse_args(argv)
     watch, script = Watch(), Path(__file__).with_name("side.py")
     with ExitStack() as stack:
