@@ -58,7 +58,7 @@ BENCHMARKS = (
     Benchmark("headline", "benchmarks.headline.run", smoke=("--duration", "0.3", "--small", "--family", "DeDeiTs")),
     Benchmark("growth", "benchmarks.growth.run", smoke=("--devices", "4", "--duration", "0.2")),
     Benchmark("footprint", "benchmarks.footprint.run", smoke=("--rounds", "1")),
-    Benchmark("versions", "benchmarks.versions.run", smoke=("--duration", "0.1", "--cells", "null", "deit")),
+    Benchmark("versions", "benchmarks.versions.run", smoke=("--duration", "0.1", "--cells", "null")),
     Benchmark("report_8h", "benchmarks.report_8h.run", smoke=("--samples", "6000")),
     Benchmark("paced", "benchmarks.network.paced", smoke=("--duration", "0.1", "--paces", "0.5")),
     Benchmark("round_trip", "benchmarks.network.round_trip"),
