@@ -6,7 +6,7 @@ from pathlib import Path
 
 from devit_contract.errors import EngineError
 from devit_engines.doctor import hardware
-from devit_engines.doctor.cuda_access import access, toolkit
+from devit_engines.doctor.cuda_access import access, instance, toolkit
 from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, read_machine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.doctor.libraries import find_libraries, libraries
@@ -30,6 +30,7 @@ def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> li
         trt_version = None
     found = [
         hardware.board(machine),
+        instance(machine),
         hardware.release(machine),
         hardware.power(machine),
         hardware.clock(machine),
