@@ -63,6 +63,16 @@ JETPACKS = (
     # TensorRT's pages name this JetPack, no file its release: its number continues the two rows above.
     JetPack("39.2.2", "7.2.2", "3.12", "13.2", "10.16", is_confirmed=False),
 )
+_BOARDS = {
+    # NVIDIA's archive of Jetson Linux: R32 is the last one for Nano and TX2, R35 for Xavier, R38 for Thor alone.
+    "32": ("sm_53", "sm_62", "sm_72"),
+    "34": ("sm_72", "sm_87"),
+    "35": ("sm_72", "sm_87"),
+    "36": ("sm_87",),
+    "38": ("sm_110",),
+    # OE4T/meta-tegra b03c2793, roboflow/inference pull request 2651: Orin and Thor.
+    "39": ("sm_87", "sm_110"),
+}
 TENSORRT_11 = "11.4.1"
 """First TensorRT 11 that supports a Jetson, by NVIDIA's package for servers (SBSA): TensorRT 11.4.1, "Migrating from
 10.x to 11.x on Jetson". It names AGX Orin and Thor, not Orin Nano and NX, and JetPack 7.2.2 or later."""
@@ -77,6 +87,15 @@ def jetpack_of(l4t: str) -> JetPack | None:
     """
     fitting = [row for row in JETPACKS if f"{l4t}.".startswith(f"{row.l4t}.")]
     return max(fitting, key=lambda row: len(row.l4t), default=None)
+
+
+def release_boards(l4t: str) -> tuple[str, ...]:
+    """List the GPUs that a release of the table supports.
+
+    >>> release_boards("39.2.1")
+    ('sm_87', 'sm_110')
+    """
+    return _BOARDS[l4t.partition(".")[0]]
 
 
 def takes_tensorrt_11(l4t: str, board: str, compatible: tuple[str, ...]) -> bool:
