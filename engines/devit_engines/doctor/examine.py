@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from devit_contract.errors import EngineError
@@ -12,7 +13,12 @@ from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.doctor.libraries import find_libraries, libraries
 from devit_engines.doctor.trt_install import tensorrt
 
-_EXPECTED = {"JetPack": "6.0 or later", "Python": "3.10 or later", "engines": "TensorRT or ONNX Runtime"}
+_EXPECTED = {
+    "JetPack": "6.0 or later",
+    "Python": "3.10 or later",
+    "engines": "TensorRT or ONNX Runtime",
+    "board": "one that this JetPack is made for",
+}
 """What would not have been refused."""
 
 
@@ -47,7 +53,7 @@ def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> li
     return [finding for finding in found if finding is not None]
 
 
-def refuse(findings: list[Finding]) -> None:
+def refuse(findings: Sequence[Finding]) -> None:
     """Stop where something was refused.
 
     Raises:
