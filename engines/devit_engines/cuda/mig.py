@@ -13,7 +13,6 @@ names, else the first. None of our tests has run on a divided GPU.
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 UNKNOWN = "MIG of unknown size"
@@ -42,6 +41,8 @@ def chosen_instance(listing: str, visible: str) -> str:
 
 def list_gpus() -> str:
     """Ask ``nvidia-smi -L``; empty where it is absent, as in most containers, or does not answer."""
+    import subprocess  # which an agent on a whole GPU never needs
+
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=_ANSWER_S, check=False
