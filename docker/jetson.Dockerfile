@@ -3,7 +3,8 @@
 #   docker build --platform linux/arm64 --file docker/jetson.Dockerfile --build-arg JETPACK=6 --tag devit-jetson:jp6 .
 #
 # TensorRT comes from NVIDIA's apt repository for Jetson Linux. L4T_RELEASE is the release of the board that runs the
-# image, as in its /etc/apt/sources.list.d/nvidia-l4t-apt-source.list, e.g. r36.4, r38.4.
+# image, as in its /etc/apt/sources.list.d/nvidia-l4t-apt-source.list: r36.4 for JetPack 6.1 to 6.2.1, r39.2 for JetPack
+# 7.2 on Orin and Thor, r38.4 for JetPack 7.1, which is for Thor alone.
 #
 # A tag names a series of releases. To pin one image, look up its digest in a registry that you trust:
 #   docker buildx imagetools inspect ubuntu:22.04
@@ -17,7 +18,7 @@ ARG L4T_RELEASE=r36.4
 ENV L4T_RELEASE=${L4T_RELEASE}
 
 FROM ${BASE7} AS jetpack7
-ARG L4T_RELEASE=r38.4
+ARG L4T_RELEASE=r39.2
 ENV L4T_RELEASE=${L4T_RELEASE}
 
 # One of the two stages above; both have tags.

@@ -40,6 +40,8 @@ BoardChoice = Literal[
     "agx-orin",
     "agx-thor",
     "thor",
+    "igx-orin",
+    "igx-thor",
     "drive-orin",
 ]
 """Which board a device is, for the total of its power; ``auto``: by its device tree, else guessed from its samples."""

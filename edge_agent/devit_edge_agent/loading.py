@@ -202,6 +202,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         config.threads,
         board_choice=config.board,
         compatible=board_compatible(Path(config.root)),
+        gpu_instance=board.gpu_instance,
     )
     return Loaded(opened.engine, bundle, hello, description)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from devit_contract.machine import ROOT, board_model, cpu_model, device_tree, l4t_release, read_text
+from devit_engines.cuda.mig import UNKNOWN, chosen_instance, count_instances, list_gpus
 
 SOC_CAPABILITIES = {
     # jetson_stats, jtop/core/jetson_variables.py, CUDA_TABLE.
@@ -39,6 +41,13 @@ class Board:
     """``sm_87`` and the like, or ``cpu`` where no known GPU is on board."""
     l4t: str | None
     """Jetson Linux release, e.g. ``36.4.3``; absent on anything but a Jetson."""
+    gpu_instance: str = ""
+    """``MIG 2g.0gb`` where the GPU is divided and this process has that part; empty where it has all."""
+
+    @property
+    def device_name(self) -> str:
+        """What an engine's key names: what TensorRT chose by timing the whole GPU does not fit a part of it."""
+        return f"{self.name}, {self.gpu_instance}" if self.gpu_instance else self.name
 
     @property
     def is_jetson(self) -> bool:
@@ -49,7 +58,7 @@ class Board:
 def detect_board(root: Path = ROOT) -> Board:
     """Read the board from the files under ``root``; those that are absent are no error."""
     model, release = board_model(root), l4t_release(root)
-    return Board(model or cpu_model(root), _capability(root, model, release), release)
+    return Board(model or cpu_model(root), _capability(root, model, release), release, _gpu_instance(root))
 
 
 def toolkit_version(root: Path) -> str | None:
@@ -67,6 +76,13 @@ def toolkit_version(root: Path) -> str | None:
             if match := re.search(r"CUDA Version ([\d.]+)", read_text(folder / "version.txt")):
                 return match[1]
     return None
+
+
+def _gpu_instance(root: Path) -> str:
+    if not count_instances(root):
+        return ""
+    # nvidia-smi would tell of this machine, not of the one whose disk is mounted below another root.
+    return chosen_instance(list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")) if root == ROOT else UNKNOWN
 
 
 def _capability(root: Path, model: str, release: str | None) -> str:

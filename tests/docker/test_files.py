@@ -14,6 +14,7 @@ import pytest
 from tests.docker.compose import COMPOSE, binds, load_compose, services
 from tests.docker.dockerfile import DOCKERFILES, ROOT, copied_sources, read_stages
 
+from devit_engines.doctor.jetpack import release_boards
 from devit_pipeline.service import GROUPS
 
 NAMES = [path.name for path in DOCKERFILES]
@@ -71,6 +72,20 @@ def test_an_image_has_stages_a_base_with_a_tag_and_a_numeric_user(path: Path) ->
         assert re.fullmatch(r"BASE\d?=[a-z]+:[\d.]+(-[a-z]+)*", base), base
     users = [one.text for one in stages[-1].instructions if one.name == "USER"]
     assert users == ["10001:10001"]
+
+
+def test_the_image_for_jetpack_7_is_for_orin_and_thor() -> None:
+    """roboflow/inference pull request 2651 has one image of r39.2 for both; JetPack 7.1, r38.4, is for Thor alone."""
+    _, stages = read_stages(ROOT / "docker" / "jetson.Dockerfile")
+    releases = {
+        stage.name: one.text.removeprefix("L4T_RELEASE=r")
+        for stage in stages
+        for one in stage.instructions
+        if one.text.startswith("L4T_RELEASE=r")
+    }
+    assert releases == {"jetpack6": "36.4", "jetpack7": "39.2"}
+    boards = {stage: release_boards(f"{release}.0") for stage, release in releases.items()}
+    assert boards == {"jetpack6": ("sm_87",), "jetpack7": ("sm_87", "sm_110")}
 
 
 def test_compose_follows_the_compose_specification() -> None:

@@ -642,6 +642,16 @@ def test_an_agent_tells_which_board_it_is_by_its_tree_and_its_settings(node: Han
     found = node.ask(Control(Question.DESCRIBE)).description
     assert found is not None
     assert (found.board_choice, found.compatible[1]) == ("orin-nx", "nvidia,p3767-0005")
+    assert found.gpu_instance == ""
+
+
+def test_an_agent_on_a_divided_gpu_says_so(node: HandMadeNode) -> None:
+    """Which part it has, nvidia-smi of that board would say."""
+    node.start("--engine", "null", config=f'root = "{TINY.parent / "boards" / "agx-thor-jp7.2.1-mig"}"')
+    node.welcome()
+    found = node.ask(Control(Question.DESCRIBE)).description
+    assert found is not None
+    assert (found.board_model, found.gpu_instance) == ("NVIDIA Jetson AGX Thor Developer Kit", "MIG of unknown size")
 
 
 def test_all_that_a_dying_sensor_printed_arrives_before_the_reason(node: HandMadeNode) -> None:

@@ -72,6 +72,9 @@ def test_this_very_computer_has_a_name() -> None:
         ("orin-nx-jp6.1-container", "sm_87", "36.4.0"),
         ("agx-thor-jp7.0", "sm_110", "38.2.0"),
         ("agx-orin-jp7.2", "sm_87", "39.2.0"),
+        ("orin-nano-jp6.2.3", "sm_87", "36.5.2"),
+        ("agx-orin-jp7.2.2", "sm_87", "39.2.2"),
+        ("agx-thor-jp7.2.1-mig", "sm_110", "39.2.1"),
         ("xavier-nx-jp5.1", "sm_72", "35.4.1"),
         ("nano-jp4.6", "sm_53", "32.7.1"),
         ("raspberry-pi-5", "cpu", None),
@@ -82,6 +85,12 @@ def test_every_board_is_known_by_its_files(tree: str, capability: str, l4t: str 
     board = detect_board(BOARDS / tree)
     assert (board.compute_capability, board.l4t) == (capability, l4t)
     assert board.is_jetson == (l4t is not None)
+
+
+@pytest.mark.parametrize(("tree", "capability"), [("igx-orin", "sm_87"), ("igx-thor", "sm_110")])
+def test_an_igx_has_the_chip_of_a_jetson(tree: str, capability: str) -> None:
+    """Mainline Linux, tegra234-p3740-0002+p3701-0008.dts; NVIDIA calls IGX Thor's module a T7000, of Thor's chip."""
+    assert detect_board(BOARDS / tree).compute_capability == capability
 
 
 def test_a_carrier_board_with_a_model_of_its_own_is_known_by_its_chip(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class FakeDevice:
 
     name: str = "jetson1"
     model: str = ORIN_NANO_MODEL
+    gpu_instance: str = ""
     idle_mw: int | None = 4000
     """``None``: no sensor."""
     windows_mw: tuple[int, ...] = (6000, 6000)
@@ -246,9 +247,8 @@ def _text(device: FakeDevice, time_s: float, power_mw: int) -> str:
 
 def _record(device: FakeDevice, index: int) -> DeviceRecord:
     sensor = "" if device.idle_mw is None else "tegrastats"
-    return DeviceRecord(
-        device.name, index, Description(device.model, "36.4.3", "ORT", sensor, 1), device.sensor_problem
-    )
+    about = Description(device.model, "36.4.3", "ORT", sensor, 1, gpu_instance=device.gpu_instance)
+    return DeviceRecord(device.name, index, about, device.sensor_problem)
 
 
 @pytest.fixture

@@ -85,6 +85,8 @@ class Description(msgspec.Struct, frozen=True):
     """``board`` of agent.toml, or what else names the board."""
     compatible: tuple[str, ...] = ()
     """Of the device tree; empty if there is none, and from older agents."""
+    gpu_instance: str = ""
+    """``MIG 2g.0gb`` where the engine has that part of a divided GPU; empty if it has all, and from older agents."""
 
 
 class Mark(msgspec.Struct, frozen=True):

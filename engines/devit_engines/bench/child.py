@@ -35,6 +35,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     bundle: str
     image_shape: tuple[int, int, int]
     inference_threads: int
+    gpu_instance: str = ""
 
 
 class TimedRun(msgspec.Struct, frozen=True, tag=True):

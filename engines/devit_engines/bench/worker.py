@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with opened.engine as engine:
             engine.warm_up(_WARM_UP_RUNS)
             board = detect_board()
-            _print(Ready(opened.title, board.name, board.l4t or "", str(bundle), engine.image_shape, options.threads))
+            where = board.name, board.l4t or "", str(bundle)
+            _print(Ready(opened.title, *where, engine.image_shape, options.threads, board.gpu_instance))
             image = np.random.default_rng(0).integers(0, 256, (1, *engine.image_shape), np.uint8)
             for line in sys.stdin:
                 _print(timed_run(engine, image, float(line)))

@@ -66,7 +66,7 @@ class Target:
                 model_sha256=self._graph(variant).sha256,
                 backend=self.backend.name,
                 backend_version=version,
-                device_name=self.board.name,
+                device_name=self.board.device_name,
                 compute_capability=self.board.compute_capability,
                 variant=variant,
                 options=self.backend.options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devit_engines.board import toolkit_version
+from devit_engines.cuda.mig import UNKNOWN, count_instances
 from devit_engines.doctor.finding import Finding, Machine, major
 from devit_engines.doctor.interpreter import Interpreter, Package
 from devit_engines.doctor.libraries import Libraries
@@ -52,6 +53,20 @@ def access(machine: Machine, libraries: Libraries) -> tuple[Finding | None, bool
     text = f"{unfit} fails on a driver of CUDA {driver} (error 35); {', '.join(found)} works"
     fitting = "cuda-python==12.6.*" if major(driver or "") == 12 else f"cuda-bindings=={major(driver or '')}.*"
     return Finding(name, text, "warning", f"run pip uninstall cuda-bindings, then pip install '{fitting}'"), True
+
+
+def instance(machine: Machine) -> Finding | None:
+    """Say which part of the GPU this process gets; None where MIG can't divide it, as anywhere but on Thor."""
+    found, parts = machine.board.gpu_instance, count_instances(machine.root)
+    if not found:
+        is_thor = machine.board.compute_capability == "sm_110"
+        return Finding("MIG", "no instances: the GPU is whole, unless its MIG mode is on") if is_thor else None
+    text = f"{parts} instance{'s' if parts != 1 else ''}, {found.removeprefix('MIG ')} for this process"
+    if found != UNKNOWN:
+        return Finding("MIG", f"{text}; engines are built for that part")
+    text = f"{parts} instance{'s' if parts != 1 else ''}, and unknown which one this process gets"
+    cure = "see that nvidia-smi -L answers, and CUDA_VISIBLE_DEVICES is unset or one of its UUIDs that start with MIG-"
+    return Finding("MIG", text, "warning", cure)
 
 
 def _bindings(python: Interpreter) -> list[Package]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from devit_contract.errors import EngineError
 from devit_engines.doctor import hardware
-from devit_engines.doctor.cuda_access import access, toolkit
+from devit_engines.doctor.cuda_access import access, instance, toolkit
 from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, read_machine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.doctor.libraries import find_libraries, libraries
 from devit_engines.doctor.trt_install import tensorrt
 
-_EXPECTED = {"JetPack": "6.0 or later", "Python": "3.10 or later", "engines": "TensorRT or ONNX Runtime"}
+_EXPECTED = {
+    "JetPack": "6.0 or later",
+    "Python": "3.10 or later",
+    "engines": "TensorRT or ONNX Runtime",
+    "board": "one that this JetPack is made for",
+}
 """What would not have been refused."""
 
 
@@ -30,6 +36,7 @@ def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> li
         trt_version = None
     found = [
         hardware.board(machine),
+        instance(machine),
         hardware.release(machine),
         hardware.power(machine),
         hardware.clock(machine),
@@ -46,7 +53,7 @@ def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> li
     return [finding for finding in found if finding is not None]
 
 
-def refuse(findings: list[Finding]) -> None:
+def refuse(findings: Sequence[Finding]) -> None:
     """Stop where something was refused.
 
     Raises:

@@ -24,6 +24,8 @@ _CUDA_FOLDERS = ("usr/local/cuda/lib64", "usr/local/cuda/targets/aarch64-linux/l
 _DLA_COMPILER = "libnvdla_compiler.so"
 _LAST_WITH_DLA_COMPILER = (10, 11)
 """Last TensorRT in images for Jetsons alone (tensorrt:25.06-py3-igpu), for a libnvinfer that cannot be read."""
+_DLA_IS_BACK = (11, 4, 1)
+"""Release notes of TensorRT 11.4.1: DLA again, on AGX Orin with JetPack 7.2.2. Of its compiler they say nothing."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,15 @@ def libraries(machine: Machine, found: Libraries) -> Finding | None:
     if found.absent:
         names = ", ".join(found.absent)
         text = f"libnvinfer {found.tensorrt} needs {names}, which is absent"
-        is_known = found.absent == (_DLA_COMPILER,)
-        return Finding("libraries", text, "warning", (_cure_of_dla_compiler if is_known else _cure_of_empty)(machine))
+        if found.absent != (_DLA_COMPILER,):
+            return Finding("libraries", text, "warning", _cure_of_empty(machine))
+        return Finding("libraries", text, "warning", _cure_of_dla_compiler(machine, found))
     if not found.sizes:
         return Finding("libraries", "none of libcuda and libnvinfer", "warning", _cure_of_empty(machine))
-    return Finding("libraries", f"{len(found.sizes)} of CUDA's driver and TensorRT, none empty")
+    text = f"{len(found.sizes)} of CUDA's driver and TensorRT, none empty"
+    if _may_want_dla(machine, found) and not found.has(_DLA_COMPILER):
+        text += f"; unconfirmed: whether DLA of TensorRT {found.tensorrt} needs {_DLA_COMPILER}"
+    return Finding("libraries", text)
 
 
 def _absent(root: Path, version: str, libnvinfer: Path) -> Iterator[str]:
@@ -93,6 +99,11 @@ def _absent(root: Path, version: str, libnvinfer: Path) -> Iterator[str]:
             yield name
 
 
+def _may_want_dla(machine: Machine, found: Libraries) -> bool:
+    is_back = found.tensorrt is not None and numbers(found.tensorrt) >= _DLA_IS_BACK
+    return is_back and machine.board.compute_capability == "sm_87"
+
+
 def _is_below(root: Path, path: Path) -> bool:
     """Whether this is a file of the tree: absolute links below another root would lead to this machine's own files."""
     return path.is_file() and path.resolve().is_relative_to(root.resolve())
@@ -104,8 +115,10 @@ def _cure_of_empty(machine: Machine) -> str:
     return "run sudo apt install --reinstall nvidia-l4t-cuda nvidia-jetpack"
 
 
-def _cure_of_dla_compiler(machine: Machine) -> str:
+def _cure_of_dla_compiler(machine: Machine, found: Libraries) -> str:
     l4t, install = machine.board.l4t, "run sudo apt install nvidia-l4t-dla-compiler"
+    if _may_want_dla(machine, found):
+        return f"{install}; unconfirmed: that JetPack 7.2.2 has this package, as JetPack 6 does"
     if l4t is not None and major(l4t) > 36:
         # wyoming-whisper-trt issue 1038, frigate pull request 23582: these hosts have none that could be mounted.
         return "take an image made for this JetPack: its host has no such library for older images"

@@ -11,14 +11,18 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from devit_contract.machine import board_compatible
 from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, major, numbers
 from devit_engines.doctor.interpreter import Package
+from devit_engines.doctor.jetpack import TENSORRT_11, takes_tensorrt_11
 from devit_engines.doctor.libraries import Libraries
 
 NAME = "TensorRT"
 _OWN_LIBRARIES = ("tensorrt-cu12-libs", "tensorrt-cu13-libs", "tensorrt-libs")
 _WHEELS = ("tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "tensorrt-bindings")
 _APT = "sudo apt install tensorrt python3-libnvinfer"
+_FIRST_WITH_ORIN = (10, 16, 1)
+"""First wheel with kernels for Orin (SM 87), for JetPack 7: release notes of TensorRT 10.16.1."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,38 @@ def _own_libraries(machine: Machine, wheels: list[Package], binding: Package, li
     text = f"{binding.version}, a wheel from PyPI"
     installed = sorted({"tensorrt", *(package.name for package in wheels)})
     uninstall = f"pip uninstall {' '.join(installed)}"
-    # Read off a user's report, forums.developer.nvidia.com 364236: "Target GPU SM 87 is not supported".
-    if machine.board.compute_capability == "sm_87" and major(machine.board.l4t or "") == 36:
+    if unfit := _why_unfit(machine, binding):
         where = "" if libraries.tensorrt else f", then {_APT}"
-        return Finding(NAME, f"{text}, without kernels for this GPU (SM 87)", "warning", f"run {uninstall}{where}")
+        return Finding(NAME, f"{text}, {unfit}", "warning", f"run {uninstall}{where}")
     if libraries.tensorrt is not None:
         text += f", in front of the system's {libraries.tensorrt}"
         return Finding(NAME, text, "warning", f"keep one of them: run {uninstall}, or sudo apt remove 'libnvinfer*'")
     if not any(package.name in _OWN_LIBRARIES for package in wheels):
         return Finding(NAME, f"{text}, without its libraries", "warning", f"run {uninstall}, and install it again")
-    return Finding(NAME, text)
+    return Finding(NAME, f"{text}{_tensorrt_11(machine, binding)}")
+
+
+def _why_unfit(machine: Machine, binding: Package) -> str:
+    """Say why a wheel's own libraries have no kernels for this GPU; empty where they may have."""
+    if machine.board.compute_capability != "sm_87":
+        return ""
+    if numbers(binding.version) < _FIRST_WITH_ORIN:
+        # Read off a user's report, forums.developer.nvidia.com 364236: "Target GPU SM 87 is not supported".
+        return "without kernels for this GPU (SM 87)"
+    return "made for JetPack 7" if major(machine.board.l4t or "") == 36 else ""
+
+
+def _tensorrt_11(machine: Machine, binding: Package) -> str:
+    """Say what NVIDIA says of TensorRT 11 on this board: nothing is refused, as every engine is checked."""
+    l4t = machine.board.l4t
+    if l4t is None:
+        return ""
+    is_supported = takes_tensorrt_11(l4t, machine.board.name, board_compatible(machine.root))
+    if major(binding.version) < 11:
+        return f"; {TENSORRT_11} (SBSA package) is supported here" if is_supported else ""
+    if is_supported and numbers(binding.version) >= numbers(TENSORRT_11):
+        return ""
+    return f"; unconfirmed here: NVIDIA supports {TENSORRT_11} on AGX Orin and Thor with JetPack 7.2.2"
 
 
 def _systems_libraries(machine: Machine, binding: Package, libraries: Libraries) -> Finding:
@@ -88,7 +114,7 @@ def _systems_libraries(machine: Machine, binding: Package, libraries: Libraries)
         text += f", but libnvinfer is {libraries.tensorrt}"
         cure = "sudo apt install --reinstall tensorrt python3-libnvinfer" if debian else "pip uninstall tensorrt"
         return Finding(NAME, text, "warning", f"run {cure}")
-    return Finding(NAME, text)
+    return Finding(NAME, f"{text}{_tensorrt_11(machine, binding)}")
 
 
 def _hidden(machine: Machine, binding: SystemBinding) -> Finding:

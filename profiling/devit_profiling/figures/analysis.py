@@ -93,6 +93,8 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """What the device's settings call its board."""
     compatible: tuple[str, ...] = ()
     """Of the device tree, the whole machine first."""
+    gpu_instance: str = ""
+    """The part of a divided GPU that the engine has: ``MIG 2g.0gb``; empty where it has all. Power is the board's."""
     board_notes: tuple[str, ...] = ()
     """Why the total is not that of the named board, or not calibrated."""
 

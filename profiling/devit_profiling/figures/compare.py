@@ -231,6 +231,7 @@ def _notes(first: Report, second: Report) -> Iterable[str]:
         other = devices.get(device.name)
         if other is not None:
             pairs[f"boards of {device.name}"] = (device.board_model, other.board_model)
+            pairs[f"GPUs of {device.name}"] = (device.gpu_instance or "all of it", other.gpu_instance or "all of it")
             pairs[f"engines of {device.name}"] = (device.engine, other.engine)
     for what, (one, two) in pairs.items():
         if one != two:

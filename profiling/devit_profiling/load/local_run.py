@@ -155,6 +155,7 @@ class LocalMeasurement:
                 sensor,
                 about.inference_threads,
                 board_choice=self._board_choice,
+                gpu_instance=about.gpu_instance,
             )
         return structs.replace(found, compatible=board_compatible())
 

@@ -40,7 +40,8 @@ class Board:
     """Part numbers that the device tree's ``compatible`` may contain, some with their carrier's; the longest one of all
     boards wins. Other makers' carriers mostly keep the module's number, and the model text of a board of NVIDIA."""
     total_rails: tuple[str, ...]
-    """The rails to add for the total, each exactly once; empty: the board has no power monitor."""
+    """The rails to add for the total, each exactly once; empty: the board has no power monitor, or nobody has shown
+    which of its rails add up."""
     scope: str
     """What that total covers. Joules of different scopes are not comparable."""
     lsb_mw: Mapping[str, int]
@@ -53,6 +54,8 @@ class Board:
     """Time constant of the sensor's averaging: after a step of power the reading lags as a first-order filter does."""
     fallback: Board | None = None
     """Whose rule holds where samples lack a rail of this one."""
+    is_total_unknown: bool = False
+    """Whether it has rails, of which nobody has shown what they cover."""
 
     @property
     def total_lsb_mw(self) -> tuple[int, ...]:
@@ -204,7 +207,7 @@ AGX_ORIN = Board(
     key="agx-orin",
     title="Jetson AGX Orin",
     model_prefixes=("NVIDIA Jetson AGX Orin", "NVIDIA AGX Orin", "Jetson AGX Orin"),
-    # p3701-0008 alone may be an IGX Orin (carrier p3740), whose rails nobody has shown.
+    # p3701-0008 alone may be an IGX Orin, whose carrier is p3740.
     modules=("p3701-0000", "p3701-0004", "p3701-0005", "p3737-0000+p3701-0008"),
     # NVIDIA developer forum topic 223111: no parent rail, VDDQ_VDD2_1V8AO is a child of VIN_SYS_5V0. In 4111 recorded
     # samples VIN_SYS_5V0 rises by 1.56 mW per mW of it.
@@ -247,6 +250,29 @@ AGX_THOR = Board(
     fallback=THOR,  # another carrier mostly keeps the tree of the developer kit, and lacks its INA238
 )
 
+IGX_ORIN = Board(
+    key="igx-orin",
+    title="IGX Orin",
+    # Mainline Linux, tegra234-p3740-0002+p3701-0008.dts: "NVIDIA IGX Orin Development Kit"; its pages: "Developer Kit".
+    model_prefixes=("NVIDIA IGX Orin",),
+    modules=("p3701-0002", "p3740-0002+p3701-0008"),  # jetson_stats has the former, mainline Linux the latter
+    total_rails=(),
+    scope="",
+    lsb_mw=_lsb(),
+    is_total_unknown=True,
+)
+
+IGX_THOR = Board(
+    key="igx-thor",
+    title="IGX Thor",
+    model_prefixes=("NVIDIA IGX Thor",),  # as docs.nvidia.com/igx calls it: no file shows its tree
+    modules=(),
+    total_rails=(),
+    scope="",
+    lsb_mw=_lsb(),
+    is_total_unknown=True,
+)
+
 DRIVE_ORIN = Board(
     key="drive-orin",
     title="DRIVE AGX Orin",
@@ -261,7 +287,7 @@ BOARDS: Mapping[str, Board] = {
     board.key: board
     for board in (
         *(TX1, NANO, NANO_2GB, TX2, TX2_NX, XAVIER_NX, AGX_XAVIER),
-        *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, DRIVE_ORIN),
+        *(ORIN_NX, ORIN_NANO, AGX_ORIN, AGX_THOR, THOR, IGX_ORIN, IGX_THOR, DRIVE_ORIN),
     )
 }
 """All known boards by key, in the order in which they are guessed: a more specific fingerprint before a plainer one."""

@@ -55,8 +55,14 @@ class BoardTotal:
 
 
 def board_of(about: Description) -> Board | None:
-    """Find a board by what its device says: the setting, the part numbers in its tree, the model's text."""
-    return BOARDS.get(about.board_choice) or board_of_compatible(about.compatible) or board_of_model(about.board_model)
+    """Find a board by what its device says: the setting, the part numbers in its tree, the model's text.
+
+    A text that names a board without a total goes before the numbers: an IGX may have the module of a Jetson.
+    """
+    named = board_of_model(about.board_model)
+    if named is not None and named.is_total_unknown:
+        return BOARDS.get(about.board_choice, named)
+    return BOARDS.get(about.board_choice) or board_of_compatible(about.compatible) or named
 
 
 def board_of_key(key: str) -> Board:
@@ -150,6 +156,8 @@ def why_no_total(board: Board | None, model: str, rails: Iterable[str]) -> str:
             f"board {model!r} is not in the table, so no total is known; its rails: {found}: if it is one of the "
             "table, name it by board in agent.toml, or by --board"
         )
+    if board.is_total_unknown:
+        return f"nobody has shown which rails of {board.title} add up to its power; its rails: {found}"
     if not board.total_rails:
         return f"{board.title} has no power monitor"
     return f"expected the rails {', '.join(board.total_rails)} of {board.title}, found these: {found}"

@@ -90,6 +90,13 @@ def test_joules_of_different_scopes_are_refused_in_one_sentence(fake_run: FakeRu
     assert "boards of jetson1 differ" in comparison.notes[0]
 
 
+def test_another_part_of_a_divided_gpu_is_another_device(fake_run: FakeRun, tmp_path: Path) -> None:
+    whole = report(fake_run, tmp_path / "a")
+    part = report(fake_run.changed(gpu_instance="MIG 2g.0gb"), tmp_path / "b")
+    assert "GPUs of jetson1 differ: all of it, then MIG 2g.0gb" in compare(whole, part).notes
+    assert not any("GPUs" in note for note in compare(part, part).notes)
+
+
 def test_simulated_joules_are_never_held_against_measured_ones(fake_run: FakeRun, tmp_path: Path) -> None:
     first = report(fake_run, tmp_path / "a")
     second = report(fake_run.changed(simulated_board="orin-nano"), tmp_path / "b")

@@ -139,6 +139,11 @@ def test_numbers_of_the_page_are_those_of_the_report(fake_run: FakeRun) -> None:
     assert {"6.00", "4.00", "0.600", "0.200", "1.67", "module input (VDD_IN)"} <= set(cells)
 
 
+def test_the_page_names_the_part_of_a_divided_gpu(fake_run: FakeRun) -> None:
+    cells = Page(html_of(fake_run.changed(gpu_instance="MIG 2g.0gb"))).all("td")
+    assert any(cell.endswith(", L4T 36.4.3, MIG 2g.0gb") for cell in cells)
+
+
 def test_fewer_digits_are_printed_where_the_sensor_tells_no_more(fake_run: FakeRun) -> None:
     """One inference in 10 s: 60 J, known to 0.12 J."""
     energy = fake_run.changed(inferences=1)

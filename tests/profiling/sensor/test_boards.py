@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from msgspec.structs import replace
 
 from devit_contract.choices import BoardChoice
 from devit_contract.errors import InputError
-from devit_contract.machine import board_compatible
+from devit_contract.machine import board_compatible, board_model
 from devit_contract.wire.messages import Description
 from devit_profiling.sensor.board_table import (
     AGX_ORIN,
@@ -18,6 +19,8 @@ from devit_profiling.sensor.board_table import (
     AGX_XAVIER,
     BOARDS,
     DRIVE_ORIN,
+    IGX_ORIN,
+    IGX_THOR,
     NANO,
     NANO_2GB,
     ORIN_NANO,
@@ -138,12 +141,14 @@ def test_board_is_known_by_the_part_numbers_of_its_tree(tree: str, board: Board 
         ("nvidia,p4071-0000+p3834-0008-nv", AGX_THOR),
         ("nvidia,p3971-0089+p3834-0008", AGX_THOR),
         ("somebody,carrier-7+p3834-0008 nvidia,tegra264", THOR),
-        ("nvidia,p3740-0002+p3701-0008 nvidia,p3701-0008 nvidia,tegra234", None),
+        ("nvidia,p3740-0002+p3701-0008 nvidia,p3701-0008 nvidia,tegra234", IGX_ORIN),
+        ("nvidia,p3701-0002 nvidia,tegra234", IGX_ORIN),
+        ("nvidia,p3701-0008 nvidia,tegra234", None),
         ("nvidia,tegra234", None),
     ],
 )
 def test_the_longest_part_number_decides_and_a_chip_alone_does_not(compatible: str, board: Board | None) -> None:
-    """IGX Orin has a module of AGX Orin Industrial, and rails that nobody has shown."""
+    """IGX Orin has a module of AGX Orin Industrial (bindings/arm/tegra.yaml), or p3701-0002 (jetson_stats 7.2.0)."""
     assert board_of_compatible(compatible.split()) is board
 
 
@@ -154,6 +159,22 @@ def test_a_setting_goes_before_the_tree_and_the_tree_before_the_models_text() ->
     assert board_of(Description(text, "", "", "", 1, compatible=tree)) is ORIN_NX
     assert board_of(Description(text, "", "", "", 1, compatible=tree, board_choice="xavier-nx")) is XAVIER_NX
     assert board_of(Description("aarch64", "", "", "", 1, compatible=("nvidia,tegra234",))) is None
+
+
+@pytest.mark.parametrize(("tree", "board"), [("igx-orin", IGX_ORIN), ("igx-thor", IGX_THOR)])
+def test_an_igx_shows_its_rails_and_no_total(tree: str, board: Board) -> None:
+    """No source says which rails of an IGX add up, nor that they are those of the Jetson with the same module."""
+    root = DATA.parent / "boards" / tree
+    about = Description(board_model(root), "", "", "", 1, compatible=board_compatible(root))
+    assert board_of(about) is board
+    rails_mw = {"VDD_GPU_SOC": 2801, "VDD_CPU_CV": 400, "VIN_SYS_5V0": 4536}
+    assert BoardTotal(about).add(Sample(rails_mw=rails_mw)) is None
+    assert why_no_total(board, about.board_model, rails_mw) == (
+        f"nobody has shown which rails of {board.title} add up to its power; its rails: "
+        "VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0"
+    )
+    named = replace(about, board_choice="agx-orin")
+    assert BoardTotal(named).add(Sample(rails_mw=rails_mw)) == 7737
 
 
 def test_agent_toml_can_name_every_board_of_the_table() -> None:

@@ -24,7 +24,7 @@ from devit_engines.building.store import RECORD_NAME, SCHEMA, EngineRecord, Stor
 def kind(backend: str) -> str:
     """Name what an engine's key names of its device, and the JetPack line beside it."""
     row, board = backend_of(backend), detect_board()
-    return f"{row.name} {row.version()}, {board.name}, {board.compute_capability}, L4T {board.l4t or 'none'}"
+    return f"{row.name} {row.version()}, {board.device_name}, {board.compute_capability}, L4T {board.l4t or 'none'}"
 
 
 def take(folder: str, store: str) -> str:
