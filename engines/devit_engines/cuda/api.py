@@ -28,7 +28,7 @@ _THREAD_LOCAL_CAPTURE = 1
 # cause, and on a Jetson it follows a fault of the GPU.
 LOST = frozenset({226, 700, 702, 714, 715, 716, 717, 718, 719, 721, 710, 999})
 """CUresults after which the context is lost."""
-_NO_GPU = "run on a Jetson, in a container with --runtime nvidia"
+_NO_GPU = "run on a machine with an NVIDIA GPU; a container needs --runtime nvidia"
 _OLD_DRIVER = (
     "the package is newer than the driver: on JetPack 6 run pip install 'cuda-python==12.6.*', or choose ctypes"
 )

@@ -85,7 +85,7 @@ def load_library() -> ctypes.CDLL:
     except OSError as err:
         raise EngineError(
             f"NVIDIA's driver library {LIBRARY} is missing ({err}): "
-            "run on a Jetson, in a container with --runtime nvidia"
+            "run on a machine with an NVIDIA GPU; a container needs --runtime nvidia"
         ) from err
 
 

@@ -85,7 +85,7 @@ def _sticky(way: CudaChoice, deadline_s: float) -> Row:
     try:
         done = subprocess.run(_command("lose", way), capture_output=True, text=True, timeout=deadline_s)
     except subprocess.TimeoutExpired:
-        return Row(way, _STICKY, "fail", deadline_s * 1e3, f"did not end within {deadline_s:.0f} s")
+        return Row(way, _STICKY, "fail", deadline_s * 1e3, f"did not end within {deadline_s:g} s")
     taken_ms, lines = _since_ms(start_s), done.stderr.strip().splitlines()
     if done.returncode == _LOST_EXIT and len(lines) == 1 and "start it again" in lines[0]:
         code = re.search(r"CUDA_ERROR_\w+ \(\d+\)", lines[0])
@@ -118,7 +118,7 @@ def _child(work: str, way: CudaChoice, deadline_s: float) -> tuple[list[Gpu | Ro
         except subprocess.TimeoutExpired:
             process.kill()
             output, errors = process.communicate()
-            end = f"did not end within {deadline_s:.0f} s"
+            end = f"did not end within {deadline_s:g} s"
         else:
             if process.returncode < 0:
                 end = f"ended by {_signal_name(-process.returncode)}"
