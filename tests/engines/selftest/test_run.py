@@ -17,6 +17,7 @@ from devit_engines.selftest.device import run
 from devit_engines.selftest.device.checks import CHECKS
 from devit_engines.selftest.device.result import DeviceTest, Gpu, Row
 
+LOGS = Path(__file__).parents[2] / "data" / "gpu"
 SITE = Path(__file__).parents[1] / "fakes" / "site_cuda"
 RUN = """
 from devit_contract.service.terminal import run
@@ -145,5 +146,15 @@ def test_the_versions_that_a_log_needs_are_there(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(run, "_command", lambda *_: ["echo", line])
     found = run.run_device_test("ctypes", no_progress)
     assert found.gpu == gpu
-    assert {"devit", "Python", "kernel"} <= found.versions.keys()
+    assert {"devit", "Python", "Linux"} <= found.versions.keys()
     assert found.created.endswith("+00:00")
+
+
+def test_the_logs_of_real_gpus_are_logs_of_real_gpus() -> None:
+    """And the page beside them says that there is none for as long as there is none."""
+    files = sorted(LOGS.glob("*.json"))
+    for file in files:
+        log = msgspec.json.decode(file.read_bytes(), type=DeviceTest)
+        assert "SIMULATED" not in log.gpu.name, file
+        assert log.rows, file
+    assert ("There is none yet" in (LOGS / "README.md").read_text()) == (not files)

@@ -15,11 +15,13 @@ class Gpu(msgspec.Struct, frozen=True, tag=True):
     """The GPU, as its driver describes it."""
 
     name: str
+    """As ``NVIDIA H200``, or ``Orin``."""
     compute_capability: str
     """As ``sm_87``."""
     driver_cuda: str
     """Newest CUDA that the driver speaks, as ``12.6``."""
     memory_mib: int
+    """Of the whole GPU."""
     shares_memory: bool
     """Whether it shares the CPU's memory, as on a Jetson."""
 
@@ -30,6 +32,7 @@ class Row(msgspec.Struct, frozen=True, tag=True):
     way: CudaChoice
     """How Python reached CUDA: ``ctypes``, ``cuda-bindings`` or ``pycuda``."""
     check: str
+    """Name of the check, as in the table."""
     verdict: Verdict
     ms: float | None
     """What the check took; absent where it did not run."""
@@ -50,8 +53,9 @@ class DeviceTest(msgspec.Struct, frozen=True):
     created: str
     """UTC, ISO 8601."""
     versions: dict[str, str]
-    """Of devit, Python, the kernel's driver and L4T, as far as there are any."""
+    """Of devit, Python and Linux; of NVIDIA's driver and L4T where they say so."""
     machine: str
+    """Its board or CPU."""
     gpu: Gpu
     rows: tuple[Row, ...]
 

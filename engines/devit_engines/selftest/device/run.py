@@ -44,7 +44,7 @@ def run_device_test(way: CudaChoice, progress: Progress, deadline_s: float = DEA
         rows += _rows_of(each, deadline_s)
     progress("checks", len(ways), len(ways))
     board = detect_board()
-    versions = {"devit": version("devit"), "Python": platform.python_version(), "kernel": platform.release()}
+    versions = {"devit": version("devit"), "Python": platform.python_version(), "Linux": platform.release()}
     if driver := re.search(r"\d+\.\d+(\.\d+)?", read_text(Path("/proc/driver/nvidia/version"))):
         versions["driver"] = driver[0]
     if board.l4t is not None:
