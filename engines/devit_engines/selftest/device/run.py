@@ -24,7 +24,7 @@ from devit_engines.selftest.device.checks import CHECKS
 from devit_engines.selftest.device.result import DeviceTest, Gpu, Refused, Row
 
 DEADLINE_S = 60.0
-"""For all checks of one way; a Jetson Orin Nano needs seconds."""
+"""For all checks of one way."""
 _LOST_EXIT = 70
 _WAYS: tuple[CudaChoice, ...] = ("ctypes", "cuda-bindings", "pycuda")
 _STICKY, _AFTER = "a kernel traps", "a new process"
