@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 
 from devit_contract.errors import EngineError
 from devit_contract.service.progress import no_progress
+from devit_engines.cuda.ctypes_driver import PROTOTYPES
 from devit_engines.selftest.device import run
 from devit_engines.selftest.device.checks import CHECKS
+from devit_engines.selftest.device.kernel import KERNEL_PROTOTYPES
 from devit_engines.selftest.device.result import DeviceTest, Gpu, Row
 
 LOGS = Path(__file__).parents[2] / "data" / "gpu"
@@ -111,6 +114,26 @@ def test_a_machine_without_a_driver_is_one_line() -> None:
     done = selftest(simulated=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: NVIDIA's driver library libcuda.so.1 is missing (")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [(100, "run on a machine with an NVIDIA GPU"), (34, "this libcuda is the toolkit's stub")],
+)
+def test_a_driver_without_a_gpu_is_one_line(tmp_path: Path, code: int, cure: str) -> None:
+    """A library of C, found and called as the real one is; every function of it refuses."""
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc to make a library with")
+    functions = [*(PROTOTYPES | KERNEL_PROTOTYPES), "cuGetErrorString"]
+    names = "int cuGetErrorName(int code, const char **out) { *out = 0; return 1; }"
+    (tmp_path / "cuda.c").write_text("\n".join([names, *(f"int {each}() {{ return {code}; }}" for each in functions)]))
+    library = ["gcc", "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "cuda.c"]
+    subprocess.run(library, check=True, capture_output=True, timeout=60)
+    done = selftest(simulated=False, LD_LIBRARY_PATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    found = f"found an error that this driver does not know ({code}): {cure}"
+    assert done.stderr.startswith(f"error: cuInit: expected success, {found}")
     assert done.stderr.count("\n") == 1
 
 
