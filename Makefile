@@ -3,11 +3,11 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests in lanes, see tests/support/lanes.py. One thread a worker: more would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --durations 15
-QUICK = not system and not nightly and not jetson
+QUICK = not system and not nightly and not jetson and not gpu
 VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 IS_RECENT = -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 
-.PHONY: help demo demo-full install test test-system test-nightly nightly-endurance nightly-installs nightly-models \
+.PHONY: help demo demo-full install test test-gpu test-system test-nightly nightly-endurance nightly-installs nightly-models \
 	coverage soak bench bench-smoke lint docs clean recent-python
 
 help:  ## List the targets.
@@ -26,6 +26,15 @@ test: .venv/full.done  ## Style, types, and all tests that need neither root nor
 	@$(MAKE) --no-print-directory --keep-going lint >.venv/lint.log 2>&1 & lint=$$!; \
 	$(PYTEST) -m "$(QUICK)"; tests=$$?; \
 	wait $$lint; style=$$?; cat .venv/lint.log; exit $$((tests | style))
+
+# No network once .venv is there. The light set has no pytest; its checks are the same, so only the simulation is not held
+# to the real driver then.
+test-gpu: .venv/light.done  ## The ways to CUDA on this machine's NVIDIA GPU, in minutes; keeps a log in tests/data/gpu.
+	@.venv/bin/devit selftest --device --out tests/data/gpu/$$(date -u +%Y-%m-%dT%H%M).json; checks=$$?; \
+	if .venv/bin/python -c 'import hypothesis, pytest, pytest_timeout, xdist' 2>/dev/null; then \
+		OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 0 -m gpu --timeout 60 tests/engines/cuda; tests=$$?; \
+	else echo "pytest is not installed: run make install, then this again, to hold the simulated driver to this one"; \
+		tests=0; fi; exit $$((checks | tests))
 
 test-system: .venv/full.done  ## What else has to pass before a change lands; needs root and apt packages.
 	$(PYTEST) -m system --timeout 900 -rP

@@ -24,6 +24,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     expected = {name.partition("/")[2] for name in tracked if re.match(r"(\w+)/devit(_\1)?/", name)}
     assert found == expected
     assert "devit_pipeline/fashion_mnist/bundle/manifest.json" in found
+    assert "devit_engines/selftest/device/kernel.ptx" in found
     assert "devit_pipeline/fashion_mnist/NOTICE" in found
     assert {"devit_edge_agent/edge-agent@.service", "devit_fusion/fusion-node.service"} <= found
 

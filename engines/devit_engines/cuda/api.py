@@ -6,6 +6,7 @@ Work is done in the device's *primary* context, which TensorRT's runtime API use
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,18 +26,20 @@ _THREAD_LOCAL_CAPTURE = 1
 # cuda.h of CUDA 13.0 says of all but the last two: "any further CUDA work will return the same error. To continue using
 # CUDA, the process must be terminated and relaunched"; of 710 that the context cannot be used any more. 999 names no
 # cause, and on a Jetson it follows a fault of the GPU.
-_LOST = frozenset({226, 700, 702, 714, 715, 716, 717, 718, 719, 721, 710, 999})
-_NO_GPU = "run on a Jetson, in a container with --runtime nvidia"
+LOST = frozenset({226, 700, 702, 714, 715, 716, 717, 718, 719, 721, 710, 999})
+"""CUresults after which the context is lost."""
+_NO_GPU = "run on a machine with an NVIDIA GPU; a container needs --runtime nvidia"
 _OLD_DRIVER = (
     "the package is newer than the driver: on JetPack 6 run pip install 'cuda-python==12.6.*', or choose ctypes"
 )
 _NO_CAPTURE = "run this work without a CUDA graph"
+_NO_DEVICE = 100
 _CURES = {
     2: "stop other programs, which share this memory on a Jetson",
     34: f"this libcuda is the toolkit's stub: {_NO_GPU}",
     35: _OLD_DRIVER,
     36: _OLD_DRIVER,
-    100: _NO_GPU,
+    _NO_DEVICE: _NO_GPU,
     101: "choose a device that is there, 0 on a Jetson",
     803: "reboot, so that the driver fits its libraries again",
     **dict.fromkeys(range(900, 909), _NO_CAPTURE),
@@ -209,8 +212,8 @@ class Cuda:
     def _failure(self, function: str, code: int) -> EngineError:
         """Turn a CUresult into an error; a loss is kept, as whatever is called afterwards cannot succeed."""
         found = f"{function}: expected success, found {self._driver.error_name(code)} ({code})"
-        if code not in _LOST:
-            return EngineError(f"{found}: {_CURES.get(code, 'run devit doctor')}")
+        if code not in LOST:
+            return EngineError(f"{found}: {_cure(code)}")
         self._loss = f"{found}, after which CUDA is lost to this process: start it again"
         return DeviceLostError(self._loss)
 
@@ -226,3 +229,10 @@ class Cuda:
                 f"expected at most the buffer's {buffer.array.size} bytes, found {size_bytes}: this is a bug, report it"
             )
         return address
+
+
+def _cure(code: int) -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if code == _NO_DEVICE and visible is not None:
+        return f"CUDA_VISIBLE_DEVICES is {visible!r}, which may hide the GPU: unset it"
+    return _CURES.get(code, "run devit doctor")

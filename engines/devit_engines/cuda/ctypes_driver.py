@@ -10,11 +10,11 @@ from typing import TypeAlias
 from devit_contract.errors import EngineError
 
 LIBRARY = "libcuda.so.1"
-_Types: TypeAlias = "tuple[type[ctypes._CDataType], ...]"
+Types: TypeAlias = "tuple[type[ctypes._CDataType], ...]"
 
 # cuda.h of CUDA 12.6 and 13.0; CUdevice is int, CUdeviceptr unsigned long long, a handle a pointer, enumerations are
 # unsigned int. A POINTER is where a function returns something.
-PROTOTYPES: dict[str, _Types] = {
+PROTOTYPES: dict[str, Types] = {
     "cuInit": (c_uint,),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
@@ -47,8 +47,8 @@ class CtypesDriver:
 
     name = "ctypes"
 
-    def __init__(self) -> None:
-        """Load the library and find every function.
+    def __init__(self, prototypes: dict[str, Types] = PROTOTYPES) -> None:
+        """Load the library and find every function; all that engines need, or others.
 
         Raises:
             EngineError: The library is missing, or too old.
@@ -56,7 +56,7 @@ class CtypesDriver:
         library = load_library()
         self._functions = {
             symbol.removesuffix("_v2"): (_find(library, symbol, types), [_output_of(each) for each in types])
-            for symbol, types in PROTOTYPES.items()
+            for symbol, types in prototypes.items()
         }
         self._error_name = _find(library, "cuGetErrorName", (c_int, POINTER(c_char_p)))
         self._error_text = _find(library, "cuGetErrorString", (c_int, POINTER(c_char_p)))
@@ -85,7 +85,7 @@ def load_library() -> ctypes.CDLL:
     except OSError as err:
         raise EngineError(
             f"NVIDIA's driver library {LIBRARY} is missing ({err}): "
-            "run on a Jetson, in a container with --runtime nvidia"
+            "run on a machine with an NVIDIA GPU; a container needs --runtime nvidia"
         ) from err
 
 
@@ -94,7 +94,7 @@ def _output_of(parameter: type[ctypes._CDataType]) -> Callable[[], ctypes._Simpl
     return parameter._type_ if issubclass(parameter, ctypes._Pointer) else None
 
 
-def _find(library: ctypes.CDLL, symbol: str, types: _Types) -> Callable[..., int]:
+def _find(library: ctypes.CDLL, symbol: str, types: Types) -> Callable[..., int]:
     try:
         function = getattr(library, symbol)
     except AttributeError as err:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,25 @@ from devit_contract.errors import DeviceLostError, EngineError
 from devit_engines.cuda.api import Cuda, HostBuffer
 from devit_engines.engine import CheckedEngine, EngineSpec
 from devit_engines.trt.builder import LoadedPlan
+
+
+class Plan(Protocol):
+    """What the engine asks of a plan; :class:`devit_engines.trt.builder.LoadedPlan` tells more."""
+
+    def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Type name and shape of the input and of the output."""
+
+    def bind(self, input_shape: tuple[int, ...], input_address: int, output_address: int) -> None:
+        """Set shape and addresses, once."""
+
+    def enqueue(self, stream: int) -> None:
+        """Queue one run on a stream."""
+
+    def information(self) -> str:
+        """What became of the graph, for people."""
+
+    def close(self) -> None:
+        """Free it, before what it was bound to; twice is allowed."""
 
 
 class TrtEngine(CheckedEngine):
@@ -57,7 +77,7 @@ class TrtEngine(CheckedEngine):
             self._release.append(lambda: cuda.destroy_stream(stream))
             self._input = self._buffer(math.prod(spec.image_shape), host_memory)
             self._output = self._buffer(4 * spec.output_dim, host_memory)
-            self._plan = LoadedPlan(trt or _tensorrt(spec.name), content, spec.name)
+            self._plan = self._load_plan(content, trt)
             self._release.append(self._plan.close)
             self._check_signature()
             shape = (1, *spec.image_shape)
@@ -95,6 +115,9 @@ class TrtEngine(CheckedEngine):
                 failure = failure or err
         if failure is not None:
             raise failure
+
+    def _load_plan(self, content: bytes, trt: ModuleType | None) -> Plan:
+        return LoadedPlan(trt or _tensorrt(self.spec.name), content, self.spec.name)
 
     def _run(self, images: UInt8Array) -> Float32Array:
         outputs = np.empty((len(images), self.output_dim), np.float32)

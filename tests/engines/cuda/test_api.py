@@ -34,10 +34,12 @@ from devit_engines.cuda.api import Cuda, HostBuffer
 from devit_engines.cuda.bindings_driver import BindingsDriver
 from devit_engines.cuda.ctypes_driver import PROTOTYPES, CtypesDriver
 from devit_engines.cuda.open import open_cuda
+from devit_engines.selftest.device.kernel import KERNEL_PROTOTYPES
 
 ROOT = Path(__file__).parents[3]
 BACK_ENDS = get_args(CudaChoice)[1:]
 SIZE = 3072
+ALL_PROTOTYPES = PROTOTYPES | KERNEL_PROTOTYPES
 KEPT: list[Cuda] = []
 ONE_EACH = ("cuda-bindings", "pycuda")
 """What the bindings share is tested with all values by ctypes, and with one value by each other binding."""
@@ -359,7 +361,7 @@ def test_an_error_names_call_code_and_name(driver: FakeDriver, choice: str, func
 @pytest.mark.parametrize("function", ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"])
 def test_a_failed_opening_holds_no_context(driver: FakeDriver, choice: str, function: str) -> None:
     driver.fail(function, 100)
-    with pytest.raises(EngineError, match=rf"{function}: .*NO_DEVICE \(100\): run on a Jetson"):
+    with pytest.raises(EngineError, match=rf"{function}: .*NO_DEVICE \(100\): run on a machine"):
         open_cuda(choice)
     gc.collect()
     assert (driver.holders, driver.stack()) == (0, [])
@@ -542,7 +544,7 @@ def test_a_missing_package_says_how_to_install_it(
 def test_a_machine_without_a_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, as long as no library has this name."""
     monkeypatch.setattr(cuda_ctypes, "LIBRARY", "libcuda-of-nobody.so.1")
-    with pytest.raises(EngineError, match=r"libcuda-of-nobody\.so\.1 is missing .*: run on a Jetson") as caught:
+    with pytest.raises(EngineError, match=r"libcuda-of-nobody\.so\.1 is missing .*: run on a machine") as caught:
         open_cuda()
     assert "\n" not in str(caught.value)
 
@@ -583,14 +585,15 @@ def sizes(parameters: tuple[type, ...]) -> list[tuple[bool, int]]:
 
 
 def test_the_prototypes_are_those_of_the_simulated_library() -> None:
-    for symbol, ours in PROTOTYPES.items():
+    for symbol, ours in ALL_PROTOTYPES.items():
         name, parameters, _ = SYMBOLS[symbol]
         assert name == symbol.removesuffix("_v2")
         assert sizes(ours) == sizes(parameters), symbol
 
 
 C_SIZES = {"int": 4, "unsigned int": 4, "size_t": 8, "unsigned long long": 8, "CUdevice": 4, "CUdeviceptr": 8}
-C_SIZES |= dict.fromkeys(("CUcontext", "CUstream", "CUgraph", "CUgraphExec", "void *"), 8) | {"CUstreamCaptureMode": 4}
+C_SIZES |= dict.fromkeys(("CUcontext", "CUstream", "CUgraph", "CUgraphExec", "CUmodule", "CUfunction"), 8)
+C_SIZES |= {"CUstreamCaptureMode": 4, "CUdevice_attribute": 4}
 
 
 def test_the_prototypes_are_those_of_cuda_h() -> None:
@@ -600,15 +603,17 @@ def test_the_prototypes_are_those_of_cuda_h() -> None:
     header = headers[-1].read_text()
     # The short name may stand for a versioned one, and the versioned one be declared under the short one alone.
     names = dict(re.findall(r"#define +(cu\w+) +(?:__CUDA_API_\w+\()?(cu\w+)", header))
-    declared = {symbol: symbol for symbol in PROTOTYPES} | {symbol: name for name, symbol in names.items()}
-    for symbol, ours in PROTOTYPES.items():
-        found = re.search(rf"^CUresult CUDAAPI {declared[symbol]}\((.*?)\);", header, re.MULTILINE)
+    declared = {symbol: symbol for symbol in ALL_PROTOTYPES} | {symbol: name for name, symbol in names.items()}
+    for symbol, ours in ALL_PROTOTYPES.items():
+        found = re.search(rf"^CUresult CUDAAPI {declared[symbol]}\(([^)]*)\);", header, re.MULTILINE)
         assert found is not None, symbol
         expected = []
         for text in filter(None, found[1].split(",")):
             kind = text.replace("const ", "").strip().rpartition(" ")
             stars = kind[2].count("*")
-            expected.append((stars == 2, 8) if kind[0] == "void" else (stars == 1, C_SIZES[kind[0]]))
+            is_data = kind[0] in ("void", "char") and symbol in KERNEL_PROTOTYPES  # an array of the caller's
+            stars = 0 if is_data else stars
+            expected.append((stars == 2, 8) if kind[0] in ("void", "char") else (stars == 1, C_SIZES[kind[0]]))
         assert sizes(ours) == expected, symbol
 
 

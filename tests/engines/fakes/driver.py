@@ -7,20 +7,22 @@ queues work with ``enqueue`` and reaches memory through ``view``.
 Work on a stream waits until somebody synchronizes it, so what was forgotten shows as stale bytes; fresh memory holds
 0xCD, freed memory 0xDD. What a real driver answers with an error is answered with that error; what it would leave to
 chance is refused too. Both are noted in ``misuse``, and ``check()`` raises if a test left anything there. Failures that
-a test asked for, by ``fail`` or ``refuse_capture``, are not misuse.
+a test asked for, by ``fail``, ``refuse_capture`` or ``faults``, are not misuse.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
+from tests.engines.fakes.driver_kernels import KernelCalls
 
 INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED = 1, 2, 3
 NO_DEVICE, INVALID_DEVICE, INVALID_CONTEXT = 100, 101, 201
@@ -34,6 +36,10 @@ ERRORS = {
     3: ("CUDA_ERROR_NOT_INITIALIZED", "initialization error"),
     34: ("CUDA_ERROR_STUB_LIBRARY", "CUDA driver is a stub library"),
     36: ("CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER", "API call is not supported in the installed CUDA driver"),
+    218: ("CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"),
+    221: ("CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "PTX JIT compiler library not found"),
+    222: ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."),
+    500: ("CUDA_ERROR_NOT_FOUND", "named symbol not found"),
     100: ("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"),
     101: ("CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"),
     201: ("CUDA_ERROR_INVALID_CONTEXT", "invalid device context"),
@@ -65,6 +71,21 @@ ERRORS = {
     999: ("CUDA_ERROR_UNKNOWN", "unknown error"),
 }
 STICKY = {226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 999}
+Fault = Literal[
+    "copies-whole-words",
+    "replays-first-image",
+    "pinned-elsewhere",
+    "mapped-elsewhere",
+    "launch-fails",
+    "queue-reversed",
+    "no-capture",
+    "release-ends-context",
+    "leaks",
+    "trap-ignored",
+    "aborts",
+    "no-device",
+]
+"""What a driver may do wrong without saying so: cut a copy, forget the image, mix up memory, run out of order, ..."""
 FRESH, FREED = 0xCD, 0xDD
 GUARD_BYTES = 4096
 DEVMAP = 2
@@ -90,6 +111,8 @@ class Memory:
     device_address: int | None
     is_mapped: bool = True
     is_freed: bool = False
+    shadow: ctypes.Array[ctypes.c_char] | None = None
+    """What the CPU sees instead, where the driver is at fault."""
 
 
 Work = Callable[[], None]
@@ -104,11 +127,12 @@ class Capture:
 
 @dataclass
 class Stream:
+    thread: int = field(default_factory=threading.get_ident)
     queue: deque[Work] = field(default_factory=deque)
     capture: Capture | None = None
 
 
-class FakeDriver:
+class FakeDriver(KernelCalls):
     """The driver, one GPU, and everything that is wrong with how they are used."""
 
     _current: ClassVar[FakeDriver | None] = None
@@ -124,12 +148,14 @@ class FakeDriver:
             memory_bytes: Of the GPU.
             can_map: Whether host memory can be mapped.
         """
+        super().__init__()
         self.version = version
         self.bindings = version if bindings is None else bindings
         self.memory_bytes = memory_bytes
         self.can_map = can_map
         self.refuse_capture = False
         """Whether work that is enqueued while capturing breaks the capture, as what TensorRT cannot capture does."""
+        self.faults: set[Fault] = set()
         self.misuse: list[str] = []
         self.calls: Counter[str] = Counter()
         self.streams: dict[int, Stream] = {}
@@ -138,6 +164,7 @@ class FakeDriver:
         self.lost: int | None = None
         self.holders = 0
         """How often the primary context is retained."""
+        self._lock = threading.RLock()
         self._bugs: list[Exception] = []
         self._injected: dict[str, dict[int, int]] = {}
         self._is_initialized = False
@@ -172,7 +199,7 @@ class FakeDriver:
         self._injected.setdefault(function, {})[self.calls[function] + nth] = code
 
     def alive(self) -> list[str]:
-        """What was not given back."""
+        """What was not given back, but for modules, which end with their context."""
         memories = [f"{memory.size} bytes of {memory.kind} memory" for memory in self._memories if not memory.is_freed]
         return [
             *memories,
@@ -215,7 +242,7 @@ class FakeDriver:
             return
         if queue.capture.is_invalid:
             raise CudaFault(CAPTURE_INVALIDATED)
-        if self.refuse_capture:
+        if self.refuse_capture or "no-capture" in self.faults:
             queue.capture.is_invalid = True
             raise CudaFault(CAPTURE_UNSUPPORTED)
         queue.capture.works.append(work)
@@ -233,6 +260,10 @@ class FakeDriver:
 
     def call(self, function: str, *arguments: int) -> tuple[int, ...]:
         """Perform a function of the driver API: its CUresult, then what it returns."""
+        with self._lock:
+            return self._perform(function, *arguments)
+
+    def _perform(self, function: str, *arguments: int) -> tuple[int, ...]:
         self.calls[function] += 1
         try:
             if function == "cuDriverGetVersion":
@@ -256,6 +287,8 @@ class FakeDriver:
     def _cuInit(self, flags: int) -> tuple[int, ...]:
         if flags != 0:
             raise self._wrong(INVALID_VALUE, "cuInit with flags")
+        if "no-device" in self.faults or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            raise CudaFault(NO_DEVICE)
         self._is_initialized = True
         return ()
 
@@ -275,9 +308,9 @@ class FakeDriver:
         self._check_device(device)
         if self.holders == 0:
             raise self._wrong(INVALID_CONTEXT, "the primary context was released more often than retained")
-        self.holders -= 1
+        self.holders -= 1 if "release-ends-context" not in self.faults else self.holders
         if self.holders == 0:
-            if self.alive():
+            if self.alive() and not self.faults:
                 self.misuse.append(f"the primary context ends with {', '.join(self.alive())}")
             self._context = 0
         return ()
@@ -324,6 +357,9 @@ class FakeDriver:
             raise self._wrong(INVALID_VALUE, f"cuMemHostAlloc with flags {flags}")
         memory = self._new_memory("host", size)
         memory.address = ctypes.addressof(memory.bytes)
+        if "pinned-elsewhere" in self.faults:
+            memory.shadow = ctypes.create_string_buffer(size)
+            memory.address = ctypes.addressof(memory.shadow)
         # Where a real driver gives the pointer of the CPU, this one gives another, so that they are not mixed up.
         memory.device_address = self._new_address(size)
         memory.is_mapped = bool(flags & DEVMAP)
@@ -336,6 +372,8 @@ class FakeDriver:
             raise self._wrong(INVALID_VALUE, "device pointer of host memory that was not asked to be mapped")
         if not self.can_map or memory.device_address is None:
             raise CudaFault(INVALID_VALUE)
+        if "mapped-elsewhere" in self.faults:
+            return self._cuMemAlloc(memory.size)
         return (memory.device_address,)
 
     def _cuMemFreeHost(self, pointer: int) -> tuple[int, ...]:
@@ -345,7 +383,11 @@ class FakeDriver:
 
     def _cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int, ...]:
         self._device_range(target, size, INVALID_VALUE)
-        if self._is_pinned(source, size):
+        size = self._copied(size)
+        if "replays-first-image" in self.faults and self._stream(stream).capture is not None:
+            frozen = self._read_pinned(source, size)
+            self.enqueue(stream, lambda: self._write(target, frozen))
+        elif self._is_pinned(source, size):
             self.enqueue(stream, lambda: self._write(target, self._read_pinned(source, size)))
         else:
             self._check_pageable(stream)
@@ -355,6 +397,7 @@ class FakeDriver:
 
     def _cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int, ...]:
         self._device_range(source, size, INVALID_VALUE)
+        size = self._copied(size)
         if self._is_pinned(target, size):
             self.enqueue(stream, lambda: self._write_pinned(target, bytes(self.view(source, size))))
         else:
@@ -456,6 +499,9 @@ class FakeDriver:
         self.misuse.append(text)
         return CudaFault(code)
 
+    def _fault(self, code: int) -> CudaFault:
+        return CudaFault(code)
+
     def _lose(self, code: int) -> int:
         if code in STICKY:
             self.lost = code
@@ -490,8 +536,13 @@ class FakeDriver:
             capture.is_invalid = True
             raise self._wrong(CAPTURE_UNSUPPORTED, "a copy of memory that is not pinned while capturing")
 
+    def _copied(self, size: int) -> int:
+        return size // 4 * 4 or size if "copies-whole-words" in self.faults else size
+
     def _check_idle(self, what: str) -> None:
-        if any(stream.queue for stream in (self._default_stream, *self.streams.values())):
+        """Work of this thread; a real driver waits for what others do."""
+        mine = (stream for stream in self.streams.values() if stream.thread == threading.get_ident())
+        if any(stream.queue for stream in (self._default_stream, *mine)):
             raise self._wrong(INVALID_VALUE, f"{what} with work in flight")
 
     def _invalidate_captures(self) -> None:
@@ -508,14 +559,15 @@ class FakeDriver:
 
     def _run(self, stream: Stream) -> None:
         while stream.queue:
-            work = stream.queue.popleft()
+            work = stream.queue.pop() if "queue-reversed" in self.faults else stream.queue.popleft()
             try:
                 work()
             except CudaFault as fault:
                 raise CudaFault(self._lose(fault.code)) from fault
 
     def _free_bytes(self) -> int:
-        return self.memory_bytes - sum(memory.size for memory in self._memories if not memory.is_freed)
+        lost = "leaks" in self.faults
+        return self.memory_bytes - sum(memory.size for memory in self._memories if lost or not memory.is_freed)
 
     def _new_address(self, size: int) -> int:
         address = next(self._addresses)
@@ -549,7 +601,7 @@ class FakeDriver:
 
     def _device_range(self, address: int, size: int, code: int) -> tuple[Memory, int]:
         """Where the GPU finds a range of addresses."""
-        for memory in self._memories:
+        for memory in reversed(self._memories):
             start = memory.device_address
             if start is None or not start - GUARD_BYTES < address < start + memory.size + GUARD_BYTES:
                 continue
@@ -579,12 +631,15 @@ class FakeDriver:
         return self._host_range(pointer, size) is not None
 
     def _read_pinned(self, pointer: int, size: int) -> bytes:
-        self._host_range(pointer, size)
+        memory = self._host_range(pointer, size)
+        if memory is not None and memory.shadow is not None:
+            return memory.bytes.raw[pointer - memory.address :][:size]
         return ctypes.string_at(pointer, size)
 
     def _write_pinned(self, pointer: int, content: bytes) -> None:
-        self._host_range(pointer, len(content))
-        _write_host(pointer, content)
+        memory = self._host_range(pointer, len(content))
+        if memory is None or memory.shadow is None:
+            _write_host(pointer, content)
 
     def _write(self, address: int, content: bytes) -> None:
         self.view(address, len(content))[:] = content

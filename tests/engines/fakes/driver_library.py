@@ -42,6 +42,14 @@ SYMBOLS: dict[str, tuple[str, tuple[type, ...], int]] = {
     "cuGraphDestroy": ("cuGraphDestroy", (c_void_p,), 10000),
     "cuGraphLaunch": ("cuGraphLaunch", (c_void_p, c_void_p), 10000),
     "cuGraphExecDestroy": ("cuGraphExecDestroy", (c_void_p,), 10000),
+    "cuDeviceGetName": ("cuDeviceGetName", (c_void_p, c_int, c_int), 2000),
+    "cuDeviceGetAttribute": ("cuDeviceGetAttribute", (POINTER(c_int), c_uint, c_int), 2000),
+    "cuDeviceTotalMem_v2": ("cuDeviceTotalMem", (POINTER(c_size_t), c_int), 3020),
+    "cuMemGetInfo_v2": ("cuMemGetInfo", (POINTER(c_size_t), POINTER(c_size_t)), 3020),
+    "cuModuleLoadData": ("cuModuleLoadData", (POINTER(c_void_p), c_void_p), 2000),
+    "cuModuleUnload": ("cuModuleUnload", (c_void_p,), 2000),
+    "cuModuleGetFunction": ("cuModuleGetFunction", (POINTER(c_void_p), c_void_p, c_void_p), 2000),
+    "cuLaunchKernel": ("cuLaunchKernel", (c_void_p, *(7 * (c_uint,)), c_void_p, c_void_p, c_void_p), 4000),
 }
 _TEXTS = {name: (name.encode(), text.encode()) for name, text in ERRORS.values()}
 
