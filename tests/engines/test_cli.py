@@ -119,7 +119,8 @@ def test_an_empty_store_is_listed_and_pruned_without_an_error(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        ("--precision", "int8", "'fp16', 'fp32'"),
+        ("--precision", "int4", "'int8', 'fp16', 'fp32'"),
+        ("--prefer", "beauty", "'latency', 'energy', 'accuracy'"),
         ("--backend", "abacus", "'auto', 'tensorrt', 'ort'"),
         ("--cuda", "cupy", "'auto', 'pycuda', 'cuda-bindings', 'ctypes'"),
         ("--host-memory", "managed", "'pinned', 'mapped'"),
