@@ -50,6 +50,8 @@ class Loaded:
     bundle: Bundle
     hello: Hello
     description: Description
+    doubt: str = ""
+    """As of :class:`~devit_engines.choice.OpenedEngine`."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -203,7 +205,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         board_choice=config.board,
         compatible=board_compatible(Path(config.root)),
     )
-    return Loaded(opened.engine, bundle, hello, description)
+    return Loaded(opened.engine, bundle, hello, description, opened.doubt)
 
 
 def _check_memory(engine_bytes: int, root: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -18,12 +19,13 @@ from devit_engines.accuracy import AccuracyResult
 from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
 from devit_engines.building.build_all import build_engines, find_engine
 from devit_engines.building.build_one import BuiltEngine, report_of
-from devit_engines.building.kept import kept_in
+from devit_engines.building.kept import Tried, kept_in
 from devit_engines.building.prefer import Measuring
 from devit_engines.building.store import Entry, Store
 from devit_engines.engine import ModelRef, name_of, role_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
+T = TypeVar("T")
 app = Application(no_args_is_help=True)
 engines_app = Application(no_args_is_help=True, help="Manage the engines stored on this device.")
 
@@ -251,25 +253,28 @@ def _print_tried(engine: BuiltEngine) -> None:
     """Print all variants of a model, and below the table what failed."""
     choice = engine.choice
     assert choice is not None  # with a preference there is one
-    header = ["variant", "p50, p99 ms", "mJ", "cosine", "flips", "MB", "verdict"]
-    rows = [
-        [
-            tried.variant,
-            "" if tried.latency is None else f"{tried.latency.p50_ms:.2f}, {tried.latency.p99_ms:.2f}",
-            "" if tried.energy is None else f"{tried.energy.j_per_answer * 1000:.2f}",
-            "" if tried.accuracy is None else f"{tried.accuracy.cosine_min:.5f}",
-            "" if tried.accuracy is None else _flips(tried.accuracy),
-            "" if tried.size_bytes is None else f"{tried.size_bytes / 1e6:.2f}",
-            tried.why if tried.verdict == "left" else tried.verdict,
-        ]
-        for tried in choice.tried
-    ]
     energy = choice.kept.energy
+    columns: list[tuple[str, Callable[[Tried], str]]] = [
+        ("variant", lambda tried: tried.variant),
+        ("p50, p99 ms", lambda tried: _if(tried.latency, lambda ran: f"{ran.p50_ms:.3f}, {ran.p99_ms:.3f}")),
+        ("mJ", lambda tried: _if(tried.energy, lambda cost: f"{cost.j_per_answer * 1000:.3f}")),
+        ("cosine", lambda tried: _if(tried.accuracy, lambda figures: f"{figures.cosine_min:.5f}")),
+        ("flips", lambda tried: _if(tried.accuracy, _flips)),
+        ("MB", lambda tried: _if(tried.size_bytes, lambda size_bytes: f"{size_bytes / 1e6:.2f}")),
+        ("verdict", lambda tried: tried.why if tried.verdict == "left" else tried.verdict),
+    ]
+    shown = [column for column in columns if column[0] != "mJ" or energy is not None]
+    rows = [[text(tried) for _, text in shown] for tried in choice.tried]
     metered = "" if energy is None else f", mJ of the {energy.scope}{', SIMULATED' if energy.is_simulated else ''}"
-    print_table(f"{choice.title}, by {choice.prefer}{metered}", header, rows, numbers=(1, 2, 3, 4, 5))
+    title = f"{choice.title}, by {choice.prefer}{metered}"
+    print_table(title, [name for name, _ in shown], rows, numbers=range(1, len(shown) - 1))
     for tried in choice.tried:
         if tried.verdict in ("failed", "not built"):
             typer.echo(f"{name_of(engine.model)}, {tried.variant}, {tried.verdict}: {tried.why}")
+
+
+def _if(value: T | None, text: Callable[[T], str]) -> str:
+    return "" if value is None else text(value)
 
 
 def _flips(accuracy: AccuracyResult) -> str:
@@ -280,7 +285,7 @@ def _row(engine: BuiltEngine) -> list[str]:
     record, accuracy = engine.record, engine.record.accuracy
     return [
         name_of(engine.model),
-        record.key.variant,
+        record.key.variant if engine.choice is None else f"{record.key.variant}, {engine.choice.prefer}",
         f"{record.file.size_bytes / 1e6:.2f} MB",
         "kept" if engine.was_cached else f"{record.build_s:.1f} s",
         f"{accuracy.cosine_min:.5f}",

@@ -26,12 +26,21 @@ _UNTIMED_RUNS = 3  # the caches still hold the engine of the block before
 class Meter(Protocol):
     """The power sensor of this device, while it samples."""
 
-    settle_s: float
-    """How long its readings follow a change of load."""
-    block_s: float
-    """How long the load has to last after that."""
-    scope: str
-    is_simulated: bool
+    @property
+    def settle_s(self) -> float:
+        """How long its readings follow a change of load."""
+
+    @property
+    def block_s(self) -> float:
+        """How long the load has to last after that."""
+
+    @property
+    def scope(self) -> str:
+        """What the sensor measures."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the board is."""
 
     def collect(self) -> None:
         """Take what the sensor has sent, without waiting; call it between images.
@@ -90,6 +99,7 @@ def measure_side_by_side(
         report(index, ROUNDS * len(engines))
         place = index % len(engines)
         blocks[place].append(_block(engines[place], images, meter, clock_s))
+    report(ROUNDS * len(engines), ROUNDS * len(engines))
     return [_figures(of_one, run_options, meter) for of_one in blocks]
 
 
