@@ -129,9 +129,9 @@ def test_with_devit_on_the_path_it_examines_then_builds_and_installs_nothing(dev
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        f"[build][{device.bundle}][--submodels][0,2][--baseline][--precision][int8][--prefer][latency][--store][a store]\n"
+        f"[build][{device.bundle}][--submodels][0,2][--precision][int8][--prefer][latency][--cuda][ctypes][--store][s]\n"
     )
-    assert done.stderr == f"[doctor][--root][{BOARDS / 'laptop'}][--store][a store]\n"
+    assert done.stderr == f"[doctor][--root][{BOARDS / 'laptop'}][--store][s]\n"
     assert not device.record.exists()
 
 
