@@ -9,13 +9,13 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
 from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision, Preference, Variant
 from devit_contract.errors import EngineError
 from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import on_interrupt, print_json, print_next, print_table, progress_bar
-from devit_engines.accuracy import AccuracyResult
 from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
 from devit_engines.building.build_all import build_engines, find_engine
 from devit_engines.building.build_one import BuiltEngine, report_of

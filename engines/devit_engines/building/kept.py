@@ -12,9 +12,9 @@ from typing import Literal
 import msgspec
 
 from devit_contract.artefacts.files import read_json, remove_file, write_json
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.choices import Precision, Preference, Variant
 from devit_contract.errors import InputError, ManifestError
-from devit_engines.accuracy import AccuracyResult
 from devit_engines.building.latency import mode_name
 from devit_engines.building.store import EngineKey, Latency
 from devit_engines.building.target import Target
