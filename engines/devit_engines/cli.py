@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +115,7 @@ def build(
         header = ["model", "variant", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
         print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
     else:
-        typer.echo(title)
+        typer.echo(textwrap.fill(title, 80))
         for engine in built:
             _print_tried(engine)
     for engine in built:
@@ -270,7 +271,8 @@ def _print_tried(engine: BuiltEngine) -> None:
     print_table(title, [name for name, _ in shown], rows, numbers=range(1, len(shown) - 1))
     for tried in choice.tried:
         if tried.verdict in ("failed", "not built"):
-            typer.echo(f"{name_of(engine.model)}, {tried.variant}, {tried.verdict}: {tried.why}")
+            text = f"{name_of(engine.model)}, {tried.variant}, {tried.verdict}: {tried.why}"
+            typer.echo(textwrap.fill(text, 80, subsequent_indent="  "))
 
 
 def _if(value: T | None, text: Callable[[T], str]) -> str:

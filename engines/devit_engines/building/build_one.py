@@ -68,14 +68,16 @@ def build_one(target: Target, kept: Kept, settings: RunSettings, progress: Progr
     """
     start_s = time.monotonic()
     keys = kept.before(target.engine_keys())
-    for key in keys:
+    failed: list[FailedVariant] = []
+    for place, key in enumerate(keys):
         found = _stored(target, key)
         if found is not None and not target.objection(found[0]):
-            if _is_measured(target, found[0], settings):
-                return _built(target, kept, found[0], True, start_s)
-            keys = [key]  # faster variants have failed; this one is only measured again
+            known = {each.digest: each for each in found[0].failed_variants}
+            if all(before.digest in known for before in keys[:place]):
+                if _is_measured(target, found[0], settings):
+                    return _built(target, kept, found[0], True, start_s)
+                keys, failed = [key], [known[before.digest] for before in keys[:place]]  # it is only measured again
             break
-    failed: list[FailedVariant] = []
     for key in keys:
         made, is_cached = make_variant(target, key, settings, tuple(failed), progress)
         if isinstance(made, EngineRecord):
@@ -96,7 +98,12 @@ def make_variant(
     with target.store.lock(key.digest, lambda: progress(target.name, 0, 1, "waiting for another build of it")):
         found = _stored(target, key)  # another process may have built it meanwhile
         if found is not None and not target.objection(found[0]):
-            return _measured(target, *found, settings), True
+            record, content = found
+            others = {each.digest: each for each in (*record.failed_variants, *failed)}
+            if len(others) > len(record.failed_variants):
+                record = msgspec.structs.replace(record, failed_variants=tuple(others.values()))
+                target.store.keep(record, content)
+            return _measured(target, record, content, settings), True
         return _build_variant(target, key, found, settings, failed, progress), False
 
 
@@ -192,13 +199,14 @@ def _build_variant(
         try:
             built = target.backend.build(target.request(key), _build_report(target, key, progress))
         except CannotCompileError as err:
-            return FailedVariant(key.variant, (str(err),))
+            return FailedVariant(key.variant, (str(err),), digest=key.digest)
         build_s = time.monotonic() - start_s
     accuracy, latency, notes = _checked(target, key, built.content, settings, progress)
     if failures := accuracy.failures(key.variant):
         if found is None:
             target.store.drop(key.digest)  # what lies there is damaged
-        return FailedVariant(key.variant, tuple(failures), latency, accuracy if is_writable(accuracy) else None)
+        figures = accuracy if is_writable(accuracy) else None
+        return FailedVariant(key.variant, tuple(failures), latency, figures, key.digest)
     engine_sha256 = hashlib.sha256(built.content).hexdigest()
     record = EngineRecord(
         schema=SCHEMA,

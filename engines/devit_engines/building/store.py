@@ -89,6 +89,8 @@ class FailedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """What the variant that was taken costs is the difference to this; absent where none could be built."""
     accuracy: AccuracyResult | None = None
     """Absent where none could be built, or where its outputs were not finite."""
+    digest: str = ""
+    """Of its key: the same variant of another graph has not failed yet."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

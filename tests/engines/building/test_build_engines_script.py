@@ -116,22 +116,12 @@ def test_the_script_is_posix_sh() -> None:
 
 def test_with_devit_on_the_path_it_examines_then_builds_and_installs_nothing(device: Device) -> None:
     device.install_devit()
-    done = device.run(
-        "--submodels",
-        "0,2",
-        device.bundle,
-        "--baseline",
-        "--precision=int8",
-        "--prefer",
-        "latency",
-        "--store",
-        "a store",
-    )
+    words = ("--precision=int8", "--prefer", "latency", "--cuda", "ctypes", "--store", "a store")
+    done = device.run("--submodels", "0,2", device.bundle, "--baseline", *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (
-        f"[build][{device.bundle}][--submodels][0,2][--precision][int8][--prefer][latency][--cuda][ctypes][--store][s]\n"
-    )
-    assert done.stderr == f"[doctor][--root][{BOARDS / 'laptop'}][--store][s]\n"
+    passed = "[--baseline][--precision][int8][--prefer][latency][--cuda][ctypes][--store][a store]"
+    assert done.stdout == f"[build][{device.bundle}][--submodels][0,2]{passed}\n"
+    assert done.stderr == f"[doctor][--root][{BOARDS / 'laptop'}][--store][a store]\n"
     assert not device.record.exists()
 
 
