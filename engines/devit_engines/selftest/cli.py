@@ -28,7 +28,7 @@ app = Application()
 @app.command()
 def selftest(
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "fp16",
+    precision: PrecisionOption = None,
     cuda: CudaOption = "auto",
     host_memory: HostMemoryOption = "pinned",
     device: Annotated[
