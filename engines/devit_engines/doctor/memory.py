@@ -34,8 +34,11 @@ def memory(machine: Machine) -> Finding | None:
 
 
 def headless(machine: Machine) -> Finding | None:
-    """Say what could be saved without a desktop; None on anything but a Jetson, and where nothing could."""
-    taken_mb = _taken_mb(machine.root) if machine.board.is_jetson else {}
+    """Say what could be saved without a desktop; None on anything but a Jetson, and where nothing could.
+
+    In a container the links are those of its image, and say nothing of the board.
+    """
+    taken_mb = _taken_mb(machine.root) if machine.board.is_jetson and not machine.in_container else {}
     if not taken_mb:
         return None
     text = ", ".join(f"{name} up to {size_mb} MB" for name, size_mb in taken_mb.items())

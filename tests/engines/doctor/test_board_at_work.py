@@ -98,6 +98,12 @@ def test_a_headless_board_hears_nothing_of_a_desktop(nano: Path) -> None:
     assert str(found.cure).startswith("run sudo systemctl disable --now gdm.service, ")
 
 
+def test_the_links_of_a_container_say_nothing_of_its_board(nano: Path) -> None:
+    """Source: images of Ubuntu have a default target too, whatever runs on the host."""
+    (nano / ".dockerenv").touch()
+    assert "desktop" not in look(nano)
+
+
 def test_the_stub_of_nvidia_smi_and_a_missing_3d_scaling_change_nothing(nano: Path) -> None:
     """Source: jetson_stats caffd05d: on JetPack 7.2 Orin nvidia-smi is a stub, and enable_3d_scaling is gone."""
     before = look(nano)
