@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -165,6 +165,8 @@ def status(
     if found.asked:
         counts = ", ".join(f"{asked}: {count}" for asked, count in sorted(found.asked.items()))
         typer.echo(f"frames by devices asked: {counts}")
+    if over_current := _over_current_line(found.devices):
+        typer.echo(over_current)
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
         typer.echo(_promise_line(found.promise))
     if found.image_choice != "raw":
@@ -175,6 +177,12 @@ def status(
         typer.echo(f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one")
     for event in found.events[:_EVENTS_SHOWN]:
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
+
+
+def _over_current_line(devices: Sequence[DeviceStatus]) -> str:
+    counted = [(device.name, device.over_current) for device in devices if device.over_current is not None]
+    told = "; ".join(f"{name} {events}" for name, events in counted if events.total)
+    return f"over-current events since the agent's start: {told}: see devit doctor there" if told else ""
 
 
 def _images_line(found: NodeStatus) -> str:

@@ -1,4 +1,4 @@
-"""What this machine's own files say of it: model, release, power mode, clocks, memory.
+"""What this machine's own files say of it: model, release, power modes, clocks, over-current events, memory.
 
 Every function reads below a root folder, ``/`` unless a test or a simulated board gives another. Files that are absent
 are no error: containers and ordinary computers lack most of them.
@@ -10,6 +10,7 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -17,9 +18,13 @@ from devit_contract.artefacts.regular import read_regular
 from devit_contract.errors import InputError
 
 ROOT = Path("/")
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _TREES = ("proc/device-tree", "sys/firmware/devicetree/base")
 _GPU_CLOCK = re.compile(r"gpu$|ga10b$|gv11b$|gp10b$|^gpu-gpc-0$")
 """Folders of /sys/class/devfreq: 17000000.gpu and .ga10b on Orin, gpu-gpc-0 on Thor, the others on older boards."""
+
+_SUPER = "_super.conf"
+_FREES_MEMORY_L4T = 39
 
 
 class PowerMode(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,6 +60,56 @@ class Clock:
     def __str__(self) -> str:
         """For people: ``GPU 306 to 1020 MHz``."""
         return f"{self.name} {'' if self.is_locked else f'{self.min_mhz} to '}{self.max_mhz} MHz"
+
+
+@dataclass(frozen=True)
+class PowerModes:
+    """What ``nvpmodel.conf`` offers."""
+
+    configuration: str
+    """Name of the file itself, which ``/etc/nvpmodel.conf`` is a link to."""
+    offered: tuple[PowerMode, ...]
+    """In the order of the file."""
+    has_super_beside: bool
+    """Whether files with Super modes are installed beside it, which is not one of them."""
+
+
+class OverCurrentEvents(msgspec.Struct, frozen=True):
+    """How often a board has slowed itself down for its power supply's sake, by cause.
+
+    The names are NVIDIA's for the three events of Orin and Thor (Jetson Linux developer guide, "Platform Power and
+    Performance"); on Xavier the numbers of the same files mean something else.
+    """
+
+    under_voltage: Count = 0
+    """``oc1``: the input voltage was too low."""
+    average: Count = 0
+    """``oc2``: the mean current was too high."""
+    instantaneous: Count = 0
+    """``oc3``: the current was too high for a moment."""
+
+    def since(self, before: OverCurrentEvents | None) -> OverCurrentEvents | None:
+        """Give what has come since an earlier count; ``None`` where there is none, or where a reboot lies between."""
+        if before is None:
+            return None
+        now, then = msgspec.structs.astuple(self), msgspec.structs.astuple(before)
+        if any(count < earlier for count, earlier in zip(now, then, strict=True)):
+            return None
+        return OverCurrentEvents(*(count - earlier for count, earlier in zip(now, then, strict=True)))
+
+    @property
+    def total(self) -> int:
+        """Events of any cause."""
+        return self.under_voltage + self.average + self.instantaneous
+
+    def __str__(self) -> str:
+        """For people: ``2 under-voltage, 37 instantaneous over-current``; ``none``."""
+        counts = {
+            "under-voltage": self.under_voltage,
+            "average over-current": self.average,
+            "instantaneous over-current": self.instantaneous,
+        }
+        return ", ".join(f"{count} {cause}" for cause, count in counts.items() if count) or "none"
 
 
 def read_text(path: Path) -> str:
@@ -96,8 +151,8 @@ def l4t_release(root: Path = ROOT) -> str | None:
 
 def power_mode(root: Path = ROOT) -> PowerMode | None:
     """Read the power mode, or None where there is no ``nvpmodel`` or a container hides its files."""
-    configuration = read_text(root / "etc/nvpmodel.conf")
-    names = {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+)", configuration)}
+    configuration = read_text(_nvpmodel_conf(root))
+    names = _mode_names(configuration)
     if chosen := re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status")):
         number = int(chosen[1])
     elif default := re.search(r"^<\s*PM_CONFIG DEFAULT=(\d+)", configuration, re.MULTILINE):
@@ -105,6 +160,33 @@ def power_mode(root: Path = ROOT) -> PowerMode | None:
     else:
         return None
     return PowerMode(number, names.get(number, ""), is_default=chosen is None)
+
+
+def power_modes(root: Path = ROOT) -> PowerModes | None:
+    """Read which modes ``nvpmodel`` offers, or None where its file is absent or lists none.
+
+    Which file of ``/etc/nvpmodel`` is linked is chosen at each boot, by the device tree: that of a board flashed with a
+    Super configuration says so.
+    """
+    path = _nvpmodel_conf(root)
+    names = _mode_names(read_text(path))
+    if not names:
+        return None
+    is_super = path.name.endswith(_SUPER)
+    beside = not is_super and any(root.glob(f"etc/nvpmodel/*{_SUPER}"))
+    return PowerModes(path.name, tuple(PowerMode(number, name) for number, name in names.items()), beside)
+
+
+def over_current_events(root: Path = ROOT) -> OverCurrentEvents | None:
+    """Read the events since the boot, or None where the kernel does not count them, or does not answer.
+
+    Any user may read them.
+    """
+    for chip in root.glob("sys/class/hwmon/*/name"):
+        if read_text(chip).strip() == "soctherm_oc":
+            counts = [read_text(chip.with_name(f"oc{number}_event_cnt")).strip() for number in (1, 2, 3)]
+            return OverCurrentEvents(*map(int, counts)) if all(map(str.isdecimal, counts)) else None
+    return None
 
 
 def clocks(root: Path = ROOT) -> list[Clock]:
@@ -136,6 +218,35 @@ def available_bytes(root: Path = ROOT) -> int:
         return memory_bytes(root)["MemAvailable"]
     except KeyError as err:
         raise InputError(f"{root / 'proc/meminfo'}: no line MemAvailable: is this Linux?") from err
+
+
+def more_memory(root: Path = ROOT) -> str:
+    """Say how to have more memory, what helps most first.
+
+    Below L4T 39 memory of an ended CUDA process stays with the GPU's driver, and counts as used, until caches are
+    dropped (NVIDIA/skills, jetson-memory-audit).
+    """
+    release = l4t_release(root)
+    is_kept = release is not None and int(release.partition(".")[0]) < _FREES_MEMORY_L4T
+    first = (
+        "run sudo sync && sudo sysctl -w vm.drop_caches=3, which frees what ended CUDA programs left, "
+        if is_kept
+        else ""
+    )
+    return f"{first}close other programs, or add swap"
+
+
+def _nvpmodel_conf(root: Path) -> Path:
+    """Follow the link that ``etc/nvpmodel.conf`` is, within the root; boards have an absolute one."""
+    path = root / "etc/nvpmodel.conf"
+    if not path.is_symlink():
+        return path
+    target = path.readlink()
+    return root / target.relative_to("/") if target.is_absolute() else path.parent / target
+
+
+def _mode_names(configuration: str) -> dict[int, str]:
+    return {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+)", configuration)}
 
 
 def _clock(name: str, lowest: Path, highest: Path, *, per_mhz: int) -> Clock | None:

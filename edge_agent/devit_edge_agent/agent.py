@@ -19,12 +19,14 @@ from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import check_image
 from devit_contract.closing import Closing
 from devit_contract.errors import DeviceLostError, EnergyError, EngineError, InputError, RefusedError, WireError
+from devit_contract.machine import over_current_events
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
 from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
 from devit_contract.wire.words import Question
 from devit_edge_agent.baseline_model import BaselineModel
 from devit_edge_agent.loading import Loaded, Settings, describe
+from devit_edge_agent.over_current import OverCurrentWatch
 from devit_edge_agent.power import PowerFeed
 from devit_edge_agent.sources.source import Source
 from devit_edge_agent.swap import Swap, retire
@@ -90,6 +92,7 @@ class EdgeAgent(Closing):
         self._swap = Swap(settings, log)
         self._baseline = BaselineModel(settings, log)
         self._power = PowerFeed(self._config.tegrastats)
+        self._over_current = OverCurrentWatch(Path(self._config.root))
         self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
         self._poller = zmq.Poller()
         for readable in (self._uplink.socket, self._uplink.monitor.descriptor, self._swap.fileno()):
@@ -351,7 +354,8 @@ class EdgeAgent(Closing):
         if question is Question.MARK:
             baseline.keep()
             counted = self._inferences, self._busy_ns, baseline.inferences, baseline.busy_ns
-            return ControlReply(mark=Mark(time.monotonic_ns(), *counted))
+            events = over_current_events(Path(self._config.root))
+            return ControlReply(mark=Mark(time.monotonic_ns(), *counted, events))
         if question is Question.BASELINE:
             return ControlReply(baseline=baseline.ask(control.step, self._loaded))
         if question is Question.SAMPLE_START:
@@ -361,7 +365,9 @@ class EdgeAgent(Closing):
             return ControlReply(sampling=self._power.cost)
         elif question is Question.STATUS:
             raise WireError("question", f"only the node answers {str(question)!r}")
-        return ControlReply()  # PING wants any reply
+        elif question is Question.PING:
+            return ControlReply(over_current=self._over_current.since_start())
+        return ControlReply()
 
     def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:
         message = Message(

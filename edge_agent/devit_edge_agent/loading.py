@@ -15,7 +15,7 @@ from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.choices import Variant
 from devit_contract.errors import EngineError, InputError
 from devit_contract.extras import own_version
-from devit_contract.machine import available_bytes, board_compatible, clocks, power_mode
+from devit_contract.machine import available_bytes, board_compatible, clocks, more_memory, power_mode
 from devit_contract.wire.messages import Description, Hello
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
@@ -220,6 +220,5 @@ def _check_memory(engine_bytes: int, root: Path) -> None:
     found = available_bytes(root if (root / "proc/meminfo").exists() else Path("/"))
     if found < needed:
         raise EngineError(
-            f"expected {needed >> 20} MiB of free memory for the engine, found {found >> 20} MiB: "
-            "close other programs, or add swap"
+            f"expected {needed >> 20} MiB of free memory for the engine, found {found >> 20} MiB: {more_memory(root)}"
         )

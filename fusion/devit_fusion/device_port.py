@@ -84,7 +84,7 @@ class DeviceHandler(Protocol):
     def leaving(self, link: Link) -> None:
         """Note that a device shuts down; its frames in flight are still to come."""
 
-    def replied(self, number: int, reply: ControlReply) -> None:
+    def replied(self, link: Link, number: int, reply: ControlReply) -> None:
         """Take an agent's reply to the question of that number."""
 
     def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
@@ -247,7 +247,7 @@ class DevicePort:
                 self._refuse_client(peer, message)
             raise WireError("boot", "expected HELLO first")
         if kind is Kind.CONTROL:
-            handler.replied(message.frame_id, read_body(message, ControlReply))
+            handler.replied(link, message.frame_id, read_body(message, ControlReply))
             return
         if kind is Kind.TELEMETRY:
             if read_body(message, Telemetry).device != link.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devit_contract.service.journal import Priority
+from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import MissingReason
 from devit_fusion.events import Events
 from devit_fusion.frames.scheduler import Scheduler
@@ -19,8 +20,13 @@ class Handler:
         self._questions = questions
         self._events = events
         self.feature_received = scheduler.feature_received
-        self.replied = questions.replied
         self.samples_received = questions.samples_received
+
+    def replied(self, link: Link, number: int, reply: ControlReply) -> None:
+        """Hand a client its reply; what a ping brings is the node's own."""
+        if reply.over_current is not None:
+            link.over_current = reply.over_current
+        self._questions.replied(number, reply)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
         """Do without a feature; the first one that came and is not usable is noted, as the device may be faulty."""

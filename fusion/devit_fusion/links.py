@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import DeviceStatus, Histogram
 from devit_contract.wire.words import DeviceState, MissingReason
@@ -69,6 +70,8 @@ class Link:
     queue: Histogram = field(default_factory=Histogram.empty)
     probe_id: int = -1
     """The frame that probes it now; -1 for none."""
+    over_current: OverCurrentEvents | None = None
+    """Of its board, as its agent said last."""
     route: bytes = b""
     """Routing id of its connection, once it was accepted."""
     _probed_ns: int = 0
@@ -106,6 +109,7 @@ class Link:
         self.boot_id = boot_id
         self.engine_revision = engine_revision
         self.links += 1
+        self.over_current = None
         self._forget()
 
     def change_engine(self, hello: Hello, engine_revision: int) -> None:
@@ -203,6 +207,7 @@ class Link:
             queue=self.queue,
             is_revoked=self.is_revoked,
             image_us=self.pace.trips.status(),
+            over_current=self.over_current,
         )
 
     def _count_overdue(self, now_ns: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import get_args
 
+from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -172,6 +173,18 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             (device.name, reason): n
             for device in devices
             for reason, n in (dict.fromkeys(_REJECTIONS, 0) | {"late": device.late} | device.rejected).items()
+        },
+    )
+    text = "How often a device's board slowed itself down for its power supply's sake since its agent's start."
+    yield _counter(
+        "devit_device_over_current_events",
+        text,
+        ("device", "cause"),
+        {
+            (device.name, cause): n
+            for device in devices
+            if device.over_current is not None
+            for cause, n in asdict(device.over_current).items()
         },
     )
     engines = InfoMetricFamily("devit_device", "What a device runs.", labels=by_device)

@@ -19,7 +19,8 @@ from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.cli import _images_line, _promise_line
+from devit_contract.cli import _images_line, _over_current_line, _promise_line
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.status import DeviceStatus, NodeStatus, PromiseStatus
 from devit_contract.wire.words import DeviceState
 from devit_pipeline.local_cell import LocalCell
@@ -165,6 +166,19 @@ def test_status_says_what_images_travel_as_and_what_that_takes() -> None:
     times = "ms from the node to the engine: jetson1 raw 21.3, jetson1 jpeg 4.1"
     assert _images_line(chosen) == f"images: jpeg now, as auto in fleet.toml; {times}"
     assert _images_line(msgspec.structs.replace(chosen, devices=())).endswith(": none yet")
+
+
+def test_status_says_which_boards_slowed_themselves_down() -> None:
+    devices = [
+        DeviceStatus("jetson1", 0, DeviceState.READY, over_current=OverCurrentEvents(2, 0, 37)),
+        DeviceStatus("jetson2", 1, DeviceState.READY, over_current=OverCurrentEvents()),
+        DeviceStatus("jetson3", 2, DeviceState.ABSENT),
+    ]
+    told = "jetson1 2 under-voltage, 37 instantaneous over-current"
+    assert _over_current_line(devices) == (
+        f"over-current events since the agent's start: {told}: see devit doctor there"
+    )
+    assert _over_current_line(devices[1:]) == ""
 
 
 def test_status_shows_devices_whose_key_is_revoked_and_submodels_without_a_device(tmp_path: Path) -> None:

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from devit_contract.errors import InputError
-from devit_contract.machine import available_bytes, board_compatible, board_model, clocks, memory_bytes, power_mode
+from devit_contract.machine import (
+    OverCurrentEvents,
+    available_bytes,
+    board_compatible,
+    board_model,
+    clocks,
+    memory_bytes,
+    more_memory,
+    over_current_events,
+    power_mode,
+    power_modes,
+)
 
 BOARDS = Path(__file__).parents[1] / "data" / "boards"
 
@@ -82,3 +93,106 @@ def test_memory_is_in_bytes_and_unknown_memory_is_an_error(tmp_path: Path) -> No
     write(tmp_path, "proc/meminfo", "MemTotal:        8000 kB\nMemAvailable:    20480 kB\nHugePages_Total:       0\n")
     assert memory_bytes(tmp_path) == {"MemTotal": 8000 << 10, "MemAvailable": 20 << 20}
     assert available_bytes(tmp_path) == 20 << 20
+
+
+@pytest.mark.parametrize(
+    ("release", "is_kept"),
+    [
+        ("R36 (release), REVISION: 4.7", True),
+        ("R38 (release), REVISION: 4.0", True),
+        ("R39 (release), REVISION: 0", False),
+    ],
+)
+def test_below_l4t_39_caches_are_dropped_first(tmp_path: Path, release: str, is_kept: bool) -> None:
+    """Source: NVIDIA/skills, jetson-memory-audit: the driver's pool keeps memory of ended CUDA processes there."""
+    write(tmp_path, "etc/nv_tegra_release", f"# {release}, GCID: 1, BOARD: generic\n")
+    caches = "run sudo sync && sudo sysctl -w vm.drop_caches=3, "
+    assert more_memory(tmp_path).startswith(caches) == is_kept
+    assert more_memory(tmp_path).endswith("close other programs, or add swap")
+
+
+def test_a_machine_that_is_no_jetson_has_no_memory_of_ended_cuda_programs() -> None:
+    """Source: as above; a discrete GPU has memory of its own."""
+    assert more_memory(BOARDS / "laptop") == "close other programs, or add swap"
+
+
+@pytest.mark.parametrize(
+    ("tree", "counts"),
+    [
+        ("orin-nano-jp6.2", (0, 0, 27390)),
+        ("agx-thor-jp7.0", (0, 0, 179)),
+        ("agx-orin-jp7.2", (0, 15, 37)),
+    ],
+)
+def test_over_current_events_are_those_of_the_chip_with_that_name(tree: str, counts: tuple[int, int, int]) -> None:
+    """Source: hwmon ``soctherm_oc`` of NVIDIA's kernel driver tegra23x-oc-event, whose files any user may read.
+
+    The counts are those that owners of an Orin NX, a Thor T5000 and an Orin have published.
+    """
+    assert over_current_events(BOARDS / tree) == OverCurrentEvents(*counts)
+
+
+@pytest.mark.parametrize("text", ["", "-1\n", "x\n"])
+def test_events_that_the_kernel_does_not_tell_are_unknown_and_not_zero(tmp_path: Path, text: str) -> None:
+    """Source: the driver gives EINVAL or ENODATA where its firmware does not answer."""
+    assert over_current_events(tmp_path) is None
+    write(tmp_path, "sys/class/hwmon/hwmon0/name", "pwmfan\n")
+    write(tmp_path, "sys/class/hwmon/hwmon0/oc1_event_cnt", "5\n")
+    write(tmp_path, "sys/class/hwmon/hwmon4/name", "soctherm_oc\n")
+    write(tmp_path, "sys/class/hwmon/hwmon4/oc1_event_cnt", "1\n")
+    write(tmp_path, "sys/class/hwmon/hwmon4/oc2_event_cnt", text)
+    write(tmp_path, "sys/class/hwmon/hwmon4/oc3_event_cnt", "3\n")
+    assert over_current_events(tmp_path) is None
+    write(tmp_path, "sys/class/hwmon/hwmon4/oc2_event_cnt", "0\n")
+    assert over_current_events(tmp_path) == OverCurrentEvents(1, 0, 3)
+
+
+def test_events_since_an_earlier_count_are_unknown_across_a_reboot() -> None:
+    """Source: the counters run since the boot and are never cleared."""
+    before, after = OverCurrentEvents(1, 2, 3), OverCurrentEvents(1, 4, 40)
+    assert after.since(before) == OverCurrentEvents(0, 2, 37)
+    assert before.since(after) is None
+    assert after.since(None) is None
+    assert (str(after.since(before)), str(OverCurrentEvents())) == (
+        "2 average over-current, 37 instantaneous over-current",
+        "none",
+    )
+    assert OverCurrentEvents(1, 2, 3).total == 6
+
+
+def test_the_power_modes_are_those_of_the_file_that_is_linked() -> None:
+    """Source: NVIDIA/skills jetson-customize-nvpmodel: ``/etc/nvpmodel.conf`` is an absolute link to a SKU's file."""
+    found = power_modes(BOARDS / "orin-nano-jp6.2")
+    assert found is not None
+    assert found.configuration == "nvpmodel_p3767_0003_super.conf"
+    assert [(mode.number, mode.name) for mode in found.offered] == [
+        (0, "15W"),
+        (1, "25W"),
+        (2, "MAXN_SUPER"),
+        (3, "7W"),
+    ]
+    assert not found.has_super_beside
+    assert power_modes(BOARDS / "orin-nx-jp6.1-container") is None
+
+
+@pytest.mark.parametrize("link", ["/etc/nvpmodel/nvpmodel_p3767_0003.conf", "nvpmodel/nvpmodel_p3767_0003.conf"])
+def test_super_modes_that_are_not_linked_are_told(tmp_path: Path, link: str) -> None:
+    """Source: ARK ark_jetson_kernel PR 116, NVIDIA/skills: files with and without Super modes lie side by side."""
+    write(tmp_path, "etc/nvpmodel/nvpmodel_p3767_0003.conf", "< POWER_MODEL ID=0 NAME=15W >\n")
+    (tmp_path / "etc/nvpmodel.conf").symlink_to(link)
+    found = power_modes(tmp_path)
+    assert found is not None
+    assert (found.configuration, found.has_super_beside) == ("nvpmodel_p3767_0003.conf", False)
+    write(tmp_path, "etc/nvpmodel/nvpmodel_p3767_0003_super.conf", "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
+    found = power_modes(tmp_path)
+    assert found is not None
+    assert found.has_super_beside
+    assert str(power_mode(tmp_path)) == "None"  # no mode was ever set, and no default is named
+
+
+def test_a_gpu_clock_that_appears_late_is_found_at_the_next_look(tmp_path: Path) -> None:
+    """Source: jetson_stats bfa68481: on JetPack 7 Orin the devfreq node may appear after services have started."""
+    assert clocks(tmp_path) == []
+    write(tmp_path, "sys/class/devfreq/17000000.gpu/min_freq", "306000000\n")
+    write(tmp_path, "sys/class/devfreq/17000000.gpu/max_freq", "1300500000\n")
+    assert [str(clock) for clock in clocks(tmp_path)] == ["GPU 306 to 1300 MHz"]

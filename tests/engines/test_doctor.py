@@ -94,13 +94,13 @@ def test_an_agx_orin_in_good_order_is_good_in_every_line() -> None:
 
 def test_a_board_as_it_starts_is_warned_of_clocks_and_of_little_memory() -> None:
     found = look(BOARDS / "orin-nano-jp6.2")
-    assert {name for name, finding in found.items() if finding.state != "good"} == {"clocks", "memory"}
+    warned = {name for name, finding in found.items() if finding.state != "good"}
+    assert warned == {"clocks", "memory", "over-current", "desktop"}
     assert found["clocks"].cure == (
         "run sudo jetson_clocks before building or measuring: clocks decide latency and joules"
     )
     # 1,511,424 of 7,801,856 kB, and six zram devices of 650,240 kB.
     assert found["memory"].found == "1.5 of 8.0 GB available, zram 4.0 GB"
-    assert "isolate multi-user" in str(found["memory"].cure)
 
 
 def test_a_container_without_the_hosts_libraries_runs_on_onnx_runtime() -> None:

@@ -25,6 +25,7 @@ from devit_contract.artefacts.head import Fusion, FusionHead, SubsetHead
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError, QuestionFailedError
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, State, array_payload, pack, unpack
 from devit_contract.wire.messages import (
@@ -805,3 +806,20 @@ def test_a_frame_whose_head_does_not_come_in_time_has_failed_and_says_why(
     answer = asked.answer()
     assert (answer.state, answer.missing) == (State.FAILED, {0: "fusion", 1: "not asked"})
     assert client.status().events[0].text == "the head of a subset of devices was not computed in time: ask again"
+
+
+def test_the_status_has_the_over_current_events_that_a_device_told_last(start: Start) -> None:
+    """With the reply to a ping. Replies to other questions say nothing of them; a new link begins with nothing."""
+    scene = start()
+    device, client = scene.device(0), scene.client()
+    device.greet()
+    assert status_of(client, "jetson0").over_current is None
+    told = OverCurrentEvents(1, 0, 37)
+    for reply in (ControlReply(over_current=told), ControlReply()):
+        device.say(Kind.CONTROL, body(reply))
+    end_s = time.monotonic() + DEADLINE_S
+    while status_of(client, "jetson0").over_current != told:
+        assert time.monotonic() < end_s
+    device.boot_id += 1
+    device.greet()
+    assert status_of(client, "jetson0").over_current is None

@@ -10,6 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from devit_contract.artefacts.manifest import Preprocess
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
 from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason
 from devit_gateway.exposition import write_metrics
@@ -37,6 +38,7 @@ STATUS = NodeStatus(
             round_trip=HISTOGRAM,
             inference=HISTOGRAM,
             queue=HISTOGRAM,
+            over_current=OverCurrentEvents(1, 0, 37),
         ),
         DeviceStatus("jetson2", 1, DeviceState.ABSENT),
     ),
@@ -112,6 +114,9 @@ def found() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         ("devit_device_up", {"device": "jetson1"}, 1),
         ("devit_device_up", {"device": "jetson2"}, 0),
         ("devit_credit", {"device": "jetson1"}, 2),
+        ("devit_device_over_current_events_total", {"device": "jetson1", "cause": "under_voltage"}, 1),
+        ("devit_device_over_current_events_total", {"device": "jetson1", "cause": "average"}, 0),
+        ("devit_device_over_current_events_total", {"device": "jetson1", "cause": "instantaneous"}, 37),
         ("devit_device_suspicion", {"device": "jetson1"}, 0),
         ("devit_auth_failures_total", {}, 4),
         ("devit_requests_refused_total", {"reason": "shape"}, 5),
@@ -204,3 +209,9 @@ def test_counters_are_there_before_their_first_event() -> None:
         ),
     ]
     assert {(name, frozenset(labels.items())) for name, labels in expected} <= zeros
+
+
+def test_a_device_whose_board_counts_no_over_current_events_has_no_such_metric() -> None:
+    found = samples(write_metrics(STATUS, (), version="9.9")[0])
+    name = "devit_device_over_current_events_total"
+    assert {dict(labels)["device"] for metric, labels in found if metric == name} == {"jetson1"}

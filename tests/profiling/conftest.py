@@ -17,6 +17,7 @@ import pytest
 
 from devit_contract.artefacts.fleet import Device, Fleet, Node, Serving
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.service.journal import Log
 from devit_contract.service.progress import no_progress
 from devit_contract.wire.client import Client
@@ -89,6 +90,8 @@ class FakeDevice:
     sensor_problem: str = ""
     silent: tuple[float, float] = field(default=(0.0, 0.0))
     """Seconds since the start between which no line comes."""
+    window_events: tuple[int, ...] | None = None
+    """Instantaneous over-current events in each window; ``None``: its board counts none."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,10 @@ def _asked_ns(time_s: float) -> tuple[int, int]:
 def _snapshot(device: FakeDevice, time_s: float, windows: int) -> Mark:
     """Mark a moment after so many windows."""
     done = device.inferences * windows
-    return Mark(round((device.clock_s + 1.0 + time_s) * 1e9), 7 + done, round(device.busy_ms * 1e6) * done)
+    counts = device.window_events
+    events = OverCurrentEvents(2, 0, 100 + sum(counts[:windows])) if counts is not None else None
+    stamp_ns = round((device.clock_s + 1.0 + time_s) * 1e9)
+    return Mark(stamp_ns, 7 + done, round(device.busy_ms * 1e6) * done, over_current=events)
 
 
 def _boundaries_s(device: FakeDevice) -> list[float]:

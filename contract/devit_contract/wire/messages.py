@@ -11,6 +11,7 @@ import msgspec
 
 from devit_contract.choices import FeatureDtype, Policy
 from devit_contract.errors import WireError
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.printable import fit_to_store, in_all_texts, printable
 from devit_contract.wire.codec import Dtype, Message
 from devit_contract.wire.status import NodeStatus
@@ -99,6 +100,8 @@ class Mark(msgspec.Struct, frozen=True):
     baseline_inferences: int = 0
     """Of the baseline model, run for the profiler."""
     baseline_busy_ns: int = 0
+    over_current: OverCurrentEvents | None = None
+    """Since the boot; absent where the board does not count them, and from older agents."""
 
 
 class SamplingCost(msgspec.Struct, frozen=True):
@@ -135,6 +138,8 @@ class ControlReply(msgspec.Struct, frozen=True):
     sampling: SamplingCost | None = None
     """To ``sample-stop``: what the last sampling cost."""
     baseline: BaselineState | None = None
+    over_current: OverCurrentEvents | None = None
+    """To ``ping``: events since the agent's start; absent where the board does not count them."""
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import Policy
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.words import DeviceState, MissingReason
 
 _BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -94,6 +95,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """Whether its features do not fit those of the others."""
     image_us: dict[str, int] = {}
     """What its last images took from the node into its engine, the middle one, by what they travelled as."""
+    over_current: OverCurrentEvents | None = None
+    """Since its agent's start; ``None`` where its board does not count them, or its agent does not tell."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):

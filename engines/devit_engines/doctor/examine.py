@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devit_contract.errors import EngineError
-from devit_engines.doctor import hardware
+from devit_engines.doctor import hardware, memory
 from devit_engines.doctor.cuda_access import access, instance, toolkit
 from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, read_machine
 from devit_engines.doctor.interpreter import Interpreter
@@ -39,8 +39,11 @@ def examine(root: Path, python: Interpreter, store: Path, free_bytes: int) -> li
         instance(machine),
         hardware.release(machine),
         hardware.power(machine),
+        hardware.modes(machine),
         hardware.clock(machine),
-        hardware.memory(machine),
+        hardware.over_current(machine),
+        memory.memory(machine),
+        memory.headless(machine),
         hardware.disk(store, free_bytes),
         interpreter(python),
         runtime,

@@ -1,16 +1,13 @@
-"""Findings on the board: what it is, which release it runs, how fast it is set, what memory and disk are left."""
+"""Findings on the board: what it is, its release, how fast it is set, what slowed it down, what disk is left."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from devit_contract.machine import clocks, memory_bytes, power_mode, read_text
+from devit_contract.machine import clocks, over_current_events, power_mode, power_modes
 from devit_engines.board import NO_GPU
 from devit_engines.doctor.finding import Finding, Machine
 
-BUILDER_MEMORY_GB = 2.0
-"""A TensorRT builder takes 1.2 GB of host memory for its kernel library alone (NVIDIA/TensorRT issue 3657)."""
 STORE_ROOM_GB = 1.0
 """Four ViT-S engines of three variants, 30 to 90 MB each."""
 
@@ -71,6 +68,36 @@ def power(machine: Machine) -> Finding | None:
     return Finding("power mode", "unknown, as nvpmodel's files are absent", "warning", cure)
 
 
+def modes(machine: Machine) -> Finding | None:
+    """Name the power modes that the board offers; None where its files say nothing of them."""
+    found = power_modes(machine.root) if machine.board.is_jetson else None
+    if found is None:
+        return None
+    names = ", ".join(f"{mode.number} {mode.name}" for mode in found.offered)
+    text = f"{names}, by {found.configuration}; a name caps clocks, not watts"
+    if found.has_super_beside:
+        text += "; Super modes need a board flashed with its Super configuration"
+    if any(mode.name == "MAXN_SUPER" for mode in found.offered) and "Orin Nano" in machine.board.name:
+        text += "; 25W did 8 to 35 % more work per joule than MAXN_SUPER"
+    return Finding("power modes", text)
+
+
+def over_current(machine: Machine) -> Finding | None:
+    """Say how often the board has slowed itself down since its boot; None where it does not count that."""
+    found = over_current_events(machine.root) if machine.board.is_jetson else None
+    if found is None:
+        return None
+    text = f"{found} since the boot"
+    if not found.total:
+        return Finding("over-current", text)
+    cure = (
+        "take a supply and a cable that hold the board's voltage under load"
+        if found.under_voltage
+        else "choose a lower power mode (sudo nvpmodel -m NUMBER), or a supply with more current"
+    )
+    return Finding("over-current", text, "warning", f"{cure}: each event slows the board down for a moment")
+
+
 def clock(machine: Machine) -> Finding | None:
     """Say whether clocks are locked; None on anything but a Jetson."""
     if not machine.board.is_jetson:
@@ -85,20 +112,6 @@ def clock(machine: Machine) -> Finding | None:
     return Finding("clocks", f"not locked: {text}", "warning", cure)
 
 
-def memory(machine: Machine) -> Finding | None:
-    """Say what memory is left; None if the kernel does not report it."""
-    found = memory_bytes(machine.root)
-    if not {"MemTotal", "MemAvailable"} <= found.keys():
-        return None
-    total_gb, available_gb = (found[name] / 1e9 for name in ("MemTotal", "MemAvailable"))
-    text = f"{available_gb:.1f} of {total_gb:.1f} GB available{_swaps(machine.root)}"
-    # ONNX Runtime optimises a graph in tens of MB: only a TensorRT builder is this hungry.
-    if not machine.board.is_jetson or available_gb >= BUILDER_MEMORY_GB:
-        return Finding("memory", text)
-    cure = f"free {BUILDER_MEMORY_GB:g} GB for TensorRT's builder: sudo systemctl isolate multi-user ends the desktop"
-    return Finding("memory", text, "warning", cure)
-
-
 def disk(store: Path, free_bytes: int) -> Finding:
     """Say whether the disk of the engine store has room."""
     free_gb = free_bytes / 1e9
@@ -106,12 +119,3 @@ def disk(store: Path, free_bytes: int) -> Finding:
     if free_gb >= STORE_ROOM_GB:
         return Finding("disk", text)
     return Finding("disk", text, "warning", "run devit engines prune, or choose another place with --store")
-
-
-def _swaps(root: Path) -> str:
-    """Sum up ``/proc/swaps``; zram is memory itself, compressed, and no room beside it."""
-    sizes_bytes = {"zram": 0, "swap": 0}
-    for name, size_kb in re.findall(r"^(/\S*)\s+\S+\s+(\d+)", read_text(root / "proc/swaps"), re.MULTILINE):
-        sizes_bytes["zram" if name.startswith("/dev/zram") else "swap"] += int(size_kb) * 1024
-    found = [f"{kind} {size_bytes / 1e9:.1f} GB" for kind, size_bytes in sizes_bytes.items() if size_bytes]
-    return "".join(f", {each}" for each in found) or ", no swap"

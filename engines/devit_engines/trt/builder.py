@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from devit_contract.errors import EngineError
+from devit_contract.machine import more_memory
 from devit_engines.engine import CannotCompileError
 from devit_engines.trt.request import BuildRequest, Built
 
@@ -124,7 +125,7 @@ class LoadedPlan:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(
-                f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: close other programs"
+                f"{name}: TensorRT {trt.__version__} makes no execution context{log.text()}: {more_memory()}"
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(each) for each in names]

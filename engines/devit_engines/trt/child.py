@@ -16,7 +16,7 @@ import msgspec
 
 from devit_contract.artefacts.files import write_bytes
 from devit_contract.errors import EngineError, InputError
-from devit_contract.machine import available_bytes
+from devit_contract.machine import available_bytes, more_memory
 from devit_engines.engine import CannotCompileError
 from devit_engines.trt.request import BuildRequest, Built, Report
 from devit_engines.trt.worker import REQUEST, RESULT, BuildFailed
@@ -66,7 +66,7 @@ def build_in_child(request: BuildRequest, report: Report, first_bytes: int | Non
                 report(0.0, notes[0])
     raise EngineError(
         f"{request.name}: the kernel killed the build twice, with {first >> 20} and {second >> 20} MiB of workspace: "
-        "close other programs or add swap, and try again"
+        f"{more_memory()}, and try again"
     )
 
 

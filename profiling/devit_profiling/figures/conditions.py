@@ -1,4 +1,4 @@
-"""The temperature and the clocks at which a device worked, read off its samples."""
+"""At which temperature and clocks a device worked, read off its samples, and what its board counted meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from statistics import median
 
 import msgspec
 import numpy as np
+from msgspec.structs import astuple
 
+from devit_contract.machine import OverCurrentEvents
 from devit_profiling.figures.energy import slope
 from devit_profiling.record.record import WINDOW, Phase
 from devit_profiling.sensor.sample import StampedSample
@@ -63,6 +65,30 @@ def throttling_warnings(clocks_mhz: Mapping[int, float]) -> list[str]:
         "have throttled, fix its clocks with jetson_clocks or cool it"
         for number, clock in clocks_mhz.items()
         if clock < (1 - _MAX_CLOCK_DROP) * top_mhz
+    ]
+
+
+def over_current(phases: Sequence[Phase], device: str) -> dict[int, OverCurrentEvents]:
+    """Count the events in each window among the phases; absent where the device's board or agent does not."""
+    found = {}
+    for phase in phases:
+        if phase.kind == WINDOW:
+            start, end = (boundary.snapshots[device].over_current for boundary in (phase.start, phase.end))
+            events = end.since(start) if end is not None else None
+            if events is not None:
+                found[phase.number] = events
+    return found
+
+
+def over_current_warnings(events: Mapping[int, OverCurrentEvents]) -> list[str]:
+    """Warn of windows in which the board slowed itself down, in one sentence."""
+    numbers = [str(number) for number, each in events.items() if each.total]
+    if not numbers:
+        return []
+    total = OverCurrentEvents(*map(sum, zip(*map(astuple, events.values()), strict=True)))
+    return [
+        f"{WINDOW} {', '.join(numbers)}: the board slowed itself down ({total}): choose a lower power mode, or a "
+        "supply that holds voltage and current"
     ]
 
 

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from devit_profiling.figures.conditions import Conditions, conditions, throttling_warnings
+from devit_contract.machine import OverCurrentEvents
+from devit_profiling.figures.conditions import (
+    Conditions,
+    conditions,
+    over_current,
+    over_current_warnings,
+    throttling_warnings,
+)
 from devit_profiling.figures.energy import Minimum, WindowEnergy, resolution_w
 from devit_profiling.figures.idle import IdlePower, PhaseIntegrator, PhasePower, drift_warning, idle_power
 from devit_profiling.figures.interval import NORMAL_95, Estimate, StepError, estimate, mean_step_error
@@ -75,10 +82,18 @@ class DeviceEnergy(msgspec.Struct, frozen=True):
     conditions: Conditions = Conditions()
     is_calibrated: bool = False
     """Whether the total was corrected by a line fitted to an external meter."""
+    over_current: dict[int, OverCurrentEvents] = {}
+    """By window: how often the board slowed itself down; absent where that is not counted, and in older runs."""
 
 
 def device_energy(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle: bool = False) -> DeviceEnergy:
     """Measure one device in one scenario, given its phases in their order; ``is_idle``: nothing runs in the windows."""
+    energy, events = _measured(power, phases, plan, is_idle=is_idle), over_current(phases, power.device.name)
+    warnings = (*energy.warnings, *over_current_warnings(events))
+    return msgspec.structs.replace(energy, over_current=events, warnings=warnings)
+
+
+def _measured(power: Power, phases: Sequence[Phase], plan: Plan, *, is_idle: bool) -> DeviceEnergy:
     name = power.device.name
     if power.not_measured or power.board is None:
         return DeviceEnergy(name, power.is_simulated, "", power.not_measured)

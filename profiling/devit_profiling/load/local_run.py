@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import structs
 
 from devit_contract.errors import EnergyError
-from devit_contract.machine import board_compatible, board_model
+from devit_contract.machine import board_compatible, board_model, over_current_events
 from devit_contract.wire.codec import State
 from devit_contract.wire.messages import Description, DeviceTiming, Mark
 from devit_engines.bench.child import EngineChild, Ready, TimedRun
@@ -65,6 +65,7 @@ class LocalMeasurement:
         self._calibration: Calibration | None = None
         self._inferences = 0
         self._busy_ns = 0
+        self._over_current = over_current_events()
 
     def measure(self, scenario: Scenario, engine_command: Sequence[str], show: Callable[[str], None]) -> None:
         """Load an engine, and take it through all phases of a scenario; ``show`` is told each phase as it begins.
@@ -174,7 +175,7 @@ class LocalMeasurement:
             self._end_phase(scenario, kind, OUTSIDE, start, time.monotonic_ns())
 
     def _work(self, scenario: Scenario, kind: PhaseKind, number: int, runs: Sequence[TimedRun]) -> None:
-        start = self._boundary(runs[0].start_ns)
+        start = self._moment(runs[0].start_ns)
         for run in runs:
             sent_ns = run.start_ns
             for taken_us in run.taken_us:
@@ -188,8 +189,13 @@ class LocalMeasurement:
         self.phases.append(Phase(scenario.name, kind, number, start, self._boundary(end_ns)))
 
     def _boundary(self, at_ns: int) -> Boundary:
-        """Mark a moment: engine, sampler and this process share a clock."""
-        snapshot = Mark(at_ns, self._inferences, self._busy_ns)
+        """Mark this moment."""
+        self._over_current = over_current_events()
+        return self._moment(at_ns)
+
+    def _moment(self, at_ns: int) -> Boundary:
+        """Mark a moment after the last boundary: engine, sampler and this process share a clock."""
+        snapshot = Mark(at_ns, self._inferences, self._busy_ns, over_current=self._over_current)
         return Boundary(at_ns, {self._name: snapshot}, {self._name: (at_ns, at_ns)})
 
     def _row(self, scenario: Scenario, window: int, taken_us: int, sent_ns: int) -> AnswerRow:

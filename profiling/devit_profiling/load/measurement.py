@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from devit_contract.artefacts.fleet import Device
+from devit_contract.machine import over_current_events
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Answer, Client, Picture
 from devit_contract.wire.messages import Mark, PowerLine
@@ -196,7 +197,8 @@ class Measurement:
             asked_ns[device.name] = (before_ns, time.monotonic_ns())
         self.sampling.collect()
         now_ns = time.monotonic_ns()
-        snapshots[NODE] = Mark(now_ns, self._answered, 0)  # this machine's own, for the node's power where it runs here
+        # This machine's own, for the node's power where it runs here.
+        snapshots[NODE] = Mark(now_ns, self._answered, 0, over_current=over_current_events())
         return Boundary(now_ns, snapshots, asked_ns)
 
 

@@ -11,7 +11,15 @@ from devit_profiling.figures.evidence import Evidence
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.record.record import Recording
 from devit_profiling.report import number_format, summary, thermal
-from devit_profiling.report.plots import PHASE_COLOURS, energy_svg, histogram_svg, latency_svg, parts_svg, power_svg
+from devit_profiling.report.plots import (
+    OVER_CURRENT_COLOUR,
+    PHASE_COLOURS,
+    energy_svg,
+    histogram_svg,
+    latency_svg,
+    parts_svg,
+    power_svg,
+)
 from devit_profiling.report.warning_list import AT_REST, cut_short_text, warnings
 
 
@@ -35,7 +43,7 @@ def render_html(report: Report, evidence: Evidence) -> str:
         latency_plot=_latency_plot(evidence.recording),
         arrival_plots=_arrival_plots(evidence.recording),
         parts_plot=_parts_plot(report),
-        colours=PHASE_COLOURS,
+        colours=PHASE_COLOURS | {"over-current": OVER_CURRENT_COLOUR},
     )
 
 

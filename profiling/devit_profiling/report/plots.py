@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from devit_profiling.figures.answers import TimeParts
+from devit_profiling.figures.conditions import over_current
 from devit_profiling.figures.interval import Estimate
 from devit_profiling.figures.joules import DeviceEnergy
 from devit_profiling.figures.power import Power, rail_names
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PHASE_COLOURS = {IDLE: "#cfe3f7", IDLE_AFTER: "#cfe3f7", WARM_UP: "#fde9c4", WINDOW: "#d5efd3"}
 """Of the bands; the page's key takes them from here."""
+OVER_CURRENT_COLOUR = "#b3261e"
+_EDGE = 0.96
 _RAIL_COLOURS = ("#c44e52", "#4c72b0", "#dd8452", "#8172b3", "#64b5cd")
 _CURVE_COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 _PART_COLOURS = ("#b8b8b8", "#8172b3", "#4c72b0", "#c44e52", "#55a868")
@@ -39,7 +42,10 @@ _WIDTH_IN = 6.6
 
 
 def power_svg(name: str, power: Power, phases: Sequence[Phase], axis: TimeAxis) -> str:
-    """Draw a device's rails and total over the whole run, with a shaded band for each phase; from one sample on."""
+    """Draw a device's rails and total over the whole run, with a shaded band for each phase; from one sample on.
+
+    Windows in which the board slowed itself down have a red edge at the top.
+    """
     device, samples = power.device.name, power.log.samples
     with open_canvas(name, height_in=3.0) as canvas:
         axes = canvas.axes
@@ -215,6 +221,8 @@ def _shade(axes: Axes, device: str, phases: Sequence[Phase], axis: TimeAxis) -> 
         start_s, end_s = (axis.device_s(device, at_ns) for at_ns in phase.span_ns(device))
         if phase.kind != SETTLE:
             axes.axvspan(start_s, end_s, facecolor=PHASE_COLOURS[phase.kind], edgecolor="white", linewidth=1.0)
+        if any(events.total for events in over_current([phase], device).values()):
+            axes.axvspan(start_s, end_s, ymin=_EDGE, facecolor=OVER_CURRENT_COLOUR, edgecolor="white", linewidth=1.0)
         if phase.scenario not in named:
             named.add(phase.scenario)
             spot = axes.get_xaxis_transform()

@@ -23,7 +23,7 @@ POWER_HEADER = ("device", "t_s", "rail", "power_mw", "source")
 WINDOWS_HEADER = (
     *("device", "scenario", "window", "t_s", "duration_s", "inferences", "answers"),
     *("scope", "total_j", "above_idle_j", "total_j_per_inference", "above_idle_j_per_inference"),
-    *("mean_w", "peak_w", "idle_w", "samples", "coverage", "source"),
+    *("mean_w", "peak_w", "idle_w", "samples", "coverage", "source", "over_current_events"),
 )
 SENSOR, NO_SENSOR = "sensor", ""
 
@@ -45,7 +45,9 @@ def windows_csv(report: Report, evidence: Evidence) -> Iterator[bytes]:
                     clocks = _clock_cells(phase, energy.device, evidence.axis)
                     joules = _energy_cells(energy, windows.get(phase.number))
                     answers = given[scenario.name, phase.number]
-                    rows.append((energy.device, scenario.name, phase.number, *clocks, answers, *joules))
+                    events = energy.over_current.get(phase.number)
+                    counted = events.total if events is not None else ""
+                    rows.append((energy.device, scenario.name, phase.number, *clocks, answers, *joules, counted))
     return csv_bytes(WINDOWS_HEADER, rows)
 
 

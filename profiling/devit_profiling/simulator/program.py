@@ -19,6 +19,7 @@ from pathlib import Path
 
 from devit_profiling.sensor.board_table import BOARDS, ORIN_NANO
 from devit_profiling.simulator.board import SIMULATED_BOARDS, SimulatedBoard
+from devit_profiling.simulator.over_current import SimulatedCounters
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -67,20 +68,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.SIG_DFL)
     board = SimulatedBoard(BOARDS[options.board], seed=options.seed, started=datetime.now())
     watch_pid = os.getppid() if options.watch_pid is None else options.watch_pid
-    print_lines(board, period_s(options.interval, options.seed), watch_pid, time.monotonic())
+    counters = SimulatedCounters(options.root, options.over_current) if options.root is not None else None
+    print_lines(board, period_s(options.interval, options.seed), watch_pid, time.monotonic(), counters)
     return 0
 
 
-def print_lines(board: SimulatedBoard, interval_s: float, watch_pid: int, started_s: float) -> None:
+def print_lines(
+    board: SimulatedBoard,
+    interval_s: float,
+    watch_pid: int,
+    started_s: float,
+    counters: SimulatedCounters | None = None,
+) -> None:
     """Print a line every interval, as busy as the watched process is, from ``started_s`` on the monotonic clock."""
     cpu = CpuLoad(watch_pid)
     cpu.share(0.0)
-    due_s = interval_s
+    due_s, last_s = interval_s, 0.0
     while not _reader_left(until_s=started_s + due_s):
         now_s = time.monotonic() - started_s
         load = cpu.share(now_s)
         if load is None:
             return
+        if counters is not None:
+            counters.work(now_s - last_s, load)
+        last_s = now_s
         sys.stdout.write(board.line(now_s, load) + "\n")
         sys.stdout.flush()
         due_s = max(due_s + interval_s, now_s)  # lines that are missed are not made up for
@@ -123,6 +134,19 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         metavar="PID",
         help="process whose CPU time is the GPU's load and whose end is the end (default: the parent process)",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where sys is written with counters of over-current events (default: nowhere)",
+    )
+    parser.add_argument(
+        "--over-current",
+        type=float,
+        default=0.9,
+        metavar="LOAD",
+        help="least load of the GPU, 0 to 1, that causes over-current events (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: 0)")
     return parser

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import WireError
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
 from devit_contract.wire.messages import (
     AnswerBody,
@@ -51,6 +52,8 @@ VALUES: tuple[msgspec.Struct, ...] = (
     ControlReply(status=STATUS),
     ControlReply(description=Description("board", "36.4.0", "ort", "tegrastats", 1)),
     ControlReply(mark=Mark(1, 2, 3)),
+    ControlReply(mark=Mark(1, 2, 3, over_current=OverCurrentEvents(0, 15, 37))),
+    ControlReply(over_current=OverCurrentEvents(1, 2, 3)),
     ControlReply(error="why"),
     ControlReply(sampling=SamplingCost(10.5, 0.25, 0.125)),
     ControlReply(sampling=SamplingCost(10.5, None, 0.125)),
@@ -72,6 +75,25 @@ def test_a_text_that_utf_8_cannot_hold_is_escaped_in_a_body() -> None:
     assert read_body(message, ControlReply) == ControlReply(error="M\\xfcller.png, M\u00fcller.png", mark=Mark(1, 2, 3))
     answer = AnswerBody(b"\xff\x00", (), {1: MissingReason.ABSENT}, 1, 2, 3)
     assert read_body(Message(Kind.ANSWER, Dtype.BODY, payload=body(answer)), AnswerBody) == answer
+
+
+def test_what_a_ping_brings_is_skipped_by_older_peers_and_absent_from_them() -> None:
+    """Either side of a link may be the older one."""
+
+    class OlderReply(msgspec.Struct, frozen=True):
+        error: str = ""
+
+    sent = Message(Kind.CONTROL, Dtype.BODY, payload=body(ControlReply(over_current=OverCurrentEvents(1, 2, 3))))
+    assert read_body(sent, OlderReply) == OlderReply()
+    older = Message(Kind.CONTROL, Dtype.BODY, payload=body(OlderReply()))
+    assert read_body(older, ControlReply).over_current is None
+
+
+def test_counts_below_zero_are_no_body() -> None:
+    counts = {"over_current": {"under_voltage": 0, "average": 0, "instantaneous": -1}}
+    message = Message(Kind.CONTROL, Dtype.BODY, payload=msgspec.msgpack.encode(counts))
+    with pytest.raises(WireError, match="expected a ControlReply"):
+        read_body(message, ControlReply)
 
 
 def test_a_body_of_a_newer_version_with_one_more_field_is_read() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.messages import Mark, PowerLine
 from devit_profiling.figures.analysis import analyse
 from devit_profiling.figures.evidence import Evidence
@@ -111,3 +112,31 @@ def test_samples_whose_clock_goes_backwards_are_dropped_and_told(fake_run: FakeR
     assert any(flag.endswith("1 power samples dropped because their stamps did not rise") for flag in energy.warnings)
     assert energy.total_j_per_inference is not None
     assert energy.total_j_per_inference.mean == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("idle_mw", [4000, None])
+def test_windows_in_which_the_board_slowed_itself_down_are_counted_and_warned_of(
+    fake_run: FakeRun, idle_mw: int | None
+) -> None:
+    """Events before and after the windows do not count; a device without a sensor is warned of too."""
+    energy = energy_of(fake_run.changed(window_events=(0, 37), idle_mw=idle_mw))
+    assert energy.over_current == {1: OverCurrentEvents(), 2: OverCurrentEvents(0, 0, 37)}
+    (warning,) = energy.warnings
+    assert warning.startswith("window 2: the board slowed itself down (37 instantaneous over-current): choose a lower")
+
+
+def test_a_board_that_counts_no_events_or_none_in_windows_is_not_warned_of(fake_run: FakeRun) -> None:
+    assert energy_of(fake_run).over_current == {}
+    quiet = energy_of(fake_run.changed(window_events=(0, 0)))
+    assert quiet.over_current == {1: OverCurrentEvents(), 2: OverCurrentEvents()}
+    assert not quiet.warnings
+
+
+def test_the_events_of_several_windows_are_one_warning(fake_run: FakeRun) -> None:
+    (warning,) = energy_of(fake_run.changed(window_events=(3, 4))).warnings
+    assert warning.startswith("window 1, 2: the board slowed itself down (7 instantaneous over-current)")
+
+
+def test_events_of_a_board_that_was_rebooted_in_a_window_are_unknown(fake_run: FakeRun) -> None:
+    """Counters run since the boot: a fall is no number of events."""
+    assert energy_of(fake_run.changed(window_events=(-5, 2))).over_current == {2: OverCurrentEvents(0, 0, 2)}

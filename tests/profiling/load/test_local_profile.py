@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -16,11 +17,13 @@ from typer.testing import CliRunner
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EnergyError, InputError
+from devit_contract.machine import OverCurrentEvents
 from devit_contract.service.progress import no_progress
 from devit_engines.bench.child import engine_command
 from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
 from devit_profiling.cli import app
+from devit_profiling.load import local_run
 from devit_profiling.load.local_profile import measure_local
 from devit_profiling.record.record import IDLE, IDLE_AFTER, WARM_UP, WINDOW, Plan
 from devit_profiling.record.run_folder import read_recording
@@ -133,6 +136,21 @@ def test_engine_of_this_machine_has_joules_and_milliseconds_without_a_node(tmp_p
     assert [row[0] for row in summary_rows(report)] == ["local"]
     assert report.not_measured == ("node and network: not involved, as this machine alone was measured",)
     assert "no network, no fusion" in (folder / HTML_FILE).read_text()
+
+
+def test_events_of_a_loaded_window_are_counted_from_the_end_of_the_phase_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine runs in another process, so a phase is noted when it has ended."""
+    counts = itertools.count(1)
+    monkeypatch.setattr(local_run, "over_current_events", lambda: OverCurrentEvents(0, 0, next(counts)))
+    plan = structs.replace(SHORT, has_power=False, idle_s=0.05, warm_up_s=0.05, duration_s=0.05)
+    folder = measure_local(engine_command(TINY, 1, None, 1, "busy:5"), 1, plan, tmp_path, no_progress)
+    warm_up, *windows = [phase for phase in read_recording(folder).run.phases if phase.kind in (WARM_UP, WINDOW)]
+    for before, window in zip((warm_up, *windows), windows, strict=False):
+        assert window.start.snapshots["local"].over_current == before.end.snapshots["local"].over_current
+    (energy,) = write_report(folder).scenarios[0].energies
+    assert energy.over_current == dict.fromkeys((1, 2), OverCurrentEvents(0, 0, 1))
 
 
 @pytest.mark.system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -288,3 +289,30 @@ def test_summary_has_a_row_per_device_and_one_for_the_cell(
     ]
     simulated = replace(two_devices, devices=(make_device(simulated_board="agx-orin", model="x86_64"),))
     assert summary_rows(analyse(Evidence.of(simulated.recording())))[0][1] == "AGX Orin (guessed, SIMULATED)"
+
+
+def test_the_page_marks_windows_in_which_the_board_slowed_itself_down(fake_run: FakeRun) -> None:
+    """In the table of windows, in the figures of the scenario, and as a red edge of the window's band in the plot."""
+    pages = {}
+    for events in (None, (0, 0), (0, 37)):
+        evidence = Evidence.of(fake_run.changed(window_events=events).recording())
+        pages[events] = render_html(analyse(evidence), evidence)
+    assert "37 instantaneous over-current</td>" in pages[0, 37]
+    assert '<th scope="row">Over-current events in the windows</th><td class="number">37</td>' in pages[0, 37]
+    assert '<th scope="row">Over-current events in the windows</th><td class="number">0</td>' in pages[0, 0]
+    edges = [pages[events].count("fill: #b3261e") for events in (None, (0, 0), (0, 37))]
+    assert edges == [0, 0, 1]
+
+
+def test_a_run_of_an_earlier_version_has_a_report_without_events(fake_run: FakeRun, tmp_path: Path) -> None:
+    """Its snapshots have no such field."""
+    folder = fake_run.changed(window_events=(0, 37)).write(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    for phase in record["phases"]:
+        for boundary in (phase["start"], phase["end"]):
+            for snapshot in boundary["snapshots"].values():
+                assert snapshot.pop("over_current") is not None
+    (folder / "run.json").write_text(json.dumps(record))
+    (scenario,) = write_report(folder).scenarios
+    assert scenario.energies[0].over_current == {}
+    assert scenario.energies[0].total_j_per_inference is not None

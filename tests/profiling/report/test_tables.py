@@ -143,3 +143,10 @@ def test_requests_are_recorded_with_their_time(recorded_run: Path) -> None:
         for boundary in (phase.start, phase.end):
             for before_ns, behind_ns in boundary.asked_ns.values():
                 assert before_ns < behind_ns <= boundary.host_ns
+
+
+def test_a_window_says_how_many_over_current_events_its_board_counted(two_devices: FakeRun) -> None:
+    """The second device counts none: its cells are empty, not zero."""
+    found = windows(two_devices.changed(window_events=(0, 37)).recording())
+    counted = [(row["device"], row["window"], row["over_current_events"]) for row in found]
+    assert counted == [("jetson1", "1", "0"), ("jetson1", "2", "37"), ("jetson2", "1", ""), ("jetson2", "2", "")]
