@@ -181,13 +181,15 @@ class Scheduler:
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
-        dues_ns = [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
-        if self._courses.withdrawn:
-            dues_ns.append(self._courses.withdrawn[0][0])
-        choice_ns = self._choices.due_ns()
-        if choice_ns is not None:
-            dues_ns.append(choice_ns)
-        return min(dues_ns, default=None)
+        due_ns, withdrawn = self._join.next_deadline_ns(), self._courses.withdrawn
+        for other_ns in (
+            self.answers.due_ns(),
+            self._choices.due_ns(),
+            withdrawn[0][0] if withdrawn else None,
+        ):
+            if other_ns is not None and (due_ns is None or other_ns < due_ns):
+                due_ns = other_ns
+        return due_ns
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
