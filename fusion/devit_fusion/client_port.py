@@ -26,7 +26,7 @@ from devit_contract.wire.codec import (
     unpack,
 )
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
-from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
+from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_all_routed, send_routed
 from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
 from devit_fusion.pace import LEAST_BYTES
@@ -127,11 +127,7 @@ class ClientPort:
 
     def receive(self) -> Iterator[Request | ClientQuestion]:
         """Take what has come, without waiting; refuse invalid messages."""
-        for _ in range(_BURST):
-            try:
-                client, frame, surplus = receive_routed(self.socket)
-            except zmq.Again:
-                return
+        for client, frame, surplus in receive_all_routed(self.socket, _BURST):
             self.bytes_in += len(frame)
             peer = self.peers.of(client, frame, self.guard.delivered(frame))
             if peer is None:

@@ -34,7 +34,7 @@ from devit_contract.wire.sockets import (
     Context,
     Sent,
     bind_router,
-    receive_routed,
+    receive_all_routed,
     send_routed,
 )
 from devit_contract.wire.words import MissingReason, Question
@@ -141,11 +141,7 @@ class DevicePort:
 
     def receive(self, handler: DeviceHandler) -> None:
         """Take what has come, without waiting."""
-        for _ in range(_BURST):
-            try:
-                route, frame, surplus = receive_routed(self.socket)
-            except zmq.Again:
-                return
+        for route, frame, surplus in receive_all_routed(self.socket, _BURST):
             self.bytes_in += len(frame)
             peer = self.peers.of(route, frame, self.guard.delivered(frame))
             if peer is None:

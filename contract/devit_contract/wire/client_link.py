@@ -59,7 +59,8 @@ class ClientLink:
         )
         self._reach = Reach(self.socket, endpoint)
         self._waiter = Waiter()
-        self._waiter.add_socket(self.socket)
+        self._descriptor = self._waiter.add_socket(self.socket)
+        self._has_come = False
         self._waiter.add(self._monitor.descriptor)
         self._failed_handshakes = 0
         self._retry_s = math.inf
@@ -88,6 +89,7 @@ class ClientLink:
         finally:
             if wake is not None:
                 self._waiter.remove(wake)
+        self._has_come = self._descriptor in ready
         if self._monitor.descriptor in ready:
             self._read_monitor()
         if time.monotonic() >= self._retry_s:
@@ -110,12 +112,12 @@ class ClientLink:
         self._waiter.wants_room = wanted
 
     def receive(self) -> Iterator[Message]:
-        """Take what has come, without waiting.
+        """Take what :meth:`wait` has found.
 
         Raises:
             WireError: The bytes are no message.
         """
-        while is_readable(self.socket):
+        while self._has_come and is_readable(self.socket):
             yield unpack(self.socket.recv(_NOW))
 
     def _read_monitor(self) -> None:

@@ -314,9 +314,16 @@ def _pack_longer(message: Message, more: bytes) -> bytes:
 
 
 def _head(message: Message, header_bytes: int = HEADER.size) -> bytes:
-    dims, after_device = message.dims, msgspec.structs.astuple(message)[5:-2]
-    first = MAGIC, message.minor, message.kind, header_bytes, message.dtype, len(dims), message.device
-    return HEADER.pack(*first, *dims, *_NO_DIMS[len(dims) :], *after_device, len(message.payload), 0)[:_CRC_OFFSET]
+    (
+        kind, dtype, dims, payload, device, revision, mask, state, reason,
+        run_id, frame_id, boot_id, dispatch_ns, deadline, queue, decode, inference, age, _, minor,
+    ) = msgspec.structs.astuple(message)  # fmt: skip
+    ndim = len(dims)
+    first, second, third, fourth = dims if ndim == 4 else (*dims, *_NO_DIMS[ndim:])
+    return HEADER.pack(
+        MAGIC, minor, kind, header_bytes, dtype, ndim, device, first, second, third, fourth, revision, mask, state,
+        reason, run_id, frame_id, boot_id, dispatch_ns, deadline, queue, decode, inference, age, len(payload), 0,
+    )[:_CRC_OFFSET]  # fmt: skip
 
 
 class _Label(NamedTuple):

@@ -328,6 +328,18 @@ def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
     return route, frame, surplus
 
 
+def receive_all_routed(socket: Socket, most: int) -> Iterator[tuple[bytes, zmq.Frame, int]]:
+    """Take what has come as :func:`receive_routed` does, so many messages at most."""
+    for count in range(most):
+        if count == 1 and not is_readable(socket):  # one comes alone most often, and then a look costs less
+            return
+        try:
+            received = receive_routed(socket)
+        except zmq.Again:
+            return
+        yield received
+
+
 class Sent(enum.Enum):
     """What became of a message of :func:`send_routed`."""
 
