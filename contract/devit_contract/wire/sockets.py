@@ -311,6 +311,14 @@ def is_readable(socket: Socket) -> bool:
     return isinstance(events, int) and events & _READABLE != 0
 
 
+def receive_all(socket: Socket) -> Iterator[zmq.Frame]:
+    """Take what has come, each message of one frame, without waiting; to be called when something has."""
+    with suppress(zmq.Again):
+        yield socket.recv(_NOW, copy=False)
+    while is_readable(socket):
+        yield socket.recv(_NOW, copy=False)
+
+
 def receive_routed(socket: Socket) -> tuple[bytes, zmq.Frame, int]:
     """Take one message of a ROUTER without waiting: route, first frame, and how many frames came after it.
 
