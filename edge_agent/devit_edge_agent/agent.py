@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import zmq
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import check_image
@@ -23,6 +22,7 @@ from devit_contract.machine import over_current_events
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
 from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
+from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
 from devit_edge_agent.baseline_model import BaselineModel
 from devit_edge_agent.loading import Loaded, Settings, describe
@@ -94,11 +94,12 @@ class EdgeAgent(Closing):
         self._power = PowerFeed(self._config.tegrastats)
         self._over_current = OverCurrentWatch(Path(self._config.root))
         self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
-        self._poller = zmq.Poller()
-        for readable in (self._uplink.socket, self._uplink.monitor.descriptor, self._swap.fileno()):
-            self._poller.register(readable, zmq.POLLIN)
+        self._waiter = Waiter()
+        self._link_descriptor = self._waiter.add_socket(self._uplink.socket)
+        self._waiter.add(self._uplink.monitor.descriptor)
+        self._waiter.add(self._swap.fileno())
         if source is not None and source.fileno() >= 0:
-            self._poller.register(source.fileno(), zmq.POLLIN)
+            self._waiter.add(source.fileno())
         self._supervisor.starting("waiting for the node")
 
     def close(self) -> None:
@@ -135,11 +136,11 @@ class EdgeAgent(Closing):
 
     def _turn(self) -> None:
         is_busy = (self._queue and not self._uplink.is_introducing) or self._questions
-        ready = {readable for readable, _ in self._poller.poll(0 if is_busy else self._idle_poll_ms)}
+        ready = self._waiter.wait(0 if is_busy else self._idle_poll_ms)
         self._supervisor.alive()
         if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):
             self._unlinked("waiting for the node")
-        if self._uplink.socket in ready:
+        if self._link_descriptor in ready:
             self._receive()
         if self._questions:  # one a turn: frames and signs of life come between
             self._control(self._questions.popleft())
@@ -359,7 +360,7 @@ class EdgeAgent(Closing):
         if question is Question.BASELINE:
             return ControlReply(baseline=baseline.ask(control.step, self._loaded))
         if question is Question.SAMPLE_START:
-            self._power.start(control.interval_ms, self._poller)
+            self._power.start(control.interval_ms, self._waiter)
         elif question is Question.SAMPLE_STOP:
             self._power.stop()
             return ControlReply(sampling=self._power.cost)

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import zmq
-
 from devit_contract.errors import EnergyError
 from devit_contract.wire.messages import SamplingCost, Telemetry
+from devit_contract.wire.waiting import Waiter
 
 if TYPE_CHECKING:
     from devit_profiling.sensor.sampler import PowerSampler
@@ -19,7 +18,7 @@ _MAX_LINES = 8
 
 
 class PowerFeed:
-    """At most one running sampler, watched by the agent's poller."""
+    """At most one running sampler, watched by the agent's loop."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Keep the command; empty means that this device has no sensor."""
@@ -29,9 +28,9 @@ class PowerFeed:
         self._sampler: PowerSampler | None = None
         self._reader_cpu_ns = 0
         self._descriptor = -1
-        self._poller: zmq.Poller | None = None
+        self._waiter: Waiter | None = None
 
-    def start(self, interval_ms: int, poller: zmq.Poller) -> None:
+    def start(self, interval_ms: int, waiter: Waiter) -> None:
         """Start sampling; a running sampling ends first.
 
         Raises:
@@ -46,14 +45,14 @@ class PowerFeed:
         from devit_profiling.sensor.sampler import PowerSampler
 
         sampler = PowerSampler(self._command, interval_ms).__enter__()
-        self._sampler, self._descriptor, self._poller = sampler, sampler.fileno(), poller
+        self._sampler, self._descriptor, self._waiter = sampler, sampler.fileno(), waiter
         self._reader_cpu_ns = 0
-        poller.register(self._descriptor, zmq.POLLIN)
+        waiter.add(self._descriptor)
 
     def stop(self) -> None:
         """Stop sampling, if it runs; lines that were not fed are dropped."""
-        if self._sampler is not None and self._poller is not None:
-            self._poller.unregister(self._descriptor)
+        if self._sampler is not None and self._waiter is not None:
+            self._waiter.remove(self._descriptor)
             self._sampler.leave()  # a child may take two seconds to go, and frames do not wait for that
             self.cost = self._sampler.cost(self._reader_cpu_ns / 1e9)
             self._sampler = None

@@ -34,8 +34,8 @@ from devit_contract.wire.sockets import (
     NO_LINK,
     WRONG_PORT,
     connect_dealer,
-    is_readable,
     open_context,
+    receive_all,
 )
 
 _HELLO_NS = 1_000_000_000
@@ -141,8 +141,7 @@ class Uplink:
         Raises:
             RefusedError: The node refuses this device.
         """
-        while is_readable(self.socket):
-            frame = self.socket.recv(_NOW, copy=False)
+        for frame in receive_all(self.socket):
             self._heard_ns = time.monotonic_ns()
             try:
                 message = unpack(frame.buffer)

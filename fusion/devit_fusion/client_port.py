@@ -26,7 +26,7 @@ from devit_contract.wire.codec import (
     unpack,
 )
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
-from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_routed, send_routed
+from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_all_routed, send_routed
 from devit_fusion.events import Events
 from devit_fusion.flood import FloodGuard
 from devit_fusion.pace import LEAST_BYTES
@@ -40,6 +40,8 @@ _CONNECTIONS, _REFUSED_CONNECTIONS = 16, 4
 """Of one key: a desk's commands, a gateway, benchmarks; and those that are told that they are too many."""
 _MAX_QUESTION_BYTES = 4096
 """Questions are kept until agents reply."""
+_REQUEST, _UINT8 = Kind.REQUEST, Dtype.UINT8
+"""As plain names: the enum class costs a look-up in its metaclass at each use."""
 _POLICIES: dict[int, Policy] = {
     RequestPolicy.ALL: "all",
     RequestPolicy.CERTAIN: "certain",
@@ -127,11 +129,7 @@ class ClientPort:
 
     def receive(self) -> Iterator[Request | ClientQuestion]:
         """Take what has come, without waiting; refuse invalid messages."""
-        for _ in range(_BURST):
-            try:
-                client, frame, surplus = receive_routed(self.socket)
-            except zmq.Again:
-                return
+        for client, frame, surplus in receive_all_routed(self.socket, _BURST):
             self.bytes_in += len(frame)
             peer = self.peers.of(client, frame, self.guard.delivered(frame))
             if peer is None:
@@ -182,18 +180,12 @@ class ClientPort:
         if not self.peers.is_served(peer):
             text = f"{peer.name}: expected at most {_CONNECTIONS} connections with one key, found more: end some"
             raise WireError("connections", text)
-        if message.kind is Kind.CONTROL:
-            if len(message.payload) > _MAX_QUESTION_BYTES:
-                raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
-            return ClientQuestion(peer.route, peer.name, message, read_body(message, Control))
-        if message.kind is Kind.HELLO:
-            raise WireError("kind", "this is the port of clients: devices connect to endpoint in fleet.toml")
-        if message.kind is not Kind.REQUEST:
-            raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")
-        shape = self._manifest.preprocess.shape
-        is_image = not message.is_file and message.dtype is not Dtype.NONE  # NONE: the devices' own sources
-        if is_image and (message.dtype not in (Dtype.UINT8, Dtype.ENCODED) or message.dims != shape):
-            found = f"{message.dtype.name.lower()} {message.dims}"
+        if message.kind is not _REQUEST:
+            return _question(peer, message)
+        dtype, shape = message.dtype, self._manifest.preprocess.shape
+        is_image = not message.is_file and dtype is not Dtype.NONE  # NONE: the devices' own sources
+        if is_image and ((dtype is not _UINT8 and dtype is not Dtype.ENCODED) or message.dims != shape):
+            found = f"{dtype.name.lower()} {message.dims}"
             raise WireError("shape", f"image: expected uint8 {shape} or a picture file, found {found}")
         pixels = self._pixels(message.payload) if message.is_file else 0
         coding = self._coding(message) if is_image else None
@@ -208,7 +200,7 @@ class ClientPort:
 
     def _coding(self, image: Message) -> ImageCoding | None:
         """Tell what an image travels as, and refuse a coded one that costs devices more than its pixels should."""
-        if image.dtype is Dtype.UINT8:
+        if image.dtype is _UINT8:
             return self._raw
         height, width, _ = image.dims
         try:
@@ -231,3 +223,13 @@ class ClientPort:
             kind, Dtype.BODY, payload=payload, reason=reason, run_id=asked.run_id, frame_id=asked.frame_id
         )
         send_routed(self.socket, client, pack(message))
+
+
+def _question(peer: Peer, message: Message) -> ClientQuestion:
+    if message.kind is Kind.CONTROL:
+        if len(message.payload) > _MAX_QUESTION_BYTES:
+            raise WireError("size", f"expected a question of at most {_MAX_QUESTION_BYTES} bytes")
+        return ClientQuestion(peer.route, peer.name, message, read_body(message, Control))
+    if message.kind is Kind.HELLO:
+        raise WireError("kind", "this is the port of clients: devices connect to endpoint in fleet.toml")
+    raise WireError("kind", f"expected REQUEST or CONTROL, found {message.kind.name}")

@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import zmq
@@ -34,7 +34,7 @@ from devit_contract.wire.sockets import (
     Context,
     Sent,
     bind_router,
-    receive_routed,
+    receive_all_routed,
     send_routed,
 )
 from devit_contract.wire.words import MissingReason, Question
@@ -60,7 +60,13 @@ _ALIVE_NS = 2_000_000_000
 _MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
 _WITHDRAWN = {Reason.WITHDRAWN: MissingReason.NOT_NEEDED}
 _SKIP_REASONS = {reason: MissingReason(reason.name.lower()) for reason in AGENT_SKIPS} | _WITHDRAWN
-_DTYPES: dict[FeatureDtype, Dtype] = {"float32": Dtype.FLOAT32, "float16": Dtype.FLOAT16}
+_DTYPES: dict[FeatureDtype, tuple[Dtype, np.dtype[Any]]] = {
+    "float32": (Dtype.FLOAT32, np.dtype("<f4")),
+    "float16": (Dtype.FLOAT16, np.dtype("<f2")),
+}
+_FLOAT32 = np.dtype(np.float32)
+_HELLO, _CONTROL, _TELEMETRY, _FEATURE = Kind.HELLO, Kind.CONTROL, Kind.TELEMETRY, Kind.FEATURE
+"""As plain names: the enum class costs a look-up in its metaclass at each use."""
 
 
 class DeviceHandler(Protocol):
@@ -127,18 +133,15 @@ class DevicePort:
         self._manifest = manifest
         self._run_id = run_id
         self._feature_dtype = feature_dtype
-        self._dtype = _DTYPES[feature_dtype]
+        self._dtype, self._numpy_type = _DTYPES[feature_dtype]
+        self._shapes = [(submodel.output_dim,) for submodel in manifest.submodels]
         self._plausible_squares = [norm * norm for norm in plausible_norms]
         self._probes_ns: list[int] = []  # a heap
         self._next_ping_ns = 0
 
     def receive(self, handler: DeviceHandler) -> None:
         """Take what has come, without waiting."""
-        for _ in range(_BURST):
-            try:
-                route, frame, surplus = receive_routed(self.socket)
-            except zmq.Again:
-                return
+        for route, frame, surplus in receive_all_routed(self.socket, _BURST):
             self.bytes_in += len(frame)
             peer = self.peers.of(route, frame, self.guard.delivered(frame))
             if peer is None:
@@ -239,24 +242,24 @@ class DevicePort:
 
     def _take(self, peer: Peer, link: Link | None, message: Message, now_ns: int, handler: DeviceHandler) -> None:
         kind = message.kind
-        if kind is Kind.HELLO:
+        if kind is _HELLO:
             self._greet(peer, message, now_ns, handler)
             return
         if link is None or link.hello is None or message.boot_id != link.boot_id:
-            if kind is Kind.REQUEST or kind is Kind.CONTROL:
+            if kind is Kind.REQUEST or kind is _CONTROL:
                 self._refuse_client(peer, message)
             raise WireError("boot", "expected HELLO first")
-        if kind is Kind.CONTROL:
+        if kind is _CONTROL:
             handler.replied(link, message.frame_id, read_body(message, ControlReply))
             return
-        if kind is Kind.TELEMETRY:
+        if kind is _TELEMETRY:
             if read_body(message, Telemetry).device != link.name:
                 raise WireError("body", f"{link.name}: expected its own samples")
             handler.samples_received(link, message.payload)
             return
         if message.run_id != self._run_id:
             raise WireError("run", f"{link.name}: expected run {self._run_id}, found {message.run_id}")
-        if kind is Kind.FEATURE:
+        if kind is _FEATURE:
             self._feature(link, message, now_ns, handler)
         elif kind is Kind.SKIP:
             why = _SKIP_REASONS.get(message.reason)
@@ -314,22 +317,22 @@ class DevicePort:
         return Reason.NAME, text
 
     def _feature(self, link: Link, message: Message, now_ns: int, handler: DeviceHandler) -> None:
-        expected = (self._manifest.submodels[link.index].output_dim,)
-        fits = message.dtype is self._dtype and message.dims == expected
-        feature = message.array().astype(np.float32, copy=False) if fits else None
-        if feature is None:
+        index = link.index
+        if message.dtype is not self._dtype or message.dims != self._shapes[index]:
             why = MissingReason.SHAPE
-        elif message.device != link.index:
+        elif message.device != index:
             why = MissingReason.DEVICE
         elif message.engine_revision != link.engine_revision:
             why = MissingReason.ENGINE
-        elif not math.isfinite(square := float(feature.dot(feature))):  # so is each number, and the answer, if this is
-            why = MissingReason.NONFINITE
-        elif square > self._plausible_squares[link.index]:
-            why = MissingReason.IMPLAUSIBLE
         else:
-            handler.feature_received(link, message.frame_id, feature, _timing(link, message, now_ns))
-            return
+            feature = np.frombuffer(message.payload, self._numpy_type)
+            if feature.dtype is not _FLOAT32:
+                feature = feature.astype(_FLOAT32)
+            square = float(feature.dot(feature))
+            if square <= self._plausible_squares[index]:  # so each number is finite, and the answer, if this is
+                handler.feature_received(link, message.frame_id, feature, _timing(link, message, now_ns))
+                return
+            why = MissingReason.IMPLAUSIBLE if math.isfinite(square) else MissingReason.NONFINITE
         link.rejected[why] += 1
         handler.frame_skipped(link, message.frame_id, why, is_counted=True)
 
@@ -388,12 +391,5 @@ def _timing(link: Link, message: Message, now_ns: int) -> DeviceTiming:
     if network_us < 0:
         network_us = 0
         queue_us, decode_us, inference_us = (min(us, round_trip_us) for us in (queue_us, decode_us, inference_us))
-    return DeviceTiming(
-        device=link.index,
-        network_us=network_us,
-        queue_us=queue_us,
-        decode_us=decode_us,
-        inference_us=inference_us,
-        arrival_us=round_trip_us,
-        capture_age_us=message.capture_age_us,
-    )
+    age_us = message.capture_age_us
+    return DeviceTiming(link.index, network_us, queue_us, decode_us, inference_us, round_trip_us, age_us)

@@ -45,8 +45,8 @@ class _Watched:
 
     connection: Connection | None
     """``None`` if it has gone already, or was shut."""
-    base_bytes: int
-    """Received when it was last known to have nothing unfinished."""
+    base_bytes: int | None
+    """Received when it was last known to have nothing unfinished, or a check later; ``None`` until then."""
     base_ns: int
     has_spoken: bool = False
     """Whether it has ever delivered a message."""
@@ -122,13 +122,14 @@ class FloodGuard:
     def _held_bytes(self, descriptor: int, now_ns: int) -> int:
         """Bytes of an unfinished message that libzmq may hold."""
         watched = self._watched[descriptor]
-        has_just_spoken = descriptor in self._spoke
-        watched.has_spoken |= has_just_spoken
+        if descriptor in self._spoke:  # so it is not asked for what it has received, which takes a while
+            watched.has_spoken, watched.base_bytes = True, None
+            return 0
         if watched.connection is None:
             return 0
         with suppress(OSError):  # libzmq has closed it, and its event is on its way
             received = _bytes_received(descriptor)
-            if has_just_spoken:
+            if watched.base_bytes is None:
                 watched.base_bytes, watched.base_ns = received, now_ns
             heartbeats_bytes = (now_ns - watched.base_ns) * _HEARTBEATS_BYTES_PER_S // 1_000_000_000
             held = received - watched.base_bytes - heartbeats_bytes

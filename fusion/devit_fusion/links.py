@@ -150,12 +150,13 @@ class Link:
             What was known of the frame; ``None`` if it was not in flight.
         """
         in_flight = self.in_flight
-        if frame_id not in in_flight:
+        flight = in_flight.get(frame_id)
+        if flight is None:
             return None
         # An agent works in order: one that was sent before and is not answered yet never will be.
         while len(in_flight) > 1 and (earlier := next(iter(in_flight))) != frame_id:
             self.pace.passed_over(in_flight.pop(earlier))
-        flight = in_flight.pop(frame_id)
+        del in_flight[frame_id]
         if flight.is_withdrawn:
             self.pace.released(flight, now_ns)
         elif timing is not None:

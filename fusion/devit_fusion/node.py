@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import zmq
-
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Fleet, load_fleet
 from devit_contract.artefacts.head import Fusion, FusionHead
@@ -27,6 +25,7 @@ from devit_contract.service.lifecycle import StopSignal, as_configured
 from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
+from devit_contract.wire.waiting import Waiter
 from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
@@ -38,7 +37,7 @@ from devit_fusion.links import Link
 from devit_fusion.questions import Questions
 from devit_fusion.revocation import Revocation
 
-_IDLE_POLL_MS = 200
+_IDLE_NS = 200_000_000
 """Longest wait of the loop: how soon it sees that it should stop."""
 
 
@@ -87,7 +86,7 @@ class FusionNode(Closing):
         self._is_calibrated = calibration is not None
         if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
             raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
-        self._start_ns = time.monotonic_ns()
+        self._start_ns = self._idle_end_ns = time.monotonic_ns()
         self._software = own_version()  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
@@ -126,33 +125,24 @@ class FusionNode(Closing):
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Run until ``should_stop``, which is called at least five times a second."""
-        poller = zmq.Poller()
-        readables = (
-            self._devices.socket,
-            self._devices.monitor.descriptor,
-            self._clients.socket,
-            self._clients.monitor.descriptor,
-        )
-        for readable in readables:
-            poller.register(readable, zmq.POLLIN)
+        waiter = Waiter()
+        devices, clients = waiter.add_socket(self._devices.socket), waiter.add_socket(self._clients.socket)
+        devices_monitor, clients_monitor = self._devices.monitor.descriptor, self._clients.monitor.descriptor
         zap = self._authenticator
-        if zap is not None:
-            poller.register(zap.descriptor, zmq.POLLIN)
+        for descriptor in (devices_monitor, clients_monitor, *([] if zap is None else [zap.descriptor])):
+            waiter.add(descriptor)
         supervisor = Supervisor()
         supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
         gc.freeze()  # the collector need not look again at what lives as long as the node
         while not should_stop():
-            # Only readable sockets are read: a read in vain costs as much as a message.
-            ready = {readable for readable, _ in poller.poll(self._poll_ms())}
-            supervisor.alive()
-            if self._revocation is not None:
-                for link in self._revocation.refresh(time.monotonic_ns()):
-                    self._handler.lose(link, "its key was revoked")
+            due_ns = self._due_ns()
+            # Only what is readable is read: a read in vain costs as much as a message.
+            ready = waiter.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e6))
             if zap is not None and zap.descriptor in ready:
                 zap.answer()
-            if self._devices.socket in ready:
+            if devices in ready:
                 self._devices.receive(self._handler)
-            if self._clients.socket in ready:
+            if clients in ready:
                 for received in self._clients.receive():
                     if isinstance(received, Request):
                         self._scheduler.request(received)
@@ -160,15 +150,13 @@ class FusionNode(Closing):
                         self._questions.ask(received)
                 self._questions.send_status(self._status)
             now_ns = time.monotonic_ns()
-            if self._clients.monitor.descriptor in ready:
+            if clients_monitor in ready:
                 self._clients.watch(now_ns)
-            if self._devices.monitor.descriptor in ready:
+            if devices_monitor in ready:
                 self._devices.watch(now_ns)
-            for link in self._devices.lost(now_ns):
-                self._handler.lose(link)
-            self._stop_floods(now_ns)
-            self._questions.expire(now_ns)
-            self._scheduler.expire(now_ns)
+            if now_ns >= due_ns:
+                supervisor.alive()
+                self._tend(now_ns)
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
 
@@ -198,16 +186,30 @@ class FusionNode(Closing):
         )
         return devices, clients
 
-    def _poll_ms(self) -> int:
-        due_ns = self._devices.next_probe_ns()
+    def _due_ns(self) -> int:
+        """Tell when :meth:`_tend` has something to do."""
+        due_ns = min(self._idle_end_ns, self._devices.next_probe_ns())
         for other_ns in (
             self._scheduler.next_deadline_ns(),
             self._devices.guard.next_ns(),
             self._clients.guard.next_ns(),
+            None if self._revocation is None else self._revocation.next_ns,
         ):
             if other_ns is not None and other_ns < due_ns:
                 due_ns = other_ns
-        return min(_IDLE_POLL_MS, max(0, -(-(due_ns - time.monotonic_ns()) // 1_000_000)))
+        return due_ns
+
+    def _tend(self, now_ns: int) -> None:
+        """Do what is due by time rather than by a message."""
+        self._idle_end_ns = now_ns + _IDLE_NS
+        if self._revocation is not None:
+            for link in self._revocation.refresh(now_ns):
+                self._handler.lose(link, "its key was revoked")
+        for link in self._devices.lost(now_ns):
+            self._handler.lose(link)
+        self._stop_floods(now_ns)
+        self._questions.expire(now_ns)
+        self._scheduler.expire(now_ns)
 
     def _stop_floods(self, now_ns: int) -> None:
         for name, guard in (("device", self._devices.guard), ("client", self._clients.guard)):

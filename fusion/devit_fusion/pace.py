@@ -123,18 +123,20 @@ class Pace:
 
     def answered(self, flight: Flight, now_ns: int, timing: DeviceTiming) -> None:
         """Take in that a feature has come, however late."""
+        sent_ns, file = flight.sent_ns, flight.file
         if flight.coding is not None:
-            self._measure(flight.coding, now_ns - max(flight.sent_ns, self._ended_ns), timing)
-        queued_ns = self._most_queued_ns(flight)
-        if not self._was_encoded:  # else it may have waited behind a file on the network, unknown to the device
-            queued_ns = min(queued_ns, timing.queue_us * 1000)
-        own_ns, inference_ns = now_ns - flight.sent_ns - queued_ns, timing.inference_us * 1000
-        is_file = flight.file is not None
-        self._learn(self._files if is_file else self._images, own_ns, timing.decode_us * 1000 + inference_ns)
-        judged_ns = min(own_ns, inference_ns) if is_file else own_ns
+            self._measure(flight.coding, now_ns - max(sent_ns, self._ended_ns), timing)
+        own_ns, inference_ns = now_ns - sent_ns, timing.inference_us * 1000
+        if self._ended_ns > sent_ns:  # it was queued, at most as long as the frame before it was under way
+            queued_ns = self._ended_ns - sent_ns
+            if not self._was_encoded:  # else it may have waited behind a file on the network, unknown to the device
+                queued_ns = min(queued_ns, timing.queue_us * 1000)
+            own_ns -= queued_ns
+        self._learn(self._images if file is None else self._files, own_ns, timing.decode_us * 1000 + inference_ns)
+        judged_ns = own_ns if file is None else min(own_ns, inference_ns)
         if judged_ns >= self.late_ns or self._score:  # else nothing changes
             self._judge(judged_ns)
-        self._ended_ns, self._was_encoded = now_ns, is_file
+        self._ended_ns, self._was_encoded = now_ns, file is not None
 
     def skipped(self, flight: Flight, now_ns: int) -> None:
         """Take in that the device does without a frame."""
@@ -172,5 +174,5 @@ class Pace:
         average.add(own_ns if own_ns < most_ns else most_ns, work_ns if work_ns < most_ns else most_ns)
         longest_ns = self._longest_ns = images.work_ns if images.work_ns > files.work_ns else files.work_ns
         if longest_ns:  # else it runs free, and has its features ready
-            left_ns = _KEPT_SHARE * most_ns - (images.own_ns or files.own_ns)
-            self.room = max(1, min(self._credit, int(left_ns / longest_ns)))
+            room = (_KEPT_SHARE * most_ns - (images.own_ns or files.own_ns)) / longest_ns
+            self.room = self._credit if room >= self._credit else max(1, int(room))

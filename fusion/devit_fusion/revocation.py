@@ -38,13 +38,14 @@ class Revocation:
         self._devices = devices
         self._clients = clients
         self._events = events
-        self._next_ns = 0
+        self.next_ns = 0
+        """When :meth:`refresh` has something to do."""
 
     def refresh(self, now_ns: int) -> list[Link]:
         """Reread the file if it is time; return the links that it ended."""
-        if now_ns < self._next_ns:
+        if now_ns < self.next_ns:
             return []
-        self._next_ns = now_ns + _PERIOD_NS
+        self.next_ns = now_ns + _PERIOD_NS
         self._revoked.refresh()
         if self._revoked.problem:
             self._events.note("", self._revoked.problem, Priority.ERROR)

@@ -20,6 +20,7 @@ from devit_contract.wire.sockets import (
     is_readable,
     open_context,
 )
+from devit_contract.wire.waiting import Waiter
 
 _NOW = int(zmq.NOBLOCK)
 """As a plain number: the enum class costs a microsecond at each use."""
@@ -57,10 +58,10 @@ class ClientLink:
             events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED | NO_LINK,
         )
         self._reach = Reach(self.socket, endpoint)
-        self._poller = zmq.Poller()
-        self._poller.register(self.socket, zmq.POLLIN)
-        self._poller.register(self._monitor.descriptor, zmq.POLLIN)
-        self._waits_for_room = False
+        self._waiter = Waiter()
+        self._descriptor = self._waiter.add_socket(self.socket)
+        self._has_come = False
+        self._waiter.add(self._monitor.descriptor)
         self._failed_handshakes = 0
         self._retry_s = math.inf
 
@@ -81,13 +82,14 @@ class ClientLink:
             RefusedError: The node refuses this client.
         """
         if wake is not None:
-            self._poller.register(wake, zmq.POLLIN)
+            self._waiter.add(wake)
         try:
             timeout_s = min(timeout_s, min(self._retry_s, self._reach.next_s) - time.monotonic())
-            ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
+            ready = self._waiter.wait(max(0.0, timeout_s * 1000))
         finally:
             if wake is not None:
-                self._poller.unregister(wake)
+                self._waiter.remove(wake)
+        self._has_come = self._descriptor in ready
         if self._monitor.descriptor in ready:
             self._read_monitor()
         if time.monotonic() >= self._retry_s:
@@ -107,17 +109,15 @@ class ClientLink:
 
     def wait_for_room(self, wanted: bool) -> None:
         """Have :meth:`wait` end as soon as something can be sent, or not."""
-        if self._waits_for_room != wanted:
-            self._waits_for_room = wanted
-            self._poller.modify(self.socket, zmq.POLLIN | (zmq.POLLOUT if wanted else 0))
+        self._waiter.wants_room = wanted
 
     def receive(self) -> Iterator[Message]:
-        """Take what has come, without waiting.
+        """Take what :meth:`wait` has found.
 
         Raises:
             WireError: The bytes are no message.
         """
-        while is_readable(self.socket):
+        while self._has_come and is_readable(self.socket):
             yield unpack(self.socket.recv(_NOW))
 
     def _read_monitor(self) -> None:

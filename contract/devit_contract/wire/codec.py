@@ -45,7 +45,8 @@ import enum
 import math
 import struct
 import zlib
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -62,6 +63,9 @@ MAX_DEVICE_MESSAGE_BYTES = 64 * 1024
 MAX_IMAGE_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a client may send, and what the node sends to an agent."""
 
+_LABEL, _NUMBERS = struct.Struct("<4sBBHBBH4IIQHH"), struct.Struct("<QQQQIIIIIII")
+"""The two parts of the header."""
+_HEADER_BYTES, _LABEL_BYTES = HEADER.size, _LABEL.size
 _CRC = struct.Struct("<I")
 _POLICY = struct.Struct("<I")
 _POLICY_MINOR, _POLICY_END = 2, HEADER.size + _POLICY.size
@@ -273,39 +277,34 @@ def unpack(data: bytes | memoryview) -> Message:
         WireError: The bytes break the table above; ``reason`` is a fixed word to count by: ``size``, ``magic``,
             ``kind``, ``dtype``, ``dims``, ``state``, ``crc``.
     """
+    # No starred name and no loop in here: the node does this for every feature.
     view = memoryview(data)
-    if len(view) < HEADER.size:
-        raise WireError("size", f"expected at least {HEADER.size} bytes, found {len(view)}")
-    fields = HEADER.unpack_from(view)
-    (magic, minor, kind_number, header_bytes, dtype_number, ndim, device) = fields[:7]
-    dims = fields[7:11]
-    payload_bytes, crc32 = fields[-2:]
-    if magic != MAGIC:
-        raise WireError("magic", f"expected magic {MAGIC!r}, found {magic!r}")
-    if header_bytes < HEADER.size or header_bytes + payload_bytes != len(view):
+    size_bytes = len(view)
+    if size_bytes < _HEADER_BYTES:
+        raise WireError("size", f"expected at least {_HEADER_BYTES} bytes, found {size_bytes}")
+    label = _label(view[:_LABEL_BYTES].tobytes())
+    kind, dtype, dims, header_bytes, array_bytes, device, revision, mask, state, reason, minor = label
+    numbers = _NUMBERS.unpack_from(view, _LABEL_BYTES)
+    run_id, frame_id, boot_id, dispatch_ns, deadline, queue, decode, inference, age, payload_bytes, crc32 = numbers
+    if header_bytes + payload_bytes != size_bytes:
         raise WireError(
-            "size", f"expected {header_bytes} header and {payload_bytes} payload bytes, found {len(view)} in all"
+            "size", f"expected {header_bytes} header and {payload_bytes} payload bytes, found {size_bytes} in all"
         )
-    kind, dtype = _KINDS.get(kind_number), _DTYPES.get(dtype_number)
-    if kind is None:
-        raise WireError("kind", f"expected a kind from 1 to {len(_KINDS)}, found {kind_number}")
-    if dtype is None:
-        raise WireError("dtype", f"{kind.name}: expected a dtype from 0 to {len(_DTYPES) - 1}, found {dtype_number}")
+    if array_bytes is not None and array_bytes != payload_bytes:
+        raise WireError("dims", f"{kind.name}: {dtype.name} {dims} takes {array_bytes} bytes, found {payload_bytes}")
     payload = view[header_bytes:]
-    _check_shape(kind, dtype, ndim, dims, payload_bytes)
-    state, reason = _STATES.get(fields[13]), _REASONS.get(fields[14])
-    if state is None or reason is None:
-        raise WireError("state", f"{kind.name}: expected a known state and reason, found {fields[13]} and {fields[14]}")
     found = zlib.crc32(view[:_CRC_OFFSET], zlib.crc32(payload))
-    if header_bytes > HEADER.size:
-        found = zlib.crc32(view[HEADER.size : header_bytes], found)
+    policy = 0
+    if header_bytes > _HEADER_BYTES:
+        found = zlib.crc32(view[_HEADER_BYTES:header_bytes], found)
+        if header_bytes >= _POLICY_END and kind is Kind.REQUEST and minor >= _POLICY_MINOR:
+            (policy,) = _POLICY.unpack_from(view, _HEADER_BYTES)
     if found != crc32:
         raise WireError("crc", f"{kind.name}: expected checksum {crc32:08x}, found {found:08x}")
-    policy = 0
-    if header_bytes >= _POLICY_END and kind is Kind.REQUEST and minor >= _POLICY_MINOR:
-        (policy,) = _POLICY.unpack_from(view, HEADER.size)
-    rest = *fields[15:24], policy, minor
-    return Message(kind, dtype, dims[:ndim], payload, device, fields[11], fields[12], state, reason, *rest)
+    return Message(
+        kind, dtype, dims, payload, device, revision, mask, state, reason,
+        run_id, frame_id, boot_id, dispatch_ns, deadline, queue, decode, inference, age, policy, minor,
+    )  # fmt: skip
 
 
 def _pack_longer(message: Message, more: bytes) -> bytes:
@@ -315,25 +314,69 @@ def _pack_longer(message: Message, more: bytes) -> bytes:
 
 
 def _head(message: Message, header_bytes: int = HEADER.size) -> bytes:
-    dims, after_device = message.dims, msgspec.structs.astuple(message)[5:-2]
-    first = MAGIC, message.minor, message.kind, header_bytes, message.dtype, len(dims), message.device
-    return HEADER.pack(*first, *dims, *_NO_DIMS[len(dims) :], *after_device, len(message.payload), 0)[:_CRC_OFFSET]
+    (
+        kind, dtype, dims, payload, device, revision, mask, state, reason,
+        run_id, frame_id, boot_id, dispatch_ns, deadline, queue, decode, inference, age, _, minor,
+    ) = msgspec.structs.astuple(message)  # fmt: skip
+    ndim = len(dims)
+    first, second, third, fourth = dims if ndim == 4 else (*dims, *_NO_DIMS[ndim:])
+    return HEADER.pack(
+        MAGIC, minor, kind, header_bytes, dtype, ndim, device, first, second, third, fourth, revision, mask, state,
+        reason, run_id, frame_id, boot_id, dispatch_ns, deadline, queue, decode, inference, age, len(payload), 0,
+    )[:_CRC_OFFSET]  # fmt: skip
 
 
-def _check_shape(kind: Kind, dtype: Dtype, ndim: int, dims: tuple[int, ...], payload_bytes: int) -> None:
+class _Label(NamedTuple):
+    """What the first 44 bytes of a header say, checked."""
+
+    kind: Kind
+    dtype: Dtype
+    dims: tuple[int, ...]
+    header_bytes: int
+    array_bytes: int | None
+    """What the payload must have; ``None``: any number."""
+    device: int
+    engine_revision: int
+    mask: int
+    state: State
+    reason: Reason
+    minor: int
+
+
+@lru_cache(maxsize=512)
+def _label(data: bytes) -> _Label:
+    """Read the part of a header that is the same in nearly all messages of one kind and peer."""
+    magic, minor, kind_number, header_bytes, dtype_number, ndim, device, *dims, revision, mask, state_number, why = (
+        _LABEL.unpack(data)
+    )
+    if magic != MAGIC:
+        raise WireError("magic", f"expected magic {MAGIC!r}, found {magic!r}")
+    if header_bytes < HEADER.size:
+        raise WireError("size", f"expected at least {HEADER.size} header bytes, found {header_bytes}")
+    kind, dtype = _KINDS.get(kind_number), _DTYPES.get(dtype_number)
+    if kind is None:
+        raise WireError("kind", f"expected a kind from 1 to {len(_KINDS)}, found {kind_number}")
+    if dtype is None:
+        raise WireError("dtype", f"{kind.name}: expected a dtype from 0 to {len(_DTYPES) - 1}, found {dtype_number}")
+    array_bytes = _array_bytes(kind, dtype, ndim, dims)
+    state, reason = _STATES.get(state_number), _REASONS.get(why)
+    if state is None or reason is None:
+        raise WireError("state", f"{kind.name}: expected a known state and reason, found {state_number} and {why}")
+    shape = tuple(dims[:ndim])
+    return _Label(kind, dtype, shape, header_bytes, array_bytes, device, revision, mask, state, reason, minor)
+
+
+def _array_bytes(kind: Kind, dtype: Dtype, ndim: int, dims: list[int]) -> int | None:
+    """Check a shape, and tell how many bytes it takes; ``None``: the shape does not say."""
     if ndim > 4 or any(dims[ndim:]):
         raise WireError("dims", f"{kind.name}: expected unused dims to be 0, found ndim {ndim}, dims {dims}")
     numpy_type = _NUMPY_TYPES.get(dtype)
     if numpy_type is None:
-        if dtype is Dtype.ENCODED and ndim == 3 and all(dims[:3]):
-            return
-        if ndim != 0 or (dtype is Dtype.NONE and payload_bytes != 0):
-            raise WireError(
-                "dims", f"{kind.name}: {dtype.name} takes no shape, found {ndim} dims, {payload_bytes} bytes"
-            )
-        return
-    count = math.prod(dims[:ndim])  # Python integers: four u32 cannot overflow
-    if ndim == 0 or count == 0 or count * numpy_type.itemsize != payload_bytes:
-        raise WireError(
-            "dims", f"{kind.name}: expected {dims[:ndim]} {dtype.name} in {payload_bytes} payload bytes, which differ"
-        )
+        is_coded = dtype is Dtype.ENCODED and ndim == 3 and all(dims[:3])
+        if ndim != 0 and not is_coded:
+            raise WireError("dims", f"{kind.name}: {dtype.name} takes no shape, found {ndim} dims")
+        return 0 if dtype is Dtype.NONE else None
+    array_bytes = math.prod(dims[:ndim]) * numpy_type.itemsize  # Python integers: four u32 cannot overflow
+    if ndim == 0 or array_bytes == 0:
+        raise WireError("dims", f"{kind.name}: expected a shape of {dtype.name}, found {dims[:ndim]}")
+    return array_bytes

@@ -74,7 +74,7 @@ class Courses:
         """Note when a new frame's first stage is over by time."""
         for index in frame.pending:
             self._stages.asked(index)
-        frame.due_ns = self._stage_end_ns(frame)
+        self._join.set_due(frame, self._stage_end_ns(frame))
 
     def look(self, frame: Frame, now_ns: int) -> None:
         """Decide what becomes of a frame: a feature has come, or will not, and that may have been the last."""
@@ -180,7 +180,8 @@ class Courses:
         assert course.verdict is not None
         course.given = int(course.verdict.logits.argmax())
         course.is_tested_each = False
-        frame.deadline_ns = frame.due_ns = now_ns + _AUDIT_NS + self._deadline_ns
+        frame.deadline_ns = now_ns + _AUDIT_NS + self._deadline_ns
+        self._join.set_due(frame, frame.deadline_ns)
         self.audits.append(frame)
         if frame in self.line:  # the feature of a probe came while it waited
             self.line.remove(frame)
@@ -215,7 +216,7 @@ class Courses:
         elif not frame.pending:
             self._join.close(frame)
             self._conclude(frame, now_ns)
-        frame.due_ns = self._stage_end_ns(frame)
+        self._join.set_due(frame, self._stage_end_ns(frame))
         return 0
 
     def _ask(self, frame: Frame, links: Sequence[Link], now_ns: int, deadline_ns: int) -> None:

@@ -18,6 +18,8 @@ from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.words import MissingReason
 from devit_fusion.frames.stages import Course
 
+_NEVER_NS = 1 << 63
+
 
 @dataclass(eq=False)
 class Frame:
@@ -66,6 +68,8 @@ class Join:
     def __init__(self) -> None:
         """Start with no frame."""
         self._open: dict[int, Frame] = {}
+        self._due_ns = _NEVER_NS
+        """No frame is due before; the one that was may have ended meanwhile."""
         self._next_id = 1
         self.unused: Counter[tuple[int, str]] = Counter()
         """(device, ``late`` or ``duplicate``) to number of messages."""
@@ -95,12 +99,18 @@ class Join:
             set(probed),
             course=course,
             asked=mask_of(pending) | mask_of(probed),
-            due_ns=deadline_ns,
         )
         self._next_id += 1
         if pending:
             self._open[frame.frame_id] = frame
+            self.set_due(frame, deadline_ns)
         return frame
+
+    def set_due(self, frame: Frame, due_ns: int) -> None:
+        """Say when something has to be done for a frame."""
+        frame.due_ns = due_ns
+        if due_ns < self._due_ns:
+            self._due_ns = due_ns
 
     def add(
         self, frame_id: int, device: int, feature: Float32Array, timing: DeviceTiming, *, is_probe: bool = False
@@ -153,20 +163,21 @@ class Join:
 
     def expire(self, now_ns: int) -> list[Frame]:
         """Return the frames for which it is time, oldest first; those whose deadline has come have ended."""
+        if now_ns < self._due_ns:
+            return []
         # Not the order of their ids: requests are sent in turns of their clients.
         due = [frame for frame in self._open.values() if frame.due_ns <= now_ns]
-        if not due:
-            return due
         due.sort(key=lambda frame: frame.deadline_ns)
         for frame in due:
             if frame.deadline_ns <= now_ns:
                 del self._open[frame.frame_id]
                 frame.missing |= dict.fromkeys(frame.pending, MissingReason.DEADLINE)
+        self._due_ns = min((frame.due_ns for frame in self._open.values()), default=_NEVER_NS)
         return due
 
     def next_deadline_ns(self) -> int | None:
-        """Tell when :meth:`expire` has something to do."""
-        return min((frame.due_ns for frame in self._open.values()), default=None)
+        """Tell before when :meth:`expire` has nothing to do."""
+        return self._due_ns if self._open else None
 
     def _waiting_for(self, frame_id: int, device: int, is_probe: bool) -> Frame | None:
         frame = self._open.get(frame_id)

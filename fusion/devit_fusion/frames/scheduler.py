@@ -22,6 +22,7 @@ from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers
 from devit_fusion.frames.certainty import Certainty
+from devit_fusion.frames.choices import Choice, Choices
 from devit_fusion.frames.courses import MISSING, Courses
 from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
@@ -32,10 +33,8 @@ from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 
-_READY = DeviceState.READY
-"""As a plain name: the enum class costs a look-up in its metaclass at each use."""
-_JUDGED_SHARE = 20
-"""How long a request may wait is judged again as often in a deadline: a device's pace changes no faster."""
+_READY, _YES = DeviceState.READY, Sent.YES
+"""As plain names: the enum class costs a look-up in its metaclass at each use."""
 _MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
@@ -82,13 +81,7 @@ class Scheduler:
         )
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
-        self._grace_end_ns = time.monotonic_ns() + round(serving.startup_grace_ms * 1e6)
-        self._wait_end_ns: int | None = None
-        """When the first of the requests that wait for room has waited too long."""
-        self._is_in_grace = False
-        """Whether a request waits for a device that has not connected to this node yet."""
-        self._grace_over_ns = 0
-        """When that last ended: deadlines of requests that waited until then count from there."""
+        self._choices = Choices(fleet, self._links, self._all_devices, self._turns, stages, self._courses)
 
     @property
     def open_frames(self) -> int:
@@ -129,21 +122,20 @@ class Scheduler:
         Right after the node's start they also wait for devices that have not connected yet. After a restart of the node
         those connect soon, and a frame sent before would fail for no good reason.
         """
-        self._wait_end_ns = None
         if not (self._turns.waiting or self._courses.line or self._courses.audits):
+            self._choices.wait_end_ns = None
             return
         now_ns = time.monotonic_ns()
         claimed_first = self._courses.advance(now_ns)
         if not self._turns.waiting:
+            self._choices.wait_end_ns = None
             if not claimed_first:
                 self._courses.audit(now_ns)
             return
-        if self._is_in_grace:
-            self._is_in_grace, self._grace_over_ns = False, now_ns
-        while (chosen := self._choose(now_ns, claimed_first)) is not None:
-            request, first, claimed = chosen
-            self._turns.take(request)
-            self._dispatch(request, first, claimed)
+        self._choices.begin(now_ns)
+        while (choice := self._choices.next(now_ns, claimed_first)) is not None:
+            self._turns.take(choice.request)
+            self._dispatch(choice)
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
@@ -189,14 +181,15 @@ class Scheduler:
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
-        dues_ns = [due_ns for due_ns in (self._join.next_deadline_ns(), self.answers.due_ns()) if due_ns is not None]
-        if self._courses.withdrawn:
-            dues_ns.append(self._courses.withdrawn[0][0])
-        if self._wait_end_ns is not None:
-            dues_ns.append(self._wait_end_ns)
-        if self._is_in_grace:
-            dues_ns.append(self._grace_end_ns)
-        return min(dues_ns, default=None)
+        due_ns, withdrawn = self._join.next_deadline_ns(), self._courses.withdrawn
+        for other_ns in (
+            self.answers.due_ns(),
+            self._choices.due_ns(),
+            withdrawn[0][0] if withdrawn else None,
+        ):
+            if other_ns is not None and (due_ns is None or other_ns < due_ns):
+                due_ns = other_ns
+        return due_ns
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
@@ -210,48 +203,6 @@ class Scheduler:
     def client_status(self) -> tuple[ClientStatus, ...]:
         """Describe every client for people."""
         return self._turns.status()
-
-    def _choose(self, now_ns: int, claimed: int) -> tuple[Request, Sequence[Link], int] | None:
-        """Choose the request to dispatch now, if there is one; whom it asks first; and whom others wait for.
-
-        A request whose turn is later may go first, but never to a device that an earlier one waits for.
-        """
-        self._wait_end_ns = None
-        for request in self._turns.heads():
-            wanted = self._links_of(self._requested(request))
-            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
-                self._is_in_grace = True
-                continue
-            ready = [link for link in wanted if link.state is _READY]
-            first = self._stages.first(request, ready, claimed)
-            may_begin = not first or request.policy != "certain" or not self._courses.is_full
-            if may_begin and not any(not link.has_credit or claimed >> link.index & 1 for link in first):
-                return request, first, claimed
-            if now_ns >= request.judged_ns + self._deadline_ns // _JUDGED_SHARE:
-                request.judged_ns, request.wait_end_ns = now_ns, self._wait_end_of(request, first)
-            if now_ns >= request.wait_end_ns:
-                return request, self._stages.first(request, ready, claimed, is_late=True), claimed
-            self._wait_end_ns = min(request.wait_end_ns, self._wait_end_ns or request.wait_end_ns)
-            for link in first:
-                claimed |= 1 << link.index
-        return None
-
-    def _requested(self, request: Request) -> int:
-        return request.picture.mask or self._all_devices
-
-    def _links_of(self, requested: int) -> list[Link]:
-        return [link for link in self._links.values() if requested >> link.index & 1]
-
-    def _wait_end_of(self, request: Request, ready: Sequence[Link]) -> int:
-        """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
-        deadline_ns = self._deadline_ns
-        is_encoded = request.picture.is_file
-        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
-        return self._counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
-
-    def _counted_from_ns(self, request: Request) -> int:
-        """Tell when the time of a request's deadline began."""
-        return max(request.arrival_ns, self._grace_over_ns)
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe, or of a frame that is not needed any more."""
@@ -274,31 +225,35 @@ class Scheduler:
         link.probe_id = -1
         return True
 
-    def _dispatch(self, request: Request, first: Sequence[Link], claimed: int) -> None:
+    def _dispatch(self, choice: Choice) -> None:
+        request, first, claimed, is_late = choice
         now_ns = time.monotonic_ns()
-        deadline_ns = self._counted_from_ns(request) + self._deadline_ns
-        requested = self._requested(request)
+        deadline_ns = self._choices.counted_from_ns(request) + self._deadline_ns
+        requested = self._choices.requested(request)
         course = self._stages.course(request, first)
-        first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
         pending: set[int] = set()
         probed: list[int] = []
         missing: dict[int, MissingReason] = {}
-        for index in range(self._device_count):
-            link = self._links.get(index)
-            if not requested >> index & 1:
-                missing[index] = MissingReason.NOT_ASKED
-            elif link is None:
-                missing[index] = MissingReason.ABSENT
-            elif link.state is not _READY:
-                missing[index] = MISSING[link.state]
-                if now_ns < deadline_ns and link.take_probe(now_ns):
-                    pending.add(index) if link.is_excluded else probed.append(index)
-            elif course is not None and not first_mask >> index & 1:
-                course.unasked.add(index)
-            elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
-                missing[index] = MissingReason.OVERLOAD
-            else:
-                pending.add(index)
+        if course is None and len(first) == self._device_count and not is_late and now_ns < deadline_ns:
+            pending.update(self._links)  # all are ready and have room, as they were chosen
+        else:
+            first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
+            for index in range(self._device_count):
+                link = self._links.get(index)
+                if not requested >> index & 1:
+                    missing[index] = MissingReason.NOT_ASKED
+                elif link is None:
+                    missing[index] = MissingReason.ABSENT
+                elif link.state is not _READY:
+                    missing[index] = MISSING[link.state]
+                    if now_ns < deadline_ns and link.take_probe(now_ns):
+                        pending.add(index) if link.is_excluded else probed.append(index)
+                elif course is not None and not first_mask >> index & 1:
+                    course.unasked.add(index)
+                elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
+                    missing[index] = MissingReason.OVERLOAD
+                else:
+                    pending.add(index)
         if course is not None and not pending:  # those chosen first had most room
             missing |= dict.fromkeys(course.unasked, MissingReason.OVERLOAD)
             course.unasked.clear()
@@ -349,17 +304,17 @@ class Scheduler:
             flight = flight._replace(coding=request.coding)
         elif picture.is_file:
             flight = flight._replace(file=File(request.name, request.pixels))
-        for index in pending:
-            self._send_frame(self._links[index], frame, copies, flight)
         for index in probed:
             self._links[index].probe_id = frame.frame_id
-            self._send_frame(self._links[index], frame, copies, flight)
+        for index in (*pending, *probed):
+            link = self._links[index]
+            sent = self._devices.send_frame(link, copies)
+            if sent is _YES:
+                link.sent(frame.frame_id, flight)
+            else:
+                self._not_sent(link, frame, sent)
 
-    def _send_frame(self, link: Link, frame: Frame, copies: Copies, flight: Flight) -> None:
-        sent = self._devices.send_frame(link, copies)
-        if sent is Sent.YES:
-            link.sent(frame.frame_id, flight)
-            return
+    def _not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
         if sent is Sent.GONE:
             self._devices.suspect()
         why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
@@ -371,7 +326,7 @@ class Scheduler:
     def _shed(self, request: Request) -> None:
         """Answer a request for which the queue has no room."""
         now_ns = time.monotonic_ns()
-        requested = self._requested(request)
+        requested = self._choices.requested(request)
         missing = {
             index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
             for index in range(self._device_count)

@@ -1,0 +1,131 @@
+"""Which waiting request is sent to devices next, and how long it may wait for those without room. No sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from devit_contract.artefacts.fleet import Fleet
+from devit_contract.wire.words import DeviceState
+from devit_fusion.client_port import Request
+from devit_fusion.frames.courses import Courses
+from devit_fusion.frames.stages import Stages
+from devit_fusion.frames.turns import Turns
+from devit_fusion.links import Link
+
+_READY = DeviceState.READY
+"""As a plain name: the enum class costs a look-up in its metaclass at each use."""
+_JUDGED_SHARE = 20
+"""How long a request may wait is judged again as often in a deadline: a device's pace changes no faster."""
+
+
+class Choice(NamedTuple):
+    """A request that is to be dispatched now."""
+
+    request: Request
+    first: Sequence[Link]
+    """Whom it asks first."""
+    claimed: int
+    """Devices that earlier requests wait for, as a mask."""
+    is_late: bool = False
+    """Whether it waited too long for room; else all whom it asks first have some."""
+
+
+class Choices:
+    """The choices of one node."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        links: Mapping[int, Link],
+        all_devices: int,
+        turns: Turns,
+        stages: Stages,
+        courses: Courses,
+    ) -> None:
+        """Choose among the requests of ``turns``; ``links`` is by device index, ``all_devices`` their mask."""
+        self._links = list(links.values())
+        self._all_devices = all_devices
+        self._turns, self._stages, self._courses = turns, stages, courses
+        self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
+        self._judged_ns = self._deadline_ns // _JUDGED_SHARE
+        self._grace_end_ns = time.monotonic_ns() + round(fleet.serving.startup_grace_ms * 1e6)
+        self._is_in_grace = False
+        """Whether a request waits for a device that has not connected to this node yet."""
+        self._grace_over_ns = 0
+        """When that last ended: deadlines of requests that waited until then count from there."""
+        self._blocked: tuple[Request, Link] | None = None
+        """The only request that is next, and a device that has to have room for it."""
+        self.wait_end_ns: int | None = None
+        """When the first of the requests that wait for room has waited too long."""
+
+    def begin(self, now_ns: int) -> None:
+        """Begin to choose: see anew whether there is a reason to wait for devices that have not connected yet."""
+        if self._is_in_grace:
+            self._is_in_grace, self._grace_over_ns = False, now_ns
+
+    def next(self, now_ns: int, claimed: int) -> Choice | None:
+        """Choose the request to dispatch now, if there is one; never to a device that is claimed.
+
+        A request whose turn is later may go first, but not to a device that an earlier one waits for.
+        """
+        heads = self._turns.heads()
+        if len(heads) == 1 and self._is_still_blocked(heads[0], now_ns):
+            return None
+        self.wait_end_ns = self._blocked = None
+        for request in heads:
+            wanted = self._links_of(self.requested(request))
+            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+                self._is_in_grace = True
+                continue
+            ready = [link for link in wanted if link.state is _READY]
+            first = self._stages.first(request, ready, claimed)
+            may_begin = not first or request.policy != "certain" or not self._courses.is_full
+            full = next((link for link in first if not link.has_credit or claimed >> link.index & 1), None)
+            if may_begin and full is None:
+                return Choice(request, first, claimed)
+            if now_ns >= request.judged_ns + self._judged_ns:
+                request.judged_ns, request.wait_end_ns = now_ns, self._wait_end_of(request, first)
+            if now_ns >= request.wait_end_ns:
+                return Choice(request, self._stages.first(request, ready, claimed, is_late=True), claimed, is_late=True)
+            self.wait_end_ns = min(request.wait_end_ns, self.wait_end_ns or request.wait_end_ns)
+            if len(heads) == 1 and full is not None and request.policy == "all" and not self._stages.can_release:
+                self._blocked = request, full
+            for link in first:
+                claimed |= 1 << link.index
+        return None
+
+    def due_ns(self) -> int | None:
+        """Tell when there is something to choose though no message comes."""
+        grace_ns = self._grace_end_ns if self._is_in_grace else None
+        if grace_ns is None or self.wait_end_ns is None:
+            return self.wait_end_ns if grace_ns is None else grace_ns
+        return min(grace_ns, self.wait_end_ns)
+
+    def requested(self, request: Request) -> int:
+        """Give the mask of the devices that a request may ask."""
+        return request.picture.mask or self._all_devices
+
+    def counted_from_ns(self, request: Request) -> int:
+        """Tell when the time of a request's deadline began."""
+        return max(request.arrival_ns, self._grace_over_ns)
+
+    def _is_still_blocked(self, request: Request, now_ns: int) -> bool:
+        """Tell whether nothing has changed for a request that waits for all ready devices: most often nothing has."""
+        if self._blocked is None or self._blocked[0] is not request:
+            return False
+        link, judged_again_ns = self._blocked[1], request.judged_ns + self._judged_ns
+        return link.state is _READY and not link.has_credit and now_ns < min(request.wait_end_ns, judged_again_ns)
+
+    def _links_of(self, requested: int) -> list[Link]:
+        if requested == self._all_devices:
+            return self._links
+        return [link for link in self._links if requested >> link.index & 1]
+
+    def _wait_end_of(self, request: Request, ready: Sequence[Link]) -> int:
+        """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
+        deadline_ns = self._deadline_ns
+        is_encoded = request.picture.is_file
+        needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
+        return self.counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
