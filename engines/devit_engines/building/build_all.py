@@ -47,7 +47,7 @@ class StoredEngine:
             raise NotBuiltError(objection)
         engine = target.backend.load(content, target.spec(self.key), settings)
         with closed_on_failure(engine):
-            if failures := spot_check(engine, target.bundle, target.model):
+            if failures := spot_check(engine, target.bundle, target.model, self.key.variant):
                 raise NotBuiltError(
                     f"{target.store.folder / digest}: expected an engine that computes what was trained, found "
                     f"{'; '.join(failures)}: remove that folder, then run {target.command}"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.machine import power_mode
 from devit_contract.service.progress import Progress
-from devit_engines.accuracy import AccuracyResult, check_accuracy, reference_of, verdict_digest
+from devit_engines.accuracy import check_accuracy, reference_of, verdict_digest
 from devit_engines.board import toolkit_version
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.latency import measure_latency
@@ -140,7 +141,7 @@ def _build_variant(
             return FailedVariant(key.variant, (str(err),))
         build_s = time.monotonic() - start_s
     accuracy, latency, notes = _checked(target, key, built.content, settings, progress)
-    if failures := accuracy.failures():
+    if failures := accuracy.failures(key.variant):
         if found is None:
             target.store.drop(key.digest)  # what lies there is damaged
         return FailedVariant(key.variant, tuple(failures), latency)
@@ -194,6 +195,6 @@ def _checked(
             accuracy = check_accuracy(engine.unchecked_features, reference, report)
             latency = measure_latency(engine, reference.images, target.backend.run_options(settings))
             notes += engine.notes
-        if accuracy.failures():
+        if accuracy.failures(key.variant):
             break
     return accuracy, latency, tuple(filter(None, (*notes, accuracy.doubt())))

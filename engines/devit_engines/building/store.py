@@ -21,10 +21,10 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.artefacts.regular import read_regular
 from devit_contract.choices import Variant
 from devit_contract.errors import InputError, ManifestError, NotBuiltError
-from devit_engines.accuracy import AccuracyResult
 
 SCHEMA = 4
 RECORD_NAME = "engine.json"

@@ -1,4 +1,4 @@
-"""Collects what a graph's products take in over calibration images: the range of each tensor, and some of its rows.
+"""Collects what a graph's products take in over calibration images: the range of each channel, and some of the rows.
 
 ONNX Runtime's calibrators do not serve here: they pass over a NaN, hold every tensor of every image in memory at once
 to make a histogram, and know no ranges of channels, without which nothing can be smoothed.
@@ -18,8 +18,10 @@ from devit_contract.errors import ExportError
 from devit_export.parity import run_batches
 
 _ROWS = 512
-"""Kept of each tensor, evenly from all images; more change no scale of DeiT-S by more than one step."""
+"""Kept of each tensor, evenly from all images."""
 _BATCH = 8
+_GOLDEN = 0.6180339887
+"""Steps of this fraction run through tokens and images evenly and without a pattern."""
 _HINT = "look for such numbers in the model's weights, and train it again"
 
 
@@ -27,16 +29,15 @@ _HINT = "look for such numbers in the model's weights, and train it again"
 class Activation:
     """One tensor over all images."""
 
-    lowest: float
-    highest: float
+    lowest: Float32Array
+    """Of each channel, ``(channels,)``."""
+    highest: Float32Array
     rows: Float32Array
-    """Some of its numbers, shape ``(rows, channels)``."""
+    """Some of its numbers, ``(rows, channels)``."""
 
-    @property
-    def peaks(self) -> Float32Array:
-        """Largest absolute number of each channel among the rows, ``(channels,)``."""
-        peaks: Float32Array = np.abs(self.rows).max(axis=0)
-        return peaks
+    def over(self, factors: Float32Array) -> Activation:
+        """Divide each channel by a positive factor."""
+        return Activation(self.lowest / factors, self.highest / factors, self.rows / factors)
 
 
 def collect(model: onnx.ModelProto, images: UInt8Array, axes: Mapping[str, int], name: str) -> dict[str, Activation]:
@@ -61,16 +62,15 @@ def collect(model: onnx.ModelProto, images: UInt8Array, axes: Mapping[str, int],
                 worst = found[~np.isfinite(found)][0]
                 raise ExportError(f"{name}: expected finite numbers in tensor {tensor}, found {worst}: {_HINT}")
             rows = np.moveaxis(found, axis, -1).reshape(-1, found.shape[axis])
-            # A fraction of the golden ratio steps through tokens and images without a pattern, and the same each time.
-            places = (np.arange(min(quota, len(rows))) * 0.6180339887 % 1.0 * len(rows)).astype(np.int64)
-            seen[tensor].append(Activation(float(found.min()), float(found.max()), rows[places]))
+            places = (np.arange(min(quota, len(rows))) * _GOLDEN % 1.0 * len(rows)).astype(np.int64)
+            seen[tensor].append(Activation(rows.min(axis=0), rows.max(axis=0), rows[places]))
     return {tensor: _joined(parts) for tensor, parts in seen.items()}
 
 
 def _joined(parts: list[Activation]) -> Activation:
     return Activation(
-        min(part.lowest for part in parts),
-        max(part.highest for part in parts),
+        np.min([part.lowest for part in parts], axis=0),
+        np.max([part.highest for part in parts], axis=0),
         np.concatenate([part.rows for part in parts]),
     )
 
