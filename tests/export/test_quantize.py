@@ -232,7 +232,7 @@ def test_each_channel_has_a_scale_of_its_own_and_one_of_zeros_gives_zeros(
     found, wanted = (run_graph("x", each.SerializeToString(), images) for each in (quantized, model))
     assert found[:, 4] == pytest.approx(1.0, abs=1e-3)
     errors = np.linalg.norm(found - wanted, axis=0) / np.linalg.norm(wanted - bias, axis=0).clip(1e-9)
-    assert np.delete(errors, 4).max() < 0.03
+    assert np.delete(errors, 4).max() < 0.05
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
