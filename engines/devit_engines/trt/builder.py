@@ -238,7 +238,7 @@ def _parse(trt: ModuleType, network: Any, request: BuildRequest, graph: GraphFil
     if parser.parse(graph.read()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    found = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or "no reason given"
+    found = "; ".join(f"node {error.node()}: {' '.join(error.desc().split())}" for error in errors) or "no reason given"
     raise CannotCompileError(
         f"{request.name}: TensorRT {trt.__version__} cannot read the graph of variant {request.variant} ({found}): "
         "make the bundle again with devit export"
