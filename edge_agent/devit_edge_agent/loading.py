@@ -52,6 +52,8 @@ class Loaded:
     hello: Hello
     description: Description
     variant: Variant
+    doubt: str = ""
+    """As of :class:`~devit_engines.choice.OpenedEngine`."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -205,7 +207,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         board_choice=config.board,
         compatible=board_compatible(Path(config.root)),
     )
-    return Loaded(opened.engine, bundle, hello, description, opened.variant)
+    return Loaded(opened.engine, bundle, hello, description, opened.variant, opened.doubt)
 
 
 def _check_memory(engine_bytes: int, root: Path) -> None:

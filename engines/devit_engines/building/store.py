@@ -5,6 +5,7 @@
     <store>/<key digest>/engine.json    all of the key, and how the engine was built and checked
     <store>/<key digest>/model.onnx     the engine itself, under the name that its back end gives it
     <store>/locks/<key digest>          there while a process builds that key
+    <store>/choice.<digest>.json        which variant of a model this device runs, see ``building/kept.py``
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ class FailedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     failures: tuple[str, ...]
     latency: Latency | None = None
     """What the variant that was taken costs is the difference to this; absent where none could be built."""
+    accuracy: AccuracyResult | None = None
+    """Absent where none could be built, or where its outputs were not finite."""
+    digest: str = ""
+    """Of its key: the same variant of another graph has not failed yet."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
