@@ -32,15 +32,15 @@ from onnx import TensorProto, helper, numpy_helper
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import ExportError
 from devit_export.int8.activations import Activation, collect
-from devit_export.int8.products import Product, products, result_of
-from devit_export.int8.scales import Runtime, input_scale, weight_scales, weight_steps
+from devit_export.int8.products import Product, Runtime, products, result_of
+from devit_export.int8.scales import input_scale, weight_scales, weight_steps
 from devit_export.int8.smooth import smooth
 from devit_export.rules import Graph
 
 
-def quantizable(model: onnx.ModelProto, name: str) -> tuple[str, ...]:
+def quantizable(model: onnx.ModelProto, name: str, *, runtime: Runtime = "ort") -> tuple[str, ...]:
     """List the nodes of an FP32 graph that :func:`quantize` writes in INT8."""
-    return tuple(product.name for product in products(Graph(model, name)))
+    return tuple(product.name for product in products(Graph(model, name), runtime))
 
 
 def quantize(
@@ -58,16 +58,18 @@ def quantize(
     Raises:
         ExportError: A name in ``keep`` has no such node, the graph cannot be run, or its numbers are not finite.
     """
-    return write(model, calibrate(model, images, name), keep, name, runtime=runtime)
+    return write(model, calibrate(model, images, name, runtime=runtime), keep, name, runtime=runtime)
 
 
-def calibrate(model: onnx.ModelProto, images: UInt8Array, name: str) -> dict[str, Activation]:
+def calibrate(
+    model: onnx.ModelProto, images: UInt8Array, name: str, *, runtime: Runtime = "ort"
+) -> dict[str, Activation]:
     """Collect what :func:`write` has to know of each tensor."""
     graph = Graph(model, name)
     axes: dict[str, int] = {}
-    for product in products(graph):
+    for product in products(graph, runtime):
         axes[product.taken] = product.taken_axis
-        if product.node.op_type == "Conv":
+        if product.node.op_type == "Conv" and runtime == "ort":
             axes[result_of(graph, product.node)] = 1
     return collect(model, images, axes, name)
 
@@ -81,13 +83,13 @@ def write(
     runtime: Runtime = "ort",
 ) -> onnx.ModelProto:
     """Write an FP32 graph again with its products in INT8; see :func:`quantize`."""
-    found = quantizable(model, name)
+    found = quantizable(model, name, runtime=runtime)
     if unknown := sorted(set(keep) - set(found)):
         raise ExportError(f"{name}: expected nodes that could be in INT8 to stay as they are, found {unknown[0]}")
     chosen = set(found) - set(keep)
     smoothed, scaled = smooth(model, activations, chosen, name, runtime)
     graph = Graph(smoothed, name)
-    return _Writer(graph, [each for each in products(graph) if each.name in chosen], scaled, runtime).write()
+    return _Writer(graph, [each for each in products(graph, runtime) if each.name in chosen], scaled, runtime).write()
 
 
 class _Writer:

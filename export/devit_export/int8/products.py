@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ from onnx import numpy_helper
 from devit_contract.arrays import Float32Array
 from devit_export.rules import Graph
 
+Runtime = Literal["ort", "tensorrt"]
+"""What a graph is written for."""
 _AXES = {"MatMul": (1, 0), "Gemm": (1, 0), "Conv": (0, 1)}
 """Axes of a weight: of the results, of what comes in."""
 _PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "group": 1}
@@ -61,10 +64,11 @@ def along(array: Float32Array, axis: int, values: Float32Array) -> Float32Array:
     return values.reshape([-1 if other == axis else 1 for other in range(array.ndim)])
 
 
-def products(graph: Graph) -> Iterator[Product]:
+def products(graph: Graph, runtime: Runtime) -> Iterator[Product]:
     """Yield the nodes of an FP32 graph that can compute in INT8, in order.
 
-    A product with one channel, such as the mean that centres a stem, is not worth it.
+    A product with one channel, such as the mean that centres a stem, is not worth it. ONNX Runtime computes a
+    convolution in INT8 only if one node alone takes its result.
     """
     for node in graph.nodes:
         if node.op_type not in _AXES or node.input[1] not in graph.constants:
@@ -76,7 +80,8 @@ def products(graph: Graph) -> Iterator[Product]:
         result, taken = _AXES[node.op_type]
         if attributes.get("transB"):
             result, taken = taken, result
-        if (weight.ndim == 2 or node.op_type == "Conv") and weight.shape[result] > 1:
+        alone = node.op_type != "Conv" or runtime != "ort" or len(graph.consumers(result_of(graph, node))) == 1
+        if (weight.ndim == 2 or node.op_type == "Conv") and weight.shape[result] > 1 and alone:
             yield Product(node, weight, result, taken)
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
 from devit_contract.arrays import Float32Array
 from devit_export.int8.activations import Activation
-from devit_export.int8.products import Product, along, other_axes
+from devit_export.int8.products import Product, Runtime, along, other_axes
 
-Runtime = Literal["ort", "tensorrt"]
-"""What a graph is written for."""
 WEIGHT_STEPS: dict[Runtime, int] = {"ort": 64, "tensorrt": 127}
 """Largest weight."""
 LOWEST, HIGHEST = -128, 127
-_SMALLEST_HALF = 2.0**-14
-"""Of those that FP16 holds in full precision."""
+_SMALLEST: dict[Runtime, float] = {"ort": 2.0**-60, "tensorrt": 2.0**-14}
+"""Scale; the latter is the last that FP16 holds in full precision."""
 _SHRINKS = np.linspace(1.0, 0.3, 15)
 """Of a range: how much of it is kept, the rest being cut off."""
 
@@ -29,7 +25,7 @@ def weight_scales(product: Product, runtime: Runtime) -> Float32Array:
     """
     peaks = np.abs(product.weight).max(axis=other_axes(product.weight, product.result_axis))
     largest = float(peaks.max()) or 1.0
-    return _tidy(np.maximum(peaks, largest * 2.0**-16) / WEIGHT_STEPS[runtime], runtime)
+    return _tidy(np.maximum(peaks, largest * 2.0**-24) / WEIGHT_STEPS[runtime], runtime)
 
 
 def weight_steps(product: Product, scales: Float32Array, runtime: Runtime) -> npt.NDArray[np.int8]:
@@ -88,4 +84,4 @@ def _tidy(scale: Float32Array | np.float32, runtime: Runtime) -> Float32Array:
     """Round scales to the 11 digits of FP16, which also hides the rounding of another CPU."""
     mantissa, exponent = np.frexp(scale)
     tidy: Float32Array = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent).astype(np.float32)
-    return np.maximum(tidy, np.float32(_SMALLEST_HALF)) if runtime == "tensorrt" else tidy
+    return np.maximum(tidy, np.float32(_SMALLEST[runtime]))

@@ -9,11 +9,11 @@ import onnx
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_export.int8.activations import Activation
-from devit_export.int8.scales import Runtime
+from devit_export.int8.products import Runtime
 from devit_export.parity import ParityError, run_graph
 from devit_export.quantize import calibrate, quantizable, write
 
-ORDER_IMAGES = 32
+ORDER_IMAGES = 16
 """By which products are put in order; a DeiT-S takes two cores two minutes."""
 LEAST_SHARE = 0.25
 """Of all products: with fewer in INT8, a graph is not worth its place."""
@@ -46,7 +46,7 @@ def search(
         ParityError: No graph with a quarter of its products in INT8 is accepted.
         ExportError: See :func:`devit_export.quantize.quantize`.
     """
-    activations = calibrate(model, images, name)
+    activations = calibrate(model, images, name, runtime=runtime)
 
     def written(keep: tuple[str, ...]) -> onnx.ModelProto:
         return write(model, activations, keep, name, runtime=runtime)
@@ -82,7 +82,7 @@ def by_sensitivity(
     runtime: Runtime = "ort",
 ) -> tuple[str, ...]:
     """Put the products of an FP32 graph in the order of the error that each one alone in INT8 makes, largest first."""
-    found = quantizable(model, name)
+    found = quantizable(model, name, runtime=runtime)
     reference = run_graph(name, model.SerializeToString(), images)
     errors: dict[str, float] = {}
     for product in found:

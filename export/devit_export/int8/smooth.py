@@ -16,8 +16,8 @@ from onnx import numpy_helper
 
 from devit_contract.arrays import Float32Array
 from devit_export.int8.activations import Activation
-from devit_export.int8.products import Product, along, other_axes, products
-from devit_export.int8.scales import Runtime, input_error, input_scale, weight_error
+from devit_export.int8.products import Product, Runtime, along, other_axes, products
+from devit_export.int8.scales import input_error, input_scale, weight_error
 from devit_export.rules import Graph
 
 _SHARES = (0.25, 0.5, 0.75)
@@ -43,7 +43,7 @@ def smooth(
     smoothed, scaled = onnx.ModelProto(), dict(activations)
     smoothed.CopyFrom(model)
     nodes = {node.name: node for node in smoothed.graph.node}
-    found = {product.name: product for product in products(graph) if product.name in chosen}
+    found = {product.name: product for product in products(graph, runtime) if product.name in chosen}
     for norm in [node for node in graph.nodes if node.op_type == "LayerNormalization"]:
         takers = [found.get(node.name) for node in _takers(graph, norm.output[0])]
         behind = [product for product in takers if product is not None]
