@@ -12,7 +12,8 @@ Takes the devit on the PATH; where there is none, makes a virtual environment an
   BUNDLE              bundle folder from devit export
   --submodels N,...   submodels to build, comma separated (default: all)
   --baseline          build the baseline model too (default: no)
-  --precision NAME    fp16 or fp32 (default: devit build's)
+  --precision NAME    lowest precision: int8, fp16 or fp32 (default: devit build's)
+  --prefer NAME       measure every variant and keep the best by latency, energy or accuracy (default: devit build's)
   --cuda NAME         pycuda, cuda-bindings or ctypes (default: devit build's)
   --allowed-signers FILE
                       refuse a bundle that none of these signed, or an older one (default: take any)
@@ -96,8 +97,8 @@ while [ "$left" -gt 0 ]; do
         exit 0
         ;;
     --baseline | --allow-older | --json) set -- "$@" "$word" ;;
-    --submodels=* | --precision=* | --cuda=* | --allowed-signers=* | --store=* | --venv=* | \
-        --submodels | --precision | --cuda | --allowed-signers | --store | --venv)
+    --submodels=* | --precision=* | --prefer=* | --cuda=* | --allowed-signers=* | --store=* | --venv=* | \
+        --submodels | --precision | --prefer | --cuda | --allowed-signers | --store | --venv)
         name=${word%%=*}
         if [ "$name" != "$word" ]; then
             value=${word#*=}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration"]
+Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration", "quantization"]
 """What a file of a bundle or of a models folder is for."""
 Variant = Literal["int8-fp16", "int8", "fp16", "fp16-attn32", "fp32"]
 """Precision variants from fast to exact. The products in INT8, and the rest as in ``fp16``; the products in INT8, and
@@ -14,6 +14,9 @@ BackendChoice = Literal["auto", "tensorrt", "ort"]
 """Back end of an engine; ``auto``: TensorRT if it is installed."""
 Precision = Literal["int8", "fp16", "fp32"]
 """The lowest precision that an engine may have; of those above it, the first variant that passed on this device."""
+Preference = Literal["latency", "energy", "accuracy"]
+"""What decides between the variants that pass on a device: the shortest p50, the fewest joules an answer, or the
+smallest error."""
 CudaChoice = Literal["auto", "pycuda", "cuda-bindings", "ctypes"]
 """Python's way to CUDA."""
 HostMemory = Literal["pinned", "mapped"]
@@ -53,3 +56,13 @@ LiarChoice = Literal["off", "warn", "exclude"]
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""
+
+
+def is_at_least(variant: Variant, precision: Precision) -> bool:
+    """Tell whether no part of a variant is computed in a lower precision than this one.
+
+    >>> is_at_least("fp16-attn32", "fp16"), is_at_least("int8", "fp16")
+    (True, False)
+    """
+    ladder = get_args(Precision)
+    return ladder.index(variant.partition("-")[0]) >= ladder.index(precision)

@@ -12,6 +12,7 @@ import msgspec
 from devit_contract.artefacts.fleet import AgentConfig, load_agent_config
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
+from devit_contract.choices import Variant
 from devit_contract.errors import EngineError, InputError
 from devit_contract.extras import own_version
 from devit_contract.machine import available_bytes, board_compatible, clocks, power_mode
@@ -50,6 +51,9 @@ class Loaded:
     bundle: Bundle
     hello: Hello
     description: Description
+    variant: Variant
+    doubt: str = ""
+    """As of :class:`~devit_engines.choice.OpenedEngine`."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -126,7 +130,7 @@ def self_check(settings: Settings, loaded: Loaded) -> None:
     if not is_built(settings.engine_choice):
         return
     with closed_on_failure(loaded.engine):
-        require_accuracy(loaded.engine, loaded.bundle, settings.config.submodel, loaded.hello.engine)
+        require_accuracy(loaded.engine, loaded.bundle, settings.config.submodel, loaded.variant, loaded.hello.engine)
 
 
 def open_baseline(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
@@ -147,7 +151,7 @@ def open_baseline(settings: Settings, bundle: Bundle) -> tuple[str, Engine]:
     opened = _open(settings, bundle, store, "baseline")
     with closed_on_failure(opened.engine):
         if is_built(settings.engine_choice):
-            require_accuracy(opened.engine, bundle, "baseline", opened.title)
+            require_accuracy(opened.engine, bundle, "baseline", opened.variant, opened.title)
         opened.engine.warm_up(_WARM_UP_RUNS)
         return opened.title, opened.engine
 
@@ -203,7 +207,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         board_choice=config.board,
         compatible=board_compatible(Path(config.root)),
     )
-    return Loaded(opened.engine, bundle, hello, description)
+    return Loaded(opened.engine, bundle, hello, description, opened.variant, opened.doubt)
 
 
 def _check_memory(engine_bytes: int, root: Path) -> None:

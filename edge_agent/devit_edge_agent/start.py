@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from devit_contract.service.journal import Log, Supervisor
+from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
 from devit_contract.service.terminal import print_json
 from devit_edge_agent.agent import EdgeAgent
@@ -40,6 +40,8 @@ def open_agent(
     settings = read_settings(path, engine_choice)
     loaded = load(settings, Supervisor().starting)
     with loaded.engine:
+        if loaded.doubt:
+            log.log(Priority.WARNING, loaded.doubt)
         line = settings.config.source
         source = None
         if line:

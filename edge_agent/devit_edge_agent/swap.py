@@ -102,6 +102,8 @@ class Swap:
         settings = read_again(self._settings)
         loaded = load(settings)
         self_check(settings, loaded)
+        if loaded.doubt:
+            self._log.log(Priority.WARNING, loaded.doubt)
         self._loaded = loaded
         return loaded.engine
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import BackendChoice, Precision
+from devit_contract.choices import BackendChoice, Precision, Variant
 from devit_contract.errors import InputError
 from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings
 from devit_engines.building.build_all import find_engine
@@ -30,6 +30,9 @@ class OpenedEngine:
     model_sha256: str
     """Of the graph that it computes; a stand-in gives that of variant fp32."""
     engine: Engine
+    variant: Variant = "fp32"
+    doubt: str = ""
+    """As of :class:`~devit_engines.building.build_all.StoredEngine`."""
 
 
 def open_engine(
@@ -39,7 +42,7 @@ def open_engine(
     model: ModelRef,
     *,
     backend: BackendChoice = "auto",
-    precision: Precision = "fp16",
+    precision: Precision | None = None,
     settings: RunSettings = DEFAULT_SETTINGS,
     check_size: Callable[[int], None] = lambda _size_bytes: None,
 ) -> OpenedEngine:
@@ -63,9 +66,9 @@ def open_engine(
             check_size(stored.record.file.size_bytes)
         loaded = stored.load(settings)
         if pace_ms is None:
-            return OpenedEngine(stored.title, stored.key.model_sha256, loaded)
-        slowed = PacedEngine(loaded, pace_ms)
-        return OpenedEngine(f"{stored.title}, slowed to {pace_ms:g} ms", stored.key.model_sha256, slowed)
+            return OpenedEngine(stored.title, stored.key.model_sha256, loaded, stored.key.variant, stored.doubt)
+        slowed, title = PacedEngine(loaded, pace_ms), f"{stored.title}, slowed to {pace_ms:g} ms"
+        return OpenedEngine(title, stored.key.model_sha256, slowed, stored.key.variant, stored.doubt)
     role, index = role_of(model)
     output_dim = bundle.manifest.graph(role, index).output_dim
     null = NullEngine(EngineSpec(choice, bundle.manifest.preprocess.shape, output_dim))

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, open_admitted
-from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision
+from devit_contract.choices import BackendChoice, CudaChoice, HostMemory, Precision, Preference, Variant
 from devit_contract.errors import EngineError
 from devit_contract.service.application_cli import Application
 from devit_contract.service.terminal import on_interrupt, print_json, print_next, print_table, progress_bar
 from devit_engines.building.backends import BACKENDS, RunSettings, backend_of
-from devit_engines.building.build_all import build_engines, load_engine
-from devit_engines.building.build_one import BuiltEngine
+from devit_engines.building.build_all import build_engines, find_engine
+from devit_engines.building.build_one import BuiltEngine, report_of
+from devit_engines.building.kept import Tried, kept_in
+from devit_engines.building.prefer import Measuring
 from devit_engines.building.store import Entry, Store
 from devit_engines.engine import ModelRef, name_of, role_of
 from devit_engines.trt.inspection import Inspection, inspect_engine
 
+T = TypeVar("T")
 app = Application(no_args_is_help=True)
 engines_app = Application(no_args_is_help=True, help="Manage the engines stored on this device.")
 
@@ -34,8 +41,16 @@ BackendOption = Annotated[
     BackendChoice, typer.Option(metavar="NAME", help="tensorrt, ort, or auto: TensorRT if it is installed.")
 ]
 PrecisionOption = Annotated[
-    Precision,
-    typer.Option(metavar="fp16|fp32", help="fp16 tries the fastest variant first, fp32 takes that one alone."),
+    Precision | None,
+    typer.Option(metavar="int8|fp16|fp32", help="Lowest precision to take (default: fp16; with --prefer, int8)."),
+]
+PreferOption = Annotated[
+    Preference | None,
+    typer.Option(
+        metavar="latency|energy|accuracy",
+        help="Build every variant, measure them in turns here, and keep the best from now on "
+        "(default: what was kept before, else the first variant that passes).",
+    ),
 ]
 CudaOption = Annotated[
     CudaChoice, typer.Option(metavar="NAME", help="Way to CUDA: pycuda, cuda-bindings, ctypes, or auto.")
@@ -49,11 +64,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 @app.command()
 def build(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="Bundle folder from devit export.")],
     submodels: SubmodelsOption = None,
     baseline: BaselineOption = False,
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "fp16",
+    precision: PrecisionOption = None,
+    prefer: PreferOption = None,
     cuda: CudaOption = "auto",
     host_memory: HostMemoryOption = "pinned",
     store: StoreOption = None,
@@ -84,32 +101,41 @@ def build(
             baseline=baseline,
             backend=row.name,
             precision=precision,
+            prefer=prefer,
+            measuring=Measuring(context.obj),
             settings=RunSettings(threads=threads, cuda=cuda, host_memory=host_memory),
             progress=progress,
         )
     if as_json:
-        print_json([_for_programs(engine, opened) for engine in built])
+        print_json([report_of(engine, opened) for engine in built])
         return
-    header = ["model", "variant", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
     title = f"{bundle}: {row.title} engines{instead}, in {opened.folder}"
-    print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
+    if prefer is None:
+        header = ["model", "variant", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
+        print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
+    else:
+        typer.echo(textwrap.fill(title, 80))
+        for engine in built:
+            _print_tried(engine)
     for engine in built:
         if doubt := engine.record.accuracy.doubt():
             typer.echo(f"warning: {name_of(engine.model)}: {doubt}", err=True)
+        if engine.doubt:
+            typer.echo(f"warning: {engine.doubt}", err=True)
     print_next("edge-agent", "--config", "agent.toml")
 
 
 @engines_app.command("list")
 def list_engines(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """List the engines in the store."""
+    """List the engines in the store, and which of them are kept for what was preferred."""
     opened = Store(store)
-    entries = opened.entries()
+    entries, kept_for = opened.entries(), kept_in(opened.folder)
     if as_json:
-        print_json(entries)
+        print_json([{**asdict(entry), "kept_for": kept_for.get(entry.digest)} for entry in entries])
         return
     header = ["key", "model", "variant", "built by", "for", "created (UTC)"]
-    _print_entries(opened, header, [_entry_row(entry) for entry in entries])
+    _print_entries(opened, header, [_entry_row(entry, kept_for.get(entry.digest)) for entry in entries])
 
 
 @engines_app.command()
@@ -146,8 +172,12 @@ def inspect(
     opened, source = Store(store), Bundle(bundle)
     models: list[ModelRef] = [*(range(len(source.manifest.submodels)) if submodels is None else _indices(submodels))]
     found: dict[ModelRef, Inspection] = {}
+    variants: dict[ModelRef, Variant] = {}
     for model in [*models, "baseline"] if baseline else models:
-        with load_engine(source, opened, model, settings=RunSettings(cuda=cuda, use_graph=False)) as engine:
+        stored = find_engine(source, opened, model)
+        if stored.doubt:
+            typer.echo(f"warning: {stored.doubt}", err=True)
+        with stored.load(RunSettings(cuda=cuda, use_graph=False)) as engine:
             inspection = inspect_engine(engine)
         if inspection is None:
             raise EngineError(
@@ -155,6 +185,7 @@ def inspect(
                 "run devit build on a device with TensorRT"
             )
         found[model] = inspection
+        variants[model] = stored.key.variant
     if as_json:
         print_json({name_of(model): inspection for model, inspection in found.items()})
         return
@@ -162,10 +193,10 @@ def inspect(
     for model, seen in found.items():
         blocks = source.manifest.graph(*role_of(model)).attentions
         precisions = ", ".join(f"{kind} {count}" for kind, count in seen.by_precision.items())
-        rows.append(
-            [name_of(model), str(seen.layers), f"{seen.fused_attentions} of {blocks}", str(seen.casts), precisions]
-        )
-    print_table(f"{bundle}: TensorRT engines", ["model", "layers", "fused attention", "casts", "layers by type"], rows)
+        fused = f"{seen.fused_attentions} of {blocks}"
+        rows.append([name_of(model), variants[model], str(seen.layers), fused, str(seen.casts), precisions])
+    header = ["model", "variant", "layers", "fused attention", "casts", "layers by type"]
+    print_table(f"{bundle}: TensorRT engines", header, rows)
 
 
 @engines_app.command()
@@ -219,20 +250,48 @@ def _reason_to_remove(entry: Entry, kept: set[str] | None) -> str | None:
     return None
 
 
-def _for_programs(engine: BuiltEngine, store: Store) -> dict[str, object]:
-    where = {"model": engine.model, "digest": engine.digest, "path": store.folder / engine.digest}
-    return where | {"was_cached": engine.was_cached, "duration_s": engine.duration_s, "record": engine.record}
+def _print_tried(engine: BuiltEngine) -> None:
+    """Print all variants of a model, and below the table what failed."""
+    choice = engine.choice
+    assert choice is not None  # with a preference there is one
+    energy = choice.kept.energy
+    columns: list[tuple[str, Callable[[Tried], str]]] = [
+        ("variant", lambda tried: tried.variant),
+        ("p50, p99 ms", lambda tried: _if(tried.latency, lambda ran: f"{ran.p50_ms:.3f}, {ran.p99_ms:.3f}")),
+        ("mJ", lambda tried: _if(tried.energy, lambda cost: f"{cost.j_per_answer * 1000:.3f}")),
+        ("cosine", lambda tried: _if(tried.accuracy, lambda figures: f"{figures.cosine_min:.5f}")),
+        ("flips", lambda tried: _if(tried.accuracy, _flips)),
+        ("MB", lambda tried: _if(tried.size_bytes, lambda size_bytes: f"{size_bytes / 1e6:.2f}")),
+        ("verdict", lambda tried: tried.why if tried.verdict == "left" else tried.verdict),
+    ]
+    shown = [column for column in columns if column[0] != "mJ" or energy is not None]
+    rows = [[text(tried) for _, text in shown] for tried in choice.tried]
+    metered = "" if energy is None else f", mJ of the {energy.scope}{', SIMULATED' if energy.is_simulated else ''}"
+    title = f"{choice.title}, by {choice.prefer}{metered}"
+    print_table(title, [name for name, _ in shown], rows, numbers=range(1, len(shown) - 1))
+    for tried in choice.tried:
+        if tried.verdict in ("failed", "not built"):
+            text = f"{name_of(engine.model)}, {tried.variant}, {tried.verdict}: {tried.why}"
+            typer.echo(textwrap.fill(text, 80, subsequent_indent="  "))
+
+
+def _if(value: T | None, text: Callable[[T], str]) -> str:
+    return "" if value is None else text(value)
+
+
+def _flips(accuracy: AccuracyResult) -> str:
+    return f"{accuracy.flips} of {accuracy.images}" if accuracy.flips else f"<= {accuracy.flip_rate_bound:.1%}"
 
 
 def _row(engine: BuiltEngine) -> list[str]:
     record, accuracy = engine.record, engine.record.accuracy
     return [
         name_of(engine.model),
-        record.key.variant,
+        record.key.variant if engine.choice is None else f"{record.key.variant}, {engine.choice.prefer}",
         f"{record.file.size_bytes / 1e6:.2f} MB",
         "kept" if engine.was_cached else f"{record.build_s:.1f} s",
         f"{accuracy.cosine_min:.5f}",
-        f"{accuracy.flips} of {accuracy.images}" if accuracy.flips else f"<= {accuracy.flip_rate_bound:.1%}",
+        _flips(accuracy),
         f"{record.latency.p50_ms:.2f}",
         f"{record.latency.p99_ms:.2f}",
     ]
@@ -249,9 +308,10 @@ def _count(engines: int) -> str:
     return "1 engine" if engines == 1 else f"{engines} engines"
 
 
-def _entry_row(entry: Entry) -> list[str]:
+def _entry_row(entry: Entry, kept_for: Preference | None) -> list[str]:
     if entry.record is None:
         return [entry.digest[:12], "damaged", "", "", "", ""]
     key, created = entry.record.key, entry.record.created[:16].replace("T", " ")
     built_by, built_for = f"{key.backend} {key.backend_version}", f"{key.device_name}, {key.compute_capability}"
-    return [entry.digest[:12], entry.title, key.variant, built_by, built_for, created]
+    variant = key.variant if kept_for is None else f"{key.variant}, kept for {kept_for}"
+    return [entry.digest[:12], entry.title, variant, built_by, built_for, created]

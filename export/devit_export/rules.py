@@ -218,7 +218,8 @@ def check_quantization(graph: Graph) -> None:
     """Quantized numbers lie around zero, and the scales of a weight along its output channels.
 
     TensorRT's parser refuses another zero point. It takes scales along another axis, and then computes the product in
-    floating point without a word (seen in the kernels of TensorRT-RTX 1.7.1).
+    floating point without a word (seen in the kernels of TensorRT-RTX 1.7.1). An axis left out is 1 for ONNX and 0 for
+    TensorRT 8.6 (its parser's QuantDequantLinearHelper).
     """
     for node in graph.nodes:
         if node.op_type in _QUANTIZERS and len(node.input) > 2:
@@ -304,9 +305,10 @@ def _check_scales(graph: Graph, node: onnx.NodeProto) -> None:
         return
     attributes = {entry.name: int(entry.i) for entry in node.attribute}
     wanted = 0 if node.op_type == "Conv" or attributes.get("transB") else len(weight.dims) - 1
-    found = next((int(entry.i) for entry in scaling.attribute if entry.name == "axis"), 1) % len(weight.dims)
-    if found != wanted:
-        graph.refuse(f"the scales of the weight of {node.name} along axis {wanted}", f"axis {found}", scaling)
+    found = next((int(entry.i) for entry in scaling.attribute if entry.name == "axis"), None)
+    if found is None or found % len(weight.dims) != wanted:
+        words = "none" if found is None else f"axis {found}"
+        graph.refuse(f"the scales of the weight of {node.name} along axis {wanted}", words, scaling)
 
 
 def _check_scores(graph: Graph, attention: Attention) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 from importlib.metadata import version as version_of
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.main
 
 from devit_contract.service import terminal
 from devit_contract.service.application_cli import Application, Command, Group
+
+if TYPE_CHECKING:
+    from devit_engines.building.side_by_side import Meter
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # In the order of the pipeline: name to (module:application, one line of help).
@@ -66,13 +70,22 @@ def _print_version(is_asked: bool) -> None:
 app = Application(cls=LazyCommands, no_args_is_help=True, add_completion=True)
 
 
+def _open_meter() -> AbstractContextManager[Meter]:
+    """Start this device's power sensor, which ``devit build`` itself, of a lower layer, does not know."""
+    from devit_profiling.bench.meter import open_meter
+
+    return open_meter()
+
+
 @app.callback()
 def devit(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Run one large Vision Transformer on several edge devices, and know what every answer costs in ms and joules."""
+    context.obj = _open_meter
 
 
 def main() -> NoReturn:

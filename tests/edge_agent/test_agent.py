@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from tests.edge_agent.hand_made_node import RUN, RUN_ID, TINY, HandMadeNode
 from tests.engines.changes import plant
+from tests.engines.int8 import with_int8
 from tests.profiling.sysfs_tree import orin_nano
 from tests.support.gone import assert_gone
 from tests.support.starvation import within
@@ -30,6 +31,8 @@ from devit_contract.choices import ImageCoding
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
 from devit_contract.wire.messages import Control, ControlReply, Hello, PowerLine, Refused, Telemetry, body, read_body
 from devit_contract.wire.words import Question
+from devit_engines.building import prefer
+from devit_engines.building.build_all import build_engines
 from devit_engines.building.store import Store
 
 LOST = """
@@ -77,6 +80,41 @@ from devit_engines.null import NullEngine
 answer = NullEngine._run
 NullEngine._run = lambda self, images: answer(self, images) + images.mean(dtype="f4")
 """
+
+
+def test_an_agent_runs_the_variant_that_was_chosen_by_measure_after_a_plain_build_too(
+    node: HandMadeNode, tmp_path: Path
+) -> None:
+    """Without the choice it would run fp32."""
+    bundle = with_int8(Bundle(Path(shutil.copytree(TINY, tmp_path / "bundle"))), [0])
+    store = Store(tmp_path / "store")
+    choose_int8(bundle, store)
+    build_engines(bundle, store, submodels=[0])
+    node.store = store.folder
+    node.start(bundle=bundle.folder)
+    hello = read_body(node.welcome(), Hello)
+    assert hello.engine.endswith(", int8")
+    assert hello.model_sha256 == bundle.manifest.file("submodel", device=0, variant="int8").sha256
+
+
+def test_an_agent_says_that_the_chosen_engine_is_gone_and_serves_another(node: HandMadeNode, tmp_path: Path) -> None:
+    bundle = with_int8(Bundle(Path(shutil.copytree(TINY, tmp_path / "bundle"))), [0])
+    store = Store(tmp_path / "store")
+    store.remove(choose_int8(bundle, store))
+    node.store = store.folder
+    child = node.start(bundle=bundle.folder)
+    assert read_body(node.welcome(), Hello).engine.endswith(", fp32")
+    assert child.stderr is not None
+    assert "int8 was chosen for latency, but its engine does not load: run devit build" in child.stderr.readline()
+
+
+def choose_int8(bundle: Bundle, store: Store) -> str:
+    """Build both variants of submodel 0, and let int8 win whatever this machine says; gives its digest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefer, "best_of", lambda _prefer, passed: (passed[0], {}))
+        (built,) = build_engines(bundle, store, submodels=[0], prefer="latency")
+    assert built.record.key.variant == "int8"
+    return built.digest
 
 
 def test_an_agent_that_cannot_reach_its_node_says_why(node: HandMadeNode) -> None:

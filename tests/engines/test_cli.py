@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.engines.int8 import with_int8
 
 from devit_contract.artefacts.manifest import Bundle, write_manifest
 from devit_engines.building.build_all import build_engines
+from devit_engines.building.report import ModelReport
 from devit_engines.building.store import Store
 
 RUN = """
@@ -48,6 +50,40 @@ def test_build_prints_json_for_programs(tiny: Bundle, store: Store) -> None:
     assert (engine["model"], engine["record"]["key"]["variant"], engine["was_cached"]) == (1, "fp32", False)
     assert engine["path"] == str(store.folder / engine["digest"])
     assert engine["record"]["accuracy"]["flips"] == 0
+
+
+def test_build_by_preference_shows_every_variant_and_lists_what_is_kept(tiny: Bundle, store: Store) -> None:
+    with_int8(with_int8(tiny, [0], gain=0.1), [1])
+    done = devit("build", tiny.folder, "--prefer", "accuracy", "--store", store.folder)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for text in ("submodel 0 of tiny, by accuracy", "submodel 1 of tiny, by accuracy", "int8", "fp32", "kept"):
+        assert text in done.stdout
+    assert "submodel 0, int8, failed: smallest cosine" in done.stdout
+    again = json.loads(devit("build", tiny.folder, "--store", store.folder, "--json").stdout)
+    assert [(each["prefer"], each["was_cached"], each["doubt"]) for each in again] == [("accuracy", True, "")] * 2
+    assert [[(tried["variant"], tried["verdict"]) for tried in each["tried"]] for each in again] == [
+        [("int8", "failed"), ("fp32", "kept")],
+        [("int8", "left"), ("fp32", "kept")],
+    ]
+    for report in again:
+        msgspec.convert(report, ModelReport, dec_hook=lambda kind, value: kind(value))
+    listed = devit("engines", "list", "--store", store.folder)
+    assert " ".join(listed.stdout.split()).count("kept") == 2
+    entries = json.loads(devit("engines", "list", "--store", store.folder, "--json").stdout)
+    kept = {(each["record"]["title"][:10], each["record"]["key"]["variant"]): each["kept_for"] for each in entries}
+    assert kept == {
+        ("submodel 0", "fp32"): "accuracy",
+        ("submodel 1", "int8"): None,
+        ("submodel 1", "fp32"): "accuracy",
+    }
+
+
+def test_energy_without_a_sensor_is_one_line_that_names_what_to_run(tiny: Bundle, store: Store) -> None:
+    done = devit("build", tiny.folder, "--prefer", "energy", "--store", store.folder)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: --prefer energy needs a power sensor")
+    assert done.stderr.endswith("run devit build --prefer latency\n")
 
 
 def test_a_named_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -119,7 +155,8 @@ def test_an_empty_store_is_listed_and_pruned_without_an_error(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        ("--precision", "int8", "'fp16', 'fp32'"),
+        ("--precision", "int4", "'int8', 'fp16', 'fp32'"),
+        ("--prefer", "beauty", "'latency', 'energy', 'accuracy'"),
         ("--backend", "abacus", "'auto', 'tensorrt', 'ort'"),
         ("--cuda", "cupy", "'auto', 'pycuda', 'cuda-bindings', 'ctypes'"),
         ("--host-memory", "managed", "'pinned', 'mapped'"),

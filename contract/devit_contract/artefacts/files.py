@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -20,7 +21,6 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from devit_contract.artefacts.exchange import exchange
 from devit_contract.artefacts.regular import open_regular, read_regular
 from devit_contract.errors import DevitError, InputError, ManifestError
 
@@ -33,6 +33,8 @@ T = TypeVar("T")
 Tensors = dict[str, npt.NDArray[Any]]
 
 _CHUNK_BYTES = 1 << 20
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # renameat2(2)
 
 
 @contextmanager
@@ -215,6 +217,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             for left in (old, draft):  # of these one at most is there: the old folder, or what was not finished
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two names at one stroke, so that a reader of either always finds one of both; tell whether it was done.
+
+    Not every C library and file system can (NFS cannot).
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
 def read_json(path: Path, kind: type[T], *, schema: int, hint: str) -> T:

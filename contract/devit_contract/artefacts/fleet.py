@@ -174,8 +174,9 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Threads of one inference on the CPU."""
     backend: BackendChoice = "auto"
     """``auto``: TensorRT's engine if there is one, else ONNX Runtime's."""
-    precision: Precision = "fp16"
-    """``fp16``: the fastest variant that passed on this device; ``fp32``: that one alone."""
+    precision: Precision | None = None
+    """The lowest precision that the engine may have. By default the variant that ``devit build --prefer`` kept, else
+    ``fp16`` and up."""
     cuda: CudaChoice = "auto"
     """The Python binding of CUDA."""
     host_memory: HostMemory = "pinned"

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--submodel", type=_model, default=0, help="which one, or baseline (default: 0)")
     parser.add_argument("--store", type=Path, help="engine store (default: ~/.cache/devit/engines)")
     parser.add_argument("--backend", choices=get_args(BackendChoice), default="auto", help="(default: auto)")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp16", help="(default: fp16)")
+    parser.add_argument("--precision", choices=get_args(Precision), help="lowest (default: what devit build kept)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of ONNX Runtime (default: 1)")
     parser.add_argument("--engine", default="built", help="built (default), built:MS, null, paced:MS or busy:MS")
     return parser

@@ -91,7 +91,7 @@ BACKENDS: dict[str, Backend] = {
         name="tensorrt",
         title="TensorRT",
         file_name="engine.plan",
-        variants=("fp16", "fp16-attn32", "fp32"),
+        variants=("int8-fp16", "fp16", "fp16-attn32", "fp32"),
         options=("batch=1", "tf32=off"),
         has_graphs=True,
         is_onnx=False,
@@ -106,7 +106,7 @@ BACKENDS: dict[str, Backend] = {
         file_name="model.onnx",
         # ONNX Runtime's CPU provider computes an fp16 graph in fp32 between Casts: slower, and its parity proves
         # nothing about fp16.
-        variants=("fp32",),
+        variants=("int8", "fp32"),
         options=(),
         has_graphs=False,
         is_onnx=True,

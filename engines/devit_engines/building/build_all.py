@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import BackendChoice, Precision
+from devit_contract.choices import BackendChoice, Precision, Preference, is_at_least
 from devit_contract.errors import EngineError, NotBuiltError
 from devit_contract.service.progress import Progress, no_progress
 from devit_engines.accuracy import spot_check
 from devit_engines.board import Board, detect_board
 from devit_engines.building.backends import DEFAULT_SETTINGS, RunSettings, backend_of
 from devit_engines.building.build_one import BuiltEngine, build_one
+from devit_engines.building.kept import Kept, find_kept, forget
+from devit_engines.building.prefer import Measuring, build_preferred, checked_meter
 from devit_engines.building.store import EngineKey, EngineRecord, Store
 from devit_engines.building.target import Target
 from devit_engines.engine import CheckedEngine, ModelRef, closed_on_failure
+
+_DEFAULT_MEASURING = Measuring()
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class StoredEngine:
     key: EngineKey
     record: EngineRecord | None
     """Absent if it is damaged, which :meth:`load` reports."""
+    doubt: str = ""
+    """Why it is not the variant that ``devit build --prefer`` chose, or why that should be run again; empty where all
+    is well."""
 
     @property
     def title(self) -> str:
@@ -47,7 +54,7 @@ class StoredEngine:
             raise NotBuiltError(objection)
         engine = target.backend.load(content, target.spec(self.key), settings)
         with closed_on_failure(engine):
-            if failures := spot_check(engine, target.bundle, target.model):
+            if failures := spot_check(engine, target.bundle, target.model, self.key.variant):
                 raise NotBuiltError(
                     f"{target.store.folder / digest}: expected an engine that computes what was trained, found "
                     f"{'; '.join(failures)}: remove that folder, then run {target.command}"
@@ -62,19 +69,25 @@ def build_engines(
     submodels: Sequence[int] | None = None,
     baseline: bool = False,
     backend: BackendChoice = "auto",
-    precision: Precision = "fp16",
+    precision: Precision | None = None,
+    prefer: Preference | None = None,
+    measuring: Measuring = _DEFAULT_MEASURING,
     settings: RunSettings = DEFAULT_SETTINGS,
     board: Board | None = None,
     progress: Progress = no_progress,
 ) -> list[BuiltEngine]:
     """Build the engines that the store lacks, and check each with the bundle's golden images on this device.
 
-    Submodels are in the order given, all of them without a list; then comes the baseline. Precision ``fp16`` tries the
-    fastest variant first, ``fp32`` takes that one alone. Without a board, the device is the one that this runs on. The
-    progress counts golden images, with every model as a stage of its own.
+    Submodels are in the order given, all of them without a list; then comes the baseline. Without a board, the device
+    is the one that this runs on. The progress counts golden images, with every model as a stage of its own.
+
+    Which variant of a model is taken: with ``prefer`` the best of all, down to ``precision`` (``int8``), which is
+    remembered; without it the one that is remembered; else the first from ``precision`` (``fp16``) up that passes. A
+    ``precision`` alone forgets what was remembered.
 
     Raises:
         EngineError: A model is not in the bundle, the back end is missing, or no variant passed the accuracy check.
+        EnergyError: Energy is preferred, and there is no power sensor.
         ManifestError: The bundle is broken.
         InputError: A file cannot be read, or the store not be written.
     """
@@ -89,7 +102,12 @@ def build_engines(
         _require_baseline(bundle)
         models.append("baseline")
     row, here = backend_of(backend), board or detect_board()
-    return [build_one(Target(bundle, store, model, row, here, precision), settings, progress) for model in models]
+    targets = [Target(bundle, store, model, row, here, precision or ("int8" if prefer else "fp16")) for model in models]
+    if prefer is not None:
+        checked = checked_meter(prefer, measuring)
+        return [build_preferred(target, prefer, settings, progress, checked) for target in targets]
+    kept = [find_kept(target) if precision is None else _forgotten(target, precision) for target in targets]
+    return [build_one(*each, settings, progress) for each in zip(targets, kept, strict=True)]
 
 
 def find_engine(
@@ -98,13 +116,14 @@ def find_engine(
     model: ModelRef,
     *,
     backend: BackendChoice = "auto",
-    precision: Precision = "fp16",
+    precision: Precision | None = None,
     board: Board | None = None,
 ) -> StoredEngine:
     """Find what :func:`build_engines` stored for this bundle on this device.
 
-    The first variant that this bundle's golden images have validated wins, else the first that is there at all. With
-    ``auto``, ONNX Runtime's engine will do if TensorRT has none. Precision ``fp32`` takes that variant alone.
+    The variant that ``prefer`` chose comes first, then those from ``precision`` (``fp16``) up; with ``precision``, the
+    chosen one too has to be at least that. The first that this bundle's golden images have validated wins, else the
+    first that is there at all. With ``auto``, ONNX Runtime's engine will do if TensorRT has none.
 
     Raises:
         NotBuiltError: It was not built here; the text names the command that builds it.
@@ -115,13 +134,8 @@ def find_engine(
     rows = [backend_of(backend)]
     if backend == "auto" and rows[0].name != "ort" and backend_of("ort").is_installed:
         rows.append(backend_of("ort"))
-    targets = [Target(bundle, store, model, row, board or detect_board(), precision) for row in rows]
-    found = [
-        StoredEngine(target, key, store.record(key.digest))
-        for target in targets
-        for key in target.engine_keys()
-        if (store.folder / key.digest).is_dir()
-    ]
+    targets = [Target(bundle, store, model, row, board or detect_board(), precision or "fp16") for row in rows]
+    found = [stored for target in targets for stored in _stored(target, precision)]
     for stored in found:
         if stored.record is not None and not stored.target.objection(stored.record):
             return stored
@@ -144,6 +158,30 @@ def load_engine(
 ) -> CheckedEngine:
     """Find an engine as :func:`find_engine` does, and load it as :meth:`StoredEngine.load` does."""
     return find_engine(bundle, store, model, backend=backend, board=board).load(settings)
+
+
+def _forgotten(target: Target, precision: Precision) -> Kept:
+    """Forget the choice for a model: the user says which variants to take."""
+    kept = find_kept(target)
+    forget(target)
+    if kept.choice is None:
+        return Kept()
+    chosen = f"{kept.choice.kept.variant} was chosen for {kept.choice.prefer}"
+    return Kept(doubt=f"{target.name}: {chosen}, which --precision {precision} undoes")
+
+
+def _stored(target: Target, precision: Precision | None) -> Iterator[StoredEngine]:
+    """List what the store holds for a target, the chosen variant first."""
+    kept = find_kept(target)
+    if kept.key is not None and precision is not None and not is_at_least(kept.key.variant, precision):
+        kept = Kept()
+    for key in kept.before(target.engine_keys()):
+        if not (target.store.folder / key.digest).is_dir():
+            continue
+        doubt = kept.doubt
+        if kept.key is not None and key != kept.key:
+            doubt = kept.passed_over("its engine does not load", target)
+        yield StoredEngine(target, key, target.store.record(key.digest), doubt)
 
 
 def _require_baseline(bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import msgspec
 
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.errors import EngineError, NotBuiltError
-from devit_contract.machine import power_mode
 from devit_contract.service.progress import Progress
-from devit_engines.accuracy import AccuracyResult, check_accuracy, reference_of, verdict_digest
+from devit_engines.accuracy import check_accuracy, reference_of, verdict_digest
 from devit_engines.board import toolkit_version
 from devit_engines.building.backends import RunSettings
-from devit_engines.building.latency import measure_latency
-from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedVariant, Latency
+from devit_engines.building.kept import Choice, Kept, Tried
+from devit_engines.building.latency import measure_latency, mode_name
+from devit_engines.building.report import ModelReport, all_tried, is_writable
+from devit_engines.building.store import SCHEMA, EngineFile, EngineKey, EngineRecord, FailedVariant, Latency, Store
 from devit_engines.building.target import Target
 from devit_engines.engine import CannotCompileError, ModelRef
 from devit_engines.trt.request import Built, Report
@@ -33,19 +36,30 @@ class BuiltEngine:
 
     model: ModelRef
     record: EngineRecord
+    choice: Choice | None
+    """By which it was kept; absent where it is the first variant that passed."""
     was_cached: bool
     """Whether the store held it already, built by this process or another."""
     duration_s: float
     """Time that this call took, waiting for another builder included."""
+    doubt: str = ""
+    """Why the choice should be made again, or was not followed, in one line; empty where all is well."""
 
     @property
     def digest(self) -> str:
         """Name of its folder in the store."""
         return self.record.key.digest
 
+    @property
+    def tried(self) -> tuple[Tried, ...]:
+        """The variants that were tried until it was taken, itself among them."""
+        return all_tried(self.record, self.choice)
 
-def build_one(target: Target, settings: RunSettings, progress: Progress) -> BuiltEngine:
+
+def build_one(target: Target, kept: Kept, settings: RunSettings, progress: Progress) -> BuiltEngine:
     """Take the first variant in the store, else build one after the other until one passes the accuracy check.
+
+    The first of all is the one that was ``kept``, if any.
 
     Raises:
         EngineError: No variant passes, or the back end fails for reasons that every variant shares.
@@ -53,32 +67,85 @@ def build_one(target: Target, settings: RunSettings, progress: Progress) -> Buil
         ManifestError: The bundle is broken.
     """
     start_s = time.monotonic()
-    keys = target.engine_keys()
-    for key in keys:
+    keys = kept.before(target.engine_keys())
+    failed: list[FailedVariant] = []
+    for place, key in enumerate(keys):
         found = _stored(target, key)
         if found is not None and not target.objection(found[0]):
-            if _is_measured(target, found[0], settings):
-                return BuiltEngine(target.model, found[0], True, time.monotonic() - start_s)
-            keys = [key]  # faster variants have failed; this one is only measured again
+            known = {each.digest: each for each in found[0].failed_variants}
+            if all(before.digest in known for before in keys[:place]):
+                if _is_measured(target, found[0], settings):
+                    return _built(target, kept, found[0], True, start_s)
+                keys, failed = [key], [known[before.digest] for before in keys[:place]]  # it is only measured again
             break
-    failed: list[FailedVariant] = []
     for key in keys:
-        made: EngineRecord | FailedVariant
-        with target.store.lock(key.digest, lambda: progress(target.name, 0, 1, "waiting for another build of it")):
-            found = _stored(target, key)  # another process may have built it meanwhile
-            is_cached = found is not None and not target.objection(found[0])
-            if found is not None and is_cached:
-                made = _measured(target, *found, settings)
-            else:
-                made = _build_variant(target, key, found, settings, tuple(failed), progress)
+        made, is_cached = make_variant(target, key, settings, tuple(failed), progress)
         if isinstance(made, EngineRecord):
-            return BuiltEngine(target.model, made, is_cached, time.monotonic() - start_s)
+            return _built(target, kept, made, is_cached, start_s)
         failed.append(made)
+    raise no_variant_passes(target, failed)
+
+
+def make_variant(
+    target: Target, key: EngineKey, settings: RunSettings, failed: tuple[FailedVariant, ...], progress: Progress
+) -> tuple[EngineRecord | FailedVariant, bool]:
+    """Take one variant from the store, else build, check and measure it; the second result says which.
+
+    Raises:
+        EngineError: The back end fails for reasons that every variant shares.
+        InputError: A graph cannot be read, or the store not be written.
+    """
+    with target.store.lock(key.digest, lambda: progress(target.name, 0, 1, "waiting for another build of it")):
+        found = _stored(target, key)  # another process may have built it meanwhile
+        if found is not None and not target.objection(found[0]):
+            record, content = found
+            others = {each.digest: each for each in (*record.failed_variants, *failed)}
+            if len(others) > len(record.failed_variants):
+                record = msgspec.structs.replace(record, failed_variants=tuple(others.values()))
+                target.store.keep(record, content)
+            return _measured(target, record, content, settings), True
+        return _build_variant(target, key, found, settings, failed, progress), False
+
+
+def report_of(engine: BuiltEngine, store: Store) -> ModelReport:
+    """Describe a model for programs."""
+    choice = engine.choice
+    return ModelReport(
+        model=engine.model,
+        digest=engine.digest,
+        path=store.folder / engine.digest,
+        was_cached=engine.was_cached,
+        duration_s=engine.duration_s,
+        record=engine.record,
+        tried=engine.tried,
+        prefer=None if choice is None else choice.prefer,
+        choice=None if choice is None else choice.digest,
+        doubt=engine.doubt,
+    )
+
+
+def no_variant_passes(target: Target, failed: Sequence[FailedVariant]) -> EngineError:
+    """Say why there is no engine."""
     failures = "; ".join(f"{each.variant}: {', '.join(each.failures)}" for each in failed)
-    raise EngineError(
+    return EngineError(
         f"{target.name}: no variant passes on this device ({failures}), nothing was stored: "
         "make the bundle again with devit export"
     )
+
+
+def now_utc() -> str:
+    """Give the time for a record, ``2026-01-31T12:00:00Z``."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _built(target: Target, kept: Kept, record: EngineRecord, is_cached: bool, start_s: float) -> BuiltEngine:
+    is_kept = kept.key is not None and kept.key.digest == record.key.digest
+    doubt = kept.doubt
+    if kept.key is not None and kept.choice is not None and not is_kept:
+        reasons = [each for each in record.failed_variants if each.variant == kept.key.variant]
+        doubt = kept.passed_over("; ".join(reasons[0].failures) if reasons else "it does not pass", target)
+    duration_s = time.monotonic() - start_s
+    return BuiltEngine(target.model, record, kept.choice if is_kept else None, is_cached, duration_s, doubt)
 
 
 def _stored(target: Target, key: EngineKey) -> tuple[EngineRecord, bytes] | None:
@@ -92,7 +159,7 @@ def _stored(target: Target, key: EngineKey) -> tuple[EngineRecord, bytes] | None
 
 def _is_measured(target: Target, record: EngineRecord, settings: RunSettings) -> bool:
     """Whether the engine ran in the same way, and in the same power mode, when it was measured."""
-    expected = target.backend.run_options(settings), _power_mode()
+    expected = target.backend.run_options(settings), mode_name()
     return (record.latency.run_options, record.power_mode) == expected
 
 
@@ -103,14 +170,9 @@ def _measured(target: Target, record: EngineRecord, content: bytes, settings: Ru
     options = target.backend.run_options(settings)
     with target.backend.load(content, target.spec(record.key), settings) as engine:
         latency = measure_latency(engine, reference_of(target.bundle, target.model).images, options)
-    record = msgspec.structs.replace(record, latency=latency, power_mode=_power_mode())
+    record = msgspec.structs.replace(record, latency=latency, power_mode=mode_name())
     target.store.keep(record, content)
     return record
-
-
-def _power_mode() -> str | None:
-    mode = power_mode()
-    return None if mode is None else str(mode)
 
 
 def _build_variant(
@@ -137,13 +199,14 @@ def _build_variant(
         try:
             built = target.backend.build(target.request(key), _build_report(target, key, progress))
         except CannotCompileError as err:
-            return FailedVariant(key.variant, (str(err),))
+            return FailedVariant(key.variant, (str(err),), digest=key.digest)
         build_s = time.monotonic() - start_s
     accuracy, latency, notes = _checked(target, key, built.content, settings, progress)
-    if failures := accuracy.failures():
+    if failures := accuracy.failures(key.variant):
         if found is None:
             target.store.drop(key.digest)  # what lies there is damaged
-        return FailedVariant(key.variant, tuple(failures), latency)
+        figures = accuracy if is_writable(accuracy) else None
+        return FailedVariant(key.variant, tuple(failures), latency, figures, key.digest)
     engine_sha256 = hashlib.sha256(built.content).hexdigest()
     record = EngineRecord(
         schema=SCHEMA,
@@ -153,10 +216,10 @@ def _build_variant(
         build_s=build_s,
         accuracy=accuracy,
         validated_against=(*verdicts[1 - _VERDICTS :], verdict_digest(target.bundle, engine_sha256)),
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=now_utc(),
         latency=latency,
         l4t=target.board.l4t,
-        power_mode=_power_mode(),
+        power_mode=mode_name(),
         cuda=toolkit_version(Path("/")),
         precision_method=built.precision_method,
         warnings=tuple(dict.fromkeys((*built.warnings, *notes))),
@@ -194,6 +257,6 @@ def _checked(
             accuracy = check_accuracy(engine.unchecked_features, reference, report)
             latency = measure_latency(engine, reference.images, target.backend.run_options(settings))
             notes += engine.notes
-        if accuracy.failures():
+        if accuracy.failures(key.variant):
             break
     return accuracy, latency, tuple(filter(None, (*notes, accuracy.doubt())))

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from devit_contract.arrays import UInt8Array
+from devit_contract.machine import power_mode
 from devit_engines.building.store import Latency
 from devit_engines.engine import CheckedEngine
 
@@ -33,3 +34,9 @@ def measure_latency(engine: CheckedEngine, images: UInt8Array, run_options: tupl
         taken_ms.append((time.perf_counter() - before_s) * 1000.0)
     p50_ms, p99_ms = np.percentile(taken_ms, (50, 99))
     return Latency(float(p50_ms), float(p99_ms), len(taken_ms), run_options)
+
+
+def mode_name() -> str | None:
+    """Name the power mode that decides latency and joules, as nvpmodel calls it; None where there is no such thing."""
+    mode = power_mode()
+    return None if mode is None else str(mode)

@@ -5,6 +5,7 @@
     <store>/<key digest>/engine.json    all of the key, and how the engine was built and checked
     <store>/<key digest>/model.onnx     the engine itself, under the name that its back end gives it
     <store>/locks/<key digest>          there while a process builds that key
+    <store>/choice.<digest>.json        which variant of a model this device runs, see ``building/kept.py``
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from pathlib import Path
 import msgspec
 
 from devit_contract.artefacts.files import exclusive_lock, new_folder, read_json, write_bytes, write_json
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.artefacts.regular import read_regular
 from devit_contract.choices import Variant
 from devit_contract.errors import InputError, ManifestError, NotBuiltError
-from devit_engines.accuracy import AccuracyResult
 
 SCHEMA = 4
 RECORD_NAME = "engine.json"
@@ -86,6 +87,10 @@ class FailedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     failures: tuple[str, ...]
     latency: Latency | None = None
     """What the variant that was taken costs is the difference to this; absent where none could be built."""
+    accuracy: AccuracyResult | None = None
+    """Absent where none could be built, or where its outputs were not finite."""
+    digest: str = ""
+    """Of its key: the same variant of another graph has not failed yet."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

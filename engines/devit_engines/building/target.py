@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import Precision, Variant
+from devit_contract.choices import Precision, Variant, is_at_least
 from devit_contract.errors import ManifestError
 from devit_engines.accuracy import verdict_digest
 from devit_engines.board import Board
@@ -52,12 +52,11 @@ class Target:
             EngineError: The back end is not installed.
         """
         offered = self.bundle.manifest.graph(*role_of(self.model)).variants
-        variants = [
-            variant for variant in offered if variant in self.backend.variants and self.precision in ("fp16", variant)
-        ]
+        takes = [variant for variant in self.backend.variants if is_at_least(variant, self.precision)]
+        variants = [variant for variant in offered if variant in takes]
         if not variants:
             raise ManifestError(
-                f"{self.name}: back end {self.backend.name} takes {', '.join(self.backend.variants)}, the bundle holds "
+                f"{self.name}: back end {self.backend.name} takes {', '.join(takes)}, the bundle holds "
                 f"{', '.join(offered)}: make the bundle again with devit export"
             )
         version = self.backend.version()

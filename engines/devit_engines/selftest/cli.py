@@ -22,7 +22,7 @@ app = Application()
 @app.command()
 def selftest(
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "fp16",
+    precision: PrecisionOption = None,
     cuda: CudaOption = "auto",
     host_memory: HostMemoryOption = "pinned",
     as_json: JsonOption = False,

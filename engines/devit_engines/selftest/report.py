@@ -46,7 +46,11 @@ class SelfTest:
 
 
 def run_selftest(
-    findings: list[Finding], backend: BackendChoice, precision: Precision, settings: RunSettings, progress: Progress
+    findings: list[Finding],
+    backend: BackendChoice,
+    precision: Precision | None,
+    settings: RunSettings,
+    progress: Progress,
 ) -> tuple[SelfTest, DevitError | None]:
     """Build both submodels and the baseline model as ``devit build`` does, in a store that is thrown away.
 

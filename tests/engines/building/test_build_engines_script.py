@@ -116,13 +116,11 @@ def test_the_script_is_posix_sh() -> None:
 
 def test_with_devit_on_the_path_it_examines_then_builds_and_installs_nothing(device: Device) -> None:
     device.install_devit()
-    done = device.run(
-        "--submodels", "0,2", device.bundle, "--baseline", "--precision=fp16", "--cuda", "ctypes", "--store", "a store"
-    )
+    words = ("--precision=int8", "--prefer", "latency", "--cuda", "ctypes", "--store", "a store")
+    done = device.run("--submodels", "0,2", device.bundle, "--baseline", *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (
-        f"[build][{device.bundle}][--submodels][0,2][--baseline][--precision][fp16][--cuda][ctypes][--store][a store]\n"
-    )
+    passed = "[--baseline][--precision][int8][--prefer][latency][--cuda][ctypes][--store][a store]"
+    assert done.stdout == f"[build][{device.bundle}][--submodels][0,2]{passed}\n"
     assert done.stderr == f"[doctor][--root][{BOARDS / 'laptop'}][--store][a store]\n"
     assert not device.record.exists()
 
@@ -158,7 +156,7 @@ def test_wrong_usage_is_exit_code_2_and_starts_nothing(device: Device, wrong: li
 def test_the_help_names_every_option_with_its_default(device: Device) -> None:
     done = device.run("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for option in ("submodels", "baseline", "precision", "cuda", "store", "venv"):
+    for option in ("submodels", "baseline", "precision", "prefer", "cuda", "store", "venv"):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"  --{option}"))
         assert "(default: " in line
 

@@ -13,9 +13,10 @@ from tests.engines.changes import fewer_images, plant, spoil, with_golden
 from tests.support.properties import examples
 
 from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.artefacts.gate import compare
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import NotBuiltError
-from devit_engines.accuracy import compare, reference_of, spot_check
+from devit_engines.accuracy import reference_of, spot_check
 from devit_engines.board import Board
 from devit_engines.building import backends
 from devit_engines.building.build_all import build_engines, load_engine
@@ -91,7 +92,7 @@ def test_a_machine_that_computes_otherwise_than_at_the_build_serves_nothing(
 def test_a_start_costs_at_most_sixteen_images(tiny: Bundle, images: int, calls: int) -> None:
     fewer = with_golden(tiny, fewer_images(images))
     engine = Prepared(reference_of(TINY, 0).outputs)
-    assert spot_check(engine, fewer, 0) == []
+    assert spot_check(engine, fewer, 0, "fp32") == []
     assert engine.calls == calls
 
 
@@ -102,5 +103,5 @@ def test_an_engine_that_passes_with_all_images_passes_with_some(seed: int, size:
     reference = reference_of(TINY, 0)
     noise = np.random.default_rng(seed).normal(0.0, size, reference.outputs.shape)
     outputs = (reference.outputs * (1.0 + noise)).astype(np.float32)
-    if not compare(outputs, reference).failures():
-        assert spot_check(Prepared(outputs), TINY, 0) == []
+    if not compare(outputs, reference).failures("fp32"):
+        assert spot_check(Prepared(outputs), TINY, 0, "fp32") == []

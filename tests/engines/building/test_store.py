@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.properties import examples
 
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.errors import EngineError, InputError, NotBuiltError
-from devit_engines.accuracy import AccuracyResult
 from devit_engines.building.store import (
     SCHEMA,
     EngineFile,

@@ -17,10 +17,11 @@ from tests.engines.fakes import fake_tensorrt
 from tests.engines.fakes.driver import FakeDriver
 from tests.engines.fakes.fake_tensorrt import VERSIONS, make_module
 
+from devit_contract.artefacts.gate import AccuracyResult
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import DeviceLostError, EngineError
 from devit_contract.service.progress import no_progress
-from devit_engines.accuracy import AccuracyResult, check_accuracy
+from devit_engines.accuracy import check_accuracy
 from devit_engines.board import Board
 from devit_engines.building import build_one
 from devit_engines.building.backends import RunSettings

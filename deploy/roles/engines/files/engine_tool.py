@@ -17,7 +17,7 @@ from devit_contract.errors import DevitError
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
 from devit_engines.building.backends import backend_of
-from devit_engines.building.build_all import load_engine
+from devit_engines.building.build_all import find_engine
 from devit_engines.building.store import RECORD_NAME, SCHEMA, EngineRecord, Store
 
 
@@ -49,8 +49,9 @@ def check(bundle: str, store: str, submodel: str, backend: str) -> str:
         EngineError: It cannot be loaded, or does not compute what was trained.
     """
     opened = Bundle(Path(bundle))
-    with load_engine(opened, Store(Path(store)), int(submodel), backend=backend) as engine:
-        result = require_accuracy(engine, opened, int(submodel), f"submodel {submodel}")
+    stored = find_engine(opened, Store(Path(store)), int(submodel), backend=backend)
+    with stored.load() as engine:
+        result = require_accuracy(engine, opened, int(submodel), stored.key.variant, f"submodel {submodel}")
     return f"submodel {submodel}: {result.images} golden images, smallest cosine {result.cosine_min:.6f}"
 
 
