@@ -210,7 +210,7 @@ def _made(preset: str, side: int, depth: int) -> tuple[bytes, bytes]:
 
     from devit_decompose.models.model import PRESETS, Model, uniform_config
     from devit_export.graph import export_features
-    from devit_export.quantize import quantize
+    from devit_export.int8.quantize import quantize
 
     shape = PRESETS[preset]
     config = uniform_config(

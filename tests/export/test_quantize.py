@@ -23,9 +23,9 @@ from devit_contract.errors import ExportError
 from devit_export.graph import ExportedGraph
 from devit_export.int8 import smooth as smoothing
 from devit_export.int8.products import Product, Runtime
+from devit_export.int8.quantize import calibrate, quantizable, quantize, write
 from devit_export.int8.scales import weight_scales, weight_steps
 from devit_export.parity import ParityError, measure, measure_half, run_graph
-from devit_export.quantize import calibrate, quantizable, quantize, write
 from devit_export.rules import Graph, check_graph
 
 RUNTIMES: tuple[Runtime, ...] = ("ort", "tensorrt")

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from devit_contract.arrays import UInt8Array
+from devit_export.int8.quantize import calibrate, quantizable, quantize
 from devit_export.int8.sensitivity import by_sensitivity, search
 from devit_export.parity import ParityError
-from devit_export.quantize import calibrate, quantizable, quantize
 
 WIDTH, PRODUCTS = 24, 8
 IMAGES: UInt8Array = np.random.default_rng(5).integers(0, 256, (12, 2, 4, 3), np.uint8)
