@@ -13,7 +13,7 @@ What may go wrong is told by environment variables, so that a build process obey
 ``FAKE_TRT_KILL_ABOVE``   the kernel kills builds with a larger workspace, in bytes
 ``FAKE_TRT_STEPS``        number of steps of a build; each waits for ``FAKE_TRT_STEP_S`` seconds
 ``FAKE_TRT_FAIL``         a build fails with this text in the log
-``FAKE_TRT_REFUSE``       ``fp16``: graphs with FP16 in them cannot be built
+``FAKE_TRT_REFUSE``       ``fp16`` or ``int8``: graphs with it in them cannot be built
 ``FAKE_TRT_NO_METADATA``  layers do not tell which node they are made of
 ``FAKE_TRT_WARN``         a build warns with this text
 """
@@ -150,7 +150,8 @@ class _Builder:
             os.kill(os.getpid(), signal.SIGKILL)
         if words := os.environ.get("FAKE_TRT_WARN"):
             log.log(trt.ILogger.Severity.WARNING, words)
-        if os.environ.get("FAKE_TRT_REFUSE") == "fp16" and _holds_fp16(network._model):
+        holds = {"fp16": _holds_fp16, "int8": _holds_quantizers}.get(os.environ.get("FAKE_TRT_REFUSE", ""))
+        if holds is not None and holds(network._model):
             log.log(trt.ILogger.Severity.ERROR, "could not find any implementation")
             return None
         if words := _flag_objection(trt, network, config) or os.environ.get("FAKE_TRT_FAIL", ""):

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tests.engines.build_requests import TINY, graph_file, graph_of, tiny_request
+from tests.engines.build_requests import graph_file, graph_of, tiny_request
 from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
@@ -21,8 +21,8 @@ from devit_engines.engine import CannotCompileError
 from devit_engines.selftest import report
 from devit_engines.trt.builder import LoadedPlan, Watch, build_plan, can_be_cancelled, merged_cache, node_of_layer
 from devit_engines.trt.request import Built, GraphFile
+from devit_export.int8.quantize import quantize
 from devit_export.precision import lower_precision
-from devit_export.quantize import quantize
 
 SELFTEST = Path(report.__file__).with_name("bundle")
 PLAN_HEAD = 32
@@ -102,11 +102,12 @@ def test_without_strong_typing_the_variants_nodes_are_pinned_one_by_one() -> Non
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> GraphFile:
-    """The tiny submodel 0 with its products in INT8, its norms in FP32 and the rest in FP16."""
-    plain, bundle = onnx.load(graph_of("fp32").path), Bundle(TINY)
-    written = quantize(plain, bundle.golden()["images"], (), "tiny", runtime="tensorrt")
+    """The self-test's submodel 0 with its products in INT8, its norms in FP32 and the rest in FP16."""
+    bundle = Bundle(SELFTEST)
+    plain = onnx.load(bundle.path("submodel", device=0, variant="fp32"))
+    written = quantize(plain, bundle.golden()["images"][:32], (), "selftest", runtime="tensorrt")
     path = tmp_path_factory.mktemp("int8") / "int8-fp16.onnx"
-    onnx.save(lower_precision(written, norms_of(plain), "tiny"), path)
+    onnx.save(lower_precision(written, norms_of(plain), "selftest"), path)
     return graph_file(path)
 
 
@@ -117,6 +118,7 @@ def norms_of(model: onnx.ModelProto) -> tuple[str, ...]:
 def test_int8_is_in_the_graph_and_in_the_flags_of_a_tensorrt_that_has_them(trt: ModuleType, int8: GraphFile) -> None:
     """TensorRT 8.6 parses the quantized graph too: the FP32 one has no scales, and a flag alone is refused."""
     norms = norms_of(onnx.load(int8.path))
+    assert len(norms) == 5
     plan = built(trt, variant="int8-fp16", graph=int8, fp32_nodes=norms)
     assert b"QuantizeLinear" in plan.content
     assert plan.warnings == ()
@@ -125,7 +127,7 @@ def test_int8_is_in_the_graph_and_in_the_flags_of_a_tensorrt_that_has_them(trt: 
     assert (settings["int8_flag"], settings["fp16_flag"], settings["pinned"]) == (is_old, is_old, [*norms] * is_old)
     assert plan.precision_method == ("int8 and fp16 flags" if is_old else "strongly typed")
     loaded = LoadedPlan(trt, plan.content, "submodel 0")
-    assert loaded.signature() == (("UINT8", (1, 6, 8, 1)), ("FLOAT", (1, 6)))
+    assert loaded.signature() == (("UINT8", (1, 28, 28, 1)), ("FLOAT", (1, 48)))
     loaded.close()
 
 
