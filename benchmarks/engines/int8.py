@@ -103,10 +103,11 @@ class Holder:
 def deit(preset: str, *, small: bool) -> Pair:
     """Find a DeiT of random weights in both precisions, or make it."""
     side = SMALL_SIDE if small else SIDE
+    depth = 1 if small else 12
     folder = cache_folder() / f"int8-{_FORM}" / f"{side}px"
     fp32, int8 = (folder / f"{preset}.{variant}.onnx" for variant in ("fp32", "int8"))
     if not int8.exists():
-        plain, quantized, _ = _made(preset, side)
+        plain, quantized = _made(preset, side, depth)
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(fp32, plain)
         write_bytes(int8, quantized)  # last: where it is, both are whole
@@ -180,7 +181,7 @@ def results(chosen: argparse.Namespace) -> Results:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as a script."""
     parser = arguments(__doc__ or "", 20.0, "how long each side of a model is measured (default: 20)")
-    parser.add_argument("--small", action="store_true", help="images of 32 px: to see that it works")
+    parser.add_argument("--small", action="store_true", help="one block and 32 px: to see that it works")
     chosen = parser.parse_args(argv)
     try:
         finish(results(chosen), chosen)
@@ -198,7 +199,7 @@ def _against(name: str, value: float, plain: float, bound: float | None) -> dict
     return {"ratio": value / plain, "against": "fp32"} | wanted
 
 
-def _made(preset: str, side: int) -> tuple[bytes, bytes, int]:
+def _made(preset: str, side: int, depth: int) -> tuple[bytes, bytes]:
     """Export a DeiT, whose biases and gains are random too: those of a trained one are not 0 and 1."""
     missing = [package for package in ("torch", "onnxsim") if importlib.util.find_spec(package) is None]
     if missing:
@@ -209,7 +210,7 @@ def _made(preset: str, side: int) -> tuple[bytes, bytes, int]:
 
     from devit_decompose.models.model import PRESETS, Model, uniform_config
     from devit_export.graph import export_features
-    from devit_export.quantize import quantize
+    from devit_export.int8.quantize import quantize
 
     shape = PRESETS[preset]
     config = uniform_config(
@@ -218,7 +219,7 @@ def _made(preset: str, side: int) -> tuple[bytes, bytes, int]:
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         stem=shape.stem,
-        depth=shape.depth,
+        depth=depth,
         heads=shape.heads,
         mlp_ratio=shape.mlp_ratio,
         classes=tuple(range(2)),
@@ -232,7 +233,7 @@ def _made(preset: str, side: int) -> tuple[bytes, bytes, int]:
     exported = export_features(model, preset)
     images = np.random.default_rng(1).integers(0, 256, (_CALIBRATION, side, side, 3), np.uint8)
     quantized = quantize(onnx.load_from_string(exported.content), images, (), preset)
-    return exported.content, quantized.SerializeToString(deterministic=True), exported.expected.output_dim
+    return exported.content, quantized.SerializeToString(deterministic=True)
 
 
 def _has_vnni() -> bool:

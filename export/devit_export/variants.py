@@ -27,7 +27,7 @@ import onnx
 from devit_contract.arrays import UInt8Array
 from devit_contract.choices import Variant
 from devit_export.graph import ExportedGraph
-from devit_export.int8.scales import Runtime
+from devit_export.int8.products import Runtime
 from devit_export.int8.sensitivity import search
 from devit_export.precision import count_casts, full_nodes, lower_precision
 from devit_export.rules import Graph, check_graph

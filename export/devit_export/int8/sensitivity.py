@@ -10,8 +10,8 @@ import onnx
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_export.int8.activations import Activation
 from devit_export.int8.products import Runtime
+from devit_export.int8.quantize import calibrate, quantizable, write
 from devit_export.parity import ParityError, run_graph
-from devit_export.quantize import calibrate, quantizable, write
 
 ORDER_IMAGES = 16
 """By which products are put in order; a DeiT-S takes two cores two minutes."""
@@ -44,7 +44,7 @@ def search(
 
     Raises:
         ParityError: No graph with a quarter of its products in INT8 is accepted.
-        ExportError: See :func:`devit_export.quantize.quantize`.
+        ExportError: See :func:`devit_export.int8.quantize.quantize`.
     """
     activations = calibrate(model, images, name, runtime=runtime)
 

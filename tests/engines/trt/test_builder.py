@@ -21,8 +21,8 @@ from devit_engines.engine import CannotCompileError
 from devit_engines.selftest import report
 from devit_engines.trt.builder import LoadedPlan, Watch, build_plan, can_be_cancelled, merged_cache, node_of_layer
 from devit_engines.trt.request import Built, GraphFile
+from devit_export.int8.quantize import quantize
 from devit_export.precision import lower_precision
-from devit_export.quantize import quantize
 
 SELFTEST = Path(report.__file__).with_name("bundle")
 PLAN_HEAD = 32

@@ -24,8 +24,8 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_engines.board import Board
 from devit_engines.building.build_all import BuiltEngine, build_engines, find_engine
 from devit_engines.building.store import Store
+from devit_export.int8.quantize import quantize
 from devit_export.precision import lower_precision
-from devit_export.quantize import quantize
 
 FAKES = Path(__file__).parents[1] / "fakes"
 ORIN = Board("NVIDIA Jetson Orin Nano Developer Kit", "sm_87", "36.4.3")
