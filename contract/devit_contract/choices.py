@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration"]
+Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration", "quantization"]
 """What a file of a bundle or of a models folder is for."""
 Variant = Literal["int8-fp16", "int8", "fp16", "fp16-attn32", "fp32"]
 """Precision variants from fast to exact. The products in INT8, and the rest as in ``fp16``; the products in INT8, and

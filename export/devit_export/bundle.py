@@ -6,20 +6,14 @@ import math
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.file_list import FileEntry, describe_file
 from devit_contract.artefacts.files import (
-    Tensors,
     check_replaceable,
     new_folder,
     read_bytes,
-    read_tensors,
     write_bytes,
     write_tensors,
 )
-from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import (
     FILE_NAME,
     SCHEMA,
@@ -28,23 +22,19 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import Role
-from devit_contract.errors import ExportError, InputError, ManifestError
+from devit_contract.choices import VARIANTS, Role
+from devit_contract.errors import InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
-from devit_decompose.models.inference import run
-from devit_decompose.models.model import Model
-from devit_decompose.models.weights import load_model
 from devit_decompose.models_folder.decomposition import Decomposition, load_decomposition
 from devit_export import HEADROOM
 from devit_export.checked import CheckedVariants, rounded
 from devit_export.graph import export_features, export_logits
 from devit_export.ranges import scan_ranges
 from devit_export.rules import OPSET
-from devit_export.variants import FLOAT_VARIANTS
+from devit_export.trained import TrainedCell
 
 FUSION_NAME = "fusion.safetensors"
 GOLDEN_NAME = "golden.safetensors"
-_DOUBLE_BATCH = 32
 _HINT = "make the models again with devit decompose"
 
 
@@ -57,7 +47,8 @@ def export_bundle(
     replaced only when the new one is whole. A variant that is not what was trained is left out, and the manifest says
     why.
 
-    The same models give the same bytes, whatever the machine, but for measured figures in the manifest.
+    The same models give the same bytes, whatever the machine, but for measured figures in the manifest. Which products
+    stay out of INT8 is decided by such figures, and may differ where one of them is at its very limit.
 
     Args:
         models: A folder that devit decompose has written.
@@ -78,10 +69,8 @@ def export_bundle(
     decomposition = load_decomposition(models)
     work = _Work(models, decomposition, headroom, progress)
     with new_folder(out) as folder:
-        for device in range(len(decomposition.submodels)):
+        for device in work.cell.devices:
             work.add_graph(folder, device)
-        if decomposition.teacher is not None:
-            work.add_graph(folder, None)
         work.add_fusion(folder)
         work.add_calibration(folder)
         manifest = work.manifest(serial)
@@ -99,66 +88,51 @@ class _Work:
         self.headroom = headroom
         self.progress = progress
         graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
-        self.steps = graphs * len(FLOAT_VARIANTS) + 2  # fusion with golden set, manifest
+        self.steps = graphs * len(VARIANTS) + 2  # fusion with golden set, manifest
+        self.step = 0
         _check_image_sizes(models, decomposition)
-        self.golden = _samples(models, decomposition)
-        self.head = FusionHead.load(
-            models / decomposition.file("fusion").name,
-            dims=tuple(record.config.feature_dim for record in decomposition.submodels),
-            classes=len(decomposition.class_names),
-        )
+        progress("exporting", 0, self.steps, "asking the trained models")
+        self.cell = TrainedCell(models, decomposition)
         self.records: dict[int | None, GraphRecord] = {}
         self.files: list[FileEntry] = []
 
     def add_graph(self, folder: Path, device: int | None) -> None:
-        """Export a submodel, or the baseline (None), in every variant, and measure each against PyTorch."""
-        whole = self.decomposition
-        role: Role
-        if device is None:
-            record, weights, role, output = whole.teacher, whole.file("teacher").name, "baseline", "baseline.logits"
-        else:
-            weights, role, output = whole.file("submodel", device).name, "submodel", f"features.{device}"
-            record = whole.submodels[device]
-        if record is None:
-            raise AssertionError("a cell without a teacher has no baseline")
+        """Export a submodel, or the baseline (None), in every variant, and hold each against PyTorch."""
+        role: Role = "baseline" if device is None else "submodel"
         stem = role if device is None else f"{role}-{device}"
         plain = f"{stem}.fp32.onnx"
-        self._report(f"{stem}.{FLOAT_VARIANTS[0]}.onnx")
-        model = load_model(self.models / weights, record.config)
-        images: UInt8Array = self.golden["images"]
-        self.golden[output] = reference = _reference(model, images, with_head=device is None)
-        if not np.isfinite(reference).all():
-            raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")
+        self._report(plain)
+        model, (record, _) = self.cell.model(device), self.cell.record(device)
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
-        ranges = scan_ranges(plain, graph.content, images, self.headroom)
-        made = CheckedVariants()
-        for variant in FLOAT_VARIANTS:
+        ranges = scan_ranges(plain, graph.content, self.cell.golden["images"], self.headroom)
+        made = CheckedVariants(graph, self.cell, device, ranges.overflows)
+        for variant in reversed(VARIANTS):  # FP32 first: if it is not what was trained, nothing is
             name = f"{stem}.{variant}.onnx"
             self._report(name)
-            content = made.add(name, variant, graph, ranges.overflows, images, reference)
+            content = made.add(name, variant)
+            self.step += 1
             if content is not None:
                 write_bytes(folder / name, content)
                 self.files.append(describe_file(folder, name, role, device=device, variant=variant))
         self.records[device] = GraphRecord(
-            output_dim=reference.shape[1],
+            output_dim=graph.expected.output_dim,
             macs=record.macs,
             variants=tuple(parity.variant for parity in made.parity),
-            parity=tuple(made.parity),
-            class_subset=record.config.classes if device is None else whole.class_subsets[device],
+            parity=made.parity,
+            class_subset=record.config.classes if device is None else self.decomposition.class_subsets[device],
             ranges={tensor: rounded(largest, digits=3) for tensor, largest in ranges.maxima.items()},
             overflows=ranges.overflows,
             attentions=graph.expected.attentions,
             fp32_nodes=made.fp32_nodes,
             left_out=made.left_out,
+            kept_products=made.kept_products,
         )
 
     def add_fusion(self, folder: Path) -> None:
         """Write the fusion head, and the golden set with the answers of all submodels fused."""
         self._report(FUSION_NAME)
-        joined = np.concatenate([self.golden[f"features.{device}"] for device in range(len(self.head.dims))], axis=1)
-        self.golden["logits"] = (joined.astype(np.float64) @ self.head.weight.T + self.head.bias).astype(np.float32)
-        self.head.save(folder / FUSION_NAME)
-        write_tensors(folder / GOLDEN_NAME, self.golden)
+        self.cell.head.save(folder / FUSION_NAME)
+        write_tensors(folder / GOLDEN_NAME, self.cell.golden)
         self.files.append(describe_file(folder, FUSION_NAME, "fusion"))
         self.files.append(describe_file(folder, GOLDEN_NAME, "golden"))
 
@@ -191,21 +165,11 @@ class _Work:
             fp16_headroom=self.headroom,
             baseline=self.records.get(None),
             baseline_accuracy=_baseline_accuracy(whole),
+            int8_accuracy=self.cell.int8_accuracy(),
         )
 
     def _report(self, name: str) -> None:
-        self.progress("exporting", len(self.files), self.steps, name)
-
-
-def _reference(model: Model, images: UInt8Array, *, with_head: bool) -> Float32Array:
-    """Ask the trained model in double precision, ``(n, dim)``.
-
-    What is then rounded once is the same on every kind of CPU; sums in single precision are not.
-    """
-    model.double()
-    outputs = run(model if with_head else model.features, images, batch=_DOUBLE_BATCH)
-    model.float()  # as before: every weight was a float
-    return outputs
+        self.progress("exporting", self.step, self.steps, name)
 
 
 def _check_image_sizes(models: Path, decomposition: Decomposition) -> None:
@@ -223,15 +187,3 @@ def _baseline_accuracy(whole: Decomposition) -> SubsetAccuracy | None:
     if whole.teacher_validation_accuracy is None or whole.teacher_test_accuracy is None:
         return None
     return SubsetAccuracy(0, whole.teacher_validation_accuracy, whole.teacher_test_accuracy)
-
-
-def _samples(models: Path, decomposition: Decomposition) -> Tensors:
-    """Read the golden images and their labels."""
-    path = models / decomposition.file("samples").name
-    tensors = read_tensors(path, _HINT)
-    shapes = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in tensors.items()}
-    count = len(tensors["images"]) if tensors.get("images", np.empty(())).ndim > 0 else 0
-    expected = {"images": ("uint8", count, *decomposition.preprocess.shape), "labels": ("int64", count)}
-    if shapes != expected or count == 0:
-        raise ManifestError(f"{path}: expected tensors {expected} of at least one image, found {shapes}: {_HINT}")
-    return tensors

@@ -21,7 +21,7 @@ from devit_contract.errors import ExportError
 ALL = ("8.6", "10.0", "10.3", "10.7", "10.13", "10.15", "11.0")
 """JetPack 6.0 has 8.6, 6.1 and 6.2 have 10.3, 7.0 and 7.1 have 10.13, 7.2 has 10.16 or 11.4."""
 _FILE = Path(__file__).with_name("tensorrt_operators.json")
-_TYPE_NAMES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
+_TYPE_NAMES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "FLOAT8E4M3FN": "FP8"}
 """Where the tables have another name than ONNX."""
 _HINT = "this model cannot be exported as it is"
 
@@ -72,9 +72,17 @@ def lint(model: onnx.ModelProto, name: str, versions: Collection[str] = ALL) -> 
         for tensor in _open_tensors(node, opset):
             kind = TensorProto.DataType.Name(types.get(tensor, TensorProto.UNDEFINED))
             kind = _TYPE_NAMES.get(kind, kind)
-            lacking = [table for table in wanted if kind not in table.operators[node.op_type].split()]
+            row = _row(node.op_type, kind)
+            lacking = [table for table in wanted if kind not in table.operators[row].split()]
             _refuse(where, "a type", f"{kind} {tensor}", lacking)
     _refuse(name, "an opset", str(opset), [table for table in wanted if opset > table.opset])
+
+
+def _row(operator: str, kind: str) -> str:
+    """Name the operator that lists a type; each quantizer lists what it takes, and makes what the other one takes."""
+    if operator in ("QuantizeLinear", "DequantizeLinear"):
+        return "QuantizeLinear" if kind in ("FP32", "FP16", "BF16") else "DequantizeLinear"
+    return operator
 
 
 def _refuse(where: str, what: str, found: str, lacking: list[OperatorTable]) -> None:

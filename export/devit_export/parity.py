@@ -11,12 +11,12 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from devit_contract.arrays import Float32Array, Float64Array, UInt8Array
+from devit_contract.artefacts.gate import Reference, compare
+from devit_contract.choices import Variant
 from devit_contract.errors import ExportError
 
 TOLERANCE = 1e-4
 """Largest difference of an output number in FP32, as a share of the largest one; a right graph stays near 1e-6."""
-MIN_COSINE = 0.99
-"""Of an image's output in FP16 with the trained model's; a device itself must reach 0.995."""
 _BATCH = 64
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
@@ -27,7 +27,7 @@ _HINT = (
     "export with the releases that constraints.txt names; if it stays, FP32 blurs the model's numbers: train it again "
     "with a lower learning rate"
 )
-_HALF_HINT = "the variant is left out, and devices build the next one"
+_LEFT_OUT = "the variant is left out, and devices build the next one"
 
 
 class ParityError(ExportError):
@@ -76,43 +76,21 @@ def check_same(name: str, found: Float32Array, reference: Float32Array, what: st
     return Difference(float(errors.max()), float(errors.mean()))
 
 
-def measure_half(name: str, graph: bytes, images: UInt8Array, reference: Float32Array) -> Difference:
-    """Run a graph of mixed precision and compare it with the model it came from, as :func:`measure` does.
+def measure_variant(name: str, variant: Variant, graph: bytes, reference: Reference) -> Difference:
+    """Run a graph of lower precision and hold it against the gate that each device holds its engine against.
 
-    This proves that its types and its wiring are right and that weights survive FP16. It proves nothing about overflow,
+    This proves that its types and its wiring are right and that its weights survive. It proves nothing about overflow,
     since that provider computes FP16 in FP32; :mod:`devit_export.ranges` does.
 
     Raises:
         ExportError: The graph cannot be run, or its output has another shape.
-        ParityError: A number is not finite, or the cosine of an image's output with its reference, the mean reference
-            removed from both, is below 0.99.
+        ParityError: It does not compute what was trained.
     """
-    found = run_graph(name, graph, images)
-    errors = _errors(name, found, reference)
-    if not np.isfinite(found).all():
-        image = int(np.argmin(np.isfinite(found).all(axis=1)))
-        raise ParityError(f"{name}: expected finite outputs, found others at image {image}: {_HALF_HINT}")
-    cosines = _cosines(found, reference)
-    if not cosines.min() >= MIN_COSINE:  # so that NaN is refused too
-        image = int(np.argmin(cosines))
-        raise ParityError(
-            f"{name}: expected a cosine of at least {MIN_COSINE} with the trained model's output for every image, "
-            f"found {cosines[image]:.4f} at image {image}: {_HALF_HINT}"
-        )
+    found = run_graph(name, graph, reference.images)
+    errors = _errors(name, found, reference.outputs)
+    if failures := compare(found, reference).failures(variant):
+        raise ParityError(f"{name}: expected what was trained, found {'; '.join(failures)}: {_LEFT_OUT}")
     return Difference(float(errors.max()), float(errors.mean()))
-
-
-def _cosines(found: Float32Array, reference: Float32Array) -> Float64Array:
-    """Compare directions image by image, ``(n, dim)`` to ``(n,)``, without what all images have in common.
-
-    NaN where one of the two has no direction.
-    """
-    centre = reference.mean(axis=0, dtype=np.float64) if len(reference) > 1 else 0.0
-    ours, theirs = found - centre, reference - centre
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    with np.errstate(invalid="ignore"):
-        cosines: Float64Array = (ours * theirs).sum(axis=1) / lengths
-    return cosines
 
 
 def _errors(name: str, found: Float32Array, reference: Float32Array) -> Float64Array:

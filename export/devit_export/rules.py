@@ -14,7 +14,7 @@ from typing import NoReturn
 import onnx
 import onnx.checker
 import onnx.shape_inference
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from devit_contract.errors import ExportError
 from devit_export.lint import lint
@@ -28,7 +28,10 @@ INPUT_NAME = "images"
 
 MOVERS = frozenset({"Reshape", "Transpose", "Split", "Slice", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 """They move the numbers of their first input and change none."""
-_TRANSPARENT = MOVERS | {"Cast"}
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_CONVERTERS = _QUANTIZERS | {"Cast"}
+"""They write the same numbers in another type."""
+_TRANSPARENT = MOVERS | _CONVERTERS
 _LOOSE_NORM = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal"})
 """What a LayerNorm falls apart into; the square overflows in FP16."""
 MODEL_HINT = "this model cannot be exported as it is"
@@ -48,21 +51,27 @@ class Expected:
     """Attention blocks of the model; each has one product of queries and keys."""
 
 
-def check_graph(model: onnx.ModelProto, expected: Expected, name: str) -> None:
-    """Check a graph, whole in memory, against all rules; messages call it by its file ``name``."""
+def check_graph(model: onnx.ModelProto, expected: Expected, name: str, *, for_tensorrt: bool = True) -> None:
+    """Check a graph, whole in memory, against all rules; messages call it by its file ``name``.
+
+    Without ``for_tensorrt`` the rules about types that TensorRT alone lacks are left out.
+    """
     rules: tuple[Callable[[Graph], None], ...] = (
         check_opset,
         check_types,
         lambda graph: check_ends(graph, expected),
-        check_uint8,
         check_ranks,
         lambda graph: check_norms(graph, expected.norms),
         check_norm_types,
         lambda graph: check_attention(graph, expected.attentions),
+    )
+    types: tuple[Callable[[Graph], None], ...] = (
+        check_uint8,
+        check_quantization,
         lambda graph: lint(graph.model, graph.name),
     )
     graph = Graph(model, name)
-    for rule in rules:
+    for rule in (*rules, *types) if for_tensorrt else rules:
         rule(graph)
 
 
@@ -100,25 +109,32 @@ class Graph:
         return list(self._consumers.get(tensor, ()))
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
-        """List the nodes that compute with a tensor, past its Casts to another type."""
+        """List the nodes that compute with a tensor, past those that write it in another type."""
         found = []
         for node in self.consumers(tensor):
-            found += self.readers(node.output[0]) if node.op_type == "Cast" else [node]
+            found += self.readers(node.output[0]) if node.op_type in _CONVERTERS else [node]
         return found
 
-    def source(self, tensor: str) -> onnx.NodeProto | None:
-        """Find the node that made a tensor, past Casts; absent for an input."""
+    def uncast(self, tensor: str) -> str:
+        """Name the tensor that Casts made this one of, perhaps itself."""
         return self._back(tensor, frozenset({"Cast"}))
 
-    def maker(self, tensor: str) -> onnx.NodeProto | None:
-        """Find the node that made the numbers of a tensor, past all that move or cast them; absent for an input."""
-        return self._back(tensor, _TRANSPARENT)
+    def origin(self, tensor: str) -> str:
+        """Name the tensor that this one is, perhaps, in another type."""
+        return self._back(tensor, _CONVERTERS)
 
-    def _back(self, tensor: str, past: frozenset[str]) -> onnx.NodeProto | None:
-        node = self.producers.get(tensor)
-        while node is not None and node.op_type in past:
-            node = self.producers.get(node.input[0])
-        return node
+    def source(self, tensor: str) -> onnx.NodeProto | None:
+        """Find the node that made a tensor, in whatever type; absent for an input."""
+        return self.producers.get(self.origin(tensor))
+
+    def maker(self, tensor: str) -> onnx.NodeProto | None:
+        """Find the node that made the numbers of a tensor, past all that move or convert them; absent for an input."""
+        return self.producers.get(self._back(tensor, _TRANSPARENT))
+
+    def _back(self, tensor: str, past: frozenset[str]) -> str:
+        while (node := self.producers.get(tensor)) is not None and node.op_type in past:
+            tensor = node.input[0]
+        return tensor
 
     @cached_property
     def values(self) -> dict[str, onnx.ValueInfoProto]:
@@ -135,7 +151,7 @@ class Graph:
     def products(self) -> Iterator[onnx.NodeProto]:
         """Yield each MatMul whose two factors are both computed."""
         for node in self.nodes:
-            if node.op_type == "MatMul" and not any(factor in self.constants for factor in node.input):
+            if node.op_type == "MatMul" and not any(self.origin(factor) in self.constants for factor in node.input):
                 yield node
 
     def attentions(self) -> Iterator[Attention]:
@@ -196,6 +212,22 @@ def check_uint8(graph: Graph) -> None:
     for tensor, kind in graph.types.items():
         if kind == TensorProto.UINT8 and tensor != INPUT_NAME:
             graph.refuse(f"no uint8 tensor but {INPUT_NAME}", tensor, graph.producers.get(tensor))
+
+
+def check_quantization(graph: Graph) -> None:
+    """Quantized numbers lie around zero, and the scales of a weight along its output channels.
+
+    TensorRT's parser refuses another zero point. It takes scales along another axis, and then computes the product in
+    floating point without a word (seen in the kernels of TensorRT-RTX 1.7.1). An axis left out is 1 for ONNX and 0 for
+    TensorRT 8.6 (its parser's QuantDequantLinearHelper).
+    """
+    for node in graph.nodes:
+        if node.op_type in _QUANTIZERS and len(node.input) > 2:
+            zero = graph.constants.get(node.input[2])
+            if zero is None or numpy_helper.to_array(zero).any():
+                graph.refuse("a zero point of 0", "a computed one" if zero is None else "another", node)
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            _check_scales(graph, node)
 
 
 def check_ranks(graph: Graph) -> None:
@@ -262,6 +294,21 @@ def check_attention(graph: Graph, attentions: int) -> None:
             graph.refuse("a Softmax right before or after a product of computed tensors", followers, product)
     if len(found) != attentions:
         graph.refuse(f"{attentions} attention products", str(len(found)))
+
+
+def _check_scales(graph: Graph, node: onnx.NodeProto) -> None:
+    scaling = graph.producers.get(graph.uncast(node.input[1]))
+    if scaling is None or scaling.op_type != "DequantizeLinear":
+        return
+    weight, scale = (graph.constants.get(graph.origin(tensor)) for tensor in scaling.input[:2])
+    if weight is None or scale is None or not scale.dims:
+        return
+    attributes = {entry.name: int(entry.i) for entry in node.attribute}
+    wanted = 0 if node.op_type == "Conv" or attributes.get("transB") else len(weight.dims) - 1
+    found = next((int(entry.i) for entry in scaling.attribute if entry.name == "axis"), None)
+    if found is None or found % len(weight.dims) != wanted:
+        words = "none" if found is None else f"axis {found}"
+        graph.refuse(f"the scales of the weight of {node.name} along axis {wanted}", words, scaling)
 
 
 def _check_scores(graph: Graph, attention: Attention) -> None:

@@ -1,12 +1,16 @@
-"""Makes the graph of each precision variant and checks it against every rule; says what stays in FP32.
+"""Makes the graph of each precision variant and checks it against every rule; says what stays in higher precision.
 
-=============== ==================================================================================================
-variant            in FP32
-=============== ==================================================================================================
-``fp16``        every LayerNormalization, and every node that makes or takes a tensor whose numbers may overflow
-``fp16-attn32`` the same, and of every attention the scaling of the query, both products and the softmax
-``fp32``        everything
-=============== ==================================================================================================
+=============== ================ ==================================================================================
+variant         products in INT8 rest
+=============== ================ ==================================================================================
+``int8-fp16``   for TensorRT     as in ``fp16``
+``int8``        for ONNX Runtime in FP32
+``fp16``        none             in FP16, but every LayerNormalization, and every node that makes or takes a tensor
+                                 whose numbers may overflow
+``fp16-attn32`` none             the same, and of every attention the scaling of the query, both products and the
+                                 softmax in FP32 too
+``fp32``        none             in FP32
+=============== ================ ==================================================================================
 
 The softmax stays in FP16 in the first: Casts between the two products of an attention would keep TensorRT from fusing
 them. The pooling of a CCT, a softmax without a product before it, stays in FP16 in the second too.
@@ -14,18 +18,30 @@ them. The pooling of a CCT, a softmax without a product before it, stays in FP16
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.choices import Variant
 from devit_export.graph import ExportedGraph
+from devit_export.int8.products import Runtime
+from devit_export.int8.sensitivity import search
 from devit_export.precision import count_casts, full_nodes, lower_precision
 from devit_export.rules import Graph, check_graph
 
-FLOAT_VARIANTS: tuple[Variant, ...] = ("fp16", "fp16-attn32", "fp32")
-"""Those without quantized numbers."""
+Rest = Literal["fp16", "fp16-attn32", "fp32"]
+"""Precision of what is not in INT8."""
+_MAKING: dict[Variant, tuple[Runtime | None, Rest]] = {
+    "int8-fp16": ("tensorrt", "fp16"),
+    "int8": ("ort", "fp32"),
+    "fp16": (None, "fp16"),
+    "fp16-attn32": (None, "fp16-attn32"),
+    "fp32": (None, "fp32"),
+}
+"""What writes the products in INT8, if anything, and how the rest is."""
 
 
 @dataclass(frozen=True)
@@ -34,36 +50,84 @@ class VariantGraph:
 
     content: bytes
     fp32_nodes: tuple[str, ...]
-    """Nodes of the FP32 graph that it computes in FP32; empty for ``fp32``."""
+    """Nodes of the FP32 graph that it computes in FP32 beside FP16; empty where the rest is in FP32."""
     nodes: int
     casts: int
+    kept_products: tuple[str, ...] = ()
+    """Products of the FP32 graph that could be in INT8 and are not."""
 
 
-def make_variant(graph: ExportedGraph, variant: str, overflows: Collection[str], name: str) -> VariantGraph:
+def is_int8(variant: Variant) -> bool:
+    """Tell whether a variant has products in INT8."""
+    return _MAKING[variant][0] is not None
+
+
+def make_variant(
+    graph: ExportedGraph,
+    variant: Variant,
+    overflows: Collection[str],
+    name: str,
+    images: UInt8Array | None = None,
+    accept: Callable[[bytes], bool] = lambda _content: True,
+) -> VariantGraph:
     """Write one variant of a graph, checked against every rule.
 
     Args:
         graph: As exported, in FP32.
-        variant: One of :data:`devit_contract.choices.VARIANTS`.
+        variant: Which one.
         overflows: Tensors that FP16 may not hold, see :func:`devit_export.ranges.scan_ranges`.
         name: The file name it will have, for messages.
+        images: ``(n, H, W, C)``, by which INT8 is calibrated; other variants need none.
+        accept: Whether a graph with some products in INT8 will do; what fails has fewer of them.
+
+    Raises:
+        ExportError: It breaks a rule.
+        ParityError: Nothing with enough products in INT8 is accepted.
     """
     model = onnx.load_from_string(graph.content)
-    if variant == "fp32":
-        return VariantGraph(graph.content, (), len(model.graph.node), count_casts(model))
-    kept = set(kept_nodes(Graph(model, name), variant, overflows))
-    lowered = lower_precision(model, kept, name)
-    check_graph(lowered, graph.expected, name)
-    content = lowered.SerializeToString(deterministic=True)
-    return VariantGraph(content, full_nodes(model, kept, name), len(lowered.graph.node), count_casts(lowered))
+    runtime, rest = _MAKING[variant]
+    kept: tuple[str, ...] = ()
+    written = model
+    if runtime is not None:
+        if images is None:
+            raise ValueError(f"{name}: images are needed to calibrate INT8")
+        written, kept = search(
+            model,
+            images,
+            lambda tried: accept(_serialised(_with_rest(tried, rest, overflows, name))),
+            name,
+            runtime=runtime,
+        )
+    fp32_nodes: tuple[str, ...] = ()
+    if rest != "fp32":
+        own = {node.name for node in model.graph.node}
+        nodes = full_nodes(written, set(kept_nodes(Graph(written, name), rest, overflows)), name)
+        fp32_nodes = tuple(node for node in nodes if node in own)
+    finished = _with_rest(written, rest, overflows, name)
+    check_graph(finished, graph.expected, name, for_tensorrt=runtime != "ort")
+    content = graph.content if finished is model else _serialised(finished)
+    return VariantGraph(content, fp32_nodes, len(finished.graph.node), count_casts(finished), kept)
 
 
-def kept_nodes(graph: Graph, variant: str, overflows: Collection[str]) -> Iterator[str]:
-    """Yield the nodes of an FP32 graph that a variant of mixed precision keeps in FP32, by name."""
+def kept_nodes(graph: Graph, rest: Rest, overflows: Collection[str]) -> Iterator[str]:
+    """Yield the nodes that a graph of mixed precision keeps in FP32, by name."""
     for node in graph.nodes:
-        if node.op_type == "LayerNormalization" or not set(overflows).isdisjoint((*node.input, *node.output)):
+        tensors = {*map(graph.origin, node.input), *node.output}
+        if node.op_type == "LayerNormalization" or not tensors.isdisjoint(overflows):
             yield node.name
-    if variant == "fp16-attn32":
+    if rest == "fp16-attn32":
         for attention in graph.attentions():
             nodes = (attention.query, attention.product, attention.softmax, *attention.mixers)
             yield from (node.name for node in nodes if node is not None)
+
+
+def _with_rest(model: onnx.ModelProto, rest: Rest, overflows: Collection[str], name: str) -> onnx.ModelProto:
+    """Lower the precision of what is in FP32."""
+    if rest == "fp32":
+        return model
+    return lower_precision(model, set(kept_nodes(Graph(model, name), rest, overflows)), name)
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content

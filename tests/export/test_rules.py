@@ -53,6 +53,11 @@ def _model(nodes: Nodes, *, opset: int = 17, batch: str | int = "batch") -> onnx
         "half": np.array(0.5, np.float32),
         "two": np.array(2.0, np.float32),
         "weight": np.eye(3, dtype=np.float32),
+        "step": np.array(0.1, np.float32),
+        "steps": np.full(3, 0.1, np.float32),
+        "naught": np.array(0, np.int8),
+        "naughts": np.zeros(3, np.int8),
+        "one": np.array(1, np.int8),
     }
     graph = helper.make_graph(
         list(nodes.values()),
@@ -344,3 +349,41 @@ def test_a_scale_that_is_a_constant_node_counts_as_constant() -> None:
 def test_another_number_of_attentions_is_refused() -> None:
     two = Expected((2, 2, 3), "features", 12, norms=1, attentions=2)
     assert "expected 2 attention products, found 1" in _refusal(_model(_right_nodes()), two)
+
+
+def _quantized(nodes: Nodes, before: str, position: int, constants: str = "step naught", **axis: int) -> Nodes:
+    """Another type between two nodes, this time int8."""
+    source, names = nodes[before].input[position], (f"{before}{position}_q", f"{before}{position}_dq")
+    for name, kind, entry in zip(names, ("QuantizeLinear", "DequantizeLinear"), (source, names[0]), strict=True):
+        nodes = _inserted(nodes, before, position, _node(name, kind, f"{entry} {constants}", **axis))
+    return nodes
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_products_of_quantized_numbers_are_what_they_are_without(axis: int) -> None:
+    """A weight that is quantized is no computed factor, and an attention is one in whatever type."""
+    nodes = _quantized(_right_nodes(), "query", 0)
+    nodes = _quantized(nodes, "query", 1, "steps naughts", axis=axis)
+    for before, position in (("scores", 0), ("scores", 1), ("mixed", 0), ("mixed", 1), ("value", 1)):
+        nodes = _quantized(nodes, before, position)
+    check_graph(_model(nodes), EXPECTED, "toy.onnx")
+
+
+def test_a_zero_point_that_is_not_zero_is_refused() -> None:
+    said = _refusal(_model(_quantized(_right_nodes(), "query", 0, "step one")))
+    assert "node query0_q (QuantizeLinear): expected a zero point of 0, found another" in said
+
+
+@pytest.mark.parametrize(("axis", "found"), [({"axis": 0}, "axis 0"), ({"axis": -2}, "axis -2"), ({}, "none")])
+def test_scales_along_the_summed_axis_of_a_weight_are_refused(axis: dict[str, int], found: str) -> None:
+    """TensorRT-RTX 1.7.1 builds such a product, in FP32; an axis left out is another one for TensorRT 8.6."""
+    said = _refusal(_model(_quantized(_right_nodes(), "query", 1, "steps naughts", **axis)))
+    wanted = "expected the scales of the weight of query along axis 1"
+    assert f"node query1_dq (DequantizeLinear): {wanted}, found {found}:" in said
+
+
+def test_quantized_numbers_of_uint8_pass_where_tensorrt_need_not_take_them() -> None:
+    """Left out, a zero point means uint8; TensorRT-RTX 1.7.1 takes that for int8."""
+    model = _model(_quantized(_right_nodes(), "query", 0, "step"))
+    assert "expected no uint8 tensor but images, found query0_q" in _refusal(model)
+    check_graph(model, EXPECTED, "toy.onnx", for_tensorrt=False)

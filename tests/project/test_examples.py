@@ -77,6 +77,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "examples/fashion-mnist/fusion.safetensors": FusionHead.load,
     "examples/fashion-mnist/calibration.safetensors": lambda path: Calibration.load(path, devices=4),
     "examples/fashion-mnist/samples.safetensors": lambda path: read_tensors(path, ""),
+    "examples/fashion-mnist/quantization.safetensors": lambda path: read_tensors(path, ""),
     "examples/fashion-mnist/*.safetensors": read_model,
     "examples/images/*.png": read_picture,
     **{f"examples/paper/{base}.toml": read_base for base in BASES_OF},

@@ -112,9 +112,11 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     attentions: int
     """Attention blocks, each of which TensorRT may fuse into one kernel."""
     fp32_nodes: dict[str, tuple[str, ...]]
-    """Of each variant but ``fp32``, the nodes of the FP32 graph that it computes in FP32."""
+    """Of each variant with FP16, the nodes of the FP32 graph that it computes in FP32."""
     left_out: dict[Variant, str] = {}
     """Of each variant that is not there, what was wrong with it."""
+    kept_products: dict[Variant, tuple[str, ...]] = {}
+    """Of each variant in INT8, the products of the FP32 graph that stay as they are, for the sake of the answers."""
 
     def __post_init__(self) -> None:
         """Refuse a model without outputs, and FP32 nodes of variants that are not there."""
@@ -132,6 +134,16 @@ class SubsetAccuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     validation_accuracy: float
     """With the missing features predicted from those present (conditional mean); so is the next."""
     test_accuracy: float
+
+
+class Int8Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How good the cell is in INT8, on validation images that are not golden; accuracies are in 0 to 1."""
+
+    images: int
+    fp32: float
+    """Of the trained models."""
+    fused: dict[Variant, float]
+    """With every device at this variant that has it, the others as trained."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -158,6 +170,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     baseline: GraphRecord | None = None
     baseline_accuracy: SubsetAccuracy | None = None
     """The baseline model's; its mask is 0."""
+    int8_accuracy: Int8Accuracy | None = None
+    """Absent where the models folder held no images for INT8."""
 
     def __post_init__(self) -> None:
         """Refuse what later code could not use."""
@@ -168,9 +182,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Say of each variant that is not there what was wrong with it, over all graphs."""
+        """Say of each variant that is not there what was wrong with it, over all graphs, and what they share once."""
         graphs = self.submodels if self.baseline is None else (*self.submodels, self.baseline)
-        return tuple(reason for graph in graphs for reason in graph.left_out.values())
+        return tuple(dict.fromkeys(reason for graph in graphs for reason in graph.left_out.values()))
 
     def file(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> FileEntry:
         """Find a file by what it is for; a :class:`ManifestError` says that there is none."""

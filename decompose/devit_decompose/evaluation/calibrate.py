@@ -1,4 +1,4 @@
-"""Gives a finished models folder its calibration, without training again."""
+"""Gives a finished models folder its calibration and its images for INT8, without training again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Calibrated(msgspec.Struct, frozen=True):
 def calibrate_models(models: Path, *, data: Path | None, progress: Progress) -> Calibrated:
     """Calibrate a models folder on its validation images, in ``data`` or where the training had them.
 
-    An older calibration is replaced; the folder has the new one and its entry in ``decomposition.json``, or neither.
+    What is there is replaced; the folder has new files and their entries in ``decomposition.json``, or neither.
 
     Raises:
         InputError: A file cannot be read, or the folder cannot be written.
@@ -35,7 +35,7 @@ def calibrate_models(models: Path, *, data: Path | None, progress: Progress) -> 
     progress("calibrating", 0, 2, "submodels")
     features = joined_features(cell.submodels, validation.images)
     progress("calibrating", 1, 2, "subsets of devices")
-    calibration = add_calibration(models, cell.decomposition, features, validation.labels)
+    calibration = add_calibration(models, cell.decomposition, features, validation)
     progress("calibrating", 2, 2)
     return Calibrated(
         name=cell.decomposition.name,

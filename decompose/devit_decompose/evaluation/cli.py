@@ -50,7 +50,10 @@ def evaluate(
     ] = "rotating",
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="Calibrate certain answers on the validation images, into MODELS, and stop."),
+        typer.Option(
+            "--calibrate",
+            help="Calibrate certain answers and keep images for INT8, both from the validation images, into MODELS.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; accuracies in percent, flips as a share.")

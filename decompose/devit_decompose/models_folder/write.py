@@ -27,6 +27,7 @@ from devit_decompose.models_folder.decomposition import (
     ModelRecord,
     StageRecord,
 )
+from devit_decompose.models_folder.quantization import write_quantization
 from devit_decompose.models_folder.subset_accuracy import joined_features, largest_norms, statistics_of, subset_records
 from devit_decompose.pruning.cost import macs, parameters
 from devit_decompose.pruning.search import SearchRecord
@@ -59,7 +60,8 @@ class Made:
 def write_models(out: Path, made: Made, data: Dataset, sample_images: int, progress: Progress) -> Decomposition:
     """Measure finished models on every split and write the folder; an older one is replaced when the new one is whole.
 
-    ``sample_images`` validation images, the same number of each class, are kept for the export's golden set.
+    ``sample_images`` validation images, the same number of each class, are kept for the export's golden set, and others
+    for its INT8 variants.
     """
     progress("measuring", 0, 3, "submodels")
     training, validation, test = made.features or tuple(
@@ -125,7 +127,7 @@ def _write_files(
     for device, model in enumerate(made.submodels):
         write("submodel", f"submodel-{device}.safetensors", device, partial(save_weights, model=model))
     _, calibration = write_calibration(folder, "fusion.safetensors", validation_features, data.validation.labels)
-    return (*records, calibration)
+    return (*records, calibration, *write_quantization(folder, data.validation, samples["images"]))
 
 
 def _data_record(data: Dataset) -> DataRecord:

@@ -5,6 +5,8 @@ what                  8.6                                          10 and 11
 ===================== ============================================ ======================================
 precision             the FP32 graph, flag ``FP16``, the variant's    the variant's own graph, strongly typed
                       FP32 nodes pinned layer by layer
+INT8                  the variant's own graph, flags ``INT8`` and     the same
+                      ``FP16``, pinned likewise
 network flag          ``EXPLICIT_BATCH``                           ``STRONGLY_TYPED``
 ``IProgressMonitor``  absent                                       phases, and a way to cancel
 ===================== ============================================ ======================================
@@ -24,7 +26,7 @@ from typing import Any
 from devit_contract.errors import EngineError
 from devit_contract.machine import more_memory
 from devit_engines.engine import CannotCompileError
-from devit_engines.trt.request import BuildRequest, Built
+from devit_engines.trt.request import BuildRequest, Built, GraphFile
 
 _KEPT_ERRORS = 4
 Watch = Callable[[str], bool]
@@ -51,13 +53,17 @@ def build_plan(
         ManifestError: A graph has changed since the bundle was opened.
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    flags = () if is_typed else _precision_flags(request)
     log = _fresh_log(trt, request.name)
     builder = _made(trt.Builder, "a builder", request.name, log)
     flag = "STRONGLY_TYPED" if is_typed else "EXPLICIT_BATCH"
     network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
-    _parse(trt, network, request, is_typed, log)
+    # Where flags lower the precision, the FP32 graph will do, but quantized numbers are in the variant's graph alone.
+    _parse(trt, network, request, request.graph if is_typed or "INT8" in flags else request.fp32_graph, log)
     config = _configured(trt, builder, network, request, workspace_bytes)
-    unpinned = () if is_typed else _pin(trt, network, config, request)
+    for each in flags:
+        config.set_flag(getattr(trt.BuilderFlag, each))
+    unpinned = _pin(trt, network, config, request) if "FP16" in flags else ()
     if not config.set_timing_cache(config.create_timing_cache(timing_cache), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)  # another device's: start a new one
     if can_be_cancelled(trt):
@@ -67,7 +73,7 @@ def build_plan(
         raise CannotCompileError(f"{request.name}: TensorRT {trt.__version__} built no engine{log.text()}")
     return Built(
         content=bytes(memoryview(serialized)),
-        precision_method="strongly typed" if is_typed else "fp16 flag",
+        precision_method="strongly typed" if is_typed else _method(flags),
         warnings=(*unpinned, *log.warnings),
         timing_cache=bytes(memoryview(config.get_timing_cache().serialize())),
     )
@@ -186,7 +192,9 @@ def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only 
         def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401 - the library's enum
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(" ".join(msg.split()))
-            elif severity == trt.ILogger.Severity.WARNING and re.search("fp16|half|layernorm|normalization", msg, re.I):
+            elif severity == trt.ILogger.Severity.WARNING and re.search(
+                "fp16|half|int8|layernorm|normalization", msg, re.I
+            ):
                 self.warnings.append(" ".join(msg.split()))
 
         def text(self) -> str:
@@ -216,12 +224,22 @@ def _made(make: Callable[[Any], Any], what: str, name: str, log: Any) -> Any:  #
         ) from err
 
 
-def _parse(trt: ModuleType, network: Any, request: BuildRequest, is_typed: bool, log: Any) -> None:  # noqa: ANN401
+def _precision_flags(request: BuildRequest) -> tuple[str, ...]:
+    """Name the builder flags that give a variant its precision where types do not."""
+    return tuple(flag for flag in ("INT8", "FP16") if flag.lower() in request.variant)
+
+
+def _method(flags: tuple[str, ...]) -> str:
+    names = " and ".join(flag.lower() for flag in flags) or "no"
+    return f"{names} flag" if len(flags) == 1 else f"{names} flags"
+
+
+def _parse(trt: ModuleType, network: Any, request: BuildRequest, graph: GraphFile, log: Any) -> None:  # noqa: ANN401
     parser = trt.OnnxParser(network, log)
-    if parser.parse((request.graph if is_typed else request.fp32_graph).read()):
+    if parser.parse(graph.read()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    found = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or "no reason given"
+    found = "; ".join(f"node {error.node()}: {' '.join(error.desc().split())}" for error in errors) or "no reason given"
     raise CannotCompileError(
         f"{request.name}: TensorRT {trt.__version__} cannot read the graph of variant {request.variant} ({found}): "
         "make the bundle again with devit export"
@@ -249,13 +267,11 @@ def _pin(trt: ModuleType, network: Any, config: Any, request: BuildRequest) -> t
     Returns:
         A warning about nodes without a layer, if there are any.
     """
-    if request.graph == request.fp32_graph:
-        return ()
-    config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     missed = set(request.fp32_nodes) - {""}
     floats = (trt.DataType.FLOAT, trt.DataType.HALF)
-    untyped = (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)  # their types are what they are
+    # Their types are what they are.
+    untyped = [getattr(trt.LayerType, name) for name in ("CAST", "CONSTANT", "DEQUANTIZE", "QUANTIZE", "SHAPE")]
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         node = node_of_layer(layer.name, layer.metadata, request.fp32_nodes)

@@ -40,7 +40,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
     graph: GraphFile
     """The variant's ONNX graph, whose types are its precision."""
     fp32_graph: GraphFile
-    """The FP32 graph; what a TensorRT without strong typing builds."""
+    """The FP32 graph; what a TensorRT without strong typing builds, but for INT8."""
     fp32_nodes: tuple[str, ...]
     """Nodes of the FP32 graph that the variant keeps in FP32."""
     timing_cache: str
@@ -58,8 +58,8 @@ class Built(msgspec.Struct, frozen=True, tag=True):
 
     content: bytes
     precision_method: str = ""
-    """``strongly typed`` or ``fp16 flag``; empty where there is one way alone."""
+    """``strongly typed``, or ``int8 and fp16 flags`` and the like; empty where there is one way alone."""
     warnings: tuple[str, ...] = ()
-    """The library's about FP16 and normalisation, and ours about a build that had to be repeated."""
+    """The library's about FP16, INT8 and normalisation, and ours about a build that had to be repeated."""
     timing_cache: bytes = b""
     """What the build has learned."""

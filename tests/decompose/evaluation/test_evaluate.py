@@ -147,6 +147,8 @@ def test_the_calibration_of_a_models_folder_is_made_again(tmp_path: Path, models
     assert found.flips.keys() == trained.flips.keys()
     for mask, scores in trained.flips.items():
         np.testing.assert_allclose(found.flips[mask], scores, rtol=1e-3, atol=1e-4)
+    kept = "quantization.safetensors"
+    assert (again / kept).read_bytes() == (models / kept).read_bytes()
     done = devit("evaluate", again, "--calibrate", "--against", models)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: give one of --against MODELS, --policy NAME and --calibrate\n"

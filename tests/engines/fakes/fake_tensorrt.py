@@ -5,12 +5,15 @@ the real wheels. A name that the version lacks is an AttributeError; one that it
 NotImplementedError. A plan here holds the ONNX graph; FP32 graphs run on ONNX Runtime, graphs with FP16 on ONNX's
 reference in numpy, which overflows as a GPU does.
 
+Precision is refused as the real ones refuse it: flags beside strong typing, a graph that needs a flag without it, INT8
+by flag without scales, and quantizers that the parser does not take.
+
 What may go wrong is told by environment variables, so that a build process obeys them too:
 
 ``FAKE_TRT_KILL_ABOVE``   the kernel kills builds with a larger workspace, in bytes
 ``FAKE_TRT_STEPS``        number of steps of a build; each waits for ``FAKE_TRT_STEP_S`` seconds
 ``FAKE_TRT_FAIL``         a build fails with this text in the log
-``FAKE_TRT_REFUSE``       ``fp16``: graphs with FP16 in them cannot be built
+``FAKE_TRT_REFUSE``       ``fp16`` or ``int8``: graphs with it in them cannot be built
 ``FAKE_TRT_NO_METADATA``  layers do not tell which node they are made of
 ``FAKE_TRT_WARN``         a build warns with this text
 """
@@ -42,13 +45,18 @@ FREED: list[str] = []
 
 KINDS = {
     "Cast": "CAST",
+    "DequantizeLinear": "DEQUANTIZE",
     "Gemm": "MATRIX_MULTIPLY",
     "LayerNormalization": "NORMALIZATION",
     "MatMul": "MATRIX_MULTIPLY",
+    "QuantizeLinear": "QUANTIZE",
     "Shape": "SHAPE",
     "Softmax": "SOFTMAX",
 }
 """Layers of the nodes that matter here; all others are shuffles."""
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+PRECISIONS = ("FP16", "INT8", "BF16", "FP8", "INT4", "FP4")
+"""Builder flags that say what types say in a strongly typed network."""
 _HEADER = struct.Struct("<4sI16s4B")  # magic, serialisation version, unknown, TensorRT's version at byte 24
 
 
@@ -142,10 +150,11 @@ class _Builder:
             os.kill(os.getpid(), signal.SIGKILL)
         if words := os.environ.get("FAKE_TRT_WARN"):
             log.log(trt.ILogger.Severity.WARNING, words)
-        if os.environ.get("FAKE_TRT_REFUSE") == "fp16" and _holds_fp16(network._model):
+        holds = {"fp16": _holds_fp16, "int8": _holds_quantizers}.get(os.environ.get("FAKE_TRT_REFUSE", ""))
+        if holds is not None and holds(network._model):
             log.log(trt.ILogger.Severity.ERROR, "could not find any implementation")
             return None
-        if words := os.environ.get("FAKE_TRT_FAIL"):
+        if words := _flag_objection(trt, network, config) or os.environ.get("FAKE_TRT_FAIL", ""):
             log.log(trt.ILogger.Severity.ERROR, words)
             return None
         if not _steps(config):
@@ -154,11 +163,12 @@ class _Builder:
         if config._cache is not None:
             config._cache._entries.append(len(network._model))
         pinned = [layer._node for layer in network._layers if layer._precision == trt.DataType.FLOAT]
-        flags = config._flags
+        flags = _flag_names(config)
         payload = {
-            "fp16_flag": "FP16" in trt.BuilderFlag.__members__ and trt.BuilderFlag.FP16 in flags,
+            "fp16_flag": "FP16" in flags,
+            "int8_flag": "INT8" in flags,
             "pinned": pinned,
-            "tf32": trt.BuilderFlag.TF32 in flags,
+            "tf32": "TF32" in flags,
             "batch": network._inputs[0].shape[0],
             "verbosity": int(config.profiling_verbosity),
         }
@@ -166,6 +176,30 @@ class _Builder:
         parts = [int(part) for part in trt.__version__.split(".")] + [0]
         header = _HEADER.pack(b"ftrt", 0, b"", *parts[:4])
         return _HostMemory(header + struct.pack("<I", len(head)) + head + network._model)
+
+
+def _flag_names(config: Any) -> set[str]:
+    return {flag.name for flag in config._flags}
+
+
+def _flag_objection(trt: Any, network: Any, config: Any) -> str:
+    """Why a build refuses its precision flags; empty where it does not.
+
+    The words are those in NVIDIA/TensorRT issues 4253 (10.6) and 2865 (8.x), and in NVIDIA/TensorRT-LLM issue 1201.
+    """
+    flags = _flag_names(config)
+    if network._has("STRONGLY_TYPED"):
+        wrong = [flag for flag in PRECISIONS if flag in flags]
+        return f"Parameter check failed, condition: !config.getFlag(BuilderFlag::k{wrong[0]})." if wrong else ""
+    for name, is_held in (("Int8", _holds_quantizers(network._model)), ("Fp16", _holds_fp16(network._model))):
+        if is_held and name.upper() not in flags:
+            return (
+                f"{name} precision has been set for a layer or layer output, but {name.lower()} is not configured in "
+                "the builder"
+            )
+    if "INT8" in flags and not _holds_quantizers(network._model):  # and no calibrator, which the double does not play
+        return "Calibration failure occurred with no scaling factors detected."
+    return ""
 
 
 def _steps(config: Any) -> bool:
@@ -263,6 +297,10 @@ class _Network:
         self._layers: list[Any] = []
         self._inputs: list[Any] = []
 
+    def _has(self, flag: str) -> bool:
+        members = self._trt.NetworkDefinitionCreationFlag.__members__
+        return flag in members and bool(self._flags >> int(members[flag]) & 1)
+
     num_layers = property(lambda self: len(self._layers))
     num_inputs = property(lambda self: len(self._inputs))
 
@@ -321,12 +359,8 @@ class _Parser:
         import onnx
 
         trt, network = self._trt, self._network
-        flags = trt.NetworkDefinitionCreationFlag
-        if (
-            "EXPLICIT_BATCH" in flags.__members__
-            and trt.__version__.startswith("8.")
-            and not (network._flags >> int(flags.EXPLICIT_BATCH) & 1)
-        ):
+        is_old = trt.__version__.startswith("8.")
+        if is_old and not network._has("EXPLICIT_BATCH"):
             return self._refuse(0, "the network must have an explicit batch dimension")
         try:
             graph = onnx.load_from_string(bytes(model))
@@ -336,9 +370,9 @@ class _Parser:
         opset = graph.opset_import[0].version
         if opset > HIGHEST_OPSET[trt.__version__.partition(".")[0]]:
             return self._refuse(0, f"opset {opset} is not supported")
-        is_typed = "STRONGLY_TYPED" in flags.__members__ and network._flags >> int(flags.STRONGLY_TYPED) & 1
-        if not is_typed and _holds_fp16(bytes(model)):
-            return self._refuse(0, "the double takes FP16 graphs only where types are kept")
+        for index, node in enumerate(graph.graph.node):
+            if node.op_type in QUANTIZERS and (words := _quantizer_objection(graph.graph, node, is_old)):
+                return self._refuse(index, words)
         network._model = bytes(model)
         images = trt.ITensor()
         images._name = graph.graph.input[0].name
@@ -357,8 +391,9 @@ class _Parser:
         made.append(self._layer(KINDS.get(node.op_type, "SHUFFLE"), node.name, node.name))
         if node.op_type == "Gemm":
             made.append(self._layer("ELEMENTWISE", f"{node.name}_{count}", node.name))
-        if node.op_type == "Shape":
-            made[0]._outputs[0]._dtype = self._trt.DataType.INT32
+        kinds = {"Shape": "INT32", "QuantizeLinear": "INT8"}
+        if node.op_type in kinds:
+            made[0]._outputs[0]._dtype = self._trt.DataType[kinds[node.op_type]]
         return made
 
     def _layer(self, kind: str, name: str, node: str) -> Any:
@@ -375,6 +410,42 @@ class _Parser:
         self._errors.append(error)
         self._logger.log(self._trt.ILogger.Severity.ERROR, words)
         return False
+
+
+def _quantizer_objection(graph: Any, node: Any, is_old: bool) -> str:
+    """Why the parser refuses a quantizer; empty where it does not.
+
+    From QuantDequantLinearHelper in onnx-tensorrt 8.6-GA and 10.1-GA, and what TensorRT-RTX 1.7.1 says.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    scale, zero = constants[node.input[1]], constants[node.input[2]] if len(node.input) > 2 else None
+    if zero is None and is_old:
+        return "This version of TensorRT requires 3 inputs for the INT8 QuantizeLinear/DequantizeLinear operator."
+    if zero is None or zero.dtype == np.uint8:
+        # Newer ones warn and make INT8 of it, whose numbers are others: nothing of ours may come to that.
+        return "Found invalid input type of UINT8"
+    if zero.dtype != np.int8:
+        return f"{node.name}: input has type {zero.dtype.name.capitalize()} but must have type FP8, FP4, Int4, or Int8"
+    if zero.any():
+        return (
+            "Non-zero zero point is not supported." if not is_old else "TensorRT only supports symmetric quantization."
+        )
+    if not (scale > 0).all():
+        return "Scale coefficients must all be positive"
+    # An axis left out is 1 for ONNX, and 0 for 8.6.
+    axis = next((int(entry.i) for entry in node.attribute if entry.name == "axis"), 0 if is_old else 1)
+    channels = constants[node.input[0]].shape[axis] if node.input[0] in constants else 1
+    if scale.size not in (1, channels):
+        return "The number of scales is not equal to the number of output channels."
+    return ""
+
+
+def _holds_quantizers(model: bytes) -> bool:
+    import onnx
+
+    return any(node.op_type in QUANTIZERS for node in onnx.load_from_string(model).graph.node)
 
 
 def _holds_fp16(model: bytes) -> bool:
@@ -528,13 +599,15 @@ def _runner(graph: Any, settings: dict[str, Any]) -> Callable[[Any], Any]:
     """FP32 graphs on ONNX Runtime, FP16 ones on the reference in numpy."""
     import onnx
 
-    if settings["fp16_flag"]:
+    is_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
+    if settings["fp16_flag"] and not is_half:
         from devit_export.precision import lower_precision
 
-        graph = lower_precision(graph, settings["pinned"], "plan")
-    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer):
+        graph, is_half = lower_precision(graph, settings["pinned"], "plan"), True
+    if is_half:
         from onnx.reference import ReferenceEvaluator
 
+        graph.opset_import[0].version = 19  # the reference has no older quantizers; our other operators stayed the same
         evaluator, name = ReferenceEvaluator(graph), graph.graph.input[0].name
 
         def reference(images: Any) -> Any:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from tests.engines.build_requests import graph_file, graph_of, tiny_request
 from tests.engines.fakes.fake_tensorrt import TABLES, VERSIONS, make_module
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import EngineError
+from devit_engines.engine import CannotCompileError
 from devit_engines.selftest import report
 from devit_engines.trt.builder import LoadedPlan, Watch, build_plan, can_be_cancelled, merged_cache, node_of_layer
-from devit_engines.trt.request import Built
+from devit_engines.trt.request import Built, GraphFile
+from devit_export.int8.quantize import quantize
+from devit_export.precision import lower_precision
 
 SELFTEST = Path(report.__file__).with_name("bundle")
+PLAN_HEAD = 32
+"""Bytes of a plan's header, and of the length of the double's own."""
 
 
 @pytest.fixture(params=VERSIONS)
@@ -51,6 +60,7 @@ def test_the_double_has_no_name_that_the_table_lacks(trt: ModuleType) -> None:
     ("version", "kind", "member"),
     [
         ("11.4.0.106", "BuilderFlag", "FP16"),
+        ("11.4.0.106", "BuilderFlag", "INT8"),
         ("11.4.0.106", "NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
         ("10.3.0", "ICudaEngine", "num_bindings"),
         ("8.6.1", "NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
@@ -72,7 +82,9 @@ def test_every_version_builds_a_plan_of_batch_one_that_can_be_loaded(trt: Module
 
 
 def test_fp32_is_not_rounded_to_tf32_and_layers_can_be_looked_at(trt: ModuleType) -> None:
-    content = built(trt, variant="fp32", graph=graph_of("fp32")).content
+    plan = built(trt, variant="fp32", graph=graph_of("fp32"))
+    assert plan.precision_method == ("no flags" if trt.__version__.startswith("8.") else "strongly typed")
+    content = plan.content
     assert b'"tf32": false' in content
     assert b'"fp16_flag": false' in content
     assert f'"verbosity": {int(trt.ProfilingVerbosity.DETAILED)}'.encode() in content
@@ -88,6 +100,88 @@ def test_without_strong_typing_the_variants_nodes_are_pinned_one_by_one() -> Non
     assert plan.warnings == ("1 of 2 nodes that stay in FP32 have no layer of their name, not there among them",)
 
 
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> GraphFile:
+    """The self-test's submodel 0 with its products in INT8, its norms in FP32 and the rest in FP16."""
+    bundle = Bundle(SELFTEST)
+    plain = onnx.load(bundle.path("submodel", device=0, variant="fp32"))
+    written = quantize(plain, bundle.golden()["images"][:32], (), "selftest", runtime="tensorrt")
+    path = tmp_path_factory.mktemp("int8") / "int8-fp16.onnx"
+    onnx.save(lower_precision(written, norms_of(plain), "selftest"), path)
+    return graph_file(path)
+
+
+def norms_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    return tuple(node.name for node in model.graph.node if node.op_type == "LayerNormalization")
+
+
+def test_int8_is_in_the_graph_and_in_the_flags_of_a_tensorrt_that_has_them(trt: ModuleType, int8: GraphFile) -> None:
+    """TensorRT 8.6 parses the quantized graph too: the FP32 one has no scales, and a flag alone is refused."""
+    norms = norms_of(onnx.load(int8.path))
+    assert len(norms) == 5
+    plan = built(trt, variant="int8-fp16", graph=int8, fp32_nodes=norms)
+    assert b"QuantizeLinear" in plan.content
+    assert plan.warnings == ()
+    settings = settings_of(plan)
+    is_old = trt.__version__.startswith("8.")
+    assert (settings["int8_flag"], settings["fp16_flag"], settings["pinned"]) == (is_old, is_old, [*norms] * is_old)
+    assert plan.precision_method == ("int8 and fp16 flags" if is_old else "strongly typed")
+    loaded = LoadedPlan(trt, plan.content, "submodel 0")
+    assert loaded.signature() == (("UINT8", (1, 28, 28, 1)), ("FLOAT", (1, 48)))
+    loaded.close()
+
+
+def test_int8_without_scales_is_refused_where_a_flag_asks_for_it() -> None:
+    with pytest.raises(CannotCompileError, match=r"built no engine \(Calibration failure occurred"):
+        built(make_module("8.6.1"), variant="int8-fp16", graph=graph_of("fp32"))
+
+
+@pytest.mark.parametrize(
+    ("zero", "text"),
+    [
+        (np.uint8(0), "Found invalid input type of UINT8"),
+        (np.int8(3), "supports symmetric|Non-zero zero point"),
+        (None, "invalid input type of UINT8|requires 3 inputs"),
+    ],
+)
+def test_a_quantizer_that_is_not_symmetric_int8_is_refused_by_name(
+    trt: ModuleType, int8: GraphFile, tmp_path: Path, zero: np.generic | None, text: str
+) -> None:
+    """Such as those that ONNX Runtime likes better."""
+    model = onnx.load(int8.path)
+    node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    if zero is None:
+        del node.input[2]
+    else:
+        node.input[2] = "other"
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(zero), "other"))
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(CannotCompileError, match=rf"cannot read the graph of variant int8-fp16 .*({text})"):
+        built(trt, variant="int8-fp16", graph=graph_file(tmp_path / "other.onnx"))
+
+
+@pytest.mark.parametrize(("version", "flag"), [("10.3.0", "INT8"), ("10.13.3.9", "FP16")])
+def test_a_precision_flag_beside_strong_typing_is_refused(version: str, flag: str, int8: GraphFile) -> None:
+    """What the double has to be for: the adapter sets none."""
+    trt = make_module(version)
+    log: list[str] = []
+    logger = SimpleNamespace(log=lambda severity, words: log.append(words))
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert trt.OnnxParser(network, logger).parse(int8.read())
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 26)
+    config.set_flag(getattr(trt.BuilderFlag, flag))
+    assert builder.build_serialized_network(network, config) is None
+    assert log == [f"Parameter check failed, condition: !config.getFlag(BuilderFlag::k{flag})."]
+
+
+def settings_of(plan: Built) -> dict[str, Any]:
+    """What the double wrote into a plan."""
+    found: dict[str, Any] = json.loads(plan.content[PLAN_HEAD:].partition(b"}")[0] + b"}")
+    return found
+
+
 @pytest.mark.parametrize("tells", [True, False])
 def test_every_node_that_a_shipped_variant_keeps_has_its_layer(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not tells:
@@ -98,7 +192,7 @@ def test_every_node_that_a_shipped_variant_keeps_has_its_layer(tells: bool, monk
         nodes = manifest.submodels[0].fp32_nodes[variant]
         plan = built(make_module("8.6.1"), graph=graph, fp32_graph=plain, fp32_nodes=nodes)
         assert plan.warnings == ()
-        pinned = json.loads(plan.content[32:].partition(b"}")[0] + b"}")["pinned"]
+        pinned = settings_of(plan)["pinned"]
         assert set(pinned) >= set(nodes)
         if tells:
             assert set(pinned) == set(nodes)
