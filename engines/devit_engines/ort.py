@@ -59,6 +59,9 @@ class OrtEngine(CheckedEngine):
                 f"{spec.name}: expected an ONNX graph, found {len(model)} bytes that ONNX Runtime refuses "
                 f"({_first_line(err)}): build the engine again with devit build"
             ) from err
+        # It would hold the content as long as it lives, for a fallback to other providers, of which there are none.
+        self._session.disable_fallback()
+        self._session._model_bytes = None
         self._input_name = self._check_signature()
 
     def close(self) -> None:
