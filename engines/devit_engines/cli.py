@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -112,17 +112,11 @@ def build(
     instead = ", no TensorRT here" if row.name != "tensorrt" and backend == "auto" else ""
     title = f"{bundle}: {row.title} engines{instead}, in {opened.folder}"
     if prefer is None:
-        header = ["model", "variant", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
-        print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
+        _print_built(title, built)
     else:
-        typer.echo(textwrap.fill(title, 80))
-        for engine in built:
-            _print_tried(engine)
-    for engine in built:
-        if doubt := engine.record.accuracy.doubt():
-            typer.echo(f"warning: {name_of(engine.model)}: {doubt}", err=True)
-        if engine.doubt:
-            typer.echo(f"warning: {engine.doubt}", err=True)
+        _print_all_tried(title, built)
+    for warning in _warnings(built):
+        typer.echo(f"warning: {warning}", err=True)
     print_next("edge-agent", "--config", "agent.toml")
 
 
@@ -248,6 +242,25 @@ def _reason_to_remove(entry: Entry, kept: set[str] | None) -> str | None:
     if kept is not None and key.model_sha256 not in kept:
         return "its graph is in no kept bundle"
     return None
+
+
+def _print_built(title: str, built: Sequence[BuiltEngine]) -> None:
+    header = ["model", "variant", "size", "built", "cosine", "flips", "p50 ms", "p99 ms"]
+    print_table(title, header, [_row(engine) for engine in built], numbers=(2, 3, 4, 5, 6, 7))
+
+
+def _print_all_tried(title: str, built: Sequence[BuiltEngine]) -> None:
+    typer.echo(textwrap.fill(title, 80))
+    for engine in built:
+        _print_tried(engine)
+
+
+def _warnings(built: Sequence[BuiltEngine]) -> Iterator[str]:
+    for engine in built:
+        if doubt := engine.record.accuracy.doubt():
+            yield f"{name_of(engine.model)}: {doubt}"
+        if engine.doubt:
+            yield engine.doubt
 
 
 def _print_tried(engine: BuiltEngine) -> None:

@@ -105,7 +105,10 @@ def test_an_agent_says_that_the_chosen_engine_is_gone_and_serves_another(node: H
     child = node.start(bundle=bundle.folder)
     assert read_body(node.welcome(), Hello).engine.endswith(", fp32")
     assert child.stderr is not None
-    assert "int8 was chosen for latency, but its engine does not load: run devit build" in child.stderr.readline()
+    assert (
+        "int8 was chosen for latency, but its engine is missing, damaged or not validated: run devit build"
+        in child.stderr.readline()
+    )
 
 
 def choose_int8(bundle: Bundle, store: Store) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 from tests.engines.changes import rewrite
 
 from devit_contract.arrays import UInt8Array
@@ -49,6 +50,7 @@ def with_int8(bundle: Bundle, models: Sequence[ModelRef] = (0, 1, "baseline"), *
 
 def quantized(path: Path, images: UInt8Array) -> bytes:
     """Quantize the matrix products of a graph by images ``(n, H, W, C)``."""
+    pytest.importorskip("onnx", reason="the quantizer needs onnx, which no device has")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory() as place:

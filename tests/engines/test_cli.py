@@ -67,7 +67,7 @@ def test_build_by_preference_shows_every_variant_and_lists_what_is_kept(tiny: Bu
         [("int8", "left"), ("fp32", "kept")],
     ]
     for report in again:
-        msgspec.convert(report, ModelReport, dec_hook=lambda kind, value: kind(value))
+        msgspec.convert(report, ModelReport)
     listed = devit("engines", "list", "--store", store.folder)
     assert " ".join(listed.stdout.split()).count("kept") == 2
     entries = json.loads(devit("engines", "list", "--store", store.folder, "--json").stdout)

@@ -243,11 +243,12 @@ def written(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture(scope="session")
 def written_assembled(assembled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """The bundle of a cell without a teacher, whose models folder has no calibration, as those of older versions."""
+    """The bundle of a cell without a teacher, whose models folder is as of older versions: no calibration, no INT8."""
     older = Path(shutil.copytree(assembled_folder, tmp_path_factory.mktemp("older") / "models"))
-    (older / "calibration.safetensors").unlink()
+    for name in ("calibration.safetensors", "quantization.safetensors"):
+        (older / name).unlink()
     found = load_decomposition(assembled_folder)
-    files = tuple(file for file in found.files if file.role != "calibration")
+    files = tuple(file for file in found.files if file.role not in ("calibration", "quantization"))
     write_json(older / FILE_NAME, msgspec.structs.replace(found, files=files))
     folder = tmp_path_factory.mktemp("export") / "bundle"
     return folder, export_bundle(older, folder)

@@ -13,11 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.artefacts.gate import Reference
 from devit_contract.errors import ExportError
 from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
 from devit_export.graph import ExportedGraph
-from devit_export.parity import ParityError, check_same, measure, measure_half, run_graph
+from devit_export.parity import ParityError, check_same, measure, measure_variant, run_graph
 
 NAME = "submodel-0.fp32.onnx"
 
@@ -107,24 +108,40 @@ def test_images_of_another_size_are_refused(exported_submodel: ExportedGraph) ->
 HALF_NAME = "submodel-0.fp16.onnx"
 
 
+def reference_of(images: UInt8Array, outputs: Float32Array) -> Reference:
+    """Compare outputs alone: the first two of them are the logits."""
+    return Reference(images, outputs, outputs[:, :2], lambda found: found[:, :2])
+
+
 def test_a_right_half_graph_is_measured(
     exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array
 ) -> None:
     """By the errors' own figures; an FP32 graph will do."""
-    difference = measure_half(HALF_NAME, exported_submodel.content, images, reference)
+    difference = measure_variant(HALF_NAME, "fp16", exported_submodel.content, reference_of(images, reference))
     assert difference == measure(NAME, exported_submodel.content, images, reference)
 
 
-def test_one_image_that_points_elsewhere_in_half_precision_is_refused_by_name(
+def test_one_image_that_points_elsewhere_in_lower_precision_is_refused(
     exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array
 ) -> None:
     """Another image's features are as large, and point almost the same way until the mean is removed."""
     wrong = reference.copy()
     wrong[[31, 57]] = wrong[[57, 31]]
-    with pytest.raises(
-        ExportError, match=r"submodel-0\.fp16\.onnx: expected a cosine of at least 0\.99 .* image (31|57):"
-    ):
-        measure_half(HALF_NAME, exported_submodel.content, images, wrong)
+    words = r"submodel-0\.fp16\.onnx: expected what was trained, found smallest cosine .*: the variant is left out"
+    for variant in ("fp16", "int8"):
+        with pytest.raises(ParityError, match=words):
+            measure_variant(HALF_NAME, variant, exported_submodel.content, reference_of(images, wrong))
+
+
+def test_int8_may_differ_by_its_rounding_and_fp16_may_not(
+    exported_submodel: ExportedGraph, images: UInt8Array, reference: Float32Array
+) -> None:
+    noise = np.random.default_rng(1).normal(0.0, 0.05 * (reference - reference.mean(axis=0)).std(), reference.shape)
+    noise[:, :2] = 0.0  # the logits
+    rounded = reference_of(images, (reference + noise).astype(np.float32))
+    assert measure_variant("x.int8.onnx", "int8", exported_submodel.content, rounded).max_abs > 0.0
+    with pytest.raises(ParityError, match=r"median cosine .*, expected at least 0\.999"):
+        measure_variant(HALF_NAME, "fp16", exported_submodel.content, rounded)
 
 
 def _reciprocal() -> bytes:
@@ -144,16 +161,10 @@ def _reciprocal() -> bytes:
     return content
 
 
-def test_an_output_that_is_not_finite_in_half_precision_is_refused_with_its_image() -> None:
+def test_an_output_that_is_not_finite_in_half_precision_is_refused() -> None:
     pixels = np.array([[1, 2], [2, 1], [3, 0], [0, 0]], np.uint8)
-    with pytest.raises(ExportError, match=r"submodel-0\.fp16\.onnx: expected finite outputs, found others at image 2:"):
-        measure_half(HALF_NAME, _reciprocal(), pixels, np.ones((4, 2), np.float32))
-
-
-def test_a_single_image_is_compared_as_it_is() -> None:
-    """There is no mean to remove from it."""
-    pixels = np.array([[1, 2]], np.uint8)
-    assert measure_half(HALF_NAME, _reciprocal(), pixels, np.array([[1.0, 0.5]], np.float32)).max_abs == 0.0
+    with pytest.raises(ParityError, match=r"submodel-0\.fp16\.onnx: .* found 3 output numbers are NaN or infinite"):
+        measure_variant(HALF_NAME, "fp16", _reciprocal(), reference_of(pixels, np.ones((4, 2), np.float32)))
 
 
 CPUSET = Path("/sys/fs/cgroup/cpuset")

@@ -106,8 +106,9 @@ def build_engines(
     if prefer is not None:
         checked = checked_meter(prefer, measuring)
         return [build_preferred(target, prefer, settings, progress, checked) for target in targets]
-    kept = [find_kept(target) if precision is None else _forgotten(target, precision) for target in targets]
-    return [build_one(*each, settings, progress) for each in zip(targets, kept, strict=True)]
+    if precision is None:
+        return [build_one(target, find_kept(target), settings, progress) for target in targets]
+    return [_build_and_forget(target, settings, progress) for target in targets]
 
 
 def find_engine(
@@ -160,14 +161,15 @@ def load_engine(
     return find_engine(bundle, store, model, backend=backend, board=board).load(settings)
 
 
-def _forgotten(target: Target, precision: Precision) -> Kept:
-    """Forget the choice for a model: the user says which variants to take."""
-    kept = find_kept(target)
+def _build_and_forget(target: Target, settings: RunSettings, progress: Progress) -> BuiltEngine:
+    """Take the first variant that passes, and forget the choice for the model: the user says which to take."""
+    kept, doubt = find_kept(target), ""
+    if kept.choice is not None:
+        chosen = f"{kept.choice.kept.variant} was chosen for {kept.choice.prefer}"
+        doubt = f"{target.name}: {chosen}, which --precision {target.precision} undoes"
+    built = build_one(target, Kept(doubt=doubt), settings, progress)
     forget(target)
-    if kept.choice is None:
-        return Kept()
-    chosen = f"{kept.choice.kept.variant} was chosen for {kept.choice.prefer}"
-    return Kept(doubt=f"{target.name}: {chosen}, which --precision {precision} undoes")
+    return built
 
 
 def _stored(target: Target, precision: Precision | None) -> Iterator[StoredEngine]:
@@ -180,7 +182,7 @@ def _stored(target: Target, precision: Precision | None) -> Iterator[StoredEngin
             continue
         doubt = kept.doubt
         if kept.key is not None and key != kept.key:
-            doubt = kept.passed_over("its engine does not load", target)
+            doubt = kept.passed_over("its engine is missing, damaged or not validated", target)
         yield StoredEngine(target, key, target.store.record(key.digest), doubt)
 
 

@@ -113,7 +113,7 @@ def report_of(engine: BuiltEngine, store: Store) -> ModelReport:
     return ModelReport(
         model=engine.model,
         digest=engine.digest,
-        path=store.folder / engine.digest,
+        path=str(store.folder / engine.digest),
         was_cached=engine.was_cached,
         duration_s=engine.duration_s,
         record=engine.record,

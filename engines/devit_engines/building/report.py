@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import msgspec
 
@@ -19,7 +18,8 @@ class ModelReport(msgspec.Struct, frozen=True):
     model: ModelRef
     digest: str
     """Key of the engine that this device runs."""
-    path: Path
+    path: str
+    """Its folder."""
     was_cached: bool
     """Whether the store held it, and, with a preference, all others that passed too."""
     duration_s: float

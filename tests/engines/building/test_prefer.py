@@ -337,7 +337,8 @@ def test_an_engine_that_was_removed_is_said_and_built_again_by_a_plain_build(bui
     builder.store.remove(builder.build("latency").digest)
     variant, doubt = builder.found()
     assert variant == "fp32"
-    assert doubt.startswith("submodel 0: int8 was chosen for latency, but its engine does not load: run devit build ")
+    gone = "its engine is missing, damaged or not validated"
+    assert doubt.startswith(f"submodel 0: int8 was chosen for latency, but {gone}: run devit build ")
     assert doubt.endswith("--prefer latency")
     assert builder.build().record.key.variant == "int8"
     assert builder.found() == ("int8", "")
