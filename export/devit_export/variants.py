@@ -27,20 +27,21 @@ import onnx
 from devit_contract.arrays import UInt8Array
 from devit_contract.choices import Variant
 from devit_export.graph import ExportedGraph
-from devit_export.int8.products import RUNTIMES
+from devit_export.int8.products import Runtime
 from devit_export.int8.sensitivity import search
 from devit_export.precision import count_casts, full_nodes, lower_precision
 from devit_export.rules import Graph, check_graph
 
 Rest = Literal["fp16", "fp16-attn32", "fp32"]
 """Precision of what is not in INT8."""
-_REST: dict[Variant, Rest] = {
-    "int8-fp16": "fp16",
-    "int8": "fp32",
-    "fp16": "fp16",
-    "fp16-attn32": "fp16-attn32",
-    "fp32": "fp32",
+_MAKING: dict[Variant, tuple[Runtime | None, Rest]] = {
+    "int8-fp16": ("tensorrt", "fp16"),
+    "int8": ("ort", "fp32"),
+    "fp16": (None, "fp16"),
+    "fp16-attn32": (None, "fp16-attn32"),
+    "fp32": (None, "fp32"),
 }
+"""What writes the products in INT8, if anything, and how the rest is."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def make_variant(
         ParityError: Nothing with enough products in INT8 is accepted.
     """
     model = onnx.load_from_string(graph.content)
-    runtime, rest = RUNTIMES.get(variant), _REST[variant]
+    runtime, rest = _MAKING[variant]
     kept: tuple[str, ...] = ()
     written = model
     if runtime is not None:

@@ -28,7 +28,7 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import VARIANTS
+from devit_contract.choices import Variant
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +38,7 @@ LABELS = ("up", "down", "left", "right")
 HEIGHT, WIDTH = 6, 8
 DIMS = (6, 4)
 GOLDEN = 64
+VARIANTS: tuple[Variant, ...] = ("fp16", "fp16-attn32", "fp32")
 OPSET = 17
 
 

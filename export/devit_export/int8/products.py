@@ -11,13 +11,10 @@ import onnx
 from onnx import numpy_helper
 
 from devit_contract.arrays import Float32Array
-from devit_contract.choices import Variant
 from devit_export.rules import Graph
 
 Runtime = Literal["ort", "tensorrt"]
 """What a graph is written for."""
-RUNTIMES: dict[Variant, Runtime] = {"int8-fp16": "tensorrt", "int8": "ort"}
-"""Of the variants whose products are in INT8."""
 _AXES = {"MatMul": (1, 0), "Gemm": (1, 0), "Conv": (0, 1)}
 """Axes of a weight: of the results, of what comes in."""
 _FEWEST_SUMMED = 32
