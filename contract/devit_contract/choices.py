@@ -10,6 +10,7 @@ Variant = Literal["int8-fp16", "int8", "fp16", "fp16-attn32", "fp32"]
 """Precision variants from fast to exact. The products in INT8, and the rest as in ``fp16``; the products in INT8, and
 the rest in FP32; FP16, with every LayerNorm in FP32; every attention in FP32 too; everything."""
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+INT8_VARIANTS: tuple[Variant, ...] = ("int8-fp16", "int8")
 BackendChoice = Literal["auto", "tensorrt", "ort"]
 """Back end of an engine; ``auto``: TensorRT if it is installed."""
 Precision = Literal["int8", "fp16", "fp32"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
+
 import numpy as np
 
 from devit_contract.arrays import Float32Array, UInt8Array
@@ -59,6 +62,10 @@ class OrtEngine(CheckedEngine):
                 f"{spec.name}: expected an ONNX graph, found {len(model)} bytes that ONNX Runtime refuses "
                 f"({_first_line(err)}): build the engine again with devit build"
             ) from err
+        # It would hold the content as long as it lives, for a fallback to other providers, of which there are none.
+        self._session.disable_fallback()
+        self._session._model_bytes = None
+        _return_free_memory()
         self._input_name = self._check_signature()
 
     def close(self) -> None:
@@ -91,6 +98,12 @@ class OrtEngine(CheckedEngine):
                 f"(batch, {self.output_dim}), found {found}: make the bundle again with devit export"
             )
         return str(inputs[0].name)
+
+
+def _return_free_memory() -> None:
+    """Give the system what loading a graph has used; glibc has to be told, others do it or cannot."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def installed_version() -> str:

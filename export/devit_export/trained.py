@@ -11,14 +11,13 @@ from devit_contract.artefacts.files import Tensors, read_tensors
 from devit_contract.artefacts.gate import Reference, fused_with
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import Int8Accuracy
-from devit_contract.choices import Role, Variant
+from devit_contract.choices import INT8_VARIANTS, Role, Variant
 from devit_contract.errors import ExportError, ManifestError
 from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
 from devit_decompose.models.weights import load_model
 from devit_decompose.models_folder.decomposition import Decomposition, ModelRecord
 from devit_export.parity import Difference, ParityError, measure, measure_variant, run_graph
-from devit_export.variants import is_int8
 
 MOST_LOST = 0.003
 """Share of the images kept for INT8 that a cell may answer rightly in FP32 and no more with all devices in INT8."""
@@ -93,7 +92,7 @@ class TrainedCell:
         if variant == "fp32":
             return measure(name, graph, reference.images, reference.outputs)
         difference = measure_variant(name, variant, graph, reference)
-        if is_int8(variant) and self.kept is not None:
+        if variant in INT8_VARIANTS and self.kept is not None:
             self._check_answers(name, variant, device, run_graph(name, graph, self.kept["images"]))
         return difference
 

@@ -57,11 +57,6 @@ class VariantGraph:
     """Products of the FP32 graph that could be in INT8 and are not."""
 
 
-def is_int8(variant: Variant) -> bool:
-    """Tell whether a variant has products in INT8."""
-    return _MAKING[variant][0] is not None
-
-
 def make_variant(
     graph: ExportedGraph,
     variant: Variant,
