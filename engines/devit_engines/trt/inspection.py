@@ -15,6 +15,7 @@ from devit_engines.trt.engine import TrtEngine
 _FUSED_ATTENTION = re.compile(r"_mha|fused_mha|_gemm_mha_v2|flash_?attention", re.IGNORECASE)
 """Kernel or layer names of fused attention (NVIDIA/TensorRT issues 3243 and 3643)."""
 _CASTS = re.compile(r"\bcast\b|reformat", re.IGNORECASE)
+_INT8 = re.compile("(?<!u)int8", re.IGNORECASE)
 _PRECISIONS = (("FP16", re.compile("half|fp16", re.IGNORECASE)), ("FP32", re.compile("float|fp32", re.IGNORECASE)))
 
 
@@ -27,7 +28,8 @@ class Inspection:
     casts: int
     """Layers that only change type or layout."""
     by_precision: dict[str, int]
-    """Layers by the type of their first output: ``FP16``, ``FP32``, ``other``."""
+    """``INT8``: layers that take or make such numbers; ``FP16``, ``FP32``, ``other``: of all others, by the type of
+    their first output."""
 
 
 def inspect_engine(engine: CheckedEngine) -> Inspection | None:
@@ -53,9 +55,13 @@ def inspect_plan(text: str, name: str) -> Inspection:
 
 
 def _precision(layer: dict[str, Any]) -> str:
+    taken, made = (_types(layer.get(side)) for side in ("Inputs", "Outputs"))
+    if any(_INT8.search(kind) for kind in (*taken, *made)):
+        return "INT8"
+    return next((name for name, pattern in _PRECISIONS if made and pattern.search(made[0])), "other")
+
+
+def _types(tensors: object) -> list[str]:
     """TensorRT 8 and 10 say ``Format/Datatype``, 11 has a ``Datatype`` of its own; without details there is neither."""
-    outputs = layer.get("Outputs")
-    if not outputs or not isinstance(outputs[0], dict):
-        return "other"
-    kind = str(outputs[0].get("Datatype") or outputs[0].get("Format/Datatype") or "")
-    return next((name for name, pattern in _PRECISIONS if pattern.search(kind)), "other")
+    found = [tensor for tensor in tensors if isinstance(tensor, dict)] if isinstance(tensors, list) else []
+    return [str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "") for tensor in found]

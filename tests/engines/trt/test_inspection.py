@@ -31,6 +31,25 @@ OLD = {
     ],
     "Bindings": ["images", "features"],
 }
+QUANTIZED = {
+    "Layers": [
+        {
+            "Name": "{ForeignNode[images...quantize]}",
+            "Inputs": [{"Name": "images", "Format/Datatype": "Row major linear UInt8 format"}],
+            "Outputs": [{"Name": "a", "Format/Datatype": "Row major linear FP16 format"}],
+        },
+        {
+            "Name": "Conv_4",
+            "Inputs": [{"Name": "q", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+            "Outputs": [{"Name": "b", "Format/Datatype": "Row major linear FP16 format"}],
+        },
+        {
+            "Name": "__myl_quantize",
+            "Inputs": [{"Name": "b", "Format": "Row major linear", "Datatype": "Half"}],
+            "Outputs": [{"Name": "c", "Format": "Row major linear", "Datatype": "Int8"}],
+        },
+    ]
+}
 NEW = {
     "Layers": [
         {
@@ -53,10 +72,11 @@ NEW = {
     [
         (OLD, Inspection(4, 1, 1, {"FP16": 2, "FP32": 1, "other": 1})),
         (NEW, Inspection(2, 1, 1, {"FP16": 1, "FP32": 1})),
+        (QUANTIZED, Inspection(3, 0, 0, {"FP16": 1, "INT8": 2})),
         ({"Layers": ["LayerNormalization_3", "fused_mha_v2"]}, Inspection(2, 1, 0, {"other": 2})),
         ({"Layers": []}, Inspection(0, 0, 0, {})),
     ],
-    ids=["TensorRT 10", "TensorRT 11", "names alone", "empty"],
+    ids=["TensorRT 10", "TensorRT 11", "INT8 in both", "names alone", "empty"],
 )
 def test_layers_are_counted_in_both_schemas(content: object, expected: Inspection) -> None:
     assert inspect_plan(json.dumps(content), "submodel 0") == expected
