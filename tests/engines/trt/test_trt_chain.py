@@ -23,7 +23,7 @@ from devit_contract.errors import DeviceLostError, EngineError
 from devit_contract.service.progress import no_progress
 from devit_engines.accuracy import check_accuracy
 from devit_engines.board import Board
-from devit_engines.building import build_one
+from devit_engines.building import build_one, side_by_side
 from devit_engines.building.backends import RunSettings
 from devit_engines.building.build_all import build_engines, find_engine, load_engine
 from devit_engines.building.store import Store
@@ -108,6 +108,22 @@ def test_a_bundle_becomes_engines_that_give_its_features(device: Device, tiny: B
     assert record.precision_method == ("fp16 flag" if device.version == "8.6.1" else "strongly typed")
     assert (record.key.compute_capability, record.l4t) == ("sm_87", "36.4.3")
     assert record.latency.runs >= 10
+
+
+def test_all_variants_run_in_turns_on_one_gpu_and_the_most_exact_one_is_kept(
+    jetpack62: Device, tiny: Bundle, store: Store
+) -> None:
+    jetpack62.monkeypatch.setattr(side_by_side, "_BLOCK_S", 0.01)
+    (built,) = build_engines(tiny, store, submodels=[0], board=ORIN, prefer="accuracy")
+    assert [(each.variant, each.verdict) for each in built.tried] == [
+        ("fp16", "left"),
+        ("fp16-attn32", "left"),
+        ("fp32", "kept"),
+    ]
+    (again,) = build_engines(tiny, store, submodels=[0], board=ORIN)
+    assert (again.record.key.variant, again.was_cached) == ("fp32", True)
+    with load_engine(tiny, store, 0, board=ORIN) as engine:
+        assert isinstance(engine, TrtEngine)
 
 
 def test_the_second_build_is_a_hit_that_imports_no_tensorrt(
