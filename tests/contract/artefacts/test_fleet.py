@@ -192,8 +192,8 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
                 (
                     "board",
                     "orin",
-                    "agx-orin, agx-thor, agx-xavier, auto, drive-orin, nano, nano-2gb, orin-nano, orin-nx, thor, tx1, "
-                    "tx2, tx2-nx or xavier-nx",
+                    "agx-orin, agx-thor, agx-xavier, auto, drive-orin, igx-orin, igx-thor, nano, nano-2gb, orin-nano, "
+                    "orin-nx, thor, tx1, tx2, tx2-nx or xavier-nx",
                 ),
                 ("cuda", "cupy", "auto, ctypes, cuda-bindings or pycuda"),
                 ("host_memory", "maped", "mapped or pinned"),
