@@ -22,9 +22,10 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
+from devit_contract.choices import Variant
 
 OPSET = 17
-PLAIN = "fp32"
+PLAIN: Variant = "fp32"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Submodel:
     features: Float32Array
     """What it answers to the golden images, shape ``(n, dim)``."""
     macs: int = 0
+    int8: bytes | None = None
+    """The same graph as variant ``int8``."""
+
+    @property
+    def variants(self) -> dict[Variant, bytes]:
+        """Its graphs by variant, in the order in which an engine build tries them."""
+        return {PLAIN: self.graph} if self.int8 is None else {"int8": self.int8, PLAIN: self.graph}
 
 
 def random_head(dims: Sequence[int], classes: int) -> FusionHead:
@@ -74,7 +82,7 @@ def write_null_bundle(folder: Path, dims: Sequence[int], classes: int, shape: tu
 def write_bundle(
     folder: Path, submodels: Sequence[Submodel], head: FusionHead | None, classes: int, golden: Float32Array
 ) -> None:
-    """Write a bundle whose graphs have one variant.
+    """Write a bundle.
 
     Args:
         folder: Absent or empty.
@@ -86,9 +94,10 @@ def write_bundle(
     with new_folder(folder) as draft:
         files: list[FileEntry] = []
         for device, submodel in enumerate(submodels):
-            name = f"submodel-{device}.{PLAIN}.onnx"
-            write_bytes(draft / name, submodel.graph)
-            files.append(describe_file(draft, name, "submodel", device=device, variant=PLAIN))
+            for variant, graph in submodel.variants.items():
+                name = f"submodel-{device}.{variant}.onnx"
+                write_bytes(draft / name, graph)
+                files.append(describe_file(draft, name, "submodel", device=device, variant=variant))
         if head is not None:
             head.save(draft / "fusion.safetensors")
             files.append(describe_file(draft, "fusion.safetensors", "fusion"))
@@ -122,12 +131,12 @@ def _manifest(
 
 
 def _record(submodel: Submodel) -> GraphRecord:
-    parity = Parity(PLAIN, 0.0, 0.0, nodes_before=0, nodes_after=0, casts=0, simplify_max_abs_error=0.0)
+    variants = tuple(submodel.variants)
     return GraphRecord(
         output_dim=submodel.features.shape[1],
         macs=submodel.macs,
-        variants=(PLAIN,),
-        parity=(parity,),
+        variants=variants,
+        parity=tuple(Parity(variant, 0.0, 0.0, 0, 0, casts=0, simplify_max_abs_error=0.0) for variant in variants),
         class_subset=(0,),
         ranges={},
         overflows=(),

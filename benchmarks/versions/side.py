@@ -28,7 +28,7 @@ IN_FLIGHT = 16
 BUILD = Path(sys.executable).with_name("devit")
 
 
-def main(root: Path, build_options: list[str]) -> None:
+def main(root: Path, settings: str, build_options: list[str]) -> None:
     """Serve requests until standard input ends."""
     print("ready", flush=True)  # noqa: T201 - the protocol
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def main(root: Path, build_options: list[str]) -> None:
         for line in sys.stdin:
             request, _, argument = line.strip().partition(" ")
             if request == "start":
-                cell = stack.enter_context(Cell(root, argument, build_options))
+                cell = stack.enter_context(Cell(root, argument, settings, build_options))
                 found: object = {"title": cell.title}
             elif cell is None:
                 raise SystemExit(f"{request}: expected start CELL before it")
@@ -55,8 +55,8 @@ class Cell:
     and ``deit`` is two devices with a DeiT-Tiny each, at random weights.
     """
 
-    def __init__(self, root: Path, name: str, build_options: list[str]) -> None:
-        """Make the bundle and build its engines, if the cell has any."""
+    def __init__(self, root: Path, name: str, settings: str, build_options: list[str]) -> None:
+        """Make the bundle and build its engines, if the cell has any; ``settings`` are lines of ``fleet.toml``."""
         self._stack = ExitStack()
         self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="devit-")))
         self.title = name
@@ -71,7 +71,8 @@ class Cell:
             self.title = ", ".join(sorted({key.get("variant", name) for key in keys}))
         engine = "built" if name in ("deit", "shipped") else name
         devices = [LocalDevice(f"device{index}", index, engine=engine) for index in range(count)]
-        self._cell = LocalCell(bundle, self._place / "cell", devices, store=store, deadline_ms=5000)
+        more = {"settings": settings} if settings else {}  # older versions know none
+        self._cell = LocalCell(bundle, self._place / "cell", devices, store=store, deadline_ms=5000, **more)
         shape = (DEIT_SIDE, DEIT_SIDE, 3) if name == "deit" else (28, 28, 1)
         self._images = list(np.random.default_rng(1).integers(0, 256, (64, *shape), np.uint8))
 
@@ -148,9 +149,22 @@ def write_deit(root: Path, folder: Path) -> None:
         model = Model(config).eval()
         with torch.inference_mode():
             features = model.features(torch.from_numpy(golden)).numpy()
-        submodels.append(Submodel(export_features(model, f"submodel-{seed}.onnx").content, features))
+        graph = export_features(model, f"submodel-{seed}.onnx").content
+        submodels.append(Submodel(graph, features, **_int8(graph, shape)))
     head = random_head([each.features.shape[1] for each in submodels], CLASSES)
     write_bundle(folder, submodels, head, CLASSES, golden)
+
+
+def _int8(graph: bytes, shape: tuple[int, int, int]) -> dict[str, bytes]:
+    """Give the graph's variant ``int8``, if this version has one."""
+    try:
+        from devit_export.int8.quantize import quantize
+    except ModuleNotFoundError:
+        return {}
+    import onnx
+
+    images = np.random.default_rng(3).integers(0, 256, (GOLDEN, *shape), np.uint8)
+    return {"int8": quantize(onnx.load_from_string(graph), images, (), "DeiT-Ti").SerializeToString()}
 
 
 def _cpu_s(pid: int) -> float:
@@ -161,4 +175,4 @@ def _cpu_s(pid: int) -> float:
 
 if __name__ == "__main__":
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
