@@ -161,6 +161,7 @@ def lie(cell: Cell, fault: Fault, *, per_frame: int) -> FaultRow:
             others = cell.rng.permutation([device for device in cell.devices if device != liar])
             asked = {liar, *others[: per_frame - 1].tolist()}
             watch.look({device: said[device] for device in asked})
+            watch.catch_up()
             names |= set(watch.suspects)
             before = image
             if liar in watch.suspects and not first:
@@ -184,6 +185,7 @@ def lie_together(cell: Cell, *, is_same: bool) -> FaultRow:
                 false = [cell.split(cell.test[cell.rng.integers(len(cell.test))]) for _ in liars]
                 said |= {liar: false[0 if is_same else place][liar] for place, liar in enumerate(liars)}
             watch.look(said)
+            watch.catch_up()
             names |= set(watch.suspects)
             if not first and (watch.suspects or watch.is_unclear):
                 first = number
@@ -201,6 +203,7 @@ def clean(cell: Cell, features: Float32Array, frames: int, *, per_frame: int) ->
         if per_frame < len(said):
             said = {device: said[device] for device in cell.rng.permutation(len(said))[:per_frame].tolist()}
         novelty = watch.look(said)
+        watch.catch_up()
         novel += novelty is not None and novelty > 0.99
         if watch.suspects or watch.is_unclear:
             named += bool(watch.suspects)

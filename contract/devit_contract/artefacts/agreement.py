@@ -57,6 +57,12 @@ class Compared(NamedTuple):
     shared: Float32Array
     """What each device says to each other, of length 1 or 0: ``(n, devices, devices, directions)``."""
 
+    def frame(self, number: int) -> Compared:
+        """Give one of the frames, as if it had been compared alone."""
+        one = slice(number, number + 1)
+        whitened = [own[one] for own in self.whitened]
+        return Compared(self.closeness[one], self.agreements[one], whitened, self.shared[one])
+
 
 class Comparison:
     """Compares the features of the devices of one cell."""
@@ -81,11 +87,20 @@ class Comparison:
         self._shape = count, directions
         self._means: list[Float32Array] = []  # of each device, mapped
         self._maps: list[Float32Array] = []  # of each device, (dim, dim + devices * directions)
+        self._whiten = [np.ascontiguousarray(own, np.float32) for own in whiten]  # of each device, (dim, dim)
         for device, (dim, own) in enumerate(zip(head.dims, whiten, strict=True)):
             rows = np.concatenate([own, shared[device, :, :, :dim].reshape(-1, dim)])
             self._maps.append(np.ascontiguousarray(rows.T, np.float32))
             self._means.append((rows @ head.statistics.mean[columns[device]]).astype(np.float32))
             self.macs += rows.size
+
+    def closeness(self, features: Mapping[int, Float32Array]) -> float:
+        """Give the closeness of one frame's features ``(dim,)``, by device index: far quicker than :meth:`of`."""
+        squares = 0.0
+        for device, feature in features.items():
+            whitened = self._whiten[device].dot(feature) - self._means[device][: self._dims[device]]
+            squares += float(whitened.dot(whitened))
+        return -squares
 
     def of(self, features: Mapping[int, Float32Array]) -> Compared:
         """Compare features, each ``(n, dim)``, by device index; those of the result are in device order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -15,6 +16,9 @@ from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.watch import Watch
 from devit_fusion.links import Link
+
+_MOST_BEHIND, _BEHIND_NS = 16, 20_000_000
+"""How many frames, and for how long, wait to be compared: no answer waits for that, and together they cost less."""
 
 
 class Guard:
@@ -36,10 +40,12 @@ class Guard:
         self._may_exclude = fleet.watch.liars == "exclude"
         self._min_devices = fleet.serving.min_devices
         self._links = links
+        self.due_ns: int | None = None
+        """When :meth:`tend` has something to do."""
         self._linked: dict[int, int] = {}  # by device: how often it had been accepted when it was last looked at
 
     def look(self, frame: Frame) -> float | None:
-        """Compare the features of a frame that has ended, and give the novelty of its image, if that is known."""
+        """Give the novelty of the image of a frame that has ended, if that is known; its features are compared soon."""
         watch = self._watch
         if watch is None:
             return None
@@ -47,19 +53,34 @@ class Guard:
         for device in features:
             links = self._links[device].links
             if self._linked.setdefault(device, links) != links:
+                self._catch_up(watch)
                 self._linked[device] = links
                 watch.forget(device)
         novelty = watch.look(features)
-        if self._may_exclude:
-            self._exclude(watch)
+        if watch.frames_behind >= _MOST_BEHIND:
+            self._catch_up(watch)
+        elif watch.frames_behind == 1:
+            self.due_ns = time.monotonic_ns() + _BEHIND_NS
         return novelty
+
+    def tend(self, now_ns: int) -> None:
+        """Compare the features of the last frames when it is time."""
+        if self._watch is not None and self.due_ns is not None and now_ns >= self.due_ns:
+            self._catch_up(self._watch)
 
     def judged(self, status: DeviceStatus) -> DeviceStatus:
         """Add what speaks against a device."""
         if self._watch is None:
             return status
+        self._catch_up(self._watch)
         suspicion, is_suspect = self._watch.suspicion(status.submodel), status.submodel in self._watch.suspects
         return msgspec.structs.replace(status, suspicion=suspicion, is_suspect=is_suspect)
+
+    def _catch_up(self, watch: Watch) -> None:
+        self.due_ns = None
+        watch.catch_up()
+        if self._may_exclude:
+            self._exclude(watch)
 
     def _exclude(self, watch: Watch) -> None:
         for device, link in self._links.items():

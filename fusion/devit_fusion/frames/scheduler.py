@@ -178,12 +178,14 @@ class Scheduler:
         if self._courses.withdrawn:
             self._courses.tend(now_ns)
         self.answers.tend(now_ns)
+        self._guard.tend(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
         due_ns, withdrawn = self._join.next_deadline_ns(), self._courses.withdrawn
         for other_ns in (
             self.answers.due_ns(),
+            self._guard.due_ns,
             self._choices.due_ns(),
             withdrawn[0][0] if withdrawn else None,
         ):

@@ -58,6 +58,7 @@ class Watch:
         self._share = min(1.0, _MOST_MACS / self._comparison.macs)
         self._names = names
         self._events = events
+        self._behind: list[Mapping[int, Float32Array]] = []
         self._last: dict[int, Float32Array] = {}  # by device: its last whitened feature
         self._frames: deque[_Kept] = deque(maxlen=_KEPT_FRAMES)
         self._unclear = 0
@@ -79,24 +80,38 @@ class Watch:
         self._last.pop(device, None)
         self.suspects.pop(device, None)
 
+    @property
+    def frames_behind(self) -> int:
+        """How many frames are looked at, and wait for :meth:`catch_up`."""
+        return len(self._behind)
+
     def look(self, features: Mapping[int, Float32Array]) -> float | None:
-        """Take in the features of a frame ``(dim,)``, by device; give the novelty of its image.
+        """Give the novelty of a frame's image by its features ``(dim,)``, by device; :meth:`catch_up` compares them.
 
         That is the share of the validation images, 0 to 1, that are less unlike the training part than this one;
         ``None`` where the frame is not compared, or its subset of devices has no quantiles.
         """
         if not features or (self._share < 1.0 and random.random() > self._share):
             return None
-        devices = sorted(features)
-        compared = self._comparison.of({device: features[device][None] for device in devices})
-        if len(devices) > 1:
-            self._evidence.add(devices, compared.agreements[0], self._changes(devices, compared))
-            self._frames.append(_Kept(devices, compared))
-            self._judge()
-        usual = self._closeness.get(mask_of(devices))
+        if len(features) > 1:
+            self._behind.append(features)
+        usual = self._closeness.get(mask_of(features))
         if usual is None:
             return None
-        return 1.0 - float(self._rarities[usual.searchsorted(compared.closeness[0], "right")])
+        closeness = self._comparison.closeness(features)
+        return 1.0 - float(self._rarities[usual.searchsorted(np.float32(closeness), "right")])
+
+    def catch_up(self) -> None:
+        """Compare the features of the frames looked at: many together take little more time than one."""
+        behind, self._behind = self._behind, []
+        for devices, group in itertools.groupby(behind, key=sorted):
+            frames = list(group)
+            compared = self._comparison.of({device: np.stack([each[device] for each in frames]) for device in devices})
+            for number in range(len(frames)):
+                one = compared.frame(number)
+                self._evidence.add(devices, one.agreements[0], self._changes(devices, one))
+                self._frames.append(_Kept(devices, one))
+                self._judge()
 
     def _changes(self, devices: list[int], compared: Compared) -> Float64Array:
         changes = np.ones(len(devices))

@@ -47,6 +47,7 @@ class World:
         seen = {device: feature[0] for device, feature in self.see(1).items()}
         said = seen | (changed or {})
         self.watch.look({device: said[device] for device in only or said})
+        self.watch.catch_up()
         return seen
 
     def texts(self) -> list[str]:
