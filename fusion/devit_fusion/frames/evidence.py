@@ -47,14 +47,14 @@ class Evidence:
             self._usual[rows] = usual.agreements
 
     def gains(self, devices: Sequence[int], agreements: Float32Array) -> Float64Array:
-        """Give what one frame's bets gain, from the agreements ``(devices, devices)`` of those that are in it."""
+        """Give what the bets of frames gain, from the agreements ``(..., devices, devices)`` of those in them."""
         usual = self._usual if len(devices) == len(self._usual) else self._usual[np.ix_(devices, devices)]
-        return np.asarray(self._gains[np.count_nonzero(usual <= agreements[:, :, None], axis=-1)], np.float64)
+        return np.asarray(self._gains[np.count_nonzero(usual <= agreements[..., None], axis=-1)], np.float64)
 
-    def add(self, devices: Sequence[int], agreements: Float32Array, changes: Float64Array) -> None:
+    def add(self, devices: Sequence[int], gains: Float64Array, changes: Float64Array) -> None:
         """Take in a frame; ``changes`` of each device, 0 to 1, is how much its feature is another than before."""
         where = slice(None) if len(devices) == len(self._usual) else np.ix_(devices, devices)
-        added = np.maximum(changes[:, None], changes) * self.gains(devices, agreements)
+        added = np.maximum(changes[:, None], changes) * gains
         self.of_pairs[where] = np.minimum(np.maximum(self.of_pairs[where] + added, 0.0), self.limit + _ROOM)
 
     def forget(self, device: int) -> None:

@@ -107,20 +107,23 @@ class Watch:
         for devices, group in itertools.groupby(behind, key=sorted):
             frames = list(group)
             compared = self._comparison.of({device: np.stack([each[device] for each in frames]) for device in devices})
+            gains = self._evidence.gains(devices, compared.agreements)
+            changes = self._changes(devices, compared)
             for number in range(len(frames)):
-                one = compared.frame(number)
-                self._evidence.add(devices, one.agreements[0], self._changes(devices, one))
-                self._frames.append(_Kept(devices, one))
+                self._evidence.add(devices, gains[number], changes[number])
+                self._frames.append(_Kept(devices, compared.frame(number)))
                 self._judge()
 
     def _changes(self, devices: list[int], compared: Compared) -> Float64Array:
-        changes = np.ones(len(devices))
+        """Give how much each device's feature has changed in each frame, ``(n, devices)``."""
+        changes = np.ones((len(compared.closeness), len(devices)))
         for place, device in enumerate(devices):
-            now = compared.whitened[place][0]
+            now = compared.whitened[place]
             before = self._last.get(device)
-            if before is not None:
-                changes[place] = min(1.0, _change(before, now) / _FULL_CHANGE)
-            self._last[device] = now
+            earlier = now[:-1] if before is None else np.concatenate([before[None], now[:-1]])
+            first = len(now) - len(earlier)
+            changes[first:, place] = np.minimum(1.0, _change(earlier, now[first:]) / _FULL_CHANGE)
+            self._last[device] = now[-1]
         return changes
 
     def _judge(self) -> None:
@@ -183,7 +186,8 @@ class Watch:
         return float(np.mean(gains)) if len(gains) >= _LEAST_STEPS else np.inf
 
 
-def _change(before: Float32Array, now: Float32Array) -> float:
-    """Compare two features of one device, whitened: 0 for the same, about 1 for those of two unrelated images."""
+def _change(before: Float32Array, now: Float32Array) -> Float64Array:
+    """Compare features ``(..., dim)`` of one device, whitened: 0 for the same, about 1 for two unrelated images'."""
     step = now - before
-    return float(step.dot(step) / max(1e-12, before.dot(before) + now.dot(now)))
+    squares = (before * before).sum(axis=-1) + (now * now).sum(axis=-1)
+    return np.asarray((step * step).sum(axis=-1) / np.maximum(1e-12, squares), np.float64)

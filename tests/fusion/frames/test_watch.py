@@ -177,8 +177,28 @@ def test_evidence_reaches_its_limit_by_chance_as_rarely_as_it_says(world: World)
     evidence, frames, alarms = Evidence(world.usual, DEVICES), 5000, 0
     compared = world.watch._comparison.of(world.see(frames))
     for agreements in compared.agreements:
-        evidence.add(range(DEVICES), agreements, np.ones(DEVICES))
+        evidence.add(range(DEVICES), evidence.gains(range(DEVICES), agreements), np.ones(DEVICES))
         if evidence.of_pairs[0, 1] >= np.log(100):
             alarms += 1
             evidence.forget(0)
     assert 1 <= alarms <= frames / 100
+
+
+@pytest.mark.parametrize("at_once", [2, 7, 16])
+def test_frames_that_are_compared_together_are_judged_as_one_by_one(at_once: int) -> None:
+    """Among them frames of some devices only, one that says the same again at first, and one that lies at the end."""
+    alone, together = World(), World()
+    for frame in range(64):
+        only = (0, 1, 2) if frame % 5 == 0 else ()
+        for world in (alone, together):
+            changed = {1: other_image(world, 1)} if frame > 30 else {}
+            said = {device: feature[0] for device, feature in world.see(1).items()} | changed
+            if frame < 4:
+                said[3] = np.ones(DIM, np.float32)
+            world.watch.look({device: said[device] for device in only or said})
+            if world is alone or world.watch.frames_behind == at_once:
+                world.watch.catch_up()
+    together.watch.catch_up()
+    assert together.watch.suspects == alone.watch.suspects != {}
+    for device in range(DEVICES):
+        assert together.watch.suspicion(device) == pytest.approx(alone.watch.suspicion(device), abs=1e-6)
