@@ -36,7 +36,7 @@ TITLES = {
 OURS = {"devit": "", "devit, liars off": '[watch]\nliars = "off"\n'}
 """Our sides, and more of their ``fleet.toml``: older versions compare no features to find a lying device."""
 ADDED_WANTED, NODE_WANTED = 0.55, 0.7
-LATENCY_WANTED = {"deit": 0.7}
+LATENCY_WANTED, MEMORY_WANTED = {"deit": 0.7}, {"deit": 0.7}
 """Of the other version's."""
 
 
@@ -50,12 +50,14 @@ class Found:
     rates: list[Samples]
     """Answers a second, saturated."""
     busy_node_us: list[Samples]
+    agent_mb: list[Samples]
+    """What an agent holds."""
 
 
 def measure(cell: str, sides: Sequence[Side], duration_s: float) -> list[Row]:
     """Start the cell on every side, and ask each in turns; the first turn only warms up."""
     titles = {side.name: side.ask(f"start {cell}")["title"] for side in sides}
-    found = {side.name: Found([], [], [], []) for side in sides}
+    found = {side.name: Found([], [], [], [], []) for side in sides}
     pace_ms = float(cell.partition(":")[2] or 0.0)
     bare_us: list[Samples] = []
     blocks = max(2, round(duration_s / BLOCK_S))
@@ -74,6 +76,7 @@ def measure(cell: str, sides: Sequence[Side], duration_s: float) -> list[Row]:
                     each.node_us.append(np.asarray([alone["node_us"]]))
                     each.rates.append(np.asarray([busy["frames_per_s"]]))
                     each.busy_node_us.append(np.asarray([busy["node_us"]]))
+                    each.agent_mb.append(np.asarray([alone["agent_mb"]]))
             if bare is not None:
                 samples = asked(partial(bare.ask, bytes(SHAPE[0] * SHAPE[1])), 0.0, duration_s / blocks)
                 bare_us += [samples] if number >= 0 else []
@@ -94,6 +97,8 @@ def _rows(cell: str, engines: dict[str, str], found: dict[str, Found], bare_us: 
         rows += _compared(f"{what}: added above the bare cell", "us", added, ADDED_WANTED)
     rows += _compared(f"{what}: node's CPU time a frame", "us", {side: each.node_us for side, each in found.items()})
     rows += _compared(f"{what}: saturated", "1/s", {side: each.rates for side, each in found.items()})
+    memory = {side: each.agent_mb for side, each in found.items()}
+    rows += _compared(f"{what}: an agent's resident memory", "MB", memory, MEMORY_WANTED.get(cell))
     busy = {side: each.busy_node_us for side, each in found.items()}
     return rows + _compared(f"{what}: node's CPU time a frame, saturated", "us", busy, NODE_WANTED)
 

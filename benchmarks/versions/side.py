@@ -95,7 +95,7 @@ class Cell:
         self._stack.close()
 
     def alone(self, duration_s: float) -> dict[str, object]:
-        """Ask for one image after the other: what each took in microseconds, and the node's CPU time a frame."""
+        """Ask for one image after the other: what each took in us, the node's CPU time a frame, an agent's memory."""
         taken_us: list[float] = []
 
         def ask() -> int:
@@ -104,7 +104,8 @@ class Cell:
             taken_us.append((time.perf_counter() - start_s) * 1e6)
             return 1
 
-        return {"taken_us": taken_us, **self._counted(ask, duration_s)}
+        counted = self._counted(ask, duration_s)
+        return {"taken_us": taken_us, "agent_mb": _resident_mb(self._cell.pid("device0")), **counted}
 
     def saturated(self, duration_s: float) -> dict[str, object]:
         """Keep requests under way: answers a second, and the node's CPU time a frame."""
@@ -179,6 +180,11 @@ def _pictures(root: Path) -> UInt8Array:
     small = safetensors.numpy.load_file(root / SHIPPED / "golden.safetensors")["images"]
     factor = DEIT_SIDE // small.shape[1]
     return small.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3, axis=3)
+
+
+def _resident_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Rss:"))
 
 
 def _cpu_s(pid: int) -> float:
