@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import BackendChoice, Precision, Preference, is_at_least
@@ -202,4 +202,7 @@ def _nearest(target: Target) -> str:
                 f"{other.compute_capability}, this is {wanted.backend} {wanted.backend_version} for "
                 f"{wanted.device_name} on {wanted.compute_capability}"
             )
+    lower = {key.digest for key in replace(target, precision="int8").engine_keys()}
+    if any(record.key.digest in lower for record in target.store.records()):
+        return 'one in INT8 alone, which precision = "int8" in agent.toml takes'
     return "none"

@@ -72,7 +72,8 @@ def build_one(target: Target, kept: Kept, settings: RunSettings, progress: Progr
     for place, key in enumerate(keys):
         found = _stored(target, key)
         if found is not None and not target.objection(found[0]):
-            known = {each.digest: each for each in found[0].failed_variants}
+            digests = {each.variant: each.digest for each in keys}  # which older records do not name
+            known = {each.digest or digests.get(each.variant, ""): each for each in found[0].failed_variants}
             if all(before.digest in known for before in keys[:place]):
                 if _is_measured(target, found[0], settings):
                     return _built(target, kept, found[0], True, start_s)

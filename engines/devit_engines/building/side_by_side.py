@@ -19,7 +19,8 @@ from devit_engines.engine import CheckedEngine
 ROUNDS = 6
 """If one engine is better in all of six rounds, its median is, at 97 % confidence (1 - 2 / 2**6)."""
 _BLOCK_S = 0.5
-_FEWEST_RUNS = 5
+_FEWEST_RUNS, _FEWEST_METERED = 5, 12
+"""Of a block; metered, each run takes a sample at least, and the meter needs ten."""
 _UNTIMED_RUNS = 3  # the caches still hold the engine of the block before
 
 
@@ -113,7 +114,8 @@ class _Block:
 def _block(engine: CheckedEngine, images: UInt8Array, meter: Meter | None, clock_s: Clock) -> _Block:
     _run_for(engine, images, meter, clock_s, meter.settle_s if meter is not None else 0.0, _UNTIMED_RUNS)
     start_s = clock_s()
-    taken_ms = _run_for(engine, images, meter, clock_s, meter.block_s if meter is not None else _BLOCK_S, _FEWEST_RUNS)
+    block_s, fewest = (_BLOCK_S, _FEWEST_RUNS) if meter is None else (meter.block_s, _FEWEST_METERED)
+    taken_ms = _run_for(engine, images, meter, clock_s, block_s, fewest)
     end_s = clock_s()
     if meter is None:
         return _Block(taken_ms, None, None)

@@ -19,7 +19,7 @@ from tests.engines.int8 import with_int8
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.choices import Precision, Preference, Variant
-from devit_contract.errors import EnergyError, EngineError
+from devit_contract.errors import EnergyError, EngineError, NotBuiltError
 from devit_contract.machine import PowerMode
 from devit_engines import ort
 from devit_engines.board import Board
@@ -69,6 +69,8 @@ class Device:
 
     def mean_w(self, start_s: float, end_s: float) -> float:
         inside = [(time_s, j) for time_s, j in self.joules if start_s <= time_s <= end_s]
+        if len(inside) < 10:  # as many as the real meter wants
+            raise EnergyError(f"the window has {len(inside)} power samples")
         return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
 
     @contextmanager
@@ -205,6 +207,11 @@ def test_the_fewest_joules_an_answer_are_kept_for_energy_though_another_is_faste
     assert builder.build("latency", has_sensor=True).record.key.variant == "int8"
 
 
+def test_a_model_that_takes_a_quarter_of_a_second_is_metered_with_enough_samples(builder: Builder) -> None:
+    builder.device.ms = {"int8": 250.0, "fp32": 300.0}
+    assert builder.build("latency", has_sensor=True).record.key.variant == "int8"
+
+
 def test_energy_without_a_sensor_is_refused_before_anything_is_built(builder: Builder) -> None:
     wrong = "--prefer energy needs a power sensor .*: run devit build --prefer latency"
     with pytest.raises(EnergyError, match=wrong) as caught:
@@ -276,6 +283,12 @@ def test_an_agent_that_asks_for_a_precision_gets_no_lower_one(builder: Builder) 
     builder.build("latency")
     assert builder.found("fp32") == ("fp32", "")
     assert builder.found("int8") == ("int8", "")
+
+
+def test_an_agent_that_asks_for_no_int8_is_told_that_nothing_else_was_built(builder: Builder) -> None:
+    builder.build(precision="int8")
+    with pytest.raises(NotBuiltError, match=r'found one in INT8 alone, which precision = "int8" in agent.toml takes'):
+        builder.found()
 
 
 def test_the_same_preference_is_not_measured_again_and_another_one_is(builder: Builder) -> None:
@@ -395,6 +408,17 @@ def test_a_variant_that_failed_is_not_tried_again(tiny: Bundle, store: Store, de
 
     assert builder.build(precision="int8", progress=report).was_cached
     assert notes == []
+
+
+def test_a_failure_that_an_older_version_noted_is_not_tried_again(tiny: Bundle, store: Store, device: Device) -> None:
+    """Its records name the variant, and not the engine."""
+    builder = Builder(with_int8(tiny, [0], gain=0.1), store, device)
+    record = builder.build(precision="int8").record
+    (failed,) = record.failed_variants
+    old = msgspec.structs.replace(record, failed_variants=(msgspec.structs.replace(failed, digest=""),))
+    store.keep(old, store.read(record.key.digest)[1])
+    assert builder.build(precision="int8").was_cached
+    assert store.record(record.key.digest) == old
 
 
 def test_a_choice_among_other_graphs_is_said_and_not_followed(builder: Builder, tiny: Bundle) -> None:
