@@ -59,8 +59,9 @@ class Guard:
         novelty = watch.look(features)
         if watch.frames_behind >= _MOST_BEHIND:
             self._catch_up(watch)
-        elif watch.frames_behind == 1:
+        elif watch.frames_behind and self.due_ns is None:
             self.due_ns = time.monotonic_ns() + _BEHIND_NS
+        self._exclude(watch)  # at each frame, as the other devices come and go
         return novelty
 
     def tend(self, now_ns: int) -> None:
@@ -79,11 +80,10 @@ class Guard:
     def _catch_up(self, watch: Watch) -> None:
         self.due_ns = None
         watch.catch_up()
-        if self._may_exclude:
-            self._exclude(watch)
+        self._exclude(watch)
 
     def _exclude(self, watch: Watch) -> None:
-        for device, link in self._links.items():
+        for device, link in self._links.items() if self._may_exclude else ():
             if not link.is_excluded and device not in watch.suspects:
                 continue
             others = [other for other in self._links.values() if other is not link]
