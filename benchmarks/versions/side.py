@@ -87,7 +87,8 @@ class Cell:
         # Else the kernel may leave two busy agents on one core for seconds, which doubles the latency.
         cores = sorted(os.sched_getaffinity(0))
         for index, name in enumerate(self._cell.devices if self._is_busy else ()):
-            os.sched_setaffinity(self._cell.pid(name), {cores[index % len(cores)]})
+            for thread in Path(f"/proc/{self._cell.pid(name)}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {cores[index % len(cores)]})
         return self
 
     def __exit__(self, *_: object) -> None:
