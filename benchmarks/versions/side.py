@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -99,29 +99,30 @@ class Cell:
         """Ask for one image after the other: what each took in us, the node's CPU time a frame, an agent's memory."""
         taken_us: list[float] = []
 
-        def ask() -> int:
+        def ask(image: UInt8Array) -> None:
             start_s = time.perf_counter()
-            self._client.classify(self._images[len(taken_us) % len(self._images)])
+            self._client.classify(image)
             taken_us.append((time.perf_counter() - start_s) * 1e6)
-            return 1
 
-        counted = self._counted(ask, duration_s)
+        counted = self._counted(map(ask, self._until(duration_s)))
         return {"taken_us": taken_us, "agent_mb": _resident_mb(self._cell.pid("device0")), **counted}
 
     def saturated(self, duration_s: float) -> dict[str, object]:
         """Keep requests under way: answers a second, and the node's CPU time a frame."""
-        answers = self._client.stream(itertools.cycle(self._images), in_flight=IN_FLIGHT)
+        return self._counted(self._client.stream(self._until(duration_s), in_flight=IN_FLIGHT))
 
-        def take() -> int:
-            next(answers)
-            return 1
+    def _until(self, duration_s: float) -> Iterator[UInt8Array]:
+        """Give images for a while, one at least."""
+        end_s = time.perf_counter() + duration_s
+        for number, image in enumerate(itertools.cycle(self._images)):
+            if number and time.perf_counter() >= end_s:
+                return
+            yield image
 
-        return self._counted(take, duration_s)
-
-    def _counted(self, take: Callable[[], int], duration_s: float) -> dict[str, object]:
-        before_s, start_s, frames = _cpu_s(self._cell.pid("node")), time.perf_counter(), 0
-        while not frames or time.perf_counter() < start_s + duration_s:
-            frames += take()
+    def _counted(self, answers: Iterator[object]) -> dict[str, object]:
+        """Take all answers: what was still under way would run into the block of the next side."""
+        before_s, start_s = _cpu_s(self._cell.pid("node")), time.perf_counter()
+        frames = sum(1 for _ in answers)
         wall_s = time.perf_counter() - start_s
         node_us = (_cpu_s(self._cell.pid("node")) - before_s) * 1e6 / frames
         return {"frames_per_s": frames / wall_s, "node_us": node_us}
