@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
+import pytest
+from tests.engines.int8 import with_int8
 
+from devit_contract.artefacts.manifest import Bundle
+from devit_engines.building.build_all import build_engines, find_engine
 from devit_engines.building.store import Store
 
+TINY = Path(__file__).parents[1] / "data" / "tiny-bundle"
 TOOL = Path(__file__).parents[2] / "deploy/roles/engines/files/engine_tool.py"
 
 
@@ -41,3 +47,36 @@ def test_a_copy_that_was_damaged_is_not_taken(store: Path, tmp_path: Path) -> No
     assert done.returncode == 1
     assert "expected sha256" in done.stderr
     assert Store(tmp_path / "store").entries() == []
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with INT8, and a store that holds a choice of ``int8`` for submodel 0."""
+    place = tmp_path_factory.mktemp("chosen")
+    bundle = with_int8(Bundle(Path(shutil.copytree(TINY, place / "bundle"))), [0])
+    build_engines(bundle, Store(place / "store"), submodels=[0], prefer="accuracy", backend="ort")
+    (choice,) = (place / "store").glob("choice.*.json")
+    words = {'"kept"': '"left"', '"left"': '"kept"'}
+    choice.write_text(re.sub('"kept"|"left"', lambda found: words[found[0]], choice.read_text()))
+    return place
+
+
+def test_a_choice_that_the_reference_device_has_lost_is_forgotten(chosen: Path, tmp_path: Path) -> None:
+    store = Store(Path(shutil.copytree(chosen / "store", tmp_path / "store")))
+    keys = {record.key.variant: record.key.digest for record in store.records()}
+    found = find_engine(Bundle(chosen / "bundle"), store, 0, backend="ort")
+    assert found.key.digest == keys["int8"]
+    for variant in ("int8", "fp32"):
+        done = tool("check", chosen / "bundle", store.folder, "0", "ort", keys[variant])
+        assert done.returncode == 0, done.stderr
+        assert "golden images" in done.stdout
+        assert find_engine(Bundle(chosen / "bundle"), store, 0, backend="ort").key.digest == keys[variant]
+
+
+def test_another_engine_than_the_reference_devices_is_told(chosen: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(chosen / "store", tmp_path / "store")
+    done = tool("check", chosen / "bundle", store, "0", "ort", "f" * 64)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"submodel 0: expected engine f{12} to be loaded, found \w{12}: remove .*, then roll out again\n", done.stderr
+    )

@@ -1,8 +1,8 @@
 """Questions about engines, answered on the device by devit itself.
 
-python engine_tool.py kind BACKEND                           the kind of device: equal kinds share their engines
-python engine_tool.py take FOLDER STORE                      an engine's files, moved into the store
-python engine_tool.py check BUNDLE STORE SUBMODEL BACKEND    the stored engine, loaded, on the golden images
+python engine_tool.py kind BACKEND                             the kind of device: equal kinds share their engines
+python engine_tool.py take FOLDER STORE                        an engine's files, moved into the store
+python engine_tool.py check BUNDLE STORE SUBMODEL BACKEND KEY  the stored engine of that key, on the golden images
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 
 from devit_contract.artefacts.files import read_bytes, read_json
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.errors import DevitError
+from devit_contract.errors import DevitError, EngineError
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
 from devit_engines.building.backends import backend_of
 from devit_engines.building.build_all import find_engine
+from devit_engines.building.kept import forget
 from devit_engines.building.store import RECORD_NAME, SCHEMA, EngineRecord, Store
 
 
@@ -42,16 +43,24 @@ def take(folder: str, store: str) -> str:
     return f"{record.title}: taken"
 
 
-def check(bundle: str, store: str, submodel: str, backend: str) -> str:
-    """Send the golden images through the stored engine.
+def check(bundle: str, store: str, submodel: str, backend: str, digest: str) -> str:
+    """Send the golden images through the stored engine that this device takes, and forget a choice of another one.
 
     Raises:
-        EngineError: It cannot be loaded, or does not compute what was trained.
+        EngineError: It cannot be loaded, does not compute what was trained, or an agent would load another one.
     """
-    opened = Bundle(Path(bundle))
-    stored = find_engine(opened, Store(Path(store)), int(submodel), backend=backend)
+    opened, model = Bundle(Path(bundle)), int(submodel)
+    stored = find_engine(opened, Store(Path(store)), model, backend=backend)
+    if stored.key.digest != digest:  # the reference device has lost the choice that was copied from it
+        forget(stored.target)
+        stored = find_engine(opened, Store(Path(store)), model, backend=backend)
+    if stored.key.digest != digest:
+        raise EngineError(
+            f"submodel {submodel}: expected engine {digest[:12]} to be loaded, found {stored.key.digest[:12]}: "
+            f"remove {store}/{stored.key.digest}, then roll out again"
+        )
     with stored.load() as engine:
-        result = require_accuracy(engine, opened, int(submodel), stored.key.variant, f"submodel {submodel}")
+        result = require_accuracy(engine, opened, model, stored.key.variant, f"submodel {submodel}")
     return f"submodel {submodel}: {result.images} golden images, smallest cosine {result.cosine_min:.6f}"
 
 
