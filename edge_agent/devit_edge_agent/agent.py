@@ -24,12 +24,12 @@ from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payloa
 from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
-from devit_edge_agent.baseline_model import BaselineModel
-from devit_edge_agent.loading import Loaded, Settings, describe
-from devit_edge_agent.over_current import OverCurrentWatch
-from devit_edge_agent.power import PowerFeed
+from devit_edge_agent.engine.baseline_model import BaselineModel
+from devit_edge_agent.engine.loading import Loaded, Settings, describe
+from devit_edge_agent.engine.swap import Swap, retire
+from devit_edge_agent.sensors.over_current import OverCurrentWatch
+from devit_edge_agent.sensors.power import PowerFeed
 from devit_edge_agent.sources.source import Source
-from devit_edge_agent.swap import Swap, retire
 from devit_edge_agent.uplink import Uplink
 
 _IDLE_POLL_MS = 200

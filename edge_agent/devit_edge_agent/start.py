@@ -11,7 +11,7 @@ from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
 from devit_contract.service.terminal import print_json
 from devit_edge_agent.agent import EdgeAgent
-from devit_edge_agent.loading import load, read_settings
+from devit_edge_agent.engine.loading import load, read_settings
 
 
 def run_agent(config: Path, engine: str = "built", *, stop_with_stdin: bool = False) -> None:

@@ -21,7 +21,6 @@ from contextlib import suppress
 
 import zmq
 
-from devit_contract.artefacts.fleet import AgentConfig
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.choices import FeatureDtype
 from devit_contract.errors import RefusedError, WireError
@@ -37,6 +36,7 @@ from devit_contract.wire.sockets import (
     open_context,
     receive_all,
 )
+from devit_edge_agent.config import AgentConfig
 
 _HELLO_NS = 1_000_000_000
 """Until an unanswered introduction is repeated."""

@@ -26,14 +26,14 @@ from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.waiting import Waiter
-from devit_fusion.client_port import ClientPort, Request
-from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.frames.stages import NOT_CALIBRATED
 from devit_fusion.handler import Handler
 from devit_fusion.links import Link
+from devit_fusion.ports.clients import ClientPort, Request
+from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
 from devit_fusion.revocation import Revocation
 

@@ -12,10 +12,10 @@ from devit_contract.wire.messages import Control, ControlReply, Telemetry, body
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.words import MissingReason, Question
-from devit_fusion.client_port import ClientPort, ClientQuestion
-from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.links import Link
+from devit_fusion.ports.clients import ClientPort, ClientQuestion
+from devit_fusion.ports.devices import DevicePort
 
 _MAX_OPEN = 8
 """Questions of one client that one agent may have at the same time."""

@@ -8,10 +8,10 @@ from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
 from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.service.journal import Priority
 from devit_contract.wire.sockets import Authenticator
-from devit_fusion.client_port import ClientPort
-from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.links import Link
+from devit_fusion.ports.clients import ClientPort
+from devit_fusion.ports.devices import DevicePort
 
 _PERIOD_NS = 200_000_000
 """Between two looks at the file."""

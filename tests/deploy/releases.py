@@ -46,7 +46,7 @@ def break_agent(wheel: Path, folder: Path) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(wheel) as good, zipfile.ZipFile(folder / wheel.name, "w") as bad:
         for name in good.namelist():
-            more = WRONG_FEATURES.encode() if name == "devit_edge_agent/loading.py" else b""
+            more = WRONG_FEATURES.encode() if name == "devit_edge_agent/engine/loading.py" else b""
             bad.writestr(name, good.read(name) + more)
     return folder / wheel.name
 

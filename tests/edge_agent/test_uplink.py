@@ -10,17 +10,17 @@ import msgspec
 import pytest
 from tests.edge_agent.hand_made_node import RUN_ID, HandMadeNode
 
-from devit_contract.artefacts.fleet import load_agent_config
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import RefusedError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import Hello, Refused, body
 from devit_contract.wire.sockets import open_context
+from devit_edge_agent.config import load_agent_config
 from devit_edge_agent.uplink import Uplink
-from devit_fusion.device_port import DeviceHandler, DevicePort
 from devit_fusion.events import Events
 from devit_fusion.links import Link
+from devit_fusion.ports.devices import DeviceHandler, DevicePort
 
 DEADLINE_S = 20
 

@@ -19,7 +19,8 @@ import pytest
 import typer.testing
 from tests.project.pages import DOCS, GENERATED, PAGES, ROOT, blocks
 
-from devit_contract.artefacts.fleet import AgentConfig, Fleet
+from devit_contract.artefacts.fleet import Fleet
+from devit_edge_agent.config import AgentConfig
 from devit_pipeline.cli import COMMANDS, app
 from schema import structs_within
 

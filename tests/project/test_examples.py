@@ -13,7 +13,7 @@ import zmq
 
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.files import read_tensors
-from devit_contract.artefacts.fleet import load_agent_config, load_fleet
+from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.artefacts.preprocess import load_image
@@ -21,6 +21,7 @@ from devit_decompose.models.weights import load_model
 from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.recipe.checks import check_recipe
 from devit_decompose.recipe.reader import load_recipe
+from devit_edge_agent.config import load_agent_config
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -1,4 +1,4 @@
-"""``fleet.toml`` and ``agent.toml``: who is who, where the node listens, and what an agent runs."""
+"""``fleet.toml``: who is who, and where the node listens."""
 
 from __future__ import annotations
 
@@ -8,32 +8,23 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.files import convert, read_toml, read_toml_tables
+from devit_contract.artefacts.files import convert, read_toml_tables
 from devit_contract.artefacts.keys import check_key, check_name
 from devit_contract.choices import (
-    BackendChoice,
-    BoardChoice,
-    CudaChoice,
     FeatureDtype,
-    HostMemory,
     ImageChoice,
     LiarChoice,
     Order,
     Policy,
-    Precision,
 )
 from devit_contract.errors import InputError, ManifestError
 
 FLEET_SCHEMA = 2
-AGENT_SCHEMA = 1
-MAX_THREADS = 256
-"""Of one inference: ONNX Runtime starts as many as it is told to, until memory is gone."""
 _ENDPOINT = r"tcp://(\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9_.-]+|\*):([0-9]{1,5})"
 _MOST_PIXELS, LEAST_PIXELS = 16_000_000, 250_000
 DECODED_PER_MS = 60_000
 """Pixels of a JPEG that a fast device decodes in a millisecond."""
 _FLEET_HINT = "see examples/fleet.toml"
-_AGENT_HINT = "see examples/agent.toml"
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,48 +146,6 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise InputError(f"device {name!r}: expected one of {known}")
 
 
-class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``agent.toml``; paths are relative to the file."""
-
-    schema: int
-    name: str
-    submodel: int
-    node: str
-    """The node's ``endpoint``."""
-    bundle: str
-    """Bundle folder: its manifest names the engine."""
-    store: str = ""
-    """Engine store; empty is the user's default."""
-    node_public_key: str = ""
-    secret_key: str = ""
-    """File with this device's secret key."""
-    threads: int = 1
-    """Threads of one inference on the CPU."""
-    backend: BackendChoice = "auto"
-    """``auto``: TensorRT's engine if there is one, else ONNX Runtime's."""
-    precision: Precision | None = None
-    """The lowest precision that the engine may have. By default the variant that ``devit build --prefer`` kept, else
-    ``fp16`` and up."""
-    cuda: CudaChoice = "auto"
-    """The Python binding of CUDA."""
-    host_memory: HostMemory = "pinned"
-    """How images reach the GPU: ``pinned`` copies them, ``mapped`` lets the GPU read them in host memory."""
-    tegrastats: tuple[str, ...] = ("tegrastats",)
-    """Command that samples power, ``--interval MS`` is added: ``tegrastats``, or ``hwmon-power``, which reads the chips
-    itself, every 20 ms if wanted; empty where the device has no sensor."""
-    board: BoardChoice = "auto"
-    """Which board this is, where its device tree does not say, as in a container: decides what its joules cover."""
-    source: str = ""
-    """Where the device's own images come from: ``folder:DIR``, ``gst:PIPELINE``; empty where the node sends them."""
-    free_running: bool = False
-    """With ``source``: work on every new image as it comes, and answer a trigger with the newest feature, instead of
-    starting on the newest image when the trigger comes."""
-    allowed_signers: str = ""
-    """File of OpenSSH's allowed signers; with it, a bundle that is unsigned, or older than one seen, is refused."""
-    root: str = "/"
-    """Where /proc and /etc are looked for; another folder describes a simulated board."""
-
-
 def load_fleet(path: Path) -> Fleet:
     """Read ``fleet.toml``.
 
@@ -232,32 +181,6 @@ def load_fleet(path: Path) -> Fleet:
     elif any(keys):
         raise InputError(f"{path}: public_key of node: missing, though devices or clients have keys")
     return fleet
-
-
-def load_agent_config(path: Path) -> AgentConfig:
-    """Read ``agent.toml``; paths in the result are absolute.
-
-    Raises:
-        InputError: The file cannot be read, or a name, key or address is not usable.
-        ManifestError: The format is broken.
-    """
-    config = read_toml(path, AgentConfig, schema=AGENT_SCHEMA, hint=_AGENT_HINT)
-    check_name(config.name, f"{path}: name")
-    parse_endpoint(config.node, str(path))
-    if bool(config.node_public_key) != bool(config.secret_key):
-        raise InputError(f"{path}: node_public_key and secret_key must be given together")
-    if config.node_public_key:
-        check_key(config.node_public_key, f"{path}: node_public_key")
-    elif not is_loopback(config.node):
-        raise InputError(f"{path}: {config.node}: another machine's address needs node_public_key and secret_key")
-    if not 1 <= config.threads <= MAX_THREADS:
-        raise InputError(f"{path}: threads: expected 1 to {MAX_THREADS}, found {config.threads}")
-    changes = {
-        field: str(path.parent.absolute() / Path(value).expanduser())
-        for field in ("bundle", "store", "secret_key", "allowed_signers", "root")
-        if (value := getattr(config, field))
-    }
-    return msgspec.structs.replace(config, **changes)
 
 
 def parse_endpoint(endpoint: str, where: str) -> tuple[str, int]:

@@ -21,13 +21,13 @@ from devit_contract.wire.codec import Dtype, Kind, Message, State
 from devit_contract.wire.messages import AnswerBody, body
 from devit_contract.wire.status import HeadStatus, Histogram
 from devit_contract.wire.words import NEVER_ASKED, MissingReason
-from devit_fusion.client_port import ClientPort, Request
 from devit_fusion.events import Events
 from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
+from devit_fusion.ports.clients import ClientPort, Request
 
 _HEAD_NS, _LOOK_NS = 200_000_000, 5_000_000
 """How long a frame waits for the head of its subset, and how often it is looked for."""

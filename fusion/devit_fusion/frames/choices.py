@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.wire.words import DeviceState
-from devit_fusion.client_port import Request
 from devit_fusion.frames.courses import Courses
 from devit_fusion.frames.stages import Stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
+from devit_fusion.ports.clients import Request
 
 _READY = DeviceState.READY
 """As a plain name: the enum class costs a look-up in its metaclass at each use."""

@@ -17,8 +17,6 @@ from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import ClientStatus, DeviceStatus
 from devit_contract.wire.words import DeviceState, MissingReason
-from devit_fusion.client_port import ClientPort, Request
-from devit_fusion.device_port import DevicePort
 from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers
 from devit_fusion.frames.certainty import Certainty
@@ -32,6 +30,8 @@ from devit_fusion.frames.stages import Course, Stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
+from devit_fusion.ports.clients import ClientPort, Request
+from devit_fusion.ports.devices import DevicePort
 
 _READY, _YES = DeviceState.READY, Sent.YES
 """As plain names: the enum class costs a look-up in its metaclass at each use."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from devit_contract.wire.codec import State
 from devit_contract.wire.status import ClientStatus
-from devit_fusion.client_port import Request
 from devit_fusion.frames.decoding import Decoding
+from devit_fusion.ports.clients import Request
 
 _SMOOTHING = 4
 """The time of a client's frames is averaged over about as many."""

@@ -22,11 +22,11 @@ from devit_contract.wire.codec import Copies, Kind, Message, State, array_payloa
 from devit_contract.wire.messages import AnswerBody, DeviceTiming, Hello, read_body
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
-from devit_fusion.client_port import Request
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
+from devit_fusion.ports.clients import Request
 
 DEVICES, DIM, CLASSES, CREDIT, DEADLINE_MS = 4, 2, 3, 2, 100
 HELLO = Hello("any", 0, DIM, "", "by hand", ("float32",), "0", can_withdraw=True)

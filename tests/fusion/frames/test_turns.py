@@ -6,8 +6,8 @@ from collections import Counter
 from itertools import count
 
 from devit_contract.wire.codec import Dtype, Kind, Message, State
-from devit_fusion.client_port import Request
 from devit_fusion.frames.turns import Turns
+from devit_fusion.ports.clients import Request
 
 MS = 1_000_000
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from devit_contract.artefacts.fleet import AgentConfig, load_agent_config
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle, Preprocess
 from devit_contract.choices import Variant
@@ -17,6 +16,7 @@ from devit_contract.errors import EngineError, InputError
 from devit_contract.extras import own_version
 from devit_contract.machine import available_bytes, board_compatible, clocks, more_memory, power_mode
 from devit_contract.wire.messages import Description, Hello
+from devit_edge_agent.config import AgentConfig, load_agent_config
 from devit_engines.accuracy import require_accuracy
 from devit_engines.board import detect_board
 from devit_engines.building.backends import RunSettings

@@ -28,9 +28,9 @@ from devit_contract.wire.codec import (
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_all_routed, send_routed
 from devit_fusion.events import Events
-from devit_fusion.flood import FloodGuard
 from devit_fusion.pace import LEAST_BYTES
-from devit_fusion.peers import Peer, Peers
+from devit_fusion.ports.flood import FloodGuard
+from devit_fusion.ports.peers import Peer, Peers
 
 _BURST = 8
 """Messages taken before the other port gets its turn."""

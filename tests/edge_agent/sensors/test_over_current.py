@@ -10,8 +10,8 @@ from tests.edge_agent.hand_made_node import HandMadeNode
 from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.messages import Control
 from devit_contract.wire.words import Question
-from devit_edge_agent import over_current
-from devit_edge_agent.over_current import OverCurrentWatch
+from devit_edge_agent.sensors import over_current
+from devit_edge_agent.sensors.over_current import OverCurrentWatch
 
 
 def count(root: Path, *counts: int) -> None:

@@ -21,7 +21,7 @@ from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.messages import BaselineState
 from devit_contract.wire.words import BaselinePhase, BaselineStep
-from devit_edge_agent.loading import Loaded, Settings, open_baseline
+from devit_edge_agent.engine.loading import Loaded, Settings, open_baseline
 from devit_engines.accuracy import reference_of
 from devit_engines.engine import Engine
 

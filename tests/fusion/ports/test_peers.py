@@ -13,7 +13,7 @@ from devit_contract.artefacts.fleet import parse_endpoint
 from devit_contract.service.journal import Log
 from devit_contract.wire.sockets import DEVICES, bind_router, open_context
 from devit_fusion.events import Events
-from devit_fusion.peers import Peers
+from devit_fusion.ports.peers import Peers
 
 DEADLINE_S = 20.0
 

@@ -253,7 +253,7 @@ def test_a_device_that_introduces_itself_again_owes_nothing_and_is_asked_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An agent that was restarted while its old link was silent: what the old one had in hand will not come."""
-    monkeypatch.setattr("devit_fusion.device_port._ALIVE_NS", 0)
+    monkeypatch.setattr("devit_fusion.ports.devices._ALIVE_NS", 0)
     scene = start("deadline_ms = 20000\ncredit = 1")
     old, client = scene.greeted(0), scene.client()
     asked = Asked(client, mask=0b01)
@@ -323,7 +323,7 @@ def test_a_device_that_says_nothing_for_long_is_cut_off(start: Start, monkeypatc
     device, client = scene.greeted(0), scene.client()
     device.monitor.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
     with monkeypatch.context() as patch:  # on a busy machine a WELCOME may be under way for longer
-        patch.setattr("devit_fusion.device_port._SILENCE_NS", 300_000_000)
+        patch.setattr("devit_fusion.ports.devices._SILENCE_NS", 300_000_000)
         device.monitor.socket.recv_multipart()
         wait_for(client, "jetson0", lambda status: status.state == "absent")
     assert device.greet().kind is Kind.WELCOME

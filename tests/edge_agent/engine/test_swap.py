@@ -21,9 +21,9 @@ from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import Control, ControlReply, Hello, Refused, body, read_body
 from devit_contract.wire.words import Question
-from devit_edge_agent import swap
-from devit_edge_agent.loading import Loaded, Settings, load, read_again, read_settings, self_check
-from devit_edge_agent.swap import Swap
+from devit_edge_agent.engine import swap
+from devit_edge_agent.engine.loading import Loaded, Settings, load, read_again, read_settings, self_check
+from devit_edge_agent.engine.swap import Swap
 from devit_engines.null import NullEngine
 
 DEADLINE_S = 20

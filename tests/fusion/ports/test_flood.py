@@ -24,7 +24,7 @@ from devit_contract.wire.sockets import (
     open_context,
     receive_routed,
 )
-from devit_fusion.flood import CHECK_NS, FloodGuard, _bytes_received
+from devit_fusion.ports.flood import CHECK_NS, FloodGuard, _bytes_received
 
 DEADLINE_S = 30.0
 MIB = 1 << 20

@@ -39,9 +39,9 @@ from devit_contract.wire.sockets import (
 )
 from devit_contract.wire.words import MissingReason, Question
 from devit_fusion.events import Events
-from devit_fusion.flood import FloodGuard
 from devit_fusion.links import Link
-from devit_fusion.peers import Peer, Peers
+from devit_fusion.ports.flood import FloodGuard
+from devit_fusion.ports.peers import Peer, Peers
 
 _BURST = 32
 """Messages taken before the other port gets its turn."""

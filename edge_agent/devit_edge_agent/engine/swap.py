@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from devit_contract.errors import DevitError, EngineError
 from devit_contract.service.journal import Log, Priority
-from devit_edge_agent.loading import Loaded, Settings, load, read_again, self_check
+from devit_edge_agent.engine.loading import Loaded, Settings, load, read_again, self_check
 from devit_engines.engine import Engine
 
 if TYPE_CHECKING:

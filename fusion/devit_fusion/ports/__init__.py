@@ -1,0 +1,1 @@
+"""The two sockets of the node: who may speak, and what each message must be."""
