@@ -23,7 +23,7 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 """ONNX Runtime's exceptions share no base but Exception."""
-_WRONG_OPTIMIZERS = ("ReluQuantFusion", "WeightBiasQuantization")
+_WRONG_OPTIMIZERS = ("ReluQuantRewrite", "WeightBiasQuantization")
 """Of ONNX Runtime 1.32, see ``findings/``. The first drops a ReLU before a QuantizeLinear to FP8, as if 0 were the
 lowest number there; the second divides a bias by both scales in FP16, where that overflows."""
 _HINT = (
