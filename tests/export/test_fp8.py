@@ -19,7 +19,8 @@ from devit_contract.artefacts.gate import Reference, compare
 from devit_contract.errors import ExportError
 from devit_decompose.models.model import Model
 from devit_export.graph import ExportedGraph
-from devit_export.int8.products import Product
+from devit_export.int8 import smooth as smoothing
+from devit_export.int8.products import Product, Runtime
 from devit_export.int8.quantize import quantizable, quantize
 from devit_export.int8.scales import weight_scales, weight_steps
 from devit_export.parity import run_graph
@@ -153,6 +154,24 @@ def test_a_number_beyond_the_calibrated_range_becomes_the_largest_one_and_no_nan
     assert np.abs(rows / stored(model, "normed.scale")).max() > 1.2 * LARGEST
     wanted = np.asarray(by_hand(model, rows))
     np.testing.assert_allclose(run(model, images), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_channel_a_hundred_times_as_loud_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of INT8 it leaves the others a step; no smoothing hides that here."""
+    monkeypatch.setattr(smoothing, "_SHARES", ())
+    images, model = toy_images(), toy("MatMul")
+    for name, factor in (("gain", 100.0), ("shift", 100.0), ("weight", 0.01)):
+        (tensor,) = (each for each in model.graph.initializer if each.name == name)
+        loud = numpy_helper.to_array(tensor).copy()
+        loud[7] *= np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(loud, name))
+    plain = run(model, images)
+    runtimes: tuple[Runtime, ...] = ("tensorrt-fp8", "tensorrt")
+    fp8, int8 = (
+        float(np.linalg.norm(run(quantize(model, images, ("embed",), "x", runtime=each), images) - plain))
+        for each in runtimes
+    )
+    assert fp8 < 0.06 * np.linalg.norm(plain) < 0.1 * np.linalg.norm(plain) < int8
 
 
 def test_a_nan_stays_one_and_is_refused_by_the_gate() -> None:

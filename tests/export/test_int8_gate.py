@@ -88,11 +88,14 @@ def loud(model: Model) -> Model:
     return model
 
 
-@pytest.mark.parametrize("variant", EIGHT_BIT_VARIANTS)
+@pytest.mark.parametrize("variant", [variant for variant in EIGHT_BIT_VARIANTS if variant != "fp8-fp16"])
 def test_an_outlier_channel_of_a_hundred_times_keeps_the_product_behind_it_out_of_int8(
     exported: ExportedGraph, cell: TrainedCell, variant: Variant
 ) -> None:
-    """One scale for all channels leaves the others a step or two; no norm is before it that could even them out."""
+    """One scale for all channels leaves the others a step or two; no norm is before it that could even them out.
+
+    Numbers of FP8 are as exact whatever their size, from 2^-6 to 448 times the scale, so such a channel spoils nothing.
+    """
     noisy = export_features(loud(cell.model(0)), "submodel-0.fp32.onnx")
     assert cell.kept is not None
     images = cell.kept["images"]
