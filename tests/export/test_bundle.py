@@ -152,6 +152,31 @@ def test_nodes_that_stay_in_fp32_are_named_as_in_the_fp32_graph(written: Written
         assert set(graph.fp32_nodes["fp16"]) < set(graph.fp32_nodes["fp16-attn32"])
 
 
+@pytest.mark.system
+def test_a_bundle_has_fp8_where_it_is_asked_for(assembled_folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[float, float]] = []
+    manifest = export_bundle(
+        assembled_folder,
+        tmp_path / "bundle",
+        fp8=True,
+        progress=lambda _stage, done, total, _note: told.append((done, total)),
+    )
+    assert told[-1] == (14, 14)  # six variants of two submodels, the fusion head, the manifest
+    bundle = Bundle(tmp_path / "bundle")
+    assert manifest.int8_accuracy is not None
+    for device, graph in enumerate(manifest.submodels):
+        assert graph.variants == tuple(variant for variant in VARIANTS if variant not in graph.left_out)
+        assert graph.variants[0] == "fp8-fp16"
+        products = quantizable(
+            onnx.load(bundle.path("submodel", device=device, variant="fp32")), "x", runtime="tensorrt"
+        )
+        assert len(graph.kept_products["fp8-fp16"]) <= 0.75 * len(products)
+        model = onnx.load(bundle.path("submodel", device=device, variant="fp8-fp16"))
+        assert Graph(model, "x").opset == 19
+    assert manifest.opset == 17
+    assert "fp8-fp16" in manifest.int8_accuracy.fused
+
+
 def test_products_that_stay_out_of_int8_are_named_and_all_others_are_in_it(written: Written) -> None:
     folder, manifest = written
     for role, device in GRAPHS:

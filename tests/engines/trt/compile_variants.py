@@ -83,7 +83,8 @@ def told_by(plan: Built) -> dict[str, Any]:
     return {
         "size_bytes": len(content),
         "warnings": plan.warnings,
-        "quantizes": any(b"MinMaxRounCast" in kernel for kernel in kernels),
+        "int8": any(b"MinMaxRounCast" in kernel for kernel in kernels),
+        "fp8": any(kernel.endswith(b"MulCast") for kernel in kernels),
         "float_products": sum(b"Fc" in kernel for kernel in kernels),
     }
 
