@@ -12,7 +12,7 @@ Takes the devit on the PATH; where there is none, makes a virtual environment an
   BUNDLE              bundle folder from devit export
   --submodels N,...   submodels to build, comma separated (default: all)
   --baseline          build the baseline model too (default: no)
-  --precision NAME    lowest precision: int8, fp16 or fp32 (default: devit build's)
+  --precision NAME    lowest precision: fp8, int8, fp16 or fp32 (default: devit build's)
   --prefer NAME       measure every variant and keep the best by latency, energy or accuracy (default: devit build's)
   --cuda NAME         pycuda, cuda-bindings or ctypes (default: devit build's)
   --allowed-signers FILE

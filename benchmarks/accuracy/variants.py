@@ -21,7 +21,7 @@ from benchmarks.common.rows import Results, Row, command, finish
 from devit_contract.arrays import Float32Array, Int64Array, UInt8Array
 from devit_contract.artefacts.head import Fusion
 from devit_contract.artefacts.manifest import Bundle
-from devit_contract.choices import VARIANTS, Variant
+from devit_contract.choices import Variant
 from devit_contract.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def rows(bundle: Bundle, images: UInt8Array, labels: Int64Array) -> Iterator[Row
 
     fusion, count = Fusion(bundle.fusion_head()), len(bundle.manifest.submodels)
     plain: dict[str, Int64Array] = {}
-    for variant in reversed(VARIANTS):  # FP32 first
+    for variant in reversed(bundle.manifest.submodels[0].variants):  # FP32 first
         outputs: list[Float32Array] = []
         for device in range(count):
             tell(f"variants: {variant}, submodel {device}")

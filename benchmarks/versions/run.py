@@ -54,9 +54,12 @@ class Found:
     """What an agent holds."""
 
 
-def measure(cell: str, sides: Sequence[Side], duration_s: float) -> list[Row]:
-    """Start the cell on every side, and ask each in turns; the first turn only warms up."""
-    titles = {side.name: side.ask(f"start {cell}")["title"] for side in sides}
+def measure(cell: str, sides: Sequence[Side], duration_s: float) -> tuple[list[Row], dict[str, str]]:
+    """Start the cell on every side, and ask each in turns; the first turn only warms up.
+
+    The second result says which variants the engines of each side are, for the settings.
+    """
+    kept = {side.name: side.ask(f"start {cell}")["kept"] for side in sides}
     found = {side.name: Found([], [], [], [], []) for side in sides}
     pace_ms = float(cell.partition(":")[2] or 0.0)
     bare_us: list[Samples] = []
@@ -83,11 +86,12 @@ def measure(cell: str, sides: Sequence[Side], duration_s: float) -> list[Row]:
     for side in sides:
         side.ask("stop")
     tell(f"{TITLES[cell]}: done\n")
-    return _rows(cell, {name: title for name, title in titles.items() if title != cell}, found, bare_us)
+    engines = {f"engines of {TITLES[cell]}, {name}": ", ".join(sorted(set(kinds))) for name, kinds in kept.items()}
+    return _rows(cell, found, bare_us), {what: kinds for what, kinds in engines.items() if kinds}
 
 
-def _rows(cell: str, engines: dict[str, str], found: dict[str, Found], bare_us: list[Samples]) -> list[Row]:
-    what = TITLES[cell] + "".join(f", {side} {title}" for side, title in engines.items())
+def _rows(cell: str, found: dict[str, Found], bare_us: list[Samples]) -> list[Row]:
+    what = TITLES[cell]
     latencies = {side: each.taken_us for side, each in found.items()}
     rows = _compared(f"{what}: client to answer", "us", latencies, LATENCY_WANTED.get(cell))
     if bare_us:
@@ -142,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if chosen.base is not None:
             base = chosen.base.absolute()
             sides.append(stack.enter_context(Side("base", base / ".venv/bin/python", script, base, "")))
-        rows = [row for cell in chosen.cells for row in measure(cell, sides, chosen.duration)]
+        measured = [measure(cell, sides, chosen.duration) for cell in chosen.cells]
     results = Results(
         benchmark="versions",
         about=ABOUT,
@@ -151,10 +155,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seconds a side and figure": chosen.duration,
             "base": chosen.base.name if chosen.base else "",
             "requests under way, saturated": 16,
-        },
+        }
+        | {what: kinds for _, engines in measured for what, kinds in engines.items()},
         versions={},
         machine=watch.machine(),
-        rows=tuple(rows),
+        rows=tuple(row for rows, _ in measured for row in rows),
     )
     finish(results, chosen)
 

@@ -40,7 +40,7 @@ def main(root: Path, settings: str, build_options: list[str]) -> None:
             request, _, argument = line.strip().partition(" ")
             if request == "start":
                 cell = stack.enter_context(Cell(root, argument, settings, build_options))
-                found: object = {"title": cell.title}
+                found: object = {"kept": cell.kept}
             elif cell is None:
                 raise SystemExit(f"{request}: expected start CELL before it")
             elif request == "stop":
@@ -62,16 +62,20 @@ class Cell:
         """Make the bundle and build its engines, if the cell has any; ``settings`` are lines of ``fleet.toml``."""
         self._stack = ExitStack()
         self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="devit-")))
-        self.title = name
+        self.kept: list[str] = []
+        """The variant that each submodel runs; empty where the engines are not built."""
         bundle, count, store = root / SHIPPED, SHIPPED_DEVICES, self._place / "store"
         if name == "deit":
             bundle, count = self._place / "bundle", DEIT_DEVICES
             write_deit(root, bundle)
         if name in ("deit", "shipped"):
-            build = [BUILD, "build", bundle, "--store", store, *build_options]
-            subprocess.run(build, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            keys = [json.loads(path.read_text())["key"] for path in store.glob("*/engine.json")]
-            self.title = ", ".join(sorted({key.get("variant", name) for key in keys}))
+            build = [BUILD, "build", bundle, "--store", store, "--json", *build_options]
+            done = subprocess.run(build, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            # Version 211bfe4 has the variant by an older name.
+            self.kept = [
+                each["record"]["key"]["variant"] if "record" in each else each["rung"]
+                for each in json.loads(done.stdout)
+            ]
         self._is_busy = name == "deit"
         engine = "built" if name in ("deit", "shipped") else name
         devices = [LocalDevice(f"device{index}", index, engine=engine) for index in range(count)]

@@ -6,15 +6,17 @@ from typing import Literal, get_args
 
 Role = Literal["submodel", "baseline", "teacher", "fusion", "golden", "samples", "calibration", "quantization"]
 """What a file of a bundle or of a models folder is for."""
-Variant = Literal["int8-fp16", "int8", "fp16", "fp16-attn32", "fp32"]
-"""Precision variants from fast to exact. The products in INT8, and the rest as in ``fp16``; the products in INT8, and
-the rest in FP32; FP16, with every LayerNorm in FP32; every attention in FP32 too; everything."""
+Variant = Literal["fp8-fp16", "int8-fp16", "int8", "fp16", "fp16-attn32", "fp32"]
+"""Precision variants from fast to exact. The products in FP8, and the rest as in ``fp16``; the same in INT8; the
+products in INT8, and the rest in FP32; FP16, with every LayerNorm in FP32; every attention in FP32 too; everything."""
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-INT8_VARIANTS: tuple[Variant, ...] = ("int8-fp16", "int8")
+EIGHT_BIT_VARIANTS: tuple[Variant, ...] = ("fp8-fp16", "int8-fp16", "int8")
+"""They are calibrated, and judged by the answers of the whole cell."""
 BackendChoice = Literal["auto", "tensorrt", "ort"]
 """Back end of an engine; ``auto``: TensorRT if it is installed."""
-Precision = Literal["int8", "fp16", "fp32"]
-"""The lowest precision that an engine may have; of those above it, the first variant that passed on this device."""
+Precision = Literal["fp8", "int8", "fp16", "fp32"]
+"""The lowest precision that an engine may have; of those above it, the first variant that passed on this device. FP8
+has 4 significant bits, INT8 up to 7."""
 Preference = Literal["latency", "energy", "accuracy"]
 """What decides between the variants that pass on a device: the shortest p50, the fewest joules an answer, or the
 smallest error."""

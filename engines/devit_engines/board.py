@@ -27,6 +27,9 @@ COMPUTE_CAPABILITIES = (("Orin", "sm_87"), ("Thor", "sm_110"))
 RELEASE_CAPABILITIES = {"36": "sm_87", "38": "sm_110"}
 """Releases that run on one family only. A container sees the release but, as Docker masks /sys/firmware, no model."""
 
+FIRST_WITH_FP8 = 89
+"""SM 8.9; TensorRT's support matrix, "Hardware and precision": Ada, Hopper and Blackwell, Thor (SM 11.0) among them."""
+
 NO_GPU = "cpu"
 _TOOLKITS = ("usr/local/cuda", "usr/local/cuda-*")
 
@@ -59,6 +62,16 @@ def detect_board(root: Path = ROOT) -> Board:
     """Read the board from the files under ``root``; those that are absent are no error."""
     model, release = board_model(root), l4t_release(root)
     return Board(model or cpu_model(root), _capability(root, model, release), release, _gpu_instance(root))
+
+
+def has_fp8(compute_capability: str) -> bool | None:
+    """Tell whether a GPU has products of FP8; None where it is not known.
+
+    >>> has_fp8("sm_110"), has_fp8("sm_87"), has_fp8("cpu")
+    (True, False, None)
+    """
+    found = re.fullmatch(r"sm_(\d+)", compute_capability)
+    return None if found is None else int(found[1]) >= FIRST_WITH_FP8
 
 
 def toolkit_version(root: Path) -> str | None:

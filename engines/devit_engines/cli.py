@@ -42,7 +42,7 @@ BackendOption = Annotated[
 ]
 PrecisionOption = Annotated[
     Precision | None,
-    typer.Option(metavar="int8|fp16|fp32", help="Lowest precision to take (default: fp16; with --prefer, int8)."),
+    typer.Option(metavar="fp8|int8|fp16|fp32", help="Lowest precision to take (default: fp16; with --prefer, fp8)."),
 ]
 PreferOption = Annotated[
     Preference | None,

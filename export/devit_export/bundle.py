@@ -22,7 +22,7 @@ from devit_contract.artefacts.manifest import (
     SubsetAccuracy,
     write_manifest,
 )
-from devit_contract.choices import VARIANTS, Role
+from devit_contract.choices import VARIANTS, Role, Variant
 from devit_contract.errors import InputError, ManifestError
 from devit_contract.service.progress import Progress, no_progress
 from devit_decompose.models_folder.decomposition import Decomposition, load_decomposition
@@ -39,7 +39,13 @@ _HINT = "make the models again with devit decompose"
 
 
 def export_bundle(
-    models: Path, out: Path, *, serial: int = 1, headroom: float = HEADROOM, progress: Progress = no_progress
+    models: Path,
+    out: Path,
+    *,
+    serial: int = 1,
+    headroom: float = HEADROOM,
+    fp8: bool = False,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Export every submodel and the baseline model, check each against PyTorch, and write the bundle.
 
@@ -55,6 +61,7 @@ def export_bundle(
         out: The bundle's folder; it may be absent, empty, or hold an older bundle.
         serial: Number of this bundle, from 1; a device that requires signatures refuses a lower one than before.
         headroom: A number of a golden image, times this, must fit into FP16, or it stays in FP32; 1 or more.
+        fp8: Whether there is a variant in FP8 too, which of the Jetsons only Thor can run.
         progress: Called after each file.
 
     Raises:
@@ -67,7 +74,8 @@ def export_bundle(
             raise InputError(f"{name}: expected 1 or more, found {number:g}")
     check_replaceable(out, FILE_NAME)
     decomposition = load_decomposition(models)
-    work = _Work(models, decomposition, headroom, progress)
+    variants = tuple(variant for variant in VARIANTS if fp8 or "fp8" not in variant)
+    work = _Work(models, decomposition, headroom, variants, progress)
     with new_folder(out) as folder:
         for device in work.cell.devices:
             work.add_graph(folder, device)
@@ -82,13 +90,21 @@ def export_bundle(
 class _Work:
     """One export: the files written so far, and their records for the manifest."""
 
-    def __init__(self, models: Path, decomposition: Decomposition, headroom: float, progress: Progress) -> None:
+    def __init__(
+        self,
+        models: Path,
+        decomposition: Decomposition,
+        headroom: float,
+        variants: tuple[Variant, ...],
+        progress: Progress,
+    ) -> None:
         self.models = models
         self.decomposition = decomposition
         self.headroom = headroom
+        self.variants = variants
         self.progress = progress
         graphs = len(decomposition.submodels) + (decomposition.teacher is not None)
-        self.steps = graphs * len(VARIANTS) + 2  # fusion with golden set, manifest
+        self.steps = graphs * len(variants) + 2  # fusion with golden set, manifest
         self.step = 0
         _check_image_sizes(models, decomposition)
         progress("exporting", 0, self.steps, "asking the trained models")
@@ -106,7 +122,7 @@ class _Work:
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
         ranges = scan_ranges(plain, graph.content, self.cell.golden["images"], self.headroom)
         made = CheckedVariants(graph, self.cell, device, ranges.overflows)
-        for variant in reversed(VARIANTS):  # FP32 first: if it is not what was trained, nothing is
+        for variant in reversed(self.variants):  # FP32 first: if it is not what was trained, nothing is
             name = f"{stem}.{variant}.onnx"
             self._report(name)
             content = made.add(name, variant)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from devit_contract.artefacts.manifest import Parity
-from devit_contract.choices import INT8_VARIANTS, VARIANTS, Variant
+from devit_contract.choices import EIGHT_BIT_VARIANTS, VARIANTS, Variant
 from devit_export.graph import ExportedGraph
 from devit_export.parity import ParityError
 from devit_export.trained import TrainedCell
 from devit_export.variants import make_variant
 
 _UNCALIBRATED = (
-    "int8-fp16 and int8: expected validation images in the models folder to calibrate them by, found none: run devit "
-    "evaluate MODELS --calibrate, then devit export again"
+    "variants in eight bits: expected validation images in the models folder to calibrate them by, found none: run "
+    "devit evaluate MODELS --calibrate, then devit export again"
 )
 
 
@@ -39,7 +39,7 @@ class CheckedVariants:
             ExportError: It breaks a rule, or is the FP32 graph, of which all others are made, and not what was trained.
         """
         graph, kept = self.graph, self.cell.kept
-        if variant in INT8_VARIANTS and kept is None:
+        if variant in EIGHT_BIT_VARIANTS and kept is None:
             self.left_out[variant] = _UNCALIBRATED
             return None
         images = None if kept is None else kept["images"]
@@ -72,7 +72,7 @@ class CheckedVariants:
         )
         if "fp16" in variant:
             self.fp32_nodes[variant] = made.fp32_nodes
-        if variant in INT8_VARIANTS:
+        if variant in EIGHT_BIT_VARIANTS:
             self.kept_products[variant] = made.kept_products
         return made.content
 

@@ -43,6 +43,9 @@ def export(
             help="How many times the largest numbers of the golden images must fit into FP16; others stay in FP32.",
         ),
     ] = HEADROOM,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Make a variant in FP8 too, for TensorRT on a GPU from SM 8.9 on, as in Thor.")
+    ] = False,
     identity: Identity = "devit",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
@@ -58,7 +61,7 @@ def export(
         check_signer(sign, identity)
     again = on_interrupt("nothing was written; run the same command again")
     with again, progress_bar(quiet=as_json) as progress:
-        manifest = export_bundle(models, out, serial=serial, headroom=headroom, progress=progress)
+        manifest = export_bundle(models, out, serial=serial, headroom=headroom, fp8=fp8, progress=progress)
     for reason in manifest.left_out:
         typer.echo(reason, err=True)
     if sign is not None:

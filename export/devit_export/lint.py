@@ -20,6 +20,8 @@ from devit_contract.errors import ExportError
 
 ALL = ("8.6", "10.0", "10.3", "10.7", "10.13", "10.15", "11.0")
 """JetPack 6.0 has 8.6, 6.1 and 6.2 have 10.3, 7.0 and 7.1 have 10.13, 7.2 has 10.16 or 11.4."""
+FROM_10 = ALL[1:]
+"""Those that have FP8: DequantizeLinear of 8.6 takes INT8 alone."""
 _FILE = Path(__file__).with_name("tensorrt_operators.json")
 _TYPE_NAMES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "FLOAT8E4M3FN": "FP8"}
 """Where the tables have another name than ONNX."""

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from devit_contract.errors import ExportError
-from devit_export.rules import MOVERS, OPSET, Graph
+from devit_export.rules import MOVERS, Graph
 
 HALF_MAX = 65504.0
 """Largest number of FP16."""
@@ -111,7 +111,7 @@ def _can_be_half(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether FP16 holds the node's weights, and its operator takes and gives FP16."""
     if node.op_type == "Cast":
         return True
-    schema = onnx.defs.get_schema(node.op_type, OPSET)
+    schema = onnx.defs.get_schema(node.op_type, graph.opset)
     taken = _floats(graph, node.input)
     for places, formal in ((taken, schema.inputs), (_floats(graph, node.output), schema.outputs)):
         if any("tensor(float16)" not in formal[min(place, len(formal) - 1)].types for place in places):

@@ -17,12 +17,16 @@ import onnx.shape_inference
 from onnx import TensorProto, numpy_helper
 
 from devit_contract.errors import ExportError
-from devit_export.lint import lint
+from devit_export.lint import ALL, FROM_10, lint
 
 OPSET = 17
 """The one opset from TensorRT 8.6 (which stops here) to 11; below it there is no LayerNormalization."""
 IR_VERSION = 8
 """Of ONNX 1.12, the release that brought opset 17."""
+FP8_OPSET = 19
+"""Of a graph with FP8 in it, which it brought; TensorRT has it from 10.0 on."""
+FP8_IR_VERSION = 9
+"""Of ONNX 1.14, the release that brought opset 19."""
 MAX_RANK = 4
 INPUT_NAME = "images"
 
@@ -51,13 +55,17 @@ class Expected:
     """Attention blocks of the model; each has one product of queries and keys."""
 
 
-def check_graph(model: onnx.ModelProto, expected: Expected, name: str, *, for_tensorrt: bool = True) -> None:
+def check_graph(
+    model: onnx.ModelProto, expected: Expected, name: str, *, for_tensorrt: bool = True, opset: int = OPSET
+) -> None:
     """Check a graph, whole in memory, against all rules; messages call it by its file ``name``.
 
-    Without ``for_tensorrt`` the rules about types that TensorRT alone lacks are left out.
+    Without ``for_tensorrt`` the rules about types that TensorRT alone lacks are left out. What is of a higher ``opset``
+    is held against the tables of TensorRT 10 and later alone.
     """
+    releases = ALL if opset == OPSET else FROM_10
     rules: tuple[Callable[[Graph], None], ...] = (
-        check_opset,
+        lambda graph: check_opset(graph, opset),
         check_types,
         lambda graph: check_ends(graph, expected),
         check_ranks,
@@ -68,7 +76,7 @@ def check_graph(model: onnx.ModelProto, expected: Expected, name: str, *, for_te
     types: tuple[Callable[[Graph], None], ...] = (
         check_uint8,
         check_quantization,
-        lambda graph: lint(graph.model, graph.name),
+        lambda graph: lint(graph.model, graph.name, releases),
     )
     graph = Graph(model, name)
     for rule in (*rules, *types) if for_tensorrt else rules:
@@ -103,6 +111,11 @@ class Graph:
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute:
                 self.constants[node.output[0]] = node.attribute[0].t
+
+    @property
+    def opset(self) -> int:
+        """Of the standard operators."""
+        return int(next(entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")))
 
     def consumers(self, tensor: str) -> list[onnx.NodeProto]:
         """List the nodes that take a tensor."""
@@ -168,12 +181,12 @@ class Graph:
         raise ExportError(f"{self.name}: {where}expected {expected}, found {found}: {MODEL_HINT}")
 
 
-def check_opset(graph: Graph) -> None:
-    """One operator set, the standard one at exactly opset 17, and no functions or branches of the model's own."""
+def check_opset(graph: Graph, opset: int = OPSET) -> None:
+    """One operator set, the standard one at exactly this opset, and no functions or branches of the model's own."""
     found = {entry.domain or "ai.onnx": entry.version for entry in graph.model.opset_import}
-    if found != {"ai.onnx": OPSET} or graph.model.functions:
+    if found != {"ai.onnx": opset} or graph.model.functions:
         text = ", ".join(f"{domain} {version}" for domain, version in found.items())
-        graph.refuse(f"opset {OPSET} alone", f"{text or 'none'}, {len(graph.model.functions)} functions")
+        graph.refuse(f"opset {opset} alone", f"{text or 'none'}, {len(graph.model.functions)} functions")
     for node in graph.nodes:
         if node.domain not in ("", "ai.onnx"):
             graph.refuse("a standard operator", f"one of {node.domain}", node)

@@ -11,7 +11,7 @@ from devit_contract.artefacts.files import Tensors, read_tensors
 from devit_contract.artefacts.gate import Reference, fused_with
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.artefacts.manifest import Int8Accuracy
-from devit_contract.choices import INT8_VARIANTS, Role, Variant
+from devit_contract.choices import EIGHT_BIT_VARIANTS, Role, Variant
 from devit_contract.errors import ExportError, ManifestError
 from devit_decompose.models.inference import run
 from devit_decompose.models.model import Model
@@ -92,7 +92,7 @@ class TrainedCell:
         if variant == "fp32":
             return measure(name, graph, reference.images, reference.outputs)
         difference = measure_variant(name, variant, graph, reference)
-        if variant in INT8_VARIANTS and self.kept is not None:
+        if variant in EIGHT_BIT_VARIANTS and self.kept is not None:
             self._check_answers(name, variant, device, run_graph(name, graph, self.kept["images"]))
         return difference
 

@@ -1,15 +1,16 @@
 """Makes the graph of each precision variant and checks it against every rule; says what stays in higher precision.
 
 =============== ================ ==================================================================================
-variant         products in INT8 rest
+variant         products         rest
 =============== ================ ==================================================================================
-``int8-fp16``   for TensorRT     as in ``fp16``
-``int8``        for ONNX Runtime in FP32
-``fp16``        none             in FP16, but every LayerNormalization, and every node that makes or takes a tensor
+``fp8-fp16``    FP8, TensorRT's  as in ``fp16``
+``int8-fp16``   INT8, TensorRT's as in ``fp16``
+``int8``        INT8, ORT's      in FP32
+``fp16``        as the rest      in FP16, but every LayerNormalization, and every node that makes or takes a tensor
                                  whose numbers may overflow
-``fp16-attn32`` none             the same, and of every attention the scaling of the query, both products and the
+``fp16-attn32`` as the rest      the same, and of every attention the scaling of the query, both products and the
                                  softmax in FP32 too
-``fp32``        none             in FP32
+``fp32``        as the rest      in FP32
 =============== ================ ==================================================================================
 
 The softmax stays in FP16 in the first: Casts between the two products of an attention would keep TensorRT from fusing
@@ -30,18 +31,19 @@ from devit_export.graph import ExportedGraph
 from devit_export.int8.products import Runtime
 from devit_export.int8.sensitivity import search
 from devit_export.precision import count_casts, full_nodes, lower_precision
-from devit_export.rules import Graph, check_graph
+from devit_export.rules import FP8_OPSET, OPSET, Graph, check_graph
 
 Rest = Literal["fp16", "fp16-attn32", "fp32"]
-"""Precision of what is not in INT8."""
+"""Precision of what is not in eight bits."""
 _MAKING: dict[Variant, tuple[Runtime | None, Rest]] = {
+    "fp8-fp16": ("tensorrt-fp8", "fp16"),
     "int8-fp16": ("tensorrt", "fp16"),
     "int8": ("ort", "fp32"),
     "fp16": (None, "fp16"),
     "fp16-attn32": (None, "fp16-attn32"),
     "fp32": (None, "fp32"),
 }
-"""What writes the products in INT8, if anything, and how the rest is."""
+"""What the products in eight bits are written for, if there are any, and how the rest is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class VariantGraph:
     nodes: int
     casts: int
     kept_products: tuple[str, ...] = ()
-    """Products of the FP32 graph that could be in INT8 and are not."""
+    """Products of the FP32 graph that could be in eight bits and are not."""
 
 
 def make_variant(
@@ -72,12 +74,12 @@ def make_variant(
         variant: Which one.
         overflows: Tensors that FP16 may not hold, see :func:`devit_export.ranges.scan_ranges`.
         name: The file name it will have, for messages.
-        images: ``(n, H, W, C)``, by which INT8 is calibrated; other variants need none.
-        accept: Whether a graph with some products in INT8 will do; what fails has fewer of them.
+        images: ``(n, H, W, C)``, by which eight bits are calibrated; other variants need none.
+        accept: Whether a graph with some products in eight bits will do; what fails has fewer of them.
 
     Raises:
         ExportError: It breaks a rule.
-        ParityError: Nothing with enough products in INT8 is accepted.
+        ParityError: Nothing with enough products in eight bits is accepted.
     """
     model = onnx.load_from_string(graph.content)
     runtime, rest = _MAKING[variant]
@@ -85,7 +87,7 @@ def make_variant(
     written = model
     if runtime is not None:
         if images is None:
-            raise ValueError(f"{name}: images are needed to calibrate INT8")
+            raise ValueError(f"{name}: images are needed to calibrate {variant}")
         written, kept = search(
             model,
             images,
@@ -99,7 +101,8 @@ def make_variant(
         nodes = full_nodes(written, set(kept_nodes(Graph(written, name), rest, overflows)), name)
         fp32_nodes = tuple(node for node in nodes if node in own)
     finished = _with_rest(written, rest, overflows, name)
-    check_graph(finished, graph.expected, name, for_tensorrt=runtime != "ort")
+    opset = FP8_OPSET if runtime == "tensorrt-fp8" else OPSET
+    check_graph(finished, graph.expected, name, for_tensorrt=runtime != "ort", opset=opset)
     content = graph.content if finished is model else _serialised(finished)
     return VariantGraph(content, fp32_nodes, len(finished.graph.node), count_casts(finished), kept)
 

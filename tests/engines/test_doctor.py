@@ -122,6 +122,7 @@ def test_jetpack_7_builds_with_tensorrt_and_says_what_is_unconfirmed(tree: str, 
     assert found["JetPack"].found.endswith(", unconfirmed") != is_confirmed
     assert found["TensorRT"].state == found["libraries"].state == found["engines"].state == "good"
     assert "TensorRT" in found["engines"].found
+    assert ("(with FP8)" in found["engines"].found) == ("thor" in tree)  # SM 11.0 has it, SM 8.7 has not
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ from devit_export.int8.quantize import quantizable
 from devit_export.parity import run_graph
 from devit_export.rules import Graph
 
-BASELINE = {f"baseline.{variant}.onnx" for variant in VARIANTS}
-FILES = {f"submodel-{device}.{variant}.onnx" for device in (0, 1) for variant in VARIANTS} | BASELINE
+USUAL = tuple(variant for variant in VARIANTS if variant != "fp8-fp16")
+BASELINE = {f"baseline.{variant}.onnx" for variant in USUAL}
+FILES = {f"submodel-{device}.{variant}.onnx" for device in (0, 1) for variant in USUAL} | BASELINE
 FILES |= {"fusion.safetensors", "golden.safetensors", "calibration.safetensors", "manifest.json"}
 FILES -= {"submodel-1.int8.onnx"}  # random weights do not bear it
 Written = tuple[Path, Manifest]
@@ -125,7 +126,7 @@ def test_every_graph_has_all_variants_with_their_figures(written: Written) -> No
     for role, device in GRAPHS:
         graph = manifest.graph(role, device)
         assert graph.variants == tuple(parity.variant for parity in graph.parity)
-        assert graph.variants == tuple(variant for variant in VARIANTS if variant not in graph.left_out)
+        assert graph.variants == tuple(variant for variant in USUAL if variant not in graph.left_out)
         assert {parity.nodes_before for parity in graph.parity} == {graph.parity[0].nodes_before}
         for parity in graph.parity:
             name = manifest.file(role, device=device, variant=parity.variant).name
@@ -149,6 +150,31 @@ def test_nodes_that_stay_in_fp32_are_named_as_in_the_fp32_graph(written: Written
         assert {kinds[name] for name in graph.fp32_nodes["fp16"]} >= {"LayerNormalization"}
         assert {kinds[name] for name in graph.fp32_nodes["fp16-attn32"]} >= {"LayerNormalization", "MatMul", "Softmax"}
         assert set(graph.fp32_nodes["fp16"]) < set(graph.fp32_nodes["fp16-attn32"])
+
+
+@pytest.mark.system
+def test_a_bundle_has_fp8_where_it_is_asked_for(assembled_folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[float, float]] = []
+    manifest = export_bundle(
+        assembled_folder,
+        tmp_path / "bundle",
+        fp8=True,
+        progress=lambda _stage, done, total, _note: told.append((done, total)),
+    )
+    assert told[-1] == (14, 14)  # six variants of two submodels, the fusion head, the manifest
+    bundle = Bundle(tmp_path / "bundle")
+    assert manifest.int8_accuracy is not None
+    for device, graph in enumerate(manifest.submodels):
+        assert graph.variants == tuple(variant for variant in VARIANTS if variant not in graph.left_out)
+        assert graph.variants[0] == "fp8-fp16"
+        products = quantizable(
+            onnx.load(bundle.path("submodel", device=device, variant="fp32")), "x", runtime="tensorrt"
+        )
+        assert len(graph.kept_products["fp8-fp16"]) <= 0.75 * len(products)
+        model = onnx.load(bundle.path("submodel", device=device, variant="fp8-fp16"))
+        assert Graph(model, "x").opset == 19
+    assert manifest.opset == 17
+    assert "fp8-fp16" in manifest.int8_accuracy.fused
 
 
 def test_products_that_stay_out_of_int8_are_named_and_all_others_are_in_it(written: Written) -> None:
@@ -366,7 +392,7 @@ def test_a_variant_that_does_not_hold_is_left_out_by_name_and_devices_build_the_
     reason = manifest.submodels[0].left_out["fp16"]
     words = r"submodel-0\.fp16\.onnx: expected what was trained, found smallest cosine .*: the variant is left out.*"
     assert re.fullmatch(words, reason)
-    assert manifest.submodels[1].variants == VARIANTS
+    assert manifest.submodels[1].variants == USUAL
     assert manifest.submodels[1].left_out == {}
     assert not (tmp_path / "bundle" / "submodel-0.fp16.onnx").exists()
     built = build_engines(Bundle(tmp_path / "bundle"), Store(tmp_path / "store"))

@@ -22,7 +22,9 @@ def test_json_is_the_manifest_as_it_was_written(
 ) -> None:
     asked: list[tuple[Path, Path, int]] = []
 
-    def export_bundle(models: Path, out: Path, *, serial: int, headroom: float, progress: Progress) -> Manifest:
+    def export_bundle(
+        models: Path, out: Path, *, serial: int, headroom: float, fp8: bool, progress: Progress
+    ) -> Manifest:
         asked.append((models, out, serial))
         return written[1]
 
@@ -54,15 +56,15 @@ def test_a_variant_that_was_left_out_is_told_with_the_reason(
     manifest, reason = written[1], "submodel-1.fp16.onnx: expected a cosine: the variant is left out"
     lame = msgspec.structs.replace(manifest.submodels[1], left_out={"fp16": reason})
     manifest = msgspec.structs.replace(manifest, submodels=(manifest.submodels[0], lame))
-    asked: list[float] = []
+    asked: list[tuple[float, bool]] = []
 
-    def export_bundle(_models: Path, _out: Path, *, headroom: float, **_options: object) -> Manifest:
-        asked.append(headroom)
+    def export_bundle(_models: Path, _out: Path, *, headroom: float, fp8: bool, **_options: object) -> Manifest:
+        asked.append((headroom, fp8))
         return manifest
 
     monkeypatch.setattr("devit_export.bundle.export_bundle", export_bundle)
-    result = CliRunner().invoke(app, ["models", "--headroom", "2.5"])
-    assert (result.exit_code, asked) == (0, [2.5])
+    result = CliRunner().invoke(app, ["models", "--headroom", "2.5", "--fp8"])
+    assert (result.exit_code, asked) == (0, [(2.5, True)])
     assert result.stderr.splitlines() == [reason]
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.int8 import swap_scales
 
 from devit_contract.arrays import UInt8Array
-from devit_contract.choices import INT8_VARIANTS, Variant
+from devit_contract.choices import EIGHT_BIT_VARIANTS, Variant
 from devit_decompose.models.model import Model
 from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_export import variants
@@ -38,7 +38,7 @@ def checked(exported: ExportedGraph, cell: TrainedCell, variant: Variant) -> tup
     return made, made.add(f"submodel-0.{variant}.onnx", variant)
 
 
-@pytest.mark.parametrize("variant", INT8_VARIANTS)
+@pytest.mark.parametrize("variant", EIGHT_BIT_VARIANTS)
 def test_constant_images_leave_the_variant_out_or_more_products_in_higher_precision(
     exported: ExportedGraph, cell: TrainedCell, variant: Variant
 ) -> None:
@@ -58,7 +58,7 @@ def assert_stopped(found: CheckedVariants, plain: CheckedVariants, variant: Vari
         assert len(found.kept_products[variant]) > len(plain.kept_products[variant])
 
 
-@pytest.mark.parametrize("variant", INT8_VARIANTS)
+@pytest.mark.parametrize("variant", EIGHT_BIT_VARIANTS)
 def test_swapped_scales_leave_the_variant_out_by_name(
     exported: ExportedGraph, cell: TrainedCell, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,11 +88,14 @@ def loud(model: Model) -> Model:
     return model
 
 
-@pytest.mark.parametrize("variant", INT8_VARIANTS)
+@pytest.mark.parametrize("variant", [variant for variant in EIGHT_BIT_VARIANTS if variant != "fp8-fp16"])
 def test_an_outlier_channel_of_a_hundred_times_keeps_the_product_behind_it_out_of_int8(
     exported: ExportedGraph, cell: TrainedCell, variant: Variant
 ) -> None:
-    """One scale for all channels leaves the others a step or two; no norm is before it that could even them out."""
+    """One scale for all channels leaves the others a step or two; no norm is before it that could even them out.
+
+    Numbers of FP8 are as exact whatever their size, from 2^-6 to 448 times the scale, so such a channel spoils nothing.
+    """
     noisy = export_features(loud(cell.model(0)), "submodel-0.fp32.onnx")
     assert cell.kept is not None
     images = cell.kept["images"]

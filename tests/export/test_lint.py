@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper
 from devit_contract.choices import VARIANTS
 from devit_contract.errors import ExportError
 from devit_export.graph import ExportedGraph
-from devit_export.lint import ALL, lint, tables
+from devit_export.lint import ALL, FROM_10, lint, tables
 from devit_export.variants import make_variant
 
 TYPES = {"FP32", "FP16", "BF16", "FP8", "FP4", "INT64", "INT32", "INT8", "INT4", "UINT8", "BOOL"}
@@ -129,7 +129,16 @@ def test_every_variant_of_our_models_passes_in_every_release(
     images = np.random.default_rng(1).integers(0, 256, (8, *graph.expected.image_shape), np.uint8)
     for variant in VARIANTS:
         if variant != "int8":  # which TensorRT is not offered
-            lint(onnx.load_from_string(make_variant(graph, variant, (), "x.onnx", images).content), "x.onnx")
+            model = onnx.load_from_string(make_variant(graph, variant, (), "x.onnx", images).content)
+            lint(model, "x.onnx", FROM_10 if variant == "fp8-fp16" else ALL)
+
+
+def test_fp8_is_what_tensorrt_8_6_lacks(sample_graph: Callable[[str], ExportedGraph]) -> None:
+    graph = sample_graph("deit")
+    images = np.random.default_rng(1).integers(0, 256, (8, *graph.expected.image_shape), np.uint8)
+    model = onnx.load_from_string(make_variant(graph, "fp8-fp16", (), "x.onnx", images).content)
+    with pytest.raises(ExportError, match=r"a type that every supported TensorRT takes, found FP8 .* 8\.6 lacks"):
+        lint(model, "x.onnx")
 
 
 def test_each_table_says_where_it_is_from_and_whether_it_is_that_releases_own() -> None:

@@ -341,5 +341,5 @@ def test_no_images_are_refused() -> None:
 
 def test_a_kept_node_that_is_no_product_is_refused() -> None:
     model = _random_toy()
-    with pytest.raises(ExportError, match="expected nodes that could be in INT8 to stay as they are, found norm"):
+    with pytest.raises(ExportError, match="expected nodes that could be in eight bits to stay as they are, found norm"):
         write(model, calibrate(model, _toy_images(), "x"), ("norm",), "x")

@@ -116,7 +116,7 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     left_out: dict[Variant, str] = {}
     """Of each variant that is not there, what was wrong with it."""
     kept_products: dict[Variant, tuple[str, ...]] = {}
-    """Of each variant in INT8, the products of the FP32 graph that stay as they are, for the sake of the answers."""
+    """Of each variant in INT8 or FP8, the products of the FP32 graph that stay as they are, for the answers' sake."""
 
     def __post_init__(self) -> None:
         """Refuse a model without outputs, and FP32 nodes of variants that are not there."""
@@ -137,7 +137,7 @@ class SubsetAccuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Int8Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How good the cell is in INT8, on validation images that are not golden; accuracies are in 0 to 1."""
+    """How good the cell is in INT8 and FP8, on validation images that are not golden; accuracies are in 0 to 1."""
 
     images: int
     fp32: float
@@ -155,6 +155,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     name: str
     code_version: str
     opset: int
+    """Of all graphs but those in FP8, which are of 19."""
     labels: tuple[str, ...]
     """Class names in the order of the logits."""
     preprocess: Preprocess

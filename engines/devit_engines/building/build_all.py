@@ -81,7 +81,7 @@ def build_engines(
     Submodels are in the order given, all of them without a list; then comes the baseline. Without a board, the device
     is the one that this runs on. The progress counts golden images, with every model as a stage of its own.
 
-    Which variant of a model is taken: with ``prefer`` the best of all, down to ``precision`` (``int8``), which is
+    Which variant of a model is taken: with ``prefer`` the best of all, down to ``precision`` (``fp8``), which is
     remembered; without it the one that is remembered; else the first from ``precision`` (``fp16``) up that passes. A
     ``precision`` alone forgets what was remembered.
 
@@ -102,7 +102,7 @@ def build_engines(
         _require_baseline(bundle)
         models.append("baseline")
     row, here = backend_of(backend), board or detect_board()
-    targets = [Target(bundle, store, model, row, here, precision or ("int8" if prefer else "fp16")) for model in models]
+    targets = [Target(bundle, store, model, row, here, precision or ("fp8" if prefer else "fp16")) for model in models]
     if prefer is not None:
         checked = checked_meter(prefer, measuring)
         return [build_preferred(target, prefer, settings, progress, checked) for target in targets]
@@ -202,7 +202,9 @@ def _nearest(target: Target) -> str:
                 f"{other.compute_capability}, this is {wanted.backend} {wanted.backend_version} for "
                 f"{wanted.device_name} on {wanted.compute_capability}"
             )
-    lower = {key.digest for key in replace(target, precision="int8").engine_keys()}
-    if any(record.key.digest in lower for record in target.store.records()):
-        return 'one in INT8 alone, which precision = "int8" in agent.toml takes'
+    lower = {key.digest for key in replace(target, precision="fp8").engine_keys()}
+    for record in target.store.records():
+        if record.key.digest in lower:
+            kind = record.key.variant.partition("-")[0]
+            return f'one in {kind.upper()} alone, which precision = "{kind}" in agent.toml takes'
     return "none"

@@ -140,9 +140,10 @@ def _chosen_before(target: Target, prefer: Preference, settings: RunSettings) ->
     kept = find_kept(target)
     if kept.choice is None or kept.key is None or kept.doubt:
         return None
-    wanted = prefer, target.precision, target.backend.run_options(settings), mode_name()
+    keys = tuple(key.digest for key in target.engine_keys())
+    wanted = prefer, keys, target.backend.run_options(settings), mode_name()
     choice = kept.choice
-    if wanted != (choice.prefer, choice.precision, choice.run_options, choice.power_mode):
+    if wanted != (choice.prefer, choice.keys, choice.run_options, choice.power_mode):
         return None
     entry = target.store.find(kept.key.digest)
     if entry is None or entry.damage is not None or entry.record is None or target.objection(entry.record):

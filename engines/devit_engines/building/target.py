@@ -104,6 +104,7 @@ class Target:
         return BuildRequest(
             name=self.name,
             variant=key.variant,
+            compute_capability=key.compute_capability,
             graph=self._graph(key.variant),
             fp32_graph=self._graph("fp32"),
             fp32_nodes=self.bundle.manifest.graph(*role_of(self.model)).fp32_nodes.get(key.variant, ()),

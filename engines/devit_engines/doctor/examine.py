@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devit_contract.errors import EngineError
+from devit_engines.board import has_fp8
 from devit_engines.doctor import hardware, memory
 from devit_engines.doctor.cuda_access import access, instance, toolkit
-from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, read_machine
+from devit_engines.doctor.finding import PYTHON_FLOOR, Finding, Machine, major, read_machine
 from devit_engines.doctor.interpreter import Interpreter
 from devit_engines.doctor.libraries import find_libraries, libraries
 from devit_engines.doctor.trt_install import tensorrt
@@ -93,6 +94,8 @@ def onnx_runtime(python: Interpreter) -> tuple[Finding, str | None]:
 
 def engines(machine: Machine, trt_version: str | None, runtime_version: str | None) -> Finding:
     """Sum up: what engines can be built with here."""
+    if trt_version is not None and major(trt_version) >= 10 and has_fp8(machine.board.compute_capability):
+        trt_version += " (with FP8)"
     names = {"TensorRT": trt_version, "ONNX Runtime": runtime_version}
     usable = [f"{name} {version}" for name, version in names.items() if version is not None]
     if not usable:

@@ -7,6 +7,7 @@ precision             the FP32 graph, flag ``FP16``, the variant's    the varian
                       FP32 nodes pinned layer by layer
 INT8                  the variant's own graph, flags ``INT8`` and     the same
                       ``FP16``, pinned likewise
+FP8                   refused                                      the same, on a GPU from SM 8.9 on
 network flag          ``EXPLICIT_BATCH``                           ``STRONGLY_TYPED``
 ``IProgressMonitor``  absent                                       phases, and a way to cancel
 ===================== ============================================ ======================================
@@ -25,6 +26,7 @@ from typing import Any
 
 from devit_contract.errors import EngineError
 from devit_contract.machine import more_memory
+from devit_engines.board import has_fp8
 from devit_engines.engine import CannotCompileError
 from devit_engines.trt.request import BuildRequest, Built, GraphFile
 
@@ -53,6 +55,8 @@ def build_plan(
         ManifestError: A graph has changed since the bundle was opened.
     """
     is_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    if "fp8" in request.variant:
+        _check_fp8(trt, request, is_typed)
     flags = () if is_typed else _precision_flags(request)
     log = _fresh_log(trt, request.name)
     builder = _made(trt.Builder, "a builder", request.name, log)
@@ -193,7 +197,7 @@ def _log_of(trt: ModuleType) -> Any:  # noqa: ANN401 - a class that exists only 
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(" ".join(msg.split()))
             elif severity == trt.ILogger.Severity.WARNING and re.search(
-                "fp16|half|int8|layernorm|normalization", msg, re.I
+                "fp16|fp8|half|int8|layernorm|normalization", msg, re.I
             ):
                 self.warnings.append(" ".join(msg.split()))
 
@@ -222,6 +226,23 @@ def _made(make: Callable[[Any], Any], what: str, name: str, log: Any) -> Any:  #
         raise EngineError(
             f"{name}: TensorRT makes {what} only where CUDA finds a GPU{log.text() or f' ({err})'}: run devit doctor"
         ) from err
+
+
+def _check_fp8(trt: ModuleType, request: BuildRequest, is_typed: bool) -> None:
+    """Refuse FP8 where there is none; where the GPU is not known, TensorRT says so itself.
+
+    TensorRT 8.6 has neither the opset nor the type: it would build the FP32 graph.
+    """
+    if has_fp8(request.compute_capability) is False:
+        wanted, found = "a GPU from SM 8.9 on", request.compute_capability
+    elif not is_typed:
+        wanted, found = "TensorRT 10 or later", trt.__version__
+    else:
+        return
+    raise CannotCompileError(
+        f"{request.name}: expected {wanted} for variant {request.variant}, found {found}, which has no FP8: devices "
+        "take the next variant"
+    )
 
 
 def _precision_flags(request: BuildRequest) -> tuple[str, ...]:

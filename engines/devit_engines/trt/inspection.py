@@ -15,7 +15,7 @@ from devit_engines.trt.engine import TrtEngine
 _FUSED_ATTENTION = re.compile(r"_mha|fused_mha|_gemm_mha_v2|flash_?attention", re.IGNORECASE)
 """Kernel or layer names of fused attention (NVIDIA/TensorRT issues 3243 and 3643)."""
 _CASTS = re.compile(r"\bcast\b|reformat", re.IGNORECASE)
-_INT8 = re.compile("(?<!u)int8", re.IGNORECASE)
+_QUANTIZED = (("INT8", re.compile("(?<!u)int8", re.IGNORECASE)), ("FP8", re.compile("fp8|float8", re.IGNORECASE)))
 _PRECISIONS = (("FP16", re.compile("half|fp16", re.IGNORECASE)), ("FP32", re.compile("float|fp32", re.IGNORECASE)))
 
 
@@ -28,8 +28,8 @@ class Inspection:
     casts: int
     """Layers that only change type or layout."""
     by_precision: dict[str, int]
-    """``INT8``: layers that take or make such numbers; ``FP16``, ``FP32``, ``other``: of all others, by the type of
-    their first output."""
+    """``INT8`` and ``FP8``: layers that take or make such numbers; ``FP16``, ``FP32``, ``other``: of all others, by the
+    type of their first output."""
 
 
 def inspect_engine(engine: CheckedEngine) -> Inspection | None:
@@ -56,8 +56,9 @@ def inspect_plan(text: str, name: str) -> Inspection:
 
 def _precision(layer: dict[str, Any]) -> str:
     taken, made = (_types(layer.get(side)) for side in ("Inputs", "Outputs"))
-    if any(_INT8.search(kind) for kind in (*taken, *made)):
-        return "INT8"
+    for name, pattern in _QUANTIZED:
+        if any(pattern.search(kind) for kind in (*taken, *made)):
+            return name
     return next((name for name, pattern in _PRECISIONS if made and pattern.search(made[0])), "other")
 
 

@@ -47,6 +47,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     """File that makes the next build faster."""
     temp_prefix: str
     """Path that temporary folders begin with, e.g. ``store/.key.``; the store sweeps away those of killed builds."""
+    compute_capability: str = ""
+    """Of this machine's GPU, ``sm_87``; something else where it is not known."""
     module: str = "tensorrt"
     """Python's name of the library."""
     targets: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Finds the nodes of a graph that can compute in INT8: what they multiply, and by what."""
+"""Finds the nodes of a graph that can compute in eight bits: what they multiply, and by what."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from devit_contract.arrays import Float32Array
 from devit_export.rules import Graph
 
-Runtime = Literal["ort", "tensorrt"]
-"""What a graph is written for."""
+Runtime = Literal["ort", "tensorrt", "tensorrt-fp8"]
+"""What a graph is written for: INT8 as ONNX Runtime takes it, INT8 as TensorRT does, or FP8, as TensorRT alone does."""
 _AXES = {"MatMul": (1, 0), "Gemm": (1, 0), "Conv": (0, 1)}
 """Axes of a weight: of the results, of what comes in."""
 _FEWEST_SUMMED = 32
@@ -66,7 +66,7 @@ def along(array: Float32Array, axis: int, values: Float32Array) -> Float32Array:
 
 
 def products(graph: Graph, runtime: Runtime) -> Iterator[Product]:
-    """Yield the nodes of an FP32 graph that can compute in INT8, in order.
+    """Yield the nodes of an FP32 graph that can compute in eight bits, in order.
 
     A product with one channel, such as the mean that centres a stem, is not worth it, and neither is a convolution that
     sums few numbers: the shipped submodels take 1.10 times as long with their first one in INT8, of 3 x 3 pixels. ONNX

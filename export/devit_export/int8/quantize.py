@@ -1,10 +1,10 @@
-"""Writes an FP32 graph with its products in INT8: a QuantizeLinear and a DequantizeLinear before each factor.
+"""Writes an FP32 graph with its products in eight bits: a QuantizeLinear and a DequantizeLinear before each factor.
 
-Weights are stored in INT8, symmetric, with a scale for each channel of the product; what comes in has one scale. Norms,
-softmax, GELU, the sums of the residual stream and the products inside an attention stay as they are. (Those products in
-INT8 would save 4 % of a DeiT-S on ONNX Runtime, and keep TensorRT from fusing the attention.)
+Weights are stored in INT8 or FP8, symmetric, with a scale for each channel of the product; what comes in has one scale.
+Norms, softmax, GELU, the sums of the residual stream and the products inside an attention stay as they are. (Those
+products in INT8 would save 4 % of a DeiT-S on ONNX Runtime, and keep TensorRT from fusing the attention.)
 
-What takes the two graphs that this writes wants them otherwise:
+What takes the two graphs in INT8 that this writes wants them otherwise:
 
 ============ ================================================ ==========================================================
 runtime      ``ort``                                          ``tensorrt``
@@ -18,6 +18,9 @@ biases       INT32 with the product of both scales, as ONNX   float
 convolutions the result is quantized too, for the same reason the result is float
 scales       float32                                          numbers that FP16 holds, as they may become FP16
 ============ ================================================ ==========================================================
+
+The graph in FP8 (``tensorrt-fp8``) is as TensorRT takes INT8, but of opset 19, in which FP8 began. Its numbers are of
+E4M3 without infinities: 4 significant bits from 2^-6 to 448 times the scale.
 """
 
 from __future__ import annotations
@@ -27,26 +30,26 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.errors import ExportError
 from devit_export.int8.activations import Activation, collect
 from devit_export.int8.products import Product, Runtime, products, result_of
-from devit_export.int8.scales import input_scale, weight_scales, weight_steps
+from devit_export.int8.scales import STORED, input_scale, weight_scales, weight_steps
 from devit_export.int8.smooth import smooth
-from devit_export.rules import Graph
+from devit_export.rules import FP8_IR_VERSION, FP8_OPSET, Graph
 
 
 def quantizable(model: onnx.ModelProto, name: str, *, runtime: Runtime = "ort") -> tuple[str, ...]:
-    """List the nodes of an FP32 graph that :func:`quantize` writes in INT8."""
+    """List the nodes of an FP32 graph that :func:`quantize` writes in eight bits."""
     return tuple(product.name for product in products(Graph(model, name), runtime))
 
 
 def quantize(
     model: onnx.ModelProto, images: UInt8Array, keep: Collection[str], name: str, *, runtime: Runtime = "ort"
 ) -> onnx.ModelProto:
-    """Write an FP32 graph again with its products in INT8.
+    """Write an FP32 graph again with its products in eight bits.
 
     Args:
         model: In FP32, as exported.
@@ -82,14 +85,21 @@ def write(
     *,
     runtime: Runtime = "ort",
 ) -> onnx.ModelProto:
-    """Write an FP32 graph again with its products in INT8; see :func:`quantize`."""
+    """Write an FP32 graph again with its products in eight bits; see :func:`quantize`."""
     found = quantizable(model, name, runtime=runtime)
     if unknown := sorted(set(keep) - set(found)):
-        raise ExportError(f"{name}: expected nodes that could be in INT8 to stay as they are, found {unknown[0]}")
+        raise ExportError(f"{name}: expected nodes that could be in eight bits to stay as they are, found {unknown[0]}")
     chosen = set(found) - set(keep)
     smoothed, scaled = smooth(model, activations, chosen, name, runtime)
-    graph = Graph(smoothed, name)
+    graph = Graph(smoothed if runtime != "tensorrt-fp8" else _with_fp8_types(smoothed), name)
     return _Writer(graph, [each for each in products(graph, runtime) if each.name in chosen], scaled, runtime).write()
+
+
+def _with_fp8_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write a graph in the opset that has FP8; each of its nodes stays the same."""
+    raised = version_converter.convert_version(model, FP8_OPSET)
+    raised.ir_version = FP8_IR_VERSION
+    return raised
 
 
 class _Writer:
@@ -101,13 +111,14 @@ class _Writer:
         self.graph = graph
         self.chosen = {product.name: product for product in chosen}
         self.runtime = runtime
+        self.kind = "fp8" if runtime == "tensorrt-fp8" else "int8"
         self.nodes: list[onnx.NodeProto] = []
         self.stored: dict[str, TensorProto] = {}
         self.dequantized: set[str] = set()
-        """Tensors that exist in INT8 by now."""
+        """Tensors that exist in eight bits by now."""
         gains: dict[str, Float32Array] = {}
         self.results: set[str] = set()
-        """Tensors that every node takes in INT8."""
+        """Tensors that every node takes in eight bits."""
         for product in chosen:
             gains[product.taken] = product.gains + gains.get(product.taken, np.float32(0.0))
             if product.node.op_type == "Conv" and runtime == "ort":
@@ -124,7 +135,7 @@ class _Writer:
                 if tensor in self.results:
                     copy.input[place] = self._taken(tensor)
             if node.name in self.chosen:
-                self._into_int8(copy, self.chosen[node.name])
+                self._quantize(copy, self.chosen[node.name])
             self.nodes.append(copy)
         model = onnx.ModelProto()
         model.CopyFrom(self.graph.model)
@@ -136,7 +147,7 @@ class _Writer:
         model.graph.initializer.extend([*kept, *self.stored.values()])
         return model
 
-    def _into_int8(self, copy: onnx.NodeProto, product: Product) -> None:
+    def _quantize(self, copy: onnx.NodeProto, product: Product) -> None:
         copy.input[0] = self._taken(product.taken)
         scales = weight_scales(product, self.runtime)
         bias = product.node.input[2] if len(product.node.input) > 2 else ""
@@ -150,21 +161,22 @@ class _Writer:
         copy.input[1] = self._constant(f"{product.name}.weight", steps, scales, product.result_axis)
 
     def _taken(self, tensor: str) -> str:
-        """Name a computed tensor that has been in INT8, and write that first if needed."""
+        """Name a computed tensor that has been in eight bits, and write that first if needed."""
         if tensor not in self.dequantized:
             self.dequantized.add(tensor)
             scale, zero = self.scales[tensor]
             self._store(f"{tensor}.scale", np.float32(scale))
-            self._store(f"{tensor}.zero", np.int8(zero))
-            self._add("QuantizeLinear", tensor, tensor, f"{tensor}.int8")
-            self._add("DequantizeLinear", f"{tensor}.int8", tensor, f"{tensor}.dequantized")
+            self._store(f"{tensor}.zero", np.array(zero, STORED[self.runtime]))
+            self._add("QuantizeLinear", tensor, tensor, f"{tensor}.{self.kind}")
+            self._add("DequantizeLinear", f"{tensor}.{self.kind}", tensor, f"{tensor}.dequantized")
         return f"{tensor}.dequantized"
 
-    def _constant(self, name: str, steps: npt.NDArray[np.signedinteger], scales: Float32Array, axis: int) -> str:
-        self._store(f"{name}.int", steps)
+    def _constant(self, name: str, steps: npt.NDArray[np.generic], scales: Float32Array, axis: int) -> str:
+        stored = f"{name}.{'int' if np.issubdtype(steps.dtype, np.integer) else 'fp8'}"
+        self._store(stored, steps)
         self._store(f"{name}.scale", scales)
         self._store(f"{name}.zero", np.zeros(scales.shape, steps.dtype))
-        self._add("DequantizeLinear", f"{name}.int", name, f"{name}.dequantized", axis=axis)
+        self._add("DequantizeLinear", stored, name, f"{name}.dequantized", axis=axis)
         return f"{name}.dequantized"
 
     def _store(self, name: str, value: npt.NDArray[np.generic] | np.generic) -> None:

@@ -93,7 +93,7 @@ def _factors(activation: Activation, behind: list[Product], runtime: Runtime) ->
 
 def _error(activation: Activation, behind: list[Product], runtime: Runtime) -> float:
     gains = np.sum([product.gains for product in behind], axis=0)
-    rounding = input_error(activation, gains, *input_scale(activation, gains, runtime))
+    rounding = input_error(activation, gains, *input_scale(activation, gains, runtime), runtime)
     return rounding + sum(weight_error(activation, product, runtime) for product in behind)
 
 

@@ -148,11 +148,12 @@ def test_names_that_lead_out_of_the_bundle_are_refused(folder: Path, name: str) 
         ),
         (
             lambda raw: raw["files"][0].update(variant="int4"),
-            "field files[0].variant: expected fp16, fp16-attn32, fp32, int8 or int8-fp16, found 'int4'",
+            "field files[0].variant: expected fp16, fp16-attn32, fp32, fp8-fp16, int8 or int8-fp16, found 'int4'",
         ),
         (
             lambda raw: raw["submodels"][0].update(variants=["int4"]),
-            "field submodels[0].variants[0]: expected fp16, fp16-attn32, fp32, int8 or int8-fp16, found 'int4'",
+            "field submodels[0].variants[0]: expected fp16, fp16-attn32, fp32, fp8-fp16, int8 or int8-fp16, "
+            "found 'int4'",
         ),
         (
             lambda raw: raw["submodels"][0]["fp32_nodes"].update(fast=[]),

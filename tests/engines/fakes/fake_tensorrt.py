@@ -13,7 +13,7 @@ What may go wrong is told by environment variables, so that a build process obey
 ``FAKE_TRT_KILL_ABOVE``   the kernel kills builds with a larger workspace, in bytes
 ``FAKE_TRT_STEPS``        number of steps of a build; each waits for ``FAKE_TRT_STEP_S`` seconds
 ``FAKE_TRT_FAIL``         a build fails with this text in the log
-``FAKE_TRT_REFUSE``       ``fp16`` or ``int8``: graphs with it in them cannot be built
+``FAKE_TRT_REFUSE``       ``fp16``, ``int8`` or ``fp8``: graphs with it in them cannot be built, as on a GPU without it
 ``FAKE_TRT_NO_METADATA``  layers do not tell which node they are made of
 ``FAKE_TRT_WARN``         a build warns with this text
 """
@@ -150,9 +150,9 @@ class _Builder:
             os.kill(os.getpid(), signal.SIGKILL)
         if words := os.environ.get("FAKE_TRT_WARN"):
             log.log(trt.ILogger.Severity.WARNING, words)
-        holds = {"fp16": _holds_fp16, "int8": _holds_quantizers}.get(os.environ.get("FAKE_TRT_REFUSE", ""))
+        holds, words = REFUSALS.get(os.environ.get("FAKE_TRT_REFUSE", ""), (None, ""))
         if holds is not None and holds(network._model):
-            log.log(trt.ILogger.Severity.ERROR, "could not find any implementation")
+            log.log(trt.ILogger.Severity.ERROR, words)
             return None
         if words := _flag_objection(trt, network, config) or os.environ.get("FAKE_TRT_FAIL", ""):
             log.log(trt.ILogger.Severity.ERROR, words)
@@ -426,9 +426,11 @@ def _quantizer_objection(graph: Any, node: Any, is_old: bool) -> str:
     if zero is None or zero.dtype == np.uint8:
         # Newer ones warn and make INT8 of it, whose numbers are others: nothing of ours may come to that.
         return "Found invalid input type of UINT8"
-    if zero.dtype != np.int8:
+    if zero.dtype.name == "float8_e4m3fn" and is_old:
+        return "FP8 is unknown to this parser"
+    if zero.dtype != np.int8 and zero.dtype.name != "float8_e4m3fn":
         return f"{node.name}: input has type {zero.dtype.name.capitalize()} but must have type FP8, FP4, Int4, or Int8"
-    if zero.any():
+    if zero.astype(np.float32).any():
         return (
             "Non-zero zero point is not supported." if not is_old else "TensorRT only supports symmetric quantization."
         )
@@ -453,6 +455,24 @@ def _holds_fp16(model: bytes) -> bool:
 
     weights = onnx.load_from_string(model).graph.initializer
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights)
+
+
+def _holds_fp8(model: bytes) -> bool:
+    import onnx
+
+    weights = onnx.load_from_string(model).graph.initializer
+    return any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in weights)
+
+
+REFUSALS: dict[str, tuple[Callable[[bytes], bool], str]] = {
+    "fp16": (_holds_fp16, "could not find any implementation"),
+    "int8": (_holds_quantizers, "could not find any implementation"),
+    # TensorRT-RTX 1.7.1 for SM 8.6.
+    "fp8": (
+        _holds_fp8,
+        "Cannot compile for target(s) sm86, because the model contains HW-specific datatypes: fp8_e4m3",
+    ),
+}
 
 
 class _ParserError:

@@ -80,10 +80,12 @@ def told_by(plan: Built) -> dict[str, Any]:
     assert content[:4] == b"vtrt", content[:4]  # ftrt in the product for Jetsons
     assert list(content[24:28]) == VERSION, list(content[24:28])
     kernels = set(re.findall(rb"__myl_([A-Za-z]+)(?=_0x|[^A-Za-z0-9_])", content))
+    is_int8 = any(b"MinMaxRounCast" in kernel for kernel in kernels)
     return {
         "size_bytes": len(content),
         "warnings": plan.warnings,
-        "quantizes": any(b"MinMaxRounCast" in kernel for kernel in kernels),
+        "int8": is_int8,
+        "fp8": not is_int8 and any(kernel.endswith(b"MulCast") for kernel in kernels),
         "float_products": sum(b"Fc" in kernel for kernel in kernels),
     }
 

@@ -47,8 +47,10 @@ def refusal(variant: str, target: str) -> str:
     """What TensorRT-RTX says of a variant; empty where it builds it.
 
     ``int8`` is written for ONNX Runtime: its zero points are where the numbers lie, and its biases are in INT32. Turing
-    gets no product of two FP32 factors.
+    gets no product of two FP32 factors. Ada is the first with FP8.
     """
+    if variant == "fp8-fp16" and target in ("SM75", "SM80", "SM86"):
+        return "the model contains HW-specific datatypes: fp8_e4m3"
     if variant == "int8":
         return "Non-zero zero point is not supported|has type Int32 but must have type"
     if target == "SM75" and variant in ("fp32", "fp16-attn32"):
@@ -113,11 +115,20 @@ def test_every_variant_is_built_or_refused_for_the_reason_that_is_known(
             assert row["warnings"] == [], (name, target, row)
 
 
-def test_int8_is_computed_in_int8(results: dict[tuple[str, str], dict[str, Any]]) -> None:
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_what_is_in_eight_bits_is_computed_so(kind: str, results: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Quantizing is part of kernels, and no product outside an attention is one of floats."""
     built = [row for row in results.values() if "refused" not in row and not row["model"].startswith("shipped")]
-    assert {row["model"] for row in built if row["variant"] == "int8-fp16"} == set(STEMS)
+    assert {row["model"] for row in built if row["variant"] == f"{kind}-fp16"} == set(STEMS)
     for row in built:
-        is_int8 = row["variant"] == "int8-fp16"
-        assert row["quantizes"] == is_int8, row
-        assert (row["float_products"] == 0) == is_int8, row
+        assert row[kind] == (row["variant"] == f"{kind}-fp16"), row
+        assert (row["float_products"] == 0) == (row["variant"] in ("int8-fp16", "fp8-fp16")), row
+
+
+def test_fp8_is_built_for_each_gpu_that_has_it(results: dict[tuple[str, str], dict[str, Any]]) -> None:
+    built = {
+        (row["model"], row["target"])
+        for row in results.values()
+        if row["variant"] == "fp8-fp16" and "refused" not in row
+    }
+    assert built == {(model, target) for model in STEMS for target in ("SM89", "SM120", "SM121")}
