@@ -16,10 +16,10 @@ from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
-from devit_contract.closing import Closing
 from devit_contract.descriptors import keep_reserve
 from devit_contract.errors import AddressError, InputError
 from devit_contract.extras import own_version
+from devit_contract.service.closing import Closing
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import StopSignal, as_configured
 from devit_contract.service.terminal import print_json
@@ -113,6 +113,7 @@ class FusionNode(Closing):
             calibration=calibration,
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
             images=self._images,
+            has_own_views=bundle.manifest.views == "own",
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None

@@ -97,6 +97,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """What its last images took from the node into its engine, the middle one, by what they travelled as."""
     over_current: OverCurrentEvents | None = None
     """Since its agent's start; ``None`` where its board does not count them, or its agent does not tell."""
+    lacks_source: bool = False
+    """Whether the bundle wants a camera of its own, and its ``agent.toml`` names none."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
