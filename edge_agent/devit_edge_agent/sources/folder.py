@@ -64,7 +64,9 @@ class FolderSource:
                 self._names = _pictures(self._folder)
             except InputError as err:
                 self._names, self.problem = [], str(err)
-        self.problem = self.problem or f"{self._folder}: expected pictures, found none"
+            else:
+                if not self._names:
+                    self.problem = f"{self._folder}: expected pictures, found none"
         return None
 
     def close(self) -> None:
