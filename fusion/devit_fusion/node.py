@@ -113,7 +113,6 @@ class FusionNode(Closing):
             calibration=calibration,
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
             images=self._images,
-            has_own_views=bundle.manifest.views == "own",
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None

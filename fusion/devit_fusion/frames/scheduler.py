@@ -56,7 +56,6 @@ class Scheduler:
         calibration: Calibration | None,
         accuracies: Mapping[int, float],
         images: Images,
-        has_own_views: bool = False,
     ) -> None:
         """Join the parts; ``links`` is by device name, ``accuracies`` by mask of devices."""
         self._all_devices = fusion.head.all_devices
@@ -78,7 +77,7 @@ class Scheduler:
             devices=self._device_count,
             accuracies=accuracies,
             is_calibrated=calibration is not None,
-            has_own_views=has_own_views,
+            has_own_views=clients.has_own_views,
         )
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)

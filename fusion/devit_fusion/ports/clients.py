@@ -128,7 +128,8 @@ class ClientPort:
         self._manifest = manifest
         self._policies = _POLICIES | {int(RequestPolicy.DEFAULT): policy}
         self._raw: ImageCoding | None = "raw" if math.prod(manifest.preprocess.shape) >= LEAST_BYTES else None
-        self._has_own_views = manifest.views == "own"
+        self.has_own_views = manifest.views == "own"
+        """Whether requests hold no image."""
         self._resize_to = manifest.preprocess.resize_to
         self._max_pixels = max(max_pixels, 4 * self._resize_to**2)  # whatever is resized costs so much
 
@@ -188,7 +189,7 @@ class ClientPort:
         if message.kind is not _REQUEST:
             return _question(peer, message)
         dtype, shape = message.dtype, self._manifest.preprocess.shape
-        if self._has_own_views and dtype is not Dtype.NONE:
+        if self.has_own_views and dtype is not Dtype.NONE:
             raise WireError("views", _OWN_VIEWS)
         is_image = not message.is_file and dtype is not Dtype.NONE  # NONE: the devices' own sources
         if is_image and ((dtype is not _UINT8 and dtype is not Dtype.ENCODED) or message.dims != shape):
