@@ -235,6 +235,7 @@ class FusionNode(Closing):
             asked=dict(self._scheduler.answers.asked),
             images=self._images.now,
             image_choice=self._images.choice,
+            views=manifest.views,
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,

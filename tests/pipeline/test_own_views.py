@@ -172,6 +172,7 @@ def test_the_answers_served_are_those_evaluated_whatever_the_policy(made: Made, 
             assert found == expected  # so all its devices saw the same scene
             if policy == "all":
                 right = 100 * float(np.mean(np.array(found) == made.labels))
+                print(f"served: {right:.2f} % right; devit evaluate: {made.figures.fused_accuracy:.2f} %")
                 assert right == pytest.approx(made.figures.fused_accuracy)
                 assert right > made.figures.subsets["0"] + 10
             else:
@@ -179,6 +180,7 @@ def test_the_answers_served_are_those_evaluated_whatever_the_policy(made: Made, 
                 assert 1 in asked
                 assert max(asked) > 1  # asked later, about the moment of the first
         status = client.status()
+        assert status.views == "own"
         assert status.promise is not None
         assert status.promise.audited  # by devices that had kept the moment
         assert not status.promise.is_broken

@@ -7,7 +7,7 @@ from bisect import bisect_left
 import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.choices import Policy
+from devit_contract.choices import Policy, Views
 from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.words import DeviceState, MissingReason
 
@@ -190,3 +190,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What clients are to send images as now."""
     image_choice: str = "raw"
     """As the fleet says; ``raw`` where images are too small to code."""
+    views: Views = "same"
+    """``own``: each device uses its own camera, and requests hold no image."""
