@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from devit_contract.artefacts.head import Fusion, FusionHead
+from devit_contract.artefacts.head import Fusion
 from devit_decompose.data.dataset import load_dataset
-from devit_decompose.models.weights import load_model
+from devit_decompose.evaluation.evaluate import load_cell
 from devit_decompose.models_folder.decomposition import load_decomposition
 from devit_decompose.models_folder.subset_accuracy import joined_features
 
@@ -30,12 +30,9 @@ def collect(models: Path, row: str) -> None:
     if found.recipe is None:
         raise SystemExit(f"{models}: expected models that devit decompose made")
     test = load_dataset(found.recipe.data).test
-    submodels = [
-        load_model(models / found.file("submodel", device).name, record.config)
-        for device, record in enumerate(found.submodels)
-    ]
-    fusion = Fusion(FusionHead.load(models / found.file("fusion").name))
-    answers = fusion.batch_logits(joined_features(submodels, test.images), fusion.head.all_devices).argmax(axis=1)
+    cell = load_cell(models)
+    features = joined_features(cell.submodels, test.images)
+    answers = Fusion(cell.head).batch_logits(features, cell.head.all_devices).argmax(axis=1)
     content = json.loads((models / "decomposition.json").read_bytes())
     right = np.packbits(answers == test.labels)
     content["right"] = base64.b64encode(zlib.compress(right.tobytes(), 9)).decode()

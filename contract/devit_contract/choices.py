@@ -58,6 +58,8 @@ Order = Literal["rotating", "best", "cost"]
 """Which devices come first under ``certain``: the idlest, by turns; the most accurate; the fastest."""
 LiarChoice = Literal["off", "warn", "exclude"]
 """What becomes of a device whose features do not fit those of the others."""
+Views = Literal["same", "own"]
+"""What the devices of a cell see of a scene: ``same``: all the same image; ``own``: each what its own camera shows."""
 Colour = Literal["gray", "rgb"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """As Pillow names them."""

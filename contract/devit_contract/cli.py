@@ -69,7 +69,7 @@ def classify(
         raise InputError("give either pictures or --own COUNT")
     if own and keep_novel is not None:
         raise InputError("--keep-novel copies picture files: give pictures instead of --own")
-    paths = list(_picture_paths(images or []))
+    paths = list(picture_paths(images or []))
     names = [str(path) for path in paths] or [f"own {number}" for number in range(1, own + 1)]
     answers: list[Answer] = []
     unread: dict[int, str] = {}
@@ -165,6 +165,10 @@ def status(
     if found.asked:
         counts = ", ".join(f"{asked}: {count}" for asked, count in sorted(found.asked.items()))
         typer.echo(f"frames by devices asked: {counts}")
+    if lacking := ", ".join(device.name for device in found.devices if device.lacks_source):
+        typer.echo(
+            f"without a camera, though this bundle wants one on each device: {lacking}: set source in agent.toml"
+        )
     if over_current := _over_current_line(found.devices):
         typer.echo(over_current)
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
@@ -252,7 +256,12 @@ def open_client(to: str | None, fleet: Path | None, key: Path | None, node_key: 
     return Client.of_fleet(load_fleet(chosen), keys, tell=tell)
 
 
-def _picture_paths(names: list[str]) -> Iterator[Path]:
+def picture_paths(names: list[str]) -> Iterator[Path]:
+    """List the pictures of files, folders, patterns, or with ``-`` of standard input.
+
+    Raises:
+        InputError: A folder holds none, or a pattern matches none.
+    """
     from devit_contract.artefacts.preprocess import PICTURE_SUFFIXES
     from devit_contract.errors import InputError
 

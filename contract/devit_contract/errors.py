@@ -10,7 +10,7 @@ MessageFault = Literal["size", "magic", "kind", "dtype", "dims", "state", "crc",
 """What may be wrong with any message."""
 DeviceFault = Literal[MessageFault, "frames", "boot", "run", "reason", "hello"]
 """What a node may find wrong with a message of a device."""
-ClientFault = Literal[MessageFault, "shape", "mask", "picture", "policy", "connections"]
+ClientFault = Literal[MessageFault, "shape", "mask", "picture", "policy", "connections", "views"]
 """What a node may find wrong with a message of a client."""
 AgentFault = Literal[MessageFault, "question", "run", "engine"]
 """What an agent may find wrong with a message of its node."""

@@ -81,6 +81,7 @@ def _dry_run_submodel(recipe: Recipe, teacher: Model, classes: tuple[int, ...], 
     if recipe.shrink is not None:
         quick = msgspec.structs.replace(recipe.shrink, candidates=1)
         student, _ = search_submodel(recipe, student, quick, device, split.images[:], lambda _model: 0.0, no_progress)
+    student.see(recipe.view_of(device))
     distil = recipe.distil_of(device)
     objective = DistilObjective(student, source, distil, recipe.class_weights(device))
     _step(objective, split, distil.schedule, _answer(source, split, objective.teacher_block))

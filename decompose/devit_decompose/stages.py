@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import torch
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.files import check_replaceable, exclusive_lock, write_bytes
 from devit_contract.errors import TrainError
 from devit_contract.service.progress import Progress
@@ -119,6 +120,7 @@ class Stages:
         source = own_teacher or of_classes(teacher, classes)
         self._seed_torch()
         student = self._student(source, classes, device, training, validation)
+        student.see(recipe.view_of(device))
         distil = recipe.distil_of(device)
         objective, schedule = DistilObjective(student, source, distil, recipe.class_weights(device)), distil.schedule
         if recipe.members:
@@ -176,8 +178,8 @@ class Stages:
         if found is None:
             seed = (self.recipe.seed, device)
             scored = _some(validation, shrink.images, seed)
-            score = ReadoutAccuracy(scored.images[:], scored.labels)
-            images = _some(training, shrink.images, seed).images[:]
+            score = ReadoutAccuracy(self._seen(device, scored), scored.labels)
+            images = self._seen(device, _some(training, shrink.images, seed))
             pruned, record = search_submodel(self.recipe, source, shrink, device, images, score, self.context.progress)
             content = {
                 "config": msgspec.json.encode(pruned.config).decode(),
@@ -192,6 +194,11 @@ class Stages:
             record = msgspec.json.decode(found["record"], type=SearchRecord)
         self.searches.append(record)
         return pruned
+
+    def _seen(self, device: int, split: Split) -> UInt8Array:
+        """Give a few images as a device sees them, ``(n, H, W, C)``."""
+        view = self.recipe.view_of(device)
+        return split.images[:] if view is None else view.of(split.images[:])
 
     def _learn_labels(self, name: str, model: Model, schedule: Schedule, training: Split, validation: Split) -> None:
         model.set_drop_path(schedule.drop_path)

@@ -7,29 +7,30 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from devit_contract.arrays import Float32Array, UInt8Array
+from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.manifest import check_image
-from devit_contract.closing import Closing
 from devit_contract.errors import DeviceLostError, EnergyError, EngineError, InputError, RefusedError, WireError
 from devit_contract.machine import over_current_events
+from devit_contract.service.closing import Closing
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
 from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
 from devit_edge_agent.engine.baseline_model import BaselineModel
+from devit_edge_agent.engine.inference import Inference
 from devit_edge_agent.engine.loading import Loaded, Settings, describe
 from devit_edge_agent.engine.swap import Swap, retire
 from devit_edge_agent.sensors.over_current import OverCurrentWatch
 from devit_edge_agent.sensors.power import PowerFeed
-from devit_edge_agent.sources.source import Source
+from devit_edge_agent.sources.moments import Moments
+from devit_edge_agent.sources.source import Captured, Source
 from devit_edge_agent.uplink import Uplink
 
 _IDLE_POLL_MS = 200
@@ -38,19 +39,6 @@ _FOLDER_PERIOD_MS = 33
 """Pace of a free-running folder, about a camera's."""
 _SHUTDOWN_NS = 2_000_000_000
 """How long a stopping agent may finish its queued frames, and wait for the node to know."""
-
-
-@dataclass(frozen=True)
-class Inference:
-    """A feature, and the time that its frame waited for it."""
-
-    feature: Float32Array
-    """Shape ``(dim,)``."""
-    decode_us: int
-    inference_us: int
-    """Both 0 if the feature was there before the trigger."""
-    captured_ns: int = 0
-    """From an own source: when its image was captured."""
 
 
 class EdgeAgent(Closing):
@@ -78,6 +66,7 @@ class EdgeAgent(Closing):
         self._withdrawn: set[int] = set()  # frames of the queue that the node does not need any more
         self._questions: deque[Message] = deque()
         self._newest: Inference | None = None
+        self._moments: Moments[Captured | Inference] = Moments(self._config.submodel, self._capture)
         self._inferences = 0
         self._busy_ns = 0
         self._has_served = False
@@ -183,6 +172,7 @@ class EdgeAgent(Closing):
     def _unlinked(self, status: str) -> None:
         """Drop what belonged to the link that has ended."""
         self._queue.clear()
+        self._moments.forget()
         self._withdrawn.clear()
         self._questions.clear()
         self._power.stop()
@@ -191,7 +181,9 @@ class EdgeAgent(Closing):
 
     def _take(self, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
-            self._queue.append((message, time.monotonic_ns()))
+            is_kept = message.kind is Kind.TRIGGER and self._loaded.has_own_view
+            if not is_kept or self._moments.hears(message):
+                self._queue.append((message, time.monotonic_ns()))
         elif message.kind is Kind.WITHDRAW:  # skipped in its turn: the node expects answers in the order of the frames
             self._withdrawn |= {frame.frame_id for frame, _ in self._queue if frame.frame_id == message.frame_id}
         elif message.kind is Kind.WELCOME:
@@ -226,8 +218,8 @@ class EdgeAgent(Closing):
             self._skip(message, Reason.EXPIRED)
             return
         try:
-            inference = self._triggered(start_ns) if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
-            feature = None if inference is None else self._to_send(inference.feature)
+            inference = (self._triggered if message.kind is Kind.TRIGGER else self._framed)(message, start_ns)
+            feature = None if inference is None else inference.as_sent(self._uplink.feature_dtype)
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
@@ -262,23 +254,6 @@ class EdgeAgent(Closing):
             )
         )
 
-    def _to_send(self, feature: Float32Array) -> npt.NDArray[np.floating]:
-        """Round a feature to the type that the node wants.
-
-        Raises:
-            EngineError: FP16 does not hold one of its numbers.
-        """
-        if self._uplink.feature_dtype == "float32":
-            return feature
-        with np.errstate(over="ignore"):
-            half = feature.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise EngineError(
-                f"expected a feature that float16 holds, found a number of {np.abs(feature).max():.3g}: "
-                'set feature_dtype = "float32" in fleet.toml'
-            )
-        return half
-
     def _framed(self, message: Message, start_ns: int) -> Inference:
         """Run the engine on an image that the node sent."""
         if message.dtype is Dtype.ENCODED:
@@ -291,8 +266,16 @@ class EdgeAgent(Closing):
             check_image(image, self._loaded.preprocess)
         return self._infer(image, start_ns)
 
-    def _triggered(self, start_ns: int) -> Inference | None:
-        """Run the engine on the newest image of the own source; a free-running one has its newest feature ready."""
+    def _triggered(self, message: Message, start_ns: int) -> Inference | None:
+        """Run the engine on an image of the own source: of now, or with an own view of when the trigger came."""
+        is_kept, frame_id = self._loaded.has_own_view, message.frame_id
+        captured = self._moments.take(frame_id) if is_kept else self._capture(frame_id)
+        if isinstance(captured, Captured):
+            return self._infer(captured.image, start_ns, captured.captured_ns)
+        return captured
+
+    def _capture(self, frame_id: int) -> Captured | Inference | None:
+        """Take the newest image of the own source; a free-running one has its newest feature ready."""
         if self._source is None:
             return None
         if self._config.free_running:
@@ -301,8 +284,7 @@ class EdgeAgent(Closing):
                 return None
             # It was there before the trigger, so it cost the frame no time.
             return replace(self._newest, decode_us=0, inference_us=0)
-        captured = self._source.newest()
-        return None if captured is None else self._infer(captured.image, start_ns, captured.captured_ns)
+        return self._source.newest(frame_id)
 
     def _tend_source(self, source: Source) -> None:
         source.pump()

@@ -13,6 +13,11 @@ from devit_contract.service.terminal import print_json
 from devit_edge_agent.agent import EdgeAgent
 from devit_edge_agent.engine.loading import load, read_settings
 
+NO_SOURCE = (
+    "expected a camera, since each device of this bundle uses its own, found no source in agent.toml: until you set it "
+    "and restart the agent, its features are missing from all answers"
+)
+
 
 def run_agent(config: Path, engine: str = "built", *, stop_with_stdin: bool = False) -> None:
     """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input."""
@@ -44,6 +49,8 @@ def open_agent(
             log.log(Priority.WARNING, loaded.doubt)
         line = settings.config.source
         source = None
+        if loaded.hello.lacks_source:
+            log.log(Priority.WARNING, NO_SOURCE)
         if line:
             from devit_edge_agent.sources.open import open_source
 

@@ -41,7 +41,8 @@ def reference_of(bundle: Bundle, model: ModelRef) -> Reference:
         return Reference(golden["images"], logits, logits, lambda outputs: outputs)
     features = [golden[f"features.{device}"] for device in range(len(bundle.manifest.submodels))]
     answer = fused_with(bundle.fusion_head(), features, model)
-    return Reference(golden["images"], features[model], golden["logits"], answer)
+    images = bundle.manifest.submodels[model].seen(golden["images"])
+    return Reference(images, features[model], golden["logits"], answer)
 
 
 def verdict_digest(bundle: Bundle, engine_sha256: str) -> str:

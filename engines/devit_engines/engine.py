@@ -12,8 +12,8 @@ import numpy as np
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.choices import Role
-from devit_contract.closing import Closing
 from devit_contract.errors import EngineError
+from devit_contract.service.closing import Closing
 
 ModelRef = int | Literal["baseline"]
 """Index of a submodel, or the bundle's baseline model."""

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from devit_contract.arrays import Float32Array, UInt8Array
-from devit_contract.closing import Closing
 from devit_contract.errors import EngineError
+from devit_contract.service.closing import Closing
 from devit_engines.engine import Engine
 
 _Result = TypeVar("_Result")

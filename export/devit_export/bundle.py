@@ -120,7 +120,7 @@ class _Work:
         self._report(plain)
         model, (record, _) = self.cell.model(device), self.cell.record(device)
         graph = export_logits(model, plain) if device is None else export_features(model, plain)
-        ranges = scan_ranges(plain, graph.content, self.cell.golden["images"], self.headroom)
+        ranges = scan_ranges(plain, graph.content, self.cell.reference(device).images, self.headroom)
         made = CheckedVariants(graph, self.cell, device, ranges.overflows)
         for variant in reversed(self.variants):  # FP32 first: if it is not what was trained, nothing is
             name = f"{stem}.{variant}.onnx"
@@ -142,6 +142,7 @@ class _Work:
             fp32_nodes=made.fp32_nodes,
             left_out=made.left_out,
             kept_products=made.kept_products,
+            view=self.decomposition.view_of(device),
         )
 
     def add_fusion(self, folder: Path) -> None:
@@ -182,6 +183,7 @@ class _Work:
             baseline=self.records.get(None),
             baseline_accuracy=_baseline_accuracy(whole),
             int8_accuracy=self.cell.int8_accuracy(),
+            views=whole.views,
         )
 
     def _report(self, name: str) -> None:

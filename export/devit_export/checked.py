@@ -38,11 +38,10 @@ class CheckedVariants:
         Raises:
             ExportError: It breaks a rule, or is the FP32 graph, of which all others are made, and not what was trained.
         """
-        graph, kept = self.graph, self.cell.kept
-        if variant in EIGHT_BIT_VARIANTS and kept is None:
+        graph, images = self.graph, self.cell.kept_images(self.device)
+        if variant in EIGHT_BIT_VARIANTS and images is None:
             self.left_out[variant] = _UNCALIBRATED
             return None
-        images = None if kept is None else kept["images"]
         refusals: list[ParityError] = []
 
         def accept(content: bytes) -> bool:

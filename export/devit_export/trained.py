@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from devit_contract.arrays import Float32Array
+from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.files import Tensors, read_tensors
 from devit_contract.artefacts.gate import Reference, fused_with
 from devit_contract.artefacts.head import FusionHead
@@ -71,14 +71,18 @@ class TrainedCell:
         return load_model(self.models / weights, record.config)
 
     def reference(self, device: int | None) -> Reference:
-        """Give what a graph has to compute for the golden images."""
+        """Give what a graph has to compute for the golden images, as its device sees them."""
         golden = self.golden
         if device is None:
             logits = golden["baseline.logits"]
             return Reference(golden["images"], logits, logits, lambda outputs: outputs)
         features = [golden[f"features.{other}"] for other in range(len(self.head.dims))]
         answer = fused_with(self.head, features, device)
-        return Reference(golden["images"], features[device], golden["logits"], answer)
+        return Reference(self._seen(device, golden), features[device], golden["logits"], answer)
+
+    def kept_images(self, device: int | None) -> UInt8Array | None:
+        """Give the images for INT8 as a device sees them; ``None`` if there are none."""
+        return None if self.kept is None else self._seen(device, self.kept)
 
     def check(self, name: str, variant: Variant, device: int | None, graph: bytes) -> Difference:
         """Hold a graph against the model that it came from, and remember what it answers if it is in INT8.
@@ -93,7 +97,7 @@ class TrainedCell:
             return measure(name, graph, reference.images, reference.outputs)
         difference = measure_variant(name, variant, graph, reference)
         if variant in EIGHT_BIT_VARIANTS and self.kept is not None:
-            self._check_answers(name, variant, device, run_graph(name, graph, self.kept["images"]))
+            self._check_answers(name, variant, device, run_graph(name, graph, self._seen(device, self.kept)))
         return difference
 
     def int8_accuracy(self) -> Int8Accuracy | None:
@@ -112,13 +116,18 @@ class TrainedCell:
         model = self.model(device)
         function = model if device is None else model.features
         if self.kept is not None:
-            self._kept_outputs[device] = run(function, self.kept["images"])
+            self._kept_outputs[device] = run(function, self._seen(device, self.kept))
         model.double()
-        reference = run(function, self.golden["images"], batch=_DOUBLE_BATCH)
+        reference = run(function, self._seen(device, self.golden), batch=_DOUBLE_BATCH)
         if not np.isfinite(reference).all():
             weights = self.record(device)[1]
             raise ExportError(f"{weights}: expected finite outputs for every golden image, found others: {_HINT}")
         self.golden["baseline.logits" if device is None else f"features.{device}"] = reference
+
+    def _seen(self, device: int | None, tensors: Tensors) -> UInt8Array:
+        """Give images of whole scenes, ``(n, H, W, C)``, as a device sees them."""
+        view, images = self.decomposition.view_of(device), tensors["images"]
+        return images if view is None else view.of(images)
 
     def _check_answers(self, name: str, variant: Variant, device: int | None, outputs: Float32Array) -> None:
         """Count the right answers with this device, and those before it, in INT8."""

@@ -209,6 +209,7 @@ class Link:
             is_revoked=self.is_revoked,
             image_us=self.pace.trips.status(),
             over_current=self.over_current,
+            lacks_source=self.hello is not None and self.hello.lacks_source,
         )
 
     def _count_overdue(self, now_ns: int) -> None:

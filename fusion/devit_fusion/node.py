@@ -16,10 +16,10 @@ from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
-from devit_contract.closing import Closing
 from devit_contract.descriptors import keep_reserve
 from devit_contract.errors import AddressError, InputError
 from devit_contract.extras import own_version
+from devit_contract.service.closing import Closing
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import StopSignal, as_configured
 from devit_contract.service.terminal import print_json
@@ -235,6 +235,7 @@ class FusionNode(Closing):
             asked=dict(self._scheduler.answers.asked),
             images=self._images.now,
             image_choice=self._images.choice,
+            views=manifest.views,
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("devit_contract.keys_cli:app", "Make, list and revoke CURVE keys."),
     "fuse": ("devit_fusion.cli:app", "Join the features of all devices into answers (= fusion-node)."),
     "gateway": ("devit_gateway.cli:app", "Serve HTTP for a fusion node: inference protocol, health, metrics."),
+    "views": ("devit_edge_agent.sources.views_cli:app", "Simulate the cameras of a cell with own views."),
     "agent": ("devit_edge_agent.cli:app", "Run one submodel and send its features (= edge-agent)."),
     "install-service": ("devit_pipeline.service_cli:app", "Write systemd units for an agent or a fusion node."),
     "status": ("devit_contract.cli:status_app", "Show what a fusion node knows of its devices."),

@@ -203,6 +203,11 @@ def test_images(bundle: Bundle) -> tuple[UInt8Array, Int64Array]:
     tensors = read_tensors(SHIPPED / "test-images.safetensors", "install the package again")
     images: UInt8Array = tensors["images"]
     labels: Int64Array = tensors["labels"]
+    if bundle.manifest.views == "own":
+        raise InputError(
+            f"{bundle.folder}: expected a bundle whose devices see the same image, found own views: "
+            "simulate its cameras by devit views"
+        )
     expected = bundle.manifest.preprocess.shape
     if images.shape[1:] != expected:
         raise InputError(

@@ -38,6 +38,8 @@ class LocalDevice:
     """Where the agent looks for /proc/device-tree; a folder with a simulated board's."""
     engine: str = "built"
     """``built``, ``built:MS``, ``null`` or ``paced:MS``."""
+    source: str = ""
+    """Where its own images come from, as in agent.toml; empty where the node sends them."""
 
 
 class LocalCell:
@@ -238,6 +240,7 @@ class LocalCell:
             f"store = {json.dumps(str(self.store.absolute()) if self.store is not None else '')}",
             f"tegrastats = {json.dumps(list(device.tegrastats))}",
             f"root = {json.dumps(device.root)}",
+            f"source = {json.dumps(device.source)}",
             "",
         ]
         write_bytes(self.folder / f"{device.name}.toml", "\n".join(lines).encode())

@@ -169,7 +169,7 @@ def cell(
     from devit_contract.artefacts.keys import load_keys
     from devit_contract.wire.client import Client
     from devit_profiling.load.cell_run import cell_scenarios, measure_cell
-    from devit_profiling.load.load_generator import load_images, random_images
+    from devit_profiling.load.load_generator import OWN_CAMERAS, load_images, random_images
     from devit_profiling.record.calibration import default_folder
 
     if quick and sustained is not None:
@@ -189,7 +189,8 @@ def cell(
     keys = load_keys(key) if key is not None else None
     with _measuring(quiet=as_json) as progress, Client.of_fleet(whole, keys, tell=terminal.tell) as client:
         if pictures is None:
-            pictures = random_images(client.status().image_shape)
+            status = client.status()
+            pictures = OWN_CAMERAS if status.views == "own" else random_images(status.image_shape)
         announce = partial(_announce, plan, scenarios)
         folders = calibrations or default_folder()
         folder = measure_cell(client, whole, names, pictures, plan, out, progress, folders, announce)

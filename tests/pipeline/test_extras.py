@@ -33,6 +33,7 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "keys": ("list", None),
     "fuse": ("--bundle absent --fleet absent", None),
     "gateway": ("--fleet absent", None),
+    "views": ("absent absent", None),
     "agent": ("--config absent", None),
     "install-service": ("fusion --prefix /srv/devit --dry-run", None),
     "status": ("", None),

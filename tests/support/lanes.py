@@ -51,6 +51,7 @@ LONG = (
     "tests/engines/trt/test_child.py",
     "tests/decompose/models/test_weights.py",
     "tests/pipeline/test_cli.py",
+    "tests/pipeline/test_own_views.py",
     "tests/gateway/test_faults.py",
     "tests/profiling/report/test_report.py",
     "tests/project/test_docs.py",

@@ -26,11 +26,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
-from devit_contract.choices import Colour, Interpolation, Role, Variant
+from devit_contract.choices import Colour, Interpolation, Role, Variant, Views
 from devit_contract.errors import InputError, ManifestError
+from devit_contract.views import View
 
 if TYPE_CHECKING:
     from devit_contract.artefacts.calibration import Calibration
@@ -117,6 +119,12 @@ class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """Of each variant that is not there, what was wrong with it."""
     kept_products: dict[Variant, tuple[str, ...]] = {}
     """Of each variant in INT8 or FP8, the products of the FP32 graph that stay as they are, for the answers' sake."""
+    view: View | None = None
+    """Of a submodel with an own view: what it was trained to see of the scene that the golden images show whole."""
+
+    def seen(self, images: UInt8Array) -> UInt8Array:
+        """Give images of whole scenes, ``(n, H, W, C)``, as this model takes them."""
+        return images if self.view is None else self.view.of(images)
 
     def __post_init__(self) -> None:
         """Refuse a model without outputs, and FP32 nodes of variants that are not there."""
@@ -173,6 +181,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """The baseline model's; its mask is 0."""
     int8_accuracy: Int8Accuracy | None = None
     """Absent where the models folder held no images for INT8."""
+    views: Views = "same"
+    """``own``: each device uses its own camera, and requests hold no image."""
 
     def __post_init__(self) -> None:
         """Refuse what later code could not use."""
@@ -180,6 +190,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"labels: expected at least 2 classes, found {len(self.labels)}")
         if not 1 <= len(self.submodels) <= MAX_SUBMODELS:
             raise ValueError(f"submodels: expected 1 to {MAX_SUBMODELS}, found {len(self.submodels)}")
+        if {graph.view is not None for graph in self.submodels} != {self.views == "own"}:
+            raise ValueError(
+                f'views: expected a view of every submodel with "own", and else none, found {self.views!r}'
+            )
 
     @property
     def left_out(self) -> tuple[str, ...]:

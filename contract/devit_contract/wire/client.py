@@ -16,7 +16,6 @@ from typing import TypeVar
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.choices import IMAGE_CODINGS, ImageCoding, Policy
-from devit_contract.closing import Closing
 from devit_contract.errors import (
     DevitError,
     InputError,
@@ -25,6 +24,7 @@ from devit_contract.errors import (
     QuestionFailedError,
     WireError,
 )
+from devit_contract.service.closing import Closing
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client_link import ClientLink
 from devit_contract.wire.codec import Dtype, Kind, Message, pack

@@ -15,7 +15,8 @@ offset type  field             meaning
 12     4u32  dims              shape of the payload, unused ones 0
 28     u32   engine_revision   engine that made a feature (FEATURE) or is introduced (HELLO), the latter
                                echoed in WELCOME and REFUSED; 0 elsewhere
-32     u64   mask              devices: requested (REQUEST, 0 = all), present (ANSWER)
+32     u64   mask              devices: requested (REQUEST, 0 = all), present (ANSWER), to work now (TRIGGER, 0 = all;
+                               the others keep the image of this moment)
 40     u16   state             see :class:`State` (ANSWER)
 42     u16   reason            see :class:`Reason` (SKIP, REFUSED)
 44     u64   run_id            random at start of the fusion node (of the client, in REQUEST and ANSWER)
@@ -26,7 +27,8 @@ offset type  field             meaning
 80     u32   queue_us          agent: from reading the frame to starting on it
 84     u32   decode_us         agent: decoding and resizing
 88     u32   inference_us      agent: engine
-92     u32   capture_age_us    agent: age of its own source's image when the feature was sent; 0 for images sent to it
+92     u32   capture_age_us    agent: age of its own source's image when the feature was sent; 0 for images sent to it;
+                               node, TRIGGER to a later stage: how long ago the first was sent, whose moment counts
 96     u32   payload_bytes     length of the payload
 100    u32   crc32             CRC-32 of the payload, then bytes 0 to 99, then those from 104 to the payload
 104    u32   policy            see :class:`RequestPolicy` (REQUEST, from minor 2); absent = 0

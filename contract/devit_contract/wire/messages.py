@@ -38,6 +38,8 @@ class Hello(msgspec.Struct, frozen=True):
     """Whether it knows WITHDRAW; absent from older agents."""
     image_codings: tuple[str, ...] = ()
     """Coded images that it reads: ``jpeg``, ``lossless``; none from older agents."""
+    lacks_source: bool = False
+    """Whether its bundle wants a camera of its own, and ``agent.toml`` names none."""
 
 
 class Welcome(msgspec.Struct, frozen=True):

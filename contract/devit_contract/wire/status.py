@@ -7,7 +7,7 @@ from bisect import bisect_left
 import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.choices import Policy
+from devit_contract.choices import Policy, Views
 from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.words import DeviceState, MissingReason
 
@@ -97,6 +97,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """What its last images took from the node into its engine, the middle one, by what they travelled as."""
     over_current: OverCurrentEvents | None = None
     """Since its agent's start; ``None`` where its board does not count them, or its agent does not tell."""
+    lacks_source: bool = False
+    """Whether the bundle wants a camera of its own, and its ``agent.toml`` names none."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -188,3 +190,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What clients are to send images as now."""
     image_choice: str = "raw"
     """As the fleet says; ``raw`` where images are too small to code."""
+    views: Views = "same"
+    """``own``: each device uses its own camera, and requests hold no image."""

@@ -133,7 +133,9 @@ def load_cell(models: Path) -> LoadedCell:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def load(role: Role, number: int | None, record: ModelRecord) -> Model:
-        return load_model(models / found.file(role, number).name, record.config).to(device)
+        model = load_model(models / found.file(role, number).name, record.config)
+        model.see(found.view_of(number))
+        return model.to(device)
 
     return LoadedCell(
         decomposition=found,

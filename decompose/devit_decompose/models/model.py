@@ -29,6 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from devit_contract.views import View
+from devit_decompose.models.look import Look
+
 PREFIX_TOKENS = {"vit": 1, "deit": 2, "cct": 0}
 
 
@@ -199,6 +202,8 @@ class Model(nn.Module):
         """Build with fresh weights; the caller seeds torch."""
         super().__init__()
         self.config = config
+        self.look: Look | None = None
+        """Set by :meth:`see`; it has no weights, and exported graphs do without."""
         prefix = config.prefix_tokens
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -216,6 +221,10 @@ class Model(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
         if self.prefix is not None:
             nn.init.trunc_normal_(self.prefix, std=0.02)
+
+    def see(self, view: View | None) -> None:
+        """Take images of the whole scene from now on, and see a view of each; ``None`` for all of it."""
+        self.look = None if view is None else Look(view, *self.config.image_size[:2]).to(self.pixel_mean.device)
 
     def features(self, images: Tensor) -> Tensor:
         """Map images of 0 to 255, ``(B, H, W, C)``, to features ``(B, feature_dim)``."""
@@ -259,6 +268,8 @@ class Model(nn.Module):
         return [module for module in self.blocks if isinstance(module, Block)]
 
     def _embed(self, images: Tensor) -> Tensor:
+        if self.look is not None:
+            images = self.look(images)
         pixels = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         tokens: Tensor = self.tokenizer(pixels.permute(0, 3, 1, 2))  # (B, T - P, D)
         if self.prefix is None:

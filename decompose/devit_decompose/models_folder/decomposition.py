@@ -9,7 +9,8 @@ import msgspec
 from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
 from devit_contract.artefacts.files import read_json
 from devit_contract.artefacts.manifest import Preprocess, SubsetAccuracy
-from devit_contract.choices import Role
+from devit_contract.choices import Role, Views
+from devit_contract.views import View
 from devit_decompose.models.model import ModelConfig
 from devit_decompose.pruning.search import SearchRecord
 from devit_decompose.recipe.schema import Recipe
@@ -85,6 +86,15 @@ class Decomposition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subsets: tuple[SubsetRecord, ...]
     """One entry for each of the 2^N - 1 subsets, by rising mask."""
     files: tuple[FileEntry, ...]
+
+    @property
+    def views(self) -> Views:
+        """Whether each device has its own view of a scene."""
+        return "same" if self.recipe is None else self.recipe.views
+
+    def view_of(self, device: int | None) -> View | None:
+        """What a device sees of a scene; ``None`` for the whole image, as the teacher (``None``) does."""
+        return None if self.recipe is None or device is None else self.recipe.view_of(device)
 
     def file(self, role: Role, device: int | None = None) -> FileEntry:
         """Find the file of a role.

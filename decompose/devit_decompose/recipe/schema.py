@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from devit_contract.choices import Views
 from devit_contract.errors import InputError
+from devit_contract.views import View, spread
 from devit_decompose.models.model import PRESETS, ModelConfig, Preset, StemLayer, uniform_config
 from devit_decompose.recipe.training import (
     AugmentRecipe,
@@ -137,6 +139,21 @@ class PartitionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.method in ("committee", "specialists")
 
 
+class ViewRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What each device sees of a scene, cut out of the image of the whole scene."""
+
+    share: float = 1.0
+    """Side of a device's window, as a share of the scene's; the windows stand in rows and columns and cover it."""
+    turn_degrees: float = 0.0
+    """How far the last device's camera is turned; the first one's is turned as far the other way."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"view.share: expected more than 0 and up to 1, found {self.share}")
+        if not -180 <= self.turn_degrees <= 180:
+            raise ValueError(f"view.turn_degrees: expected -180 to 180, found {self.turn_degrees}")
+
+
 class ShrinkRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Submodels pruned from a trained model, in place of fresh ones."""
 
@@ -186,6 +203,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stage: a copy of the teacher learns one subset of classes, and teaches it."""
     partition: PartitionRecipe = PartitionRecipe()
     shrink: ShrinkRecipe | None = None
+    views: Views = "same"
+    """``own``: each device has a camera of its own, and sees what ``view`` says; the teacher sees the whole scene."""
+    view: ViewRecipe = ViewRecipe()
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Of the multiplications in training; fp16 needs a GPU."""
 
@@ -205,6 +225,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"members: expected {_either((0, self.submodels))}, found {len(self.members)}")
         self._check_partition()
         self._check_focus()
+        self._check_views()
         if self.train is None and not self.teacher.weights:
             raise ValueError("train: expected this table, or teacher.weights, found neither")
         if self.data.source == "pairs" and any(augment.flip for augment in self._augments()):
@@ -243,6 +264,28 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return None
         member = self.members[device]
         return tuple(member.focus_weight if label in member.focus else 1.0 for label in range(self.data.class_count))
+
+    def view_of(self, device: int) -> View | None:
+        """What one device sees of a scene; None for the whole image."""
+        return None if self.views == "same" else self._views()[device]
+
+    def _views(self) -> tuple[View, ...]:
+        share, turn = self.view.share, self.view.turn_degrees
+        return spread(self.submodels, *self.data.size, share=share, turn_degrees=turn)
+
+    def _check_views(self) -> None:
+        if (self.views == "own") != (self.view != ViewRecipe()):
+            raise ValueError(
+                'views: expected "own" together with view.share below 1 or view.turn_degrees, '
+                f'found views = "{self.views}" and {self.view}'
+            )
+        if self.views == "own":
+            self._views()  # refuses gaps
+            if self.distil.used_relation is not None:
+                raise ValueError(
+                    'distil.relation: expected none with views = "own", where no token of a submodel shows what the '
+                    "same token of the teacher does: set its weights to 0"
+                )
 
     def _augments(self) -> list[AugmentRecipe]:
         schedules = (self.train, self.sub_teacher, self.ensemble.schedule)

@@ -60,6 +60,11 @@ class Loaded:
         """How a picture file becomes an image."""
         return self.bundle.manifest.preprocess
 
+    @property
+    def has_own_view(self) -> bool:
+        """Whether it was trained on what this device's own camera shows."""
+        return self.bundle.manifest.views == "own"
+
 
 def read_settings(path: Path, engine_choice: str) -> Settings:
     """Read ``agent.toml`` and the key it names.
@@ -196,6 +201,7 @@ def _described(config: AgentConfig, bundle: Bundle, opened: OpenedEngine) -> Loa
         software=own_version(),
         can_withdraw=True,
         image_codings=("jpeg", "lossless"),
+        lacks_source=bundle.manifest.views == "own" and not config.source,
     )
     board = detect_board(Path(config.root))
     description = Description(

@@ -91,7 +91,7 @@ class GstSource:
         elif now_ns - max(heard_ns, self._start_ns) >= SILENCE_NS:
             self._finish(child, child.silence(f"no frame for {SILENCE_NS // 1_000_000_000} s"))
 
-    def newest(self) -> Captured | None:
+    def newest(self, _frame_id: int = 0) -> Captured | None:
         """Hand out the newest image, again if there is no newer one; ``None`` if it is older than ten seconds."""
         taken = self._frames.take()
         if taken is not None:

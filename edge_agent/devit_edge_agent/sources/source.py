@@ -32,8 +32,11 @@ class Source(Protocol):
     def pump(self) -> None:
         """Take in what has come, and restart what has ended; call it when readable, and before each image."""
 
-    def newest(self) -> Captured | None:
-        """Hand out the newest image, again if there is no newer one; ``None`` if there is none, or no recent one."""
+    def newest(self, frame_id: int) -> Captured | None:
+        """Hand out the newest image, again if there is no newer one; ``None`` if there is none, or no recent one.
+
+        ``frame_id`` is the number of the frame that it is for, which decides where the images are no camera's.
+        """
 
     def take_new(self) -> Captured | None:
         """Hand out the newest image, unless it has been handed out before."""

@@ -169,9 +169,11 @@ class Courses:
         self._end(answered, now_ns)
 
     def _may_audit(self, frame: Frame, course: Course) -> bool:
-        """Tell whether all devices can answer; with own cameras, those asked later would see another image."""
+        """Tell whether all devices can answer; with own cameras, those asked later may see another image."""
         rest = frame.pending | course.unasked
-        is_later = bool(course.unasked) and course.request.picture.dtype is Dtype.NONE
+        is_later = (
+            bool(course.unasked) and course.request.picture.dtype is Dtype.NONE and not self._stages.keeps_moments
+        )
         reached = frame.mask | mask_of(rest)
         is_whole = reached == self._fusion.head.all_devices
         return bool(rest) and is_whole and not is_later and len(self.audits) < _MAX_AUDITS

@@ -27,13 +27,14 @@ from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.stages import Course, Stages
+from devit_fusion.frames.triggers import in_stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 
-_READY, _YES = DeviceState.READY, Sent.YES
+_READY, _YES, _TRIGGER = DeviceState.READY, Sent.YES, Kind.TRIGGER
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
 _MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
@@ -71,7 +72,13 @@ class Scheduler:
         self._guard = Guard(fusion.head, calibration, fleet, self._links, events)
         shared_by_answers = self._links, clients, self._turns, events, self._guard, images
         self.answers, self._images = Answers(fusion, serving.min_devices, *shared_by_answers), images
-        stages = Stages(fleet, devices=self._device_count, accuracies=accuracies, is_calibrated=calibration is not None)
+        stages = Stages(
+            fleet,
+            devices=self._device_count,
+            accuracies=accuracies,
+            is_calibrated=calibration is not None,
+            has_own_views=clients.has_own_views,
+        )
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
         self.promise, self._stages = Promise(fleet.certain, events), stages
@@ -290,18 +297,22 @@ class Scheduler:
             asked = [self._links[index] for index in (*pending, *probed)]
             picture = self._images.readable(picture, request.coding, asked)
         flight = times or Flight(frame.dispatch_ns, frame.deadline_ns)
-        copies = Copies(
-            Message(
-                Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
-                picture.dtype,
-                picture.dims,
-                picture.payload,
-                run_id=self._run_id,
-                frame_id=frame.frame_id,
-                dispatch_ns=flight.sent_ns,
-                deadline_us=max(1, (flight.deadline_ns - flight.sent_ns) // 1000),
-            )
+        message = Message(
+            Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
+            picture.dtype,
+            picture.dims,
+            picture.payload,
+            run_id=self._run_id,
+            frame_id=frame.frame_id,
+            dispatch_ns=flight.sent_ns,
+            deadline_us=max(1, (flight.deadline_ns - flight.sent_ns) // 1000),
         )
+        keeping: Sequence[int] = ()
+        if message.kind is _TRIGGER and request.policy == "certain":
+            message, keeping = in_stages(message, frame, (*pending, *probed))
+        copies = Copies(message)
+        for index in keeping:
+            self._devices.send_frame(self._links[index], copies)
         if request.coding is not None:
             flight = flight._replace(coding=request.coding)
         elif picture.is_file:

@@ -49,7 +49,15 @@ class Course:
 class Stages:
     """The plan of one node."""
 
-    def __init__(self, fleet: Fleet, *, devices: int, accuracies: Mapping[int, float], is_calibrated: bool) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        devices: int,
+        accuracies: Mapping[int, float],
+        is_calibrated: bool,
+        has_own_views: bool = False,
+    ) -> None:
         """Plan for so many devices; ``accuracies`` are by mask of devices."""
         certain = fleet.certain
         self.sizes = stage_sizes(certain.stages, devices=devices, min_devices=fleet.serving.min_devices)
@@ -63,6 +71,8 @@ class Stages:
         self._turns: dict[int, int] = {}  # by device: when it was asked last, as a rising number
         self._is_calibrated = is_calibrated
         self._is_broken = False
+        self.keeps_moments = has_own_views
+        """Whether devices that are asked later still have the image of the moment at which a frame began."""
         self.can_release = is_calibrated and certain.early_release
         """Whether frames of policy ``all`` may be answered early."""
 
@@ -73,11 +83,12 @@ class Stages:
     def settle(self, request: Request) -> str:
         """Have a request ask all devices if it cannot be certain; say what is wrong with its policy, if something is.
 
-        Of own cameras, those asked later would see another image.
+        Of own cameras, those asked later would see another image, unless they keep that of the frame's moment.
         """
         if request.policy == "certain" and not self._is_calibrated:
             return f"policy certain: {NOT_CALIBRATED}, or ask with another policy"
-        if request.policy == "certain" and (self._is_broken or request.picture.dtype is Dtype.NONE):
+        is_later = request.picture.dtype is Dtype.NONE and not self.keeps_moments
+        if request.policy == "certain" and (self._is_broken or is_later):
             request.policy = "all"
         return ""
 

@@ -42,6 +42,10 @@ _MAX_QUESTION_BYTES = 4096
 """Questions are kept until agents reply."""
 _REQUEST, _UINT8 = Kind.REQUEST, Dtype.UINT8
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
+_OWN_VIEWS = (
+    "image: expected none, since each device of this bundle uses its own camera, found one: ask with devit classify "
+    "--own 1; devit views makes folders for simulated cameras"
+)
 _POLICIES: dict[int, Policy] = {
     RequestPolicy.ALL: "all",
     RequestPolicy.CERTAIN: "certain",
@@ -124,6 +128,8 @@ class ClientPort:
         self._manifest = manifest
         self._policies = _POLICIES | {int(RequestPolicy.DEFAULT): policy}
         self._raw: ImageCoding | None = "raw" if math.prod(manifest.preprocess.shape) >= LEAST_BYTES else None
+        self.has_own_views = manifest.views == "own"
+        """Whether requests hold no image."""
         self._resize_to = manifest.preprocess.resize_to
         self._max_pixels = max(max_pixels, 4 * self._resize_to**2)  # whatever is resized costs so much
 
@@ -183,6 +189,8 @@ class ClientPort:
         if message.kind is not _REQUEST:
             return _question(peer, message)
         dtype, shape = message.dtype, self._manifest.preprocess.shape
+        if self.has_own_views and dtype is not Dtype.NONE:
+            raise WireError("views", _OWN_VIEWS)
         is_image = not message.is_file and dtype is not Dtype.NONE  # NONE: the devices' own sources
         if is_image and ((dtype is not _UINT8 and dtype is not Dtype.ENCODED) or message.dims != shape):
             found = f"{dtype.name.lower()} {message.dims}"

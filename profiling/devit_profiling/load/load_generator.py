@@ -101,6 +101,9 @@ class ImageSet:
         return iter(self.items)
 
 
+OWN_CAMERAS = ImageSet([None], "what the devices' own cameras showed")
+
+
 def random_images(shape: tuple[int, int, int], *, count: int = 32, seed: int = 0) -> ImageSet:
     """Make uint8 images ``(H, W, C)`` of even noise, the same for the same seed."""
     rng = np.random.default_rng(seed)

@@ -54,6 +54,11 @@ def test_a_change_reaches_the_field_it_names() -> None:
         ),
         ('shrink={depth=2, budgets=[0.07, 0.1], source="student"}', "shrink.budgets"),
         ('shrink={depth=2, budgets=[1.5], source="student"}', "shrink.budgets"),
+        ('views="some"', "views"),
+        ('views="own"', "views"),
+        ("view={share=0.7}", "views"),
+        ("view={share=0.0}", "view.share"),
+        ("view={turn_degrees=181.0}", "view.turn_degrees"),
     ],
 )
 def test_a_change_that_fits_nothing_is_refused_in_one_line_that_names_the_key(change: str, named: str) -> None:
@@ -162,3 +167,14 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('base = ["nowhere.toml"]\n')
     with pytest.raises(InputError, match=r"nowhere\.toml: cannot be read"):
         load_recipe(tmp_path / "a.toml")
+
+
+def test_own_views_that_leave_gaps_and_relations_between_other_tokens_are_refused() -> None:
+    own = EXAMPLES / "fashion-mnist-own-views.toml"
+    recipe = load_recipe(own)
+    assert [view is not None and view.height for view in map(recipe.view_of, range(4))] == [20] * 4
+    with pytest.raises(InputError, match=r"share: expected at least 0\.5"):
+        load_recipe(own, ("view.share=0.4",))
+    with pytest.raises(InputError, match=r"distil\.relation: expected none with views"):
+        load_recipe(own, ("distil.relation.key_weight=0.1",))
+    assert load_recipe(EXAMPLE).view_of(0) is None

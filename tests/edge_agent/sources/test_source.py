@@ -235,7 +235,7 @@ def test_a_folder_is_handed_out_in_the_order_of_names_round_and_round(tmp_path: 
     assert source.fileno() == -1
     source.pump()
     before_ns = time.monotonic_ns()
-    first = source.newest()
+    first = source.newest(1)
     assert first is not None
     assert before_ns <= first.captured_ns <= time.monotonic_ns()
     np.testing.assert_array_equal(first.image, load_image(tmp_path / "in" / "a.png", RGB))
@@ -261,16 +261,25 @@ def test_a_picture_that_cannot_be_decoded_is_passed_over_and_counted(tmp_path: P
     assert source.problem == ""
 
 
+def test_folders_stay_in_step_by_the_numbers_of_frames(tmp_path: Path) -> None:
+    """Whatever frames a device misses, it takes the picture that all others take."""
+    for name, level in zip("abc", (1, 2, 3), strict=True):
+        write_picture(tmp_path / f"{name}.png", level)
+    source = FolderSource(tmp_path, RGB)
+    found = [source.newest(frame_id) for frame_id in (1, 2, 5, 5, 7, 6)]
+    assert [int(captured.image[0, 0, 0]) for captured in found if captured is not None] == [1, 2, 2, 2, 1, 3]
+
+
 def test_a_folder_of_damaged_pictures_gives_none_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
     source = FolderSource(tmp_path, RGB)
-    assert source.newest() is None
+    assert source.newest(1) is None
     assert "a.png: expected a picture" in source.problem
     write_picture(tmp_path / "a.png", 9)
     assert levels(source, 1) == [9]
     assert source.problem == ""
     (tmp_path / "a.png").unlink()
-    assert source.newest() is None
+    assert source.newest(1) is None
     assert source.problem.endswith("expected pictures, found none")
 
 

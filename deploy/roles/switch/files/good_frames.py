@@ -52,9 +52,10 @@ def ask(client: Client, bundle: Bundle, name: str, submodel: int, frames: int, e
     features = np.concatenate([golden[f"features.{device}"] for device in range(len(head.dims))], axis=1)
     expected = Fusion(head).batch_logits(features, mask).argmax(axis=1)
     good = bad = 0
-    pictures = itertools.cycle(golden["images"])
+    is_own = bundle.manifest.views == "own"  # its camera shows what nobody knows the class of
+    pictures = itertools.cycle([None] if is_own else golden["images"])
     for answer, wanted in zip(client.stream(pictures, mask=mask, policy="all"), itertools.cycle(expected)):
-        is_good = answer.logits is not None and int(answer.logits.argmax()) == int(wanted)
+        is_good = answer.logits is not None and (is_own or int(answer.logits.argmax()) == int(wanted))
         good, bad = good + is_good, bad + (not is_good)
         if good >= frames:
             return
