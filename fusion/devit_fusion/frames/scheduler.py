@@ -342,6 +342,8 @@ class Scheduler:
     def _not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
         if sent is Sent.GONE:
             self._devices.suspect()
+            if self.seats.has_spares:  # its link is found lost in this turn of the loop, and then a spare is asked
+                return
         why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
         is_probe = frame.frame_id == link.probe_id
         looked_at = self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe)

@@ -59,6 +59,7 @@ class Roster:
         self._revocation = revocation
         self._check = check
         self._problem = ""
+        self._needs_restart: tuple[str, ...] = ()
         self.next_ns = 0 if watched is not None or revocation is not None else None
         """When :meth:`refresh` has something to do."""
 
@@ -77,30 +78,28 @@ class Roster:
         """Describe the fleet file for people."""
         if self._watched is None:
             return None
-        return FleetStatus(self._watched.sha256, self._problem, self._needs_restart())
+        return FleetStatus(self._watched.sha256, self._problem, self._needs_restart)
 
     def _read(self, watched: WatchedFleet, handler: Handler) -> None:
         before, self._problem = self._problem, watched.problem
-        waiting = self._needs_restart()
         try:
             if not self._problem:
                 self._check(watched.fleet)
                 self._apply(watched.fleet, handler)
         except DevitError as err:
             self._problem = f"{watched.path}: {err}"
-        if self._problem and self._problem != before:
+        if not self._problem:
+            self._tell_what_needs_restart(watched.fleet)
+        elif self._problem != before:
             self._parts.events.note("", f"the fleet stays as it is: {self._problem}", Priority.ERROR)
-        if (changed := self._needs_restart()) and changed != waiting:
-            text = f"{', '.join(changed)} in {watched.path.name} changed: restart fusion-node to apply it"
-            self._parts.events.note("", text, Priority.WARNING)
 
-    def _needs_restart(self) -> tuple[str, ...]:
-        """List what was changed since the start and is not applied, as it is written in the file."""
-        if self._watched is None:
-            return ()
+    def _tell_what_needs_restart(self, fleet: Fleet) -> None:
+        before, start = self._needs_restart, self._started_with
         fields = [field for field in Fleet.__struct_fields__ if field not in _APPLIED]
-        start, now = self._started_with, self._watched.fleet
-        return tuple(f"[{field}]" for field in fields if getattr(start, field) != getattr(now, field))
+        self._needs_restart = tuple(f"[{field}]" for field in fields if getattr(start, field) != getattr(fleet, field))
+        if self._needs_restart and self._needs_restart != before:
+            text = f"{', '.join(self._needs_restart)} in fleet.toml changed: restart fusion-node to apply it"
+            self._parts.events.note("", text, Priority.WARNING)
 
     def _apply(self, fleet: Fleet, handler: Handler) -> None:
         before, serving, parts = self._fleet, self._started_with.serving, self._parts
