@@ -7,19 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tests.fusion.hand_made_devices import DEADLINE_S, Asked, Device, Scene
+from tests.fusion import hand_made_devices
+from tests.fusion.hand_made_devices import DEADLINE_S, Asked, Scene
+from tests.fusion.test_policies import CALIBRATION, SHIPPED, Golden, write_fleet
 
-from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.fleet import Device, load_fleet
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.service.journal import Log
-from devit_contract.wire.client import Client
+from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Kind, Message, Reason, State
 from devit_contract.wire.messages import Hello
 from devit_contract.wire.status import NodeStatus
 from devit_fusion.events import Events
 from devit_fusion.links import Link
+from devit_fusion.roster.fleet_file import add_device, remove_device
 from devit_fusion.roster.seats import STEADY_NS, Seats
+from devit_fusion.roster.watched import WatchedFleet
 
 FLEET = """
 schema = 2
@@ -92,7 +97,7 @@ def test_the_first_serves_and_the_spare_is_shown_as_one(cell: Cell) -> None:
     assert [each.sent for each in cell.client.status().devices] == [1, 1, 0]
 
 
-def answer(device: Device) -> None:
+def play(device: hand_made_devices.Device) -> None:
     device.socket.send(device.feature(device.hear(Kind.FRAME)))
 
 
@@ -113,8 +118,8 @@ def test_a_device_that_leaves_answers_what_it_has_and_the_spare_what_comes(cell:
     cell.one.leave()
     cell.until(lambda found: serving(found) == "spare")
     later = Asked(cell.scene.client())
-    answer(cell.zero)
-    answer(cell.spare)
+    play(cell.zero)
+    play(cell.spare)
     assert later.answer().state is State.FULL
     cell.one.socket.send(cell.one.feature(frame))
     assert asked.answer().state is State.FULL
@@ -131,6 +136,39 @@ def test_a_device_that_returns_is_a_spare_and_what_it_says_of_old_frames_is_not_
     cell.until(lambda found: found.devices[2].state == "leaving")
     cell.spare.socket.send(cell.spare.feature(again))
     assert asked.answer().state is State.FULL
+
+
+def test_a_partial_cell_keeps_the_promise_of_certain_answers_and_asks_who_comes(tmp_path: Path) -> None:
+    """Two devices of four submodels from the start; another comes while the node runs."""
+    shipped = Bundle(SHIPPED)
+    golden, path = Golden(shipped), write_fleet(tmp_path, 'policy = "certain"\ndeadline_ms = 20000', "audit = 0")
+    for name in ("jetson1", "jetson3"):
+        remove_device(path, name)
+    watched = WatchedFleet(path)
+    clear = golden.image(certain=[0b0001], uncertain=[])
+    unclear = golden.image(uncertain=[0b0001, 0b0100, 0b0101, 0b0111, 0b0011, 0b0010, 0b0110])
+    with ExitStack() as stack:
+        scene = Scene(stack, shipped, watched.fleet, None, calibration=CALIBRATION, watched=watched)
+        devices = {index: scene.greeted(index) for index in (0, 2)}
+        client = scene.client()
+        assert client.status().without_device == (1, 3)
+
+        def ask(number: int, *order: int) -> Answer:
+            asked = Asked(scene.client(), picture=np.zeros((28, 28, 1), np.uint8))
+            for index in order:
+                frame = devices[index].hear(Kind.FRAME)
+                devices[index].socket.send(devices[index].feature(frame, golden.feature(number, index)))
+            return asked.answer()
+
+        answer = ask(clear, 0)
+        assert (answer.state, answer.asked) == (State.CERTAIN, 0b0001)
+        answer = ask(unclear, 2, 0)
+        assert (answer.state, answer.mask, answer.missing) == (State.PARTIAL, 0b0101, {1: "absent", 3: "absent"})
+        add_device(path, Device("jetson1", 1))
+        until(client, lambda found: found.without_device == (3,))
+        devices[1] = scene.greeted(1)
+        answer = ask(unclear, 1, 2, 0)
+        assert (answer.state, answer.mask, answer.missing) == (State.PARTIAL, 0b0111, {3: "absent"})
 
 
 def hello(name: str) -> Hello:
