@@ -36,7 +36,6 @@ from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
 from devit_fusion.roster.members import allowed_keys, check_fleet, check_submodels, new_link
-from devit_fusion.roster.revocation import Revocation
 from devit_fusion.roster.roster import Parts, Roster
 from devit_fusion.roster.watched import WatchedFleet
 
@@ -79,16 +78,14 @@ class FusionNode(Closing):
         """Bind both ports.
 
         ``keys`` are the node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's.
-        Keys in ``revoked`` are not accepted any more; devices and clients change as ``watched`` does, the file that
-        ``fleet`` is from. Both are looked at five times a second.
+        Keys in ``revoked`` are not accepted any more; devices and clients change as ``watched`` does, the fleet's file.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
             AddressError: An address cannot be bound.
         """
         check_fleet(bundle, fleet, keys)
-        self._fleet = fleet
-        self._manifest = bundle.manifest
+        self._fleet, self._manifest = fleet, bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
         calibration = calibration or bundle.calibration()
         self._is_calibrated = calibration is not None
@@ -123,11 +120,8 @@ class FusionNode(Closing):
             images=self._images,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
-        revocation = None
-        if revoked is not None and self._authenticator is not None:
-            revocation = Revocation(revoked, self._authenticator, *ports, self._events)
-        parts = Parts(*ports, self._authenticator, self._scheduler, self._events)
-        self._roster = Roster(parts, fleet, watched, revocation, partial(check_submodels, bundle))
+        parts = Parts(*ports, self._authenticator, self._scheduler.refill, self._events)
+        self._roster = Roster(parts, fleet, watched, revoked, partial(check_submodels, bundle))
 
     def close(self) -> None:
         """Close both ports."""
@@ -168,7 +162,7 @@ class FusionNode(Closing):
                 supervisor.alive()
                 self._tend(now_ns)
                 if should_reload():
-                    self._roster.refresh(now_ns, self._handler, at_once=True)
+                    self._roster.refresh(now_ns, self._handler.lose, at_once=True)
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
 
@@ -214,7 +208,7 @@ class FusionNode(Closing):
     def _tend(self, now_ns: int) -> None:
         """Do what is due by time rather than by a message."""
         self._idle_end_ns = now_ns + _IDLE_NS
-        self._roster.refresh(now_ns, self._handler)
+        self._roster.refresh(now_ns, self._handler.lose)
         for link in self._devices.lost(now_ns):
             self._handler.lose(link)
         self._stop_floods(now_ns)

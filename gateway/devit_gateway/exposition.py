@@ -148,10 +148,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         spare.add_metric([device.name], float(device.is_spare))
         credit.add_metric([device.name], device.credit)
         suspicion.add_metric([device.name], device.suspicion)
-    yield up
-    yield spare
-    yield credit
-    yield suspicion
+    yield from (up, spare, credit, suspicion)
     yield _counter(
         "devit_reconnects",
         "Links after a device's first.",

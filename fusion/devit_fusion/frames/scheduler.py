@@ -32,7 +32,7 @@ from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
-from devit_fusion.roster.seats import Seats, orphans
+from devit_fusion.ports.seats import Seats
 
 _READY, _YES = DeviceState.READY, Sent.YES
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
@@ -178,8 +178,12 @@ class Scheduler:
         """Give every seat to whom it belongs, and send what the one before will not answer to the new one."""
         for change in self.seats.settle(now_ns):
             self._guard.seated(change.now)
-            for request, frame in orphans(change, self.seats, self._join, self._dispatched, now_ns):
-                self._send_frames(request, frame, [change.now.index], (), Flight(now_ns, frame.deadline_ns))
+            for frame in self._join.waiting_for(change.now.index):
+                request = self._dispatched.get(frame.frame_id)
+                if request is None or not (request.picture.payload or request.picture.dtype is Dtype.NONE):
+                    continue
+                if change.takes(frame.frame_id, frame.deadline_ns, now_ns, is_file=request.picture.is_file):
+                    self._send_frames(request, frame, [change.now.index], (), Flight(now_ns, frame.deadline_ns))
 
     def expire(self, now_ns: int) -> None:
         """End the frames whose deadline has come; the devices that did not answer are stalled.

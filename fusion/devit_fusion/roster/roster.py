@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
+from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.errors import DevitError, InputError
 from devit_contract.service.journal import Priority
 from devit_contract.wire.sockets import Authenticator
 from devit_contract.wire.status import FleetStatus
 from devit_fusion.events import Events
-from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.handler import Handler
 from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort
 from devit_fusion.ports.devices import DevicePort
@@ -27,6 +26,10 @@ _APPLIED = {"device", "client", "extra"}
 """What a change of needs no restart; other loads are the profile's alone."""
 
 
+Lose = Callable[[Link, str], None]
+"""Ends what was expected of a link, and says why it ended."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of a node that know its members."""
@@ -37,7 +40,8 @@ class Parts:
     clients: ClientPort
     authenticator: Authenticator | None
     """``None`` without keys."""
-    scheduler: Scheduler
+    refill: Callable[[Fleet], None]
+    """Told when other links, or clients, belong to the node."""
     events: Events
 
 
@@ -49,30 +53,33 @@ class Roster:
         parts: Parts,
         fleet: Fleet,
         watched: WatchedFleet | None,
-        revocation: Revocation | None,
+        revoked: RevokedKeys | None,
         check: Callable[[Fleet], None],
     ) -> None:
         """Start with the fleet that the parts were made for; ``check`` raises if another one does not fit the node."""
         self._parts = parts
         self._started_with = self._fleet = fleet
         self._watched = watched
-        self._revocation = revocation
+        self._revocation = None
+        if revoked is not None and parts.authenticator is not None:
+            ports = parts.links, parts.devices, parts.clients
+            self._revocation = Revocation(revoked, parts.authenticator, *ports, parts.events)
         self._check = check
         self._problem = ""
         self._needs_restart: tuple[str, ...] = ()
-        self.next_ns = 0 if watched is not None or revocation is not None else None
+        self.next_ns = 0 if watched is not None or self._revocation is not None else None
         """When :meth:`refresh` has something to do."""
 
-    def refresh(self, now_ns: int, handler: Handler, *, at_once: bool = False) -> None:
+    def refresh(self, now_ns: int, lose: Lose, *, at_once: bool = False) -> None:
         """Look at the files if it is time, and do what follows; ``at_once``: read the fleet file whatever its stamp."""
         if self.next_ns is None or (now_ns < self.next_ns and not at_once):
             return
         self.next_ns = now_ns + _PERIOD_NS
         if self._watched is not None and self._watched.refresh(at_once=at_once):
-            self._read(self._watched, handler)
+            self._read(self._watched, lose)
         if self._revocation is not None:
             for link in self._revocation.refresh(self._fleet):
-                handler.lose(link, "its key was revoked")
+                lose(link, "its key was revoked")
 
     def status(self) -> FleetStatus | None:
         """Describe the fleet file for people."""
@@ -80,12 +87,12 @@ class Roster:
             return None
         return FleetStatus(self._watched.sha256, self._problem, self._needs_restart)
 
-    def _read(self, watched: WatchedFleet, handler: Handler) -> None:
+    def _read(self, watched: WatchedFleet, lose: Lose) -> None:
         before, self._problem = self._problem, watched.problem
         try:
             if not self._problem:
                 self._check(watched.fleet)
-                self._apply(watched.fleet, handler)
+                self._apply(watched.fleet, lose)
         except DevitError as err:
             self._problem = f"{watched.path}: {err}"
         if not self._problem:
@@ -101,7 +108,7 @@ class Roster:
             text = f"{', '.join(self._needs_restart)} in fleet.toml changed: restart fusion-node to apply it"
             self._parts.events.note("", text, Priority.WARNING)
 
-    def _apply(self, fleet: Fleet, handler: Handler) -> None:
+    def _apply(self, fleet: Fleet, lose: Lose) -> None:
         before, serving, parts = self._fleet, self._started_with.serving, self._parts
         if fleet.has_keys != before.has_keys:
             raise InputError("the public_key of node came or went: restart fusion-node to apply that")
@@ -116,10 +123,10 @@ class Roster:
         new = links.keys() - parts.links.keys()
         parts.links.clear()
         parts.links.update(links)
-        parts.scheduler.refill(fleet)
+        parts.refill(fleet)
         for link in lost:
             parts.devices.cut(link)
-            handler.lose(link, f"{'replaced' if link.name in links else 'removed'} in fleet.toml")
+            lose(link, f"{'replaced' if link.name in links else 'removed'} in fleet.toml")
         for name in [name for name in links if name in new and name not in gone]:
             parts.events.note(name, "added in fleet.toml")
         for port, names in ((parts.devices, gone), (parts.clients, _gone(before.client, fleet.client))):

@@ -15,6 +15,7 @@ from devit_contract.artefacts.fleet import Device, Fleet
 from devit_contract.errors import InputError, LinkError, LostLinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Client, Picture
+from devit_contract.wire.status import NodeStatus
 from devit_profiling.load.load_generator import ImageSet
 from devit_profiling.load.measurement import Measurement
 from devit_profiling.load.node_power import NodePower
@@ -70,8 +71,7 @@ def measure_cell(
     devices = _devices(fleet, device_names, plan)
     folder, started_utc = new_run(out, "-".join(device_names))
     status = client.status()
-    for spare in (each.name for each in status.devices if each.is_spare and each.name in device_names):
-        raise InputError(f"{spare}: a spare now, so no frames go to it: measure the device that serves in its place")
+    _refuse_spares(status, device_names)
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
     on_start()
@@ -133,6 +133,13 @@ def _devices(fleet: Fleet, names: Sequence[str], plan: Plan) -> list[Device]:
             f"device {plan.baseline!r} of the baseline model: expected one that is measured: {', '.join(names)}"
         )
     return [fleet.find_device(name) for name in names]
+
+
+def _refuse_spares(status: NodeStatus, names: Sequence[str]) -> None:
+    for device in status.devices:
+        if device.is_spare and device.name in names:
+            text = "a spare now, so no frames go to it: measure the device that serves in its place"
+            raise InputError(f"{device.name}: {text}")
 
 
 def _take_all(

@@ -22,8 +22,8 @@ from devit_contract.wire.messages import Hello
 from devit_contract.wire.status import NodeStatus
 from devit_fusion.events import Events
 from devit_fusion.links import Link
+from devit_fusion.ports.seats import STEADY_NS, Seats
 from devit_fusion.roster.fleet_file import add_device, remove_device
-from devit_fusion.roster.seats import STEADY_NS, Seats
 from devit_fusion.roster.watched import WatchedFleet
 
 FLEET = """

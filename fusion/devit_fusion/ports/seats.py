@@ -8,16 +8,13 @@ as it was suspended or a suspect gets it back only when its agent has connected 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from devit_contract.service.journal import Priority
-from devit_contract.wire.codec import Dtype
 from devit_contract.wire.words import DeviceState
 from devit_fusion.events import Events
-from devit_fusion.frames.join import Frame, Join
 from devit_fusion.links import Link
-from devit_fusion.ports.clients import Request
 
 STEADY_NS = 10_000_000_000
 """How long a device must have been ready before it has its seat back, and how long a slow spare rests."""
@@ -33,11 +30,16 @@ class Change(NamedTuple):
 
     before: Link
     now: Link
+    held: Collection[int]
+    """Frames that other devices of the submodel are still to answer."""
 
-    @property
-    def is_failure(self) -> bool:
-        """Whether the one before will not answer in time what it holds."""
-        return self.before.state is _ABSENT or self.before.state in _SLOW
+    def takes(self, frame_id: int, deadline_ns: int, now_ns: int, *, is_file: bool) -> bool:
+        """Tell whether to send the new device a frame: the one before won't answer it, and there is room and time."""
+        state, heir = self.before.state, self.now
+        is_lost = state is _ABSENT or state in _SLOW
+        if not is_lost or heir.state is not _READY or not heir.has_credit or frame_id in self.held:
+            return False
+        return now_ns + heir.pace.needed_ns(is_encoded=is_file) < deadline_ns
 
 
 class Seats:
@@ -81,7 +83,7 @@ class Seats:
             if before.state in _AT_FAULT:
                 self._at_fault[before.name] = before.links
             self.serving[index] = best
-            changes.append(Change(before, best))
+            changes.append(Change(before, best, self.held_by_others(before)))
             if best.state is _READY:
                 is_failure = before.state is not _READY
                 why = f"{before.name} is {before.state}" if is_failure else f"it stands above {before.name}"
@@ -130,24 +132,3 @@ class Seats:
     def _rank(self, link: Link) -> tuple[int, bool]:
         state = link.state
         return 0 if state is _READY else 2 if state is _ABSENT else 1, self._at_fault.get(link.name) == link.links
-
-
-def orphans(
-    change: Change, seats: Seats, join: Join, dispatched: Mapping[int, Request], now_ns: int
-) -> Iterator[tuple[Request, Frame]]:
-    """Find the frames that the new device is to be sent, as the one before it will not answer them.
-
-    Those are left out whose picture is let go already, that have too little time left, and that it has no room for.
-    """
-    heir = change.now
-    if not change.is_failure or heir.state is not _READY:
-        return
-    held = seats.held_by_others(change.before)
-    for frame in join.waiting_for(heir.index):
-        request = dispatched.get(frame.frame_id)
-        if request is None or frame.frame_id in held or not heir.has_credit:
-            continue
-        picture = request.picture
-        needed_ns = heir.pace.needed_ns(is_encoded=picture.is_file)
-        if (picture.payload or picture.dtype is Dtype.NONE) and now_ns + needed_ns < frame.deadline_ns:
-            yield request, frame
