@@ -70,8 +70,7 @@ def measure_cell(
     """
     devices = _devices(fleet, device_names, plan)
     folder, started_utc = new_run(out, "-".join(device_names))
-    status = client.status()
-    _refuse_spares(status, device_names)
+    status = _status_of_serving(client, device_names)
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
     on_start()
@@ -135,11 +134,14 @@ def _devices(fleet: Fleet, names: Sequence[str], plan: Plan) -> list[Device]:
     return [fleet.find_device(name) for name in names]
 
 
-def _refuse_spares(status: NodeStatus, names: Sequence[str]) -> None:
+def _status_of_serving(client: Client, names: Sequence[str]) -> NodeStatus:
+    """Ask for the node's status, and refuse names of spares."""
+    status = client.status()
     for device in status.devices:
         if device.is_spare and device.name in names:
             text = "a spare now, so no frames go to it: measure the device that serves in its place"
             raise InputError(f"{device.name}: {text}")
+    return status
 
 
 def _take_all(
