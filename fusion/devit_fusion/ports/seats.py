@@ -20,6 +20,8 @@ STEADY_NS = 10_000_000_000
 """How long a device must have been ready before it has its seat back, and how long a slow spare rests."""
 _HEARD_NS = 3_000_000_000
 """An agent whose last message is no older is alive: it answers a ping each second."""
+HANG_NS, _MUCH_LESS = 300_000_000, 8
+"""For how long a device that hangs has had a frame, and of how many of its frames that is the time at least."""
 _READY, _LEAVING, _ABSENT = DeviceState.READY, DeviceState.LEAVING, DeviceState.ABSENT
 _SLOW = DeviceState.STALLED, DeviceState.SUSPENDED
 _AT_FAULT = DeviceState.SUSPENDED, DeviceState.SUSPECT
@@ -30,14 +32,15 @@ class Change(NamedTuple):
 
     before: Link
     now: Link
+    is_lost: bool
+    """Whether the one before will not answer in time what it holds."""
     held: Collection[int]
     """Frames that other devices of the submodel are still to answer."""
 
     def takes(self, frame_id: int, deadline_ns: int, now_ns: int, *, is_file: bool) -> bool:
         """Tell whether to send the new device a frame: the one before won't answer it, and there is room and time."""
-        state, heir = self.before.state, self.now
-        is_lost = state is _ABSENT or state in _SLOW
-        if not is_lost or heir.state is not _READY or not heir.has_credit or frame_id in self.held:
+        heir = self.now
+        if not self.is_lost or heir.state is not _READY or not heir.has_credit or frame_id in self.held:
             return False
         return now_ns + heir.pace.needed_ns(is_encoded=is_file) < deadline_ns
 
@@ -83,11 +86,14 @@ class Seats:
             if before.state in _AT_FAULT:
                 self._at_fault[before.name] = before.links
             self.serving[index] = best
-            changes.append(Change(before, best, self.held_by_others(before)))
+            state, hangs = before.state, _hangs(before, now_ns)
+            is_lost = hangs or state is _ABSENT or state in _SLOW
+            changes.append(Change(before, best, is_lost, self.held_by_others(before)))
             if best.state is _READY:
-                is_failure = before.state is not _READY
-                why = f"{before.name} is {before.state}" if is_failure else f"it stands above {before.name}"
-                priority = Priority.WARNING if is_failure else Priority.INFO
+                is_well = state is _READY and not hangs
+                what = "hangs" if state is _READY else f"is {state}"
+                why = f"it stands above {before.name}" if is_well else f"{before.name} {what}"
+                priority = Priority.INFO if is_well else Priority.WARNING
                 self._events.note(best.name, f"serves submodel {index} now: {why}", priority)
         return changes
 
@@ -111,9 +117,9 @@ class Seats:
             if number != link.links:
                 number, since_ns = link.links, now_ns
                 link.is_excluded &= link is serving  # the features of a new link are judged anew
-            elif link.state is not _READY:
+            elif link.state is not _READY or _hangs(link, now_ns):
                 is_heard = link.last_seen_ns is not None and now_ns - link.last_seen_ns < _HEARD_NS
-                if link is serving or link.state not in _SLOW or not is_heard:
+                if link is serving or link.state not in (*_SLOW, _READY) or not is_heard:
                     since_ns = now_ns
                 elif now_ns - since_ns >= STEADY_NS:
                     link.rest()
@@ -121,14 +127,22 @@ class Seats:
             self._ready_since_ns[link.name] = number, since_ns
 
     def _best(self, links: list[Link], serving: Link, now_ns: int) -> Link:
-        best = min(links, key=self._rank)  # of equals the first
+        ranks = {link.name: self._rank(link, now_ns) for link in links}
+        best = min(links, key=lambda link: ranks[link.name])  # of equals the first
         if serving not in links:
             return best
-        if serving.state is not _READY:
-            return best if self._rank(best) < self._rank(serving) else serving
+        if ranks[serving.name][0]:
+            return best if ranks[best.name] < ranks[serving.name] else serving
         is_steady = now_ns - self._ready_since_ns[best.name][1] >= STEADY_NS or not serving.frames
         return best if is_steady else serving
 
-    def _rank(self, link: Link) -> tuple[int, bool]:
+    def _rank(self, link: Link, now_ns: int) -> tuple[int, bool]:
         state = link.state
-        return 0 if state is _READY else 2 if state is _ABSENT else 1, self._at_fault.get(link.name) == link.links
+        usable = 2 if state is _ABSENT else 1 if state is not _READY or _hangs(link, now_ns) else 0
+        return usable, self._at_fault.get(link.name) == link.links
+
+
+def _hangs(link: Link, now_ns: int) -> bool:
+    """Tell whether a device has had a frame for long, though its frames take much less: a deadline may be far."""
+    oldest = next(iter(link.in_flight.values()), None)
+    return oldest is not None and now_ns - oldest.sent_ns > HANG_NS > _MUCH_LESS * link.pace.own_ns > 0

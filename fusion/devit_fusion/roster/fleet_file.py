@@ -138,7 +138,7 @@ def _edit(
         if to_fleet(path, tomllib.loads(changed)) != msgspec.structs.replace(before, **{kind: expected}):
             raise _own_form(path)
         # The node may be another user, who has to be able to read it still.
-        write_bytes(path, changed.encode(), mode=found.st_mode & 0o7777)
+        write_bytes(path.resolve(), changed.encode(), mode=found.st_mode & 0o7777)
         with suppress(PermissionError):
             os.chown(path, found.st_uid, found.st_gid)
 

@@ -18,11 +18,12 @@ from devit_contract.artefacts.manifest import Bundle
 from devit_contract.service.journal import Log
 from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Kind, Message, Reason, State
-from devit_contract.wire.messages import Hello
+from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import NodeStatus
 from devit_fusion.events import Events
 from devit_fusion.links import Link
-from devit_fusion.ports.seats import STEADY_NS, Seats
+from devit_fusion.pace import Flight
+from devit_fusion.ports.seats import HANG_NS, STEADY_NS, Seats
 from devit_fusion.roster.fleet_file import add_device, remove_device
 from devit_fusion.roster.watched import WatchedFleet
 
@@ -178,8 +179,8 @@ def hello(name: str) -> Hello:
 class Bench:
     """Seats without a node: two devices of one submodel, and a clock that the test moves."""
 
-    def __init__(self) -> None:
-        self.links = {name: Link(1, name, 2, 1_000_000) for name in ("first", "second")}
+    def __init__(self, deadline_ns: int = 1_000_000) -> None:
+        self.links = {name: Link(1, name, 2, deadline_ns) for name in ("first", "second")}
         self.seats = Seats(self.links, Events(Log("test")))
         self.now_ns = STEADY_NS
         self.settle()
@@ -206,6 +207,27 @@ def test_the_first_has_its_seat_back_once_it_has_been_ready_for_ten_seconds() ->
     assert bench.connect("first") == "second"
     assert bench.settle(STEADY_NS - 1) == "second"
     assert bench.settle(1) == "first"
+
+
+def test_a_device_hangs_long_before_a_far_deadline_if_its_frames_took_less() -> None:
+    bench = Bench(deadline_ns=60_000_000_000)
+    bench.connect("first")
+    bench.connect("second")
+    first = bench.links["first"]
+    first.sent(1, Flight(bench.now_ns, bench.now_ns + 60_000_000_000))
+    assert bench.settle(HANG_NS + 1) == "first"  # nothing is known of how long its frames take
+    first.returned(1, bench.now_ns, DeviceTiming(1, 0, 0, 0, 250_000, 300_000, 0))
+    first.sent(2, Flight(bench.now_ns, bench.now_ns + 60_000_000_000))
+    assert bench.settle(HANG_NS + 1) == "first"  # they take as long
+    for number in range(2, 40):
+        first.returned(number, bench.now_ns, DeviceTiming(1, 0, 0, 0, 1_000, 2_000, 0))
+        bench.now_ns += 2_000_000
+        first.sent(number + 1, Flight(bench.now_ns, bench.now_ns + 60_000_000_000))
+    assert bench.settle(HANG_NS) == "first"
+    (change,) = bench.seats.settle(bench.now_ns + 1)
+    assert (change.before.name, change.now.name, change.is_lost) == ("first", "second", True)
+    assert change.takes(40, bench.now_ns + 50_000_000_000, bench.now_ns, is_file=False)
+    assert not change.takes(40, bench.now_ns, bench.now_ns, is_file=False)  # too late
 
 
 def test_at_the_start_the_first_has_its_seat_at_once() -> None:

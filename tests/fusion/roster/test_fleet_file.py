@@ -164,6 +164,16 @@ def test_an_edit_keeps_the_permissions_of_the_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_an_edit_through_a_link_changes_the_file_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real" / "fleet.toml", tmp_path / "fleet.toml"
+    real.write_text(TEXT)
+    link.symlink_to(real)
+    remove_device(link, "south")
+    assert link.is_symlink()
+    assert [device.name for device in load_fleet(real).device] == ["north"]
+
+
 def test_edits_at_the_same_time_all_take_place(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(TEXT)
