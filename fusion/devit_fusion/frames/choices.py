@@ -65,6 +65,10 @@ class Choices:
         if self._is_in_grace:
             self._is_in_grace, self._grace_over_ns = False, now_ns
 
+    def unblock(self) -> None:
+        """Choose anew: another device serves now than the one that a request waits for."""
+        self._blocked = None
+
     def next(self, now_ns: int, claimed: int) -> Choice | None:
         """Choose the request to dispatch now, if there is one; never to a device that is claimed.
 

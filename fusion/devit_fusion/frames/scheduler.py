@@ -178,6 +178,7 @@ class Scheduler:
         """Give every seat to whom it belongs, and send what the one before will not answer to the new one."""
         for change in self.seats.settle(now_ns):
             self._guard.seated(change.now)
+            self._choices.unblock()
             for frame in self._join.waiting_for(change.now.index):
                 request = self._dispatched.get(frame.frame_id)
                 if request is None or not (request.picture.payload or request.picture.dtype is Dtype.NONE):
