@@ -64,8 +64,12 @@ class Guard:
         self._exclude(watch)  # at each frame, as the other devices come and go
         return novelty
 
+    def know(self, links: Mapping[int, Link]) -> None:
+        """Know the names of devices whose submodels no device had before."""
+        self._names |= {index: link.name for index, link in links.items() if index not in self._names}
+
     def seated(self, link: Link) -> None:
-        """Judge a device anew: it serves now in the place of another one, or of none."""
+        """Judge a device anew: it serves now in the place of another one."""
         self._names[link.index] = link.name
         if self._watch is not None and link.index in self._linked:
             self._catch_up(self._watch)
@@ -79,7 +83,7 @@ class Guard:
 
     def judged(self, status: DeviceStatus) -> DeviceStatus:
         """Add what speaks against a device."""
-        if self._watch is None:
+        if self._watch is None or status.is_spare:
             return status
         self._catch_up(self._watch)
         suspicion, is_suspect = self._watch.suspicion(status.submodel), status.submodel in self._watch.suspects

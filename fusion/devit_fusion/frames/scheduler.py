@@ -170,8 +170,7 @@ class Scheduler:
     def refill(self, fleet: Fleet) -> None:
         """Take in that other devices belong to the fleet now, and other clients."""
         self.seats.refill()
-        for link in self._links.values():
-            self._guard.seated(link)
+        self._guard.know(self._links)
         self._turns.know([client.name for client in fleet.client] or [""])
 
     def settle(self, now_ns: int) -> None:
@@ -221,18 +220,11 @@ class Scheduler:
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
-        now_ns = time.monotonic_ns()
-        return tuple(self._device_status(link, now_ns) for link in self.seats.everyone())
+        return tuple(map(self._guard.judged, self.seats.status(time.monotonic_ns(), self._join.unused)))
 
     def client_status(self) -> tuple[ClientStatus, ...]:
         """Describe every client for people."""
         return self._turns.status()
-
-    def _device_status(self, link: Link, now_ns: int) -> DeviceStatus:
-        if self.seats.is_spare(link):
-            return link.status(now_ns, {"late": 0}, is_spare=True)
-        unused = self._join.unused
-        return self._guard.judged(link.status(now_ns, {why: unused[link.index, why] for why in ("late", "duplicate")}))
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe, or of a frame that is not needed any more."""

@@ -8,10 +8,12 @@ as it was suspended or a suspect gets it back only when its agent has connected 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from devit_contract.service.journal import Priority
+from devit_contract.wire.status import DeviceStatus
 from devit_contract.wire.words import DeviceState
 from devit_fusion.events import Events
 from devit_fusion.links import Link
@@ -66,6 +68,9 @@ class Seats:
         candidates: dict[int, list[Link]] = {}
         for link in self._everyone.values():
             candidates.setdefault(link.index, []).append(link)
+            if not link.links:  # another one may have had its name
+                self._ready_since_ns.pop(link.name, None)
+                self._at_fault.pop(link.name, None)
         serving = {index: links[0] for index, links in candidates.items()} | self.serving
         self.serving.clear()
         self.serving.update(sorted(serving.items()))
@@ -97,9 +102,18 @@ class Seats:
                 self._events.note(best.name, f"serves submodel {index} now: {why}", priority)
         return changes
 
-    def everyone(self) -> list[Link]:
-        """List all devices by submodel, the one that serves first."""
-        return sorted(self._everyone.values(), key=lambda link: (link.index, self.is_spare(link)))
+    def status(self, now_ns: int, unused: Counter[tuple[int, str]]) -> list[DeviceStatus]:
+        """Describe all devices by submodel, the one that serves first; ``unused`` counts features by device index."""
+
+        def describe(link: Link) -> DeviceStatus:
+            if self.is_spare(link):
+                return link.status(now_ns, {"late": 0}, is_spare=True)
+            return link.status(now_ns, {why: unused[link.index, why] for why in ("late", "duplicate")})
+
+        return [
+            describe(link)
+            for link in sorted(self._everyone.values(), key=lambda link: (link.index, self.is_spare(link)))
+        ]
 
     def held_by_others(self, link: Link) -> Collection[int]:
         """Give the frames that other devices of the same submodel are still to answer."""
