@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.fusion import hand_made_devices
 from tests.fusion.hand_made_devices import DEADLINE_S, Asked, Scene
 from tests.fusion.test_policies import CALIBRATION, SHIPPED, Golden, write_fleet
+from tests.support.properties import examples
 
 from devit_contract.artefacts.fleet import Device, load_fleet
 from devit_contract.artefacts.manifest import Bundle
@@ -20,6 +24,7 @@ from devit_contract.wire.client import Answer, Client
 from devit_contract.wire.codec import Kind, Message, Reason, State
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import NodeStatus
+from devit_contract.wire.words import DeviceState
 from devit_fusion.events import Events
 from devit_fusion.links import Link
 from devit_fusion.pace import Flight
@@ -255,3 +260,49 @@ def test_a_device_that_was_too_slow_rests_and_serves_again_only_if_no_other_can(
     assert bench.settle(STEADY_NS) == "second"  # the other one is at fault until it connects anew
     bench.connect("first")
     assert bench.settle(STEADY_NS) == "first"
+
+
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["connect", "disconnect", "slow", "leave", "remove", "add"]),
+        st.sampled_from(["first", "second", "third"]),
+        st.sampled_from([0, 1_000_000, STEADY_NS]),
+    ),
+    max_size=30,
+)
+
+
+@given(moves)
+@examples(3)
+def test_a_seat_is_never_empty_while_a_device_is_ready_and_changes_once(moves: list[tuple[str, str, int]]) -> None:
+    bench = Bench()
+    for what, name, after_ns in moves:
+        link = bench.links.get(name)
+        bench.now_ns += after_ns
+        if link is None and what == "add":
+            bench.links[name] = Link(1, name, 2, 1_000_000)
+        elif link is None:
+            continue
+        elif what == "connect":
+            link.connect(hello(name), 1, 1)
+        elif what == "disconnect":
+            link.disconnect()
+        elif what == "remove" and len(bench.links) > 1:
+            del bench.links[name]
+            link.disconnect()
+        elif link.hello is not None:
+            link.pace.is_too_slow |= what == "slow"
+            link.is_leaving |= what == "leave"
+        for each in bench.links.values():
+            each.last_seen_ns = bench.now_ns
+            each.frames += 1
+        bench.seats.refill()
+        bench.seats.settle(bench.now_ns)
+        serving = bench.seats.serving[1]
+        assert bench.links[serving.name] is serving
+        is_any_ready = any(each.state is DeviceState.READY for each in bench.links.values())
+        assert (serving.state is DeviceState.READY) == is_any_ready
+        assert bench.seats.settle(bench.now_ns) == []
+        assert {each.name for each in bench.seats.status(bench.now_ns, Counter()) if not each.is_spare} == {
+            serving.name
+        }
