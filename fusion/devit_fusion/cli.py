@@ -24,7 +24,8 @@ def fuse(
 ) -> None:
     """Join the features of all devices into answers, until SIGTERM or Ctrl-C.
 
-    Prints one JSON line with its addresses when both ports are open.
+    Prints one JSON line with its addresses when both ports are open. Devices and clients change as the fleet file does,
+    by themselves and on SIGHUP.
     """
     from devit_fusion.node import run_node
 

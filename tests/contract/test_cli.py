@@ -19,7 +19,7 @@ from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.cli import _images_line, _over_current_line, _promise_line
+from devit_contract.cli import _device_row, _images_line, _over_current_line, _promise_line
 from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.status import DeviceStatus, NodeStatus, PromiseStatus
 from devit_contract.wire.words import DeviceState
@@ -179,6 +179,12 @@ def test_status_says_which_boards_slowed_themselves_down() -> None:
         f"over-current events since the agent's start: {told}: see devit doctor there"
     )
     assert _over_current_line(devices[1:]) == ""
+
+
+def test_status_names_spares_and_what_they_are_if_they_are_not_ready() -> None:
+    ready = DeviceStatus("jetson3", 1, DeviceState.READY, is_spare=True)
+    absent = DeviceStatus("jetson3", 1, DeviceState.ABSENT, is_spare=True)
+    assert [_device_row(device)[2] for device in (ready, absent)] == ["spare", "absent"]
 
 
 def test_status_shows_devices_whose_key_is_revoked_and_submodels_without_a_device(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "doctor": ("", None),
     "selftest": ("", None),
     "keys": ("list", None),
+    "fleet": ("list", None),
     "fuse": ("--bundle absent --fleet absent", None),
     "gateway": ("--fleet absent", None),
     "views": ("absent absent", None),

@@ -99,6 +99,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """Since its agent's start; ``None`` where its board does not count them, or its agent does not tell."""
     lacks_source: bool = False
     """Whether the bundle wants a camera of its own, and its ``agent.toml`` names none."""
+    is_spare: bool = False
+    """Whether another device serves the same submodel now, and this one would take over."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -141,6 +143,17 @@ class PromiseStatus(msgspec.Struct, frozen=True):
     """How large the share of answers that differ may be, with that confidence."""
     is_broken: bool = False
     """Whether more differ than promised, so that the node asks all devices again."""
+
+
+class FleetStatus(msgspec.Struct, frozen=True):
+    """What a node has taken of its fleet file."""
+
+    sha256: str
+    """Of the file as it was read last."""
+    problem: str = ""
+    """Why that is not used, so that an earlier one still is."""
+    needs_restart: tuple[str, ...] = ()
+    """Tables of it that have changed since the node's start, and are applied when it starts again."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -192,3 +205,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """As the fleet says; ``raw`` where images are too small to code."""
     views: Views = "same"
     """``own``: each device uses its own camera, and requests hold no image."""
+    fleet: FleetStatus | None = None
+    """``None`` of a node that does not read it while it runs."""

@@ -33,10 +33,10 @@ class Guard:
         events: Events,
     ) -> None:
         """Watch nothing where ``fleet.toml`` says so, or the calibration does not tell what is usual."""
+        self._names = {index: link.name for index, link in links.items()}
         self._watch: Watch | None = None
         if fleet.watch.liars != "off" and calibration is not None and calibration.usual is not None:
-            names = {index: link.name for index, link in links.items()}
-            self._watch = Watch(head, calibration.usual, names, events)
+            self._watch = Watch(head, calibration.usual, self._names, events)
         self._may_exclude = fleet.watch.liars == "exclude"
         self._min_devices = fleet.serving.min_devices
         self._links = links
@@ -64,6 +64,18 @@ class Guard:
         self._exclude(watch)  # at each frame, as the other devices come and go
         return novelty
 
+    def know(self, links: Mapping[int, Link]) -> None:
+        """Know the names of devices whose submodels no device had before."""
+        self._names |= {index: link.name for index, link in links.items() if index not in self._names}
+
+    def seated(self, link: Link) -> None:
+        """Judge a device anew: it serves now in the place of another one."""
+        self._names[link.index] = link.name
+        if self._watch is not None and link.index in self._linked:
+            self._catch_up(self._watch)
+            self._watch.forget(link.index)
+            self._linked[link.index] = link.links
+
     def tend(self, now_ns: int) -> None:
         """Compare the features of the last frames when it is time."""
         if self._watch is not None and self.due_ns is not None and now_ns >= self.due_ns:
@@ -71,7 +83,7 @@ class Guard:
 
     def judged(self, status: DeviceStatus) -> DeviceStatus:
         """Add what speaks against a device."""
-        if self._watch is None:
+        if self._watch is None or status.is_spare:
             return status
         self._catch_up(self._watch)
         suspicion, is_suspect = self._watch.suspicion(status.submodel), status.submodel in self._watch.suspects

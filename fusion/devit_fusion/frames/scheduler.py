@@ -33,6 +33,7 @@ from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
+from devit_fusion.ports.seats import Seats
 
 _READY, _YES, _TRIGGER = DeviceState.READY, Sent.YES, Kind.TRIGGER
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
@@ -62,7 +63,8 @@ class Scheduler:
         self._device_count = len(fusion.head.dims)
         self._serving = serving = fleet.serving
         self._deadline_ns = round(serving.deadline_ms * 1e6)
-        self._links = {link.index: link for link in links.values()}
+        self.seats = Seats(links, events)
+        self._links = self.seats.serving
         self._devices = devices
         self._clients = clients
         self._run_id = run_id
@@ -159,6 +161,8 @@ class Scheduler:
         """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
         now_ns = time.monotonic_ns()
         is_probe = self._returned(link, frame_id, now_ns)
+        if self.seats.has_spares and frame_id in self.seats.held_by_others(link):
+            return
         frame = self._join.skip(frame_id, link.index, why, is_probe=is_probe or is_counted)
         if frame is not None:
             self._finish(frame, now_ns)
@@ -166,8 +170,27 @@ class Scheduler:
     def lose(self, link: Link, why: MissingReason) -> None:
         """Wait no longer for a device, in any frame."""
         now_ns = time.monotonic_ns()
-        for frame in self._join.lose(link.index, why):
+        self.settle(now_ns)
+        for frame in self._join.lose(link.index, why, self.seats.held_by_others(link)):
             self._finish(frame, now_ns)
+
+    def refill(self, fleet: Fleet) -> None:
+        """Take in that other devices belong to the fleet now, and other clients."""
+        self.seats.refill()
+        self._guard.know(self._links)
+        self._turns.know([client.name for client in fleet.client] or [""])
+
+    def settle(self, now_ns: int) -> None:
+        """Give every seat to whom it belongs, and send what the one before will not answer to the new one."""
+        for change in self.seats.settle(now_ns):
+            self._guard.seated(change.now)
+            self._choices.unblock()
+            for frame in self._join.waiting_for(change.now.index):
+                request = self._dispatched.get(frame.frame_id)
+                if request is None or not (request.picture.payload or request.picture.dtype is Dtype.NONE):
+                    continue
+                if change.takes(frame.frame_id, frame.deadline_ns, now_ns, is_file=request.picture.is_file):
+                    self._send_frames(request, frame, [change.now.index], (), Flight(now_ns, frame.deadline_ns))
 
     def expire(self, now_ns: int) -> None:
         """End the frames whose deadline has come; the devices that did not answer are stalled.
@@ -186,6 +209,8 @@ class Scheduler:
             self._courses.tend(now_ns)
         self.answers.tend(now_ns)
         self._guard.tend(now_ns)
+        if self.seats.has_spares:
+            self.settle(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
@@ -202,12 +227,7 @@ class Scheduler:
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
-        now_ns = time.monotonic_ns()
-        unused = self._join.unused
-        return tuple(
-            self._guard.judged(link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")}))
-            for index, link in sorted(self._links.items())
-        )
+        return tuple(map(self._guard.judged, self.seats.status(time.monotonic_ns(), self._join.unused)))
 
     def client_status(self) -> tuple[ClientStatus, ...]:
         """Describe every client for people."""
@@ -272,7 +292,7 @@ class Scheduler:
             self._courses.begin(frame)
         if pending or probed:
             self._send_frames(request, frame, sorted(pending), probed)
-        if course is None:
+        if course is None and not self.seats.has_spares:
             _drop_payload(request)
         if not pending:
             self._finish(frame, now_ns)
@@ -281,7 +301,7 @@ class Scheduler:
         """Send a frame on to devices that it has not asked yet."""
         times = Flight(now_ns, deadline_ns)
         self._send_frames(course.request, frame, [link.index for link in links], (), times)
-        if not course.unasked:
+        if not course.unasked and not self.seats.has_spares:
             _drop_payload(course.request)
 
     def _send_frames(
@@ -330,6 +350,8 @@ class Scheduler:
     def _not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
         if sent is Sent.GONE:
             self._devices.suspect()
+            if self.seats.has_spares:  # its link is found lost in this turn of the loop, and then a spare is asked
+                return
         why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
         is_probe = frame.frame_id == link.probe_id
         looked_at = self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe)

@@ -15,6 +15,7 @@ from devit_contract.artefacts.fleet import Device, Fleet
 from devit_contract.errors import InputError, LinkError, LostLinkError
 from devit_contract.service.progress import Progress
 from devit_contract.wire.client import Client, Picture
+from devit_contract.wire.status import NodeStatus
 from devit_profiling.load.load_generator import ImageSet
 from devit_profiling.load.measurement import Measurement
 from devit_profiling.load.node_power import NodePower
@@ -69,7 +70,7 @@ def measure_cell(
     """
     devices = _devices(fleet, device_names, plan)
     folder, started_utc = new_run(out, "-".join(device_names))
-    status = client.status()
+    status = _status_of_serving(client, device_names)
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
     on_start()
@@ -131,6 +132,16 @@ def _devices(fleet: Fleet, names: Sequence[str], plan: Plan) -> list[Device]:
             f"device {plan.baseline!r} of the baseline model: expected one that is measured: {', '.join(names)}"
         )
     return [fleet.find_device(name) for name in names]
+
+
+def _status_of_serving(client: Client, names: Sequence[str]) -> NodeStatus:
+    """Ask for the node's status, and refuse names of spares."""
+    status = client.status()
+    for device in status.devices:
+        if device.is_spare and device.name in names:
+            text = "a spare now, so no frames go to it: measure the device that serves in its place"
+            raise InputError(f"{device.name}: {text}")
+    return status
 
 
 def _take_all(
