@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -98,6 +99,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     submodel: int
+    """Several devices may have the same one: the first of them that is ready serves, the others are its spares."""
     public_key: str = ""
     host: str = ""
     """For ssh; used by deployment only."""
@@ -153,7 +155,11 @@ def load_fleet(path: Path) -> Fleet:
         InputError: The file cannot be read, or a name or key is not usable.
         ManifestError: The format is broken.
     """
-    tables = read_toml_tables(path, _FLEET_HINT)
+    return to_fleet(path, read_toml_tables(path, _FLEET_HINT))
+
+
+def to_fleet(path: Path, tables: dict[str, Any]) -> Fleet:
+    """Turn the tables of a file ``path`` into a fleet; it raises what :func:`load_fleet` does."""
     if isinstance(tables.get("node"), list):
         raise ManifestError(f"{path}: [[node]] is the form of schema 1: write [node] instead, and schema = 2")
     fleet = convert(path, tables, Fleet, schema=FLEET_SCHEMA, hint=_FLEET_HINT)
@@ -165,7 +171,6 @@ def load_fleet(path: Path) -> Fleet:
         check_name(member.name, f"{path}: name")
     _refuse_twins(path, "name", [member.name for member in members])
     _check_extras(path, fleet.extra)
-    _refuse_twins(path, "submodel", [str(device.submodel) for device in fleet.device])
     for endpoint in (fleet.node.endpoint, fleet.node.client_endpoint):
         parse_endpoint(endpoint, str(path))
         if not fleet.has_keys and not is_loopback(endpoint):
@@ -214,7 +219,7 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
     serving, certain = fleet.serving, fleet.certain
     checks = (
         ("serving.deadline_ms", serving.deadline_ms, 1, 60_000),
-        ("serving.min_devices", serving.min_devices, 1, len(fleet.device)),
+        ("serving.min_devices", serving.min_devices, 1, len({each.submodel for each in fleet.device})),
         ("serving.credit", serving.credit, 1, 16),
         ("serving.queue", serving.queue, 0, 4096),
         ("serving.startup_grace_ms", serving.startup_grace_ms, 0, 60_000),

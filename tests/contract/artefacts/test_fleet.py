@@ -80,7 +80,6 @@ def test_a_fleet_with_keys_is_read_whole(tmp_path: Path) -> None:
     [
         (PLAIN, '"jetson2"', '"jetson1"', "name 'jetson1' is there twice"),
         (KEYED, '"desk"', '"jetson1"', "name 'jetson1' is there twice"),
-        (PLAIN, "submodel = 1", "submodel = 0", "submodel '0' is there twice"),
         (KEYED, KEYS["jetson2"], KEYS["jetson1"], "public_key"),
         (KEYED, KEYS["desk"], KEYS["jetson1"], "public_key"),
         (PLAIN, '"jetson1"', '"Jetson 1"', "name: expected at most 63 small letters"),
