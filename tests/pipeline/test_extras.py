@@ -31,6 +31,8 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "doctor": ("", None),
     "selftest": ("", None),
     "keys": ("list", None),
+    "pair": ("--bundle absent", "pair"),
+    "join": ("127.0.0.1 AAAAAA", "pair"),
     "fuse": ("--bundle absent --fleet absent", None),
     "gateway": ("--fleet absent", None),
     "agent": ("--config absent", None),
@@ -44,6 +46,7 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
 }
 """What follows each command, and which extra it lacks where ``make demo`` has installed."""
 NODE: dict[str, Extra] = {
+    "pair --bundle absent": "pair",
     "gateway --fleet absent": "http",
     "profile --devices jetson1": "profile",
     "profile --devices local": "profile",

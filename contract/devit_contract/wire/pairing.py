@@ -6,14 +6,14 @@
     node to joiner   hello      the same of the other side, or a refusal
     joiner to node   sealed     Introduction: opens only where both have the same code
     node to joiner   sealed     Welcome, or Declined
-    joiner to node   sealed     Ask, as often as it likes: Content and that many bytes come, or Absent
+    joiner to node   sealed     Ask, as often as it likes: Content and that many bytes come
     joiner to node   sealed     Finish: the node adds the device to its fleet, and says Added
 
 Who does not know the code learns nothing of it by listening: a message of SPAKE2 is a random point for every code
-(Abdalla and Pointcheval 2005, RFC 9382), so there is nothing against which to try codes. Who takes part may try one code
-for each connection, and the node counts those. ChaCha20-Poly1305 seals all that follows, under a key for each direction
-and a number for each message: changed, repeated, swapped and missing messages do not open. Names and CURVE keys travel
-sealed, so they are as authentic as the code is secret; the version and the sides are part of what SPAKE2 hashes.
+(Abdalla and Pointcheval 2005, RFC 9382), so there is nothing against which to try codes. Who takes part may try one
+code for each connection, and the node counts those. ChaCha20-Poly1305 seals all that follows, under a key for each
+direction and a number for each message: changed, repeated, swapped and missing messages do not open. Names and CURVE
+keys travel sealed, so they are as authentic as the code is secret; version and sides are part of what SPAKE2 hashes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ VERSION = 1
 DEFAULT_PORT = 7713
 CODE_LENGTH = 6
 CODE_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-"""Crockford's base 32: five bits a character, and none that is taken for another one. Six of them are 30 bits: who may
-try as often as ``devit pair`` lets it in ten minutes, 18 times, finds the code once in 60 million such attempts."""
+"""Crockford's base 32: five bits a character, and none that is taken for another one. Six of them are 30 bits: who
+tries as often as ``devit pair`` lets it, 15 times in ten minutes, finds the code in one of 70 million pairings."""
 MAX_ASK_BYTES = 4096
 """Largest message that the node accepts."""
 CHUNK_BYTES = 1 << 18
@@ -93,8 +93,8 @@ class NodeAddress(msgspec.Struct, frozen=True):
 class Welcome(msgspec.Struct, frozen=True, tag=True):
     """What a device will be."""
 
-    submodel: int
-    nodes: tuple[NodeAddress, ...]
+    submodel: Annotated[int, msgspec.Meta(ge=0)]
+    nodes: Annotated[tuple[NodeAddress, ...], msgspec.Meta(min_length=1, max_length=16)]
     """In the order in which the device should try them; one at least."""
     allowed_signers: Annotated[str, msgspec.Meta(max_length=1 << 16)] = ""
     """Content of a file of OpenSSH's allowed signers; empty where the node has none to give."""
@@ -115,13 +115,10 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Content(msgspec.Struct, frozen=True, tag=True):
-    """The file follows, in messages of :data:`CHUNK_BYTES` and a last one with the rest."""
+    """The file follows, in messages of :data:`CHUNK_BYTES` at most."""
 
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Absent(msgspec.Struct, frozen=True, tag=True):
-    """The node does not offer that file."""
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None
+    """``None`` where the node does not offer it."""
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
@@ -132,9 +129,9 @@ class Added(msgspec.Struct, frozen=True, tag=True):
     """The device is in the node's fleet."""
 
 
-Message = Introduction | Welcome | Declined | Ask | Content | Absent | Finish | Added
+Message = Introduction | Welcome | Declined | Ask | Content | Finish | Added
 M = TypeVar("M", bound=Message)
-_decoder = msgspec.msgpack.Decoder(Message)
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def new_code() -> str:
@@ -161,7 +158,7 @@ def read_code(typed: str) -> str:
 
 
 class Channel:
-    """What both sides have once they have the same code: seals what goes out, opens what comes in, each in its order."""
+    """What both sides have once they have the same code: seals what goes out and opens what comes in, in order."""
 
     def __init__(self, secret: bytes, side: Side) -> None:
         """Derive a key for each direction from the secret of SPAKE2."""
