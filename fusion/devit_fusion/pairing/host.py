@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from devit_contract.artefacts.fleet import Device
@@ -66,7 +67,8 @@ class Host:
         self._idle = asyncio.Event()
         """Set while there is no guest."""
         self._idle.set()
-        self._connections = 0
+        self._meetings: set[asyncio.Task[None]] = set()
+        """One a connection."""
 
     async def serve(self, listening: socket.socket, timeout_s: float) -> Joined:
         """Wait until a device has joined; one that is being served when the time is over may finish.
@@ -87,26 +89,35 @@ class Host:
             raise NoAnswerError(f"no device has joined in {timeout_s:g} s{wrong}: run devit pair again")
         finally:
             server.close()
+            for meeting in self._meetings:
+                meeting.cancel()
+            await asyncio.gather(*self._meetings, return_exceptions=True)
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        address = _address(writer)
-        self._connections += 1
+        address, meeting = _address(writer), asyncio.current_task()
+        assert meeting is not None
+        self._meetings.add(meeting)
+        line = _Line(reader, writer)
         try:
-            if self._connections > MAX_CONNECTIONS:
-                self._tell(f"{address}: refused: there are {MAX_CONNECTIONS} connections already")
-            else:
-                await self._hear(_Line(reader, writer), address)
-        except (WireError, OSError, EOFError, asyncio.TimeoutError) as err:
-            self._tell(f"{address}: ended: {str(err) or 'it was silent for too long'}")
+            try:
+                if len(self._meetings) > MAX_CONNECTIONS:
+                    self._tell(f"{address}: refused: there are {MAX_CONNECTIONS} connections already")
+                else:
+                    await self._hear(line, address)
+            except (WireError, OSError, EOFError) as err:
+                self._tell(f"{address}: ended: {line.told or err}")
+            await line.close()
+        except asyncio.CancelledError:  # the pairing is over; the streams of Python 3.11 would log it as a bug
+            writer.transport.abort()
         finally:
-            await _close(writer)
-            self._connections -= 1
+            self._meetings.discard(meeting)
             if self._guest == address:
                 self._guest = ""
                 self._idle.set()
 
     async def _hear(self, line: _Line, address: str) -> None:
-        proved = await asyncio.wait_for(self._prove(line, address), self._handshake_s)
+        with line.within(self._handshake_s):
+            proved = await self._prove(line, address)
         if proved is not None:
             channel, introduction = proved
             await self._serve(_Sealed(line, channel), introduction, address)
@@ -177,12 +188,12 @@ class Host:
         try:
             self._offer.enrol(device)
         except DevitError as err:
-            with suppress(OSError, asyncio.TimeoutError):
+            with suppress(OSError):
                 await line.send(Declined(str(err)[:1024]))
             self._joined.set_exception(err)
             return
         self._joined.set_result(Joined(device, address))  # before it is told: it is in the fleet from now on
-        with suppress(OSError, asyncio.TimeoutError):
+        with suppress(OSError):
             await line.send(Added())
 
     async def _answer(self, line: _Sealed, ask: Ask) -> None:
@@ -201,21 +212,49 @@ class Host:
 
 
 class _Line:
-    """Frames on one connection, each waited for no longer than a silence may last."""
+    """Frames on one connection, which is cut where its other end keeps silent, or takes nothing."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.told = ""
+        """Why it was cut, or that the other side has ended it; else empty."""
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Cut the connection unless the block ends in time.
+
+        Not ``asyncio.wait_for``: until Python 3.12 it runs a task of its own, which may fail unseen while all ends.
+        """
+        timer = asyncio.get_running_loop().call_later(seconds, self._cut)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def receive(self, kind: Kind) -> bytes:
-        return await asyncio.wait_for(self._read(kind), SILENCE_S)
+        with self.within(SILENCE_S):
+            try:
+                header = await self._reader.readexactly(HEADER.size)
+                _, size_bytes = read_header(header, kind, most_bytes=MAX_ASK_BYTES)
+                return await self._reader.readexactly(size_bytes)
+            except EOFError:
+                self.told = self.told or "the other side has ended it"
+                raise
 
     async def send(self, data: bytes) -> None:
-        self._writer.write(data)
-        await asyncio.wait_for(self._writer.drain(), SILENCE_S)
+        with self.within(SILENCE_S):
+            self._writer.write(data)
+            await self._writer.drain()
 
-    async def _read(self, kind: Kind) -> bytes:
-        _, size_bytes = read_header(await self._reader.readexactly(HEADER.size), kind, most_bytes=MAX_ASK_BYTES)
-        return await self._reader.readexactly(size_bytes)
+    async def close(self) -> None:
+        """Close the connection when what was written has gone."""
+        self._writer.close()
+        with self.within(SILENCE_S), suppress(OSError):
+            await self._writer.wait_closed()
+
+    def _cut(self) -> None:
+        self.told = "it was silent for too long"
+        self._writer.transport.abort()
 
 
 class _Sealed:
@@ -232,15 +271,6 @@ class _Sealed:
 
     async def send_bytes(self, content: bytes) -> None:
         await self._line.send(self._channel.seal(content))
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    """Close a connection when what was written has gone, or after a silence."""
-    writer.close()
-    try:
-        await asyncio.wait_for(writer.wait_closed(), SILENCE_S)
-    except (OSError, asyncio.TimeoutError):
-        writer.transport.abort()
 
 
 def _address(writer: asyncio.StreamWriter) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +48,19 @@ def pair(offer: Offer, port: int, timeout_s: float, log: Log, invite: Callable[[
     code = new_code()
     with _listen(host, port) as listening:
         invite(Invitation(code, _shown(host, listening)))
-        return asyncio.run(Host(code, offer, log).serve(listening, timeout_s))
+        try:
+            return asyncio.run(_until_signal(Host(code, offer, log), listening, timeout_s))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+async def _until_signal(host: Host, listening: socket.socket, timeout_s: float) -> Joined:
+    """Let Ctrl-C and SIGTERM end it between two steps, wherever it is."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await host.serve(listening, timeout_s)
 
 
 def _listen(host: str, port: int) -> socket.socket:
