@@ -42,11 +42,13 @@ def join(
 
     require("pair")
     from devit_edge_agent.join.join import Joiner
-    from devit_edge_agent.join.place import Place, start_service
+    from devit_edge_agent.join.place import Place, prepare_service, start_service
 
     name = name or socket.gethostname().partition(".")[0].lower()
-    if start and os.geteuid() != 0:
-        raise InputError("--start: writes to /etc/devit and starts a service: run it with sudo")
+    if start:
+        if os.geteuid() != 0:
+            raise InputError("--start: writes to /etc/devit and starts a service: run it with sudo")
+        prepare_service()
     place = Place.of_service(name) if start else Place.of_folder(folder, store)
     joiner = Joiner(node, code, name, place, allowed_signers, force)
     advice = f"run devit join again, or, once {place.config} is there, devit build"

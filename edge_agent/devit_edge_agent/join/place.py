@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,17 +86,25 @@ class Place:
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def start_service(name: str) -> None:
-    """Start edge-agent@NAME, now and at each boot; its unit is made first if this device has none.
+def prepare_service() -> None:
+    """Make the unit of agents, their user and their folders, as ``devit install-service`` says, unless it is there.
 
     Raises:
         InputError: A command fails; the text says which.
     """
+    os.umask(0o022)  # the service, another user, has to read what is written from now on; keys have modes of their own
     if not UNIT.exists():
         _run(str(Path(sys.prefix, "bin/devit")), "install-service", "agent")
         _run("systemd-sysusers", "devit.conf")
         _run("systemd-tmpfiles", "--create", "devit.conf")
         _run("systemctl", "daemon-reload")
+
+
+def start_service(name: str) -> None:
+    """Start edge-agent@NAME, now and at each boot, and wait until its node has accepted it.
+
+    It raises what :func:`prepare_service` does.
+    """
     _run("systemctl", "enable", "--now", f"edge-agent@{name}")
 
 
