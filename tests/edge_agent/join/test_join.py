@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,10 +20,12 @@ from tests.support.cell import TINY
 from devit_contract.artefacts.fleet import load_fleet
 from devit_contract.artefacts.keys import load_keys
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest
 from devit_contract.errors import EngineError, InputError, LostLinkError, ManifestError, PeerProtocolError, RefusedError
 from devit_contract.service.progress import no_progress
 from devit_contract.wire.pairing import Added, Channel, Handshake, Kind, NodeAddress, Welcome, encode
 from devit_edge_agent.config import load_agent_config
+from devit_edge_agent.engine.loading import load, read_settings
 from devit_edge_agent.join.equal_board import take_engine, target_of
 from devit_edge_agent.join.join import Joiner, JoinReport
 from devit_edge_agent.join.place import Place
@@ -54,10 +57,10 @@ class Setting:
         return [device.name for device in load_fleet(self.fleet).device]
 
     def check_nothing_came(self) -> None:
-        """Of the device there are its keys alone, and the fleet is as it was."""
+        """Of the device there is its key, which it may use again, and the fleet is as it was."""
         assert self.names == ["jetson1"]
         left = {path.name for path in self.device.rglob("*") if path.is_file()}
-        assert left <= {"jetson2.key", "jetson2.key_secret"}
+        assert left - {"allowed_signers"} <= {"jetson2.key", "jetson2.key_secret"}
 
 
 @pytest.fixture
@@ -153,6 +156,58 @@ def test_a_bundle_that_is_not_what_its_manifest_says_leaves_nothing(setting: Set
     with hosted(offer) as running, pytest.raises((InputError, ManifestError)):
         setting.join(running.port)
     setting.check_nothing_came()
+
+
+class Signer:
+    """Who signs the node's bundle."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self.key = setting.fleet.parent / name
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True, timeout=60)
+        self.signers = self.key.with_suffix(".signers")
+        kind, public = self.key.with_suffix(".pub").read_text().split()[:2]
+        self.signers.write_text(f'{name} namespaces="devit-bundle" {kind} {public}\n')
+
+
+def test_the_nodes_signers_become_the_devices_and_its_agent_keeps_to_them(setting: Setting) -> None:
+    desk = Signer(setting, "desk")
+    sign_manifest(setting.bundle, desk.key, "desk")
+    with hosted(Offer(setting.fleet, setting.bundle, allowed_signers=desk.signers)) as running:
+        report = setting.join(running.port)
+    config = load_agent_config(Path(report.config))
+    assert report.signer == "desk"
+    assert Path(config.allowed_signers).read_bytes() == desk.signers.read_bytes()
+    loaded = load(read_settings(Path(report.config), "built"))
+    with loaded.engine:
+        assert loaded.hello.submodel == 1
+    with pytest.raises(InputError, match=r"expected serial .* or later"):
+        accept_serial(Path(config.store) / MEMORY_NAME, loaded.bundle.manifest.name, -1)
+
+
+@pytest.mark.parametrize("fault", ["unsigned", "another signer", "changed since"])
+def test_a_bundle_that_its_signers_have_not_signed_leaves_nothing(setting: Setting, fault: str) -> None:
+    desk, other = Signer(setting, "desk"), Signer(setting, "other")
+    if fault != "unsigned":
+        sign_manifest(setting.bundle, desk.key, "desk")
+    if fault == "changed since":
+        path = setting.bundle / "manifest.json"
+        path.write_bytes(path.read_bytes().replace(b'"name": "tiny"', b'"name": "tinY"'))
+    own = other.signers if fault == "another signer" else desk.signers
+    with hosted(Offer(setting.fleet, setting.bundle)) as running, pytest.raises(ManifestError):
+        setting.join(running.port, allowed_signers=own)
+    setting.check_nothing_came()
+
+
+def test_a_signature_is_checked_where_no_signers_are_known_too(setting: Setting) -> None:
+    sign_manifest(setting.bundle, Signer(setting, "desk").key, "desk")
+    signed = (setting.bundle / "manifest.json").read_bytes()
+    (setting.bundle / "manifest.json").write_bytes(signed + b" ")
+    with hosted(Offer(setting.fleet, setting.bundle)) as running:
+        with pytest.raises(ManifestError, match="expected a signature of this manifest, found"):
+            setting.join(running.port)
+        setting.check_nothing_came()
+        (setting.bundle / "manifest.json").write_bytes(signed)
+        assert setting.join(running.port).signer.startswith("SHA256:")
 
 
 def test_a_wrong_code_is_refused_and_leaves_nothing(setting: Setting) -> None:
