@@ -175,6 +175,10 @@ def status(
     if heads.computed:
         size = f"{heads.kept} kept, {heads.kept_bytes / 1e6:.1f} MB"
         typer.echo(f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one")
+    if found.fleet is not None and found.fleet.problem:
+        typer.echo(f"fleet.toml is not used as it is: {found.fleet.problem}")
+    if found.fleet is not None and found.fleet.needs_restart:
+        typer.echo(f"restart fusion-node to apply {', '.join(found.fleet.needs_restart)} of fleet.toml")
     for event in found.events[:_EVENTS_SHOWN]:
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
 
@@ -211,13 +215,21 @@ def _device_row(device: DeviceStatus) -> list[str]:
     return [
         device.name,
         str(device.submodel),
-        "revoked" if device.is_revoked else "suspect" if device.is_suspect else device.state,
+        _shown_state(device),
         f"{device.in_flight} of {device.credit}",
         "never" if device.last_seen_s is None else f"{device.last_seen_s:.1f}",
         f"{missed / requested:.1%}" if requested else "-",
         "-" if middle_s is None else f"{middle_s * 1000:.1f}",
         device.engine or "-",
     ]
+
+
+def _shown_state(device: DeviceStatus) -> str:
+    from devit_contract.wire.words import DeviceState
+
+    if device.is_revoked or device.is_suspect:
+        return "revoked" if device.is_revoked else "suspect"
+    return "spare" if device.is_spare and device.state is DeviceState.READY else device.state
 
 
 def _client_row(client: ClientStatus) -> list[str]:

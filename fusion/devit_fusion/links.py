@@ -122,6 +122,12 @@ class Link:
         self.hello = None
         self._forget()
 
+    def rest(self) -> None:
+        """Start anew after a time without frames: nothing could show whether it is still slow."""
+        is_leaving = self.is_leaving
+        self._forget()
+        self.is_leaving = is_leaving
+
     def sent(self, frame_id: int, flight: Flight) -> None:
         """Take one credit; a probe may exceed it, and the oldest frame in flight is then written off."""
         while len(self.in_flight) >= self.credit:
@@ -186,7 +192,7 @@ class Link:
         self._probed_ns = now_ns
         return True
 
-    def status(self, now_ns: int, unused: dict[str, int]) -> DeviceStatus:
+    def status(self, now_ns: int, unused: dict[str, int], *, is_spare: bool = False) -> DeviceStatus:
         """Describe the link for people; ``unused`` counts the features that came ``late`` or twice."""
         return DeviceStatus(
             name=self.name,
@@ -209,6 +215,7 @@ class Link:
             is_revoked=self.is_revoked,
             image_us=self.pace.trips.status(),
             over_current=self.over_current,
+            is_spare=is_spare,
         )
 
     def _count_overdue(self, now_ns: int) -> None:

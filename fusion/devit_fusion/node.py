@@ -8,10 +8,11 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from devit_contract.artefacts.calibration import Calibration
-from devit_contract.artefacts.fleet import Fleet, load_fleet
+from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, FusionHead
 from devit_contract.artefacts.keys import KeyPair, load_keys
 from devit_contract.artefacts.manifest import Bundle
@@ -21,9 +22,9 @@ from devit_contract.descriptors import keep_reserve
 from devit_contract.errors import AddressError, InputError
 from devit_contract.extras import own_version
 from devit_contract.service.journal import Log, Priority, Supervisor
-from devit_contract.service.lifecycle import StopSignal, as_configured
+from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
 from devit_contract.service.terminal import print_json
-from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
+from devit_contract.wire.sockets import Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.waiting import Waiter
 from devit_fusion.events import Events
@@ -31,28 +32,33 @@ from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.frames.stages import NOT_CALIBRATED
 from devit_fusion.handler import Handler
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
-from devit_fusion.revocation import Revocation
+from devit_fusion.roster.members import allowed_keys, check_fleet, check_submodels, new_link
+from devit_fusion.roster.revocation import Revocation
+from devit_fusion.roster.roster import Parts, Roster
+from devit_fusion.roster.watched import WatchedFleet
 
 _IDLE_NS = 200_000_000
 """Longest wait of the loop: how soon it sees that it should stop."""
 
 
 def run_node(bundle: Path, fleet: Path, key: Path | None = None, *, stop_with_stdin: bool = False) -> None:
-    """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input."""
-    should_stop = StopSignal(with_stdin=stop_with_stdin)
+    """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input; SIGHUP rereads the fleet."""
+    should_stop, should_reload = StopSignal(with_stdin=stop_with_stdin), ReloadSignal()
     keep_reserve()
     with ExitStack() as stack:
         with as_configured():
             keys = load_keys(key) if key is not None else None
             revoked = RevokedKeys(revoked_path(fleet))
-            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
+            watched = WatchedFleet(fleet)
+            node = stack.enter_context(
+                FusionNode(Bundle(bundle), watched.fleet, keys, revoked=revoked, watched=watched)
+            )
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         print_json(ready, indent=0)
-        node.serve(should_stop)
+        node.serve(should_stop, should_reload)
 
 
 class FusionNode(Closing):
@@ -67,18 +73,20 @@ class FusionNode(Closing):
         head: FusionHead | None = None,
         calibration: Calibration | None = None,
         revoked: RevokedKeys | None = None,
+        watched: WatchedFleet | None = None,
         log: Log | None = None,
     ) -> None:
         """Bind both ports.
 
         ``keys`` are the node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's.
-        Keys in ``revoked``, reread five times a second, are not accepted any more.
+        Keys in ``revoked`` are not accepted any more; devices and clients change as ``watched`` does, the file that
+        ``fleet`` is from. Both are looked at five times a second.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
             AddressError: An address cannot be bound.
         """
-        _check_fleet(bundle, fleet, keys)
+        check_fleet(bundle, fleet, keys)
         self._fleet = fleet
         self._manifest = bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
@@ -90,11 +98,11 @@ class FusionNode(Closing):
         self._software = own_version()  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
-        self._links = _links(fleet)
+        self._links = {device.name: new_link(device, fleet.serving) for device in fleet.device}
         self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
-            self._authenticator = Authenticator(context, _allowed(fleet)) if keys is not None else None
+            self._authenticator = Authenticator(context, allowed_keys(fleet)) if keys is not None else None
             self._devices, self._clients = self._open_ports(context, keys, fusion, run_id)
         except AddressError:
             self.close()
@@ -115,16 +123,18 @@ class FusionNode(Closing):
             images=self._images,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
-        self._revocation = None
+        revocation = None
         if revoked is not None and self._authenticator is not None:
-            self._revocation = Revocation(revoked, fleet, self._authenticator, *ports, self._events)
+            revocation = Revocation(revoked, self._authenticator, *ports, self._events)
+        parts = Parts(*ports, self._authenticator, self._scheduler, self._events)
+        self._roster = Roster(parts, fleet, watched, revocation, partial(check_submodels, bundle))
 
     def close(self) -> None:
         """Close both ports."""
         self._opened.__exit__(None, None, None)
 
-    def serve(self, should_stop: Callable[[], bool]) -> None:
-        """Run until ``should_stop``, which is called at least five times a second."""
+    def serve(self, should_stop: Callable[[], bool], should_reload: Callable[[], bool] = lambda: False) -> None:
+        """Run until ``should_stop``; both are called at least five times a second."""
         waiter = Waiter()
         devices, clients = waiter.add_socket(self._devices.socket), waiter.add_socket(self._clients.socket)
         devices_monitor, clients_monitor = self._devices.monitor.descriptor, self._clients.monitor.descriptor
@@ -157,6 +167,8 @@ class FusionNode(Closing):
             if now_ns >= due_ns:
                 supervisor.alive()
                 self._tend(now_ns)
+                if should_reload():
+                    self._roster.refresh(now_ns, self._handler, at_once=True)
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
 
@@ -193,7 +205,7 @@ class FusionNode(Closing):
             self._scheduler.next_deadline_ns(),
             self._devices.guard.next_ns(),
             self._clients.guard.next_ns(),
-            None if self._revocation is None else self._revocation.next_ns,
+            self._roster.next_ns,
         ):
             if other_ns is not None and other_ns < due_ns:
                 due_ns = other_ns
@@ -202,9 +214,7 @@ class FusionNode(Closing):
     def _tend(self, now_ns: int) -> None:
         """Do what is due by time rather than by a message."""
         self._idle_end_ns = now_ns + _IDLE_NS
-        if self._revocation is not None:
-            for link in self._revocation.refresh(now_ns):
-                self._handler.lose(link, "its key was revoked")
+        self._roster.refresh(now_ns, self._handler)
         for link in self._devices.lost(now_ns):
             self._handler.lose(link)
         self._stop_floods(now_ns)
@@ -247,6 +257,7 @@ class FusionNode(Closing):
             refused_requests=dict(self._clients.refused),
             floods=self._devices.guard.cut + self._clients.guard.cut,
             events=self._events.latest(),
+            fleet=self._roster.status(),
             without_device=tuple(
                 sorted(set(range(len(manifest.submodels))) - {link.index for link in self._links.values()})
             ),
@@ -257,29 +268,3 @@ class FusionNode(Closing):
                 "clients_out": self._clients.bytes_out,
             },
         )
-
-
-def _links(fleet: Fleet) -> dict[str, Link]:
-    credit, deadline_ns = fleet.serving.credit, round(fleet.serving.deadline_ms * 1e6)
-    return {device.name: Link(device.submodel, device.name, credit, deadline_ns) for device in fleet.device}
-
-
-def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:
-    return {
-        DEVICES: {device.public_key.encode(): device.name for device in fleet.device},
-        CLIENTS: {client.public_key.encode(): client.name for client in fleet.client},
-    }
-
-
-def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
-    count = len(bundle.manifest.submodels)
-    for device in fleet.device:
-        if not 0 <= device.submodel < count:
-            raise InputError(
-                f"device {device.name}: expected a submodel from 0 to {count - 1} of bundle {bundle.folder}, "
-                f"found {device.submodel}"
-            )
-    if fleet.has_keys and keys is None:
-        raise InputError("fleet.toml has the node's public_key, but no secret key was given: give it with --key")
-    if keys is not None and keys.public.decode() != fleet.node.public_key:
-        raise InputError("the secret key is not that of the node's public_key in fleet.toml: give it with --key")

@@ -139,14 +139,17 @@ def _promise(promise: PromiseStatus | None) -> Iterator[Metric]:
 def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     by_device = ("device",)
     up = GaugeMetricFamily("devit_device_up", "Whether a device is ready.", labels=by_device)
+    spare = GaugeMetricFamily("devit_device_spare", "Whether another device serves in its place.", labels=by_device)
     credit = GaugeMetricFamily("devit_credit", "Frames that a device may have in flight.", labels=by_device)
     text = "How much speaks against a device's features, from 0 to 1: from there on it is a suspect."
     suspicion = GaugeMetricFamily("devit_device_suspicion", text, labels=by_device)
     for device in devices:
         up.add_metric([device.name], float(device.state is DeviceState.READY))
+        spare.add_metric([device.name], float(device.is_spare))
         credit.add_metric([device.name], device.credit)
         suspicion.add_metric([device.name], device.suspicion)
     yield up
+    yield spare
     yield credit
     yield suspicion
     yield _counter(

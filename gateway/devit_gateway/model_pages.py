@@ -119,12 +119,12 @@ def statistics_page(statistics: Statistics) -> Page:
 
 def device_count(status: NodeStatus) -> int:
     """Count the bits of a mask that stand for a device."""
-    return max(device.submodel for device in status.devices) + 1
+    return max(*(device.submodel for device in status.devices), *status.without_device, 0) + 1
 
 
 def why_not_ready(status: NodeStatus) -> str:
     """Why the cell gives no answers now; empty if it does."""
-    ready = sum(device.state is DeviceState.READY for device in status.devices)
+    ready = sum(device.state is DeviceState.READY and not device.is_spare for device in status.devices)
     if ready >= status.min_devices:
         return ""
     states = ", ".join(f"{device.name} {device.state}" for device in status.devices)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devit_contract.artefacts.files import write_bytes
-from devit_contract.artefacts.fleet import Fleet, load_fleet
+from devit_contract.artefacts.fleet import Device, Fleet, load_fleet
 from devit_contract.artefacts.keys import KeyPair, load_keys, new_keys
 from devit_contract.errors import NoAnswerError
 from devit_contract.wire.client import Client
@@ -179,6 +179,13 @@ class LocalCell:
         end_s = time.monotonic() + _START_DEADLINE_S
         for name in names:
             self._wait_ready(name, end_s)
+
+    def prepare(self, device: LocalDevice) -> Device:
+        """Make keys and configuration of one more agent; it belongs to the cell once the fleet file says so."""
+        self.devices[device.name] = device
+        self._keys[device.name] = new_keys(self.folder / "keys", device.name)
+        self._write_agent(device, self.fleet.node.endpoint)
+        return Device(device.name, device.submodel, self._public(device.name))
 
     def log_path(self, name: str) -> Path:
         """Where a process's stderr goes."""

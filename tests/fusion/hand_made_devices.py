@@ -21,6 +21,7 @@ from devit_contract.wire.messages import Control, Hello, body, read_body
 from devit_contract.wire.sockets import Context, connect_dealer, open_context
 from devit_contract.wire.words import Question
 from devit_fusion.node import FusionNode
+from devit_fusion.roster.watched import WatchedFleet
 
 DEADLINE_S = 20.0
 IMAGE = np.zeros((6, 8, 1), np.uint8)
@@ -37,7 +38,9 @@ class Device:
         self.run_id = 0
         digest = bundle.manifest.file("submodel", device=submodel, variant="fp32").sha256
         self.dim = bundle.manifest.submodels[submodel].output_dim
-        self.hello = Hello(f"jetson{submodel}", submodel, self.dim, digest, "by hand", ("float32",), "0")
+        agent = link.get("agent", f"jetson{submodel}".encode())
+        assert isinstance(agent, bytes)
+        self.hello = Hello(agent.decode(), submodel, self.dim, digest, "by hand", ("float32",), "0")
         self.socket, self.monitor = connect_dealer(
             context,
             endpoint,
@@ -131,17 +134,25 @@ class Scene:
         keys: KeyPair | None,
         head: FusionHead | None = None,
         calibration: Calibration | None = None,
+        watched: WatchedFleet | None = None,
     ) -> None:
         self._stack, self._bundle, self._fleet = stack, bundle, fleet
         self._kept: list[Device] = []
         stack.callback(self._kept.clear)  # behind the context: a socket that is forgotten before it warns
         self._context = stack.enter_context(open_context())
-        self.node = stack.enter_context(FusionNode(bundle, fleet, keys, head=head, calibration=calibration))
+        self.node = stack.enter_context(
+            FusionNode(bundle, fleet, keys, head=head, calibration=calibration, watched=watched)
+        )
         stop = threading.Event()
-        thread = threading.Thread(target=self.node.serve, args=(stop.is_set,), daemon=True)
+        self.reload = threading.Event()
+        """To be set in the place of SIGHUP."""
+        thread = threading.Thread(target=self.node.serve, args=(stop.is_set, self._should_reload), daemon=True)
         thread.start()
         stack.callback(thread.join, DEADLINE_S)
         stack.callback(stop.set)
+
+    def _should_reload(self) -> bool:
+        return self.reload.is_set() and not self.reload.clear()  # which gives None
 
     def device(self, submodel: int, *, to_clients_port: bool = False, **link: bytes | KeyPair) -> Device:
         endpoint = self.node.client_endpoint if to_clients_port else self.node.endpoint

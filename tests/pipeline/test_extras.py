@@ -31,6 +31,7 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "doctor": ("", None),
     "selftest": ("", None),
     "keys": ("list", None),
+    "fleet": ("list", None),
     "pair": ("--bundle absent", "pair"),
     "join": ("127.0.0.1 AAAAAA", "pair"),
     "fuse": ("--bundle absent --fleet absent", None),

@@ -264,8 +264,13 @@ def read_toml_tables(path: Path, hint: str) -> dict[str, Any]:
         InputError: The file cannot be read.
         ManifestError: It is no TOML.
     """
+    return decode_toml(path, read_bytes(path, hint), hint)
+
+
+def decode_toml(path: Path, content: bytes, hint: str) -> dict[str, Any]:
+    """Decode what was read from a TOML file as :func:`read_toml_tables` does."""
     try:
-        return tomllib.loads(read_bytes(path, hint).decode("utf-8-sig"))
+        return tomllib.loads(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
         raise ManifestError(f"{path}: not a TOML file ({err}): {hint}") from err
 

@@ -47,7 +47,7 @@ class RevokedKeys:
             InputError: It cannot be read, or breaks its format.
         """
         self._path = path
-        self._stamp = _stamp(path)
+        self._stamp = stamp_of(path)
         found = _read(path)
         if found.problem:
             raise InputError(found.problem)
@@ -68,7 +68,7 @@ class RevokedKeys:
         """
         self.problem = ""
         now_ns = time.time_ns()
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if stamp is not None and stamp == self._stamp:
             return frozenset()
         before, found = self.keys, _read(self._path)
@@ -142,7 +142,7 @@ class _Content:
     problem: str = ""
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def stamp_of(path: Path) -> tuple[int, ...] | None:
     """What changes when the file does, the time of its last change first; empty where there is none."""
     try:
         found = path.stat()

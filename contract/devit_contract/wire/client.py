@@ -181,7 +181,7 @@ class Client(Closing):
         status = self._found(self._ask(Control(Question.STATUS)).status, self.endpoint)
         self._labels = status.labels
         self._send_images_as(status.images)
-        self._names = {device.submodel: device.name for device in status.devices}
+        self._names = {device.submodel: device.name for device in status.devices if not device.is_spare}
         return status
 
     def describe(self, device: str) -> Description:

@@ -213,7 +213,8 @@ class Authenticator:
 
     def __init__(self, context: Context, allowed: Mapping[bytes, Mapping[bytes, str]]) -> None:
         """Take over a context's authentication before its sockets bind; ``allowed`` is domain to (Z85 key to name)."""
-        self._allowed = allowed
+        self.allowed = allowed
+        """Domain to (Z85 key to name)."""
         self.refused = 0
         self.revoked: frozenset[bytes] = frozenset()
         """Z85 public keys that are not accepted any more, whatever ``allowed`` says."""
@@ -238,9 +239,9 @@ class Authenticator:
         code = _RETRY_LATER  # not 400: a peer refused with that would not come back once its key is allowed
         if version == b"1.0" and mechanism == b"CURVE" and len(credentials) == 1:
             key = z85.encode(credentials[0])
-            known_in = [] if key in self.revoked else [each for each, keys in self._allowed.items() if key in keys]
+            known_in = [] if key in self.revoked else [each for each, keys in self.allowed.items() if key in keys]
             if domain in known_in:
-                return b"200", b"OK", self._allowed[domain][key].encode(), b""
+                return b"200", b"OK", self.allowed[domain][key].encode(), b""
             code = _WRONG_PORT if known_in else code
         self.refused += 1
         return code, b"unknown key", b"", b""

@@ -97,6 +97,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """What its last images took from the node into its engine, the middle one, by what they travelled as."""
     over_current: OverCurrentEvents | None = None
     """Since its agent's start; ``None`` where its board does not count them, or its agent does not tell."""
+    is_spare: bool = False
+    """Whether another device serves the same submodel now, and this one would take over."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -139,6 +141,17 @@ class PromiseStatus(msgspec.Struct, frozen=True):
     """How large the share of answers that differ may be, with that confidence."""
     is_broken: bool = False
     """Whether more differ than promised, so that the node asks all devices again."""
+
+
+class FleetStatus(msgspec.Struct, frozen=True):
+    """What a node has taken of its fleet file."""
+
+    sha256: str
+    """Of the file as it was read last."""
+    problem: str = ""
+    """Why that is not used, so that an earlier one still is."""
+    needs_restart: tuple[str, ...] = ()
+    """Tables of it that have changed since the node's start, and are applied when it starts again."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -188,3 +201,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What clients are to send images as now."""
     image_choice: str = "raw"
     """As the fleet says; ``raw`` where images are too small to code."""
+    fleet: FleetStatus | None = None
+    """``None`` of a node that does not read it while it runs."""

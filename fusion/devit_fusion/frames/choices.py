@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from devit_contract.artefacts.fleet import Fleet
@@ -45,7 +45,7 @@ class Choices:
         courses: Courses,
     ) -> None:
         """Choose among the requests of ``turns``; ``links`` is by device index, ``all_devices`` their mask."""
-        self._links = list(links.values())
+        self._links = links.values()  # as they are at any time
         self._all_devices = all_devices
         self._turns, self._stages, self._courses = turns, stages, courses
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
@@ -118,7 +118,7 @@ class Choices:
         link, judged_again_ns = self._blocked[1], request.judged_ns + self._judged_ns
         return link.state is _READY and not link.has_credit and now_ns < min(request.wait_end_ns, judged_again_ns)
 
-    def _links_of(self, requested: int) -> list[Link]:
+    def _links_of(self, requested: int) -> Collection[Link]:
         if requested == self._all_devices:
             return self._links
         return [link for link in self._links if requested >> link.index & 1]

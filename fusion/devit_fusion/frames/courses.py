@@ -56,7 +56,7 @@ class Courses:
         self._join, self._links, self._devices = join, links, devices
         self._send, self._end, self._compare = send, end, compare
         self._min_devices = fleet.serving.min_devices
-        self._most_waiting = fleet.serving.credit * len(links)
+        self._credit = fleet.serving.credit
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
         self.line: list[Frame] = []
         """Frames that wait for room."""
@@ -68,7 +68,7 @@ class Courses:
     @property
     def is_full(self) -> bool:
         """Whether so many frames wait in line that no new one may begin."""
-        return len(self.line) >= self._most_waiting
+        return len(self.line) >= self._credit * len(self._links)
 
     def begin(self, frame: Frame) -> None:
         """Note when a new frame's first stage is over by time."""

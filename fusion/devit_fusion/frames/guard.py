@@ -33,10 +33,10 @@ class Guard:
         events: Events,
     ) -> None:
         """Watch nothing where ``fleet.toml`` says so, or the calibration does not tell what is usual."""
+        self._names = {index: link.name for index, link in links.items()}
         self._watch: Watch | None = None
         if fleet.watch.liars != "off" and calibration is not None and calibration.usual is not None:
-            names = {index: link.name for index, link in links.items()}
-            self._watch = Watch(head, calibration.usual, names, events)
+            self._watch = Watch(head, calibration.usual, self._names, events)
         self._may_exclude = fleet.watch.liars == "exclude"
         self._min_devices = fleet.serving.min_devices
         self._links = links
@@ -63,6 +63,14 @@ class Guard:
             self.due_ns = time.monotonic_ns() + _BEHIND_NS
         self._exclude(watch)  # at each frame, as the other devices come and go
         return novelty
+
+    def seated(self, link: Link) -> None:
+        """Judge a device anew: it serves now in the place of another one, or of none."""
+        self._names[link.index] = link.name
+        if self._watch is not None and link.index in self._linked:
+            self._catch_up(self._watch)
+            self._watch.forget(link.index)
+            self._linked[link.index] = link.links
 
     def tend(self, now_ns: int) -> None:
         """Compare the features of the last frames when it is time."""

@@ -8,7 +8,7 @@ is counted and never used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from devit_contract.arrays import Float32Array
@@ -150,11 +150,15 @@ class Join:
         frame.missing[device] = why
         return self._end_if_done(frame)
 
-    def lose(self, device: int, why: MissingReason) -> list[Frame]:
-        """Wait no longer for a device; return those frames that :meth:`add` would return."""
+    def waiting_for(self, device: int) -> list[Frame]:
+        """List the frames that a feature of this device may still come for."""
+        return [frame for frame in self._open.values() if device in frame.pending]
+
+    def lose(self, device: int, why: MissingReason, kept: Collection[int] = ()) -> list[Frame]:
+        """Wait no longer for a device, but in the frames ``kept``; return those that :meth:`add` would return."""
         ended = []
-        for frame in list(self._open.values()):
-            if device in frame.pending:
+        for frame in self.waiting_for(device):
+            if frame.frame_id not in kept:
                 frame.pending.discard(device)
                 frame.missing[device] = why
                 if self._end_if_done(frame) is not None:

@@ -32,6 +32,7 @@ from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
+from devit_fusion.roster.seats import Seats, orphans
 
 _READY, _YES = DeviceState.READY, Sent.YES
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
@@ -61,7 +62,8 @@ class Scheduler:
         self._device_count = len(fusion.head.dims)
         self._serving = serving = fleet.serving
         self._deadline_ns = round(serving.deadline_ms * 1e6)
-        self._links = {link.index: link for link in links.values()}
+        self.seats = Seats(links, events)
+        self._links = self.seats.serving
         self._devices = devices
         self._clients = clients
         self._run_id = run_id
@@ -152,6 +154,8 @@ class Scheduler:
         """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
         now_ns = time.monotonic_ns()
         is_probe = self._returned(link, frame_id, now_ns)
+        if self.seats.has_spares and frame_id in self.seats.held_by_others(link):
+            return
         frame = self._join.skip(frame_id, link.index, why, is_probe=is_probe or is_counted)
         if frame is not None:
             self._finish(frame, now_ns)
@@ -159,8 +163,23 @@ class Scheduler:
     def lose(self, link: Link, why: MissingReason) -> None:
         """Wait no longer for a device, in any frame."""
         now_ns = time.monotonic_ns()
-        for frame in self._join.lose(link.index, why):
+        self.settle(now_ns)
+        for frame in self._join.lose(link.index, why, self.seats.held_by_others(link)):
             self._finish(frame, now_ns)
+
+    def refill(self, fleet: Fleet) -> None:
+        """Take in that other devices belong to the fleet now, and other clients."""
+        self.seats.refill()
+        for link in self._links.values():
+            self._guard.seated(link)
+        self._turns.know([client.name for client in fleet.client] or [""])
+
+    def settle(self, now_ns: int) -> None:
+        """Give every seat to whom it belongs, and send what the one before will not answer to the new one."""
+        for change in self.seats.settle(now_ns):
+            self._guard.seated(change.now)
+            for request, frame in orphans(change, self.seats, self._join, self._dispatched, now_ns):
+                self._send_frames(request, frame, [change.now.index], (), Flight(now_ns, frame.deadline_ns))
 
     def expire(self, now_ns: int) -> None:
         """End the frames whose deadline has come; the devices that did not answer are stalled.
@@ -179,6 +198,8 @@ class Scheduler:
             self._courses.tend(now_ns)
         self.answers.tend(now_ns)
         self._guard.tend(now_ns)
+        if self.seats.has_spares:
+            self.settle(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
@@ -196,15 +217,17 @@ class Scheduler:
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
         now_ns = time.monotonic_ns()
-        unused = self._join.unused
-        return tuple(
-            self._guard.judged(link.status(now_ns, {why: unused[index, why] for why in ("late", "duplicate")}))
-            for index, link in sorted(self._links.items())
-        )
+        return tuple(self._device_status(link, now_ns) for link in self.seats.everyone())
 
     def client_status(self) -> tuple[ClientStatus, ...]:
         """Describe every client for people."""
         return self._turns.status()
+
+    def _device_status(self, link: Link, now_ns: int) -> DeviceStatus:
+        if self.seats.is_spare(link):
+            return link.status(now_ns, {"late": 0}, is_spare=True)
+        unused = self._join.unused
+        return self._guard.judged(link.status(now_ns, {why: unused[link.index, why] for why in ("late", "duplicate")}))
 
     def _returned(self, link: Link, frame_id: int, now_ns: int, timing: DeviceTiming | None = None) -> bool:
         """Give a credit back; tell whether it was that of a probe, or of a frame that is not needed any more."""
@@ -265,7 +288,7 @@ class Scheduler:
             self._courses.begin(frame)
         if pending or probed:
             self._send_frames(request, frame, sorted(pending), probed)
-        if course is None:
+        if course is None and not self.seats.has_spares:
             _drop_payload(request)
         if not pending:
             self._finish(frame, now_ns)
@@ -274,7 +297,7 @@ class Scheduler:
         """Send a frame on to devices that it has not asked yet."""
         times = Flight(now_ns, deadline_ns)
         self._send_frames(course.request, frame, [link.index for link in links], (), times)
-        if not course.unasked:
+        if not course.unasked and not self.seats.has_spares:
             _drop_payload(course.request)
 
     def _send_frames(
@@ -319,6 +342,8 @@ class Scheduler:
     def _not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
         if sent is Sent.GONE:
             self._devices.suspect()
+            if self.seats.has_spares:  # its link is found lost in this turn of the loop, and then a spare is asked
+                return
         why = MissingReason.OVERLOAD if sent is Sent.FULL else MissingReason.ABSENT
         is_probe = frame.frame_id == link.probe_id
         looked_at = self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe)

@@ -76,6 +76,11 @@ class Turns:
         self.waiting_bytes = 0
         """Of their pictures."""
 
+    def know(self, names: Iterable[str]) -> None:
+        """Know these clients; others are forgotten that have no open requests."""
+        kept = {name: client for name, client in self._clients.items() if client.open}
+        self._clients = {name: self._client(name) for name in names} | kept
+
     def add(self, request: Request) -> None:
         """Let a request wait at the end of its connection's line."""
         line, weight_bytes = self._line_of(request), _weight_bytes(request)

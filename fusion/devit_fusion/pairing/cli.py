@@ -43,6 +43,7 @@ def pair(
     from devit_contract.service.terminal import print_json
 
     require("pair")
+    require("fusion")
     from devit_fusion.pairing.offer import Offer
     from devit_fusion.pairing.pair import pair as wait_for_device
 

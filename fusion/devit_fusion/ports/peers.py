@@ -7,6 +7,7 @@ key, and those of all strangers together; else whoever has one key, or none, cou
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 import zmq
@@ -88,11 +89,12 @@ class Peers:
         peer.connection.cut()
 
     def revoke(self, names: frozenset[str]) -> None:
-        """Accept nothing more under the keys of these names, and end all their connections.
-
-        A stranger may have such a key: all have to come again.
-        """
+        """Accept nothing more under the keys of these names, and end all their connections."""
         self._revoked = names
+        self.end(names)
+
+    def end(self, names: Container[str]) -> None:
+        """End all connections under the keys of these names; a stranger may have such a key, so all come again."""
         for stranger in self._strangers.values():
             stranger.cut()
         for peer in list(self._peers.values()):

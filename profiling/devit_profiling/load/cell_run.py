@@ -70,6 +70,8 @@ def measure_cell(
     devices = _devices(fleet, device_names, plan)
     folder, started_utc = new_run(out, "-".join(device_names))
     status = client.status()
+    for spare in (each.name for each in status.devices if each.is_spare and each.name in device_names):
+        raise InputError(f"{spare}: a spare now, so no frames go to it: measure the device that serves in its place")
     scenarios = cell_scenarios(devices, plan)
     measurement = Measurement(client, devices, plan, progress, calibrations)
     on_start()

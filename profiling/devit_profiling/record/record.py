@@ -276,7 +276,10 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def names_by_submodel(self) -> dict[int, str]:
         """Give the name of every device of the cell, measured here or not, by device index."""
         cell = self.devices if self.node_before is None else self.node_before.devices
-        return {device.submodel: device.name for device in cell}
+        names: dict[int, str] = {}
+        for device in cell:
+            names.setdefault(device.submodel, device.name)  # its spares come behind
+        return names
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,6 @@ from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort
 from devit_fusion.ports.devices import DevicePort
 
-_PERIOD_NS = 200_000_000
-"""Between two looks at the file."""
-
 
 class Revocation:
     """The file of revoked keys of one fleet, and what follows from it."""
@@ -23,7 +20,6 @@ class Revocation:
     def __init__(
         self,
         revoked: RevokedKeys,
-        fleet: Fleet,
         authenticator: Authenticator,
         links: Mapping[str, Link],
         devices: DevicePort,
@@ -32,31 +28,27 @@ class Revocation:
     ) -> None:
         """Join the parts; ``links`` is by device name."""
         self._revoked = revoked
-        self._fleet = fleet
         self._authenticator = authenticator
         self._links = links
         self._devices = devices
         self._clients = clients
         self._events = events
-        self.next_ns = 0
-        """When :meth:`refresh` has something to do."""
+        self._locked: dict[str, str] = {}  # by name: the key
 
-    def refresh(self, now_ns: int) -> list[Link]:
-        """Reread the file if it is time; return the links that it ended."""
-        if now_ns < self.next_ns:
-            return []
-        self.next_ns = now_ns + _PERIOD_NS
+    def refresh(self, fleet: Fleet) -> list[Link]:
+        """Reread the file; return the links that it ended, or that another fleet has given a revoked key."""
         self._revoked.refresh()
         if self._revoked.problem:
             self._events.note("", self._revoked.problem, Priority.ERROR)
         keys = self._revoked.keys
-        if keys == self._authenticator.revoked:
+        members: tuple[Device | ClientEntry, ...] = (*fleet.device, *fleet.client)
+        locked = {member.name: member.public_key for member in members if keys and member.public_key.encode() in keys}
+        if keys == self._authenticator.revoked and locked == self._locked:
             return []
-        self._authenticator.revoked = keys
-        members: tuple[Device | ClientEntry, ...] = (*self._fleet.device, *self._fleet.client)
-        names = frozenset(member.name for member in members if member.public_key.encode() in keys)
+        self._authenticator.revoked, self._locked = keys, locked
+        names = frozenset(locked)
         ended = []
-        for device in self._fleet.device:
+        for device in fleet.device:
             link = self._links[device.name]
             link.is_revoked = device.name in names
             if link.is_revoked and link.hello is not None:
