@@ -85,9 +85,10 @@ class Joiner:
             target = target_of(bundle, store, submodel)
             is_there = any(store.record(key.digest) for key in target.engine_keys())
             fetched = None if is_there else fetch_engine(guest, target, progress)
-            self.place.write_config(self.name, guest.welcome, host, has_signers=signers is not None)
             guest.finish()
-        tell(f"written: {self.place.config}; the node has added {self.name} to its fleet")
+            # Last: with it, the device counts as joined. Without, it may join again by its key.
+            self.place.write_config(self.name, guest.welcome, host, has_signers=signers is not None)
+        tell(f"the node has added {self.name} to its fleet; written: {self.place.config}")
         origin: EngineOrigin = "built"
         if fetched is not None:
             try:

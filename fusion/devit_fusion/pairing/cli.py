@@ -40,7 +40,7 @@ def pair(
     """
     from devit_contract.extras import require
     from devit_contract.service.journal import Log
-    from devit_contract.service.terminal import print_json
+    from devit_contract.service.terminal import print_json, tell
 
     require("pair")
     require("fusion")
@@ -54,6 +54,8 @@ def pair(
             typer.echo(f"code {invitation.code}: on the device, run\n\n  {invitation.command}\n")
 
     offer = Offer(fleet, bundle, submodel=submodel, engines=engines, allowed_signers=allowed_signers)
+    if offer.is_full:
+        tell("every submodel has a device: one of them may join again; a spare needs --submodel")
     joined = wait_for_device(offer, port, timeout, Log("devit-pair"), invite)
     device = joined.device
     if as_json:

@@ -78,7 +78,7 @@ class Offer:
         Without ``submodel``, a device gets the first one that no other device has.
 
         Raises:
-            InputError: A file cannot be read or written, the fleet has no keys, or no submodel is free.
+            InputError: A file cannot be read or written, the fleet has no keys, or there is no such submodel.
             ManifestError: A file breaks its format.
         """
         self._fleet_path, self._bundle = fleet_path, Bundle(bundle)
@@ -91,7 +91,11 @@ class Offer:
                 "write it into [node]"
             )
         self._check_writable()
-        self._free_submodel(fleet)
+        count = len(self._bundle.manifest.submodels)
+        if submodel is not None and submodel >= count:
+            raise InputError(f"submodel {submodel}: the bundle has 0 to {count - 1}: choose another")
+        self.is_full = submodel is None and self._free(fleet) == []
+        """Whether only a device that the fleet has already may join, again."""
         self._signers = ""
         if allowed_signers is not None:
             content = read_bytes(allowed_signers, "devit sign prints a line for it")
@@ -157,18 +161,17 @@ class Offer:
             add_device(self._fleet_path, device)
 
     def _free_submodel(self, fleet: Fleet) -> int:
-        count = len(self._bundle.manifest.submodels)
         if self._submodel is not None:
-            if not 0 <= self._submodel < count:
-                raise InputError(f"submodel {self._submodel}: the bundle has 0 to {count - 1}: choose another")
             return self._submodel
+        if free := self._free(fleet):
+            return free[0]
+        raise InputError(
+            f"{self._fleet_path}: every submodel has a device: name the one of a spare with --submodel, on the node"
+        )
+
+    def _free(self, fleet: Fleet) -> list[int]:
         taken = {device.submodel for device in fleet.device}
-        free = [each for each in range(count) if each not in taken]
-        if not free:
-            raise InputError(
-                f"{self._fleet_path}: every submodel has a device: name the one of a spare with --submodel, on the node"
-            )
-        return free[0]
+        return [each for each in range(len(self._bundle.manifest.submodels)) if each not in taken]
 
     def _check_writable(self) -> None:
         if not os.access(self._fleet_path, os.W_OK) or not os.access(self._fleet_path.absolute().parent, os.W_OK):

@@ -132,7 +132,7 @@ def test_what_cannot_pair_is_told_before_a_code_is_shown(tmp_path: Path) -> None
 
 @pytest.mark.system
 def test_a_device_that_has_joined_serves_in_a_real_cell(tmp_path: Path, store: Path) -> None:
-    """Two commands, then the agent by the line that the second one prints."""
+    """Two commands beside a node that runs on, then the agent by the line that the second one prints."""
     (first, _) = tiny_devices(tegrastats=())
     with LocalCell(TINY, tmp_path / "cell", [first], store=store) as cell:
         with pairing(cell.fleet_path, TINY, "--engines", str(store)) as running:
@@ -141,8 +141,6 @@ def test_a_device_that_has_joined_serves_in_a_real_cell(tmp_path: Path, store: P
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert (report["submodel"], report["engine_origin"]) == (1, "fetched")
-        cell.kill("node")  # it is not known yet whether a running one reads the file again
-        cell.start_node()
         entry = "from devit_pipeline.entry import edge_agent; edge_agent()"
         command = [sys.executable, "-c", entry, "--config", report["config"], "--stop-with-stdin"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
@@ -150,7 +148,7 @@ def test_a_device_that_has_joined_serves_in_a_real_cell(tmp_path: Path, store: P
             assert json.loads(agent.stdout.readline())["ready"] is True
             golden = Bundle(TINY).golden()
             with cell.client() as client:
-                while True:  # until both are back at the new node
+                while True:  # until the node, which runs on, has taken it in
                     answer = client.classify(golden["images"][0])
                     if answer.state is State.FULL:
                         break

@@ -17,7 +17,7 @@ from tests.edge_agent.join.between import Between, Sender, between, unchanged
 from tests.fusion.pairing.hosted import CODE, WRONG, Hosted, hosted, write_fleet
 from tests.support.cell import TINY
 
-from devit_contract.artefacts.fleet import load_fleet
+from devit_contract.artefacts.fleet import Device, load_fleet
 from devit_contract.artefacts.keys import load_keys
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.artefacts.signing import MEMORY_NAME, accept_serial, sign_manifest
@@ -210,6 +210,20 @@ def test_a_signature_is_checked_where_no_signers_are_known_too(setting: Setting)
         assert setting.join(running.port).signer.startswith("SHA256:")
 
 
+def test_a_device_that_the_node_cannot_add_has_not_joined(setting: Setting) -> None:
+    class Locked(Offer):
+        def enrol(self, device: Device) -> None:
+            raise InputError(f"fleet.toml: cannot be written for {device.name}")
+
+    refused = pytest.raises(RefusedError, match=r"declined: fleet.toml: cannot be written for jetson2")
+    with hosted(Locked(setting.fleet, setting.bundle)) as running, refused:
+        setting.join(running.port)
+    assert not setting.place.config.exists()
+    with hosted(Offer(setting.fleet, setting.bundle)) as running:
+        setting.join(running.port)  # with what it has already
+    assert setting.place.config.exists()
+
+
 def test_a_wrong_code_is_refused_and_leaves_nothing(setting: Setting) -> None:
     with hosted(Offer(setting.fleet, setting.bundle)) as running:
         for _ in range(3):
@@ -311,7 +325,7 @@ def test_a_device_that_has_lost_its_files_joins_again_by_its_key(setting: Settin
         setting.join(running.port)
     setting.place.config.unlink()
     shutil.rmtree(setting.place.bundle)
-    with hosted(Offer(setting.fleet, setting.bundle, submodel=0)) as running:
+    with hosted(Offer(setting.fleet, setting.bundle)) as running:
         report = setting.join(running.port)
     assert (report.submodel, report.engine_origin) == (1, "stored")
     assert setting.names == ["jetson1", "jetson2"]

@@ -36,13 +36,20 @@ def test_a_device_gets_the_first_free_submodel_and_is_written_behind_the_others(
     assert len(load_fleet(fleet).device) == 2
 
 
-def test_no_free_submodel_is_told_before_anybody_comes(tmp_path: Path) -> None:
+def test_where_every_submodel_has_a_device_one_may_join_again_and_a_spare_needs_a_submodel(
+    tmp_path: Path,
+) -> None:
     fleet = write_fleet(tmp_path)
     offer = Offer(fleet, TINY)
-    offer.enrol(offer.place(introduction(tmp_path, "jetson2"))[0])
+    known, spare_keys = introduction(tmp_path, "jetson2"), introduction(tmp_path, "jetson3")
+    assert not offer.is_full
+    offer.enrol(offer.place(known)[0])
+    full = Offer(fleet, TINY)
+    assert full.is_full
+    assert full.place(known)[0].submodel == 1
     with pytest.raises(InputError, match="every submodel has a device: name the one of a spare with --submodel"):
-        Offer(fleet, TINY)
-    spare, _ = Offer(fleet, TINY, submodel=0).place(introduction(tmp_path, "jetson3"))
+        full.place(spare_keys)
+    spare, _ = Offer(fleet, TINY, submodel=0).place(spare_keys)
     assert spare.submodel == 0
     with pytest.raises(InputError, match="submodel 2: the bundle has 0 to 1"):
         Offer(fleet, TINY, submodel=2)
