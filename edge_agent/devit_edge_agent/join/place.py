@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Place:
             ManifestError: The same.
         """
         node = welcome.nodes[0]
-        lines = {
+        lines: dict[str, object] = {
             "schema": AGENT_SCHEMA,
             "name": name,
             "submodel": welcome.submodel,
@@ -72,7 +73,10 @@ class Place:
             "tegrastats": ["tegrastats"] if shutil.which("tegrastats") else [],
             "allowed_signers": self._named(self.allowed_signers) if has_signers else "",
         }
-        text = "".join(f"{field} = {json.dumps(value, ensure_ascii=False)}\n" for field, value in lines.items())
+        text = _toml(lines)
+        for standby in welcome.nodes[1:]:
+            at = {"node": _reachable(standby.endpoint, host), "node_public_key": standby.public_key}
+            text += f"\n[[standby]]\n{_toml(at)}"
         draft = self.config.with_name(f".{self.config.name}.new")  # in its folder, since paths are relative to it
         write_bytes(draft, f"# Written by devit join; the other fields: examples/agent.toml.\n{text}".encode())
         try:
@@ -84,6 +88,10 @@ class Place:
     def _named(self, path: Path) -> str:
         folder = self.config.parent
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _toml(lines: Mapping[str, object]) -> str:
+    return "".join(f"{field} = {json.dumps(value, ensure_ascii=False)}\n" for field, value in lines.items())
 
 
 def prepare_service() -> None:
