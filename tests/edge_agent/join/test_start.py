@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,7 @@ def write_fleet_of_two(folder: Path) -> Path:
 def test_two_commands_make_a_serving_device_of_a_fresh_machine(tmp_path: Path, jetson: Booted, store: Path) -> None:
     fleet = write_fleet_of_two(tmp_path)
     told: list[str] = []
+    start_s = time.monotonic()
     with pairing(fleet, TINY, "--engines", str(store)) as running:
         line = [str(Path(sys.prefix, "bin/devit")), *running.line.split()[1:], "--name", "jetson2", "--start"]
         joining = threading.Thread(target=lambda: told.append(jetson.run(*line)))
@@ -69,6 +71,7 @@ def test_two_commands_make_a_serving_device_of_a_fresh_machine(tmp_path: Path, j
             assert json.loads(process.stdout.readline())["ready"] is True
             joining.join(120)
             assert "edge-agent@jetson2 serves" in told[0]
+            print(f"from devit pair to a serving device: {time.monotonic() - start_s:.1f} s")
             assert jetson.systemctl("is-enabled", "edge-agent@jetson2") == "enabled"
             with Client.of_fleet(load_fleet(fleet), load_keys(tmp_path / "keys/desk.key_secret")) as client:
                 answer = client.classify(Bundle(TINY).golden()["images"][0])
