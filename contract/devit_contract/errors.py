@@ -14,6 +14,8 @@ ClientFault = Literal[MessageFault, "shape", "mask", "picture", "policy", "conne
 """What a node may find wrong with a message of a client."""
 AgentFault = Literal[MessageFault, "question", "run", "engine"]
 """What an agent may find wrong with a message of its node."""
+PairingFault = Literal["size", "magic", "version", "kind", "body", "code", "order"]
+"""What ``devit pair`` and ``devit join`` may find wrong with each other's messages."""
 
 
 class DevitError(Exception):
@@ -31,7 +33,7 @@ class ManifestError(DevitError):
 class WireError(DevitError):
     """Bytes from the network break the message format."""
 
-    def __init__(self, reason: DeviceFault | ClientFault | AgentFault, text: str) -> None:
+    def __init__(self, reason: DeviceFault | ClientFault | AgentFault | PairingFault, text: str) -> None:
         """Keep ``reason``, the word to count by, beside the text."""
         super().__init__(text)
         self.reason = reason

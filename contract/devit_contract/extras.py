@@ -11,13 +11,14 @@ from typing import Literal
 
 from devit_contract.errors import InputError
 
-Extra = Literal["cli", "agent", "fusion", "http", "profile", "demo", "decompose", "timm", "export"]
+Extra = Literal["cli", "agent", "fusion", "pair", "http", "profile", "demo", "decompose", "timm", "export"]
 """As ``pyproject.toml`` names them."""
 
 PACKAGES: dict[Extra, tuple[str, ...]] = {
     "cli": ("rich", "typer"),
     "agent": ("onnxruntime",),
     "fusion": ("tomlkit",),
+    "pair": ("spake2", "cryptography"),
     "http": ("prometheus_client", "starlette", "uvicorn"),
     "profile": ("jinja2", "matplotlib"),
     "demo": ("onnxruntime", "tomlkit", "prometheus_client", "starlette", "uvicorn", "jinja2", "matplotlib"),

@@ -10,13 +10,16 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=[f"devit_contract.wire.{name}" for name in ("codec", "messages", "status")]):
+with atheris.instrument_imports(
+    include=[f"devit_contract.wire.{name}" for name in ("codec", "messages", "pairing", "status")]
+):
     from devit_contract.wire import codec as wire
-    from devit_contract.wire import messages
+    from devit_contract.wire import messages, pairing
     from devit_contract.wire import status as told
 
 import msgspec
@@ -73,8 +76,19 @@ def read_all(data: bytes) -> bool:
     return True
 
 
+def read_pairing(data: bytes) -> None:
+    """Read bytes as the two do that pair, once they are opened or where they are not sealed."""
+    for read in (pairing.decode, pairing.read_refusal):
+        with suppress(WireError):
+            read(data)
+    with suppress(WireError):
+        size_bytes = pairing.read_header(data[:5].ljust(5, b"\0"), *pairing.Kind, most_bytes=4096)[1]
+        assert size_bytes <= 4096 + 16
+
+
 def test_one_input(data: bytes) -> None:
     """Take one input of the fuzzer: as it is, made plausible, and as the body of a message."""
+    read_pairing(data)
     read_all(data)
     read_all(plausible(data))
     assert read_all(wire.pack(wire.Message(wire.Kind.CONTROL, wire.Dtype.BODY, payload=data)))
@@ -109,6 +123,9 @@ def seeds() -> Iterator[bytes]:
         messages.AnswerBody(bytes(8), (timing,), {1: absent}, 1, 2, 3, "certain", 1, 2.5, 1.5),
     ):
         yield messages.body(value)
+    address = pairing.NodeAddress("tcp://*:1", "k")
+    for said in (pairing.Introduction("a", "k"), pairing.Welcome(0, (address,)), pairing.Ask("record", "a")):
+        yield pairing.encode(said)
     yield b"\x81\xa1x" + b"\x91" * 4000  # a field that nobody knows, of lists in lists
 
 

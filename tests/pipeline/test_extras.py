@@ -32,6 +32,8 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "selftest": ("", None),
     "keys": ("list", None),
     "fleet": ("list", None),
+    "pair": ("--bundle absent", "pair"),
+    "join": ("127.0.0.1 AAAAAA", "pair"),
     "fuse": ("--bundle absent --fleet absent", None),
     "gateway": ("--fleet absent", None),
     "views": ("absent absent", None),
@@ -46,6 +48,7 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
 }
 """What follows each command, and which extra it lacks where ``make demo`` has installed."""
 NODE: dict[str, Extra] = {
+    "pair --bundle absent": "pair",
     "gateway --fleet absent": "http",
     "profile --devices jetson1": "profile",
     "profile --devices local": "profile",

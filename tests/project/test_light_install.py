@@ -67,7 +67,7 @@ def test_an_agents_install_is_light_and_holds_no_training_package(tmp_path: Path
 @pytest.mark.parametrize("version", JETPACK_PYTHONS)
 def test_what_runs_on_devices_passes_its_tests_on_jetpacks_python(version: str, tmp_path: Path) -> None:
     tools = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
-    python = install(find_python(version), tmp_path / "venv", f"{ROOT}[demo]", *tools)
+    python = install(find_python(version), tmp_path / "venv", f"{ROOT}[demo,pair]", *tools)
     tests = [f"tests/{place}" for place in PLACES[version]]
     out = sh(python, "-m", "pytest", "-q", "-n", "2", "-m", "not system and not nightly and not jetson", *tests)
     passed = re.search(r"(\d+) passed", out)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from devit_contract.arrays import UInt8Array
 from devit_contract.artefacts.file_list import FileEntry, check_listing, find_entry
-from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_tensors, write_json
+from devit_contract.artefacts.files import Tensors, decode_json, read_bytes, read_json, read_tensors, write_json
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.choices import Colour, Interpolation, Role, Variant, Views
 from devit_contract.errors import InputError, ManifestError
@@ -41,6 +41,9 @@ SCHEMA = 3
 FILE_NAME = "manifest.json"
 MAX_SUBMODELS = 64
 """As many devices as a message's mask has bits."""
+PART_NAME = "part.json"
+"""Beside a manifest in a folder that holds only what one device needs."""
+_PART_SCHEMA = 1
 _HINT = "make the bundle again with devit export"
 _COPY_HINT = "copy the bundle again"
 
@@ -217,11 +220,27 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         )
 
 
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``part.json``: of which submodels a folder holds the graphs; it lacks what other devices and the node need.
+
+    It is not signed: it can leave out files, and what is left out cannot be read.
+    """
+
+    schema: int
+    submodels: tuple[int, ...]
+
+    def takes(self, file: FileEntry) -> bool:
+        """Whether a file of the manifest is there."""
+        return file.role not in ("submodel", "baseline", "calibration") or file.device in self.submodels
+
+
 class Bundle:
     """A bundle folder. Each file's digest is checked when the file is read, in the very bytes that are returned."""
 
     def __init__(self, folder: Path, manifest: bytes | None = None) -> None:
         """Read the manifest, and check that the folder holds the files it lists; none of them is read.
+
+        In a folder with :class:`Part`, those are the files that it takes.
 
         ``manifest`` may be the content of ``manifest.json``, e.g. the bytes whose signature was verified.
 
@@ -233,7 +252,10 @@ class Bundle:
         self.folder = folder
         content = read_bytes(path, _HINT) if manifest is None else manifest
         self.manifest = decode_json(path, content, Manifest, schema=SCHEMA, hint=_HINT)
-        check_listing(folder, self.manifest.files, _COPY_HINT)
+        part = _read_part(folder)
+        self.files = tuple(filter(part.takes, self.manifest.files)) if part is not None else self.manifest.files
+        """Those that the folder holds."""
+        check_listing(folder, self.files, _COPY_HINT)
 
     def path(self, role: Role, *, device: int | None = None, variant: Variant | None = None) -> Path:
         """Name a file by what it is for; to use its content, :meth:`read` it."""
@@ -256,7 +278,7 @@ class Bundle:
             InputError: A file cannot be read.
             ManifestError: A file has another digest.
         """
-        check_listing(self.folder, self.manifest.files, _COPY_HINT, with_digests=True)
+        check_listing(self.folder, self.files, _COPY_HINT, with_digests=True)
 
     def fusion_head(self) -> FusionHead:
         """Read the fusion head.
@@ -279,7 +301,7 @@ class Bundle:
             InputError: It cannot be read.
             ManifestError: It has another digest, or holds something else.
         """
-        if not any(file.role == "calibration" for file in self.manifest.files):
+        if not any(file.role == "calibration" for file in self.files):
             return None
         from devit_contract.artefacts.calibration import Calibration  # a device has no use for it
 
@@ -319,6 +341,18 @@ class Bundle:
             if not np.isfinite(tensors[name]).all():
                 raise ManifestError(f"{path}: expected finite numbers in {name}, found others: {_HINT}")
         return tensors
+
+
+def write_part(folder: Path, submodels: tuple[int, ...]) -> Part:
+    """Write ``part.json``, before a bundle's files."""
+    part = Part(_PART_SCHEMA, submodels)
+    write_json(folder / PART_NAME, part)
+    return part
+
+
+def _read_part(folder: Path) -> Part | None:
+    path = folder / PART_NAME
+    return read_json(path, Part, schema=_PART_SCHEMA, hint=_COPY_HINT) if path.exists() else None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

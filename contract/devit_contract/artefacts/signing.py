@@ -111,6 +111,24 @@ def verify_bundle(folder: Path, allowed_signers: Path) -> tuple[Bundle, str]:
     return bundle, signer
 
 
+def check_signature(folder: Path, allowed_signers: Path | None) -> str:
+    """Check the signature of a manifest alone, before its files are there, and tell who signed it.
+
+    Without ``allowed_signers`` it only has to be a signature of these bytes, and the key's fingerprint is told.
+
+    Raises:
+        InputError: ssh-keygen or a file is missing.
+        ManifestError: It is not signed, has changed since, or its signer is not allowed, or not now.
+    """
+    content, signature = _manifest_bytes(folder), folder / SIGNATURE_NAME
+    if allowed_signers is not None:
+        return _verify(content, signature, allowed_signers)
+    done = _ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", signature, content=content)
+    if done.returncode != 0:
+        raise ManifestError(f"{signature}: expected a signature of this manifest, found: {_words(done)}: {_SIGN_HINT}")
+    return done.stdout.decode(errors="replace").split()[-1]
+
+
 def accept_serial(memory: Path, name: str, serial: int, *, allow_older: bool = False) -> None:
     """Accept a bundle's serial, and remember it: from now on nothing below it is accepted under this name.
 

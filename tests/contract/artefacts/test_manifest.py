@@ -15,7 +15,7 @@ from tests.support.opened import opened_files
 
 from devit_contract.artefacts.file_list import describe_file
 from devit_contract.artefacts.files import write_tensors
-from devit_contract.artefacts.manifest import Bundle, write_manifest
+from devit_contract.artefacts.manifest import Bundle, write_manifest, write_part
 from devit_contract.errors import InputError, ManifestError
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-bundle"
@@ -124,6 +124,26 @@ def test_a_file_that_is_listed_twice_is_refused(folder: Path) -> None:
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "fusion.safetensors").unlink()
     with pytest.raises(InputError, match=r"fusion\.safetensors: cannot be read"):
+        Bundle(folder)
+
+
+def test_a_part_for_one_device_opens_without_what_the_others_need_and_names_what_it_lacks(folder: Path) -> None:
+    write_part(folder, (1,))
+    for file in Bundle(TINY).manifest.files:
+        if file.role in ("baseline", "calibration") or file.device == 0:
+            (folder / file.name).unlink()
+    bundle = Bundle(folder)
+    bundle.verify()
+    assert bundle.read("submodel", device=1, variant="fp32")
+    assert bundle.golden()["images"].size
+    assert bundle.calibration() is None
+    with pytest.raises(InputError, match=r"submodel-0.fp32.onnx: cannot be read .*: copy the bundle again"):
+        bundle.read("submodel", device=0, variant="fp32")
+    (folder / "submodel-1.fp32.onnx").unlink()
+    with pytest.raises(InputError, match=r"submodel-1.fp32.onnx: cannot be read"):
+        Bundle(folder)
+    (folder / "part.json").write_text('{"schema": 1}')
+    with pytest.raises(ManifestError, match=r"part\.json: field"):
         Bundle(folder)
 
 

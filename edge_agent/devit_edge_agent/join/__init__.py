@@ -1,0 +1,1 @@
+"""A fresh device joins a fleet by a short code: ``devit join``."""
