@@ -26,6 +26,7 @@ from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.waiting import Waiter
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
@@ -86,7 +87,8 @@ class FusionNode(Closing):
         self._is_calibrated = calibration is not None
         if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
             raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
-        self._start_ns = self._idle_end_ns = time.monotonic_ns()
+        self._clock = Clock()
+        self._start_ns = self._idle_end_ns = self._clock.now_ns
         self._software = own_version()  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
@@ -113,6 +115,7 @@ class FusionNode(Closing):
             calibration=calibration,
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
             images=self._images,
+            clock=self._clock,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
         self._revocation = None
@@ -156,7 +159,7 @@ class FusionNode(Closing):
                 self._devices.watch(now_ns)
             if now_ns >= due_ns:
                 supervisor.alive()
-                self._tend(now_ns)
+                self._tend(self._clock.tick())
             self._scheduler.dispatch_waiting()
         supervisor.stopping()
 
@@ -173,6 +176,7 @@ class FusionNode(Closing):
             plausible_norms=fusion.head.plausible_norms(),
             run_id=run_id,
             events=self._events,
+            clock=self._clock,
             feature_dtype=serving.feature_dtype,
         )
         clients = ClientPort(
@@ -183,6 +187,7 @@ class FusionNode(Closing):
             max_pixels=serving.most_pixels,
             policy=serving.policy,
             events=self._events,
+            clock=self._clock,
         )
         return devices, clients
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.wire.words import DeviceState
+from devit_fusion.clock import Clock
 from devit_fusion.frames.courses import Courses
 from devit_fusion.frames.stages import Stages
 from devit_fusion.frames.turns import Turns
@@ -43,6 +43,7 @@ class Choices:
         turns: Turns,
         stages: Stages,
         courses: Courses,
+        clock: Clock,
     ) -> None:
         """Choose among the requests of ``turns``; ``links`` is by device index, ``all_devices`` their mask."""
         self._links = list(links.values())
@@ -50,7 +51,7 @@ class Choices:
         self._turns, self._stages, self._courses = turns, stages, courses
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
         self._judged_ns = self._deadline_ns // _JUDGED_SHARE
-        self._grace_end_ns = time.monotonic_ns() + round(fleet.serving.startup_grace_ms * 1e6)
+        self._grace_end_ns = clock.now_ns + round(fleet.serving.startup_grace_ms * 1e6)
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
