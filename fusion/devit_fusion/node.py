@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from devit_contract.artefacts.calibration import Calibration
@@ -36,6 +37,9 @@ from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
+from devit_fusion.record.door import Door
+from devit_fusion.record.start import start_record
+from devit_fusion.record.tap import Tap
 from devit_fusion.revocation import Revocation
 
 _IDLE_NS = 200_000_000
@@ -93,6 +97,7 @@ class FusionNode(Closing):
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = _links(fleet)
+        self._door = Door(fleet.record.socket)
         self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
@@ -118,12 +123,15 @@ class FusionNode(Closing):
             clock=self._clock,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
+        start = partial(start_record, bundle.manifest, fleet, run_id, self._software)
+        self._tap = Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
             self._revocation = Revocation(revoked, fleet, self._authenticator, *ports, self._events)
 
     def close(self) -> None:
-        """Close both ports."""
+        """Close both ports, and end a recording."""
+        self._door.close()
         self._opened.__exit__(None, None, None)
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
@@ -134,6 +142,7 @@ class FusionNode(Closing):
         zap = self._authenticator
         for descriptor in (devices_monitor, clients_monitor, *([] if zap is None else [zap.descriptor])):
             waiter.add(descriptor)
+        self._tap.join(waiter)
         supervisor = Supervisor()
         supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
         gc.freeze()  # the collector need not look again at what lives as long as the node
@@ -144,11 +153,11 @@ class FusionNode(Closing):
             if zap is not None and zap.descriptor in ready:
                 zap.answer()
             if devices in ready:
-                self._devices.receive(self._handler)
+                self._devices.receive(self._tap.handler)
             if clients in ready:
                 for received in self._clients.receive():
                     if isinstance(received, Request):
-                        self._scheduler.request(received)
+                        self._tap.request(received)
                     else:
                         self._questions.ask(received)
                 self._questions.send_status(self._status)
@@ -161,7 +170,11 @@ class FusionNode(Closing):
                 supervisor.alive()
                 self._tend(self._clock.tick())
             self._scheduler.dispatch_waiting()
+            self._tap.look(ready)
+            if self._tap.is_on:
+                self._tap.end_turn()
         supervisor.stopping()
+        self._tap.close()
 
     def _open_ports(
         self, context: Context, keys: KeyPair | None, fusion: Fusion, run_id: int
@@ -209,11 +222,13 @@ class FusionNode(Closing):
         self._idle_end_ns = now_ns + _IDLE_NS
         if self._revocation is not None:
             for link in self._revocation.refresh(now_ns):
-                self._handler.lose(link, "its key was revoked")
+                self._tap.handler.lose(link, "its key was revoked")
         for link in self._devices.lost(now_ns):
-            self._handler.lose(link)
+            self._tap.handler.lose(link)
         self._stop_floods(now_ns)
         self._questions.expire(now_ns)
+        if self._tap.is_on:
+            self._tap.tended()
         self._scheduler.expire(now_ns)
 
     def _stop_floods(self, now_ns: int) -> None:

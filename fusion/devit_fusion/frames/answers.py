@@ -118,8 +118,10 @@ class Answers:
     def _answer(self, ended: _Ended, *, problem: str = "", is_shed: bool = False) -> None:
         request, frame, now_ns, novelty = ended
         took_ns = _took_ns(frame, now_ns, len(self._links))
+        start_ns = self._clock.read_ns()
         logits = self._logits(frame, problem)
         fused_ns = self._clock.read_ns()
+        spent_ns = fused_ns - start_ns
         state = self._state(frame)
         verdict = None if frame.course is None else frame.course.verdict
         content = AnswerBody(
@@ -147,14 +149,14 @@ class Answers:
         )
         self._clients.answer(request, answer)
         if self.witness is not None:
-            self.witness.answered(request, frame, answer, content)
+            spent_ns = self.witness.answered(request, frame, answer, content, spent_ns)
         self._count(frame)
         self.ended[state.name.lower()] += 1
         self.asked[frame.asked.bit_count()] += 1
         if is_shed:
             self.ended["shed"] += 1
         self.frame_time.add_us((self._clock.read_ns() - request.arrival_ns) // 1000)
-        self._turns.ended(request, took_ns, state, is_shed=is_shed)
+        self._turns.ended(request, took_ns + spent_ns, state, is_shed=is_shed)
 
     def _state(self, frame: Frame) -> State:
         return frame.state(self._all_devices, self._min_devices)

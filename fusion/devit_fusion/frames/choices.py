@@ -51,7 +51,8 @@ class Choices:
         self._turns, self._stages, self._courses = turns, stages, courses
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
         self._judged_ns = self._deadline_ns // _JUDGED_SHARE
-        self._grace_end_ns = clock.now_ns + round(fleet.serving.startup_grace_ms * 1e6)
+        self.grace_end_ns = clock.now_ns + round(fleet.serving.startup_grace_ms * 1e6)
+        """Until when requests wait for devices that have not connected to this node yet."""
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
@@ -77,7 +78,7 @@ class Choices:
         self.wait_end_ns = self._blocked = None
         for request in heads:
             wanted = self._links_of(self.requested(request))
-            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+            if now_ns < self.grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
@@ -99,7 +100,7 @@ class Choices:
 
     def due_ns(self) -> int | None:
         """Tell when there is something to choose though no message comes."""
-        grace_ns = self._grace_end_ns if self._is_in_grace else None
+        grace_ns = self.grace_end_ns if self._is_in_grace else None
         if grace_ns is None or self.wait_end_ns is None:
             return self.wait_end_ns if grace_ns is None else grace_ns
         return min(grace_ns, self.wait_end_ns)

@@ -62,6 +62,16 @@ class Promise:
             )
             self._events.note("", text, Priority.WARNING)
 
+    def state(self) -> tuple[int | float, ...]:
+        """Give what it has counted, for :meth:`resume`."""
+        return self._tested, self._released, self._audited, self._flipped, self._log_stake, int(self.is_broken)
+
+    def resume(self, state: tuple[int | float, ...]) -> None:
+        """Go on from what another has counted."""
+        *counts, self._log_stake, is_broken = state
+        self._tested, self._released, self._audited, self._flipped = map(int, counts)
+        self.is_broken = bool(is_broken)
+
     def status(self) -> PromiseStatus:
         """Describe it for people."""
         bound = upper_bound(self._flipped, self._audited, self._certain.confidence)

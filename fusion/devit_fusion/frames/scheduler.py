@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -41,6 +42,19 @@ _MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
 
+class Parts(NamedTuple):
+    """Whose state decides what becomes of frames."""
+
+    links: Mapping[int, Link]
+    """By device index."""
+    join: Join
+    choices: Choices
+    stages: Stages
+    promise: Promise
+    chance: random.Random
+    """Which certain answers are audited."""
+
+
 class Scheduler:
     """All frames and links of one node."""
 
@@ -60,7 +74,7 @@ class Scheduler:
         clock: Clock,
     ) -> None:
         """Join the parts; ``links`` is by device name, ``accuracies`` by mask of devices."""
-        self._clock, self.chance = clock, random.Random()
+        self._clock, chance = clock, random.Random()
         self._witness: Witness | None = None
         self._all_devices = fusion.head.all_devices
         self._device_count = len(fusion.head.dims)
@@ -73,13 +87,13 @@ class Scheduler:
         self._events = events
         self._join = Join()
         self._turns = Turns([client.name for client in fleet.client] or [""])
-        self._guard = Guard(fusion.head, calibration, fleet, self._links, events, clock, self.chance)
+        self._guard = Guard(fusion.head, calibration, fleet, self._links, events, clock, chance)
         shared_by_answers = self._links, clients, self._turns, events, self._guard, images, clock
         self.answers, self._images = Answers(fusion, serving.min_devices, *shared_by_answers), images
         stages = Stages(fleet, devices=self._device_count, accuracies=accuracies, is_calibrated=calibration is not None)
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
-        self.promise, self._stages = Promise(fleet.certain, events, self.chance), stages
+        self.promise, self._stages = Promise(fleet.certain, events, chance), stages
         shared = self._join, self._links, devices
         self._courses = Courses(
             fusion, fleet, stages, certainty, self.promise, *shared, self._send_stage, self._end, self._guard.look
@@ -87,6 +101,7 @@ class Scheduler:
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
         self._choices = Choices(fleet, self._links, self._all_devices, self._turns, stages, self._courses, clock)
+        self.parts = Parts(self._links, self._join, self._choices, stages, self.promise, chance)
 
     def tell(self, witness: Witness | None) -> None:
         """Tell a witness of all frames from now on; ``None``: nobody."""

@@ -22,5 +22,5 @@ class Witness(Protocol):
     def not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
         """See that one of them could not be sent it."""
 
-    def answered(self, request: Request, frame: Frame, answer: Message, content: AnswerBody) -> None:
-        """See an answer."""
+    def answered(self, request: Request, frame: Frame, answer: Message, content: AnswerBody, spent_ns: int) -> int:
+        """See an answer, and give the time that fusing it is to count for: a replay gives what was recorded."""

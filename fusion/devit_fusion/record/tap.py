@@ -1,0 +1,339 @@
+"""The node's side of a recording: whoever may open its socket gets what the node sees and does, as it happens.
+
+What is told is packed and sent together. A recorder that is too slow loses records, counted, and never holds the node
+up; the snapshot behind them says how many, and a replay goes on from there.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import struct
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from devit_contract.arrays import Float32Array
+from devit_contract.service.journal import Priority
+from devit_contract.wire.codec import Message
+from devit_contract.wire.messages import AnswerBody, ControlReply, DeviceTiming
+from devit_contract.wire.sockets import Sent
+from devit_contract.wire.waiting import Waiter
+from devit_contract.wire.words import MissingReason
+from devit_fusion.clock import Clock
+from devit_fusion.events import Events
+from devit_fusion.frames.join import Frame
+from devit_fusion.frames.scheduler import Scheduler
+from devit_fusion.handler import Handler
+from devit_fusion.links import Link
+from devit_fusion.ports.clients import Request
+from devit_fusion.record import records
+from devit_fusion.record.door import Door
+from devit_fusion.record.state import snapshot
+
+BATCH_BYTES, BACKLOG_BYTES = 1 << 16, 4 << 20
+"""Records are sent together from so many bytes on, and dropped beyond so many that the recorder has not taken."""
+_SNAPSHOT_NS = 1_000_000_000
+_LENGTH = struct.Struct("<I")
+_PEER = struct.Struct("3i")
+_MOST_REASON_BYTES = 500
+
+
+class Tap:
+    """The socket of one node, and at most one recorder on it. Without one it costs nothing."""
+
+    def __init__(
+        self,
+        door: Door,
+        scheduler: Scheduler,
+        handler: Handler,
+        events: Events,
+        clock: Clock,
+        start: Callable[[], records.Start],
+    ) -> None:
+        """Let recorders in at a door; ``start`` describes the node."""
+        self._door = door
+        self._scheduler, self._plain, self._events, self._clock, self._start = scheduler, handler, events, clock, start
+        self.handler: Handler | _Told = handler
+        """Who takes the devices' messages."""
+        self.request = scheduler.request
+        """Takes a client's request."""
+        self._waiter: Waiter | None = None
+        self._recorder: socket.socket | None = None
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._unsent = b""
+        self._lost = 0
+        self._snapshot_ns = 0
+        self.turn = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a recorder listens."""
+        return self._recorder is not None
+
+    def join(self, waiter: Waiter) -> None:
+        """Have the node's loop wait for recorders too."""
+        self._waiter = waiter
+        if self._door.descriptor is not None:
+            waiter.add(self._door.descriptor)
+
+    def look(self, ready: Sequence[int]) -> None:
+        """Let a recorder in that has come, and end with one that has gone."""
+        if self._door.descriptor in ready and (came := self._door.let_in()) is not None:
+            self._begin(came)
+        if self._recorder is not None and self._recorder.fileno() in ready:
+            self._hear(self._recorder)
+
+    def tended(self) -> None:
+        """Note that the node is about to do what is due by time; to be called where :attr:`is_on`."""
+        self.note(records.Tended(at_ns=self._clock.now_ns, turn=self.turn))
+
+    def end_turn(self) -> None:
+        """Note that a turn of the loop is over; to be called where :attr:`is_on`."""
+        self.turn += 1
+        now_ns = self._clock.now_ns
+        if now_ns >= self._snapshot_ns and not self._unsent:
+            self._snapshot_ns = now_ns + _SNAPSHOT_NS
+            self._show(now_ns)
+        elif self._bytes >= BATCH_BYTES or self._unsent:
+            self._flush()
+
+    def note(self, record: records.Record) -> None:
+        """Keep a record for the recorder, or count it as lost."""
+        if self._bytes > BACKLOG_BYTES:
+            self._lost += 1
+            return
+        part = self._encode(record)
+        self._parts.append(part)
+        self._bytes += len(part)
+
+    def event(self, device: str, text: str, priority: Priority) -> None:
+        """Record an event."""
+        self.note(records.EventNoted(at_ns=self._clock.now_ns, device=device, text=text, priority=int(priority)))
+
+    def close(self) -> None:
+        """End the recording."""
+        if self._recorder is not None:
+            self._flush()
+        if self._recorder is not None:
+            self._stop("")
+
+    def _begin(self, came: socket.socket) -> None:
+        if self._recorder is not None:
+            came.close()
+            return
+        process, user, _ = _PEER.unpack(came.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        self._recorder = came
+        if self._waiter is not None:
+            self._waiter.add(came.fileno())
+        self._parts, self._bytes, self._unsent, self._lost = [], 0, b"", 0
+        self.handler, self.request = _Told(self, self._plain, self._scheduler, self._clock), self._request
+        self._scheduler.tell(_Witness(self, self._clock))
+        self._events.listener = self.event
+        self.note(self._start())
+        now_ns = self._clock.tick()
+        self._snapshot_ns = now_ns + _SNAPSHOT_NS
+        self._show(now_ns)
+        self._events.note("", f"recording: process {process} of user {user} is told all, images included")
+
+    def _show(self, now_ns: int) -> None:
+        """Send a snapshot behind all that was lost, and have chance begin anew where a replay can."""
+        seed = secrets.randbits(32)
+        self._scheduler.parts.chance.seed(seed)
+        lost, self._lost = self._lost, 0
+        self.note(snapshot(self._scheduler.parts, at_ns=now_ns, turn=self.turn, seed=seed, lost=lost))
+        self._flush()
+
+    def _request(self, request: Request) -> None:
+        picture = request.picture
+        self.note(
+            records.RequestCame(
+                at_ns=request.arrival_ns,
+                turn=self.turn,
+                client=request.name,
+                route=request.client,
+                run_id=picture.run_id,
+                number=picture.frame_id,
+                mask=picture.mask,
+                dtype=int(picture.dtype),
+                dims=picture.dims,
+                policy=request.policy,
+                pixels=request.pixels,
+                coding=request.coding,
+                minor=picture.minor,
+                image=picture.payload,  # type: ignore[arg-type]  # a view is packed as bytes are
+                image_bytes=len(picture.payload),
+            )
+        )
+        self._scheduler.request(request)
+
+    def _flush(self) -> None:
+        """Send what is there, without waiting."""
+        if self._parts:
+            parts, self._parts, self._bytes = self._parts, [], 0
+            lengths = struct.pack(f"<{len(parts)}I", *map(len, parts))
+            body = b"".join((_LENGTH.pack(len(parts)), lengths, *parts))
+            self._unsent = self._unsent + body if self._unsent else body
+        try:
+            while self._unsent and self._recorder is not None:
+                sent = self._recorder.send(self._unsent)
+                self._unsent = self._unsent[sent:]
+        except BlockingIOError:
+            self._bytes = len(self._unsent)
+        except OSError:
+            self._stop("its recorder has gone")
+
+    def _hear(self, recorder: socket.socket) -> None:
+        try:
+            why = recorder.recv(_MOST_REASON_BYTES)
+        except OSError:
+            why = b""
+        self._stop(why.decode(errors="replace"))
+
+    def _stop(self, why: str) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        if self._waiter is not None:
+            self._waiter.remove(recorder.fileno())
+        recorder.close()
+        self.handler, self.request = self._plain, self._scheduler.request
+        self._scheduler.tell(None)
+        self._events.listener = None
+        self._parts, self._bytes, self._unsent = [], 0, b""
+        self._events.note("", f"recording stopped: {why}" if why else "recording stopped", _priority(why))
+
+
+class _Told:
+    """Tells of each device's message, then hands it on."""
+
+    def __init__(self, tap: Tap, plain: Handler, scheduler: Scheduler, clock: Clock) -> None:
+        self._tap, self._plain, self._clock = tap, plain, clock
+        self._note, self._feature_received = tap.note, scheduler.feature_received
+        self.replied: Callable[[Link, int, ControlReply], None] = plain.replied
+
+    def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
+        """Take a feature."""
+        self._note(
+            records.FeatureCame(
+                at_ns=self._clock.now_ns,
+                turn=self._tap.turn,
+                device=link.index,
+                frame_id=frame_id,
+                timing=timing,
+                feature=feature.data,  # type: ignore[arg-type]  # a view is packed as bytes are
+            )
+        )
+        self._feature_received(link, frame_id, feature, timing)
+
+    def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
+        """Take a skip."""
+        self._note(
+            records.SkipCame(
+                at_ns=self._clock.now_ns,
+                turn=self._tap.turn,
+                device=link.index,
+                frame_id=frame_id,
+                why=why,
+                is_counted=is_counted,
+            )
+        )
+        self._plain.frame_skipped(link, frame_id, why, is_counted=is_counted)
+
+    def connected(self, link: Link, *, is_restarted: bool) -> None:
+        """Take a new link."""
+        self._changed(link, "restarted" if is_restarted else "connected")
+        self._plain.connected(link, is_restarted=is_restarted)
+
+    def engine_changed(self, link: Link) -> None:
+        """Take another engine."""
+        self._changed(link, "engine")
+        self._plain.engine_changed(link)
+
+    def leaving(self, link: Link) -> None:
+        """Take a farewell."""
+        self._changed(link, "leaving")
+        self._plain.leaving(link)
+
+    def lose(self, link: Link, why: str = "the link is gone") -> None:
+        """Take the end of a link."""
+        self._changed(link, "lost", why)
+        self._plain.lose(link, why)
+
+    def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
+        """Take power samples."""
+        self._note(records.PowerSampled(at_ns=self._clock.now_ns, device=link.name, body=bytes(payload)))
+        self._plain.samples_received(link, payload)
+
+    def _changed(self, link: Link, change: records.Change, why: str = "") -> None:
+        self._note(
+            records.LinkChanged(
+                at_ns=self._clock.now_ns,
+                turn=self._tap.turn,
+                device=link.index,
+                change=change,
+                hello=link.hello,
+                boot_id=link.boot_id,
+                engine_revision=link.engine_revision,
+                why=why,
+            )
+        )
+
+
+class _Witness:
+    """Tells of frames sent, and of answers."""
+
+    def __init__(self, tap: Tap, clock: Clock) -> None:
+        self._note, self._clock = tap.note, clock
+
+    def dispatched(self, request: Request, frame: Frame, devices: Sequence[int]) -> None:
+        """Tell of a frame that is sent."""
+        self._note(
+            records.Dispatched(
+                at_ns=self._clock.now_ns,
+                frame_id=frame.frame_id,
+                client=request.name,
+                run_id=request.picture.run_id,
+                number=request.picture.frame_id,
+                devices=tuple(devices),
+                deadline_ns=frame.deadline_ns,
+            )
+        )
+
+    def not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
+        """Tell of a device that could not be sent it."""
+        record = records.NotSent(
+            at_ns=self._clock.now_ns, frame_id=frame.frame_id, device=link.index, sent=sent.name.lower()
+        )
+        self._note(record)
+
+    def answered(self, request: Request, frame: Frame, answer: Message, content: AnswerBody, spent_ns: int) -> int:
+        """Tell of an answer."""
+        self._note(
+            records.Answered(
+                at_ns=self._clock.now_ns,
+                client=request.name,
+                run_id=answer.run_id,
+                number=answer.frame_id,
+                frame_id=frame.frame_id,
+                state=answer.state.name.lower(),
+                mask=answer.mask,
+                asked=content.asked,
+                logits=content.logits,
+                missing=content.missing,
+                wait_us=content.wait_us,
+                collect_us=content.collect_us,
+                fuse_us=content.fuse_us,
+                spent_ns=spent_ns,
+                score=content.score,
+                threshold=content.threshold,
+                novelty=content.novelty,
+            )
+        )
+        return spent_ns
+
+
+def _priority(why: str) -> Priority:
+    return Priority.WARNING if why else Priority.INFO
