@@ -23,8 +23,8 @@ Images = Literal["whole", "digest"]
 """What is kept of clients' images."""
 _LENGTH = struct.Struct("<I")
 _MOST_BATCH_BYTES = 64 << 20
-_WAIT_S = 0.2
-"""How soon it sees that it should stop."""
+_WAIT_S, _PATIENCE_S = 0.2, 2.0
+"""How soon it sees that it should stop, and how long it then waits for the last records."""
 
 
 @dataclass
@@ -65,11 +65,17 @@ class Recorder(Closing):
             LostLinkError: The node took nobody in, as another recorder is there.
         """
         decode = msgspec.msgpack.Decoder(Record).decode
-        heard = False
-        while not should_stop():
+        heard = is_ending = False
+        while True:
+            if not is_ending and should_stop():
+                is_ending = True
+                self._socket.shutdown(socket.SHUT_WR)  # the node sends what it still has
+                self._socket.settimeout(_PATIENCE_S)
             try:
                 data = self._socket.recv(1 << 20)
             except TimeoutError:
+                if is_ending:
+                    return
                 yield []
                 continue
             if not data:

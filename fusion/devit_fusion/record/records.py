@@ -153,6 +153,7 @@ class Tended(_Record, frozen=True, kw_only=True):
 class Dispatched(_Record, frozen=True, kw_only=True):
     """``dispatch``: a frame was sent to these devices."""
 
+    turn: int
     frame_id: int
     client: str
     run_id: int

@@ -190,6 +190,7 @@ class Tap:
             why = recorder.recv(_MOST_REASON_BYTES)
         except OSError:
             why = b""
+        self._flush()  # it may have said that nothing more is to come, and reads what is left
         self._stop(why.decode(errors="replace"))
 
     def _stop(self, why: str) -> None:
@@ -286,13 +287,14 @@ class _Witness:
     """Tells of frames sent, and of answers."""
 
     def __init__(self, tap: Tap, clock: Clock) -> None:
-        self._note, self._clock = tap.note, clock
+        self._tap, self._note, self._clock = tap, tap.note, clock
 
     def dispatched(self, request: Request, frame: Frame, devices: Sequence[int]) -> None:
         """Tell of a frame that is sent."""
         self._note(
             records.Dispatched(
                 at_ns=self._clock.now_ns,
+                turn=self._tap.turn,
                 frame_id=frame.frame_id,
                 client=request.name,
                 run_id=request.picture.run_id,
