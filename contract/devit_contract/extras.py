@@ -11,7 +11,7 @@ from typing import Literal
 
 from devit_contract.errors import InputError
 
-Extra = Literal["cli", "agent", "http", "profile", "demo", "decompose", "timm", "export"]
+Extra = Literal["cli", "agent", "http", "profile", "demo", "decompose", "timm", "export", "record"]
 """As ``pyproject.toml`` names them."""
 
 PACKAGES: dict[Extra, tuple[str, ...]] = {
@@ -19,6 +19,7 @@ PACKAGES: dict[Extra, tuple[str, ...]] = {
     "agent": ("onnxruntime",),
     "http": ("prometheus_client", "starlette", "uvicorn"),
     "profile": ("jinja2", "matplotlib"),
+    "record": ("mcap", "zstandard"),
     "demo": ("onnxruntime", "prometheus_client", "starlette", "uvicorn", "jinja2", "matplotlib"),
     "decompose": ("torch", "accelerate"),
     "timm": ("torch", "scipy", "timm", "torchvision"),

@@ -123,7 +123,7 @@ class FusionNode(Closing):
             clock=self._clock,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
-        start = partial(start_record, bundle.manifest, fleet, run_id, self._software)
+        start = partial(start_record, bundle, fleet, run_id, self._software)
         self._tap = Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:

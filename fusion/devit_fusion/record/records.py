@@ -30,6 +30,8 @@ class Start(_Record, frozen=True, kw_only=True):
     run_id: int
     bundle: str
     """Name and serial."""
+    bundle_folder: str
+    """Where the node has it."""
     digests: dict[str, str]
     """SHA-256 of the bundle's graphs, fusion head and calibration, by file."""
     fleet: Fleet

@@ -11,7 +11,6 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,12 +22,11 @@ from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.choices import Policy
-from devit_contract.service.journal import Log, Priority
-from devit_contract.wire.codec import Copies, Dtype, Kind, Message
+from devit_contract.errors import InputError
+from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import AnswerBody, DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
-from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
@@ -37,19 +35,17 @@ from devit_fusion.links import Link
 from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import Request
 from devit_fusion.record import records
+from devit_fusion.record.known import FeatureOrSkip, Key, Known, Ledger, Pair
+from devit_fusion.record.stand_ins import Ports, SetClock, Silent
 from devit_fusion.record.state import resume
+from devit_fusion.record.told import told_answer
 
-Key = tuple[str, int, int]
-"""Client, its run and its number of a request."""
 Compute = Callable[[int, Message], Float32Array | None]
 """Gives a device's feature ``(dim,)`` of a request's picture; ``None`` if that is not there."""
 _AHEAD_NS = 3_000_000_000
 """So far the recording is read ahead: what a device said later than that after it was asked counts as never."""
-_KEPT_NS = 70_000_000_000
-"""Longer than any deadline, a request is known."""
 _STEP_NS = 50_000
 """A node's loop does not turn faster than that without a message."""
-_Feature = records.FeatureCame | records.SkipCame
 
 
 class Changes(NamedTuple):
@@ -60,67 +56,14 @@ class Changes(NamedTuple):
     without: frozenset[int] = frozenset()
     """Devices that are not there."""
     compute: Compute | None = None
-    """Gives features that were not recorded, or all of them with ``is_other``."""
-    is_other: bool = False
-    """Whether recorded features are another bundle's, and no use."""
+    """Gives features that were not recorded, or are ``others``."""
+    others: frozenset[int] = frozenset()
+    """Devices whose recorded features are another graph's, and no use."""
 
     @property
     def is_none(self) -> bool:
         """Whether everything is as it was."""
-        return self.policy is None and not self.without and not self.is_other
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One request: what was answered, and what is answered now."""
-
-    key: Key
-    was: records.Answered
-    now: records.Answered
-    image_sha256: str = ""
-
-
-@dataclass
-class Counts:
-    """What a replay has seen beside answers."""
-
-    requests: int = 0
-    unknown: int = 0
-    """Features that the changes would have asked for, and that are not known: they count as missing."""
-    cut: int = 0
-    """Requests whose frames were under way where the recording was interrupted."""
-    lost: int = 0
-    """Records that the recorder was too slow for."""
-    unanswered: int = 0
-    """Requests that were answered then, and are not now, or the other way round."""
-    recorded_ns: int = 0
-    took_s: float = 0.0
-
-
-class _Clock(Clock):
-    """Stands still unless the replay goes on."""
-
-    def tick(self) -> int:
-        return self.now_ns
-
-    def read_ns(self) -> int:
-        return self.now_ns
-
-
-class _WholeFusion(Fusion):
-    """Computes the head of a subset when it is needed: no frame waits for one, as time would pass meanwhile."""
-
-    def prepare(self, mask: int) -> bool:
-        if self._find(mask) is None:
-            self._keep(mask)
-        return True
-
-
-class _Silent(Log):
-    """Says nothing: what is told again was told then."""
-
-    def log(self, priority: Priority, text: str, **fields: str) -> None:
-        pass
+        return self.policy is None and not self.without and not self.others
 
 
 class _Event(NamedTuple):
@@ -131,26 +74,6 @@ class _Event(NamedTuple):
     turn: int
     what: Callable[[Any], None]
     record: Any
-
-
-@dataclass
-class _Known:
-    """What the recording says of one request."""
-
-    answers: deque[records.Answered] = field(default_factory=deque)
-    given: deque[records.Answered] = field(default_factory=deque)
-    sent_ns: dict[int, int] = field(default_factory=dict)
-    """By device, when it was sent the frame."""
-    said: dict[int, list[tuple[int, _Feature]]] = field(default_factory=dict)
-    """By device, what it said of it, and where in the recording."""
-    failed: dict[int, Sent] = field(default_factory=dict)
-    """By device, why it could not be sent it."""
-    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By device, when it is asked now, and under which frame."""
-    pairs: int = 0
-    frames: set[int] = field(default_factory=set)
-    """Recorded frames of it."""
-    image_sha256: str = ""
 
 
 class Replay:
@@ -169,20 +92,18 @@ class Replay:
         """Serve a bundle; ``digest`` tells pictures apart for labels."""
         self._manifest, self._fusion, self._calibration = manifest, fusion, calibration
         self._changes, self._digest, self._real_time = changes, digest, real_time
-        self.counts = Counts()
+        self._ledger = Ledger()
+        self.counts = self._ledger.counts
         self._pairs: deque[Pair] = deque()
-        self._clock = _Clock()
+        self._clock = SetClock()
         self._heap: list[_Event] = []
         self._order = self._serial = 0
         self._turn: int | None = None
-        self._known: dict[Key, _Known] = {}
-        self._keys: dict[int, Key] = {}  # by recorded frame
-        self._ages: deque[tuple[int, Key]] = deque()
         self._start: records.Start | None = None
         self._is_resumed = False
         self._typical: dict[int, tuple[int, DeviceTiming]] = {}  # by device: how long it took, lately
         self._first_ns = self._began_s = 0.0
-        self._current: tuple[_Known, Frame, Request] | None = None
+        self._current: tuple[Known, Frame, Request] | None = None
 
     def run(self, recording: Iterable[records.Record]) -> Iterable[Pair]:
         """Give each request that was answered then and is answered now."""
@@ -215,7 +136,7 @@ class Replay:
             case records.Dispatched():
                 self._sent(record)
             case records.NotSent():
-                if (known := self._of_frame(record.frame_id)) is not None:
+                if (known := self._ledger.of_frame(record.frame_id)) is not None:
                     known.failed[record.device] = Sent[record.sent.upper()]
             case records.Answered():
                 self._answer_of(record)
@@ -256,7 +177,7 @@ class Replay:
             self._first_ns, self._began_s = shown.at_ns, time.monotonic()
 
     def _make(self, fleet: Fleet) -> None:
-        serving, ports = fleet.serving, _Ports(self)
+        serving, ports = fleet.serving, Ports(self)
         deadline_ns = round(serving.deadline_ms * 1e6)
         self._links = {each.name: Link(each.submodel, each.name, serving.credit, deadline_ns) for each in fleet.device}
         self._by_index = {link.index: link for link in self._links.values()}
@@ -268,7 +189,7 @@ class Replay:
             anything,
             anything,
             0,
-            Events(_Silent("replay")),
+            Events(Silent("replay")),
             calibration=self._calibration,
             accuracies={subset.mask: subset.validation_accuracy for subset in self._manifest.subsets},
             images=Images(serving.images, self._manifest.preprocess, self._links),
@@ -277,28 +198,17 @@ class Replay:
         self._scheduler.tell(self)
 
     def _requested(self, record: records.RequestCame) -> None:
-        self.counts.requests += 1
-        key = record.client, record.run_id, record.number
-        known = self._known.setdefault(key, _Known())
-        self._ages.append((record.at_ns, key))
-        self._forget(record.at_ns - _KEPT_NS)
+        known = self._ledger.came(record)
         if self._digest is not None:
             known.image_sha256 = record.image_sha256 or self._digest(record.image)
         self._push(record.at_ns, record.turn, self._request, record)
 
     def _sent(self, record: records.Dispatched) -> None:
-        key = record.client, record.run_id, record.number
-        self._keys[record.frame_id] = key
-        known = self._known.get(key)
-        if known is None:  # its request came before the recording
+        if self._ledger.sent(record) is None:  # its request came before the recording
             self._push(record.at_ns, record.turn, self._send_foreign, record)
-            return
-        for device in record.devices:
-            known.sent_ns[device] = record.at_ns
-        known.frames.add(record.frame_id)
 
-    def _said(self, record: _Feature) -> None:
-        known = self._of_frame(record.frame_id)
+    def _said(self, record: FeatureOrSkip) -> None:
+        known = self._ledger.of_frame(record.frame_id)
         if record.device in self._changes.without:
             return
         if known is None:
@@ -315,10 +225,11 @@ class Replay:
             known.said.setdefault(record.device, []).append((self._order, record))
 
     def _answer_of(self, record: records.Answered) -> None:
-        known = self._known.get((record.client, record.run_id, record.number))
+        key = record.client, record.run_id, record.number
+        known = self._ledger.find(key)
         if known is not None:
             known.answers.append(record)
-            self._pair(record.client, record.run_id, record.number)
+            self._pair(key, known)
 
     # What happens, in its order.
 
@@ -373,13 +284,9 @@ class Replay:
                 self._tend_until(max(due_ns, self._clock.now_ns) + _STEP_NS)
                 while self._heap:
                     self._step()
-        for known in self._known.values():
-            self._close(known)
+        self._ledger.clear()
         self.counts.recorded_ns += self._clock.now_ns - int(self._first_ns)
         self._first_ns = 0.0
-        self._known.clear()
-        self._keys.clear()
-        self._ages.clear()
 
     def _wait(self, at_ns: int) -> None:
         left_s = (at_ns - self._first_ns) / 1e9 - (time.monotonic() - self._began_s)
@@ -406,7 +313,7 @@ class Replay:
             Request(route, record.client, picture, record.at_ns, policy, record.pixels, record.coding)
         )
 
-    def _hear(self, said: tuple[_Feature, int]) -> None:
+    def _hear(self, said: tuple[FeatureOrSkip, int]) -> None:
         record, frame_id = said
         link = self._by_index[record.device]
         if isinstance(record, records.SkipCame):
@@ -442,7 +349,7 @@ class Replay:
 
     def dispatched(self, request: Request, frame: Frame, devices: Sequence[int]) -> None:
         """Know which frame is sent now."""
-        self._current = self._known[request.key], frame, request
+        self._current = self._ledger[request.key], frame, request
 
     def send(self, link: Link) -> Sent:
         """Send the present frame: the device will say what it said."""
@@ -452,7 +359,7 @@ class Replay:
         known.asked[device] = now_ns, frame.frame_id
         if device in known.failed:
             return known.failed[device]
-        if device in known.sent_ns and not self._changes.is_other and not self._was_left(known, device):
+        if device in known.sent_ns and device not in self._changes.others and not self._was_left(known, device):
             for order, record in known.said.pop(device, ()):
                 self._schedule(known, order, record, now_ns, frame.frame_id)
             return Sent.YES
@@ -464,49 +371,35 @@ class Replay:
     def answered(self, request: Request, frame: Frame, answer: Message, content: AnswerBody, spent_ns: int) -> int:
         """Keep an answer beside the recorded one."""
         key = request.key
-        known = self._known[key]
+        known = self._ledger[key]
         if known.answers:
             spent_ns = known.answers[0].spent_ns
-        known.given.append(
-            records.Answered(
-                at_ns=self._clock.now_ns,
-                client=request.name,
-                run_id=answer.run_id,
-                number=answer.frame_id,
-                frame_id=frame.frame_id,
-                state=answer.state.name.lower(),
-                mask=answer.mask,
-                asked=content.asked,
-                logits=content.logits,
-                missing=content.missing,
-                wait_us=content.wait_us,
-                collect_us=content.collect_us,
-                fuse_us=content.fuse_us,
-                spent_ns=spent_ns,
-                score=content.score,
-                threshold=content.threshold,
-                novelty=content.novelty,
-            )
-        )
-        self._pair(*key)
+        known.given.append(told_answer(self._clock.now_ns, request, frame, answer, content, spent_ns))
+        self._pair(key, known)
         return spent_ns
 
-    def _was_left(self, known: _Known, device: int) -> bool:
+    def _was_left(self, known: Known, device: int) -> bool:
         """Tell whether a device did without a frame as its answer was certain, which it may not be now."""
         if self._changes.is_none:
             return False
         said = known.said.get(device, ())
         return any(isinstance(each, records.SkipCame) and each.why is MissingReason.NOT_NEEDED for _, each in said)
 
-    def _schedule(self, known: _Known, order: int, record: _Feature, asked_ns: int, frame_id: int) -> None:
+    def _schedule(self, known: Known, order: int, record: FeatureOrSkip, asked_ns: int, frame_id: int) -> None:
         """Have a device say what it said, as long after it was asked as then."""
         at_ns = asked_ns + record.at_ns - known.sent_ns[record.device]
         turn = record.turn if at_ns == record.at_ns else -self._order
         self._push(at_ns, turn, self._hear, (record, frame_id), order)
 
-    def _compute(self, known: _Known, device: int, request: Request, frame_id: int) -> Sent:
+    def _compute(self, known: Known, device: int, request: Request, frame_id: int) -> Sent:
         compute, typical = self._changes.compute, self._typical.get(device)
-        feature = None if compute is None else compute(device, request.picture)
+        has_picture = known.has_image and compute is not None
+        if device in self._changes.others and not has_picture:
+            raise InputError(
+                f"submodel {device}: the recorded features are another graph's, and images were recorded as digests "
+                "alone: record with --images whole"
+            )
+        feature = compute(device, request.picture) if has_picture and compute is not None else None
         if feature is None or typical is None:
             self.counts.unknown += 1
             return Sent.GONE
@@ -530,52 +423,8 @@ class Replay:
         self._push(at_ns, -self._order, self._hear, (record, frame_id))
         return Sent.YES
 
-    def _forget(self, before_ns: int) -> None:
-        """Forget requests that were answered long ago; what devices still say of them is not told apart any more."""
-        while self._ages and self._ages[0][0] < before_ns:
-            _, key = self._ages.popleft()
-            known = self._known.pop(key, None)
-            if known is not None:
-                self._close(known)
-                for frame_id in known.frames:
-                    self._keys.pop(frame_id, None)
-
-    def _close(self, known: _Known) -> None:
-        """Count a request that has no pair of answers."""
-        if known.answers:
-            self.counts.unanswered += 1
-        elif not known.pairs:
-            self.counts.cut += 1
-
-    def _pair(self, *key: Any) -> None:  # noqa: ANN401 - a Key
-        known = self._known[key]
+    def _pair(self, key: Key, known: Known) -> None:
         if known.answers and known.given:
             self._pairs.append(Pair(key, known.answers.popleft(), known.given.popleft(), known.image_sha256))
             known.failed.clear()
             known.pairs += 1
-
-    def _of_frame(self, frame_id: int) -> _Known | None:
-        key = self._keys.get(frame_id)
-        return None if key is None else self._known.get(key)
-
-
-class _Ports:
-    """Both ports of the node: nothing is on the other side."""
-
-    def __init__(self, replay: Replay) -> None:
-        self._replay = replay
-
-    def send_frame(self, link: Link, copies: Copies) -> Sent:
-        return self._replay.send(link)
-
-    def withdraw(self, link: Link, frame_id: int) -> None:
-        """Say that a frame is not needed any more: the device says what it said."""
-
-    def suspect(self) -> None:
-        """Have links probed: the recording says which ones are lost."""
-
-    def answer(self, request: Request, answer: Message) -> None:
-        """Send an answer: the witness has it."""
-
-    def refuse(self, request: Request, fault: str, text: str) -> None:
-        """Refuse a request, as it was."""

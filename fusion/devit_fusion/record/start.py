@@ -7,21 +7,22 @@ import time
 import msgspec
 
 from devit_contract.artefacts.fleet import Fleet, Node
-from devit_contract.artefacts.manifest import Manifest
+from devit_contract.artefacts.manifest import Bundle, Manifest
 from devit_fusion.record.records import Start
 
 _RUNS = ("submodel", "fusion", "calibration")
 """Roles of the files that answers depend on."""
 
 
-def start_record(manifest: Manifest, fleet: Fleet, run_id: int, software: str) -> Start:
+def start_record(bundle: Bundle, fleet: Fleet, run_id: int, software: str) -> Start:
     """Describe a node, now; what is secret or private in ``fleet.toml`` is left out."""
-    now_ns = time.monotonic_ns()
+    now_ns, manifest = time.monotonic_ns(), bundle.manifest
     return Start(
         at_ns=now_ns,
         software=software,
         run_id=run_id,
         bundle=f"{manifest.name} {manifest.serial}",
+        bundle_folder=str(bundle.folder.absolute()),
         digests=digests(manifest),
         fleet=msgspec.structs.replace(
             fleet,

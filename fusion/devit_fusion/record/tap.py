@@ -30,6 +30,7 @@ from devit_fusion.ports.clients import Request
 from devit_fusion.record import records
 from devit_fusion.record.door import Door
 from devit_fusion.record.state import snapshot
+from devit_fusion.record.told import told_answer
 
 BATCH_BYTES, BACKLOG_BYTES = 1 << 16, 4 << 20
 """Records are sent together from so many bytes on, and dropped beyond so many that the recorder has not taken."""
@@ -313,27 +314,7 @@ class _Witness:
 
     def answered(self, request: Request, frame: Frame, answer: Message, content: AnswerBody, spent_ns: int) -> int:
         """Tell of an answer."""
-        self._note(
-            records.Answered(
-                at_ns=self._clock.now_ns,
-                client=request.name,
-                run_id=answer.run_id,
-                number=answer.frame_id,
-                frame_id=frame.frame_id,
-                state=answer.state.name.lower(),
-                mask=answer.mask,
-                asked=content.asked,
-                logits=content.logits,
-                missing=content.missing,
-                wait_us=content.wait_us,
-                collect_us=content.collect_us,
-                fuse_us=content.fuse_us,
-                spent_ns=spent_ns,
-                score=content.score,
-                threshold=content.threshold,
-                novelty=content.novelty,
-            )
-        )
+        self._note(told_answer(self._clock.now_ns, request, frame, answer, content, spent_ns))
         return spent_ns
 
 

@@ -53,7 +53,7 @@ class Played(threading.Thread):
                 self._device = self._greeted()
             elif what < 0.03:
                 self._device.skip(message, Reason.ENGINE)
-            elif what >= 0.035:  # else it says nothing
+            elif what >= 0.031:  # else it says nothing
                 if what > 0.985 and not self._is_calm:
                     time.sleep(self._chance.uniform(0.5, 1.2) * DEADLINE_MS / 1000)
                 number = int.from_bytes(bytes(message.payload[:2]), "little")
