@@ -19,9 +19,10 @@ from devit_contract.errors import InputError
 from devit_contract.wire.codec import Dtype, Message
 from devit_engines.engine import EngineSpec
 from devit_engines.ort import OrtEngine
+from devit_fusion.record.changes import Changes
 from devit_fusion.record.file import Recording
 from devit_fusion.record.records import Record, Snapshot, Start
-from devit_fusion.record.replay import Changes, Replay
+from devit_fusion.record.replay import Replay
 from devit_fusion.record.stand_ins import WholeFusion
 from devit_fusion.record.verdict import Comparison, Limits, Tally
 

@@ -16,12 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion
 from devit_contract.artefacts.manifest import Manifest
-from devit_contract.choices import Policy
 from devit_contract.errors import InputError
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import AnswerBody, DeviceTiming
@@ -35,35 +33,17 @@ from devit_fusion.links import Link
 from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import Request
 from devit_fusion.record import records
+from devit_fusion.record.changes import Changes
 from devit_fusion.record.known import FeatureOrSkip, Key, Known, Ledger, Pair
 from devit_fusion.record.stand_ins import Ports, SetClock, Silent
 from devit_fusion.record.state import resume
 from devit_fusion.record.told import told_answer
 
-Compute = Callable[[int, Message], Float32Array | None]
-"""Gives a device's feature ``(dim,)`` of a request's picture; ``None`` if that is not there."""
 _AHEAD_NS = 3_000_000_000
 """So far the recording is read ahead: what a device said later than that after it was asked counts as never."""
+_NEVER_NS, _MOST_TENDS = 1 << 63, 1000
 _STEP_NS = 50_000
 """A node's loop does not turn faster than that without a message."""
-
-
-class Changes(NamedTuple):
-    """What is to be other than it was."""
-
-    policy: Policy | None = None
-    """Of all requests."""
-    without: frozenset[int] = frozenset()
-    """Devices that are not there."""
-    compute: Compute | None = None
-    """Gives features that were not recorded, or are ``others``."""
-    others: frozenset[int] = frozenset()
-    """Devices whose recorded features are another graph's, and no use."""
-
-    @property
-    def is_none(self) -> bool:
-        """Whether everything is as it was."""
-        return self.policy is None and not self.without and not self.others
 
 
 class _Event(NamedTuple):
@@ -271,22 +251,26 @@ class Replay:
 
     def _drain(self) -> None:
         """Do all that was read; what is then under way has no end in the recording."""
-        while self._heap:
-            self._step()
         if not self._is_resumed:
             return
-        self._scheduler.dispatch_waiting()
-        if not self._changes.is_none:
-            for _ in range(1000):
-                due_ns = self._scheduler.next_deadline_ns()
-                if due_ns is None or not (self._scheduler.open_frames or self._scheduler.waiting_requests):
-                    break
-                self._tend_until(max(due_ns, self._clock.now_ns) + _STEP_NS)
-                while self._heap:
-                    self._step()
+        self._empty()
+        for _ in range(_MOST_TENDS if not self._changes.is_none else 0):
+            due_ns = self._scheduler.next_deadline_ns()
+            if due_ns is None or not (self._scheduler.open_frames or self._scheduler.waiting_requests):
+                break
+            self._tend_until(max(due_ns, self._clock.now_ns) + _STEP_NS)
+            self._empty()
         self._ledger.clear()
         self.counts.recorded_ns += self._clock.now_ns - int(self._first_ns)
         self._first_ns = 0.0
+
+    def _empty(self) -> None:
+        """Do all that was read, and what follows from it."""
+        self._go_on(_NEVER_NS)
+        self._scheduler.dispatch_waiting()
+        while self._heap:
+            self._go_on(_NEVER_NS)
+            self._scheduler.dispatch_waiting()
 
     def _wait(self, at_ns: int) -> None:
         left_s = (at_ns - self._first_ns) / 1e9 - (time.monotonic() - self._began_s)
