@@ -59,7 +59,7 @@ def replay(
     head = opened.fusion_head()
     known = None if labels is None else read_labels(labels, manifest.labels)
     tally = Tally(known)
-    with _features(opened) as compute:
+    with features_of(opened) as compute:
         changes = Changes(policy, _devices(start, without), compute, others)
         run = Replay(
             manifest,
@@ -131,7 +131,7 @@ def _check_fit(start: Start, first: Record, manifest: Manifest, others: frozense
 
 
 @contextmanager
-def _features(bundle: Bundle) -> Iterator[Callable[[int, Message], Float32Array | None]]:
+def features_of(bundle: Bundle) -> Iterator[Callable[[int, Message], Float32Array | None]]:
     """Compute features on this machine's CPU, each submodel loaded when it is needed first."""
     manifest, spec = bundle.manifest, bundle.manifest.preprocess
     with ExitStack() as stack:

@@ -37,6 +37,44 @@ class Recorded:
     """Records that this process was too slow for."""
 
 
+class Batches:
+    """What has come of a stream of batches: a count, as many lengths, and the records."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Take in what has come."""
+        self._data += data
+
+    def take(self) -> list[bytes] | None:
+        """Take one batch off what has come, if it is whole.
+
+        Raises:
+            WireError: It is longer than a node's.
+        """
+        data = self._data
+        if len(data) < _LENGTH.size:
+            return None
+        (count,) = _LENGTH.unpack_from(data)
+        start = _LENGTH.size * (count + 1)
+        if len(data) < start:
+            return None
+        lengths = struct.unpack_from(f"<{count}I", data, _LENGTH.size)
+        end = start + sum(lengths)
+        if end > _MOST_BATCH_BYTES:
+            raise WireError("size", f"expected at most {_MOST_BATCH_BYTES} bytes of records, found {end}")
+        if len(data) < end:
+            return None
+        parts = []
+        for length in lengths:
+            parts.append(bytes(data[start : start + length]))
+            start += length
+        del data[:end]
+        return parts
+
+
 class Recorder(Closing):
     """A connection to a node's socket; a context manager."""
 
@@ -52,7 +90,7 @@ class Recorder(Closing):
                 "fleet.toml, and run devit record on its machine as its user"
             ) from err
         self._socket.settimeout(_WAIT_S)
-        self._data = bytearray()
+        self._batches = Batches()
 
     def close(self) -> None:
         """Disconnect."""
@@ -83,8 +121,8 @@ class Recorder(Closing):
                     raise LostLinkError("the node is being recorded already: stop the other devit record")
                 return
             heard = True
-            self._data += data
-            while (parts := self._take()) is not None:
+            self._batches.add(data)
+            while (parts := self._batches.take()) is not None:
                 yield [decode(part) for part in parts]
 
     def tell(self, why: str) -> None:
@@ -93,28 +131,6 @@ class Recorder(Closing):
             self._socket.sendall(why.encode()[:400])
         except OSError:  # it has gone: nobody to tell
             return
-
-    def _take(self) -> list[bytes] | None:
-        """Take one batch off what has come, if it is whole."""
-        data = self._data
-        if len(data) < _LENGTH.size:
-            return None
-        (count,) = _LENGTH.unpack_from(data)
-        start = _LENGTH.size * (count + 1)
-        if len(data) < start:
-            return None
-        lengths = struct.unpack_from(f"<{count}I", data, _LENGTH.size)
-        end = start + sum(lengths)
-        if end > _MOST_BATCH_BYTES:
-            raise WireError("size", f"expected at most {_MOST_BATCH_BYTES} bytes of records, found {end}")
-        if len(data) < end:
-            return None
-        parts = []
-        for length in lengths:
-            parts.append(bytes(data[start : start + length]))
-            start += length
-        del data[:end]
-        return parts
 
 
 def record(recorder: Recorder, ring: Ring, images: Images, should_stop: Callable[[], bool]) -> Recorded:

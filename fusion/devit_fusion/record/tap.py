@@ -35,7 +35,6 @@ from devit_fusion.record.told import told_answer
 BATCH_BYTES, BACKLOG_BYTES = 1 << 16, 4 << 20
 """Records are sent together from so many bytes on, and dropped beyond so many that the recorder has not taken."""
 _SNAPSHOT_NS = 1_000_000_000
-_LENGTH = struct.Struct("<I")
 _PEER = struct.Struct("3i")
 _MOST_REASON_BYTES = 500
 
@@ -174,8 +173,7 @@ class Tap:
         """Send what is there, without waiting."""
         if self._parts:
             parts, self._parts, self._bytes = self._parts, [], 0
-            lengths = struct.pack(f"<{len(parts)}I", *map(len, parts))
-            body = b"".join((_LENGTH.pack(len(parts)), lengths, *parts))
+            body = b"".join((struct.pack(f"<{len(parts) + 1}I", len(parts), *map(len, parts)), *parts))
             self._unsent = self._unsent + body if self._unsent else body
         try:
             while self._unsent and self._recorder is not None:
