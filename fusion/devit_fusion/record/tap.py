@@ -182,15 +182,14 @@ class Tap:
         except BlockingIOError:
             self._bytes = len(self._unsent)
         except OSError:
-            self._stop("its recorder has gone")
+            why = "" if self._recorder is None else _last_words(self._recorder)
+            self._stop(why or "its recorder has gone")
 
     def _hear(self, recorder: socket.socket) -> None:
-        try:
-            why = recorder.recv(_MOST_REASON_BYTES)
-        except OSError:
-            why = b""
-        self._flush()  # it may have said that nothing more is to come, and reads what is left
-        self._stop(why.decode(errors="replace"))
+        why = _last_words(recorder)
+        if not why:  # it wants no more than what is there, and reads that
+            self._flush()
+        self._stop(why)
 
     def _stop(self, why: str) -> None:
         recorder, self._recorder = self._recorder, None
@@ -314,6 +313,14 @@ class _Witness:
         """Tell of an answer."""
         self._note(told_answer(self._clock.now_ns, request, frame, answer, content, spent_ns))
         return spent_ns
+
+
+def _last_words(recorder: socket.socket) -> str:
+    """Hear why a recorder ends; empty if it does not say."""
+    try:
+        return recorder.recv(_MOST_REASON_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _priority(why: str) -> Priority:
