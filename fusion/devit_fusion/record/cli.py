@@ -47,7 +47,7 @@ def record(
     path = load_fleet(fleet).record.socket
     if not path:
         raise InputError(
-            f'{fleet}: nobody may record this node: add [record] with socket = "/run/devit/record.sock", and start '
+            f'{fleet}: nobody may record this node: add [record] with socket = "/run/fusion-node/record.sock", and start '
             "the node again"
         )
     max_bytes = size_bytes(max_size)
