@@ -84,19 +84,15 @@ class FusionNode(Closing):
             AddressError: An address cannot be bound.
         """
         _check_fleet(bundle, fleet, keys)
-        self._fleet = fleet
-        self._manifest = bundle.manifest
+        self._fleet, self._manifest = fleet, bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
-        calibration = calibration or bundle.calibration()
+        calibration = _calibration_of(bundle, fleet, calibration)
         self._is_calibrated = calibration is not None
-        if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
-            raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
         self._clock = Clock()
         self._start_ns = self._idle_end_ns = self._clock.now_ns
         self._software = own_version()  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
-        run_id = secrets.randbits(64)
-        self._links = _links(fleet)
+        self._links, run_id = _links(fleet), secrets.randbits(64)
         self._door = Door(fleet.record.socket)
         self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
@@ -123,8 +119,7 @@ class FusionNode(Closing):
             clock=self._clock,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
-        start = partial(start_record, bundle, fleet, run_id, self._software)
-        self._tap = Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
+        self._tap = self._make_tap(bundle, run_id)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
             self._revocation = Revocation(revoked, fleet, self._authenticator, *ports, self._events)
@@ -203,6 +198,10 @@ class FusionNode(Closing):
             clock=self._clock,
         )
         return devices, clients
+
+    def _make_tap(self, bundle: Bundle, run_id: int) -> Tap:
+        start = partial(start_record, bundle, self._fleet, run_id, self._software)
+        return Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
 
     def _due_ns(self) -> int:
         """Tell when :meth:`_tend` has something to do."""
@@ -289,6 +288,13 @@ def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:
         DEVICES: {device.public_key.encode(): device.name for device in fleet.device},
         CLIENTS: {client.public_key.encode(): client.name for client in fleet.client},
     }
+
+
+def _calibration_of(bundle: Bundle, fleet: Fleet, given: Calibration | None) -> Calibration | None:
+    calibration = given or bundle.calibration()
+    if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
+        raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
+    return calibration
 
 
 def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:

@@ -46,10 +46,8 @@ def record(
     require("record")
     path = load_fleet(fleet).record.socket
     if not path:
-        raise InputError(
-            f'{fleet}: nobody may record this node: add [record] with socket = "/run/fusion-node/record.sock", and start '
-            "the node again"
-        )
+        where = 'add [record] with socket = "/run/fusion-node/record.sock"'
+        raise InputError(f"{fleet}: nobody may record this node: {where}, and start the node again")
     max_bytes = size_bytes(max_size)
     with Recorder(Path(path)) as recorder:
         ring = Ring(out, max_bytes)

@@ -10,6 +10,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -24,9 +25,9 @@ from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.handler import Handler
 from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
+from devit_fusion.ports.devices import DeviceHandler
 from devit_fusion.record import records
 from devit_fusion.record.door import Door
 from devit_fusion.record.state import snapshot
@@ -37,6 +38,13 @@ BATCH_BYTES, BACKLOG_BYTES = 1 << 16, 4 << 20
 _SNAPSHOT_NS = 1_000_000_000
 _PEER = struct.Struct("3i")
 _MOST_REASON_BYTES = 500
+
+
+class Handler(DeviceHandler, Protocol):
+    """What follows from each message of a device, and from the end of its link."""
+
+    def lose(self, link: Link, why: str = "the link is gone") -> None:
+        """Expect nothing of a link that has ended."""
 
 
 class Tap:
@@ -54,7 +62,7 @@ class Tap:
         """Let recorders in at a door; ``start`` describes the node."""
         self._door = door
         self._scheduler, self._plain, self._events, self._clock, self._start = scheduler, handler, events, clock, start
-        self.handler: Handler | _Told = handler
+        self.handler = handler
         """Who takes the devices' messages."""
         self.request = scheduler.request
         """Takes a client's request."""
