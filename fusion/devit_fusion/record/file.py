@@ -44,6 +44,7 @@ class Ring:
         self._segment_bytes = min(max(max_bytes // _SEGMENTS, _LEAST_SEGMENT_BYTES), _MOST_SEGMENT_BYTES)
         self._segment: _Segment | None = None
         self._start: Start | None = None
+        self._others_bytes = 0
         self.records = 0
         self.files = 0
 
@@ -59,7 +60,7 @@ class Ring:
         is_full = self._segment is not None and self._segment.size_bytes >= self._segment_bytes
         if self._start is not None and (self._segment is None or (is_full and isinstance(record, Snapshot))):
             self.close()
-            self._make_room()
+            self._make_room(self._segment_bytes)
             self._segment = _Segment(self.folder, self._start)
             self.files += 1
         if self._segment is not None and not isinstance(record, Start):
@@ -67,9 +68,11 @@ class Ring:
             self.records += 1
 
     def flush(self) -> None:
-        """Hand what is compressed to the system."""
+        """Hand what is compressed to the system, and keep within the room."""
         if self._segment is not None:
             self._segment.flush()
+            if self._others_bytes + self._segment.size_bytes > self._max_bytes:
+                self._make_room(self._segment.size_bytes)
 
     def close(self) -> None:
         """End the file that is written now."""
@@ -83,13 +86,14 @@ class Ring:
             segment, self._segment = self._segment, None
             segment.abandon()
 
-    def _make_room(self) -> None:
-        """Remove the oldest files, so that another fits in."""
-        sizes = {path: path.stat().st_size for path in segments(self.folder)}
-        while sizes and sum(sizes.values()) + self._segment_bytes > self._max_bytes:
+    def _make_room(self, needed_bytes: int) -> None:
+        """Remove the oldest files beside the present one, so that it may have so many bytes."""
+        sizes = {path: path.stat().st_size for path in segments(self.folder) if path != self.path}
+        while sizes and sum(sizes.values()) + needed_bytes > self._max_bytes:
             oldest = next(iter(sizes))
             oldest.unlink(missing_ok=True)
             del sizes[oldest]
+        self._others_bytes = sum(sizes.values())
 
 
 def segments(folder: Path) -> list[Path]:
