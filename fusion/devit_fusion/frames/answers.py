@@ -84,6 +84,11 @@ class Answers:
         self.frame_time = Histogram.empty()
         """From a request's arrival to its answer."""
 
+    @property
+    def waiting(self) -> int:
+        """Frames that wait for their heads."""
+        return len(self._waiting)
+
     def end(self, request: Request, frame: Frame, now_ns: int, *, is_shed: bool = False) -> None:
         """Answer a frame, now or when its head has come."""
         ended = _Ended(request, frame, now_ns, self._guard.look(frame))

@@ -24,6 +24,8 @@ CHUNK_BYTES = 1 << 18
 """What a recorder that is killed may lose, before it is compressed."""
 _SEGMENTS = 16
 """A ring has about as many files."""
+_MOST_OVER = 1.5
+"""So many times its size a file may have until a moment comes in which no frame is under way."""
 _LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 1 << 20, 1 << 28
 _MOST_RECORD_BYTES = 1 << 28
 _RECORD, _MESSAGE = struct.Struct("<BQ"), struct.Struct("<HIQQ")
@@ -57,8 +59,7 @@ class Ring:
         """Write a record; the first is a :class:`Start`."""
         if isinstance(record, Start):
             self._start = record
-        is_full = self._segment is not None and self._segment.size_bytes >= self._segment_bytes
-        if self._start is not None and (self._segment is None or (is_full and isinstance(record, Snapshot))):
+        if self._start is not None and (self._segment is None or self._may_end(record)):
             self.close()
             self._make_room(self._segment_bytes)
             self._segment = _Segment(self.folder, self._start)
@@ -85,6 +86,13 @@ class Ring:
         if self._segment is not None:
             segment, self._segment = self._segment, None
             segment.abandon()
+
+    def _may_end(self, record: Record) -> bool:
+        """Tell whether a file is large enough, and another may begin here: best where no frame is under way."""
+        if self._segment is None or not isinstance(record, Snapshot):
+            return False
+        enough_bytes = self._segment_bytes * (1.0 if record.under_way == 0 else _MOST_OVER)
+        return self._segment.size_bytes >= enough_bytes
 
     def _make_room(self, needed_bytes: int) -> None:
         """Remove the oldest files beside the present one, so that it may have so many bytes."""

@@ -33,7 +33,9 @@ class Counts:
     unknown: int = 0
     """Features that the changes would have asked for, and that are not known: they count as missing."""
     cut: int = 0
-    """Requests whose frames were under way where the recording was interrupted."""
+    """Requests that are not compared: their frames were under way where the recording begins, or is interrupted."""
+    under_way: int = 0
+    """Frames that were under way where the replay began, as no quiet moment came."""
     lost: int = 0
     """Records that the recorder was too slow for."""
     unanswered: int = 0

@@ -38,7 +38,7 @@ class Recorded:
 
 
 class Batches:
-    """What has come of a stream of batches: a count, as many lengths, and the records."""
+    """What has come of a stream of batches, each of them behind its length."""
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -48,7 +48,7 @@ class Batches:
         """Take in what has come."""
         self._data += data
 
-    def take(self) -> list[bytes] | None:
+    def take(self) -> bytes | None:
         """Take one batch off what has come, if it is whole.
 
         Raises:
@@ -57,22 +57,14 @@ class Batches:
         data = self._data
         if len(data) < _LENGTH.size:
             return None
-        (count,) = _LENGTH.unpack_from(data)
-        start = _LENGTH.size * (count + 1)
-        if len(data) < start:
-            return None
-        lengths = struct.unpack_from(f"<{count}I", data, _LENGTH.size)
-        end = start + sum(lengths)
+        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
         if end > _MOST_BATCH_BYTES:
             raise WireError("size", f"expected at most {_MOST_BATCH_BYTES} bytes of records, found {end}")
         if len(data) < end:
             return None
-        parts = []
-        for length in lengths:
-            parts.append(bytes(data[start : start + length]))
-            start += length
+        batch = bytes(data[_LENGTH.size : end])
         del data[:end]
-        return parts
+        return batch
 
 
 class Recorder(Closing):
@@ -102,7 +94,7 @@ class Recorder(Closing):
         Raises:
             LostLinkError: The node took nobody in, as another recorder is there.
         """
-        decode = msgspec.msgpack.Decoder(Record).decode
+        decode = msgspec.msgpack.Decoder(list[Record]).decode
         heard = is_ending = False
         while True:
             if not is_ending and should_stop():
@@ -122,8 +114,8 @@ class Recorder(Closing):
                 return
             heard = True
             self._batches.add(data)
-            while (parts := self._batches.take()) is not None:
-                yield [decode(part) for part in parts]
+            while (batch := self._batches.take()) is not None:
+                yield decode(batch)
 
     def tell(self, why: str) -> None:
         """Tell the node why the recording ends, for its log."""

@@ -72,7 +72,7 @@ class LinkState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Snapshot(_Record, frozen=True, kw_only=True):
-    """``snapshot``: the state of the node, once a second, so that a replay can begin there."""
+    """``snapshot``: the state of the node, every second or two, so that a replay can begin there."""
 
     turn: int
     seed: int
@@ -84,6 +84,8 @@ class Snapshot(_Record, frozen=True, kw_only=True):
     """By device, when it was asked last, as a rising number."""
     promise: tuple[int | float, ...]
     """What it has counted of its certain answers."""
+    under_way: int = 0
+    """Requests and frames that are not in this state; a replay is exact from a snapshot without any."""
     lost: int = 0
     """Records before this one that the recorder was too slow for."""
 

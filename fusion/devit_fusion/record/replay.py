@@ -42,6 +42,8 @@ from devit_fusion.record.told import told_answer
 _AHEAD_NS = 3_000_000_000
 """So far the recording is read ahead: what a device said later than that after it was asked counts as never."""
 _NEVER_NS, _MOST_TENDS = 1 << 63, 1000
+_MOST_UNQUIET = 4
+"""After so many snapshots with frames under way it begins at one."""
 _STEP_NS = 50_000
 """A node's loop does not turn faster than that without a message."""
 
@@ -80,7 +82,7 @@ class Replay:
         self._order = self._serial = 0
         self._turn: int | None = None
         self._start: records.Start | None = None
-        self._is_resumed = False
+        self._is_resumed, self._unquiet = False, 0
         self._typical: dict[int, tuple[int, DeviceTiming]] = {}  # by device: how long it took, lately
         self._first_ns = self._began_s = 0.0
         self._current: tuple[Known, Frame, Request] | None = None
@@ -108,7 +110,7 @@ class Replay:
             case records.Snapshot():
                 self._resume(record)
             case _ if not self._is_resumed:
-                return
+                self.counts.cut += isinstance(record, records.RequestCame)
             case records.RequestCame():
                 self._requested(record)
             case records.FeatureCame() | records.SkipCame():
@@ -142,6 +144,11 @@ class Replay:
             self._push(shown.at_ns, shown.turn, self._seed, shown)
             return
         assert self._start is not None
+        self._unquiet += 1
+        if shown.under_way and self._unquiet < _MOST_UNQUIET:
+            return
+        self.counts.under_way += shown.under_way
+        self._unquiet = 0
         self._is_resumed, self._turn = True, shown.turn
         self._clock.now_ns = shown.at_ns
         self._make(self._start.fleet)

@@ -8,7 +8,7 @@ from devit_fusion.pace import Flight
 from devit_fusion.record.records import FlightState, LinkState, Snapshot
 
 
-def snapshot(parts: Parts, *, at_ns: int, turn: int, seed: int, lost: int) -> Snapshot:
+def snapshot(parts: Parts, *, at_ns: int, turn: int, seed: int, under_way: int, lost: int) -> Snapshot:
     """Show a node's state; pictures in files that are in flight are told as images."""
     return Snapshot(
         at_ns=at_ns,
@@ -19,6 +19,7 @@ def snapshot(parts: Parts, *, at_ns: int, turn: int, seed: int, lost: int) -> Sn
         links=tuple(_link_state(link) for link in parts.links.values()),
         asked=dict(parts.stages.turns),
         promise=parts.promise.state(),
+        under_way=under_way,
         lost=lost,
     )
 

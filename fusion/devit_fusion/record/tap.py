@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -33,10 +34,13 @@ from devit_fusion.record.door import Door
 from devit_fusion.record.state import snapshot
 from devit_fusion.record.told import told_answer
 
-BATCH_BYTES, BACKLOG_BYTES = 1 << 16, 4 << 20
-"""Records are sent together from so many bytes on, and dropped beyond so many that the recorder has not taken."""
+BATCH_RECORDS, BATCH_BYTES, BACKLOG_BYTES = 128, 1 << 18, 4 << 20
+"""So many records are sent together, or fewer with images of so many bytes; where the recorder has not taken the last,
+they are dropped."""
 _SNAPSHOT_NS = 1_000_000_000
+"""How often a snapshot is told; it, and the start, wait as long again for a moment in which no frame is under way."""
 _PEER = struct.Struct("3i")
+_LENGTH = struct.Struct("<I")
 _MOST_REASON_BYTES = 500
 
 
@@ -69,11 +73,14 @@ class Tap:
         self._waiter: Waiter | None = None
         self._recorder: socket.socket | None = None
         self._encode = msgspec.msgpack.Encoder().encode
-        self._parts: list[bytes] = []
-        self._bytes = 0
-        self._unsent = b""
-        self._lost = 0
+        self._records: list[records.Record] = []
+        self.note = self._records.append
+        """Keeps a record for the recorder."""
+        self._image_bytes = 0
+        self._queue: deque[memoryview] = deque()
+        self._queued_bytes = self._lost = 0
         self._snapshot_ns = 0
+        self._came: tuple[socket.socket, int] | None = None  # a recorder, and until when it waits for a quiet moment
         self.turn = 0
 
     @property
@@ -90,6 +97,9 @@ class Tap:
     def look(self, ready: Sequence[int]) -> None:
         """Let a recorder in that has come, and end with one that has gone."""
         if self._door.descriptor in ready and (came := self._door.let_in()) is not None:
+            self._take(came)
+        if self._came is not None and (not self._under_way() or self._clock.now_ns >= self._came[1]):
+            (came, _), self._came = self._came, None
             self._begin(came)
         if self._recorder is not None and self._recorder.fileno() in ready:
             self._hear(self._recorder)
@@ -102,41 +112,49 @@ class Tap:
         """Note that a turn of the loop is over; to be called where :attr:`is_on`."""
         self.turn += 1
         now_ns = self._clock.now_ns
-        if now_ns >= self._snapshot_ns and not self._unsent:
+        late_ns = now_ns - self._snapshot_ns
+        if late_ns >= 0 and not self._queue and (late_ns >= _SNAPSHOT_NS or not self._under_way()):
             self._snapshot_ns = now_ns + _SNAPSHOT_NS
             self._show(now_ns)
-        elif self._bytes >= BATCH_BYTES or self._unsent:
+        elif len(self._records) >= BATCH_RECORDS or self._image_bytes >= BATCH_BYTES:
             self._flush()
-
-    def note(self, record: records.Record) -> None:
-        """Keep a record for the recorder, or count it as lost."""
-        if self._bytes > BACKLOG_BYTES:
-            self._lost += 1
-            return
-        part = self._encode(record)
-        self._parts.append(part)
-        self._bytes += len(part)
+        elif self._queue:
+            self._send()
 
     def event(self, device: str, text: str, priority: Priority) -> None:
         """Record an event."""
+        text = text.encode(errors="replace").decode()  # it may hold a file name that is not UTF-8
         self.note(records.EventNoted(at_ns=self._clock.now_ns, device=device, text=text, priority=int(priority)))
 
     def close(self) -> None:
         """End the recording."""
+        if self._came is not None:
+            self._came[0].close()
         if self._recorder is not None:
             self._flush()
         if self._recorder is not None:
             self._stop("")
 
-    def _begin(self, came: socket.socket) -> None:
-        if self._recorder is not None:
+    def _take(self, came: socket.socket) -> None:
+        """Let one recorder wait for a quiet moment."""
+        if self._recorder is not None or self._came is not None:
             came.close()
-            return
+        else:
+            self._came = came, self._clock.now_ns + _SNAPSHOT_NS
+
+    def _under_way(self) -> int:
+        """Count what a snapshot does not hold."""
+        scheduler = self._scheduler
+        frames = scheduler.open_frames + scheduler.waiting_requests + scheduler.answers.waiting
+        links = scheduler.parts.links.values()
+        return frames + sum(flight.is_withdrawn for link in links for flight in link.in_flight.values())
+
+    def _begin(self, came: socket.socket) -> None:
         process, user, _ = _PEER.unpack(came.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         self._recorder = came
         if self._waiter is not None:
             self._waiter.add(came.fileno())
-        self._parts, self._bytes, self._unsent, self._lost = [], 0, b"", 0
+        self._empty()
         self.handler, self.request = _Told(self, self._plain, self._scheduler, self._clock), self._request
         self._scheduler.tell(_Witness(self, self._clock))
         self._events.listener = self.event
@@ -150,12 +168,17 @@ class Tap:
         """Send a snapshot behind all that was lost, and have chance begin anew where a replay can."""
         seed = secrets.randbits(32)
         self._scheduler.parts.chance.seed(seed)
+        self._flush()  # drops what there is no room for, so that none of it is behind the snapshot
         lost, self._lost = self._lost, 0
-        self.note(snapshot(self._scheduler.parts, at_ns=now_ns, turn=self.turn, seed=seed, lost=lost))
+        under_way = self._under_way()
+        self.note(
+            snapshot(self._scheduler.parts, at_ns=now_ns, turn=self.turn, seed=seed, under_way=under_way, lost=lost)
+        )
         self._flush()
 
     def _request(self, request: Request) -> None:
         picture = request.picture
+        self._image_bytes += len(picture.payload)
         self.note(
             records.RequestCame(
                 at_ns=request.arrival_ns,
@@ -178,20 +201,38 @@ class Tap:
         self._scheduler.request(request)
 
     def _flush(self) -> None:
-        """Send what is there, without waiting."""
-        if self._parts:
-            parts, self._parts, self._bytes = self._parts, [], 0
-            body = b"".join((struct.pack(f"<{len(parts) + 1}I", len(parts), *map(len, parts)), *parts))
-            self._unsent = self._unsent + body if self._unsent else body
+        """Pack what is there and send it; drop it where too much waits already."""
+        if self._queued_bytes > BACKLOG_BYTES:
+            self._lost += len(self._records)
+        elif self._records:
+            body = self._encode(self._records)
+            self._queue += (memoryview(_LENGTH.pack(len(body))), memoryview(body))
+            self._queued_bytes += _LENGTH.size + len(body)
+        self._records.clear()
+        self._image_bytes = 0
+        self._send()
+
+    def _send(self) -> None:
+        """Send what is packed, as far as there is room, without waiting."""
         try:
-            while self._unsent and self._recorder is not None:
-                sent = self._recorder.send(self._unsent)
-                self._unsent = self._unsent[sent:]
+            while self._queue and self._recorder is not None:
+                body = self._queue[0]
+                sent = self._recorder.send(body)
+                self._queued_bytes -= sent
+                if sent == len(body):
+                    self._queue.popleft()
+                else:
+                    self._queue[0] = body[sent:]
         except BlockingIOError:
-            self._bytes = len(self._unsent)
+            return
         except OSError:
             why = "" if self._recorder is None else _last_words(self._recorder)
             self._stop(why or "its recorder has gone")
+
+    def _empty(self) -> None:
+        self._records.clear()
+        self._queue.clear()
+        self._queued_bytes = self._image_bytes = self._lost = 0
 
     def _hear(self, recorder: socket.socket) -> None:
         why = _last_words(recorder)
@@ -209,7 +250,7 @@ class Tap:
         self.handler, self.request = self._plain, self._scheduler.request
         self._scheduler.tell(None)
         self._events.listener = None
-        self._parts, self._bytes, self._unsent = [], 0, b""
+        self._empty()
         self._events.note("", f"recording stopped: {why}" if why else "recording stopped", _priority(why))
 
 

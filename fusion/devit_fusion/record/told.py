@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from devit_contract.wire.codec import Message
+from devit_contract.wire.codec import Message, State
 from devit_contract.wire.messages import AnswerBody
 from devit_fusion.frames.join import Frame
 from devit_fusion.ports.clients import Request
 from devit_fusion.record.records import Answered
+
+_NAMES = {state: state.name.lower() for state in State}
 
 
 def told_answer(
@@ -19,7 +21,7 @@ def told_answer(
         run_id=answer.run_id,
         number=answer.frame_id,
         frame_id=frame.frame_id,
-        state=answer.state.name.lower(),
+        state=_NAMES[answer.state],
         mask=answer.mask,
         asked=content.asked,
         logits=content.logits,

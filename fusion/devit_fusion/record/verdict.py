@@ -143,6 +143,8 @@ class Tally:
             )
         if counts.unknown:
             found.append(f"{counts.unknown} features would be asked for that were not recorded: they count as missing")
+        if counts.under_way:
+            found.append(f"{counts.under_way} frames were under way where the replay began: its answers may differ")
         if counts.lost:
             found.append(f"{counts.lost} records were lost: the recorder was too slow for them")
         if counts.unanswered:

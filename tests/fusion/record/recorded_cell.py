@@ -112,6 +112,9 @@ class RecordedCell:
         ring = Ring(self.folder, max_bytes)
         self._writer = threading.Thread(target=self._record, args=(recorder, ring, images), daemon=True)
         self._writer.start()
+        end_s = time.monotonic() + DEADLINE_S
+        while not any("is told all" in event.text for event in self.client.status().events):
+            assert time.monotonic() < end_s
 
     def _record(self, recorder: Recorder, ring: Ring, images: Images) -> None:
         self.found[0] = record(recorder, ring, images, self._should_stop.is_set)
