@@ -69,6 +69,7 @@ BENCHMARKS = (
     Benchmark("throughput", "benchmarks.network.throughput", smoke=("--duration", "0.1", "--devices", "3")),
     Benchmark("fusion", "benchmarks.network.fusion", smoke=("--duration", "0.1", "--heads", "4x192x100")),
     Benchmark("int8", "benchmarks.engines.int8", smoke=("--duration", "0.1", "--small")),
+    Benchmark("record", "benchmarks.record.run", smoke=("--duration", "0.2", "--frames", "200")),
     Benchmark("variants", "benchmarks.accuracy.variants", smoke=("--images", "100")),
     Benchmark("running", "benchmarks.certain.running", smoke=("--duration", "0.1", "--parts", "cpu")),
 )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import zmq
 from benchmarks.common.machine import two_cores
@@ -20,6 +21,7 @@ from benchmarks.network.devices import Device, Node, serve
 from benchmarks.network.node import CLASSES, fleet_of, serve_node
 
 from devit_contract.arrays import UInt8Array
+from devit_contract.artefacts.fleet import Record
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.wire.client import Client
@@ -68,14 +70,20 @@ class RunningCell:
         self._client, self._pid, self._image = client, node_pid, image
         for _ in range(_WARM_UP_FRAMES):
             self._check(client.classify(image).state)
-        start_s, before_s = time.perf_counter(), _cpu_s(node_pid)
+        start_s, before_s = time.perf_counter(), process_cpu_s(node_pid)
         client.wait(_REST_S)
-        self._rest_share = (_cpu_s(node_pid) - before_s) / (time.perf_counter() - start_s)
+        self._rest_share = (process_cpu_s(node_pid) - before_s) / (time.perf_counter() - start_s)
 
     def saturated(self, duration_s: float) -> Cost:
         """Keep some requests under way for a while."""
         answers = self._client.stream(itertools.repeat(self._image), in_flight=_IN_FLIGHT)
         return self._cost(duration_s, lambda _frame, _start_s: self._check(next(answers).state))
+
+    def count(self, frames: int) -> None:
+        """Have so many frames answered, some under way at a time."""
+        answers = self._client.stream(itertools.repeat(self._image, frames), in_flight=_IN_FLIGHT)
+        for answer in answers:
+            self._check(answer.state)
 
     def paced(self, duration_s: float, rate_hz: float) -> Cost:
         """Ask for one frame after the other, so many a second, or as many as there is time for."""
@@ -87,11 +95,11 @@ class RunningCell:
         return self._cost(duration_s, ask)
 
     def _cost(self, duration_s: float, ask: Callable[[int, float], None]) -> Cost:
-        start_s, before_s, frames = time.perf_counter(), _cpu_s(self._pid), 0
+        start_s, before_s, frames = time.perf_counter(), process_cpu_s(self._pid), 0
         while not frames or time.perf_counter() < start_s + duration_s:
             ask(frames, start_s)
             frames += 1
-        wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s(self._pid) - before_s
+        wall_s, cpu_s = time.perf_counter() - start_s, process_cpu_s(self._pid) - before_s
         return Cost(frames, wall_s, cpu_s, _own_mb(self._pid), self._rest_share)
 
     def _check(self, state: State) -> None:
@@ -100,8 +108,8 @@ class RunningCell:
 
 
 @contextmanager
-def running(shape: Shape) -> Iterator[RunningCell]:
-    """Run a cell: its node on one core, devices and client on another one."""
+def running(shape: Shape, record: Path | None = None) -> Iterator[RunningCell]:
+    """Run a cell: its node on one core, devices and client on another one; the node may be recorded at a socket."""
     count, (node_core, other_core) = shape.devices, two_cores()
     names = ("node", "client", *(f"device{index}" for index in range(count)))
     pairs = {name: KeyPair(*zmq.curve_keypair()) for name in names}
@@ -110,7 +118,10 @@ def running(shape: Shape) -> Iterator[RunningCell]:
     with tempfile.TemporaryDirectory(prefix="devit-") as place, Children() as children:
         bundle = Path(place) / "bundle"
         write_null_bundle(bundle, (shape.dim,) * count, CLASSES, (shape.side, shape.side, 3))
-        node = children.start(serve_node, bundle, fleet_of(pairs, devices), pairs["node"], node_core, shape.dim)
+        fleet = fleet_of(pairs, devices)
+        if record is not None:
+            fleet = msgspec.structs.replace(fleet, record=Record(str(record)))
+        node = children.start(serve_node, bundle, fleet, pairs["node"], node_core, shape.dim)
         endpoint, client_endpoint, node_pid = receive(node, tuple)
         digests = [Bundle(bundle).manifest.file("submodel", device=i, variant="fp32").sha256 for i in range(count)]
         told = Node(endpoint, pairs["node"].public, digests, shape.dim)
@@ -124,7 +135,7 @@ def running(shape: Shape) -> Iterator[RunningCell]:
             os.sched_setaffinity(0, cores)
 
 
-def _cpu_s(pid: int) -> float:
+def process_cpu_s(pid: int) -> float:
     """Time of all threads, which schedstat counts in nanoseconds."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

@@ -11,7 +11,7 @@ from typing import Literal
 
 from devit_contract.errors import InputError
 
-Extra = Literal["cli", "agent", "fusion", "pair", "http", "profile", "demo", "decompose", "timm", "export"]
+Extra = Literal["cli", "agent", "fusion", "pair", "http", "profile", "record", "demo", "decompose", "timm", "export"]
 """As ``pyproject.toml`` names them."""
 
 PACKAGES: dict[Extra, tuple[str, ...]] = {
@@ -21,6 +21,7 @@ PACKAGES: dict[Extra, tuple[str, ...]] = {
     "pair": ("spake2", "cryptography"),
     "http": ("prometheus_client", "starlette", "uvicorn"),
     "profile": ("jinja2", "matplotlib"),
+    "record": ("mcap", "zstandard"),
     "demo": ("onnxruntime", "tomlkit", "prometheus_client", "starlette", "uvicorn", "jinja2", "matplotlib"),
     "decompose": ("torch", "accelerate"),
     "timm": ("torch", "scipy", "timm", "torchvision"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.status import Event
@@ -19,6 +20,8 @@ class Events:
         """Start with none."""
         self._log = log
         self._latest: deque[tuple[int, str, str]] = deque(maxlen=_KEPT)
+        self.listener: Callable[[str, str, Priority], None] | None = None
+        """Who is told of each event that is kept."""
         self._noted: dict[str, tuple[int, int]] = {}  # by device: start of the present span, events in it
 
     def note(self, device: str, text: str, priority: Priority = Priority.INFO) -> None:
@@ -37,6 +40,8 @@ class Events:
                 return
             text = "more events than are kept, for a minute"
         self._latest.appendleft((now_ns, device, text))
+        if self.listener is not None:
+            self.listener(device, text, priority)
         self._log.log(priority, f"{device}: {text}" if device else text, **({"device": device} if device else {}))
 
     def latest(self) -> tuple[Event, ...]:

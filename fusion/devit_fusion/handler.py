@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from devit_contract.service.journal import Priority
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import MissingReason
@@ -48,7 +46,7 @@ class Handler:
     def leaving(self, link: Link) -> None:
         """Note that a device shuts down."""
         self._events.note(link.name, "shuts down")
-        self._scheduler.settle(time.monotonic_ns())
+        self._scheduler.settle()
 
     def lose(self, link: Link, why: str = "the link is gone") -> None:
         """Note that a link has ended, and expect nothing of it."""

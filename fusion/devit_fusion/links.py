@@ -74,7 +74,8 @@ class Link:
     """Of its board, as its agent said last."""
     route: bytes = b""
     """Routing id of its connection, once it was accepted."""
-    _probed_ns: int = 0
+    probed_ns: int = 0
+    """When it was probed last, or missed a frame."""
 
     def __post_init__(self) -> None:
         """Start with no answer."""
@@ -183,13 +184,13 @@ class Link:
     def missed(self, now_ns: int) -> None:
         """Note a frame that ended at its deadline without the feature."""
         self._count_overdue(now_ns)
-        self._probed_ns = now_ns
+        self.probed_ns = now_ns
 
     def take_probe(self, now_ns: int) -> bool:
         """Tell whether this frame is to probe a stalled, suspended or suspect device: one frame a second is."""
-        if self.state not in (_STALLED, _SUSPENDED, _SUSPECT) or now_ns - self._probed_ns < PROBE_NS:
+        if self.state not in (_STALLED, _SUSPENDED, _SUSPECT) or now_ns - self.probed_ns < PROBE_NS:
             return False
-        self._probed_ns = now_ns
+        self.probed_ns = now_ns
         return True
 
     def status(self, now_ns: int, unused: dict[str, int], *, is_spare: bool = False) -> DeviceStatus:

@@ -27,6 +27,7 @@ from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.waiting import Waiter
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
@@ -35,6 +36,9 @@ from devit_fusion.handler import Handler
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
+from devit_fusion.record.door import Door
+from devit_fusion.record.start import start_record
+from devit_fusion.record.tap import Tap
 from devit_fusion.roster.members import allowed_keys, check_fleet, check_submodels, new_link
 from devit_fusion.roster.roster import Parts, Roster
 from devit_fusion.roster.watched import WatchedFleet
@@ -87,15 +91,15 @@ class FusionNode(Closing):
         check_fleet(bundle, fleet, keys)
         self._fleet, self._manifest = fleet, bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
-        calibration = calibration or bundle.calibration()
+        calibration = _calibration_of(bundle, fleet, calibration)
         self._is_calibrated = calibration is not None
-        if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
-            raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
-        self._start_ns = self._idle_end_ns = time.monotonic_ns()
+        self._clock = Clock()
+        self._start_ns = self._idle_end_ns = self._clock.now_ns
         self._software = own_version()  # from a file: where descriptors have run out, none could be opened
         self._events = Events(log or Log("fusion-node"))
         run_id = secrets.randbits(64)
         self._links = {device.name: new_link(device, fleet.serving) for device in fleet.device}
+        self._door = Door(fleet.record.socket)
         self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
@@ -118,13 +122,16 @@ class FusionNode(Closing):
             calibration=calibration,
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
             images=self._images,
+            clock=self._clock,
         )
         self._handler = Handler(self._scheduler, self._questions, self._events)
         parts = Parts(*ports, self._authenticator, self._scheduler.refill, self._events)
         self._roster = Roster(parts, fleet, watched, revoked, partial(check_submodels, bundle))
+        self._tap = self._make_tap(bundle, run_id)
 
     def close(self) -> None:
-        """Close both ports."""
+        """Close both ports, and end a recording."""
+        self._door.close()
         self._opened.__exit__(None, None, None)
 
     def serve(self, should_stop: Callable[[], bool], should_reload: Callable[[], bool] = lambda: False) -> None:
@@ -135,6 +142,7 @@ class FusionNode(Closing):
         zap = self._authenticator
         for descriptor in (devices_monitor, clients_monitor, *([] if zap is None else [zap.descriptor])):
             waiter.add(descriptor)
+        self._tap.join(waiter)
         supervisor = Supervisor()
         supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
         gc.freeze()  # the collector need not look again at what lives as long as the node
@@ -145,11 +153,11 @@ class FusionNode(Closing):
             if zap is not None and zap.descriptor in ready:
                 zap.answer()
             if devices in ready:
-                self._devices.receive(self._handler)
+                self._devices.receive(self._tap.handler)
             if clients in ready:
                 for received in self._clients.receive():
                     if isinstance(received, Request):
-                        self._scheduler.request(received)
+                        self._tap.request(received)
                     else:
                         self._questions.ask(received)
                 self._questions.send_status(self._status)
@@ -160,11 +168,15 @@ class FusionNode(Closing):
                 self._devices.watch(now_ns)
             if now_ns >= due_ns:
                 supervisor.alive()
-                self._tend(now_ns)
+                self._tend(self._clock.tick())
                 if should_reload():
-                    self._roster.refresh(now_ns, self._handler.lose, at_once=True)
+                    self._roster.refresh(now_ns, self._tap.handler.lose, at_once=True)
             self._scheduler.dispatch_waiting()
+            self._tap.look(ready)
+            if self._tap.is_on:
+                self._tap.end_turn()
         supervisor.stopping()
+        self._tap.close()
 
     def _open_ports(
         self, context: Context, keys: KeyPair | None, fusion: Fusion, run_id: int
@@ -179,6 +191,7 @@ class FusionNode(Closing):
             plausible_norms=fusion.head.plausible_norms(),
             run_id=run_id,
             events=self._events,
+            clock=self._clock,
             feature_dtype=serving.feature_dtype,
         )
         clients = ClientPort(
@@ -189,8 +202,13 @@ class FusionNode(Closing):
             max_pixels=serving.most_pixels,
             policy=serving.policy,
             events=self._events,
+            clock=self._clock,
         )
         return devices, clients
+
+    def _make_tap(self, bundle: Bundle, run_id: int) -> Tap:
+        start = partial(start_record, bundle, self._fleet, run_id, self._software)
+        return Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
 
     def _due_ns(self) -> int:
         """Tell when :meth:`_tend` has something to do."""
@@ -208,11 +226,13 @@ class FusionNode(Closing):
     def _tend(self, now_ns: int) -> None:
         """Do what is due by time rather than by a message."""
         self._idle_end_ns = now_ns + _IDLE_NS
-        self._roster.refresh(now_ns, self._handler.lose)
+        self._roster.refresh(now_ns, self._tap.handler.lose)
         for link in self._devices.lost(now_ns):
-            self._handler.lose(link)
+            self._tap.handler.lose(link)
         self._stop_floods(now_ns)
         self._questions.expire(now_ns)
+        if self._tap.is_on:
+            self._tap.tended()
         self._scheduler.expire(now_ns)
 
     def _stop_floods(self, now_ns: int) -> None:
@@ -263,3 +283,10 @@ class FusionNode(Closing):
                 "clients_out": self._clients.bytes_out,
             },
         )
+
+
+def _calibration_of(bundle: Bundle, fleet: Fleet, given: Calibration | None) -> Calibration | None:
+    calibration = given or bundle.calibration()
+    if calibration is None and (fleet.serving.policy == "certain" or fleet.certain.early_release):
+        raise InputError(f"bundle {bundle.folder}: {NOT_CALIBRATED}, or ask all devices in fleet.toml")
+    return calibration

@@ -153,6 +153,20 @@ class Pace:
         if flight.file is None and not flight.is_withdrawn:
             self._judge(self._deadline_ns)
 
+    def state(self) -> tuple[int | float, ...]:
+        """Give what it has learned, for :meth:`resume`; not what images take by their coding."""
+        images, files = self._images, self._files
+        learned = images.own_ns, images.work_ns, files.own_ns, files.work_ns, self._longest_ns
+        flags = int(self.is_too_slow), int(self._was_encoded)
+        return self.room, self._score, *flags, self._ended_ns, *learned
+
+    def resume(self, state: tuple[int | float, ...]) -> None:
+        """Go on from what another has learned."""
+        room, score, is_too_slow, was_encoded, ended_ns, *averages, self._longest_ns = state
+        self.room, self._score, self.is_too_slow = int(room), int(score), bool(is_too_slow)
+        self._ended_ns, self._was_encoded = int(ended_ns), bool(was_encoded)
+        self._images, self._files = _Average(*averages[:2]), _Average(*averages[2:])
+
     def _measure(self, coding: ImageCoding, own_ns: int, timing: DeviceTiming) -> None:
         encoding_us = 0 if coding == "raw" else timing.decode_us  # the client's, which takes about as long
         self.trips.add(coding, max(0, own_ns // 1000 - timing.inference_us) + encoding_us)

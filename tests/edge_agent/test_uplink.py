@@ -18,6 +18,7 @@ from devit_contract.wire.messages import Hello, Refused, body
 from devit_contract.wire.sockets import open_context
 from devit_edge_agent.config import load_agent_config
 from devit_edge_agent.uplink import Uplink
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.links import Link
 from devit_fusion.ports.devices import DeviceHandler, DevicePort
@@ -115,6 +116,7 @@ def test_the_node_accepts_engine_after_engine_and_knows_a_new_link_from_a_new_pr
             plausible_norms=(1e3, 1e3),
             run_id=RUN_ID,
             events=Events(Log("fusion-node")),
+            clock=Clock(),
         )
 
         def accepted(uplink: Uplink) -> str:

@@ -44,6 +44,8 @@ DEMO: dict[str, tuple[str, Extra | None]] = {
     "profile": ("--devices jetson1", None),
     "bench-device": ("absent --name jetson1 --submodel 0", None),
     "plan": ("--bundle absent --goal rate=10", None),
+    "record": ("--fleet absent --out absent", "record"),
+    "replay": ("absent", "record"),
     "demo": ("--models absent", "export"),
 }
 """What follows each command, and which extra it lacks where ``make demo`` has installed."""

@@ -94,6 +94,14 @@ class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device whose features do not fit those of the others: ``warn`` says so, ``exclude`` also leaves it out."""
 
 
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether the node may be recorded, images included."""
+
+    socket: str = ""
+    """Path of the socket that the node listens at for ``devit record`` on its machine, for its own user alone; empty:
+    nobody can record."""
+
+
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An edge device."""
 
@@ -130,6 +138,7 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     serving: Serving = Serving()
     certain: Certain = Certain()
     watch: Watch = Watch()
+    record: Record = Record()
     client: tuple[ClientEntry, ...] = ()
     extra: tuple[Extra, ...] = ()
     """Added to the joules of the whole cell, by name."""

@@ -7,7 +7,6 @@ that a client that walks through the subsets holds nobody else up.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,11 +20,13 @@ from devit_contract.wire.codec import Dtype, Kind, Message, State
 from devit_contract.wire.messages import AnswerBody, body
 from devit_contract.wire.status import HeadStatus, Histogram
 from devit_contract.wire.words import NEVER_ASKED, MissingReason
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.turns import Turns
+from devit_fusion.frames.witness import Witness
 from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, Request
 
@@ -60,9 +61,10 @@ class Answers:
         events: Events,
         guard: Guard,
         images: Images,
+        clock: Clock,
     ) -> None:
         """Join the parts; ``links`` is by device index."""
-        self._guard, self._images = guard, images
+        self._guard, self._images, self._clock = guard, images, clock
         self._fusion = fusion
         self._all_devices = fusion.head.all_devices
         self._min_devices = min_devices
@@ -73,12 +75,19 @@ class Answers:
         self._waiting: list[_Ended] = []  # for their heads
         self._served = b""
         """The connection for which the last head was computed."""
+        self.witness: Witness | None = None
+        """Who is told of each answer."""
         self.ended: Counter[str] = Counter()
         """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
         self.asked: Counter[int] = Counter()
         """The same frames, by the number of devices that they asked."""
         self.frame_time = Histogram.empty()
         """From a request's arrival to its answer."""
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait for their heads."""
+        return len(self._waiting)
 
     def end(self, request: Request, frame: Frame, now_ns: int, *, is_shed: bool = False) -> None:
         """Answer a frame, now or when its head has come."""
@@ -105,7 +114,7 @@ class Answers:
 
     def due_ns(self) -> int | None:
         """Tell when :meth:`tend` has something to do."""
-        return time.monotonic_ns() + _LOOK_NS if self._waiting else None
+        return self._clock.now_ns + _LOOK_NS if self._waiting else None
 
     def head_status(self) -> HeadStatus:
         """Describe the heads of subsets for people."""
@@ -113,10 +122,11 @@ class Answers:
 
     def _answer(self, ended: _Ended, *, problem: str = "", is_shed: bool = False) -> None:
         request, frame, now_ns, novelty = ended
-        start_ns = time.monotonic_ns()
         took_ns = _took_ns(frame, now_ns, len(self._links))
+        start_ns = self._clock.read_ns()
         logits = self._logits(frame, problem)
-        fused_ns = time.monotonic_ns()
+        fused_ns = self._clock.read_ns()
+        spent_ns = fused_ns - start_ns
         state = self._state(frame)
         verdict = None if frame.course is None else frame.course.verdict
         content = AnswerBody(
@@ -143,13 +153,15 @@ class Answers:
             frame_id=request.picture.frame_id,
         )
         self._clients.answer(request, answer)
+        if self.witness is not None:
+            spent_ns = self.witness.answered(request, frame, answer, content, spent_ns)
         self._count(frame)
         self.ended[state.name.lower()] += 1
         self.asked[frame.asked.bit_count()] += 1
         if is_shed:
             self.ended["shed"] += 1
-        self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
-        self._turns.ended(request, took_ns + fused_ns - start_ns, state, is_shed=is_shed)
+        self.frame_time.add_us((self._clock.read_ns() - request.arrival_ns) // 1000)
+        self._turns.ended(request, took_ns + spent_ns, state, is_shed=is_shed)
 
     def _state(self, frame: Frame) -> State:
         return frame.state(self._all_devices, self._min_devices)

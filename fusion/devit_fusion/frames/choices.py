@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.wire.words import DeviceState
+from devit_fusion.clock import Clock
 from devit_fusion.frames.courses import Courses
 from devit_fusion.frames.stages import Stages
 from devit_fusion.frames.turns import Turns
@@ -43,6 +43,7 @@ class Choices:
         turns: Turns,
         stages: Stages,
         courses: Courses,
+        clock: Clock,
     ) -> None:
         """Choose among the requests of ``turns``; ``links`` is by device index, ``all_devices`` their mask."""
         self._links = links.values()  # as they are at any time
@@ -50,7 +51,8 @@ class Choices:
         self._turns, self._stages, self._courses = turns, stages, courses
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
         self._judged_ns = self._deadline_ns // _JUDGED_SHARE
-        self._grace_end_ns = time.monotonic_ns() + round(fleet.serving.startup_grace_ms * 1e6)
+        self.grace_end_ns = clock.now_ns + round(fleet.serving.startup_grace_ms * 1e6)
+        """Until when requests wait for devices that have not connected to this node yet."""
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
@@ -80,7 +82,7 @@ class Choices:
         self.wait_end_ns = self._blocked = None
         for request in heads:
             wanted = self._links_of(self.requested(request))
-            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+            if now_ns < self.grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
@@ -102,7 +104,7 @@ class Choices:
 
     def due_ns(self) -> int | None:
         """Tell when there is something to choose though no message comes."""
-        grace_ns = self._grace_end_ns if self._is_in_grace else None
+        grace_ns = self.grace_end_ns if self._is_in_grace else None
         if grace_ns is None or self.wait_end_ns is None:
             return self.wait_end_ns if grace_ns is None else grace_ns
         return min(grace_ns, self.wait_end_ns)

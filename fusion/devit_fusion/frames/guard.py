@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import random
 from collections.abc import Mapping
 
 import msgspec
@@ -12,6 +12,7 @@ from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.wire.status import DeviceStatus
 from devit_contract.wire.words import DeviceState
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.watch import Watch
@@ -31,12 +32,15 @@ class Guard:
         fleet: Fleet,
         links: Mapping[int, Link],
         events: Events,
+        clock: Clock,
+        chance: random.Random,
     ) -> None:
         """Watch nothing where ``fleet.toml`` says so, or the calibration does not tell what is usual."""
+        self._clock = clock
         self._names = {index: link.name for index, link in links.items()}
         self._watch: Watch | None = None
         if fleet.watch.liars != "off" and calibration is not None and calibration.usual is not None:
-            self._watch = Watch(head, calibration.usual, self._names, events)
+            self._watch = Watch(head, calibration.usual, self._names, events, chance)
         self._may_exclude = fleet.watch.liars == "exclude"
         self._min_devices = fleet.serving.min_devices
         self._links = links
@@ -60,7 +64,7 @@ class Guard:
         if watch.frames_behind >= _MOST_BEHIND:
             self._catch_up(watch)
         elif watch.frames_behind and self.due_ns is None:
-            self.due_ns = time.monotonic_ns() + _BEHIND_NS
+            self.due_ns = self._clock.now_ns + _BEHIND_NS
         self._exclude(watch)  # at each frame, as the other devices come and go
         return novelty
 

@@ -70,7 +70,8 @@ class Join:
         self._open: dict[int, Frame] = {}
         self._due_ns = _NEVER_NS
         """No frame is due before; the one that was may have ended meanwhile."""
-        self._next_id = 1
+        self.next_id = 1
+        """Of the next frame."""
         self.unused: Counter[tuple[int, str]] = Counter()
         """(device, ``late`` or ``duplicate``) to number of messages."""
 
@@ -90,7 +91,7 @@ class Join:
     ) -> Frame:
         """Open a frame; the caller sends it to ``pending`` and ``probed``. If none is pending, it has ended already."""
         frame = Frame(
-            self._next_id,
+            self.next_id,
             requested,
             now_ns,
             deadline_ns,
@@ -100,7 +101,7 @@ class Join:
             course=course,
             asked=mask_of(pending) | mask_of(probed),
         )
-        self._next_id += 1
+        self.next_id += 1
         if pending:
             self._open[frame.frame_id] = frame
             self.set_due(frame, deadline_ns)

@@ -27,8 +27,9 @@ _PRIOR_FLIPS, _PRIOR_RATES = 1.0, 2.0
 class Promise:
     """What one node has promised, and whether that holds."""
 
-    def __init__(self, certain: Certain, events: Events) -> None:
-        """Start with no answer."""
+    def __init__(self, certain: Certain, events: Events, chance: random.Random | None = None) -> None:
+        """Start with no answer; ``chance`` picks those that are audited."""
+        self._chance = chance or random.Random()
         self._certain = certain
         self._events = events
         self._tested = 0
@@ -43,7 +44,7 @@ class Promise:
         """Count an answer that might have been certain; tell whether to audit it."""
         self._tested += 1
         self._released += is_certain
-        return is_certain and random.random() < self._certain.audit
+        return is_certain and self._chance.random() < self._certain.audit
 
     def audited(self, *, is_flip: bool) -> None:
         """Take the outcome of an audit in."""
@@ -60,6 +61,16 @@ class Promise:
                 "answers flipped: all devices are asked now; calibrate on images like these, and restart the node"
             )
             self._events.note("", text, Priority.WARNING)
+
+    def state(self) -> tuple[int | float, ...]:
+        """Give what it has counted, for :meth:`resume`."""
+        return self._tested, self._released, self._audited, self._flipped, self._log_stake, int(self.is_broken)
+
+    def resume(self, state: tuple[int | float, ...]) -> None:
+        """Go on from what another has counted."""
+        *counts, self._log_stake, is_broken = state
+        self._tested, self._released, self._audited, self._flipped = map(int, counts)
+        self.is_broken = bool(is_broken)
 
     def status(self) -> PromiseStatus:
         """Describe it for people."""

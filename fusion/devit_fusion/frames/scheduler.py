@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,6 +18,7 @@ from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import ClientStatus, DeviceStatus
 from devit_contract.wire.words import DeviceState, MissingReason
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers
 from devit_fusion.frames.certainty import Certainty
@@ -29,6 +31,7 @@ from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.stages import Course, Stages
 from devit_fusion.frames.triggers import in_stages
 from devit_fusion.frames.turns import Turns
+from devit_fusion.frames.witness import Witness
 from devit_fusion.links import Link
 from devit_fusion.pace import File, Flight
 from devit_fusion.ports.clients import ClientPort, Request
@@ -39,6 +42,19 @@ _READY, _YES, _TRIGGER = DeviceState.READY, Sent.YES, Kind.TRIGGER
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
 _MAX_WAITING_BYTES = 12 << 20
 """Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
+
+
+class Parts(NamedTuple):
+    """Whose state decides what becomes of frames."""
+
+    links: Mapping[int, Link]
+    """By device index."""
+    join: Join
+    choices: Choices
+    stages: Stages
+    promise: Promise
+    chance: random.Random
+    """Which certain answers are audited."""
 
 
 class Scheduler:
@@ -57,8 +73,11 @@ class Scheduler:
         calibration: Calibration | None,
         accuracies: Mapping[int, float],
         images: Images,
+        clock: Clock,
     ) -> None:
         """Join the parts; ``links`` is by device name, ``accuracies`` by mask of devices."""
+        self._clock, chance = clock, random.Random()
+        self._witness: Witness | None = None
         self._all_devices = fusion.head.all_devices
         self._device_count = len(fusion.head.dims)
         self._serving = serving = fleet.serving
@@ -71,8 +90,8 @@ class Scheduler:
         self._events = events
         self._join = Join()
         self._turns = Turns([client.name for client in fleet.client] or [""])
-        self._guard = Guard(fusion.head, calibration, fleet, self._links, events)
-        shared_by_answers = self._links, clients, self._turns, events, self._guard, images
+        self._guard = Guard(fusion.head, calibration, fleet, self._links, events, clock, chance)
+        shared_by_answers = self._links, clients, self._turns, events, self._guard, images, clock
         self.answers, self._images = Answers(fusion, serving.min_devices, *shared_by_answers), images
         stages = Stages(
             fleet,
@@ -83,14 +102,19 @@ class Scheduler:
         )
         tests = stages.tests, stages.tests_each
         certainty = None if calibration is None else Certainty(fusion, calibration, fleet.certain, tests=tests)
-        self.promise, self._stages = Promise(fleet.certain, events), stages
+        self.promise, self._stages = Promise(fleet.certain, events, chance), stages
         shared = self._join, self._links, devices
         self._courses = Courses(
             fusion, fleet, stages, certainty, self.promise, *shared, self._send_stage, self._end, self._guard.look
         )
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
-        self._choices = Choices(fleet, self._links, self._all_devices, self._turns, stages, self._courses)
+        self._choices = Choices(fleet, self._links, self._all_devices, self._turns, stages, self._courses, clock)
+        self.parts = Parts(self._links, self._join, self._choices, stages, self.promise, chance)
+
+    def tell(self, witness: Witness | None) -> None:
+        """Tell a witness of all frames from now on; ``None``: nobody."""
+        self._witness = self.answers.witness = witness
 
     @property
     def open_frames(self) -> int:
@@ -134,7 +158,7 @@ class Scheduler:
         if not (self._turns.waiting or self._courses.line or self._courses.audits):
             self._choices.wait_end_ns = None
             return
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns
         claimed_first = self._courses.advance(now_ns)
         if not self._turns.waiting:
             self._choices.wait_end_ns = None
@@ -148,7 +172,7 @@ class Scheduler:
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns
         is_probe = self._returned(link, frame_id, now_ns, timing)
         if link.is_excluded:
             frame = self._join.set_aside(frame_id, link.index, feature, is_probe=is_probe)
@@ -159,7 +183,7 @@ class Scheduler:
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
         """Do without a feature; ``is_counted`` if its message is among the rejected ones already."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns
         is_probe = self._returned(link, frame_id, now_ns)
         if self.seats.has_spares and frame_id in self.seats.held_by_others(link):
             return
@@ -169,8 +193,8 @@ class Scheduler:
 
     def lose(self, link: Link, why: MissingReason) -> None:
         """Wait no longer for a device, in any frame."""
-        now_ns = time.monotonic_ns()
-        self.settle(now_ns)
+        now_ns = self._clock.now_ns
+        self.settle()
         for frame in self._join.lose(link.index, why, self.seats.held_by_others(link)):
             self._finish(frame, now_ns)
 
@@ -180,8 +204,9 @@ class Scheduler:
         self._guard.know(self._links)
         self._turns.know([client.name for client in fleet.client] or [""])
 
-    def settle(self, now_ns: int) -> None:
+    def settle(self) -> None:
         """Give every seat to whom it belongs, and send what the one before will not answer to the new one."""
+        now_ns = self._clock.now_ns
         for change in self.seats.settle(now_ns):
             self._guard.seated(change.now)
             self._choices.unblock()
@@ -210,7 +235,7 @@ class Scheduler:
         self.answers.tend(now_ns)
         self._guard.tend(now_ns)
         if self.seats.has_spares:
-            self.settle(now_ns)
+            self.settle()
 
     def next_deadline_ns(self) -> int | None:
         """Tell when :meth:`expire` or :meth:`dispatch_waiting` has something to do."""
@@ -227,7 +252,7 @@ class Scheduler:
 
     def device_status(self) -> tuple[DeviceStatus, ...]:
         """Describe every device for people."""
-        return tuple(map(self._guard.judged, self.seats.status(time.monotonic_ns(), self._join.unused)))
+        return tuple(map(self._guard.judged, self.seats.status(self._clock.now_ns, self._join.unused)))
 
     def client_status(self) -> tuple[ClientStatus, ...]:
         """Describe every client for people."""
@@ -256,7 +281,7 @@ class Scheduler:
 
     def _dispatch(self, choice: Choice) -> None:
         request, first, claimed, is_late = choice
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns
         deadline_ns = self._choices.counted_from_ns(request) + self._deadline_ns
         requested = self._choices.requested(request)
         course = self._stages.course(request, first)
@@ -339,6 +364,8 @@ class Scheduler:
             flight = flight._replace(file=File(request.name, request.pixels))
         for index in probed:
             self._links[index].probe_id = frame.frame_id
+        if self._witness is not None:
+            self._witness.dispatched(request, frame, (*pending, *probed))
         for index in (*pending, *probed):
             link = self._links[index]
             sent = self._devices.send_frame(link, copies)
@@ -348,6 +375,8 @@ class Scheduler:
                 self._not_sent(link, frame, sent)
 
     def _not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
+        if self._witness is not None:
+            self._witness.not_sent(link, frame, sent)
         if sent is Sent.GONE:
             self._devices.suspect()
             if self.seats.has_spares:  # its link is found lost in this turn of the loop, and then a spare is asked
@@ -356,11 +385,11 @@ class Scheduler:
         is_probe = frame.frame_id == link.probe_id
         looked_at = self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe)
         if looked_at is not None:
-            self._finish(looked_at, time.monotonic_ns())
+            self._finish(looked_at, self._clock.now_ns)
 
     def _shed(self, request: Request) -> None:
         """Answer a request for which the queue has no room."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns
         requested = self._choices.requested(request)
         missing = {
             index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED

@@ -68,7 +68,7 @@ class Stages:
         """Whether only neighbours are calibrated together, so that a frame goes on from its first device in order."""
         self._order = certain.order
         self._accuracies = accuracies
-        self._turns: dict[int, int] = {}  # by device: when it was asked last, as a rising number
+        self.turns: dict[int, int] = {}  # by device: when it was asked last, as a rising number
         self._is_calibrated = is_calibrated
         self._is_broken = False
         self.keeps_moments = has_own_views
@@ -124,7 +124,7 @@ class Stages:
 
     def asked(self, index: int) -> None:
         """Note that a device was asked: it is others' turn."""
-        self._turns[index] = max(self._turns.values(), default=0) + 1
+        self.turns[index] = max(self.turns.values(), default=0) + 1
 
     def _run(self, links: Sequence[Link], start: int) -> Sequence[Link]:
         return sorted(links, key=lambda link: (link.index - start) % self._devices)
@@ -138,7 +138,7 @@ class Stages:
                 return -self._accuracies.get(1 << link.index, 0.0), link.index
             if order == "cost":
                 return link.pace.own_ns, link.index
-            return not has_room(link, claimed), len(link.in_flight), self._turns.get(link.index, 0)
+            return not has_room(link, claimed), len(link.in_flight), self.turns.get(link.index, 0)
 
         return sorted(links, key=rank)[:count]
 

@@ -49,8 +49,16 @@ class _Kept(NamedTuple):
 class Watch:
     """Watches the devices of one cell."""
 
-    def __init__(self, head: FusionHead, usual: Usual, names: Mapping[int, str], events: Events) -> None:
-        """Trust all; ``names`` is by device index."""
+    def __init__(
+        self,
+        head: FusionHead,
+        usual: Usual,
+        names: Mapping[int, str],
+        events: Events,
+        chance: random.Random | None = None,
+    ) -> None:
+        """Trust all; ``names`` is by device index, and ``chance`` picks what is compared in a large cell."""
+        self._chance = chance or random.Random()
         self._comparison = Comparison(head)
         self._evidence = Evidence(usual, len(head.dims))
         self._closeness = usual.closeness
@@ -91,7 +99,7 @@ class Watch:
         That is the share of the validation images, 0 to 1, that are less unlike the training part than this one;
         ``None`` where the frame is not compared, or its subset of devices has no quantiles.
         """
-        if not features or (self._share < 1.0 and random.random() > self._share):
+        if not features or (self._share < 1.0 and self._chance.random() > self._share):
             return None
         if len(features) > 1:
             self._behind.append(features)

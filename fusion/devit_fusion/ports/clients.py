@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from devit_contract.wire.codec import (
 )
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_all_routed, send_routed
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.pace import LEAST_BYTES
 from devit_fusion.ports.flood import FloodGuard
@@ -110,6 +110,7 @@ class ClientPort:
         max_pixels: int,
         policy: Policy,
         events: Events,
+        clock: Clock,
     ) -> None:
         """Bind the port; an :class:`AddressError` says that it cannot be bound.
 
@@ -125,7 +126,7 @@ class ClientPort:
         self.bytes_out = 0
         self.refused: Counter[str] = Counter()
         """Invalid messages, by reason."""
-        self._manifest = manifest
+        self._manifest, self._clock = manifest, clock
         self._policies = _POLICIES | {int(RequestPolicy.DEFAULT): policy}
         self._raw: ImageCoding | None = "raw" if math.prod(manifest.preprocess.shape) >= LEAST_BYTES else None
         self.has_own_views = manifest.views == "own"
@@ -204,7 +205,7 @@ class ClientPort:
         if policy is None:
             last = max(self._policies)
             raise WireError("policy", f"policy: expected 0 to {last}, found {message.policy}: use the node's release")
-        return Request(peer.route, peer.name, message, time.monotonic_ns(), policy, pixels, coding)
+        return Request(peer.route, peer.name, message, self._clock.tick(), policy, pixels, coding)
 
     def _coding(self, image: Message) -> ImageCoding | None:
         """Tell what an image travels as, and refuse a coded one that costs devices more than its pixels should."""

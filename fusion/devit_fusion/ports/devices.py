@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -38,6 +37,7 @@ from devit_contract.wire.sockets import (
     send_routed,
 )
 from devit_contract.wire.words import MissingReason, Question
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.links import Link
 from devit_fusion.ports.flood import FloodGuard
@@ -111,6 +111,7 @@ class DevicePort:
         plausible_norms: Sequence[float],
         run_id: int,
         events: Events,
+        clock: Clock,
         feature_dtype: FeatureDtype = "float32",
     ) -> None:
         """Bind the port; an :class:`AddressError` says that it cannot be bound.
@@ -126,7 +127,7 @@ class DevicePort:
         """Messages of peers that are not in the fleet, or under a name that is not their key's."""
         self.failed_handshakes = 0
         """Connections that ended without a message."""
-        self._events = events
+        self._events, self._clock = events, clock
         self._links = links
         self._accepted: dict[str, Peer] = {}  # by device name: the connection of its link
         self._linked: dict[Peer, Link] = {}  # the same the other way round
@@ -147,7 +148,7 @@ class DevicePort:
             if peer is None:
                 continue
             link = self._linked.get(peer)
-            now_ns = time.monotonic_ns()
+            now_ns = self._clock.tick()
             try:
                 if surplus:
                     raise WireError("frames", f"expected a message of one frame, found {surplus + 1}")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.properties import examples
@@ -22,6 +21,7 @@ from devit_contract.wire.codec import Copies, Kind, Message, State, array_payloa
 from devit_contract.wire.messages import AnswerBody, DeviceTiming, Hello, read_body
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
+from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
@@ -77,16 +77,6 @@ class Ports:
         raise AssertionError("nothing is refused here")
 
 
-class Clock:
-    """A clock that stands still unless it is told to go on."""
-
-    def __init__(self) -> None:
-        self.now_ns = 10**9
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-
 def play(events: Sequence[tuple[str, int, Policy, int]], *, policy: Policy, early: bool, ports: Ports) -> Scheduler:
     fleet = Fleet(
         2,
@@ -97,53 +87,52 @@ def play(events: Sequence[tuple[str, int, Policy, int]], *, policy: Policy, earl
     )
     links = {f"jetson{index}": Link(index, f"jetson{index}", CREDIT, DEADLINE_MS * 10**6) for index in range(DEVICES)}
     clock = Clock()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("scheduler", "answers"):
-            patch.setattr(f"devit_fusion.frames.{module}.time", clock)
-        anything: Any = ports
-        events_log = Events(Log("test"))
-        scheduler = Scheduler(
-            Fusion(HEAD),
-            fleet,
-            links,
-            anything,
-            anything,
-            7,
-            events_log,
-            calibration=CALIBRATION,
-            accuracies={},
-            images=Images("raw", Preprocess(2, 2, "gray"), links),
-        )
-        by_index = list(links.values())
-        for link in by_index:
+    clock.now_ns = 10**9  # and it stands still unless it is told to go on
+    anything: Any = ports
+    events_log = Events(Log("test"))
+    scheduler = Scheduler(
+        Fusion(HEAD),
+        fleet,
+        links,
+        anything,
+        anything,
+        7,
+        events_log,
+        calibration=CALIBRATION,
+        accuracies={},
+        images=Images("raw", Preprocess(2, 2, "gray"), links),
+        clock=clock,
+    )
+    by_index = list(links.values())
+    for link in by_index:
+        link.connect(HELLO, 1, 1)
+    asked = 0
+    for what, device, named, mask in events:
+        link, waiting = by_index[device], ports.sent[device]
+        if what == "ask":
+            asked += 1
+            picture = Message(Kind.REQUEST, *array_payload(np.ones((2, 2, 1), np.uint8)), mask=mask, frame_id=asked)
+            scheduler.request(Request(b"client", "", picture, clock.now_ns, named))
+        elif what == "feature" and waiting:
+            feature = GENERATOR.normal(size=DIM).astype(np.float32)
+            scheduler.feature_received(link, waiting.pop(0), feature, DeviceTiming(device, 0, 0, 0, 10, 10))
+        elif what == "skip" and waiting:
+            scheduler.frame_skipped(link, waiting.pop(0), MissingReason.ENGINE)
+        elif what == "lose" and link.hello is not None:
+            link.disconnect()
+            waiting.clear()
+            scheduler.lose(link, MissingReason.ABSENT)
+        elif what == "link" and link.hello is None:
             link.connect(HELLO, 1, 1)
-        asked = 0
-        for what, device, named, mask in events:
-            link, waiting = by_index[device], ports.sent[device]
-            if what == "ask":
-                asked += 1
-                picture = Message(Kind.REQUEST, *array_payload(np.ones((2, 2, 1), np.uint8)), mask=mask, frame_id=asked)
-                scheduler.request(Request(b"client", "", picture, clock.now_ns, named))
-            elif what == "feature" and waiting:
-                feature = GENERATOR.normal(size=DIM).astype(np.float32)
-                scheduler.feature_received(link, waiting.pop(0), feature, DeviceTiming(device, 0, 0, 0, 10, 10))
-            elif what == "skip" and waiting:
-                scheduler.frame_skipped(link, waiting.pop(0), MissingReason.ENGINE)
-            elif what == "lose" and link.hello is not None:
-                link.disconnect()
-                waiting.clear()
-                scheduler.lose(link, MissingReason.ABSENT)
-            elif what == "link" and link.hello is None:
-                link.connect(HELLO, 1, 1)
-            elif what == "wait":
-                clock.now_ns += (1 + mask) * 10**6 * DEADLINE_MS // 12
-            scheduler.expire(clock.now_ns)
-            scheduler.dispatch_waiting()
-            assert all(len(each.in_flight) <= CREDIT for each in by_index)
-        for _ in range(3):
-            clock.now_ns += 2 * 10**9
-            scheduler.expire(clock.now_ns)
-            scheduler.dispatch_waiting()
+        elif what == "wait":
+            clock.now_ns += (1 + mask) * 10**6 * DEADLINE_MS // 12
+        scheduler.expire(clock.now_ns)
+        scheduler.dispatch_waiting()
+        assert all(len(each.in_flight) <= CREDIT for each in by_index)
+    for _ in range(3):
+        clock.now_ns += 2 * 10**9
+        scheduler.expire(clock.now_ns)
+        scheduler.dispatch_waiting()
     assert sorted(number for number, _ in ports.answers) == list(range(1, asked + 1))
     assert (scheduler.open_frames, scheduler.waiting_requests) == (0, 0)
     assert not scheduler._courses.line

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from tests.fusion.frames.test_watch import DEVICES, World
 
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import FLEET_SCHEMA, Fleet, Node, Serving, Watch
 from devit_contract.wire.messages import Hello
+from devit_fusion.clock import Clock
 from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.join import Frame
 from devit_fusion.links import Link
@@ -23,7 +26,7 @@ class Guarded:
         self.links = {index: Link(index, f"jetson{index}", 2, 10**9, hello=HELLO) for index in range(DEVICES)}
         fleet = Fleet(FLEET_SCHEMA, Node("", ""), (), serving=Serving(min_devices=1), watch=Watch("exclude"))
         calibration = Calibration(100, {}, usual=self.world.usual)
-        self.guard = Guard(self.world.head, calibration, fleet, self.links, self.world.events)
+        self.guard = Guard(self.world.head, calibration, fleet, self.links, self.world.events, Clock(), Random())
 
     def end(self, *devices: int, lying: int | None = None) -> None:
         """End a frame in which some devices spoke; those that are excluded were only probed."""
