@@ -200,6 +200,8 @@ class AnswerBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """How unlike the validation images it is, as a quantile of these; 1 is unlike any."""
     images: str = "raw"
     """What the client is to send its next images as, an ``ImageCoding``, or a word of a newer node."""
+    shed: str = ""
+    """Why the request was not served, a ``ShedReason`` or a word of a newer node; empty if it was sent to devices."""
 
 
 def body(value: msgspec.Struct) -> bytes:

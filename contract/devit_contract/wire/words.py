@@ -98,6 +98,21 @@ class MissingReason(TextEnum):
     """The answer was certain without it. Nothing."""
 
 
+class ShedReason(TextEnum):
+    """Why a request was not served, though nothing is broken: what happened, then what to do."""
+
+    MAX_IN_FLIGHT = "max_in_flight"
+    """More requests of the client are under way than its `max_in_flight`. Send fewer, or raise it in `fleet.toml`."""
+    QUEUE = "queue"
+    """More requests wait than `queue` in `fleet.toml`, and the client has most. Send fewer, or raise `queue`."""
+    BYTES = "bytes"
+    """More than 12 MiB of pictures wait, and the client has most. Send fewer at a time, or smaller ones."""
+    SHARE = "share"
+    """The queue is full, and the client had more than its share in it. Send fewer, or raise its `weight`."""
+    DEADLINE = "deadline"
+    """No device could answer it in time any more. Send fewer, use another cell, or raise `deadline_ms`."""
+
+
 NEVER_ASKED = (MissingReason.NOT_ASKED, MissingReason.NOT_NEEDED)
 """Why a feature is missing though nothing went wrong."""
 

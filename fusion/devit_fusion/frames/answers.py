@@ -20,7 +20,7 @@ from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Dtype, Kind, Message, State
 from devit_contract.wire.messages import AnswerBody, body
 from devit_contract.wire.status import HeadStatus, Histogram
-from devit_contract.wire.words import NEVER_ASKED, MissingReason
+from devit_contract.wire.words import NEVER_ASKED, MissingReason, ShedReason
 from devit_fusion.events import Events
 from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
@@ -74,19 +74,38 @@ class Answers:
         self._served = b""
         """The connection for which the last head was computed."""
         self.ended: Counter[str] = Counter()
-        """Frames that have ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+        """Frames that have ended, by state; ``shed`` are those among ``failed`` that were not served."""
         self.asked: Counter[int] = Counter()
         """The same frames, by the number of devices that they asked."""
         self.frame_time = Histogram.empty()
         """From a request's arrival to its answer."""
 
-    def end(self, request: Request, frame: Frame, now_ns: int, *, is_shed: bool = False) -> None:
+    def end(self, request: Request, frame: Frame, now_ns: int) -> None:
         """Answer a frame, now or when its head has come."""
         ended = _Ended(request, frame, now_ns, self._guard.look(frame))
         if self._state(frame) is not State.FAILED and not self._fusion.prepare(frame.mask):
             self._waiting.append(ended)
         else:
-            self._answer(ended, is_shed=is_shed)
+            self._answer(ended)
+
+    def shed(self, request: Request, missing: dict[int, MissingReason], why: ShedReason) -> None:
+        """Answer a request that is not served."""
+        wait_us = (time.monotonic_ns() - request.arrival_ns) // 1000
+        content = AnswerBody(
+            b"",
+            (),
+            _in_words_of(request, missing),
+            wait_us,
+            0,
+            0,
+            request.policy,
+            images=self._images.wanted(),
+            shed=why,
+        )
+        self._send(request, content, 0, State.FAILED)
+        self._count(missing)
+        self.ended["shed"] += 1
+        self.asked[0] += 1
 
     def tend(self, now_ns: int) -> None:
         """Answer the frames whose heads have come; the connections that wait have one computed by turns."""
@@ -111,7 +130,7 @@ class Answers:
         """Describe the heads of subsets for people."""
         return HeadStatus(self._fusion.kept, self._fusion.kept_bytes, self._fusion.computed, len(self._waiting))
 
-    def _answer(self, ended: _Ended, *, problem: str = "", is_shed: bool = False) -> None:
+    def _answer(self, ended: _Ended, *, problem: str = "") -> None:
         request, frame, now_ns, novelty = ended
         start_ns = time.monotonic_ns()
         took_ns = _took_ns(frame, now_ns, len(self._links))
@@ -122,7 +141,7 @@ class Answers:
         content = AnswerBody(
             logits=logits,
             devices=tuple(frame.timings),
-            missing=frame.missing if request.picture.minor >= _NEW_WORDS_MINOR else _in_old_words(frame.missing),
+            missing=_in_words_of(request, frame.missing),
             wait_us=(frame.dispatch_ns - request.arrival_ns) // 1000,
             collect_us=(now_ns - frame.dispatch_ns) // 1000,
             fuse_us=(fused_ns - now_ns) // 1000,
@@ -133,23 +152,26 @@ class Answers:
             novelty=novelty,
             images=self._images.wanted(),
         )
+        self._send(request, content, frame.mask, state)
+        self._count(frame.missing)
+        for device in frame.features:
+            self._links[device].answered += 1
+        self.asked[frame.asked.bit_count()] += 1
+        self._turns.ended(request, took_ns + fused_ns - start_ns, state)
+
+    def _send(self, request: Request, content: AnswerBody, mask: int, state: State) -> None:
         answer = Message(
             Kind.ANSWER,
             Dtype.BODY,
             payload=body(content),
-            mask=frame.mask,
+            mask=mask,
             state=state,
             run_id=request.picture.run_id,
             frame_id=request.picture.frame_id,
         )
         self._clients.answer(request, answer)
-        self._count(frame)
         self.ended[state.name.lower()] += 1
-        self.asked[frame.asked.bit_count()] += 1
-        if is_shed:
-            self.ended["shed"] += 1
         self.frame_time.add_us((time.monotonic_ns() - request.arrival_ns) // 1000)
-        self._turns.ended(request, took_ns + fused_ns - start_ns, state, is_shed=is_shed)
 
     def _state(self, frame: Frame) -> State:
         return frame.state(self._all_devices, self._min_devices)
@@ -179,12 +201,10 @@ class Answers:
             return self._fusion.logits(frame.features)
         return course.verdict.logits
 
-    def _count(self, frame: Frame) -> None:
-        for device, why in frame.missing.items():
+    def _count(self, missing: Mapping[int, MissingReason]) -> None:
+        for device, why in missing.items():
             if device in self._links and why not in NEVER_ASKED:
                 self._links[device].missing[why] += 1
-        for device in frame.features:
-            self._links[device].answered += 1
 
 
 def _took_ns(frame: Frame, now_ns: int, devices: int) -> int:
@@ -200,6 +220,8 @@ def _took_ns(frame: Frame, now_ns: int, devices: int) -> int:
     return 1000 * max(work_us)
 
 
-def _in_old_words(missing: dict[int, MissingReason]) -> dict[int, MissingReason]:
-    """Use the words that a client of the first minor version knows."""
+def _in_words_of(request: Request, missing: dict[int, MissingReason]) -> dict[int, MissingReason]:
+    """Use the words that the client knows, if it is of the first minor version."""
+    if request.picture.minor >= _NEW_WORDS_MINOR:
+        return missing
     return {device: _NEW_WORDS.get(why, why) for device, why in missing.items()}

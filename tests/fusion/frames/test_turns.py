@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from itertools import count
 
+from devit_contract.artefacts.fleet import ClientEntry
 from devit_contract.wire.codec import Dtype, Kind, Message, State
+from devit_contract.wire.words import ShedReason
 from devit_fusion.frames.turns import Turns
 from devit_fusion.ports.clients import Request
 
@@ -16,7 +18,7 @@ class Cell:
     """One device that works on one frame at a time, for ``took_ms`` each by connection."""
 
     def __init__(self, took_ms: dict[bytes, int]) -> None:
-        self.turns = Turns(["camera", "bulk"])
+        self.turns = Turns([ClientEntry("camera"), ClientEntry("bulk")])
         self._took_ms = took_ms
         self._numbers = count()
 
@@ -29,7 +31,7 @@ class Cell:
         """Send the next request to the device, and end it."""
         request = self.turns.heads()[0]
         self.turns.take(request)
-        self.turns.ended(request, self._took_ms[request.came_by] * MS, State.FULL, is_shed=False)
+        self.turns.ended(request, self._took_ms[request.came_by] * MS, State.FULL)
         return request
 
 
@@ -104,7 +106,7 @@ def test_the_figures_of_every_client_of_the_fleet_are_known() -> None:
     cell.ask("bulk", b"bulk", requests=3)
     cell.work()
     shed = cell.turns.take_heaviest()
-    cell.turns.ended(shed, 0, State.FAILED, is_shed=True)
+    cell.turns.shed(shed, ShedReason.QUEUE)
     camera, bulk = cell.turns.status()
     assert (camera.name, camera.frames, camera.device_s) == ("camera", {}, 0.0)
     assert (bulk.waiting, bulk.in_flight, bulk.device_s) == (1, 0, 0.005)
