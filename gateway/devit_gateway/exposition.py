@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
 from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
-from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason
+from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason, ShedReason
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
@@ -206,6 +206,16 @@ def _clients(clients: Sequence[ClientStatus]) -> Iterator[Metric]:
             (client.name, key): n
             for client in clients
             for key, n in (dict.fromkeys(_OUTCOMES, 0) | _outcomes(client.frames)).items()
+        },
+    )
+    yield _counter(
+        "devit_client_requests_shed",
+        "Requests of a client that were not served, by why.",
+        ("client", "reason"),
+        {
+            (client.name, why): n
+            for client in clients
+            for why, n in (dict.fromkeys(ShedReason, 0) | client.shed).items()
         },
     )
     text = "What a client's frames took of the slowest device in them."

@@ -74,13 +74,14 @@ class Choices:
         if len(heads) == 1 and self._is_still_blocked(heads[0], now_ns):
             return None
         self.wait_end_ns = self._blocked = None
+        lowest_ns = self._turns.lowest_ns(now_ns)
         for request in heads:
             wanted = self._links_of(self.requested(request))
             if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
-            kept = self._kept_from(request, ready, now_ns)
+            kept = self._kept_from(request, ready, lowest_ns)
             closed = claimed | kept
             first = self._stages.first(request, ready, closed)
             may_begin = not first or request.policy != "certain" or not self._courses.is_full
@@ -114,9 +115,9 @@ class Choices:
         """Tell when a request has to be answered; its time begins after the startup grace."""
         return request.deadline_ns + max(0, self._grace_over_ns - request.arrival_ns)
 
-    def _kept_from(self, request: Request, ready: Sequence[Link], now_ns: int) -> int:
+    def _kept_from(self, request: Request, ready: Sequence[Link], lowest_ns: float) -> int:
         """Give the devices whose last place is kept for other clients, as a mask."""
-        if not self._turns.leaves_room(request, now_ns):
+        if not self._turns.leaves_room(request, lowest_ns):
             return 0
         return mask_of([link.index for link in ready if 1 < link.pace.room <= len(link.in_flight) + 1])
 

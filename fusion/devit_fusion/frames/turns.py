@@ -13,6 +13,7 @@ behind by more than ``_MOST_LAG_NS`` of devices' time is forgiven, or it would k
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -55,6 +56,8 @@ class _Client(_Turn):
     max_in_flight: int = 0
     level_ns: float = 0.0
     """How much the connection had had whose turn it was last."""
+    asked_ns: int = -_ALONE_NS
+    """When it asked last."""
     frame_ns: float = 1e6
     """What one of its frames takes of the devices, lately."""
     waiting: int = 0
@@ -126,6 +129,7 @@ class Turns:
                 client.had_ns = self._level_ns
             if line.had_ns < client.level_ns:
                 line.had_ns = client.level_ns
+        client.asked_ns = request.arrival_ns
         client.open += 1
         line.open += 1
         client.waiting_bytes += waiting_bytes
@@ -148,16 +152,22 @@ class Turns:
             lines.sort(key=lambda line: (line.client.had_ns, line.had_ns, line.waiting[0].arrival_ns))
         return [line.waiting[0] for line in lines]
 
-    def leaves_room(self, request: Request, now_ns: int) -> bool:
-        """Tell whether to keep a place at each device from a client, for one that has no frame with devices.
-
-        So it is while several clients ask: else those that ask now and then would wait for all frames of one that
-        floods, which no device can stop once they are there.
-        """
+    def lowest_ns(self, now_ns: int) -> float:
+        """Give the lowest tag with which a client that has asked lately asks next; infinity where one asks alone."""
         if now_ns - self._changed_ns >= _ALONE_NS:
-            return False
+            return math.inf
+        level_ns, since_ns = self._level_ns, now_ns - _ALONE_NS
+        tags = [client.had_ns for client in self._clients.values() if client.asked_ns > since_ns]
+        return max(level_ns, min(tags, default=level_ns))
+
+    def leaves_room(self, request: Request, lowest_ns: float) -> bool:
+        """Tell whether a client that has frames with devices is to leave the last place there to others.
+
+        So it is if another one would go first: else one that asks now and then would wait for all frames of one that
+        floods, and no device stops a frame once it is there.
+        """
         client = self._lines[request.came_by].client
-        return client.open > client.waiting
+        return client.had_ns > lowest_ns and client.open > client.waiting
 
     def take(self, request: Request) -> None:
         """Take the first of a line out: it is sent to devices now."""
