@@ -38,7 +38,7 @@ FILE_SIDE = 480
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "pipeline/devit_pipeline/fashion_mnist/bundle"
 ABOUT = "a client at random times, alone and beside one that keeps 1,000 requests under way: p99 of its answers"
-WANTED, WEIGHT = 1.5, 10
+WANTED, WEIGHT, DEADLINE_MS = 1.5, 10, 5000.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def running(case: Case, place: Path, in_flight: int) -> Iterator[tuple[LocalCell
     )
     devices = [LocalDevice(f"device{index}", index, engine=case.engine) for index in range(DEVICES)]
     with ExitStack() as stack:
-        made = LocalCell(bundle, place / "cell", devices, store=store, deadline_ms=1000, settings=settings)
+        made = LocalCell(bundle, place / "cell", devices, store=store, deadline_ms=DEADLINE_MS, settings=settings)
         cell = stack.enter_context(made)
         client = stack.enter_context(Client.of_fleet(cell.fleet, keys["camera"], timeout_s=30))
         client.status()

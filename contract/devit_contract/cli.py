@@ -170,6 +170,9 @@ def status(
         typer.echo(f"frames by devices asked: {counts}")
     if over_current := _over_current_line(found.devices):
         typer.echo(over_current)
+    for device in found.devices:
+        if device.slowdowns:
+            typer.echo(_slow_line(device))
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
         typer.echo(_promise_line(found.promise))
     if found.image_choice != "raw":
@@ -193,6 +196,15 @@ def _over_current_line(devices: Sequence[DeviceStatus]) -> str:
     counted = [(device.name, device.over_current) for device in devices if device.over_current is not None]
     told = "; ".join(f"{name} {events}" for name, events in counted if events.total)
     return f"over-current events since the agent's start: {told}: see devit doctor there" if told else ""
+
+
+def _slow_line(device: DeviceStatus) -> str:
+    """Say why a device is slower than it could be, with what its board says."""
+    told, figures = device.throttling, ""
+    if told is not None:
+        mark = ", SIMULATED" if told.is_simulated else ""
+        figures = f" ({told.alerts} throttle alerts, clocks at {told.clock_share:.0%} of the power mode's{mark})"
+    return f"{device.name} slows down, others are asked before it: {', '.join(device.slowdowns)}{figures}"
 
 
 def _images_line(found: NodeStatus) -> str:

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
 from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
-from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason, ShedReason
+from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason, ShedReason, Slowdown
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
@@ -187,6 +187,13 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             for cause, n in asdict(device.over_current).items()
         },
     )
+    text = "Whether a device is slower than it could be, by why; simulated where a folder stands for its board."
+    slowed = GaugeMetricFamily("devit_device_slowed", text, labels=("device", "cause", "simulated"))
+    for device in devices:
+        simulated = "true" if device.throttling is not None and device.throttling.is_simulated else "false"
+        for cause in Slowdown:
+            slowed.add_metric([device.name, cause, simulated], float(cause in device.slowdowns))
+    yield slowed
     engines = InfoMetricFamily("devit_device", "What a device runs.", labels=by_device)
     for device in devices:
         about = {"engine": device.engine, "engine_revision": f"{device.engine_revision:08x}"}

@@ -13,6 +13,7 @@ from devit_contract.choices import FeatureDtype, Policy
 from devit_contract.errors import WireError
 from devit_contract.machine import OverCurrentEvents
 from devit_contract.printable import fit_to_store, in_all_texts, printable
+from devit_contract.throttling import Throttling
 from devit_contract.wire.codec import Dtype, Message
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.words import BaselinePhase, BaselineStep, MissingReason, Question
@@ -140,6 +141,8 @@ class ControlReply(msgspec.Struct, frozen=True):
     baseline: BaselineState | None = None
     over_current: OverCurrentEvents | None = None
     """To ``ping``: events since the agent's start; absent where the board does not count them."""
+    throttling: Throttling | None = None
+    """To ``ping``; absent where the board's files do not say, and from older agents."""
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):

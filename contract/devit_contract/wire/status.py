@@ -9,7 +9,8 @@ import msgspec
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import Policy
 from devit_contract.machine import OverCurrentEvents
-from devit_contract.wire.words import DeviceState, MissingReason, ShedReason
+from devit_contract.throttling import Throttling
+from devit_contract.wire.words import DeviceState, MissingReason, ShedReason, Slowdown
 
 _BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of a new histogram, from half a millisecond to a second: what the parts of a cell take."""
@@ -97,6 +98,10 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """What its last images took from the node into its engine, the middle one, by what they travelled as."""
     over_current: OverCurrentEvents | None = None
     """Since its agent's start; ``None`` where its board does not count them, or its agent does not tell."""
+    throttling: Throttling | None = None
+    """As its agent told last; ``None`` where its board does not say, or its agent does not tell."""
+    slowdowns: tuple[Slowdown, ...] = ()
+    """Why it is slower than it could be, so that others are asked before it; empty if it is not."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):

@@ -113,6 +113,19 @@ class ShedReason(TextEnum):
     """No device could answer it in time any more. Send fewer, use another cell, or raise `deadline_ms`."""
 
 
+class Slowdown(TextEnum):
+    """Why a device is slower than it could be: what happened, then what to do."""
+
+    ALERT = "throttle alert"
+    """Its board reports that it is too hot. Cool it; look at its fan; choose a lower power mode."""
+    CLOCK = "clock"
+    """Its kernel caps clocks below what the power mode allows. Cool it; look at its fan."""
+    OVER_CURRENT = "over-current"
+    """Its board counts over-current events. Look at its power supply; choose a lower power mode."""
+    LATENCY = "latency"
+    """Its inference takes half as long again as before. See what else runs there; read `devit doctor` there."""
+
+
 NEVER_ASKED = (MissingReason.NOT_ASKED, MissingReason.NOT_NEEDED)
 """Why a feature is missing though nothing went wrong."""
 
