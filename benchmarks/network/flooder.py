@@ -23,7 +23,7 @@ from devit_contract.choices import Policy
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client, Picture
 
-_PATIENCE_S = 3.0
+_PATIENCE_S = 10.0
 
 
 def main(fleet: str, key: str, in_flight: str, policy: Policy, picture: str) -> None:

@@ -113,10 +113,11 @@ class Scheduler:
             return
         time_ns = request.picture.deadline_us * 1000 or self._deadline_ns
         request.deadline_ns = request.arrival_ns + min(time_ns, self._deadline_ns)
-        if not self._turns.add(request):
+        if (why := self._shedding.why_not(request)) is not None:
             del self._known[request.key]
-            self._shedding.shed(request, ShedReason.MAX_IN_FLIGHT)
+            self._shedding.shed(request, why, is_new=True)
             return
+        self._turns.add(request)
         self.dispatch_waiting()
         while self._shedding.is_full:
             del self._known[self._shedding.make_room(request).key]

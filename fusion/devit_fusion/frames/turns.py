@@ -113,12 +113,15 @@ class Turns:
                 del self._lines[route]
         return taken
 
-    def add(self, request: Request) -> bool:
-        """Let a request wait at its place in its connection's line, unless its client has too many under way."""
+    def is_at_limit(self, request: Request) -> bool:
+        """Tell whether a client has as many requests under way as it may."""
+        client = self._client(request.name)
+        return 0 < client.max_in_flight <= client.open
+
+    def add(self, request: Request) -> None:
+        """Let a request wait at its place in its connection's line."""
         line, waiting_bytes = self._line_of(request), _least_bytes(request)
         client = line.client
-        if client.max_in_flight and client.open >= client.max_in_flight:
-            return False
         if client is not self._newest:
             if self._newest is not None:
                 self._changed_ns = request.arrival_ns
@@ -141,7 +144,6 @@ class Turns:
         client.waiting += 1
         self.waiting += 1
         self.waiting_bytes += len(request.picture.payload)
-        return True
 
     def heads(self) -> list[Request]:
         """List the first request of every line, in the order of their turns."""
@@ -184,11 +186,17 @@ class Turns:
 
     def take_heaviest(self) -> Request:
         """Take out the last request of the client that has most waiting for its weight: there is no room for it."""
-        lines = (line for line in self._lines.values() if line.waiting)
-        line = max(lines, key=lambda line: (line.client.waiting_bytes / line.client.weight, line.waiting_bytes))
+        line = self._heaviest()
         request = line.waiting.pop()
         self._remove(line, request)
         return request
+
+    def is_heaviest(self, request: Request) -> bool:
+        """Tell whether :meth:`take_heaviest` would take this request if it was added."""
+        line = self._lines.get(request.came_by)
+        if line is None or not line.waiting or line.waiting[-1].deadline_ns > request.deadline_ns:
+            return False
+        return self._heaviest() is line
 
     def ended(self, request: Request, took_ns: int, state: State) -> None:
         """Note how a request ended that was taken, and what its frame took of the devices."""
@@ -204,14 +212,18 @@ class Turns:
             client.frame_ns += (took_ns - client.frame_ns) / _SMOOTHING
         client.frames[state.name.lower()] += 1
 
-    def shed(self, request: Request, why: ShedReason) -> None:
-        """Note that a request is not served: one that was taken, or that :meth:`add` refused."""
+    def shed(self, request: Request, why: ShedReason, *, is_new: bool = False) -> None:
+        """Note that a request is not served: one that was taken, or a new one that was not added."""
         client = self._client(request.name)
         client.shed[why] += 1
         client.frames["failed"] += 1
         client.frames["shed"] += 1
-        if why is not ShedReason.MAX_IN_FLIGHT:
-            self._end_unserved(request)
+        if not is_new:
+            line = self._lines[request.came_by]
+            client.had_ns -= request.charged_ns / client.weight
+            line.had_ns -= request.charged_ns
+            client.open -= 1
+            line.open -= 1
 
     def limit_of(self, name: str) -> int:
         """Give the ``max_in_flight`` of a client."""
@@ -251,6 +263,10 @@ class Turns:
             line = self._lines[request.came_by] = _Line(client=self._client(request.name))
         return line
 
+    def _heaviest(self) -> _Line:
+        lines = (line for line in self._lines.values() if line.waiting)
+        return max(lines, key=lambda line: (line.client.waiting_bytes / line.client.weight, line.waiting_bytes))
+
     def _remove(self, line: _Line, request: Request) -> None:
         waiting_bytes = _least_bytes(request)
         line.waiting_bytes -= waiting_bytes
@@ -258,12 +274,6 @@ class Turns:
         line.client.waiting -= 1
         self.waiting -= 1
         self.waiting_bytes -= len(request.picture.payload)
-
-    def _end_unserved(self, request: Request) -> None:
-        line = self._lines[request.came_by]
-        for turn, weight in ((line.client, line.client.weight), (line, 1)):
-            turn.had_ns -= request.charged_ns / weight
-            turn.open -= 1
 
 
 def _least_bytes(request: Request) -> int:

@@ -27,7 +27,10 @@ class Cell:
         taken = 0
         for _, number in zip(range(requests), self._numbers, strict=False):
             picture = Message(Kind.REQUEST, Dtype.ENCODED, payload=bytes(size_bytes), frame_id=number)
-            taken += self.turns.add(Request(route, name, picture, arrival_ns=number, deadline_ns=deadline_ns))
+            request = Request(route, name, picture, arrival_ns=number, deadline_ns=deadline_ns)
+            if not self.turns.is_at_limit(request):
+                self.turns.add(request)
+                taken += 1
         return taken
 
     def work(self) -> Request:
