@@ -22,8 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.machine import OverCurrentEvents
-from devit_contract.throttling import Throttling
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import DeviceStatus, Histogram
 from devit_contract.wire.words import DeviceState, MissingReason, Slowdown

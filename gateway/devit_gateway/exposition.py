@@ -187,13 +187,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             for cause, n in asdict(device.over_current).items()
         },
     )
-    text = "Whether a device is slower than it could be, by why; simulated where a folder stands for its board."
-    slowed = GaugeMetricFamily("devit_device_slowed", text, labels=("device", "cause", "simulated"))
-    for device in devices:
-        simulated = "true" if device.throttling is not None and device.throttling.is_simulated else "false"
-        for cause in Slowdown:
-            slowed.add_metric([device.name, cause, simulated], float(cause in device.slowdowns))
-    yield slowed
+    yield _slowed(devices)
     engines = InfoMetricFamily("devit_device", "What a device runs.", labels=by_device)
     for device in devices:
         about = {"engine": device.engine, "engine_revision": f"{device.engine_revision:08x}"}
@@ -201,6 +195,16 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     yield engines
     for field, (name, text) in _HISTOGRAMS.items():
         yield _histogram(name, text, by_device, {(device.name,): getattr(device, field) for device in devices})
+
+
+def _slowed(devices: Sequence[DeviceStatus]) -> Metric:
+    text = "Whether a device is slower than it could be, by why; simulated where a folder stands for its board."
+    slowed = GaugeMetricFamily("devit_device_slowed", text, labels=("device", "cause", "simulated"))
+    for device in devices:
+        simulated = "true" if device.throttling is not None and device.throttling.is_simulated else "false"
+        for cause in Slowdown:
+            slowed.add_metric([device.name, cause, simulated], float(cause in device.slowdowns))
+    return slowed
 
 
 def _clients(clients: Sequence[ClientStatus]) -> Iterator[Metric]:

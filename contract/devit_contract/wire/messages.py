@@ -11,9 +11,8 @@ import msgspec
 
 from devit_contract.choices import FeatureDtype, Policy
 from devit_contract.errors import WireError
-from devit_contract.machine import OverCurrentEvents
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.printable import fit_to_store, in_all_texts, printable
-from devit_contract.throttling import Throttling
 from devit_contract.wire.codec import Dtype, Message
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.words import BaselinePhase, BaselineStep, MissingReason, Question

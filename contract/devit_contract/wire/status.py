@@ -8,8 +8,7 @@ import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import Policy
-from devit_contract.machine import OverCurrentEvents
-from devit_contract.throttling import Throttling
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.wire.words import DeviceState, MissingReason, ShedReason, Slowdown
 
 _BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from devit_contract.machine import ROOT, power_mode
-from devit_contract.throttling import Throttling, highest_clocks_mhz, throttle_alerts
+from devit_contract.machine import ROOT, Throttling, highest_clocks_mhz, power_mode, throttle_alerts
 
 _PERIOD_NS = 5_000_000_000
 """Between two looks: each reads some dozen files, and frames wait for that."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from devit_contract.machine import OverCurrentEvents
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.service.journal import Priority
-from devit_contract.throttling import Throttling
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import Slowdown
 from devit_fusion.events import Events

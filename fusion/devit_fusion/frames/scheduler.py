@@ -18,7 +18,7 @@ from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import ClientStatus, DeviceStatus
 from devit_contract.wire.words import DeviceState, MissingReason, ShedReason
 from devit_fusion.events import Events
-from devit_fusion.frames.answers import Answers
+from devit_fusion.frames.answers import Answers, Shedding
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.choices import Choice, Choices
 from devit_fusion.frames.courses import MISSING, Courses
@@ -26,7 +26,6 @@ from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
-from devit_fusion.frames.shedding import Shedding
 from devit_fusion.frames.stages import Course, Stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.links import Link

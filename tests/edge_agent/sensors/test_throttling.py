@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.edge_agent.hand_made_node import HandMadeNode
 
-from devit_contract.throttling import Throttling
+from devit_contract.machine import Throttling
 from devit_contract.wire.messages import Control
 from devit_contract.wire.words import Question
 from devit_edge_agent.sensors import throttling

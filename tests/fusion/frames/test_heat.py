@@ -7,9 +7,8 @@ from itertools import count
 
 import pytest
 
-from devit_contract.machine import OverCurrentEvents
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.service.journal import Log
-from devit_contract.throttling import Throttling
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import Slowdown
 from devit_fusion.events import Events
