@@ -58,6 +58,7 @@ class Case:
 
 CASES = (
     Case("paced"),
+    Case("even", rate_hz=50.0, limits={}),
     Case("files", is_file=True),
     Case("replica", flood="replica"),
     Case("single", camera="single", flood="all"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -81,7 +82,7 @@ class Choices:
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
-            kept = self._kept_from(request, ready, lowest_ns)
+            kept = self._kept_from(request, ready, lowest_ns) if lowest_ns < math.inf else 0
             closed = claimed | kept
             first = self._stages.first(request, ready, closed)
             may_begin = not first or request.policy != "certain" or not self._courses.is_full

@@ -9,7 +9,7 @@ import msgspec
 
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.calibration import Calibration
-from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.fleet import ClientEntry, Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
@@ -120,6 +120,15 @@ class Scheduler:
         self.dispatch_waiting()
         while self._shedding.is_full:
             del self._known[self._shedding.make_room(request).key]
+
+    def set_client(self, entry: ClientEntry) -> None:
+        """Add a client, or change the limits of one."""
+        self._turns.set_client(entry)
+
+    def remove_client(self, name: str) -> None:
+        """Forget a client, and its requests that wait: nobody is there to answer."""
+        for request in self._turns.remove_client(name):
+            del self._known[request.key]
 
     def dispatch_waiting(self) -> None:
         """Send waiting requests in turn: once every requested ready device has room, or they have waited too long.
