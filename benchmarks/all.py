@@ -61,6 +61,11 @@ BENCHMARKS = (
     Benchmark("versions", "benchmarks.versions.run", smoke=("--duration", "0.1", "--cells", "null")),
     Benchmark("report_8h", "benchmarks.report_8h.run", smoke=("--samples", "6000")),
     Benchmark("paced", "benchmarks.network.paced", smoke=("--duration", "0.1", "--paces", "0.5")),
+    Benchmark(
+        "shares",
+        "benchmarks.network.shares",
+        smoke=("--duration", "0.1", "--cases", "paced", "files", "--in-flight", "50"),
+    ),
     Benchmark("round_trip", "benchmarks.network.round_trip"),
     Benchmark(
         "round_trip_unpinned", "benchmarks.network.round_trip", ("--unpinned",), ("--unpinned", "--duration", "0.1")

@@ -141,8 +141,8 @@ def status(
     sent: frames in flight, of its credit; seen: seconds since its last message; missed: share of the requested frames
     that it did not answer in time, though the load was not too much; p50: from dispatch to its feature.
 
-    Of clients: shed are those of the failed frames that the queue had no room for; time: what its frames took of the
-    devices.
+    Of clients: shed are those of the failed frames that were not served, for which a line below says why; time: what
+    its frames took of the devices.
     """
     with open_client(to, fleet, key, node_key) as client:
         found = client.status()
@@ -162,6 +162,9 @@ def status(
     if clients:
         header = ["client", "waiting", "sent", *_OUTCOMES, "time, s"]
         print_table("", header, [_client_row(client) for client in clients], numbers=range(1, 4 + len(_OUTCOMES)))
+    for line in map(_shed_line, found.clients):
+        if line:
+            typer.echo(line)
     if found.asked:
         counts = ", ".join(f"{asked}: {count}" for asked, count in sorted(found.asked.items()))
         typer.echo(f"frames by devices asked: {counts}")
@@ -171,6 +174,9 @@ def status(
         )
     if over_current := _over_current_line(found.devices):
         typer.echo(over_current)
+    for device in found.devices:
+        if device.slowdowns:
+            typer.echo(_slow_line(device))
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
         typer.echo(_promise_line(found.promise))
     if found.image_choice != "raw":
@@ -187,10 +193,26 @@ def status(
         typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
 
 
+def _shed_line(client: ClientStatus) -> str:
+    told = ", ".join(f"{count} {why}" for why, count in sorted(client.shed.items()))
+    limit = f"{client.max_in_flight} in flight" if client.max_in_flight else "no limit in flight"
+    name = client.name or "(no key)"
+    return f"{name} was not served: {told}; it has weight {client.weight}, {limit} in fleet.toml" if told else ""
+
+
 def _over_current_line(devices: Sequence[DeviceStatus]) -> str:
     counted = [(device.name, device.over_current) for device in devices if device.over_current is not None]
     told = "; ".join(f"{name} {events}" for name, events in counted if events.total)
     return f"over-current events since the agent's start: {told}: see devit doctor there" if told else ""
+
+
+def _slow_line(device: DeviceStatus) -> str:
+    """Say why a device is slower than it could be, with what its board says."""
+    told, figures = device.throttling, ""
+    if told is not None:
+        mark = ", SIMULATED" if told.is_simulated else ""
+        figures = f" ({told.alerts} throttle alerts, clocks at {told.clock_share:.0%} of the power mode's{mark})"
+    return f"{device.name} slows down, others are asked before it: {', '.join(device.slowdowns)}{figures}"
 
 
 def _images_line(found: NodeStatus) -> str:

@@ -1,4 +1,4 @@
-"""What this machine's own files say of it: model, release, power modes, clocks, over-current events, memory.
+"""What this machine's own files say of it: model, release, power modes, clocks, over-current events, heat, memory.
 
 Every function reads below a root folder, ``/`` unless a test or a simulated board gives another. Files that are absent
 are no error: containers and ordinary computers lack most of them.
@@ -19,6 +19,8 @@ from devit_contract.errors import InputError
 
 ROOT = Path("/")
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_ALERT = "-throttle-alert"
 _TREES = ("proc/device-tree", "sys/firmware/devicetree/base")
 _GPU_CLOCK = re.compile(r"gpu$|ga10b$|gv11b$|gp10b$|^gpu-gpc-0$")
 """Folders of /sys/class/devfreq: 17000000.gpu and .ga10b on Orin, gpu-gpc-0 on Thor, the others on older boards."""
@@ -112,6 +114,18 @@ class OverCurrentEvents(msgspec.Struct, frozen=True):
         return ", ".join(f"{count} {cause}" for cause, count in counts.items() if count) or "none"
 
 
+class Throttling(msgspec.Struct, frozen=True):
+    """How a board is slowed down now, as of some seconds ago."""
+
+    alerts: Count = 0
+    """Throttle alerts that are on."""
+    clock_share: Share = 1.0
+    """The highest clock that is allowed, as a share of the highest in the same power mode since the agent's start; of
+    GPU and CPU the lower one."""
+    is_simulated: bool = False
+    """Whether a folder stands for the board."""
+
+
 def read_text(path: Path) -> str:
     """Read a small file of the system; empty where it is absent or may not be read."""
     try:
@@ -200,6 +214,30 @@ def clocks(root: Path = ROOT) -> list[Clock]:
         for folder in sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
     ]
     return list(dict.fromkeys(clock for clock in found if clock is not None))
+
+
+def throttle_alerts(root: Path = ROOT) -> int | None:
+    """Count the throttle alerts that are on; ``None`` where the kernel has none, as on other computers.
+
+    NVIDIA's kernels have a cooling device for each clock domain that firmware lowers for heat. Fans and
+    ``hot-surface-alert`` are cooling devices too, and slow nothing down.
+    """
+    alerts = [
+        kind for kind in root.glob("sys/class/thermal/cooling_device*/type") if read_text(kind).strip().endswith(_ALERT)
+    ]
+    states = [read_text(kind.with_name("cur_state")).strip() for kind in alerts]
+    return sum(state.isdecimal() and int(state) > 0 for state in states) if alerts else None
+
+
+def highest_clocks_mhz(root: Path = ROOT) -> dict[str, int]:
+    """Read the highest allowed clock of ``GPU`` and ``CPU``; of several CPU clusters that of the slowest.
+
+    The kernel lowers it for heat. The present clocks say nothing: they fall wherever there is little to do.
+    """
+    found: dict[str, int] = {}
+    for clock in clocks(root):
+        found[clock.name] = min(found.get(clock.name, clock.max_mhz), clock.max_mhz)
+    return found
 
 
 def memory_bytes(root: Path = ROOT) -> dict[str, int]:

@@ -29,6 +29,7 @@ from devit_edge_agent.engine.loading import Loaded, Settings, describe
 from devit_edge_agent.engine.swap import Swap, retire
 from devit_edge_agent.sensors.over_current import OverCurrentWatch
 from devit_edge_agent.sensors.power import PowerFeed
+from devit_edge_agent.sensors.throttling import ThrottlingWatch
 from devit_edge_agent.sources.moments import Moments
 from devit_edge_agent.sources.source import Captured, Source
 from devit_edge_agent.uplink import Uplink
@@ -82,6 +83,7 @@ class EdgeAgent(Closing):
         self._baseline = BaselineModel(settings, log)
         self._power = PowerFeed(self._config.tegrastats)
         self._over_current = OverCurrentWatch(Path(self._config.root))
+        self._throttling = ThrottlingWatch(Path(self._config.root))
         self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
         self._waiter = Waiter()
         self._link_descriptor = self._waiter.add_socket(self._uplink.socket)
@@ -349,7 +351,7 @@ class EdgeAgent(Closing):
         elif question is Question.STATUS:
             raise WireError("question", f"only the node answers {str(question)!r}")
         elif question is Question.PING:
-            return ControlReply(over_current=self._over_current.since_start())
+            return ControlReply(over_current=self._over_current.since_start(), throttling=self._throttling.now())
         return ControlReply()
 
     def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:

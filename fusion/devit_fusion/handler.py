@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from devit_contract.service.journal import Priority
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import MissingReason
 from devit_fusion.events import Events
+from devit_fusion.frames.heat import Heat
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
 from devit_fusion.questions import Questions
@@ -19,6 +22,7 @@ class Handler:
         self._scheduler = scheduler
         self._questions = questions
         self._events = events
+        self._heat = Heat(events)
         self.feature_received = scheduler.feature_received
         self.samples_received = questions.samples_received
 
@@ -26,6 +30,8 @@ class Handler:
         """Hand a client its reply; what a ping brings is the node's own."""
         if reply.over_current is not None:
             link.over_current = reply.over_current
+        if number == 0:  # of a ping
+            self._heat.replied(link, reply, time.monotonic_ns())
         self._questions.replied(number, reply)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
@@ -37,10 +43,12 @@ class Handler:
     def connected(self, link: Link, *, is_restarted: bool) -> None:
         """Expect nothing of the former link, and note the new one."""
         self._abandon(link, MissingReason.RESTARTED if is_restarted else MissingReason.RECONNECTED)
+        self._heat.forget(link)
         self._events.note(link.name, f"ready, {link.hello.engine if link.hello is not None else ''}")
 
     def engine_changed(self, link: Link) -> None:
         """Note the new engine."""
+        self._heat.forget(link)
         self._events.note(link.name, f"runs engine {link.engine_revision:08x} now")
 
     def leaving(self, link: Link) -> None:
@@ -52,6 +60,7 @@ class Handler:
         """Note that a link has ended, and expect nothing of it."""
         self._events.note(link.name, why, Priority.INFO if link.is_leaving else Priority.WARNING)
         link.disconnect()
+        self._heat.forget(link)
         self._abandon(link, MissingReason.ABSENT)
 
     def _abandon(self, link: Link, why: MissingReason) -> None:

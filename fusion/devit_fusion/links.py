@@ -22,10 +22,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from devit_contract.machine import OverCurrentEvents
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import DeviceStatus, Histogram
-from devit_contract.wire.words import DeviceState, MissingReason
+from devit_contract.wire.words import DeviceState, MissingReason, Slowdown
 from devit_fusion.pace import Flight, Pace
 
 PROBE_NS = 1_000_000_000
@@ -72,6 +72,10 @@ class Link:
     """The frame that probes it now; -1 for none."""
     over_current: OverCurrentEvents | None = None
     """Of its board, as its agent said last."""
+    throttling: Throttling | None = None
+    """The same."""
+    slowdowns: tuple[Slowdown, ...] = ()
+    """Why it is slower than it could be; others are asked before it."""
     route: bytes = b""
     """Routing id of its connection, once it was accepted."""
     probed_ns: int = 0
@@ -218,6 +222,8 @@ class Link:
             over_current=self.over_current,
             lacks_source=self.hello is not None and self.hello.lacks_source,
             is_spare=is_spare,
+            throttling=self.throttling,
+            slowdowns=self.slowdowns,
         )
 
     def _count_overdue(self, now_ns: int) -> None:

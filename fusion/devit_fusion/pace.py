@@ -116,6 +116,10 @@ class Pace:
         average = self._files if is_encoded else self._images
         return average.own_ns + (self.room - 1) * self._longest_ns + _MARGIN_SHARE * self._deadline_ns
 
+    def least_ns(self, *, is_encoded: bool) -> float:
+        """Tell what a frame takes if no other one is before it; 0 before the first."""
+        return self._files.own_ns if is_encoded else self._images.own_ns
+
     @property
     def own_ns(self) -> float:
         """What a frame takes; 0 before the first."""

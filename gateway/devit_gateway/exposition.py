@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from devit_contract.errors import ClientFault, DeviceFault
 from devit_contract.wire.codec import State
 from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
-from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason
+from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason, ShedReason, Slowdown
 from devit_gateway.joules import MeteredEnergy
 
 _OPEN_METRICS = "application/openmetrics-text"
@@ -187,6 +187,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             for cause, n in asdict(device.over_current).items()
         },
     )
+    yield _slowed(devices)
     engines = InfoMetricFamily("devit_device", "What a device runs.", labels=by_device)
     for device in devices:
         about = {"engine": device.engine, "engine_revision": f"{device.engine_revision:08x}"}
@@ -194,6 +195,16 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     yield engines
     for field, (name, text) in _HISTOGRAMS.items():
         yield _histogram(name, text, by_device, {(device.name,): getattr(device, field) for device in devices})
+
+
+def _slowed(devices: Sequence[DeviceStatus]) -> Metric:
+    text = "Whether a device is slower than it could be, by why; simulated where a folder stands for its board."
+    slowed = GaugeMetricFamily("devit_device_slowed", text, labels=("device", "cause", "simulated"))
+    for device in devices:
+        simulated = "true" if device.throttling is not None and device.throttling.is_simulated else "false"
+        for cause in Slowdown:
+            slowed.add_metric([device.name, cause, simulated], float(cause in device.slowdowns))
+    return slowed
 
 
 def _clients(clients: Sequence[ClientStatus]) -> Iterator[Metric]:
@@ -206,6 +217,16 @@ def _clients(clients: Sequence[ClientStatus]) -> Iterator[Metric]:
             (client.name, key): n
             for client in clients
             for key, n in (dict.fromkeys(_OUTCOMES, 0) | _outcomes(client.frames)).items()
+        },
+    )
+    yield _counter(
+        "devit_client_requests_shed",
+        "Requests of a client that were not served, by why.",
+        ("client", "reason"),
+        {
+            (client.name, why): n
+            for client in clients
+            for why, n in (dict.fromkeys(ShedReason, 0) | client.shed).items()
         },
     )
     text = "What a client's frames took of the slowest device in them."

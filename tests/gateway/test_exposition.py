@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.machine import OverCurrentEvents
 from devit_contract.wire.status import ClientStatus, DeviceStatus, Histogram, NodeStatus, PromiseStatus
-from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason
+from devit_contract.wire.words import NEVER_ASKED, DeviceState, MissingReason, ShedReason
 from devit_gateway.exposition import write_metrics
 from devit_gateway.joules import MeteredEnergy
 
@@ -57,7 +57,13 @@ STATUS = NodeStatus(
     promise=PromiseStatus(0.01, 0.95, audited=90, flipped=2, flip_rate_bound=0.05, is_broken=True),
     asked={1: 8, 2: 7},
     clients=(
-        ClientStatus("camera", waiting=3, frames={"full": 9, "failed": 5, "shed": 2}, device_s=1.5),
+        ClientStatus(
+            "camera",
+            waiting=3,
+            frames={"full": 9, "failed": 5, "shed": 2},
+            device_s=1.5,
+            shed={ShedReason.MAX_IN_FLIGHT: 2},
+        ),
         ClientStatus("desk"),
     ),
 )
@@ -100,6 +106,8 @@ def found() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         ("devit_client_frames_total", {"client": "desk", "outcome": "partial"}, 0),
         ("devit_client_device_seconds_total", {"client": "camera"}, 1.5),
         ("devit_client_requests_waiting", {"client": "camera"}, 3),
+        ("devit_client_requests_shed_total", {"client": "camera", "reason": "max_in_flight"}, 2),
+        ("devit_client_requests_shed_total", {"client": "camera", "reason": "deadline"}, 0),
         ("devit_frame_duration_seconds_bucket", {"le": "0.01"}, 5),
         ("devit_frame_duration_seconds_bucket", {"le": "+Inf"}, 6),
         ("devit_frame_duration_seconds_count", {}, 6),

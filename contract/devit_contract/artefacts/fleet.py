@@ -49,7 +49,7 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Frames in flight per device; fewer where more would not keep the deadline."""
     queue: int = 64
     """Requests that may wait for a free device, 12 MiB of them at most; where that is full, the client that has most
-    waiting loses its newest."""
+    waiting for its weight loses its newest."""
     startup_grace_ms: float = 1000.0
     """How long the first requests after the node's start may wait for devices that have not connected yet."""
     feature_dtype: FeatureDtype = "float32"
@@ -114,10 +114,14 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClientEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Somebody who may ask."""
+    """Somebody who may ask. In a fleet without keys, a single entry stands for all clients."""
 
     name: str
-    public_key: str
+    public_key: str = ""
+    max_in_flight: int = 0
+    """Requests of it that may wait or be with devices; those above are refused at once. 0 is no limit of its own."""
+    weight: int = 1
+    """Its share of the devices' time, and of the queue, beside the weights of the clients that ask at the same time."""
 
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +146,13 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: tuple[ClientEntry, ...] = ()
     extra: tuple[Extra, ...] = ()
     """Added to the joules of the whole cell, by name."""
+
+    @property
+    def shares(self) -> tuple[ClientEntry, ...]:
+        """Whose requests are told apart: the clients, by name; without keys they are one, without a name."""
+        if self.has_keys:
+            return self.client
+        return (msgspec.structs.replace((*self.client, ClientEntry(""))[0], name=""),)
 
     @property
     def has_keys(self) -> bool:
@@ -194,6 +205,9 @@ def to_fleet(path: Path, tables: dict[str, Any]) -> Fleet:
         _refuse_twins(path, "public_key", keys)
     elif any(keys):
         raise InputError(f"{path}: public_key of node: missing, though devices or clients have keys")
+    elif len(fleet.client) > 1 and any(entry.max_in_flight or entry.weight != 1 for entry in fleet.client):
+        text = "without keys all clients are one: give one [[client]], whose limits they share"
+        raise ManifestError(f"{path}: expected one client, found {len(fleet.client)}: {text}")
     return fleet
 
 
@@ -237,6 +251,8 @@ def _check_numbers(path: Path, fleet: Fleet) -> None:
         ("certain.confidence", certain.confidence, 0.5, 0.9999),
         ("certain.audit", certain.audit, 0, 1),
         *(("certain.stages", count, 1, 64) for count in certain.stages or (0,)),
+        *((f"max_in_flight of client {entry.name}", entry.max_in_flight, 0, 65_535) for entry in fleet.client),
+        *((f"weight of client {entry.name}", entry.weight, 1, 100) for entry in fleet.client),
     )
     for field, value, low, high in checks:
         if not low <= value <= high:

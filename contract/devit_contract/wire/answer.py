@@ -12,9 +12,19 @@ import numpy.typing as npt
 from devit_contract.arrays import Float32Array
 from devit_contract.choices import Policy
 from devit_contract.errors import FrameFailedError
+from devit_contract.printable import printable
 from devit_contract.wire.codec import Message, State
 from devit_contract.wire.messages import AnswerBody, DeviceTiming
-from devit_contract.wire.words import MissingReason
+from devit_contract.wire.words import MissingReason, ShedReason
+
+SHED_TEXTS: dict[str, str] = {
+    ShedReason.MAX_IN_FLIGHT: "more are under way than max_in_flight of this client in the node's fleet.toml",
+    ShedReason.QUEUE: "more wait than queue in the node's fleet.toml, most of them of this client",
+    ShedReason.BYTES: "more than 12 MiB of pictures wait at the node, most of them of this client",
+    ShedReason.SHARE: "the node's queue is full, and this client had more than its share: see weight in fleet.toml",
+    ShedReason.DEADLINE: "no device could answer within deadline_ms of the node's fleet.toml any more",
+}
+"""By reason: which limit it was, and where to change it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class Answer:
     """The score from which on it is certain."""
     novelty: float | None = None
     """How unlike the validation images it is, as a quantile of these; 1 is unlike any."""
+    shed: str = ""
+    """Why the node did not serve the request, as the word of a ``ShedReason``; empty if it did."""
     labels: tuple[str, ...] = ()
     """Names of the classes; empty if the client has not asked the node for them yet."""
     names: Mapping[int, str] = field(default_factory=dict)
@@ -62,7 +74,9 @@ class Answer:
 
     @property
     def why(self) -> str:
-        """Why devices are missing, in one line; empty if none is."""
+        """Why the request was not served, or devices are missing, in one line; empty if none is."""
+        if self.shed:
+            return SHED_TEXTS.get(self.shed, f"the node is overloaded: {printable(self.shed)}")
         return ", ".join(f"{self.name_of(device)}: {reason}" for device, reason in sorted(self.missing.items()))
 
     def name_of(self, device: int) -> str:
@@ -116,6 +130,7 @@ class Answer:
             score=content.score,
             threshold=content.threshold,
             novelty=content.novelty,
+            shed=content.shed,
             labels=labels,
             names=names,
         )

@@ -147,8 +147,10 @@ class Client(Closing):
             for number in waiting:
                 self._requests.forget(number)
 
-    def submit(self, picture: Picture, *, mask: int = 0, policy: Policy | None = None) -> int:
+    def submit(self, picture: Picture, *, mask: int = 0, policy: Policy | None = None, deadline_ms: float = 0.0) -> int:
         """Ask for one image without waiting; its answer comes by :meth:`collect`, under the number returned.
+
+        ``deadline_ms`` is how long it may take at the node, if that is less than the fleet's.
 
         Raises:
             InputError: The image is too large for any node.
@@ -156,7 +158,13 @@ class Client(Closing):
         """
         number, start_s = next(self._numbers), time.perf_counter()
         wanted = image_request(
-            picture, mask=mask, run_id=self._run_id, number=number, policy=policy, coding=self._images
+            picture,
+            mask=mask,
+            run_id=self._run_id,
+            number=number,
+            policy=policy,
+            coding=self._images,
+            deadline_ms=deadline_ms,
         )
         self._send(wanted, start_s)
         return number

@@ -11,7 +11,7 @@ import msgspec
 
 from devit_contract.choices import FeatureDtype, Policy
 from devit_contract.errors import WireError
-from devit_contract.machine import OverCurrentEvents
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.printable import fit_to_store, in_all_texts, printable
 from devit_contract.wire.codec import Dtype, Message
 from devit_contract.wire.status import NodeStatus
@@ -142,6 +142,8 @@ class ControlReply(msgspec.Struct, frozen=True):
     baseline: BaselineState | None = None
     over_current: OverCurrentEvents | None = None
     """To ``ping``: events since the agent's start; absent where the board does not count them."""
+    throttling: Throttling | None = None
+    """To ``ping``; absent where the board's files do not say, and from older agents."""
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):
@@ -202,6 +204,8 @@ class AnswerBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """How unlike the validation images it is, as a quantile of these; 1 is unlike any."""
     images: str = "raw"
     """What the client is to send its next images as, an ``ImageCoding``, or a word of a newer node."""
+    shed: str = ""
+    """Why the request was not served, a ``ShedReason`` or a word of a newer node; empty if it was sent to devices."""
 
 
 def body(value: msgspec.Struct) -> bytes:

@@ -29,8 +29,11 @@ def image_request(
     number: int,
     policy: Policy | None = None,
     coding: ImageCoding = "raw",
+    deadline_ms: float = 0.0,
 ) -> Message:
     """Ask for the class of one image; ``policy`` of ``None`` is the fleet's. A coded image that grew goes raw.
+
+    ``deadline_ms`` is how long its answer may take at the node; 0, or more than the fleet's, is the fleet's.
 
     Raises:
         InputError: The image is too large for any node.
@@ -51,7 +54,17 @@ def image_request(
     if len(payload) > _MAX_IMAGE_BYTES:
         raise InputError(f"image: expected at most {_MAX_IMAGE_BYTES} bytes, found {len(payload)}")
     wanted = RequestPolicy.DEFAULT if policy is None else RequestPolicy[policy.upper()]
-    return Message(Kind.REQUEST, dtype, dims, payload, mask=mask, run_id=run_id, frame_id=number, policy=wanted)
+    return Message(
+        Kind.REQUEST,
+        dtype,
+        dims,
+        payload,
+        mask=mask,
+        run_id=run_id,
+        frame_id=number,
+        policy=wanted,
+        deadline_us=round(deadline_ms * 1000),
+    )
 
 
 @dataclass

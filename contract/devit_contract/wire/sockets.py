@@ -61,6 +61,7 @@ DEVICES = b"devices"
 CLIENTS = b"clients"
 _MAX_BYTES = {DEVICES: MAX_DEVICE_MESSAGE_BYTES, CLIENTS: MAX_IMAGE_MESSAGE_BYTES}
 """Largest message accepted; a peer that announces more is disconnected."""
+_UNREAD = {DEVICES: 256, CLIENTS: 2048}  # messages kept for a connection: more than a client has under way at a time
 _IO_THREAD_BITS = {DEVICES: 0b01, CLIENTS: 0b10}
 
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 500, 1500, 2000
@@ -102,6 +103,7 @@ def bind_router(context: Context, endpoint: str, domain: bytes, keys: KeyPair | 
     _LIBC.srand(secrets.randbits(32))
     socket = context.socket(zmq.ROUTER)
     _set_common(socket)
+    socket.setsockopt(zmq.SNDHWM, _UNREAD[domain])  # once bound, it would hold for no connection
     # With it, an IPv4 address would be bound, and shown, as one mapped into IPv6.
     socket.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -8,8 +8,8 @@ import msgspec
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import Policy, Views
-from devit_contract.machine import OverCurrentEvents
-from devit_contract.wire.words import DeviceState, MissingReason
+from devit_contract.machine import OverCurrentEvents, Throttling
+from devit_contract.wire.words import DeviceState, MissingReason, ShedReason, Slowdown
 
 _BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of a new histogram, from half a millisecond to a second: what the parts of a cell take."""
@@ -101,6 +101,10 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """Whether the bundle wants a camera of its own, and its ``agent.toml`` names none."""
     is_spare: bool = False
     """Whether another device serves the same submodel now, and this one would take over."""
+    throttling: Throttling | None = None
+    """As its agent told last; ``None`` where its board does not say, or its agent does not tell."""
+    slowdowns: tuple[Slowdown, ...] = ()
+    """Why it is slower than it could be, so that others are asked before it; empty if it is not."""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -115,7 +119,12 @@ class ClientStatus(msgspec.Struct, frozen=True):
     frames: dict[str, int] = {}
     """As those of the node."""
     device_s: float = 0.0
-    """What its frames took of the slowest device in them: clients share this time evenly."""
+    """What its frames took of the slowest device in them: clients share this time by their weights."""
+    shed: dict[ShedReason, int] = {}
+    """Requests that were not served, by why; those of the node's ``shed``."""
+    weight: int = 1
+    max_in_flight: int = 0
+    """Requests that it may have under way; 0 is no limit of its own."""
 
 
 class HeadStatus(msgspec.Struct, frozen=True):
@@ -165,7 +174,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     preprocess: Preprocess
     """How a picture file becomes an image of that shape."""
     frames: dict[str, int]
-    """Frames ended, by state; ``shed`` are those among ``failed`` that the queue had no room for."""
+    """Frames ended, by state; ``shed`` are those among ``failed`` that were not served, see :class:`ShedReason`."""
     devices: tuple[DeviceStatus, ...]
     min_devices: int
     deadline_ms: float

@@ -98,6 +98,34 @@ class MissingReason(TextEnum):
     """The answer was certain without it. Nothing."""
 
 
+class ShedReason(TextEnum):
+    """Why a request was not served, though nothing is broken: what happened, then what to do."""
+
+    MAX_IN_FLIGHT = "max_in_flight"
+    """More requests of the client are under way than its `max_in_flight`. Send fewer, or raise it in `fleet.toml`."""
+    QUEUE = "queue"
+    """More requests wait than `queue` in `fleet.toml`, and the client has most. Send fewer, or raise `queue`."""
+    BYTES = "bytes"
+    """More than 12 MiB of pictures wait, and the client has most. Send fewer at a time, or smaller ones."""
+    SHARE = "share"
+    """The queue is full, and the client had more than its share in it. Send fewer, or raise its `weight`."""
+    DEADLINE = "deadline"
+    """No device could answer it in time any more. Send fewer, use another cell, or raise `deadline_ms`."""
+
+
+class Slowdown(TextEnum):
+    """Why a device is slower than it could be: what happened, then what to do."""
+
+    ALERT = "throttle alert"
+    """Its board reports that it is too hot. Cool it; look at its fan; choose a lower power mode."""
+    CLOCK = "clock"
+    """Its kernel caps clocks below what the power mode allows. Cool it; look at its fan."""
+    OVER_CURRENT = "over-current"
+    """Its board counts over-current events. Look at its power supply; choose a lower power mode."""
+    LATENCY = "latency"
+    """Its inference takes half as long again as before. See what else runs there; read `devit doctor` there."""
+
+
 NEVER_ASKED = (MissingReason.NOT_ASKED, MissingReason.NOT_NEEDED)
 """Why a feature is missing though nothing went wrong."""
 

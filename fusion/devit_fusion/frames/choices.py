@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from devit_contract.artefacts.fleet import Fleet
+from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.words import DeviceState
 from devit_fusion.clock import Clock
 from devit_fusion.frames.courses import Courses
@@ -27,7 +29,7 @@ class Choice(NamedTuple):
     first: Sequence[Link]
     """Whom it asks first."""
     claimed: int
-    """Devices that earlier requests wait for, as a mask."""
+    """Devices that earlier requests wait for, or that keep a place for others, as a mask."""
     is_late: bool = False
     """Whether it waited too long for room; else all whom it asks first have some."""
 
@@ -49,8 +51,7 @@ class Choices:
         self._links = links.values()  # as they are at any time
         self._all_devices = all_devices
         self._turns, self._stages, self._courses = turns, stages, courses
-        self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
-        self._judged_ns = self._deadline_ns // _JUDGED_SHARE
+        self._judged_ns = round(fleet.serving.deadline_ms * 1e6) // _JUDGED_SHARE
         self.grace_end_ns = clock.now_ns + round(fleet.serving.startup_grace_ms * 1e6)
         """Until when requests wait for devices that have not connected to this node yet."""
         self._is_in_grace = False
@@ -80,26 +81,30 @@ class Choices:
         if len(heads) == 1 and self._is_still_blocked(heads[0], now_ns):
             return None
         self.wait_end_ns = self._blocked = None
+        lowest_ns = self._turns.lowest_ns(now_ns)
         for request in heads:
             wanted = self._links_of(self.requested(request))
             if now_ns < self.grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
-            first = self._stages.first(request, ready, claimed)
+            kept = self._kept_from(request, ready, lowest_ns) if lowest_ns < math.inf else 0
+            closed = claimed | kept
+            first = self._stages.first(request, ready, closed)
             may_begin = not first or request.policy != "certain" or not self._courses.is_full
-            full = next((link for link in first if not link.has_credit or claimed >> link.index & 1), None)
+            full = next((link for link in first if not link.has_credit or closed >> link.index & 1), None)
             if may_begin and full is None:
-                return Choice(request, first, claimed)
+                return Choice(request, first, closed)
             if now_ns >= request.judged_ns + self._judged_ns:
                 request.judged_ns, request.wait_end_ns = now_ns, self._wait_end_of(request, first)
             if now_ns >= request.wait_end_ns:
-                return Choice(request, self._stages.first(request, ready, claimed, is_late=True), claimed, is_late=True)
+                return Choice(request, self._stages.first(request, ready, closed, is_late=True), closed, is_late=True)
             self.wait_end_ns = min(request.wait_end_ns, self.wait_end_ns or request.wait_end_ns)
             if len(heads) == 1 and full is not None and request.policy == "all" and not self._stages.can_release:
                 self._blocked = request, full
             for link in first:
-                claimed |= 1 << link.index
+                if not kept >> link.index & 1:  # else its place is for others, whose turn is later
+                    claimed |= 1 << link.index
         return None
 
     def due_ns(self) -> int | None:
@@ -113,9 +118,15 @@ class Choices:
         """Give the mask of the devices that a request may ask."""
         return request.picture.mask or self._all_devices
 
-    def counted_from_ns(self, request: Request) -> int:
-        """Tell when the time of a request's deadline began."""
-        return max(request.arrival_ns, self._grace_over_ns)
+    def deadline_ns(self, request: Request) -> int:
+        """Tell when a request has to be answered; its time begins after the startup grace."""
+        return request.deadline_ns + max(0, self._grace_over_ns - request.arrival_ns)
+
+    def _kept_from(self, request: Request, ready: Sequence[Link], lowest_ns: float) -> int:
+        """Give the devices whose last place is kept for other clients, as a mask."""
+        if not self._turns.leaves_room(request, lowest_ns):
+            return 0
+        return mask_of([link.index for link in ready if 1 < link.pace.room <= len(link.in_flight) + 1])
 
     def _is_still_blocked(self, request: Request, now_ns: int) -> bool:
         """Tell whether nothing has changed for a request that waits for all ready devices: most often nothing has."""
@@ -131,7 +142,7 @@ class Choices:
 
     def _wait_end_of(self, request: Request, ready: Sequence[Link]) -> int:
         """Tell how long a request may wait: half its time, unless the slowest device needs more of it."""
-        deadline_ns = self._deadline_ns
-        is_encoded = request.picture.is_file
+        deadline_ns, is_encoded = self.deadline_ns(request), request.picture.is_file
+        time_ns = request.deadline_ns - request.arrival_ns
         needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
-        return self.counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
+        return deadline_ns - min(time_ns, max(round(needed_ns), time_ns // 2))

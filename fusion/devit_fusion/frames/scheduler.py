@@ -17,10 +17,10 @@ from devit_contract.wire.codec import Copies, Dtype, Kind, Message
 from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import ClientStatus, DeviceStatus
-from devit_contract.wire.words import DeviceState, MissingReason
+from devit_contract.wire.words import DeviceState, MissingReason, ShedReason
 from devit_fusion.clock import Clock
 from devit_fusion.events import Events
-from devit_fusion.frames.answers import Answers
+from devit_fusion.frames.answers import Answers, Shedding
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.choices import Choice, Choices
 from devit_fusion.frames.courses import MISSING, Courses
@@ -40,8 +40,6 @@ from devit_fusion.ports.seats import Seats
 
 _READY, _YES, _TRIGGER = DeviceState.READY, Sent.YES, Kind.TRIGGER
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
-_MAX_WAITING_BYTES = 12 << 20
-"""Of all requests that wait, beside their number: pictures of some MiB fill no memory."""
 
 
 class Parts(NamedTuple):
@@ -89,10 +87,11 @@ class Scheduler:
         self._run_id = run_id
         self._events = events
         self._join = Join()
-        self._turns = Turns([client.name for client in fleet.client] or [""])
+        self._turns = Turns(fleet.shares)
         self._guard = Guard(fusion.head, calibration, fleet, self._links, events, clock, chance)
         shared_by_answers = self._links, clients, self._turns, events, self._guard, images, clock
         self.answers, self._images = Answers(fusion, serving.min_devices, *shared_by_answers), images
+        self._shedding = Shedding(fleet, self._turns, self.answers, events, self._device_count)
         stages = Stages(
             fleet,
             devices=self._device_count,
@@ -129,8 +128,8 @@ class Scheduler:
     def request(self, request: Request) -> None:
         """Take a request in: dispatch it now, or let it wait for its turn and for credit.
 
-        Where too many wait, the client that has most loses its newest. A request that its client sends again after a
-        lost link is answered once, over the new link.
+        Where too many wait, the client that has most for its weight loses its newest. A request that its client sends
+        again after a lost link is answered once, over the new link.
         """
         known = self._known.setdefault(request.key, request)
         if known is not request:
@@ -144,10 +143,16 @@ class Scheduler:
             del self._known[request.key]
             self._clients.refuse(request, "policy" if policy_problem else "picture", policy_problem or picture_problem)
             return
+        time_ns = request.picture.deadline_us * 1000 or self._deadline_ns
+        request.deadline_ns = request.arrival_ns + min(time_ns, self._deadline_ns)
+        if (why := self._shedding.why_not(request)) is not None:
+            del self._known[request.key]
+            self._shedding.shed(request, why, is_new=True)
+            return
         self._turns.add(request)
         self.dispatch_waiting()
-        while self._turns.waiting > self._serving.queue or self._turns.waiting_bytes > _MAX_WAITING_BYTES:
-            self._shed(self._turns.take_heaviest())
+        while self._shedding.is_full:
+            del self._known[self._shedding.make_room(request).key]
 
     def dispatch_waiting(self) -> None:
         """Send waiting requests in turn: once every requested ready device has room, or they have waited too long.
@@ -202,7 +207,11 @@ class Scheduler:
         """Take in that other devices belong to the fleet now, and other clients."""
         self.seats.refill()
         self._guard.know(self._links)
-        self._turns.know([client.name for client in fleet.client] or [""])
+        for entry in fleet.shares:
+            self._turns.set_client(entry)
+        for name in self._turns.names - {entry.name for entry in fleet.shares}:
+            for request in self._turns.remove_client(name):  # nobody is there to answer
+                del self._known[request.key]
 
     def settle(self) -> None:
         """Give every seat to whom it belongs, and send what the one before will not answer to the new one."""
@@ -282,13 +291,15 @@ class Scheduler:
     def _dispatch(self, choice: Choice) -> None:
         request, first, claimed, is_late = choice
         now_ns = self._clock.now_ns
-        deadline_ns = self._choices.counted_from_ns(request) + self._deadline_ns
+        deadline_ns = self._choices.deadline_ns(request)
+        is_hurried = request.deadline_ns - request.arrival_ns < self._deadline_ns
         requested = self._choices.requested(request)
         course = self._stages.course(request, first)
         pending: set[int] = set()
         probed: list[int] = []
         missing: dict[int, MissingReason] = {}
-        if course is None and len(first) == self._device_count and not is_late and now_ns < deadline_ns:
+        is_sure = not is_late and not is_hurried and now_ns < deadline_ns
+        if is_sure and course is None and len(first) == self._device_count:
             pending.update(self._links)  # all are ready and have room, as they were chosen
         else:
             first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
@@ -304,13 +315,21 @@ class Scheduler:
                         pending.add(index) if link.is_excluded else probed.append(index)
                 elif course is not None and not first_mask >> index & 1:
                     course.unasked.add(index)
-                elif now_ns >= deadline_ns or claimed >> index & 1 or not link.has_credit:  # it waited too long
+                elif (
+                    claimed >> index & 1
+                    or not link.has_credit
+                    or self._is_too_late(link, request, deadline_ns - now_ns)
+                ):
                     missing[index] = MissingReason.OVERLOAD
                 else:
                     pending.add(index)
         if course is not None and not pending:  # those chosen first had most room
             missing |= dict.fromkeys(course.unasked, MissingReason.OVERLOAD)
             course.unasked.clear()
+        if not pending and not probed and MissingReason.OVERLOAD in missing.values():
+            del self._known[request.key]
+            self._shedding.shed(request, ShedReason.DEADLINE, missing)
+            return
         frame = self._join.open(requested, now_ns, deadline_ns, pending, missing, probed, course)
         self._dispatched[frame.frame_id] = request
         if course is not None:
@@ -321,6 +340,10 @@ class Scheduler:
             _drop_payload(request)
         if not pending:
             self._finish(frame, now_ns)
+
+    def _is_too_late(self, link: Link, request: Request, left_ns: int) -> bool:
+        """Tell whether a device could not answer any more in the time that is left."""
+        return left_ns <= link.pace.least_ns(is_encoded=request.picture.is_file)
 
     def _send_stage(self, course: Course, frame: Frame, links: Sequence[Link], now_ns: int, deadline_ns: int) -> None:
         """Send a frame on to devices that it has not asked yet."""
@@ -358,6 +381,8 @@ class Scheduler:
         copies = Copies(message)
         for index in keeping:
             self._devices.send_frame(self._links[index], copies)
+        if flight.deadline_ns < request.arrival_ns + self._deadline_ns:  # a client's hurry says nothing of a device
+            flight = flight._replace(deadline_ns=request.arrival_ns + self._deadline_ns)
         if request.coding is not None:
             flight = flight._replace(coding=request.coding)
         elif picture.is_file:
@@ -386,17 +411,6 @@ class Scheduler:
         looked_at = self._join.skip(frame.frame_id, link.index, why, is_probe=is_probe)
         if looked_at is not None:
             self._finish(looked_at, self._clock.now_ns)
-
-    def _shed(self, request: Request) -> None:
-        """Answer a request for which the queue has no room."""
-        now_ns = self._clock.now_ns
-        requested = self._choices.requested(request)
-        missing = {
-            index: MissingReason.OVERLOAD if requested >> index & 1 else MissingReason.NOT_ASKED
-            for index in range(self._device_count)
-        }
-        del self._known[request.key]
-        self.answers.end(request, Frame(0, requested, now_ns, now_ns, set(), missing, set()), now_ns, is_shed=True)
 
     def _finish(self, frame: Frame, now_ns: int) -> None:
         """Answer a frame that has ended, or look at one with a course."""

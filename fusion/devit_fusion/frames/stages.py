@@ -134,11 +134,12 @@ class Stages:
             return links
 
         def rank(link: Link) -> tuple[float, ...]:
+            is_slowed = bool(link.slowdowns)
             if order == "best":
-                return -self._accuracies.get(1 << link.index, 0.0), link.index
+                return is_slowed, -self._accuracies.get(1 << link.index, 0.0), link.index
             if order == "cost":
-                return link.pace.own_ns, link.index
-            return not has_room(link, claimed), len(link.in_flight), self.turns.get(link.index, 0)
+                return is_slowed, link.pace.own_ns, link.index
+            return not has_room(link, claimed), is_slowed, len(link.in_flight), self.turns.get(link.index, 0)
 
         return sorted(links, key=rank)[:count]
 

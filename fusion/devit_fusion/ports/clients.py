@@ -70,6 +70,8 @@ class Request:
     """Of a picture file, which devices have to decode."""
     coding: ImageCoding | None = None
     """What an image of the model's shape came as; ``None`` of a small one."""
+    deadline_ns: int = 0
+    """When it has to be answered; what it waits for devices after the node's start is added."""
     charged_ns: float = 0.0
     """What its frame is expected to take of the devices."""
     wait_end_ns: int = 0

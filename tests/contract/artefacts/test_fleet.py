@@ -9,7 +9,7 @@ import pytest
 import zmq
 from zmq.utils import z85
 
-from devit_contract.artefacts.fleet import Extra, Serving, is_loopback, load_fleet, parse_endpoint
+from devit_contract.artefacts.fleet import ClientEntry, Extra, Serving, is_loopback, load_fleet, parse_endpoint
 from devit_contract.errors import DevitError, InputError, ManifestError
 
 # Of secrets that never change, so that every run names its tests alike.
@@ -203,3 +203,24 @@ def test_picture_files_are_as_large_as_devices_decode_in_time_or_as_the_operator
     serving: Serving, pixels: int
 ) -> None:
     assert serving.most_pixels == pixels
+
+
+def test_a_client_has_its_limits_and_by_default_none(tmp_path: Path) -> None:
+    limited = load_fleet(write(tmp_path, f"{KEYED}max_in_flight = 8\nweight = 100\n"))
+    assert limited.shares == (ClientEntry("desk", KEYS["desk"], max_in_flight=8, weight=100),)
+    assert load_fleet(write(tmp_path, KEYED)).shares == (ClientEntry("desk", KEYS["desk"], 0, 1),)
+
+
+def test_clients_without_keys_share_one_entry(tmp_path: Path) -> None:
+    assert load_fleet(write(tmp_path, PLAIN)).shares == (ClientEntry(""),)
+    one = f'{PLAIN}[[client]]\nname = "all"\nmax_in_flight = 8\n'
+    assert load_fleet(write(tmp_path, one)).shares == (ClientEntry("", max_in_flight=8),)
+    with pytest.raises(ManifestError, match=r"expected one client, found 2: without keys all clients are one"):
+        load_fleet(write(tmp_path, f'{one}[[client]]\nname = "other"\n'))
+
+
+@pytest.mark.parametrize("line", ["weight = 0", "weight = 101", "max_in_flight = -1", "max_in_flight = 65536"])
+def test_limits_of_a_client_have_bounds(tmp_path: Path, line: str) -> None:
+    field, _, found = line.partition(" = ")
+    with pytest.raises(ManifestError, match=rf"field {field} of client desk: expected .*, found {found}"):
+        load_fleet(write(tmp_path, f"{KEYED}{line}\n"))

@@ -10,6 +10,7 @@ from devit_contract.artefacts.head import mask_of
 from devit_contract.choices import Order, Policy
 from devit_contract.wire.codec import Kind, Message
 from devit_contract.wire.messages import DeviceTiming, Hello
+from devit_contract.wire.words import Slowdown
 from devit_fusion.frames.stages import Stages, stage_sizes
 from devit_fusion.links import Link
 from devit_fusion.pace import Flight
@@ -65,6 +66,33 @@ def test_an_order_goes_by_load_or_accuracy_or_time(order: Order, expected: list[
     links[0].sent(1, Flight(0, DEADLINE_NS))
     stages.asked(2)
     assert [link.index for link in stages.first(request("certain"), links, 0)] == expected
+
+
+@pytest.mark.parametrize("order", ["rotating", "best", "cost"])
+def test_a_device_that_slows_down_is_asked_after_the_others_in_any_order(order: Order) -> None:
+    stages, links = cell(3, order)
+    for link, took_ns in zip(links, (400, 300, 200), strict=True):
+        link.pace.answered(Flight(0, DEADLINE_NS), took_ns, DeviceTiming(link.index, 0, 0, 0, 0, 0))
+    first = stages.first(request("certain"), links, 0)[0]
+    first.slowdowns = (Slowdown.ALERT,)
+    assert stages.first(request("certain"), links, 0)[0] is not first
+    course = stages.course(request("certain"), [links[0]])
+    assert course is not None
+    course.sizes = (2,)
+    assert first not in stages.next(course, links, 0)
+    assert list(stages.first(request("all"), links, 0)) == links
+    for link in links:
+        link.slowdowns = (Slowdown.CLOCK,)
+    assert stages.first(request("certain"), links, 0)[0] is first
+
+
+def test_a_device_that_slows_down_is_asked_under_replica_where_the_others_have_no_room() -> None:
+    stages, links = cell(2)
+    links[1].slowdowns = (Slowdown.LATENCY,)
+    for number in range(2):
+        assert list(stages.first(request("replica"), links, 0)) == [links[0]]
+        links[0].sent(number, Flight(0, DEADLINE_NS))
+    assert list(stages.first(request("replica"), links, 0)) == [links[1]]
 
 
 def test_single_and_replica_are_one_device_whatever_the_order_of_stages() -> None:

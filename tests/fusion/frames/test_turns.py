@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from itertools import count
 
+from devit_contract.artefacts.fleet import ClientEntry
 from devit_contract.wire.codec import Dtype, Kind, Message, State
+from devit_contract.wire.words import ShedReason
 from devit_fusion.frames.turns import Turns
 from devit_fusion.ports.clients import Request
 
@@ -16,20 +18,26 @@ class Cell:
     """One device that works on one frame at a time, for ``took_ms`` each by connection."""
 
     def __init__(self, took_ms: dict[bytes, int]) -> None:
-        self.turns = Turns(["camera", "bulk"])
+        self.turns = Turns([ClientEntry("camera"), ClientEntry("bulk")])
         self._took_ms = took_ms
         self._numbers = count()
 
-    def ask(self, name: str, route: bytes, requests: int = 1, size_bytes: int = 0) -> None:
+    def ask(self, name: str, route: bytes, requests: int = 1, size_bytes: int = 0, deadline_ns: int = 0) -> int:
+        """Ask for so many; tell how many were taken."""
+        taken = 0
         for _, number in zip(range(requests), self._numbers, strict=False):
             picture = Message(Kind.REQUEST, Dtype.ENCODED, payload=bytes(size_bytes), frame_id=number)
-            self.turns.add(Request(route, name, picture, arrival_ns=number))
+            request = Request(route, name, picture, arrival_ns=number, deadline_ns=deadline_ns)
+            if not self.turns.is_at_limit(request):
+                self.turns.add(request)
+                taken += 1
+        return taken
 
     def work(self) -> Request:
         """Send the next request to the device, and end it."""
         request = self.turns.heads()[0]
         self.turns.take(request)
-        self.turns.ended(request, self._took_ms[request.came_by] * MS, State.FULL, is_shed=False)
+        self.turns.ended(request, self._took_ms[request.came_by] * MS, State.FULL)
         return request
 
 
@@ -104,7 +112,7 @@ def test_the_figures_of_every_client_of_the_fleet_are_known() -> None:
     cell.ask("bulk", b"bulk", requests=3)
     cell.work()
     shed = cell.turns.take_heaviest()
-    cell.turns.ended(shed, 0, State.FAILED, is_shed=True)
+    cell.turns.shed(shed, ShedReason.QUEUE)
     camera, bulk = cell.turns.status()
     assert (camera.name, camera.frames, camera.device_s) == ("camera", {}, 0.0)
     assert (bulk.waiting, bulk.in_flight, bulk.device_s) == (1, 0, 0.005)
@@ -118,3 +126,72 @@ def test_connections_that_have_gone_are_forgotten() -> None:
         cell.ask("bulk", route)
         cell.work()
     assert len(cell.turns._lines) <= 256
+
+
+def test_of_one_connections_requests_the_one_whose_deadline_is_first_goes_first() -> None:
+    cell = Cell({b"a": 5})
+    for deadline_ns in (50, 20, 50, 10, 20):
+        cell.ask("camera", b"a", deadline_ns=deadline_ns)
+    assert [cell.work().arrival_ns for _ in range(5)] == [3, 1, 4, 0, 2]
+
+
+def test_a_client_has_no_more_under_way_than_it_may() -> None:
+    cell = Cell({b"a": 5, b"b": 5})
+    cell.turns.set_client(ClientEntry("bulk", max_in_flight=3))
+    assert cell.ask("bulk", b"a", requests=5) == 3
+    sent = cell.turns.heads()[0]
+    cell.turns.take(sent)
+    assert cell.ask("bulk", b"b", requests=5) == 0  # over all connections, and those with devices count
+    cell.turns.ended(sent, 5 * MS, State.FULL)
+    assert cell.ask("bulk", b"b", requests=5) == 1
+    assert cell.ask("camera", b"camera", requests=5) == 5
+
+
+def test_a_full_queue_is_shared_by_weight() -> None:
+    cell = Cell({})
+    cell.turns.set_client(ClientEntry("bulk", weight=3))
+    cell.ask("bulk", b"bulk", requests=60)
+    cell.ask("camera", b"camera", requests=60)
+    while cell.turns.waiting > 40:
+        cell.turns.take_heaviest()
+    camera, bulk = cell.turns.status()
+    assert (camera.waiting, bulk.waiting) == (10, 30)
+
+
+def test_a_changed_weight_holds_from_then_on() -> None:
+    cell = Cell({b"camera": 5, b"bulk": 5})
+    for name in ("camera", "bulk"):
+        cell.ask(name, name.encode(), requests=200)
+    for _ in range(40):
+        cell.work()
+    cell.turns.set_client(ClientEntry("camera", weight=4))
+    turns = Counter(cell.work().name for _ in range(100))
+    assert 78 <= turns["camera"] <= 82
+
+
+def test_a_client_that_is_removed_leaves_nothing_behind_and_its_frames_end() -> None:
+    cell = Cell({b"a": 5, b"b": 5, b"bulk": 5})
+    cell.ask("camera", b"a", requests=3, size_bytes=1000)
+    cell.ask("bulk", b"bulk")
+    sent = cell.turns.heads()[0]
+    cell.turns.take(sent)
+    assert [request.arrival_ns for request in cell.turns.remove_client("camera")] == [1, 2]
+    assert (cell.turns.waiting, cell.turns.waiting_bytes) == (1, 0)
+    cell.turns.ended(sent, 5 * MS, State.FULL)
+    assert [client.name for client in cell.turns.status()] == ["bulk"]
+    cell.turns.set_client(ClientEntry("camera"))
+    cell.ask("camera", b"b")
+    assert {cell.work().name, cell.work().name} == {"camera", "bulk"}
+
+
+def test_a_client_whose_requests_ask_other_devices_keeps_nobody_waiting_for_what_it_lags_behind() -> None:
+    """Its device was slow, so it has had little; whoever comes does not wait until it has had as much."""
+    cell = Cell({b"camera": 5, b"bulk": 5, b"desk": 5})
+    cell.ask("camera", b"camera", requests=500)
+    cell.ask("bulk", b"bulk", requests=500)
+    for _ in range(200):  # of another device
+        request = next(head for head in cell.turns.heads() if head.name == "bulk")
+        cell.turns.take(request)
+        cell.turns.ended(request, 5 * MS, State.FULL)
+    cell.ask("desk", b"desk")
+    assert "desk" in [cell.work().name for _ in range(100 // 5 + 2)]
