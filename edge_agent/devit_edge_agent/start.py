@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ def open_agent(
     ``on_ready`` is called once, when the node has accepted this device. It raises what :func:`read_settings`,
     :func:`load` and :func:`~devit_edge_agent.sources.open.open_source` do.
     """
+    started_ns = time.monotonic_ns()
     settings = read_settings(path, engine_choice)
     loaded = load(settings, Supervisor().starting)
     with loaded.engine:
@@ -48,5 +50,5 @@ def open_agent(
             from devit_edge_agent.sources.open import open_source
 
             source = open_source(line, loaded.preprocess, base=path.parent.absolute())
-        with EdgeAgent(settings, loaded, source, log=log, on_ready=on_ready) as agent:
+        with EdgeAgent(settings, loaded, source, log=log, on_ready=on_ready, started_ns=started_ns) as agent:
             yield agent

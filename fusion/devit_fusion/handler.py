@@ -9,23 +9,27 @@ from devit_fusion.events import Events
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
 from devit_fusion.questions import Questions
+from devit_fusion.standby.nodes import Nodes
 
 
 class Handler:
     """Hands features to the scheduler and replies to the questions, and notes what happened to links."""
 
-    def __init__(self, scheduler: Scheduler, questions: Questions, events: Events) -> None:
+    def __init__(self, scheduler: Scheduler, questions: Questions, events: Events, nodes: Nodes) -> None:
         """Join the parts."""
         self._scheduler = scheduler
         self._questions = questions
         self._events = events
         self.feature_received = scheduler.feature_received
         self.samples_received = questions.samples_received
+        self.node_asked, self._voted = nodes.asked, nodes.voted
 
     def replied(self, link: Link, number: int, reply: ControlReply) -> None:
         """Hand a client its reply; what a ping brings is the node's own."""
         if reply.over_current is not None:
             link.over_current = reply.over_current
+        if reply.vote is not None:
+            self._voted(link, number, reply.vote)
         self._questions.replied(number, reply)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:

@@ -26,6 +26,7 @@ from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import CLIENTS, DEVICES, Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.waiting import Waiter
+from devit_contract.wire.words import Question
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
@@ -36,12 +37,15 @@ from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
 from devit_fusion.revocation import Revocation
+from devit_fusion.standby.nodes import Nodes, place_of
 
 _IDLE_NS = 200_000_000
 """Longest wait of the loop: how soon it sees that it should stop."""
 
 
-def run_node(bundle: Path, fleet: Path, key: Path | None = None, *, stop_with_stdin: bool = False) -> None:
+def run_node(
+    bundle: Path, fleet: Path, key: Path | None = None, *, name: str = "", stop_with_stdin: bool = False
+) -> None:
     """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input."""
     should_stop = StopSignal(with_stdin=stop_with_stdin)
     keep_reserve()
@@ -49,7 +53,7 @@ def run_node(bundle: Path, fleet: Path, key: Path | None = None, *, stop_with_st
         with as_configured():
             keys = load_keys(key) if key is not None else None
             revoked = RevokedKeys(revoked_path(fleet))
-            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked))
+            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked, name=name))
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         print_json(ready, indent=0)
         node.serve(should_stop)
@@ -68,17 +72,20 @@ class FusionNode(Closing):
         calibration: Calibration | None = None,
         revoked: RevokedKeys | None = None,
         log: Log | None = None,
+        name: str = "",
     ) -> None:
         """Bind both ports.
 
-        ``keys`` are the node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's.
-        Keys in ``revoked``, reread five times a second, are not accepted any more.
+        Of several nodes it is the one with these keys, or without keys the one of that ``name``. ``keys`` are the
+        node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's. Keys in
+        ``revoked``, reread five times a second, are not accepted any more.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
             AddressError: An address cannot be bound.
         """
-        _check_fleet(bundle, fleet, keys)
+        place = _check_fleet(bundle, fleet, keys, name)
+        self._node = fleet.nodes[place]
         self._fleet = fleet
         self._manifest = bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
@@ -94,14 +101,15 @@ class FusionNode(Closing):
         self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
-            self._authenticator = Authenticator(context, _allowed(fleet)) if keys is not None else None
+            self._authenticator = Authenticator(context, _allowed(fleet, place)) if keys is not None else None
             self._devices, self._clients = self._open_ports(context, keys, fusion, run_id)
         except AddressError:
-            self.close()
+            self._opened.__exit__(None, None, None)
             raise
         self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
+        self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._events)
         self._questions = Questions(*ports, self._events)
         self._images = Images(fleet.serving.images, bundle.manifest.preprocess, self._links)
         self._scheduler = Scheduler(
@@ -114,13 +122,14 @@ class FusionNode(Closing):
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
             images=self._images,
         )
-        self._handler = Handler(self._scheduler, self._questions, self._events)
+        self._handler = Handler(self._scheduler, self._questions, self._events, self._nodes)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
             self._revocation = Revocation(revoked, fleet, self._authenticator, *ports, self._events)
 
     def close(self) -> None:
         """Close both ports."""
+        self._nodes.close()
         self._opened.__exit__(None, None, None)
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
@@ -129,7 +138,8 @@ class FusionNode(Closing):
         devices, clients = waiter.add_socket(self._devices.socket), waiter.add_socket(self._clients.socket)
         devices_monitor, clients_monitor = self._devices.monitor.descriptor, self._clients.monitor.descriptor
         zap = self._authenticator
-        for descriptor in (devices_monitor, clients_monitor, *([] if zap is None else [zap.descriptor])):
+        neighbours = set(self._nodes.descriptors())
+        for descriptor in (devices_monitor, clients_monitor, *neighbours, *([] if zap is None else [zap.descriptor])):
             waiter.add(descriptor)
         supervisor = Supervisor()
         supervisor.ready(f"serving {self._manifest.name} {self._manifest.serial}")
@@ -145,10 +155,17 @@ class FusionNode(Closing):
             if clients in ready:
                 for received in self._clients.receive():
                     if isinstance(received, Request):
-                        self._scheduler.request(received)
+                        if received.arrival_ns < self._clients.active_until_ns:
+                            self._scheduler.request(received)
+                        else:
+                            self._clients.refuse_as_standby(received)
+                    elif received.control.question is Question.LEASE:
+                        self._nodes.watch(received)
                     else:
                         self._questions.ask(received)
                 self._questions.send_status(self._status)
+            if neighbours and not neighbours.isdisjoint(ready):
+                self._nodes.hear()
             now_ns = time.monotonic_ns()
             if clients_monitor in ready:
                 self._clients.watch(now_ns)
@@ -157,13 +174,15 @@ class FusionNode(Closing):
             if now_ns >= due_ns:
                 supervisor.alive()
                 self._tend(now_ns)
-            self._scheduler.dispatch_waiting()
+            if now_ns < self._clients.active_until_ns:
+                self._scheduler.dispatch_waiting()
         supervisor.stopping()
+        self._nodes.stop()
 
     def _open_ports(
         self, context: Context, keys: KeyPair | None, fusion: Fusion, run_id: int
     ) -> tuple[DevicePort, ClientPort]:
-        node, serving = self._fleet.node, self._fleet.serving
+        node, serving = self._node, self._fleet.serving
         devices = DevicePort(
             context,
             node.endpoint,
@@ -193,6 +212,7 @@ class FusionNode(Closing):
             self._scheduler.next_deadline_ns(),
             self._devices.guard.next_ns(),
             self._clients.guard.next_ns(),
+            self._nodes.next_ns(),
             None if self._revocation is None else self._revocation.next_ns,
         ):
             if other_ns is not None and other_ns < due_ns:
@@ -207,6 +227,8 @@ class FusionNode(Closing):
                 self._handler.lose(link, "its key was revoked")
         for link in self._devices.lost(now_ns):
             self._handler.lose(link)
+        if self._nodes.tend(now_ns):
+            self._scheduler.shed_waiting()  # refused, so that the clients ask the node that is active now
         self._stop_floods(now_ns)
         self._questions.expire(now_ns)
         self._scheduler.expire(now_ns)
@@ -235,6 +257,7 @@ class FusionNode(Closing):
             asked=dict(self._scheduler.answers.asked),
             images=self._images.now,
             image_choice=self._images.choice,
+            nodes=self._nodes.views(),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,
@@ -264,14 +287,16 @@ def _links(fleet: Fleet) -> dict[str, Link]:
     return {device.name: Link(device.submodel, device.name, credit, deadline_ns) for device in fleet.device}
 
 
-def _allowed(fleet: Fleet) -> dict[bytes, dict[bytes, str]]:
+def _allowed(fleet: Fleet, place: int) -> dict[bytes, dict[bytes, str]]:
+    nodes = {node.public_key.encode(): node.name for index, node in enumerate(fleet.nodes) if index != place}
     return {
-        DEVICES: {device.public_key.encode(): device.name for device in fleet.device},
+        DEVICES: {device.public_key.encode(): device.name for device in fleet.device} | nodes,
         CLIENTS: {client.public_key.encode(): client.name for client in fleet.client},
     }
 
 
-def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
+def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None, name: str) -> int:
+    """Check that all fit together; tell which of the fleet's nodes this one is."""
     count = len(bundle.manifest.submodels)
     for device in fleet.device:
         if not 0 <= device.submodel < count:
@@ -281,5 +306,10 @@ def _check_fleet(bundle: Bundle, fleet: Fleet, keys: KeyPair | None) -> None:
             )
     if fleet.has_keys and keys is None:
         raise InputError("fleet.toml has the node's public_key, but no secret key was given: give it with --key")
-    if keys is not None and keys.public.decode() != fleet.node.public_key:
+    place = place_of(fleet.nodes, keys, name)
+    if place is None and keys is not None:
         raise InputError("the secret key is not that of the node's public_key in fleet.toml: give it with --key")
+    if place is None or (name and fleet.nodes[place].name != name):
+        known = ", ".join(node.name for node in fleet.nodes)
+        raise InputError(f"--name {name}: expected the name of this node in fleet.toml, one of {known}")
+    return place

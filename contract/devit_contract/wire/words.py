@@ -33,6 +33,9 @@ class Question(TextEnum):
     """An agent: take a step with the bundle's baseline model, as :class:`BaselineState`."""
     PING = "ping"
     """An agent, by the node alone: reply."""
+    LEASE = "lease"
+    """Anyone with several nodes. An agent or another node: grant this node your lease. By a client: say now, and from
+    then on unasked, whether you are active. As :class:`Vote`."""
 
 
 class DeviceState(TextEnum):

@@ -137,6 +137,11 @@ class Scheduler:
             self._turns.take(choice.request)
             self._dispatch(choice)
 
+    def shed_waiting(self) -> None:
+        """End all waiting requests without sending them to devices."""
+        while self._turns.waiting:
+            self._shed(self._turns.take_heaviest())
+
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
         now_ns = time.monotonic_ns()
