@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from devit_contract.arrays import Float32Array, UInt8Array
 from devit_contract.artefacts.manifest import check_image
@@ -246,7 +245,7 @@ class EdgeAgent(Closing):
             return
         try:
             inference = self._triggered(start_ns) if message.kind is Kind.TRIGGER else self._framed(message, start_ns)
-            feature = None if inference is None else self._to_send(inference.feature, message.run_id)
+            feature = None if inference is None else self._uplinks.as_wanted(inference.feature, message.run_id)
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
@@ -280,24 +279,6 @@ class EdgeAgent(Closing):
                 capture_age_us=min(age_us, 0xFFFFFFFF),
             )
         )
-
-    def _to_send(self, feature: Float32Array, run_id: int) -> npt.NDArray[np.floating]:
-        """Round a feature to the type that the node of that run wants.
-
-        Raises:
-            EngineError: FP16 does not hold one of its numbers.
-        """
-        uplink = self._uplinks.of_run(run_id)
-        if uplink is None or uplink.feature_dtype == "float32":
-            return feature
-        with np.errstate(over="ignore"):
-            half = feature.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise EngineError(
-                f"expected a feature that float16 holds, found a number of {np.abs(feature).max():.3g}: "
-                'set feature_dtype = "float32" in fleet.toml'
-            )
-        return half
 
     def _framed(self, message: Message, start_ns: int) -> Inference:
         """Run the engine on an image that the node sent."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from devit_contract.machine import process_start_ns
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
 from devit_contract.service.terminal import print_json
@@ -25,20 +25,26 @@ def run_agent(config: Path, engine: str = "built", *, stop_with_stdin: bool = Fa
 
     with ExitStack() as stack:
         with as_configured():
-            opened = stack.enter_context(open_agent(config, engine, log=Log("edge-agent"), on_ready=announce))
+            opened = stack.enter_context(
+                open_agent(config, engine, log=Log("edge-agent"), on_ready=announce, started_ns=process_start_ns())
+            )
         opened.serve(should_stop, should_reload)
 
 
 @contextmanager
 def open_agent(
-    path: Path, engine_choice: str, *, log: Log, on_ready: Callable[[], None] = lambda: None
+    path: Path,
+    engine_choice: str,
+    *,
+    log: Log,
+    on_ready: Callable[[], None] = lambda: None,
+    started_ns: int | None = None,
 ) -> Iterator[EdgeAgent]:
     """Load and warm the engine that ``agent.toml`` names, open the source, connect.
 
     ``on_ready`` is called once, when the node has accepted this device. It raises what :func:`read_settings`,
     :func:`load` and :func:`~devit_edge_agent.sources.open.open_source` do.
     """
-    started_ns = time.monotonic_ns()
     settings = read_settings(path, engine_choice)
     loaded = load(settings, Supervisor().starting)
     with loaded.engine:

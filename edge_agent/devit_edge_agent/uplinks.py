@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+import numpy.typing as npt
+
+from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.keys import KeyPair
-from devit_contract.errors import WireError
+from devit_contract.errors import EngineError, WireError
 from devit_contract.service.journal import Log
 from devit_contract.wire.codec import Message
 from devit_contract.wire.lease import Granter
@@ -78,6 +82,24 @@ class Uplinks:
             return None
         now_ns = time.monotonic_ns()
         return Vote(self._lease.ask(asked.run_id, asked.frame_id, control.lease_ms * 1_000_000, now_ns))
+
+    def as_wanted(self, feature: Float32Array, run_id: int) -> npt.NDArray[np.floating]:
+        """Round a feature to the type that the node of that run wants.
+
+        Raises:
+            EngineError: FP16 does not hold one of its numbers.
+        """
+        uplink = self.of_run(run_id)
+        if uplink is None or uplink.feature_dtype == "float32":
+            return feature
+        with np.errstate(over="ignore"):
+            half = feature.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise EngineError(
+                f"expected a feature that float16 holds, found a number of {np.abs(feature).max():.3g}: "
+                'set feature_dtype = "float32" in fleet.toml'
+            )
+        return half
 
     def introduce(self, hello: Hello, revision: int) -> None:
         """Introduce another engine to all nodes."""

@@ -22,14 +22,14 @@ class Handler:
         self._events = events
         self.feature_received = scheduler.feature_received
         self.samples_received = questions.samples_received
-        self.node_asked, self._voted = nodes.asked, nodes.voted
+        self._nodes, self.node_asked = nodes, nodes.asked
 
     def replied(self, link: Link, number: int, reply: ControlReply) -> None:
         """Hand a client its reply; what a ping brings is the node's own."""
         if reply.over_current is not None:
             link.over_current = reply.over_current
         if reply.vote is not None:
-            self._voted(link, number, reply.vote)
+            self._nodes.voted(link, number, reply.vote)
         self._questions.replied(number, reply)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
@@ -41,6 +41,7 @@ class Handler:
     def connected(self, link: Link, *, is_restarted: bool) -> None:
         """Expect nothing of the former link, and note the new one."""
         self._abandon(link, MissingReason.RESTARTED if is_restarted else MissingReason.RECONNECTED)
+        self._nodes.met(link)
         self._events.note(link.name, f"ready, {link.hello.engine if link.hello is not None else ''}")
 
     def engine_changed(self, link: Link) -> None:

@@ -20,6 +20,7 @@ from devit_contract.closing import Closing
 from devit_contract.descriptors import keep_reserve
 from devit_contract.errors import AddressError, InputError
 from devit_contract.extras import own_version
+from devit_contract.machine import process_start_ns
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import StopSignal, as_configured
 from devit_contract.service.terminal import print_json
@@ -53,7 +54,9 @@ def run_node(
         with as_configured():
             keys = load_keys(key) if key is not None else None
             revoked = RevokedKeys(revoked_path(fleet))
-            node = stack.enter_context(FusionNode(Bundle(bundle), load_fleet(fleet), keys, revoked=revoked, name=name))
+            parts = Bundle(bundle), load_fleet(fleet), keys
+            made = FusionNode(*parts, revoked=revoked, name=name, started_ns=process_start_ns())
+            node = stack.enter_context(made)
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         print_json(ready, indent=0)
         node.serve(should_stop)
@@ -73,12 +76,14 @@ class FusionNode(Closing):
         revoked: RevokedKeys | None = None,
         log: Log | None = None,
         name: str = "",
+        started_ns: int | None = None,
     ) -> None:
         """Bind both ports.
 
         Of several nodes it is the one with these keys, or without keys the one of that ``name``. ``keys`` are the
         node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's. Keys in
-        ``revoked``, reread five times a second, are not accepted any more.
+        ``revoked``, reread five times a second, are not accepted any more. The process started at
+        ``started_ns``, or before; by default it is just starting.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
@@ -109,7 +114,6 @@ class FusionNode(Closing):
         self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
         """Where devices and clients connect, with the real ports."""
         ports = self._links, self._devices, self._clients
-        self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._events)
         self._questions = Questions(*ports, self._events)
         self._images = Images(fleet.serving.images, bundle.manifest.preprocess, self._links)
         self._scheduler = Scheduler(
@@ -122,6 +126,7 @@ class FusionNode(Closing):
             accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
             images=self._images,
         )
+        self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._scheduler, self._events, started_ns)
         self._handler = Handler(self._scheduler, self._questions, self._events, self._nodes)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
@@ -227,8 +232,7 @@ class FusionNode(Closing):
                 self._handler.lose(link, "its key was revoked")
         for link in self._devices.lost(now_ns):
             self._handler.lose(link)
-        if self._nodes.tend(now_ns):
-            self._scheduler.shed_waiting()  # refused, so that the clients ask the node that is active now
+        self._nodes.tend(now_ns)
         self._stop_floods(now_ns)
         self._questions.expire(now_ns)
         self._scheduler.expire(now_ns)

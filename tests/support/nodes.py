@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from tests.network.proxy import Proxy
 
 import devit_pipeline
 from devit_contract.artefacts.files import write_bytes
@@ -23,7 +24,6 @@ from devit_contract.wire.client import Client
 from devit_contract.wire.codec import Kind, Message
 from devit_contract.wire.messages import AnswerBody, read_body
 from devit_pipeline.local_cell import LocalCell, LocalDevice
-from tests.network.proxy import Proxy
 
 BUNDLE = Path(devit_pipeline.__file__).parent / "fashion_mnist" / "bundle"
 IMAGE = np.zeros((28, 28, 1), np.uint8)
@@ -34,7 +34,9 @@ _START_S = 60.0
 class Nodes(LocalCell):
     """Four agents and two nodes; a context manager. ``side_of`` devices lie on the first node's side of a partition."""
 
-    def __init__(self, folder: Path, *, engine: str = "paced:2", deadline_ms: float = 50.0, is_split: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, engine: str = "paced:2", deadline_ms: float = 50.0, is_split: bool = False
+    ) -> None:
         devices = [LocalDevice(f"jetson{index + 1}", index, engine=engine) for index in range(4)]
         super().__init__(BUNDLE, folder, devices, deadline_ms=deadline_ms)
         self._ports = {name: (_free_port(), _free_port()) for name in (FIRST, SECOND)}
@@ -44,7 +46,9 @@ class Nodes(LocalCell):
 
     def __enter__(self) -> Nodes:
         try:
-            self._keys = {name: new_keys(self.folder / "keys", name) for name in (*self._ports, "client", *self.devices)}
+            self._keys = {
+                name: new_keys(self.folder / "keys", name) for name in (*self._ports, "client", *self.devices)
+            }
             if self._is_split:
                 for name, (port, _) in self._ports.items():
                     proxy = Proxy(f"tcp://127.0.0.1:{port}", delay_ms=0.0, jitter_ms=0.0)
@@ -73,7 +77,12 @@ class Nodes(LocalCell):
         if name in self.devices:
             self.start_agents([name])
             return
-        files = ["--fleet", str(self.folder / f"fleet-{name}.toml"), "--key", str(self.folder / f"keys/{name}.key_secret")]
+        files = [
+            "--fleet",
+            str(self.folder / f"fleet-{name}.toml"),
+            "--key",
+            str(self.folder / f"keys/{name}.key_secret"),
+        ]
         self._start(name, "fusion_node", ["--bundle", str(self.bundle), *files])
         self._wait_ready(name, time.monotonic() + _START_S)
 
@@ -154,7 +163,8 @@ class Load:
     def answered_since(self, start_s: float) -> int:
         """Count the answers to requests of after a moment."""
         return sum(
-            asked_s >= start_s and isinstance(self.ended.get(number), Answer) for number, asked_s in self.asked_s.items()
+            asked_s >= start_s and isinstance(self.ended.get(number), Answer)
+            for number, asked_s in self.asked_s.items()
         )
 
     @property

@@ -51,6 +51,7 @@ class Choices:
         self._deadline_ns = round(fleet.serving.deadline_ms * 1e6)
         self._judged_ns = self._deadline_ns // _JUDGED_SHARE
         self._grace_end_ns = time.monotonic_ns() + round(fleet.serving.startup_grace_ms * 1e6)
+        self._patient_end_ns = 0
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
@@ -59,6 +60,13 @@ class Choices:
         """The only request that is next, and a device that has to have room for it."""
         self.wait_end_ns: int | None = None
         """When the first of the requests that wait for room has waited too long."""
+
+    def take_over(self, end_ns: int) -> None:
+        """Be patient with the requests that come until then, as another node had them before.
+
+        They wait for devices that do not work for this node yet, as after its start, and for room as long as it takes.
+        """
+        self._grace_end_ns, self._patient_end_ns = max(self._grace_end_ns, end_ns), end_ns
 
     def begin(self, now_ns: int) -> None:
         """Begin to choose: see anew whether there is a reason to wait for devices that have not connected yet."""
@@ -76,7 +84,7 @@ class Choices:
         self.wait_end_ns = self._blocked = None
         for request in heads:
             wanted = self._links_of(self.requested(request))
-            if now_ns < self._grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+            if now_ns < self._grace_end_ns and any(_is_coming(link) for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
@@ -109,6 +117,8 @@ class Choices:
 
     def counted_from_ns(self, request: Request) -> int:
         """Tell when the time of a request's deadline began."""
+        if request.arrival_ns < self._patient_end_ns:
+            return time.monotonic_ns()
         return max(request.arrival_ns, self._grace_over_ns)
 
     def _is_still_blocked(self, request: Request, now_ns: int) -> bool:
@@ -129,3 +139,8 @@ class Choices:
         is_encoded = request.picture.is_file
         needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
         return self.counted_from_ns(request) + max(0, deadline_ns - max(round(needed_ns), deadline_ns // 2))
+
+
+def _is_coming(link: Link) -> bool:
+    """Tell whether a device is about to work for this node, as it may after the start, or when the node takes over."""
+    return not (link.links and (link.hello is None or link.is_lent)) and not link.is_revoked

@@ -137,6 +137,10 @@ class Scheduler:
             self._turns.take(choice.request)
             self._dispatch(choice)
 
+    def take_over(self, end_ns: int) -> None:
+        """Be patient with the requests that come until then: another node was to answer them."""
+        self._choices.take_over(end_ns)
+
     def shed_waiting(self) -> None:
         """End all waiting requests without sending them to devices."""
         while self._turns.waiting:

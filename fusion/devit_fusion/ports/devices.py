@@ -97,7 +97,7 @@ class DeviceHandler(Protocol):
         """Take power samples, as they came."""
 
     def node_asked(self, name: str, message: Message) -> Message | None:
-        """Reply to another node of the fleet; ``None`` if it is none, or asks something else."""
+        """Reply to another node of the fleet; ``None`` if it is none."""
 
 
 class DevicePort:
@@ -249,8 +249,7 @@ class DevicePort:
             self._greet(peer, message, now_ns, handler)
             return
         if link is None or link.hello is None or message.boot_id != link.boot_id:
-            reply = handler.node_asked(peer.name, message) if kind is _CONTROL else None
-            if reply is not None:
+            if kind is _CONTROL and (reply := handler.node_asked(peer.name, message)) is not None:
                 send_routed(self.socket, peer.route, pack(reply))
                 return
             if kind is Kind.REQUEST or kind is _CONTROL:

@@ -35,7 +35,7 @@ class Claim:
         """Its own lease."""
         self.holds_until_ns = ALWAYS_NS if not nodes else 0
         """Until when it is active, if nothing more comes."""
-        self.next_ns: int | None = started_ns if nodes else None
+        self.next_ns: int | None = 0 if nodes else None
         """When the next :meth:`round` is due; ``None``: never."""
         self.number = 0
         """Of the last round; replies carry it."""
@@ -67,7 +67,7 @@ class Claim:
             else:
                 self.give_back(now_ns)
         self.next_ns = now_ns + (_RENEW_NS if self._is_claiming else _LOOK_NS)
-        return self._lease_ns if self._is_claiming else LOOK_NS
+        return self.asks_ns
 
     def voted(self, name: str, number: int, holder: int, now_ns: int) -> None:
         """Take a device's or node's reply to the round of that number."""
@@ -84,6 +84,11 @@ class Claim:
         self._is_claiming, self._free_ns, self.holds_until_ns = False, None, 0
         self._held.clear()
         self.own.ask(self.run_id, self.number, LOOK_NS, now_ns)
+
+    @property
+    def asks_ns(self) -> int:
+        """For how long it asks for leases now, or :data:`LOOK_NS`."""
+        return self._lease_ns if self._is_claiming else LOOK_NS
 
     def granted(self, now_ns: int) -> tuple[str, ...]:
         """Name the others whose leases it holds."""

@@ -23,6 +23,7 @@ from devit_contract.wire.status import NodeState, NodeView
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
 from devit_fusion.events import Events
+from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, ClientQuestion
 from devit_fusion.ports.devices import DevicePort
@@ -65,13 +66,19 @@ class Nodes:
         links: Mapping[str, Link],
         devices: DevicePort,
         clients: ClientPort,
+        scheduler: Scheduler,
         events: Events,
+        started_ns: int | None,
     ) -> None:
-        """Connect to the others in the background; ``place`` is this node's own in the fleet file."""
+        """Connect to the others in the background; ``place`` is this node's own in the fleet file.
+
+        The process started at ``started_ns``, or before; ``None``: it is just starting.
+        """
         self._names = [node.name for node in fleet.nodes]
         self._place = place
         others = [node for index, node in enumerate(fleet.nodes) if index != place]
         self._links, self._devices, self._clients, self._events = links, devices, clients, events
+        self._scheduler, self._patience_ns = scheduler, fleet.lease_ms * 500_000
         self._waiter = Waiter()
         self._neighbours = {node.name: _Neighbour(node, keys, self._waiter, events) for node in others}
         now_ns = time.monotonic_ns()
@@ -81,11 +88,13 @@ class Nodes:
             list(self._neighbours),
             place=place,
             lease_ns=fleet.lease_ms * 1_000_000,
-            started_ns=now_ns,
+            started_ns=started_ns or now_ns,
         )
         self._is_active, self._since_ns = not others, now_ns
         self._watchers: dict[tuple[str, int], ClientQuestion] = {}
         clients.active_until_ns = self._claim.holds_until_ns
+        for link in links.values():
+            link.is_lent = not others
 
     def close(self) -> None:
         """Close the links to the others."""
@@ -111,26 +120,30 @@ class Nodes:
             except (RefusedError, WireError) as err:
                 self._events.note(neighbour.name, str(err), Priority.WARNING)
 
-    def tend(self, now_ns: int) -> bool:
-        """Ask all others for their leases if it is time; tell whether this node has just stopped being active."""
+    def tend(self, now_ns: int) -> None:
+        """Ask all others for their leases if it is time."""
         if self._claim.next_ns is None or now_ns < self._claim.next_ns:
-            return False
+            return
         self.hear()
         lease_ns = self._claim.round(now_ns)
-        has_ended = self._is_active
         self._follow(now_ns)
-        has_ended &= not self._is_active
         self._ask(lease_ns)
         for neighbour in self._neighbours.values():
             if not neighbour.link.is_linked:
                 neighbour.become("unreachable", now_ns)
-        return has_ended
 
     def voted(self, link: Link, number: int, vote: Vote) -> None:
         """Take a device's reply."""
         now_ns = time.monotonic_ns()
+        link.is_lent = vote.holder == self._claim.run_id
         self._claim.voted(link.name, number, vote.holder, now_ns)
         self._follow(now_ns)
+
+    def met(self, link: Link) -> None:
+        """Ask a device that has just connected for its lease."""
+        if self._neighbours:
+            link.is_lent = False
+            self._ask_device(link, self._claim.asks_ns)
 
     def asked(self, name: str, message: Message) -> Message | None:
         """Reply to another node that asks for this one's lease; ``None`` if it is something else.
@@ -188,11 +201,14 @@ class Nodes:
         lease_ms, number = lease_ns // 1_000_000, self._claim.number
         for link in self._links.values():
             if link.hello is not None:
-                self._devices.ask(link, Control(Question.LEASE, link.name, lease_ms=lease_ms), number)
+                self._ask_device(link, lease_ns)
         control = body(Control(Question.LEASE, self._names[self._place], lease_ms=lease_ms))
         data = pack(Message(Kind.CONTROL, Dtype.BODY, payload=control, run_id=self._claim.run_id, frame_id=number))
         for neighbour in self._neighbours.values():
             neighbour.link.send(data)
+
+    def _ask_device(self, link: Link, lease_ns: int) -> None:
+        self._devices.ask(link, Control(Question.LEASE, link.name, lease_ms=lease_ns // 1_000_000), self._claim.number)
 
     def _heard(self, neighbour: _Neighbour, message: Message) -> None:
         if message.kind is not Kind.CONTROL or message.run_id != self._claim.run_id:
@@ -211,6 +227,10 @@ class Nodes:
         if (now_ns < until_ns) is self._is_active:
             return
         self._is_active, self._since_ns = not self._is_active, now_ns
+        if self._is_active:
+            self._scheduler.take_over(now_ns + self._patience_ns)
+        else:
+            self._scheduler.shed_waiting()  # refused, so that the clients ask the node that is active now
         granted = ", ".join(self._claim.granted(now_ns))
         text = (
             f"this node is active now, granted by {granted}" if self._is_active else "this node is not active any more"
