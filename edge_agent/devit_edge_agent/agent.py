@@ -204,15 +204,12 @@ class EdgeAgent(Closing):
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
             self._queue.append((message, time.monotonic_ns()))
         elif message.kind is Kind.WITHDRAW:  # skipped in its turn: the node expects answers in the order of the frames
-            self._withdrawn |= {frame.frame_id for frame, _ in self._queue if _is_same(frame, message)}
+            self._withdrawn |= {frame.frame_id for frame, _ in self._queue if frame.frame_id == message.frame_id}
         elif message.kind is Kind.WELCOME:
             self._welcomed(uplink)
         elif message.kind is Kind.CONTROL:
-            vote = self._uplinks.vote(message)
-            if vote is None:
+            if not self._uplinks.vote(message):  # a lease is short, so that is answered at once
                 self._questions.append(message)
-            else:  # at once: a lease is short
-                self._send_reply(message, ControlReply(vote=vote))
         elif message.kind is Kind.LEAVE:
             self._left += 1
         else:
@@ -347,10 +344,7 @@ class EdgeAgent(Closing):
             reply = self._reply(read_body(message, Control), message.run_id)
         except (WireError, EngineError, EnergyError) as err:  # a WireError: e.g. a question of a newer version
             reply = ControlReply(error=f"{self._config.name}: {err}")
-        self._send_reply(message, reply)
-
-    def _send_reply(self, asked: Message, reply: ControlReply) -> None:
-        self._send(Kind.CONTROL, asked.run_id, body(reply), frame_id=asked.frame_id)
+        self._send(Kind.CONTROL, message.run_id, body(reply), frame_id=message.frame_id)
 
     def _send_samples(self, telemetry: Telemetry) -> None:
         self._send(Kind.TELEMETRY, self._sampler_run, body(telemetry))
@@ -401,7 +395,3 @@ class EdgeAgent(Closing):
                 dispatch_ns=message.dispatch_ns,
             )
         )
-
-
-def _is_same(frame: Message, other: Message) -> bool:
-    return frame.frame_id == other.frame_id and frame.run_id == other.run_id

@@ -25,9 +25,9 @@ def run_agent(config: Path, engine: str = "built", *, stop_with_stdin: bool = Fa
 
     with ExitStack() as stack:
         with as_configured():
-            opened = stack.enter_context(
-                open_agent(config, engine, log=Log("edge-agent"), on_ready=announce, started_ns=process_start_ns())
-            )
+            started_ns = process_start_ns()
+            agent = open_agent(config, engine, log=Log("edge-agent"), on_ready=announce, started_ns=started_ns)
+            opened = stack.enter_context(agent)
         opened.serve(should_stop, should_reload)
 
 

@@ -15,9 +15,9 @@ from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.keys import KeyPair
 from devit_contract.errors import EngineError, WireError
 from devit_contract.service.journal import Log
-from devit_contract.wire.codec import Message
-from devit_contract.wire.lease import Granter
-from devit_contract.wire.messages import Control, Hello, Vote, read_body
+from devit_contract.wire.codec import Dtype, Kind, Message
+from devit_contract.wire.lease import LONGEST_MS, LOOK_NS, Granter
+from devit_contract.wire.messages import Control, ControlReply, Hello, Vote, body, read_body
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
 from devit_edge_agent.config import AgentConfig
@@ -72,16 +72,23 @@ class Uplinks:
         """Whether the node worked for has not answered an introduction: it must know the engine before a feature."""
         return any(uplink.is_introducing and self.decides(uplink) for uplink in self.all)
 
-    def vote(self, asked: Message) -> Vote | None:
-        """Answer a node that asks for the lease; ``None`` if it asks for something else."""
+    def vote(self, asked: Message) -> bool:
+        """Answer a node that asks for the lease; tell whether it did."""
         try:
             control = read_body(asked, Control)
         except WireError:  # a question of a newer node
-            return None
+            return False
         if control.question is not Question.LEASE:
-            return None
+            return False
         now_ns = time.monotonic_ns()
-        return Vote(self._lease.ask(asked.run_id, asked.frame_id, control.lease_ms * 1_000_000, now_ns))
+        lease_ns = max(LOOK_NS, min(control.lease_ms, LONGEST_MS) * 1_000_000)
+        vote = Vote(self._lease.ask(asked.run_id, asked.frame_id, lease_ns, now_ns))
+        reply = body(ControlReply(vote=vote))
+        run_id, number = asked.run_id, asked.frame_id
+        self.send(
+            Message(Kind.CONTROL, Dtype.BODY, payload=reply, run_id=run_id, frame_id=number, boot_id=self.boot_id)
+        )
+        return True
 
     def as_wanted(self, feature: Float32Array, run_id: int) -> npt.NDArray[np.floating]:
         """Round a feature to the type that the node of that run wants.

@@ -16,6 +16,9 @@ from __future__ import annotations
 LOOK_NS = 0
 """Asked for: no lease, and an end to the one that is held."""
 
+LONGEST_MS = 300_000
+"""No lease is granted for longer, whatever is asked for."""
+
 
 class Granter:
     """The lease of one device or node; no socket, no clock of its own."""

@@ -97,7 +97,7 @@ class DeviceHandler(Protocol):
         """Take power samples, as they came."""
 
     def node_asked(self, name: str, message: Message) -> Message | None:
-        """Reply to another node of the fleet; ``None`` if it is none."""
+        """Reply to another node of the fleet; ``None`` to anyone else."""
 
 
 class DevicePort:

@@ -16,7 +16,7 @@ from devit_contract.errors import RefusedError, WireError
 from devit_contract.service.journal import Priority
 from devit_contract.wire.client_link import ClientLink
 from devit_contract.wire.codec import Dtype, Kind, Message, pack
-from devit_contract.wire.lease import LOOK_NS
+from devit_contract.wire.lease import LONGEST_MS, LOOK_NS
 from devit_contract.wire.messages import Control, ControlReply, Vote, body, read_body
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import NodeState, NodeView
@@ -31,7 +31,6 @@ from devit_fusion.standby.claim import Claim
 
 _MAX_WATCHERS = 1024
 """Clients that are told; beyond, the one that asked first is not told any more."""
-_LONGEST_LEASE_MS = 300_000
 _LINGER_MS = 200
 """How long the last messages of a node that stops may take."""
 
@@ -154,8 +153,8 @@ class Nodes:
         control = read_body(message, Control)
         if control.question is not Question.LEASE or (name or control.device) not in self._neighbours:
             return None
-        if not 0 <= control.lease_ms <= _LONGEST_LEASE_MS:
-            raise WireError("body", f"lease: expected at most {_LONGEST_LEASE_MS} ms, found {control.lease_ms}")
+        if not 0 <= control.lease_ms <= LONGEST_MS:
+            raise WireError("body", f"lease: expected at most {LONGEST_MS} ms, found {control.lease_ms}")
         now_ns = time.monotonic_ns()
         holder = self._claim.own.ask(message.run_id, message.frame_id, control.lease_ms * 1_000_000, now_ns)
         return _reply(self._vote(holder, now_ns), message)
