@@ -21,7 +21,7 @@ from devit_contract.artefacts.keys import new_keys
 from devit_contract.errors import DevitError
 from devit_contract.wire.answer import Answer
 from devit_contract.wire.client import Client
-from devit_contract.wire.codec import Kind, Message
+from devit_contract.wire.codec import Kind, Message, State
 from devit_contract.wire.messages import AnswerBody, read_body
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
@@ -32,7 +32,7 @@ _START_S = 60.0
 
 
 class Nodes(LocalCell):
-    """Four agents and two nodes; a context manager. ``side_of`` devices lie on the first node's side of a partition."""
+    """Four agents and two nodes; a context manager. Where ``is_split``, :meth:`cut` can cut links."""
 
     def __init__(
         self, folder: Path, *, engine: str = "paced:2", deadline_ms: float = 50.0, is_split: bool = False
@@ -87,6 +87,7 @@ class Nodes(LocalCell):
         self._wait_ready(name, time.monotonic() + _START_S)
 
     def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a node or an agent."""
         self._children[name].send_signal(number)
 
     def cut(self, *, is_cut: bool) -> None:
@@ -141,6 +142,8 @@ class Load:
         self.ended_s: dict[int, float] = {}
         self.asked_s: dict[int, float] = {}
         self.twice = 0
+        self.gaps_s: list[float] = []
+        """From each interruption to the first answer to a later request."""
         self._gap_s = 1 / rate
         self._next_s = time.monotonic()
 
@@ -175,6 +178,39 @@ class Load:
             for number in self.asked_s
             if not isinstance(found := self.ended.get(number), Answer) or found.logits is None
         ]
+
+    def active(self) -> str:
+        """Name the node that is asked, which is the active one."""
+        return next(node.name for node in self.client.status().nodes if node.state == "active")
+
+    def settle(self) -> None:
+        """Wait until all devices answer."""
+        end_s = time.monotonic() + _START_S
+        while self.client.classify(IMAGE).state is not State.FULL or not self._is_whole():
+            assert time.monotonic() < end_s, "no full answer"
+            self.client.wait(0.05)
+
+    def interrupt(self, what: Callable[[], object], limit_s: float) -> None:
+        """Do something to the cell, and ask on until a request of after that has an answer."""
+        what()
+        start_s = time.monotonic()
+        self.run(limit_s, lambda: self.answered_since(start_s) > 0)
+        assert self.answered_since(start_s), f"no answer within {limit_s:g} s"
+        self.gaps_s.append(time.monotonic() - start_s)
+
+    def summary(self) -> str:
+        """Say what became of all requests."""
+        states = Counter(found.state.name.lower() for found in self.ended.values() if isinstance(found, Answer))
+        again = sum(count > 1 for count in self.client.came.values())
+        gaps = ", ".join(f"{gap_s:.2f}" for gap_s in self.gaps_s)
+        return (
+            f"{len(self.asked_s)} requests, {len(self.lost)} lost, {self.twice} ended twice, {again} computed twice, "
+            f"states {dict(states)}; s to the first answer: {gaps}"
+        )
+
+    def _is_whole(self) -> bool:
+        active = next((node for node in self.client.status().nodes if node.state == "active"), None)
+        return active is not None and sum(name.startswith("jetson") for name in active.granted) == 4
 
     def _collect(self, timeout_s: float) -> None:
         for number, result in self.client.collect(max(0.0, timeout_s)):

@@ -79,9 +79,7 @@ class Cell:
             side = {name for name in everyone if self.random.random() < 0.5}
             self.cut = {frozenset((one, other)) for one in side for other in everyone if other not in side}
         elif what == 2:
-            self.cut = {
-                frozenset((one, other)) for one in everyone for other in everyone if self.random.random() < 0.3
-            }
+            self.cut = {frozenset((one, other)) for one in everyone for other in everyone if self.random.random() < 0.3}
         elif what == 3:
             self.cut = set()
         elif what == 4:
