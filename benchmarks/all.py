@@ -57,6 +57,7 @@ BENCHMARKS = (
     ),
     Benchmark("headline", "benchmarks.headline.run", smoke=("--duration", "0.3", "--small", "--family", "DeDeiTs")),
     Benchmark("growth", "benchmarks.growth.run", smoke=("--devices", "4", "--duration", "0.2")),
+    Benchmark("standby", "benchmarks.standby.run", smoke=("--duration", "0.1", "--rounds", "1")),
     Benchmark("footprint", "benchmarks.footprint.run", smoke=("--rounds", "1")),
     Benchmark("versions", "benchmarks.versions.run", smoke=("--duration", "0.1", "--cells", "null")),
     Benchmark("report_8h", "benchmarks.report_8h.run", smoke=("--samples", "6000")),

@@ -17,7 +17,7 @@ from devit_contract.service.terminal import print_json, print_table, progress_ba
 if TYPE_CHECKING:
     from devit_contract.artefacts.manifest import Preprocess
     from devit_contract.wire.client import Answer, Client, Picture
-    from devit_contract.wire.status import ClientStatus, DeviceStatus, NodeStatus, PromiseStatus
+    from devit_contract.wire.status import ClientStatus, DeviceStatus, NodeStatus, NodeView, PromiseStatus
 
 _EVENTS_SHOWN = 8
 _OUTCOMES = ("full", "certain", "partial", "failed", "shed")
@@ -158,6 +158,8 @@ def status(
     rows += [["-", str(submodel), "no device", "-", "-", "-", "-", "-"] for submodel in found.without_device]
     header = ["device", "model", "state", "sent", "seen, s", "missed", "p50, ms", "engine"]
     print_table(title, header, rows, numbers=(1, 4, 5, 6))
+    for node in found.nodes:
+        typer.echo(_node_line(node))
     clients = [client for client in found.clients if client.frames or client.waiting or client.in_flight]
     if clients:
         header = ["client", "waiting", "sent", *_OUTCOMES, "time, s"]
@@ -198,6 +200,12 @@ def _shed_line(client: ClientStatus) -> str:
     limit = f"{client.max_in_flight} in flight" if client.max_in_flight else "no limit in flight"
     name = client.name or "(no key)"
     return f"{name} was not served: {told}; it has weight {client.weight}, {limit} in fleet.toml" if told else ""
+
+
+def _node_line(node: NodeView) -> str:
+    granted = f", granted by {', '.join(node.granted)}" if node.granted else ""
+    since = f" for {node.since_s:.0f} s" if node.since_s is not None else ""
+    return f"node {node.name}: {node.state}{since}, run {node.run_id:016x}{granted}"
 
 
 def _over_current_line(devices: Sequence[DeviceStatus]) -> str:

@@ -6,8 +6,10 @@ are no error: containers and ordinary computers lack most of them.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -272,6 +274,13 @@ def more_memory(root: Path = ROOT) -> str:
         else ""
     )
     return f"{first}close other programs, or add swap"
+
+
+def process_start_ns() -> int:
+    """Tell when this process started, on the monotonic clock, or a little later."""
+    ticks = int(Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19])
+    start_s = (ticks + 1) / os.sysconf("SC_CLK_TCK")  # since the boot
+    return time.monotonic_ns() - max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - round(start_s * 1e9))
 
 
 def _nvpmodel_conf(root: Path) -> Path:

@@ -20,7 +20,7 @@ from devit_contract.machine import over_current_events
 from devit_contract.service.closing import Closing
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.wire.codec import Dtype, Kind, Message, Reason, array_payload
-from devit_contract.wire.messages import Control, ControlReply, Mark, body, read_body
+from devit_contract.wire.messages import Control, ControlReply, Mark, Telemetry, body, read_body
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
 from devit_edge_agent.engine.baseline_model import BaselineModel
@@ -33,6 +33,7 @@ from devit_edge_agent.sensors.throttling import ThrottlingWatch
 from devit_edge_agent.sources.moments import Moments
 from devit_edge_agent.sources.source import Captured, Source
 from devit_edge_agent.uplink import Uplink
+from devit_edge_agent.uplinks import Uplinks
 
 _IDLE_POLL_MS = 200
 """Longest wait of the loop: how soon it sees that it should stop."""
@@ -53,10 +54,12 @@ class EdgeAgent(Closing):
         *,
         log: Log,
         on_ready: Callable[[], None] = lambda: None,
+        started_ns: int | None = None,
     ) -> None:
-        """Connect to the node in the background; engine and source are closed with the agent.
+        """Connect to the nodes in the background; engine and source are closed with the agent.
 
-        ``on_ready`` is called once, when the node has accepted this device.
+        ``on_ready`` is called once, when a node has accepted this device. The process started at ``started_ns``, or
+        before; by default it is just starting.
         """
         self._config = settings.config
         self._loaded = loaded
@@ -72,7 +75,7 @@ class EdgeAgent(Closing):
         self._busy_ns = 0
         self._has_served = False
         self._refusal = ""
-        self._is_left = False
+        self._left = 0
         self._next_free_ns = 0
         self._next_throttled_ns = 0
         is_paced = self._config.free_running and source is not None and source.fileno() < 0
@@ -84,10 +87,12 @@ class EdgeAgent(Closing):
         self._power = PowerFeed(self._config.tegrastats)
         self._over_current = OverCurrentWatch(Path(self._config.root))
         self._throttling = ThrottlingWatch(Path(self._config.root))
-        self._uplink = Uplink(self._config, settings.keys, log, loaded.hello, loaded.engine.revision)
+        started_ns = time.monotonic_ns() if started_ns is None else started_ns
+        introduced = loaded.hello, loaded.engine.revision
+        self._uplinks = Uplinks(self._config, settings.keys, log, *introduced, started_ns=started_ns)
+        self._sampler_run = 0  # of the node that power samples go to
         self._waiter = Waiter()
-        self._link_descriptor = self._waiter.add_socket(self._uplink.socket)
-        self._waiter.add(self._uplink.monitor.descriptor)
+        self._uplinks.wait_with(self._waiter)
         self._waiter.add(self._swap.fileno())
         if source is not None and source.fileno() >= 0:
             self._waiter.add(source.fileno())
@@ -96,7 +101,7 @@ class EdgeAgent(Closing):
     def close(self) -> None:
         """Stop sampling, close link, source and engine."""
         self._power.stop()
-        self._uplink.close()
+        self._uplinks.close()
         self._baseline.close()
         self._swap.close()
         if self._source is not None:
@@ -118,70 +123,77 @@ class EdgeAgent(Closing):
                 self._swap.start()
             self._turn()
         self._supervisor.stopping()
-        self._send(Kind.LEAVE)
+        runs = self._uplinks.runs()
+        for run_id in runs:
+            self._send(Kind.LEAVE, run_id)
         end_ns = time.monotonic_ns() + _SHUTDOWN_NS
-        while self._uplink.run_id is not None and (self._queue or not self._is_left) and time.monotonic_ns() < end_ns:
+        while self._uplinks.runs() and (self._queue or self._left < len(runs)) and time.monotonic_ns() < end_ns:
             self._turn()
         for message, _ in self._queue:
             self._skip(message, Reason.STOPPING)
 
     def _turn(self) -> None:
-        is_busy = (self._queue and not self._uplink.is_introducing) or self._questions
+        is_busy = (self._queue and not self._uplinks.is_introducing) or self._questions
         ready = self._waiter.wait(0 if is_busy else self._idle_poll_ms)
         self._supervisor.alive()
-        if self._uplink.watch(has_events=self._uplink.monitor.descriptor in ready):
-            self._unlinked("waiting for the node")
-        if self._link_descriptor in ready:
-            self._receive()
+        for uplink, descriptor in self._uplinks.watched:
+            run_id = uplink.run_id
+            if uplink.watch(has_events=uplink.monitor.descriptor in ready):
+                self._unlinked(run_id, "waiting for the node")
+            if descriptor in ready:
+                self._receive(uplink)
         if self._questions:  # one a turn: frames and signs of life come between
             self._control(self._questions.popleft())
-        self._power.feed(self._config.name, lambda telemetry: self._send(Kind.TELEMETRY, body(telemetry)))
+        self._power.feed(self._config.name, self._send_samples)
         offered = self._swap.take_loaded()
         if offered is not None:
-            self._uplink.introduce(offered.hello, offered.engine.revision)
+            self._uplinks.introduce(offered.hello, offered.engine.revision)
         self._baseline.tend()
         if self._source is not None:
             self._tend_source(self._source)
         if self._config.free_running and self._source is not None:
             self._run_free(self._source)
-        if self._queue and not self._uplink.is_introducing:
+        if self._queue and not self._uplinks.is_introducing:
             self._run(*self._queue.popleft())
 
-    def _receive(self) -> None:
+    def _receive(self, uplink: Uplink) -> None:
+        run_id = uplink.run_id
         try:
-            for message in self._uplink.receive():
+            for message in uplink.receive():
                 try:
-                    self._take(message)
+                    self._take(uplink, message)
                 except WireError as err:
                     self._log_throttled(f"a message of the node was not used: {err}")
         except RefusedError as err:
-            if self._swap.is_offered:
+            if self._swap.is_offered and self._uplinks.decides(uplink):
                 self._swap.refuse(str(err))
-                self._uplink.introduce(self._loaded.hello, self._loaded.engine.revision)
-            elif self._has_served:
-                self._refused(str(err))
+                self._uplinks.introduce(self._loaded.hello, self._loaded.engine.revision)
+            elif self._has_served or self._config.standby:
+                self._refused(uplink, run_id, str(err))
             else:
                 raise
 
-    def _refused(self, text: str) -> None:
+    def _refused(self, uplink: Uplink, run_id: int | None, text: str) -> None:
         """Try again: another agent may have taken the name for a while, or the node has a new bundle already."""
         if text != self._refusal:
             self._refusal = text
             self._log.log(Priority.ERROR, f"{text}; trying again")
-        self._unlinked(f"trying again, {text}")
-        self._uplink.try_again()
+        uplink.try_again()
+        self._unlinked(run_id, f"trying again, {text}")
 
-    def _unlinked(self, status: str) -> None:
+    def _unlinked(self, run_id: int | None, status: str) -> None:
         """Drop what belonged to the link that has ended."""
-        self._queue.clear()
+        self._queue = deque(each for each in self._queue if each[0].run_id != run_id)
+        self._withdrawn &= {frame.frame_id for frame, _ in self._queue}
         self._moments.forget()
-        self._withdrawn.clear()
-        self._questions.clear()
-        self._power.stop()
-        self._baseline.free()
-        self._supervisor.waiting(status)
+        self._questions = deque(question for question in self._questions if question.run_id != run_id)
+        if run_id == self._sampler_run:
+            self._power.stop()
+        if not self._uplinks.runs():
+            self._baseline.free()
+            self._supervisor.waiting(status)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, uplink: Uplink, message: Message) -> None:
         if message.kind is Kind.FRAME or message.kind is Kind.TRIGGER:
             is_kept = message.kind is Kind.TRIGGER and self._loaded.has_own_view
             if not is_kept or self._moments.hears(message):
@@ -189,16 +201,17 @@ class EdgeAgent(Closing):
         elif message.kind is Kind.WITHDRAW:  # skipped in its turn: the node expects answers in the order of the frames
             self._withdrawn |= {frame.frame_id for frame, _ in self._queue if frame.frame_id == message.frame_id}
         elif message.kind is Kind.WELCOME:
-            self._welcomed()
+            self._welcomed(uplink)
         elif message.kind is Kind.CONTROL:
-            self._questions.append(message)
+            if not self._uplinks.vote(message):  # a lease is short, so that is answered at once
+                self._questions.append(message)
         elif message.kind is Kind.LEAVE:
-            self._is_left = True
+            self._left += 1
         else:
             raise WireError("kind", f"expected a node's message, found {message.kind.name}")
 
-    def _welcomed(self) -> None:
-        if self._swap.is_offered:
+    def _welcomed(self, uplink: Uplink) -> None:
+        if self._swap.is_offered and self._uplinks.decides(uplink):
             before, self._loaded, self._newest = self._loaded, self._swap.take_over(), None
             retire(before.engine, self._log)
         self._has_served, self._refusal = True, ""
@@ -216,12 +229,15 @@ class EdgeAgent(Closing):
             self._withdrawn.remove(message.frame_id)
             self._skip(message, Reason.WITHDRAWN)
             return
+        if not self._uplinks.works_for(message.run_id, start_ns):
+            self._skip(message, Reason.OTHER_NODE)
+            return
         if message.deadline_us and start_ns - read_ns >= message.deadline_us * 1000:
             self._skip(message, Reason.EXPIRED)
             return
         try:
             inference = (self._triggered if message.kind is Kind.TRIGGER else self._framed)(message, start_ns)
-            feature = None if inference is None else inference.as_sent(self._uplink.feature_dtype)
+            feature = None if inference is None else inference.as_sent(self._uplinks.feature_dtype(message.run_id))
         except (InputError, WireError):
             self._skip(message, Reason.DECODE)
             return
@@ -237,7 +253,7 @@ class EdgeAgent(Closing):
             return
         dtype, dims, payload = array_payload(feature)
         age_us = (time.monotonic_ns() - inference.captured_ns) // 1000 if inference.captured_ns else 0
-        self._uplink.send(
+        self._uplinks.send(
             Message(
                 Kind.FEATURE,
                 dtype,
@@ -247,7 +263,7 @@ class EdgeAgent(Closing):
                 engine_revision=self._loaded.engine.revision,
                 run_id=message.run_id,
                 frame_id=message.frame_id,
-                boot_id=self._uplink.boot_id,
+                boot_id=self._uplinks.boot_id,
                 dispatch_ns=message.dispatch_ns,
                 queue_us=(start_ns - read_ns) // 1000,
                 decode_us=inference.decode_us,
@@ -327,12 +343,15 @@ class EdgeAgent(Closing):
 
     def _control(self, message: Message) -> None:
         try:
-            reply = self._reply(read_body(message, Control))
+            reply = self._reply(read_body(message, Control), message.run_id)
         except (WireError, EngineError, EnergyError) as err:  # a WireError: e.g. a question of a newer version
             reply = ControlReply(error=f"{self._config.name}: {err}")
-        self._send(Kind.CONTROL, body(reply), frame_id=message.frame_id)
+        self._send(Kind.CONTROL, message.run_id, body(reply), frame_id=message.frame_id)
 
-    def _reply(self, control: Control) -> ControlReply:
+    def _send_samples(self, telemetry: Telemetry) -> None:
+        self._send(Kind.TELEMETRY, self._sampler_run, body(telemetry))
+
+    def _reply(self, control: Control, run_id: int) -> ControlReply:
         question, baseline = control.question, self._baseline
         if question is Question.DESCRIBE:
             return ControlReply(description=describe(self._loaded, Path(self._config.root)))
@@ -344,6 +363,7 @@ class EdgeAgent(Closing):
         if question is Question.BASELINE:
             return ControlReply(baseline=baseline.ask(control.step, self._loaded))
         if question is Question.SAMPLE_START:
+            self._sampler_run = run_id
             self._power.start(control.interval_ms, self._waiter)
         elif question is Question.SAMPLE_STOP:
             self._power.stop()
@@ -354,26 +374,26 @@ class EdgeAgent(Closing):
             return ControlReply(over_current=self._over_current.since_start(), throttling=self._throttling.now())
         return ControlReply()
 
-    def _send(self, kind: Kind, payload: bytes = b"", *, frame_id: int = 0) -> None:
+    def _send(self, kind: Kind, run_id: int, payload: bytes = b"", *, frame_id: int = 0) -> None:
         message = Message(
             kind,
             Dtype.BODY if payload else Dtype.NONE,
             payload=payload,
-            run_id=self._uplink.run_id or 0,
+            run_id=run_id,
             frame_id=frame_id,
-            boot_id=self._uplink.boot_id,
+            boot_id=self._uplinks.boot_id,
         )
-        self._uplink.send(message)
+        self._uplinks.send(message)
 
     def _skip(self, message: Message, reason: Reason) -> None:
-        self._uplink.send(
+        self._uplinks.send(
             Message(
                 Kind.SKIP,
                 device=self._config.submodel,
                 reason=reason,
                 run_id=message.run_id,
                 frame_id=message.frame_id,
-                boot_id=self._uplink.boot_id,
+                boot_id=self._uplinks.boot_id,
                 dispatch_ns=message.dispatch_ns,
             )
         )

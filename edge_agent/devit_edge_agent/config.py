@@ -18,6 +18,14 @@ MAX_THREADS = 256
 _AGENT_HINT = "see examples/agent.toml"
 
 
+class StandbyNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another node that this device serves when it is the active one."""
+
+    node: str
+    """Its ``endpoint``."""
+    node_public_key: str = ""
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``agent.toml``; paths are relative to the file."""
 
@@ -56,6 +64,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     starting on the newest image when the trigger comes."""
     allowed_signers: str = ""
     """File of OpenSSH's allowed signers; with it, a bundle that is unsigned, or older than one seen, is refused."""
+    standby: tuple[StandbyNode, ...] = ()
+    """The fleet's other nodes. With them, this device works only for the node that it has granted its lease to."""
     root: str = "/"
     """Where /proc and /etc are looked for; another folder describes a simulated board."""
 
@@ -74,8 +84,15 @@ def load_agent_config(path: Path) -> AgentConfig:
         raise InputError(f"{path}: node_public_key and secret_key must be given together")
     if config.node_public_key:
         check_key(config.node_public_key, f"{path}: node_public_key")
-    elif not is_loopback(config.node):
-        raise InputError(f"{path}: {config.node}: another machine's address needs node_public_key and secret_key")
+    for node in (config.node, *(standby.node for standby in config.standby)):
+        if not config.node_public_key and not is_loopback(node):
+            raise InputError(f"{path}: {node}: another machine's address needs node_public_key and secret_key")
+    for standby in config.standby:
+        parse_endpoint(standby.node, str(path))
+        if bool(standby.node_public_key) != bool(config.node_public_key):
+            raise InputError(f"{path}: node_public_key of {standby.node}: expected one for each node, or for none")
+        if standby.node_public_key:
+            check_key(standby.node_public_key, f"{path}: node_public_key of {standby.node}")
     if not 1 <= config.threads <= MAX_THREADS:
         raise InputError(f"{path}: threads: expected 1 to {MAX_THREADS}, found {config.threads}")
     changes = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from devit_contract.machine import process_start_ns
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
 from devit_contract.service.terminal import print_json
@@ -29,13 +30,20 @@ def run_agent(config: Path, engine: str = "built", *, stop_with_stdin: bool = Fa
 
     with ExitStack() as stack:
         with as_configured():
-            opened = stack.enter_context(open_agent(config, engine, log=Log("edge-agent"), on_ready=announce))
+            started_ns = process_start_ns()
+            agent = open_agent(config, engine, log=Log("edge-agent"), on_ready=announce, started_ns=started_ns)
+            opened = stack.enter_context(agent)
         opened.serve(should_stop, should_reload)
 
 
 @contextmanager
 def open_agent(
-    path: Path, engine_choice: str, *, log: Log, on_ready: Callable[[], None] = lambda: None
+    path: Path,
+    engine_choice: str,
+    *,
+    log: Log,
+    on_ready: Callable[[], None] = lambda: None,
+    started_ns: int | None = None,
 ) -> Iterator[EdgeAgent]:
     """Load and warm the engine that ``agent.toml`` names, open the source, connect.
 
@@ -55,5 +63,5 @@ def open_agent(
             from devit_edge_agent.sources.open import open_source
 
             source = open_source(line, loaded.preprocess, base=path.parent.absolute())
-        with EdgeAgent(settings, loaded, source, log=log, on_ready=on_ready) as agent:
+        with EdgeAgent(settings, loaded, source, log=log, on_ready=on_ready, started_ns=started_ns) as agent:
             yield agent

@@ -1,4 +1,4 @@
-"""The agent's link to the fusion node: made, introduced, watched, and made again.
+"""The agent's link to a fusion node: made, introduced, watched, and made again.
 
 What ends a link, and what brings it back:
 
@@ -36,7 +36,7 @@ from devit_contract.wire.sockets import (
     open_context,
     receive_all,
 )
-from devit_edge_agent.config import AgentConfig
+from devit_edge_agent.config import AgentConfig, StandbyNode
 
 _HELLO_NS = 1_000_000_000
 """Until an unanswered introduction is repeated."""
@@ -54,11 +54,25 @@ _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | NO_LINK | HANDSHAKE_FAILURES
 class Uplink:
     """One link, for one thread."""
 
-    def __init__(self, config: AgentConfig, keys: KeyPair | None, log: Log, hello: Hello, revision: int) -> None:
-        """Connect in the background; introduce this device by ``hello`` with the engine's ``revision``."""
-        self._config = config
+    def __init__(
+        self,
+        config: AgentConfig,
+        keys: KeyPair | None,
+        log: Log,
+        hello: Hello,
+        revision: int,
+        *,
+        node: StandbyNode | None = None,
+        boot_id: int | None = None,
+    ) -> None:
+        """Connect in the background; introduce this device by ``hello`` with the engine's ``revision``.
+
+        ``node`` is another one than the first of ``config``.
+        """
+        address = node or config
+        self._node = address.node
         self._log = log
-        self.boot_id = secrets.randbits(64)
+        self.boot_id = secrets.randbits(64) if boot_id is None else boot_id
         self.run_id: int | None = None
         """The node's run; ``None`` until it has accepted this device."""
         self.feature_dtype: FeatureDtype = "float32"
@@ -71,13 +85,13 @@ class Uplink:
         self._opened = open_context()
         self.socket, self.monitor = connect_dealer(
             self._opened.__enter__(),
-            config.node,
+            address.node,
             keys=keys,
-            node_key=config.node_public_key.encode() or None,
+            node_key=address.node_public_key.encode() or None,
             max_bytes=MAX_IMAGE_MESSAGE_BYTES,
             events=_LINK_EVENTS,
         )
-        self._reach = Reach(self.socket, config.node)
+        self._reach = Reach(self.socket, address.node)
 
     @property
     def is_introducing(self) -> bool:
@@ -154,7 +168,7 @@ class Uplink:
                     if message.engine_revision:  # else the device is refused, whatever it runs
                         self._check_revision(message)
                     self._hello_ns = None
-                    raise RefusedError(f"{self._config.node} refuses this device: {read_body(message, Refused).text}")
+                    raise RefusedError(f"{self._node} refuses this device: {read_body(message, Refused).text}")
                 elif message.run_id != self.run_id:
                     raise WireError("run", f"{message.kind.name} of run {message.run_id}, not of the present one")
                 yield message

@@ -18,6 +18,7 @@ def fuse(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
     fleet: Annotated[Path, typer.Option(help="Fleet file: devices, clients, addresses, deadline.")],
     key: Annotated[Path | None, typer.Option(help="The node's secret key file; none without encryption.")] = None,
+    name: Annotated[str, typer.Option(help="Of several nodes without keys: which one this is in the fleet file.")] = "",
     stop_with_stdin: Annotated[
         bool, typer.Option("--stop-with-stdin", help="Also stop when standard input is closed.")
     ] = False,
@@ -29,7 +30,7 @@ def fuse(
     """
     from devit_fusion.node import run_node
 
-    run_node(bundle, fleet, key, stop_with_stdin=stop_with_stdin)
+    run_node(bundle, fleet, key, name=name, stop_with_stdin=stop_with_stdin)
 
 
 def main() -> NoReturn:

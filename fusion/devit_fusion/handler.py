@@ -12,12 +12,13 @@ from devit_fusion.frames.heat import Heat
 from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
 from devit_fusion.questions import Questions
+from devit_fusion.standby.nodes import Nodes
 
 
 class Handler:
     """Hands features to the scheduler and replies to the questions, and notes what happened to links."""
 
-    def __init__(self, scheduler: Scheduler, questions: Questions, events: Events) -> None:
+    def __init__(self, scheduler: Scheduler, questions: Questions, events: Events, nodes: Nodes) -> None:
         """Join the parts."""
         self._scheduler = scheduler
         self._questions = questions
@@ -25,6 +26,7 @@ class Handler:
         self._heat = Heat(events)
         self.feature_received = scheduler.feature_received
         self.samples_received = questions.samples_received
+        self._nodes, self.node_asked = nodes, nodes.asked
 
     def replied(self, link: Link, number: int, reply: ControlReply) -> None:
         """Hand a client its reply; what a ping brings is the node's own."""
@@ -32,6 +34,8 @@ class Handler:
             link.over_current = reply.over_current
         if number == 0:  # of a ping
             self._heat.replied(link, reply, time.monotonic_ns())
+        if reply.vote is not None:
+            self._nodes.voted(link, number, reply.vote)
         self._questions.replied(number, reply)
 
     def frame_skipped(self, link: Link, frame_id: int, why: MissingReason, *, is_counted: bool = False) -> None:
@@ -44,6 +48,7 @@ class Handler:
         """Expect nothing of the former link, and note the new one."""
         self._abandon(link, MissingReason.RESTARTED if is_restarted else MissingReason.RECONNECTED)
         self._heat.forget(link)
+        self._nodes.met(link)
         self._events.note(link.name, f"ready, {link.hello.engine if link.hello is not None else ''}")
 
     def engine_changed(self, link: Link) -> None:

@@ -3,7 +3,7 @@
 =========  =======================================================  ========================================
 state      what it means                                            what a new frame does
 =========  =======================================================  ========================================
-absent     never connected, or the link is gone                     does not wait for it
+absent     never connected, the link is gone, or another node's     does not wait for it
 ready      link up, every frame in flight within its deadline       is sent to it, or waits for its credit
 stalled    link up, but at least one frame in flight is overdue     does not wait for it
 suspended  more than one in five of its last frames came late       does not wait for it
@@ -55,6 +55,8 @@ class Link:
     is_leaving: bool = False
     is_revoked: bool = False
     """Its key is not accepted any more."""
+    is_lent: bool = True
+    """Whether its agent works for this node; with several nodes, one at a time."""
     is_excluded: bool = False
     """Its features do not fit those of the others, and are not used."""
     last_seen_ns: int | None = None
@@ -88,7 +90,7 @@ class Link:
     @property
     def state(self) -> DeviceState:
         """The state as in the table above."""
-        if self.hello is None:
+        if self.hello is None or not self.is_lent:
             return _ABSENT
         if self.is_leaving:
             return _LEAVING

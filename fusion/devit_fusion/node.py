@@ -20,6 +20,7 @@ from devit_contract.artefacts.revoked import RevokedKeys, revoked_path
 from devit_contract.descriptors import keep_reserve
 from devit_contract.errors import AddressError, InputError
 from devit_contract.extras import own_version
+from devit_contract.machine import process_start_ns
 from devit_contract.service.closing import Closing
 from devit_contract.service.journal import Log, Priority, Supervisor
 from devit_contract.service.lifecycle import ReloadSignal, StopSignal, as_configured
@@ -27,6 +28,7 @@ from devit_contract.service.terminal import print_json
 from devit_contract.wire.sockets import Authenticator, Context, open_context
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.waiting import Waiter
+from devit_contract.wire.words import Question
 from devit_fusion.clock import Clock
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
@@ -42,12 +44,15 @@ from devit_fusion.record.tap import Tap
 from devit_fusion.roster.members import allowed_keys, check_fleet, check_submodels, new_link
 from devit_fusion.roster.roster import Parts, Roster
 from devit_fusion.roster.watched import WatchedFleet
+from devit_fusion.standby.nodes import Nodes
 
 _IDLE_NS = 200_000_000
 """Longest wait of the loop: how soon it sees that it should stop."""
 
 
-def run_node(bundle: Path, fleet: Path, key: Path | None = None, *, stop_with_stdin: bool = False) -> None:
+def run_node(
+    bundle: Path, fleet: Path, key: Path | None = None, *, name: str = "", stop_with_stdin: bool = False
+) -> None:
     """Serve until SIGTERM, Ctrl-C or, with ``stop_with_stdin``, the end of standard input; SIGHUP rereads the fleet."""
     should_stop, should_reload = StopSignal(with_stdin=stop_with_stdin), ReloadSignal()
     keep_reserve()
@@ -56,9 +61,10 @@ def run_node(bundle: Path, fleet: Path, key: Path | None = None, *, stop_with_st
             keys = load_keys(key) if key is not None else None
             revoked = RevokedKeys(revoked_path(fleet))
             watched = WatchedFleet(fleet)
-            node = stack.enter_context(
-                FusionNode(Bundle(bundle), watched.fleet, keys, revoked=revoked, watched=watched)
-            )
+            parts = Bundle(bundle), watched.fleet, keys
+            started_ns = process_start_ns()
+            made = FusionNode(*parts, revoked=revoked, watched=watched, name=name, started_ns=started_ns)
+            node = stack.enter_context(made)
         ready = {"ready": True, "pid": os.getpid(), "endpoint": node.endpoint, "client_endpoint": node.client_endpoint}
         print_json(ready, indent=0)
         node.serve(should_stop, should_reload)
@@ -78,17 +84,22 @@ class FusionNode(Closing):
         revoked: RevokedKeys | None = None,
         watched: WatchedFleet | None = None,
         log: Log | None = None,
+        name: str = "",
+        started_ns: int | None = None,
     ) -> None:
         """Bind both ports.
 
-        ``keys`` are the node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's.
-        Keys in ``revoked`` are not accepted any more; devices and clients change as ``watched`` does, the fleet's file.
+        Of several nodes it is the one with these keys, or without keys the one of that ``name``. ``keys`` are the
+        node's own, ``None`` without encryption; ``head`` and ``calibration`` stand for the bundle's. Keys in
+        ``revoked`` are not accepted any more; devices and clients change as ``watched`` does, the fleet's file. The
+        process started at ``started_ns``, or before; by default it is just starting.
 
         Raises:
             InputError: Fleet, bundle and keys do not fit together.
             AddressError: An address cannot be bound.
         """
-        check_fleet(bundle, fleet, keys)
+        place = check_fleet(bundle, fleet, keys, name)
+        self._node = fleet.nodes[place]
         self._fleet, self._manifest = fleet, bundle.manifest
         fusion = Fusion(head or bundle.fusion_head())
         calibration = _calibration_of(bundle, fleet, calibration)
@@ -103,10 +114,10 @@ class FusionNode(Closing):
         self._opened = open_context(io_threads=2)
         context = self._opened.__enter__()
         try:
-            self._authenticator = Authenticator(context, allowed_keys(fleet)) if keys is not None else None
+            self._authenticator = Authenticator(context, allowed_keys(fleet, place)) if keys is not None else None
             self._devices, self._clients = self._open_ports(context, keys, fusion, run_id)
         except AddressError:
-            self.close()
+            self._opened.__exit__(None, None, None)
             raise
         self.endpoint, self.client_endpoint = self._devices.endpoint, self._clients.endpoint
         """Where devices and clients connect, with the real ports."""
@@ -124,13 +135,15 @@ class FusionNode(Closing):
             images=self._images,
             clock=self._clock,
         )
-        self._handler = Handler(self._scheduler, self._questions, self._events)
-        parts = Parts(*ports, self._authenticator, self._scheduler.refill, self._events)
-        self._roster = Roster(parts, fleet, watched, revoked, partial(check_submodels, bundle))
+        self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._scheduler, self._events, started_ns)
+        self._handler = Handler(self._scheduler, self._questions, self._events, self._nodes)
+        parts = Parts(*ports, self._authenticator, self._scheduler.refill, self._nodes.know, self._events)
+        self._roster = Roster(parts, fleet, watched, revoked, partial(check_submodels, bundle), place)
         self._tap = self._make_tap(bundle, run_id)
 
     def close(self) -> None:
         """Close both ports, and end a recording."""
+        self._nodes.close()
         self._door.close()
         self._opened.__exit__(None, None, None)
 
@@ -140,7 +153,8 @@ class FusionNode(Closing):
         devices, clients = waiter.add_socket(self._devices.socket), waiter.add_socket(self._clients.socket)
         devices_monitor, clients_monitor = self._devices.monitor.descriptor, self._clients.monitor.descriptor
         zap = self._authenticator
-        for descriptor in (devices_monitor, clients_monitor, *([] if zap is None else [zap.descriptor])):
+        neighbours = set(self._nodes.descriptors())
+        for descriptor in (devices_monitor, clients_monitor, *neighbours, *([] if zap is None else [zap.descriptor])):
             waiter.add(descriptor)
         self._tap.join(waiter)
         supervisor = Supervisor()
@@ -157,10 +171,17 @@ class FusionNode(Closing):
             if clients in ready:
                 for received in self._clients.receive():
                     if isinstance(received, Request):
-                        self._tap.request(received)
+                        if received.arrival_ns < self._clients.active_until_ns:
+                            self._tap.request(received)
+                        else:
+                            self._clients.refuse_as_standby(received)
+                    elif received.control.question is Question.LEASE:
+                        self._nodes.watch(received)
                     else:
                         self._questions.ask(received)
                 self._questions.send_status(self._status)
+            if neighbours and not neighbours.isdisjoint(ready):
+                self._nodes.hear()
             now_ns = time.monotonic_ns()
             if clients_monitor in ready:
                 self._clients.watch(now_ns)
@@ -171,17 +192,19 @@ class FusionNode(Closing):
                 self._tend(self._clock.tick())
                 if should_reload():
                     self._roster.refresh(now_ns, self._tap.handler.lose, at_once=True)
-            self._scheduler.dispatch_waiting()
+            if now_ns < self._clients.active_until_ns:
+                self._scheduler.dispatch_waiting()
             self._tap.look(ready)
             if self._tap.is_on:
                 self._tap.end_turn()
         supervisor.stopping()
         self._tap.close()
+        self._nodes.stop()
 
     def _open_ports(
         self, context: Context, keys: KeyPair | None, fusion: Fusion, run_id: int
     ) -> tuple[DevicePort, ClientPort]:
-        node, serving = self._fleet.node, self._fleet.serving
+        node, serving = self._node, self._fleet.serving
         devices = DevicePort(
             context,
             node.endpoint,
@@ -218,6 +241,7 @@ class FusionNode(Closing):
             self._devices.guard.next_ns(),
             self._clients.guard.next_ns(),
             self._roster.next_ns,
+            self._nodes.next_ns(),
         ):
             if other_ns is not None and other_ns < due_ns:
                 due_ns = other_ns
@@ -229,6 +253,7 @@ class FusionNode(Closing):
         self._roster.refresh(now_ns, self._tap.handler.lose)
         for link in self._devices.lost(now_ns):
             self._tap.handler.lose(link)
+        self._nodes.tend(now_ns)
         self._stop_floods(now_ns)
         self._questions.expire(now_ns)
         if self._tap.is_on:
@@ -260,6 +285,7 @@ class FusionNode(Closing):
             images=self._images.now,
             image_choice=self._images.choice,
             views=manifest.views,
+            nodes=self._nodes.views(),
             min_devices=serving.min_devices,
             deadline_ms=serving.deadline_ms,
             software=self._software,

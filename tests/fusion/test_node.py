@@ -371,7 +371,7 @@ def test_rubbish_from_a_device_or_a_client_stops_nothing(make_cell: MakeCell, bu
         liar.socket.send_multipart([b"two", b"parts"])
         with cell.client() as client:
             client.status()
-            client._link.socket.send(b"rubbish")
+            client._link._links[0].socket.send(b"rubbish")
             assert client.classify(np.zeros((6, 8, 1), np.uint8)).mask & 0b01
     finally:
         liar.close()
@@ -381,7 +381,7 @@ def test_a_flood_of_questions_costs_one_description_of_the_node_a_turn(cell: Loc
     question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.STATUS)))
     with cell.client() as client:
         client.status()
-        socket = client._link.socket
+        socket = client._link._links[0].socket
         os.kill(cell.pid("node"), signal.SIGSTOP)
         try:
             for number in range(64):

@@ -25,6 +25,7 @@ _ENDPOINT = r"tcp://(\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9_.-]+|\*)
 _MOST_PIXELS, LEAST_PIXELS = 16_000_000, 250_000
 DECODED_PER_MS = 60_000
 """Pixels of a JPEG that a fast device decodes in a millisecond."""
+_LEASE_MS = 400
 _FLEET_HINT = "see examples/fleet.toml"
 
 
@@ -36,6 +37,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_endpoint: str
     public_key: str = ""
     """Empty only if both endpoints are on loopback and no device or client has a key."""
+    name: str = ""
+    """By default ``node`` for the first one, ``standby1`` for the next, and so on."""
 
 
 class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +149,22 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: tuple[ClientEntry, ...] = ()
     extra: tuple[Extra, ...] = ()
     """Added to the joules of the whole cell, by name."""
+    standby: tuple[Node, ...] = ()
+    """Nodes that take over, in this order."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes, the first one first, each with its name."""
+        names = ("node", *(f"standby{index + 1}" for index in range(len(self.standby))))
+        given = (self.node, *self.standby)
+        return tuple(
+            msgspec.structs.replace(node, name=node.name or name) for node, name in zip(given, names, strict=True)
+        )
+
+    @property
+    def lease_ms(self) -> int:
+        """Give how long a lease lasts: far longer than a busy device takes to say a word."""
+        return max(_LEASE_MS, round(4 * self.serving.deadline_ms))
 
     @property
     def shares(self) -> tuple[ClientEntry, ...]:
@@ -189,9 +208,13 @@ def to_fleet(path: Path, tables: dict[str, Any]) -> Fleet:
     members: tuple[Device | ClientEntry, ...] = *fleet.device, *fleet.client
     for member in members:
         check_name(member.name, f"{path}: name")
-    _refuse_twins(path, "name", [member.name for member in members])
+    nodes = fleet.nodes
+    for node in nodes if fleet.standby else ():
+        check_name(node.name, f"{path}: name of a node")
+    names = [member.name for member in (*(nodes if fleet.standby else ()), *members)]
+    _refuse_twins(path, "name", names)
     _check_extras(path, fleet.extra)
-    for endpoint in (fleet.node.endpoint, fleet.node.client_endpoint):
+    for endpoint in (each for node in nodes for each in (node.endpoint, node.client_endpoint)):
         parse_endpoint(endpoint, str(path))
         if not fleet.has_keys and not is_loopback(endpoint):
             raise InputError(
@@ -201,9 +224,10 @@ def to_fleet(path: Path, tables: dict[str, Any]) -> Fleet:
     if fleet.has_keys:
         for member in members:
             check_key(member.public_key, f"{path}: public_key of {member.name}")
-        check_key(fleet.node.public_key, f"{path}: public_key of node")
-        _refuse_twins(path, "public_key", keys)
-    elif any(keys):
+        for node in nodes:
+            check_key(node.public_key, f"{path}: public_key of {node.name}")
+        _refuse_twins(path, "public_key", [*(node.public_key for node in nodes if fleet.standby), *keys])
+    elif any(keys) or any(node.public_key for node in nodes):
         raise InputError(f"{path}: public_key of node: missing, though devices or clients have keys")
     elif len(fleet.client) > 1 and any(entry.max_in_flight or entry.weight != 1 for entry in fleet.client):
         text = "without keys all clients are one: give one [[client]], whose limits they share"

@@ -23,6 +23,7 @@ SHED_TEXTS: dict[str, str] = {
     ShedReason.BYTES: "more than 12 MiB of pictures wait at the node, most of them of this client",
     ShedReason.SHARE: "the node's queue is full, and this client had more than its share: see weight in fleet.toml",
     ShedReason.DEADLINE: "no device could answer within deadline_ms of the node's fleet.toml any more",
+    ShedReason.STANDBY: "another node of the fleet is active now",
 }
 """By reason: which limit it was, and where to change it."""
 

@@ -1,7 +1,8 @@
 """The client: asks the fusion node, one image after the other or several in flight, and drives agents' sensors.
 
-When the link or the node is lost, pending requests are sent again under their own numbers as soon as the link is back.
-The first answer counts, so each request ends once: with an answer, or with an error when its time is over.
+When the link or the node is lost, pending requests are sent again under their own numbers as soon as the link is back,
+or another node of the fleet is active. The first answer counts, so each request ends once: with an answer, or with an
+error when its time is over.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TypeVar
 
@@ -26,7 +27,6 @@ from devit_contract.errors import (
 )
 from devit_contract.service.closing import Closing
 from devit_contract.wire.answer import Answer
-from devit_contract.wire.client_link import ClientLink
 from devit_contract.wire.codec import Dtype, Kind, Message, pack
 from devit_contract.wire.messages import (
     AnswerBody,
@@ -42,6 +42,7 @@ from devit_contract.wire.messages import (
     read_body,
     read_text,
 )
+from devit_contract.wire.node_links import NodeAddress, NodeLinks
 from devit_contract.wire.requests import Picture, Request, Requests, image_request
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.words import BaselineStep, Question
@@ -56,7 +57,7 @@ def _keep_quiet(_text: str) -> None:
 
 
 class Client(Closing):
-    """A connection to one fusion node; a context manager, for one thread."""
+    """A connection to one fusion node, or to all of a fleet; a context manager, for one thread."""
 
     def __init__(
         self,
@@ -66,21 +67,22 @@ class Client(Closing):
         node_key: bytes | None = None,
         timeout_s: float = 10.0,
         tell: Callable[[str], None] = _keep_quiet,
+        standby: Sequence[NodeAddress] = (),
     ) -> None:
         """Connect to a node's ``client_endpoint`` in the background; the first question finds out whether it answers.
 
         A node with keys takes ``keys``, this client's own, with ``node_key``, the node's public one. Any single answer
-        may take ``timeout_s``. While the client waits for a node that it cannot reach, it gives ``tell`` one line with
-        the reason, and then once a minute.
+        may take ``timeout_s``. Nodes of ``standby`` are asked when they are active instead. While the client waits for
+        a node that it cannot reach, it gives ``tell`` one line with the reason, and then once a minute.
 
         Raises:
             AddressError: The endpoint is not usable.
         """
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        self._link = ClientLink(endpoint, keys, node_key, tell)
         self._requests = Requests()
         self._run_id = secrets.randbits(64)
+        self._link = NodeLinks((NodeAddress(endpoint, node_key), *standby), keys, self._run_id, tell)
         self._numbers = count(1)
         self._links = 0  # as known here
         self._images: ImageCoding = "raw"  # as the node wants them
@@ -90,8 +92,8 @@ class Client(Closing):
 
     @property
     def links(self) -> int:
-        """How often the node was reached; each time, the node forgets who subscribed to power samples."""
-        return self._link.links
+        """How often a node was reached; each time, it forgets who subscribed to power samples."""
+        return self._link.changes
 
     @property
     def is_refused(self) -> bool:
@@ -102,11 +104,13 @@ class Client(Closing):
     def of_fleet(
         cls, fleet: Fleet, keys: KeyPair | None, *, timeout_s: float = 10.0, tell: Callable[[str], None] = _keep_quiet
     ) -> Client:
-        """Connect to a fleet's node; a key must be given if the fleet has keys, see :func:`require_key`."""
+        """Connect to a fleet's nodes; a key must be given if the fleet has keys, see :func:`require_key`."""
         require_key(fleet, keys)
-        node = fleet.node
-        node_key = node.public_key.encode() if fleet.has_keys else None
-        return cls(node.client_endpoint, keys=keys, node_key=node_key, timeout_s=timeout_s, tell=tell)
+        (endpoint, key), *standby = (
+            NodeAddress(node.client_endpoint, node.public_key.encode() if fleet.has_keys else None)
+            for node in fleet.nodes
+        )
+        return cls(endpoint, keys=keys, node_key=key, timeout_s=timeout_s, tell=tell, standby=standby)
 
     def close(self) -> None:
         """Close the connection; pending answers are lost. Calling it twice is allowed."""
@@ -268,8 +272,8 @@ class Client(Closing):
         """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
         link, requests = self._link, self._requests
         is_woken = link.wait(min(timeout_s, requests.next_end_s() - time.monotonic()), wake)
-        if link.links != self._links:
-            self._links = link.links
+        if link.changes != self._links:
+            self._links = link.changes
             if self._links > 1:
                 self._images = "raw"  # the node may be an older one now
                 requests.send_again()

@@ -1,10 +1,10 @@
-"""The link of one client to the node: handshakes, refusals and new connections after a loss."""
+"""The link of one client, or of another node, to a node: handshakes, refusals and new connections after a loss."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import zmq
 
@@ -34,9 +34,19 @@ class ClientLink:
     """One DEALER and its monitor, for one thread."""
 
     def __init__(
-        self, endpoint: str, keys: KeyPair | None, node_key: bytes | None, tell: Callable[[str], None]
+        self,
+        endpoint: str,
+        keys: KeyPair | None,
+        node_key: bytes | None,
+        tell: Callable[[str], None],
+        waiter: Waiter,
     ) -> None:
-        """Connect in the background; ``tell`` is given one line if that fails, and then once a minute."""
+        """Connect in the background; ``tell`` is given one line if that fails, and then once a minute.
+
+        Call :meth:`tend` after each wait of ``waiter``, and at :attr:`next_s`.
+        """
+        self.is_linked = False
+        """Whether the node is reached now, as far as is known."""
         self.links = 0
         """How often the node was reached."""
         self.is_refused = False
@@ -58,10 +68,11 @@ class ClientLink:
             events=HANDSHAKE_FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED | NO_LINK,
         )
         self._reach = Reach(self.socket, endpoint)
-        self._waiter = Waiter()
-        self._descriptor = self._waiter.add_socket(self.socket)
+        self._descriptor = waiter.add_socket(self.socket)
         self._has_come = False
-        self._waiter.add(self._monitor.descriptor)
+        waiter.add(self._monitor.descriptor)
+        self.descriptors = self._descriptor, self._monitor.descriptor
+        """Readable when :meth:`tend` has something to look at."""
         self._failed_handshakes = 0
         self._retry_s = math.inf
 
@@ -75,20 +86,17 @@ class ClientLink:
         if not self.socket.closed:
             self._opened.__exit__(None, None, None)
 
-    def wait(self, timeout_s: float, wake: int | None) -> bool:
-        """Wait for anything to happen; tell whether the descriptor ``wake`` became readable.
+    @property
+    def next_s(self) -> float:
+        """When :meth:`tend` has something to do, on ``time.monotonic``."""
+        return min(self._retry_s, self._reach.next_s)
+
+    def tend(self, ready: Sequence[int]) -> None:
+        """Look at what a wait has found ``ready``.
 
         Raises:
             RefusedError: The node refuses this client.
         """
-        if wake is not None:
-            self._waiter.add(wake)
-        try:
-            timeout_s = min(timeout_s, min(self._retry_s, self._reach.next_s) - time.monotonic())
-            ready = self._waiter.wait(max(0.0, timeout_s * 1000))
-        finally:
-            if wake is not None:
-                self._waiter.remove(wake)
         self._has_come = self._descriptor in ready
         if self._monitor.descriptor in ready:
             self._read_monitor()
@@ -97,7 +105,6 @@ class ClientLink:
             self._reach.reconnect()
         if told := self._reach.tend():
             self._tell(told)
-        return wake in ready
 
     def send(self, data: bytes) -> bool:
         """Send a message, unless there is no link or it is full."""
@@ -107,12 +114,8 @@ class ClientLink:
             return False
         return True
 
-    def wait_for_room(self, wanted: bool) -> None:
-        """Have :meth:`wait` end as soon as something can be sent, or not."""
-        self._waiter.wants_room = wanted
-
     def receive(self) -> Iterator[Message]:
-        """Take what :meth:`wait` has found.
+        """Take what :meth:`tend` has found.
 
         Raises:
             WireError: The bytes are no message.
@@ -125,9 +128,11 @@ class ClientLink:
             event = found.kind
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.links += 1
+                self.is_linked = True
                 self._retry_s, self.is_refused = math.inf, False
                 self._reach.linked()
                 continue
+            self.is_linked = False
             if event & NO_LINK:
                 (self._reach.lost if event == zmq.EVENT_DISCONNECTED else self._reach.failed)()
                 continue

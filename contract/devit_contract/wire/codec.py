@@ -159,6 +159,8 @@ class Reason(enum.IntEnum):
     """The message is invalid here."""
     WITHDRAWN = 11
     """The node had withdrawn the frame before work on it began."""
+    OTHER_NODE = 12
+    """Another node, or none, holds the agent's lease."""
 
 
 class RequestPolicy(enum.IntEnum):

@@ -54,6 +54,8 @@ class Refused(msgspec.Struct, frozen=True):
     """REFUSED: why, in one line for people; the reason in the header is for programs."""
 
     text: str
+    is_standby: bool = False
+    """Whether the node is not the active one of several: the same request may be sent to another."""
 
 
 class Control(msgspec.Struct, frozen=True):
@@ -65,6 +67,8 @@ class Control(msgspec.Struct, frozen=True):
     """``sample-start``: sampling period."""
     step: BaselineStep = "state"
     """``baseline``: what to do."""
+    lease_ms: int = 0
+    """``lease``: for how long; 0 grants nothing, and ends the lease that this node holds."""
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -130,6 +134,17 @@ class BaselineState(msgspec.Struct, frozen=True):
     p99_ms: float | None = None
 
 
+class Vote(msgspec.Struct, frozen=True):
+    """Who holds a lease, or of a node, whether it is active."""
+
+    holder: int
+    """Run of the node that holds the lease of who says this; 0 for none."""
+    is_active: bool = False
+    """Of a node: whether it was active when it said this."""
+    run_id: int = 0
+    """Of a node: its own run."""
+
+
 class ControlReply(msgspec.Struct, frozen=True):
     """CONTROL, the answer: one field is set, or ``error``, or none if there is nothing to report."""
 
@@ -144,6 +159,8 @@ class ControlReply(msgspec.Struct, frozen=True):
     """To ``ping``: events since the agent's start; absent where the board does not count them."""
     throttling: Throttling | None = None
     """To ``ping``; absent where the board's files do not say, and from older agents."""
+    vote: Vote | None = None
+    """To ``lease``."""
 
 
 class PowerLine(msgspec.Struct, frozen=True, array_like=True):

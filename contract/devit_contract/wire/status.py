@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Literal
 
 import msgspec
 
@@ -165,6 +166,23 @@ class FleetStatus(msgspec.Struct, frozen=True):
     """Tables of it that have changed since the node's start, and are applied when it starts again."""
 
 
+NodeState = Literal["active", "standby", "unreachable"]
+"""What one of several nodes is, as another one, or itself, sees it."""
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """What a node knows of itself or of another one of its fleet."""
+
+    name: str
+    state: NodeState
+    run_id: int = 0
+    """Random at its start; 0 if it was never reached."""
+    since_s: float | None = None
+    """For how long it has been in that state, as far as is known here."""
+    granted: tuple[str, ...] = ()
+    """Devices and nodes whose leases it holds; known of the node itself alone."""
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """What the node reports of itself and of its devices; counters run since its start."""
 
@@ -216,3 +234,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """``own``: each device uses its own camera, and requests hold no image."""
     fleet: FleetStatus | None = None
     """``None`` of a node that does not read it while it runs."""
+    nodes: tuple[NodeView, ...] = ()
+    """All nodes of a fleet with several, in the order of the file; none where there is one."""

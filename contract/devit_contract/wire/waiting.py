@@ -22,8 +22,8 @@ class Waiter:
 
     def __init__(self) -> None:
         """Wait for nothing yet."""
-        self.wants_room = False
-        """Whether a wait also ends as soon as something can be sent."""
+        self.room_for: Socket | None = None
+        """The socket for which a wait also ends as soon as something can be sent on it."""
         self._sockets: dict[int, Socket] = {}
         self._poll = select.poll()
 
@@ -48,8 +48,12 @@ class Waiter:
 
         Who reads a socket need not take all its messages, as the next wait tells of the others.
         """
-        wanted = _READABLE | _WRITABLE if self.wants_room else _READABLE
-        ready = [number for number, socket in self._sockets.items() if int(socket.getsockopt(_EVENTS)) & wanted]
+        room_for = self.room_for
+        ready = [
+            number
+            for number, socket in self._sockets.items()
+            if int(socket.getsockopt(_EVENTS)) & (_READABLE if socket is not room_for else _READABLE | _WRITABLE)
+        ]
         for number, _ in self._poll.poll(0 if ready else timeout_ms):
             if number not in ready:
                 ready.append(number)

@@ -33,6 +33,9 @@ class Question(TextEnum):
     """An agent: take a step with the bundle's baseline model, as :class:`BaselineState`."""
     PING = "ping"
     """An agent, by the node alone: reply."""
+    LEASE = "lease"
+    """Anyone with several nodes. An agent or another node: grant this node your lease. By a client: say now, and from
+    then on unasked, whether you are active. As :class:`Vote`."""
 
 
 class DeviceState(TextEnum):
@@ -111,6 +114,8 @@ class ShedReason(TextEnum):
     """The queue is full, and the client had more than its share in it. Send fewer, or raise its `weight`."""
     DEADLINE = "deadline"
     """No device could answer it in time any more. Send fewer, use another cell, or raise `deadline_ms`."""
+    STANDBY = "standby"
+    """Another node of the fleet became active while the request waited. Nothing; the client asks that one."""
 
 
 class Slowdown(TextEnum):

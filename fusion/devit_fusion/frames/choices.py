@@ -54,6 +54,7 @@ class Choices:
         self._judged_ns = round(fleet.serving.deadline_ms * 1e6) // _JUDGED_SHARE
         self.grace_end_ns = clock.now_ns + round(fleet.serving.startup_grace_ms * 1e6)
         """Until when requests wait for devices that have not connected to this node yet."""
+        self._patient_end_ns, self._clock = 0, clock
         self._is_in_grace = False
         """Whether a request waits for a device that has not connected to this node yet."""
         self._grace_over_ns = 0
@@ -62,6 +63,13 @@ class Choices:
         """The only request that is next, and a device that has to have room for it."""
         self.wait_end_ns: int | None = None
         """When the first of the requests that wait for room has waited too long."""
+
+    def take_over(self, end_ns: int) -> None:
+        """Be patient with the requests that come until then, as another node had them before.
+
+        They wait for devices that do not work for this node yet, as after its start, and for room as long as it takes.
+        """
+        self.grace_end_ns, self._patient_end_ns = max(self.grace_end_ns, end_ns), end_ns
 
     def begin(self, now_ns: int) -> None:
         """Begin to choose: see anew whether there is a reason to wait for devices that have not connected yet."""
@@ -84,7 +92,7 @@ class Choices:
         lowest_ns = self._turns.lowest_ns(now_ns)
         for request in heads:
             wanted = self._links_of(self.requested(request))
-            if now_ns < self.grace_end_ns and any(not link.links and not link.is_revoked for link in wanted):
+            if now_ns < self.grace_end_ns and any(_is_coming(link) for link in wanted):
                 self._is_in_grace = True
                 continue
             ready = [link for link in wanted if link.state is _READY]
@@ -120,6 +128,8 @@ class Choices:
 
     def deadline_ns(self, request: Request) -> int:
         """Tell when a request has to be answered; its time begins after the startup grace."""
+        if request.arrival_ns < self._patient_end_ns:
+            return self._clock.now_ns + request.deadline_ns - request.arrival_ns
         return request.deadline_ns + max(0, self._grace_over_ns - request.arrival_ns)
 
     def _kept_from(self, request: Request, ready: Sequence[Link], lowest_ns: float) -> int:
@@ -146,3 +156,8 @@ class Choices:
         time_ns = request.deadline_ns - request.arrival_ns
         needed_ns = max([link.pace.needed_ns(is_encoded=is_encoded) for link in ready], default=0)
         return deadline_ns - min(time_ns, max(round(needed_ns), time_ns // 2))
+
+
+def _is_coming(link: Link) -> bool:
+    """Tell whether a device is about to work for this node, as it may after the start, or when the node takes over."""
+    return not (link.links and (link.hello is None or link.is_lent)) and not link.is_revoked

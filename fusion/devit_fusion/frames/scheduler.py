@@ -175,6 +175,17 @@ class Scheduler:
             self._turns.take(choice.request)
             self._dispatch(choice)
 
+    def take_over(self, end_ns: int) -> None:
+        """Be patient with the requests that come until then: another node was to answer them."""
+        self._choices.take_over(end_ns)
+
+    def shed_waiting(self) -> None:
+        """End all waiting requests without sending them to devices."""
+        while self._turns.waiting:
+            request = self._turns.take_heaviest()
+            del self._known[request.key]
+            self._shedding.shed(request, ShedReason.STANDBY)
+
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
         now_ns = self._clock.now_ns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _CONNECTIONS, _REFUSED_CONNECTIONS = 16, 4
 """Of one key: a desk's commands, a gateway, benchmarks; and those that are told that they are too many."""
 _MAX_QUESTION_BYTES = 4096
 """Questions are kept until agents reply."""
+_NOT_ACTIVE = "this node is not the active one of its fleet: give all nodes by --fleet, or ask the active one"
 _REQUEST, _UINT8 = Kind.REQUEST, Dtype.UINT8
 """As plain names: the enum class costs a look-up in its metaclass at each use."""
 _OWN_VIEWS = (
@@ -126,6 +128,8 @@ class ClientPort:
         """Connections that ended without a message."""
         self.bytes_in = 0
         self.bytes_out = 0
+        self.active_until_ns = 1 << 62
+        """Until when this node may answer requests: with several, one of them may."""
         self.refused: Counter[str] = Counter()
         """Invalid messages, by reason."""
         self._manifest, self._clock = manifest, clock
@@ -156,6 +160,9 @@ class ClientPort:
 
     def answer(self, request: Request, answer: Message) -> None:
         """Send an answer, unless its client has gone."""
+        if time.monotonic_ns() >= self.active_until_ns:
+            self.refuse_as_standby(request)
+            return
         data = pack(answer)
         self.bytes_out += len(data)
         send_routed(self.socket, request.client, data)
@@ -164,6 +171,16 @@ class ClientPort:
         """Refuse a request that is valid, but cannot be served."""
         self.refused[fault] += 1
         self._send(request.client, request.picture, Kind.REFUSED, body(Refused(text)), reason=Reason.REQUEST)
+
+    def refuse_as_standby(self, request: Request) -> None:
+        """Have a client send its request to another node: this one is not, or no more, active."""
+        self.refused["standby"] += 1
+        refused = body(Refused(_NOT_ACTIVE, is_standby=True))
+        self._send(request.client, request.picture, Kind.REFUSED, refused, reason=Reason.REQUEST)
+
+    def notify(self, asked: ClientQuestion, reply: ControlReply) -> Sent:
+        """Reply once more to a question, whose client wants to know of changes."""
+        return self._send(asked.client, asked.asked, Kind.CONTROL, body(reply))
 
     def reply(self, reply: ControlReply, *questions: ClientQuestion) -> None:
         """Send all these questions the same answer."""
@@ -229,11 +246,11 @@ class ClientPort:
         except InputError as err:
             raise WireError("picture", str(err)) from err
 
-    def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> None:
+    def _send(self, client: bytes, asked: Message, kind: Kind, payload: bytes, *, reason: Reason = Reason.NONE) -> Sent:
         message = Message(
             kind, Dtype.BODY, payload=payload, reason=reason, run_id=asked.run_id, frame_id=asked.frame_id
         )
-        send_routed(self.socket, client, pack(message))
+        return send_routed(self.socket, client, pack(message))
 
 
 def _question(peer: Peer, message: Message) -> ClientQuestion:

@@ -58,7 +58,7 @@ _SILENCE_NS = 10_000_000_000
 _ALIVE_NS = 2_000_000_000
 """A device whose last message is no older is alive: a HELLO of another process has a duplicate name."""
 _MAX_TEXTS, _MAX_TEXT_CHARS = 8, 120
-_WITHDRAWN = {Reason.WITHDRAWN: MissingReason.NOT_NEEDED}
+_WITHDRAWN = {Reason.WITHDRAWN: MissingReason.NOT_NEEDED, Reason.OTHER_NODE: MissingReason.ABSENT}
 _SKIP_REASONS = {reason: MissingReason(reason.name.lower()) for reason in AGENT_SKIPS} | _WITHDRAWN
 _DTYPES: dict[FeatureDtype, tuple[Dtype, np.dtype[Any]]] = {
     "float32": (Dtype.FLOAT32, np.dtype("<f4")),
@@ -95,6 +95,9 @@ class DeviceHandler(Protocol):
 
     def samples_received(self, link: Link, payload: bytes | memoryview) -> None:
         """Take power samples, as they came."""
+
+    def node_asked(self, name: str, message: Message) -> Message | None:
+        """Reply to another node of the fleet; ``None`` to anyone else."""
 
 
 class DevicePort:
@@ -247,6 +250,9 @@ class DevicePort:
             self._greet(peer, message, now_ns, handler)
             return
         if link is None or link.hello is None or message.boot_id != link.boot_id:
+            if kind is _CONTROL and (reply := handler.node_asked(peer.name, message)) is not None:
+                send_routed(self.socket, peer.route, pack(reply))
+                return
             if kind is Kind.REQUEST or kind is _CONTROL:
                 self._refuse_client(peer, message)
             raise WireError("boot", "expected HELLO first")

@@ -261,6 +261,7 @@ class _Told:
         self._tap, self._plain, self._clock = tap, plain, clock
         self._note, self._feature_received = tap.note, scheduler.feature_received
         self.replied: Callable[[Link, int, ControlReply], None] = plain.replied
+        self.node_asked = plain.node_asked
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature."""

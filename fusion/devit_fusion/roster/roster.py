@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
 from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.errors import DevitError, InputError
@@ -42,6 +44,8 @@ class Parts:
     """``None`` without keys."""
     refill: Callable[[Fleet], None]
     """Told when other links, or clients, belong to the node."""
+    know: Callable[[Fleet], None]
+    """Told when other devices may grant leases."""
     events: Events
 
 
@@ -55,8 +59,13 @@ class Roster:
         watched: WatchedFleet | None,
         revoked: RevokedKeys | None,
         check: Callable[[Fleet], None],
+        place: int,
     ) -> None:
-        """Start with the fleet that the parts were made for; ``check`` raises if another one does not fit the node."""
+        """Start with the fleet that the parts were made for; ``check`` raises if another one does not fit the node.
+
+        The node is the fleet's at ``place``.
+        """
+        self._place = place
         self._parts = parts
         self._started_with = self._fleet = fleet
         self._watched = watched
@@ -116,7 +125,9 @@ class Roster:
             raise InputError(f"expected devices for {serving.min_devices} submodels, as min_devices was at the start")
         self._fleet = fleet
         if parts.authenticator is not None:
-            parts.authenticator.allowed = allowed_keys(fleet)
+            start = self._started_with
+            known = msgspec.structs.replace(fleet, node=start.node, standby=start.standby)
+            parts.authenticator.allowed = allowed_keys(known, self._place)
         gone = _gone(before.device, fleet.device)
         lost = [parts.links.pop(name) for name in gone]
         links = {each.name: parts.links.get(each.name) or new_link(each, serving) for each in fleet.device}
@@ -124,6 +135,7 @@ class Roster:
         parts.links.clear()
         parts.links.update(links)
         parts.refill(fleet)
+        parts.know(fleet)
         for link in lost:
             parts.devices.cut(link)
             lose(link, f"{'replaced' if link.name in links else 'removed'} in fleet.toml")

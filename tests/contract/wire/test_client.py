@@ -291,4 +291,4 @@ def test_a_client_may_be_closed_twice(cell: LocalCell) -> None:
     client = cell.client()
     client.close()
     client.close()
-    assert client._link.socket.closed
+    assert all(link.socket.closed for link in client._link._links)

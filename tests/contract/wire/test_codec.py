@@ -426,7 +426,7 @@ def test_a_longer_header_of_a_newer_minor_version_is_skipped_but_checked() -> No
         (8, b"\x06", "dtype"),
         (9, b"\x05", "dims"),
         (40, b"\x05\x00", "state"),
-        (42, b"\x0c\x00", "state"),
+        (42, b"\x0d\x00", "state"),
         (96, b"\x07\x00\x00\x00", "size"),
     ],
 )

@@ -87,10 +87,10 @@ def test_a_wait_for_room_ends_when_there_is_a_link() -> None:
         port = router.bind_to_random_port("tcp://127.0.0.1")
         dealer.setsockopt(zmq.IMMEDIATE, 1)  # as all of this project: no room before there is a link
         descriptor = waiter.add_socket(dealer)
-        waiter.wants_room = True
+        waiter.room_for = dealer
         assert waiter.wait(0) == []
         dealer.connect(f"tcp://127.0.0.1:{port}")
         assert waiter.wait(LONG_MS) == [descriptor]
         dealer.send(b"now", zmq.NOBLOCK)
-        waiter.wants_room = False
+        waiter.room_for = None
         assert waiter.wait(0) == []

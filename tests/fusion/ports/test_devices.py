@@ -596,10 +596,10 @@ def test_clients_that_talk_rubbish_are_refused_and_stop_nothing(start: Start) ->
         pack(Message(Kind.REQUEST, Dtype.FLOAT32, (2,), bytes(8))),
         pack(Message(Kind.REQUEST, *array_payload(IMAGE), mask=0b100)),
     ):
-        client._link.socket.send(data)
-        assert unpack(client._link.socket.recv()).kind is Kind.REFUSED
-    client._link.socket.send_multipart([pack(Message(Kind.REQUEST, *array_payload(IMAGE))), b"more"])
-    assert unpack(client._link.socket.recv()).reason is Reason.REQUEST
+        client._link._links[0].socket.send(data)
+        assert unpack(client._link._links[0].socket.recv()).kind is Kind.REFUSED
+    client._link._links[0].socket.send_multipart([pack(Message(Kind.REQUEST, *array_payload(IMAGE))), b"more"])
+    assert unpack(client._link._links[0].socket.recv()).reason is Reason.REQUEST
     assert client.status().frames == {}
 
 
@@ -744,13 +744,13 @@ def test_a_flood_of_questions_reaches_a_device_some_at_a_time(start: Start) -> N
     client.status()
     question = Message(Kind.CONTROL, Dtype.BODY, payload=body(Control(Question.DESCRIBE, "jetson0")))
     for number in range(1, 101):
-        client._link.socket.send(pack(msgspec.structs.replace(question, frame_id=number)))
+        client._link._links[0].socket.send(pack(msgspec.structs.replace(question, frame_id=number)))
     for _ in range(92):
-        reply = read_body(unpack(client._link.socket.recv()), ControlReply)
+        reply = read_body(unpack(client._link._links[0].socket.recv()), ControlReply)
         assert reply.error == "jetson0: 8 questions of this client wait there: wait for their replies"
     for _ in range(8):
         device.say(Kind.CONTROL, body(ControlReply()), frame_id=device.hear(Kind.CONTROL).frame_id)
-        assert read_body(unpack(client._link.socket.recv()), ControlReply).error == ""
+        assert read_body(unpack(client._link._links[0].socket.recv()), ControlReply).error == ""
     asked = Asked(client, mask=0b01)
     frame = device.hear(Kind.FRAME, Kind.CONTROL)
     assert frame.kind is Kind.FRAME  # no other question came before it
