@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("devit_profiling.cli:app", "Measure latency and energy of a running cell (= profile)."),
     "bench-device": ("devit_profiling.bench.cli:app", "Measure one model of a bundle on this device, for devit plan."),
     "plan": ("devit_profiling.plan.cli:app", "Pick the mode of a fleet that keeps a goal, from measured profiles."),
-    "record": ("devit_fusion.record.cli:app", "Write what a node sees and does to files, for devit replay."),
+    "record": ("devit_fusion.record.cli:app", "Write what the node on this machine sees and does, for devit replay."),
     "replay": ("devit_pipeline.replay_cli:app", "Answer a recording again, with other devices, rules or bundle."),
     "demo": ("devit_pipeline.demo_cli:app", "Run the whole pipeline on this machine, on real images."),
 }

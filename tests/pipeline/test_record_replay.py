@@ -63,6 +63,13 @@ def test_a_recorder_that_is_killed_and_one_that_is_stopped_leave_what_replays_to
         with cell.client() as client:
             while not any(re.match("recording stopped", event.text) for event in client.status().events[:1]):
                 assert time.monotonic() < end_s
+        last = begun(*options, "--json")
+        ask(cell, 40)
+        cell.kill("node")
+        printed, _ = last.communicate(timeout=DEADLINE_S)
+        assert (last.returncode, json.loads(printed)["files"]) == (0, 1)
+    assert sorted(out.iterdir())[-1].stat().st_size > 1000
+    sorted(out.iterdir())[-1].unlink()
     done = devit("replay", out, "--json")
     found = json.loads(done.stdout)
     assert found["compared"] == found["equal"] > 200

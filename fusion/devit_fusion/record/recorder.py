@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,7 +100,8 @@ class Recorder(Closing):
         while True:
             if not is_ending and should_stop():
                 is_ending = True
-                self._socket.shutdown(socket.SHUT_WR)  # the node sends what it still has
+                with suppress(OSError):  # it may have gone
+                    self._socket.shutdown(socket.SHUT_WR)  # the node sends what it still has
                 self._socket.settimeout(_PATIENCE_S)
             try:
                 data = self._socket.recv(1 << 20)
@@ -108,6 +110,8 @@ class Recorder(Closing):
                     return
                 yield []
                 continue
+            except OSError:  # the node was killed
+                data = b""
             if not data:
                 if not heard:
                     raise LostLinkError("the node is being recorded already: stop the other devit record")

@@ -19,7 +19,9 @@ Change = Literal["connected", "restarted", "engine", "leaving", "lost"]
 """What has happened to a device's link; ``restarted`` is ``connected`` by another process than before."""
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag=str.lower, omit_defaults=True):
+class _Record(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag=str.lower, omit_defaults=True, gc=False
+):
     at_ns: int
 
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion
 from devit_contract.artefacts.manifest import Manifest
 from devit_contract.errors import InputError
-from devit_contract.wire.codec import Dtype, Kind, Message
+from devit_contract.wire.codec import Message
 from devit_contract.wire.messages import AnswerBody, DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
@@ -34,6 +33,7 @@ from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import Request
 from devit_fusion.record import records
 from devit_fusion.record.changes import Changes
+from devit_fusion.record.handed import change_link, hear, request_of
 from devit_fusion.record.known import FeatureOrSkip, Key, Known, Ledger, Pair
 from devit_fusion.record.stand_ins import Ports, SetClock, Silent
 from devit_fusion.record.state import resume
@@ -288,43 +288,14 @@ class Replay:
         self._scheduler.parts.chance.seed(shown.seed)
 
     def _request(self, record: records.RequestCame) -> None:
-        picture = Message(
-            Kind.REQUEST,
-            Dtype(record.dtype),
-            record.dims,
-            record.image or bytes(record.image_bytes),
-            mask=record.mask,
-            run_id=record.run_id,
-            frame_id=record.number,
-            minor=record.minor,
-        )
-        policy = self._changes.policy or record.policy
-        route = record.route
-        self._scheduler.request(
-            Request(route, record.client, picture, record.at_ns, policy, record.pixels, record.coding)
-        )
+        self._scheduler.request(request_of(record, self._changes.policy))
 
     def _hear(self, said: tuple[FeatureOrSkip, int]) -> None:
         record, frame_id = said
-        link = self._by_index[record.device]
-        if isinstance(record, records.SkipCame):
-            self._scheduler.frame_skipped(link, frame_id, record.why, is_counted=record.is_counted)
-        else:
-            self._scheduler.feature_received(link, frame_id, np.frombuffer(record.feature, "<f4"), record.timing)
+        hear(self._scheduler, self._by_index[record.device], record, frame_id)
 
     def _change_link(self, record: records.LinkChanged) -> None:
-        link = self._by_index[record.device]
-        if record.change == "engine" and record.hello is not None:
-            link.change_engine(record.hello, record.engine_revision)
-        elif record.change == "leaving":
-            link.is_leaving = True
-        elif record.change == "lost":
-            link.disconnect()
-            self._scheduler.lose(link, MissingReason.ABSENT)
-        elif record.hello is not None:
-            link.connect(record.hello, record.boot_id, record.engine_revision)
-            is_restarted = record.change == "restarted"
-            self._scheduler.lose(link, MissingReason.RESTARTED if is_restarted else MissingReason.RECONNECTED)
+        change_link(self._scheduler, self._by_index[record.device], record)
 
     def _tend(self, record: records.Tended) -> None:
         self._scheduler.expire(record.at_ns)
