@@ -25,7 +25,7 @@ PACKAGES: dict[Extra, tuple[str, ...]] = {
     "demo": ("onnxruntime", "tomlkit", "prometheus_client", "starlette", "uvicorn", "jinja2", "matplotlib"),
     "decompose": ("torch", "accelerate"),
     "timm": ("torch", "scipy", "timm", "torchvision"),
-    "export": ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim"),
+    "export": ("torch", "ml_dtypes", "onnx", "onnxruntime", "onnxscript", "onnxsim"),
 }
 """What the code that an extra is for imports, from the smallest extra to the largest."""
 
