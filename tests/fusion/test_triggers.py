@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from devit_contract.wire.codec import Kind, Message
 from devit_fusion.frames.join import Frame, Join
+from devit_fusion.frames.sending import in_stages
 from devit_fusion.frames.stages import Course
-from devit_fusion.frames.triggers import in_stages
 from devit_fusion.ports.clients import Request
 
 

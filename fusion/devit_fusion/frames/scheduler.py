@@ -6,14 +6,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from devit_contract.arrays import Float32Array
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.service.journal import Priority
-from devit_contract.wire.codec import Copies, Dtype, Kind, Message
+from devit_contract.wire.codec import Dtype
 from devit_contract.wire.messages import DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import ClientStatus, DeviceStatus
@@ -28,18 +26,18 @@ from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
+from devit_fusion.frames.sending import Sending, drop_payload
 from devit_fusion.frames.stages import Course, Stages
-from devit_fusion.frames.triggers import in_stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.frames.witness import Witness
 from devit_fusion.links import Link
-from devit_fusion.pace import File, Flight
+from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.ports.seats import Seats
 
-_READY, _YES, _TRIGGER = DeviceState.READY, Sent.YES, Kind.TRIGGER
-"""As plain names: the enum class costs a look-up in its metaclass at each use."""
+_READY = DeviceState.READY
+"""As a plain name: the enum class costs a look-up in its metaclass at each use."""
 
 
 class Parts(NamedTuple):
@@ -84,13 +82,12 @@ class Scheduler:
         self._links = self.seats.serving
         self._devices = devices
         self._clients = clients
-        self._run_id = run_id
         self._events = events
         self._join = Join()
         self._turns = Turns(fleet.shares)
         self._guard = Guard(fusion.head, calibration, fleet, self._links, events, clock, chance)
         shared_by_answers = self._links, clients, self._turns, events, self._guard, images, clock
-        self.answers, self._images = Answers(fusion, serving.min_devices, *shared_by_answers), images
+        self.answers = Answers(fusion, serving.min_devices, *shared_by_answers)
         self._shedding = Shedding(fleet, self._turns, self.answers, events, self._device_count)
         stages = Stages(
             fleet,
@@ -106,6 +103,7 @@ class Scheduler:
         self._courses = Courses(
             fusion, fleet, stages, certainty, self.promise, *shared, self._send_stage, self._end, self._guard.look
         )
+        self._sending = Sending(self._links, devices, images, run_id, self._deadline_ns)
         self._dispatched: dict[int, Request] = {}
         self._known: dict[tuple[str, int, int], Request] = {}  # waiting or dispatched, by their keys
         self._choices = Choices(fleet, self._links, self._all_devices, self._turns, stages, self._courses, clock)
@@ -348,7 +346,7 @@ class Scheduler:
         if pending or probed:
             self._send_frames(request, frame, sorted(pending), probed)
         if course is None and not self.seats.has_spares:
-            _drop_payload(request)
+            drop_payload(request)
         if not pending:
             self._finish(frame, now_ns)
 
@@ -361,7 +359,7 @@ class Scheduler:
         times = Flight(now_ns, deadline_ns)
         self._send_frames(course.request, frame, [link.index for link in links], (), times)
         if not course.unasked and not self.seats.has_spares:
-            _drop_payload(course.request)
+            drop_payload(course.request)
 
     def _send_frames(
         self,
@@ -371,44 +369,14 @@ class Scheduler:
         probed: Sequence[int],
         times: Flight | None = None,
     ) -> None:
-        picture = request.picture
-        if picture.dtype is Dtype.ENCODED and request.coding is not None:
-            asked = [self._links[index] for index in (*pending, *probed)]
-            picture = self._images.readable(picture, request.coding, asked)
-        flight = times or Flight(frame.dispatch_ns, frame.deadline_ns)
-        message = Message(
-            Kind.TRIGGER if picture.dtype is Dtype.NONE else Kind.FRAME,
-            picture.dtype,
-            picture.dims,
-            picture.payload,
-            run_id=self._run_id,
-            frame_id=frame.frame_id,
-            dispatch_ns=flight.sent_ns,
-            deadline_us=max(1, (flight.deadline_ns - flight.sent_ns) // 1000),
-        )
-        keeping: Sequence[int] = ()
-        if message.kind is _TRIGGER and request.policy == "certain":
-            message, keeping = in_stages(message, frame, (*pending, *probed))
-        copies = Copies(message)
-        for index in keeping:
-            self._devices.send_frame(self._links[index], copies)
-        if flight.deadline_ns < request.arrival_ns + self._deadline_ns:  # a client's hurry says nothing of a device
-            flight = flight._replace(deadline_ns=request.arrival_ns + self._deadline_ns)
-        if request.coding is not None:
-            flight = flight._replace(coding=request.coding)
-        elif picture.is_file:
-            flight = flight._replace(file=File(request.name, request.pixels))
         for index in probed:
             self._links[index].probe_id = frame.frame_id
+        asked = (*pending, *probed)
         if self._witness is not None:
-            self._witness.dispatched(request, frame, (*pending, *probed))
-        for index in (*pending, *probed):
-            link = self._links[index]
-            sent = self._devices.send_frame(link, copies)
-            if sent is _YES:
-                link.sent(frame.frame_id, flight)
-            else:
-                self._not_sent(link, frame, sent)
+            self._witness.dispatched(request, frame, asked)
+        flight = times or Flight(frame.dispatch_ns, frame.deadline_ns)
+        for link, sent in self._sending.send(request, frame, asked, flight):
+            self._not_sent(link, frame, sent)
 
     def _not_sent(self, link: Link, frame: Frame, sent: Sent) -> None:
         if self._witness is not None:
@@ -434,8 +402,3 @@ class Scheduler:
         request = self._dispatched.pop(frame.frame_id)
         del self._known[request.key]
         self.answers.end(request, frame, now_ns)
-
-
-def _drop_payload(request: Request) -> None:
-    """Let a picture go that was sent to all devices: the answer needs its numbers alone."""
-    request.picture = msgspec.structs.replace(request.picture, payload=b"")
