@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -82,6 +83,29 @@ def test_a_recorder_that_is_killed_and_one_that_is_stopped_leave_what_replays_to
     alone = devit("replay", last, "--without", "jetson2", "--max-failed", "1", "--max-flips", "0")
     assert "partial" in alone.stdout
     print(same.stdout)
+
+
+@pytest.mark.system
+def test_ten_thousand_frames_replay_to_the_same_bytes(tmp_path: Path) -> None:
+    """Two agents are restarted and one is killed meanwhile, so that frames end without features."""
+    out, settings = tmp_path / "recordings", f'[record]\nsocket = "{tmp_path}/record.sock"\n'
+    frames, image = 10_000, np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
+    with LocalCell(TINY, tmp_path / "cell", tiny_devices("null"), settings=settings) as cell:
+        recorder = begun("--fleet", cell.fleet_path, "--out", out)
+        with cell.client() as client:
+            for number, _ in enumerate(client.stream(itertools.repeat(image, frames), in_flight=4)):
+                if number in (2_000, 5_000):
+                    cell.kill("jetson1")
+                    cell.start_agents(["jetson1"])
+                elif number == 8_000:
+                    cell.kill("jetson2")
+        recorder.send_signal(signal.SIGINT)
+        recorder.communicate(timeout=DEADLINE_S)
+    done = devit("replay", out, "--json")
+    found = json.loads(done.stdout)
+    assert (found["compared"], found["equal"], found["verdict"]) == (frames, frames, "deploy")
+    assert found["was"]["states"]["partial"] >= 1_000
+    print(f"10,000 frames of {found['recorded_s']:.0f} s in {found['took_s']:.1f} s, all answers the same bytes")
 
 
 @pytest.mark.parametrize(
