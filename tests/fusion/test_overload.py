@@ -161,3 +161,17 @@ def test_a_full_queue_says_so_and_keeps_what_was_there_first(start: Start) -> No
     for _ in range(2):
         device.socket.send(device.feature(device.hear(Kind.FRAME)))
     assert answers(client, 2).keys() == {numbers[0], hurried}
+
+
+def test_a_device_that_was_too_slow_for_a_request_is_tried_while_it_is_idle(start: Start) -> None:
+    """Else it could never show that it is faster now."""
+    scene = start()
+    device, client = scene.greeted(0), connected(scene)
+    client.submit(IMAGE, mask=FIRST)
+    frame = device.hear(Kind.FRAME)
+    client.wait(0.6)  # what it takes the device
+    device.socket.send(device.feature(frame))
+    answers(client, 1)
+    client.submit(IMAGE, mask=FIRST, deadline_ms=500)
+    device.socket.send(device.feature(device.hear(Kind.FRAME)))
+    assert [each.state for each in answers(client, 1).values()] == [State.PARTIAL]

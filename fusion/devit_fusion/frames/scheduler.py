@@ -301,14 +301,12 @@ class Scheduler:
         request, first, claimed, is_late = choice
         now_ns = self._clock.now_ns
         deadline_ns = self._choices.deadline_ns(request)
-        is_hurried = request.deadline_ns - request.arrival_ns < self._deadline_ns
         requested = self._choices.requested(request)
         course = self._stages.course(request, first)
         pending: set[int] = set()
         probed: list[int] = []
         missing: dict[int, MissingReason] = {}
-        is_sure = not is_late and not is_hurried and now_ns < deadline_ns
-        if is_sure and course is None and len(first) == self._device_count:
+        if course is None and len(first) == self._device_count and not is_late and now_ns < deadline_ns:
             pending.update(self._links)  # all are ready and have room, as they were chosen
         else:
             first_mask = self._all_devices if course is None else mask_of([link.index for link in first])
@@ -327,7 +325,7 @@ class Scheduler:
                 elif (
                     claimed >> index & 1
                     or not link.has_credit
-                    or self._is_too_late(link, request, deadline_ns - now_ns)
+                    or deadline_ns - now_ns <= (self._least_ns(link, request) if is_late else 0)
                 ):
                     missing[index] = MissingReason.OVERLOAD
                 else:
@@ -350,9 +348,9 @@ class Scheduler:
         if not pending:
             self._finish(frame, now_ns)
 
-    def _is_too_late(self, link: Link, request: Request, left_ns: int) -> bool:
-        """Tell whether a device could not answer any more in the time that is left."""
-        return left_ns <= link.pace.least_ns(is_encoded=request.picture.is_file)
+    def _least_ns(self, link: Link, request: Request) -> float:
+        """Tell what a request needs of a device; only where it has work: else it would never show that it is faster."""
+        return link.pace.least_ns(is_encoded=request.picture.is_file) if link.in_flight else 0.0
 
     def _send_stage(self, course: Course, frame: Frame, links: Sequence[Link], now_ns: int, deadline_ns: int) -> None:
         """Send a frame on to devices that it has not asked yet."""
