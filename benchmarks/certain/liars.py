@@ -25,7 +25,7 @@ from devit_contract.artefacts.calibration import calibrate
 from devit_contract.artefacts.head import FusionHead
 from devit_contract.service.journal import Log
 from devit_fusion.events import Events
-from devit_fusion.frames.watch import Watch
+from devit_fusion.frames.liars.watch import Watch
 
 RESULTS = Path(__file__).parent / "results" / "liars.json"
 TRIALS, FRAMES, WARM_UP = 400, 50, 10

@@ -164,35 +164,35 @@ def status(
     if clients:
         header = ["client", "waiting", "sent", *_OUTCOMES, "time, s"]
         print_table("", header, [_client_row(client) for client in clients], numbers=range(1, 4 + len(_OUTCOMES)))
-    for line in map(_shed_line, found.clients):
-        if line:
-            typer.echo(line)
+    for line in _notes(found):
+        typer.echo(line)
+    for event in found.events[:_EVENTS_SHOWN]:
+        typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
+
+
+def _notes(found: NodeStatus) -> Iterator[str]:
+    """Say below the tables what is out of the ordinary, or was asked for."""
+    yield from filter(None, map(_shed_line, found.clients))
     if found.asked:
         counts = ", ".join(f"{asked}: {count}" for asked, count in sorted(found.asked.items()))
-        typer.echo(f"frames by devices asked: {counts}")
+        yield f"frames by devices asked: {counts}"
     if lacking := ", ".join(device.name for device in found.devices if device.lacks_source):
-        typer.echo(
-            f"without a camera, though this bundle wants one on each device: {lacking}: set source in agent.toml"
-        )
+        yield f"without a camera, though this bundle wants one on each device: {lacking}: set source in agent.toml"
     if over_current := _over_current_line(found.devices):
-        typer.echo(over_current)
-    for device in found.devices:
-        if device.slowdowns:
-            typer.echo(_slow_line(device))
+        yield over_current
+    yield from (_slow_line(device) for device in found.devices if device.slowdowns)
     if found.promise is not None and (found.promise.audited or found.promise.is_broken):
-        typer.echo(_promise_line(found.promise))
+        yield _promise_line(found.promise)
     if found.image_choice != "raw":
-        typer.echo(_images_line(found))
+        yield _images_line(found)
     heads = found.heads
     if heads.computed:
         size = f"{heads.kept} kept, {heads.kept_bytes / 1e6:.1f} MB"
-        typer.echo(f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one")
+        yield f"subset heads: {heads.computed} computed, {size}, {heads.waiting} frames wait for one"
     if found.fleet is not None and found.fleet.problem:
-        typer.echo(f"fleet.toml is not used as it is: {found.fleet.problem}")
+        yield f"fleet.toml is not used as it is: {found.fleet.problem}"
     if found.fleet is not None and found.fleet.needs_restart:
-        typer.echo(f"restart fusion-node to apply {', '.join(found.fleet.needs_restart)} of fleet.toml")
-    for event in found.events[:_EVENTS_SHOWN]:
-        typer.echo(f"{event.age_s:8.0f} s ago  {event.device}{': ' if event.device else ''}{event.text}")
+        yield f"restart fusion-node to apply {', '.join(found.fleet.needs_restart)} of fleet.toml"
 
 
 def _shed_line(client: ClientStatus) -> str:

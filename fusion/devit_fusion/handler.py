@@ -7,10 +7,10 @@ import time
 from devit_contract.service.journal import Priority
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import MissingReason
+from devit_fusion.devices.heat import Heat
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.frames.heat import Heat
 from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.links import Link
 from devit_fusion.questions import Questions
 from devit_fusion.standby.nodes import Nodes
 

@@ -124,17 +124,7 @@ class FusionNode(Closing):
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
         self._images = Images(fleet.serving.images, bundle.manifest.preprocess, self._links)
-        self._scheduler = Scheduler(
-            fusion,
-            fleet,
-            *ports,
-            run_id,
-            self._events,
-            calibration=calibration,
-            accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
-            images=self._images,
-            clock=self._clock,
-        )
+        self._scheduler = self._make_scheduler(fusion, calibration, bundle, run_id)
         self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._scheduler, self._events, started_ns)
         self._handler = Handler(self._scheduler, self._questions, self._events, self._nodes)
         parts = Parts(*ports, self._authenticator, self._scheduler.refill, self._nodes.know, self._events)
@@ -200,6 +190,22 @@ class FusionNode(Closing):
         supervisor.stopping()
         self._tap.close()
         self._nodes.stop()
+
+    def _make_scheduler(
+        self, fusion: Fusion, calibration: Calibration | None, bundle: Bundle, run_id: int
+    ) -> Scheduler:
+        ports = self._links, self._devices, self._clients
+        return Scheduler(
+            fusion,
+            self._fleet,
+            *ports,
+            run_id,
+            self._events,
+            calibration=calibration,
+            accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
+            images=self._images,
+            clock=self._clock,
+        )
 
     def _open_ports(
         self, context: Context, keys: KeyPair | None, fusion: Fusion, run_id: int

@@ -12,8 +12,8 @@ from devit_contract.wire.messages import Control, ControlReply, Telemetry, body
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.words import MissingReason, Question
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, ClientQuestion
 from devit_fusion.ports.devices import DevicePort
 

@@ -19,8 +19,8 @@ from devit_contract.wire.sockets import open_context
 from devit_edge_agent.config import load_agent_config
 from devit_edge_agent.uplink import Uplink
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 from devit_fusion.ports.devices import DeviceHandler, DevicePort
 
 DEADLINE_S = 20

@@ -95,7 +95,7 @@ def test_an_excluded_liar_is_missing_and_let_back_in_when_it_is_right(
 ) -> None:
     cell = Cell(stack, tmp_path, "exclude")
     cell.lie_until_suspect()
-    monkeypatch.setattr("devit_fusion.links.PROBE_NS", 0)  # else the hundred probes take a hundred seconds
+    monkeypatch.setattr("devit_fusion.devices.links.PROBE_NS", 0)  # else the hundred probes take a hundred seconds
     answer = cell.ask(is_lying=True)
     assert (answer.mask, answer.missing) == (0b1111 ^ 1 << LIAR, {LIAR: "suspect"})
     assert cell.client.status().devices[LIAR].state == "suspect"
@@ -109,11 +109,11 @@ def test_an_excluded_liar_is_missing_and_let_back_in_when_it_is_right(
 def test_between_probes_an_excluded_device_is_not_asked(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devit_fusion.links.PROBE_NS", 3_600_000_000_000)
+    monkeypatch.setattr("devit_fusion.devices.links.PROBE_NS", 3_600_000_000_000)
     cell = Cell(stack, tmp_path, "exclude")
     cell.lie_until_suspect()
     sent = cell.client.status().devices[LIAR].sent
-    monkeypatch.setattr("devit_fusion.links.Link.take_probe", lambda link, now_ns: False)
+    monkeypatch.setattr("devit_fusion.devices.links.Link.take_probe", lambda link, now_ns: False)
     assert cell.ask(is_lying=False, without=LIAR).missing == {LIAR: "suspect"}
     assert cell.client.status().devices[LIAR].sent == sent
 

@@ -24,13 +24,13 @@ from devit_contract.wire.messages import AnswerBody, body
 from devit_contract.wire.status import HeadStatus, Histogram
 from devit_contract.wire.words import NEVER_ASKED, MissingReason, ShedReason
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
+from devit_fusion.frames.liars.guard import Guard
 from devit_fusion.frames.turns import Turns
 from devit_fusion.frames.witness import Witness
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, Request
 
 _HEAD_NS, _LOOK_NS = 200_000_000, 5_000_000

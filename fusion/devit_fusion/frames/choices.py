@@ -10,10 +10,10 @@ from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.words import DeviceState
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.frames.courses import Courses
 from devit_fusion.frames.stages import Stages
 from devit_fusion.frames.turns import Turns
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
 
 _READY = DeviceState.READY

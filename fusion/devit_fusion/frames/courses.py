@@ -14,11 +14,11 @@ from devit_contract.artefacts.fleet import Fleet
 from devit_contract.artefacts.head import Fusion, mask_of
 from devit_contract.wire.codec import Dtype
 from devit_contract.wire.words import DeviceState, MissingReason
+from devit_fusion.devices.links import Link
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.join import Frame, Join
 from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.stages import Course, Stages, has_room
-from devit_fusion.links import Link
 from devit_fusion.ports.devices import DevicePort
 
 _READY = DeviceState.READY

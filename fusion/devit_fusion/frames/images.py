@@ -17,8 +17,8 @@ from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.choices import ImageChoice, ImageCoding
 from devit_contract.errors import InputError
 from devit_contract.wire.codec import Message, array_payload
-from devit_fusion.links import Link
-from devit_fusion.pace import IMAGES_KEPT, LEAST_BYTES
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import IMAGES_KEPT, LEAST_BYTES
 
 _TRIES = 2 * IMAGES_KEPT
 """Answers that ask for the other way at first: some of it may come back with another one."""

@@ -17,21 +17,21 @@ from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import ClientStatus, DeviceStatus
 from devit_contract.wire.words import DeviceState, MissingReason, ShedReason
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import Flight
 from devit_fusion.events import Events
 from devit_fusion.frames.answers import Answers, Shedding
 from devit_fusion.frames.certainty import Certainty
 from devit_fusion.frames.choices import Choice, Choices
 from devit_fusion.frames.courses import MISSING, Courses
-from devit_fusion.frames.guard import Guard
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame, Join
+from devit_fusion.frames.liars.guard import Guard
 from devit_fusion.frames.promise import Promise
 from devit_fusion.frames.sending import Sending, drop_payload
 from devit_fusion.frames.stages import Course, Stages
 from devit_fusion.frames.turns import Turns
 from devit_fusion.frames.witness import Witness
-from devit_fusion.links import Link
-from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.ports.seats import Seats

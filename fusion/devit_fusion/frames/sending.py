@@ -14,10 +14,10 @@ import msgspec
 from devit_contract.artefacts.head import mask_of
 from devit_contract.wire.codec import Copies, Dtype, Kind, Message
 from devit_contract.wire.sockets import Sent
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import File, Flight
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
-from devit_fusion.links import Link
-from devit_fusion.pace import File, Flight
 from devit_fusion.ports.clients import Request
 from devit_fusion.ports.devices import DevicePort
 

@@ -9,8 +9,8 @@ from devit_contract.artefacts.calibration import MAX_ENUMERATED
 from devit_contract.artefacts.fleet import Fleet
 from devit_contract.choices import Order, Policy
 from devit_contract.wire.codec import Dtype
+from devit_fusion.devices.links import Link
 from devit_fusion.frames.certainty import Verdict
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
 
 NOT_CALIBRATED = "the bundle does not say when an answer is certain: make it again with devit export"

@@ -8,8 +8,8 @@ from typing import Protocol
 from devit_contract.wire.codec import Message
 from devit_contract.wire.messages import AnswerBody
 from devit_contract.wire.sockets import Sent
+from devit_fusion.devices.links import Link
 from devit_fusion.frames.join import Frame
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
 
 

@@ -28,8 +28,8 @@ from devit_contract.wire.codec import (
 from devit_contract.wire.messages import Control, ControlReply, Refused, body, read_body
 from devit_contract.wire.sockets import CLIENTS, Context, Sent, bind_router, receive_all_routed, send_routed
 from devit_fusion.clock import Clock
+from devit_fusion.devices.pace import LEAST_BYTES
 from devit_fusion.events import Events
-from devit_fusion.pace import LEAST_BYTES
 from devit_fusion.ports.flood import FloodGuard
 from devit_fusion.ports.peers import Peer, Peers
 

@@ -38,8 +38,8 @@ from devit_contract.wire.sockets import (
 )
 from devit_contract.wire.words import MissingReason, Question
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 from devit_fusion.ports.flood import FloodGuard
 from devit_fusion.ports.peers import Peer, Peers
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from devit_contract.service.journal import Priority
 from devit_contract.wire.status import DeviceStatus
 from devit_contract.wire.words import DeviceState
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 
 STEADY_NS = 10_000_000_000
 """How long a device must have been ready before it has its seat back, and how long a slow spare rests."""

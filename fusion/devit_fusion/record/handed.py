@@ -7,8 +7,8 @@ import numpy as np
 from devit_contract.choices import Policy
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.words import MissingReason
+from devit_fusion.devices.links import Link
 from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
 from devit_fusion.record.known import FeatureOrSkip
 from devit_fusion.record.records import LinkChanged, RequestCame, SkipCame

@@ -24,12 +24,12 @@ from devit_contract.wire.codec import Message
 from devit_contract.wire.messages import AnswerBody, DeviceTiming
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import Flight
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.links import Link
-from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import Request
 from devit_fusion.record import records
 from devit_fusion.record.changes import Changes

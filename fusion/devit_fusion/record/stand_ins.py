@@ -9,7 +9,7 @@ from devit_contract.service.journal import Log, Priority
 from devit_contract.wire.codec import Copies, Message
 from devit_contract.wire.sockets import Sent
 from devit_fusion.clock import Clock
-from devit_fusion.links import Link
+from devit_fusion.devices.links import Link
 from devit_fusion.ports.clients import Request
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import Flight
 from devit_fusion.frames.scheduler import Parts
-from devit_fusion.links import Link
-from devit_fusion.pace import Flight
 from devit_fusion.record.records import FlightState, LinkState, Snapshot
 
 

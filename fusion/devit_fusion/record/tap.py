@@ -23,10 +23,10 @@ from devit_contract.wire.sockets import Sent
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import MissingReason
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
 from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
 from devit_fusion.ports.devices import DeviceHandler
 from devit_fusion.record import records

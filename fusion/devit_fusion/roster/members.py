@@ -7,7 +7,7 @@ from devit_contract.artefacts.keys import KeyPair
 from devit_contract.artefacts.manifest import Bundle
 from devit_contract.errors import InputError
 from devit_contract.wire.sockets import CLIENTS, DEVICES
-from devit_fusion.links import Link
+from devit_fusion.devices.links import Link
 from devit_fusion.standby.nodes import place_of
 
 

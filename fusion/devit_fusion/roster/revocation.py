@@ -8,8 +8,8 @@ from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
 from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.service.journal import Priority
 from devit_contract.wire.sockets import Authenticator
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort
 from devit_fusion.ports.devices import DevicePort
 

@@ -14,8 +14,8 @@ from devit_contract.errors import DevitError, InputError
 from devit_contract.service.journal import Priority
 from devit_contract.wire.sockets import Authenticator
 from devit_contract.wire.status import FleetStatus
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.roster.members import allowed_keys, new_link

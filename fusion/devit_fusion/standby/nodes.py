@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Protocol
 
 from devit_contract.artefacts.fleet import Fleet, Node
 from devit_contract.artefacts.keys import KeyPair
@@ -22,9 +23,8 @@ from devit_contract.wire.sockets import Sent
 from devit_contract.wire.status import NodeState, NodeView
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, ClientQuestion
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.standby.claim import Claim
@@ -33,6 +33,16 @@ _MAX_WATCHERS = 1024
 """Clients that are told; beyond, the one that asked first is not told any more."""
 _LINGER_MS = 200
 """How long the last messages of a node that stops may take."""
+
+
+class Waiting(Protocol):
+    """The requests that wait at this node."""
+
+    def take_over(self, end_ns: int) -> None:
+        """Be patient with those that come until then: another node was to answer them."""
+
+    def shed_waiting(self) -> None:
+        """End all of them."""
 
 
 class _Neighbour:
@@ -65,7 +75,7 @@ class Nodes:
         links: Mapping[str, Link],
         devices: DevicePort,
         clients: ClientPort,
-        scheduler: Scheduler,
+        waiting: Waiting,
         events: Events,
         started_ns: int | None,
     ) -> None:
@@ -77,7 +87,7 @@ class Nodes:
         self._place = place
         others = [node for index, node in enumerate(fleet.nodes) if index != place]
         self._links, self._devices, self._clients, self._events = links, devices, clients, events
-        self._scheduler, self._patience_ns = scheduler, fleet.lease_ms * 500_000
+        self._waiting, self._patience_ns = waiting, fleet.lease_ms * 500_000
         self._waiter = Waiter()
         self._neighbours = {node.name: _Neighbour(node, keys, self._waiter, events) for node in others}
         now_ns = time.monotonic_ns()
@@ -231,9 +241,9 @@ class Nodes:
             return
         self._is_active, self._since_ns = not self._is_active, now_ns
         if self._is_active:
-            self._scheduler.take_over(now_ns + self._patience_ns)
+            self._waiting.take_over(now_ns + self._patience_ns)
         else:
-            self._scheduler.shed_waiting()  # refused, so that the clients ask the node that is active now
+            self._waiting.shed_waiting()  # refused, so that the clients ask the node that is active now
         granted = ", ".join(self._claim.granted(now_ns))
         text = (
             f"this node is active now, granted by {granted}" if self._is_active else "this node is not active any more"

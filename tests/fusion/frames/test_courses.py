@@ -22,10 +22,10 @@ from devit_contract.wire.messages import AnswerBody, DeviceTiming, Hello, read_b
 from devit_contract.wire.sockets import Sent
 from devit_contract.wire.words import MissingReason
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
 from devit_fusion.frames.images import Images
 from devit_fusion.frames.scheduler import Scheduler
-from devit_fusion.links import Link
 from devit_fusion.ports.clients import Request
 
 DEVICES, DIM, CLASSES, CREDIT, DEADLINE_MS = 4, 2, 3, 2, 100

@@ -15,9 +15,9 @@ from devit_contract.artefacts.preprocess import encode_image
 from devit_contract.choices import ImageChoice, ImageCoding
 from devit_contract.wire.codec import Dtype, Kind, Message
 from devit_contract.wire.messages import DeviceTiming, Hello
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import Flight
 from devit_fusion.frames.images import Images
-from devit_fusion.links import Link
-from devit_fusion.pace import Flight
 
 SPEC = Preprocess(224, 224, "rgb", resize_to=256)
 NEW = Hello("any", 0, 4, "0" * 64, "null", ("float32",), "0", image_codings=("jpeg", "lossless"))

@@ -11,9 +11,9 @@ from devit_contract.choices import Order, Policy
 from devit_contract.wire.codec import Kind, Message
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.words import Slowdown
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import Flight
 from devit_fusion.frames.stages import Stages, stage_sizes
-from devit_fusion.links import Link
-from devit_fusion.pace import Flight
 from devit_fusion.ports.clients import Request
 
 DEADLINE_NS = 10**9

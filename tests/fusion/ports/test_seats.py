@@ -25,9 +25,9 @@ from devit_contract.wire.codec import Kind, Message, Reason, State
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import NodeStatus
 from devit_contract.wire.words import DeviceState
+from devit_fusion.devices.links import Link
+from devit_fusion.devices.pace import Flight
 from devit_fusion.events import Events
-from devit_fusion.links import Link
-from devit_fusion.pace import Flight
 from devit_fusion.ports.seats import HANG_NS, STEADY_NS, Seats
 from devit_fusion.roster.fleet_file import add_device, remove_device
 from devit_fusion.roster.watched import WatchedFleet

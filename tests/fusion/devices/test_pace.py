@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from devit_contract.wire.messages import DeviceTiming
-from devit_fusion.pace import File, Flight, Pace
+from devit_fusion.devices.pace import File, Flight, Pace
 
 MS = 1_000_000
 FILE = File("desk", 1_000_000)

@@ -12,8 +12,8 @@ from devit_contract.artefacts.calibration import calibrate
 from devit_contract.artefacts.head import FusionHead, FusionStatistics
 from devit_contract.service.journal import Log
 from devit_fusion.events import Events
-from devit_fusion.frames.evidence import Evidence
-from devit_fusion.frames.watch import Watch
+from devit_fusion.frames.liars.evidence import Evidence
+from devit_fusion.frames.liars.watch import Watch
 
 DEVICES, DIM, IMAGES = 4, 12, 2000
 Features = dict[int, Float32Array]

@@ -11,9 +11,9 @@ from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.service.journal import Log
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import Slowdown
+from devit_fusion.devices.heat import Heat
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.frames.heat import Heat
-from devit_fusion.links import Link
 
 SECOND_NS = 1_000_000_000
 QUIET = ControlReply()

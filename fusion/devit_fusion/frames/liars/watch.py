@@ -19,7 +19,7 @@ from devit_contract.artefacts.agreement import Compared, Comparison, Usual, rari
 from devit_contract.artefacts.head import FusionHead, mask_of
 from devit_contract.service.journal import Priority
 from devit_fusion.events import Events
-from devit_fusion.frames.evidence import Evidence
+from devit_fusion.frames.liars.evidence import Evidence
 
 Fault = Literal["constant", "stale", "disagrees"]
 """How a suspect's features are wrong: always the same; those of an earlier frame; in another way."""

@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devit_fusion.frames.evidence import _smallest_cover
+from devit_fusion.frames.liars.evidence import _smallest_cover
 
 PAIRS = st.frozensets(st.sampled_from(list(combinations(range(7), 2))))
 

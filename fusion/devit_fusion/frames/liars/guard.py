@@ -13,10 +13,10 @@ from devit_contract.artefacts.head import FusionHead
 from devit_contract.wire.status import DeviceStatus
 from devit_contract.wire.words import DeviceState
 from devit_fusion.clock import Clock
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
 from devit_fusion.frames.join import Frame
-from devit_fusion.frames.watch import Watch
-from devit_fusion.links import Link
+from devit_fusion.frames.liars.watch import Watch
 
 _MOST_BEHIND, _BEHIND_NS = 16, 20_000_000
 """How many frames, and for how long, wait to be compared: no answer waits for that, and together they cost less."""

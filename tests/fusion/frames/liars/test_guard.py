@@ -11,9 +11,9 @@ from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import FLEET_SCHEMA, Fleet, Node, Serving, Watch
 from devit_contract.wire.messages import Hello
 from devit_fusion.clock import Clock
-from devit_fusion.frames.guard import Guard
+from devit_fusion.devices.links import Link
 from devit_fusion.frames.join import Frame
-from devit_fusion.links import Link
+from devit_fusion.frames.liars.guard import Guard
 
 HELLO = Hello("", 0, 8, "", "", ("float32",), "")
 

@@ -15,8 +15,8 @@ from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.service.journal import Priority
 from devit_contract.wire.messages import ControlReply
 from devit_contract.wire.words import Slowdown
+from devit_fusion.devices.links import Link
 from devit_fusion.events import Events
-from devit_fusion.links import Link
 
 _BEGIN_NS, _END_NS, _MOST_END_NS = 10_000_000_000, 30_000_000_000, 240_000_000_000
 _SOON_NS = 600_000_000_000

@@ -26,7 +26,7 @@ from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.status import DeviceStatus, Histogram
 from devit_contract.wire.words import DeviceState, MissingReason, Slowdown
-from devit_fusion.pace import Flight, Pace
+from devit_fusion.devices.pace import Flight, Pace
 
 PROBE_NS = 1_000_000_000
 """How often a stalled or suspended device is probed."""

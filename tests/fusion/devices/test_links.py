@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from devit_contract.wire.messages import DeviceTiming, Hello
 from devit_contract.wire.words import DeviceState
-from devit_fusion.links import PROBE_NS, Link
-from devit_fusion.pace import Flight
+from devit_fusion.devices.links import PROBE_NS, Link
+from devit_fusion.devices.pace import Flight
 
 HELLO = Hello("jetson1", 0, 4, "0" * 64, "null", ("float32",), "0")
 DEADLINE_NS = 100

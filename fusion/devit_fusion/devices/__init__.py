@@ -1,0 +1,1 @@
+"""What the node knows of each device: its link, its pace, its heat."""

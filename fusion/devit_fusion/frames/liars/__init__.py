@@ -1,0 +1,1 @@
+"""Devices whose features do not fit those of the others."""
