@@ -55,18 +55,25 @@ def run(duration_s: float, frames: int) -> tuple[Row, ...]:
     with tempfile.TemporaryDirectory(prefix="devit-") as place:
         socket, folder = Path(place) / "record.sock", Path(place) / "recorded"
         with running(Shape(), socket) as cell:
-            off, on = _alternate(cell, socket, Path(place) / "blocks", duration_s)
+            off, on, more_mb = _alternate(cell, socket, Path(place) / "blocks", duration_s)
             tell("record: frames to replay")
             with _recording(socket, folder):
                 cell.count(frames)
         tell("record: replaying\n")
-        return (*_cost_rows(off, on), *_size_rows(folder, Path(place) / "noise"), *_replay_rows(folder, frames))
+        return (
+            *_cost_rows(off, on, more_mb),
+            *_size_rows(folder, Path(place) / "noise"),
+            *_replay_rows(folder, frames),
+        )
 
 
-def _alternate(cell: RunningCell, socket: Path, folder: Path, duration_s: float) -> tuple[list[Block], list[Block]]:
+def _alternate(
+    cell: RunningCell, socket: Path, folder: Path, duration_s: float
+) -> tuple[list[Block], list[Block], float]:
     blocks = max(2, round(duration_s / BLOCK_S))
     off: list[Block] = []
     on: list[Block] = []
+    before_mb = 0.0
     for number in range(-1, blocks):
         tell(f"record: {'warming up' if number < 0 else f'block {number + 1} of {blocks}'}")
         plain = cell.paced(duration_s / blocks, RATE_HZ)
@@ -74,10 +81,12 @@ def _alternate(cell: RunningCell, socket: Path, folder: Path, duration_s: float)
             before_s = process_cpu_s(pid)
             told = cell.paced(duration_s / blocks, RATE_HZ)
             recorder_us = (process_cpu_s(pid) - before_s) / told.frames * 1e6
-        if number >= 0:
+        if number < 0:
+            before_mb = plain.own_mb  # nothing has been recorded yet
+        else:
             off.append(Block(plain.us_per_frame, plain.own_mb, 0.0, plain.frames))
             on.append(Block(told.us_per_frame, told.own_mb, recorder_us, told.frames))
-    return off, on
+    return off, on, max(block.own_mb for block in on) - before_mb
 
 
 class _recording:
@@ -108,11 +117,11 @@ def _record(parent: Connection, socket: Path, folder: Path, core: int) -> None:
         parent.send(record(recorder, Ring(folder, 10**12), "whole", parent.poll).lost)
 
 
-def _cost_rows(off: list[Block], on: list[Block]) -> list[Row]:
+def _cost_rows(off: list[Block], on: list[Block], more_mb: float) -> list[Row]:
     samples = sum(block.frames for block in off)
     plain, told = (np.asarray([block.us_per_frame for block in side]) for side in (off, on))
     ratio = float(np.median(told) / np.median(plain))
-    more_mib = (max(block.own_mb for block in on) - off[0].own_mb) * 1e6 / 2**20
+    more_mib = more_mb * 1e6 / 2**20
     return [
         _row(NODE, OFF, "us", plain, samples),
         _row(NODE, ON, "us", told, samples, ratio=ratio, against=OFF, bound=1 + MOST_SHARE),
