@@ -19,10 +19,10 @@ from tests.support.cell import TINY, MakeCell, tiny_devices
 
 from devit_contract.artefacts.keys import new_keys
 from devit_contract.artefacts.manifest import Preprocess
-from devit_contract.cli import _device_row, _images_line, _over_current_line, _promise_line
-from devit_contract.machine import OverCurrentEvents
-from devit_contract.wire.status import DeviceStatus, NodeStatus, PromiseStatus
-from devit_contract.wire.words import DeviceState
+from devit_contract.cli import _device_row, _images_line, _over_current_line, _promise_line, _shed_line, _slow_line
+from devit_contract.machine import OverCurrentEvents, Throttling
+from devit_contract.wire.status import ClientStatus, DeviceStatus, NodeStatus, PromiseStatus
+from devit_contract.wire.words import DeviceState, ShedReason, Slowdown
 from devit_pipeline.local_cell import LocalCell
 
 DEVIT = [sys.executable, "-c", "from devit_pipeline.cli import main; main()"]
@@ -185,6 +185,20 @@ def test_status_names_spares_and_what_they_are_if_they_are_not_ready() -> None:
     ready = DeviceStatus("jetson3", 1, DeviceState.READY, is_spare=True)
     absent = DeviceStatus("jetson3", 1, DeviceState.ABSENT, is_spare=True)
     assert [_device_row(device)[2] for device in (ready, absent)] == ["spare", "absent"]
+
+
+def test_status_says_why_requests_were_not_served_and_devices_are_slow() -> None:
+    counts = {ShedReason.QUEUE: 7, ShedReason.DEADLINE: 2}
+    bulk = ClientStatus("bulk", shed=counts, weight=3, max_in_flight=64)
+    told = "bulk was not served: 2 deadline, 7 queue; it has weight 3, 64 in flight in fleet.toml"
+    assert _shed_line(bulk) == told
+    assert _shed_line(ClientStatus("desk")) == ""
+    slow = DeviceStatus("jetson1", 0, DeviceState.READY, slowdowns=(Slowdown.ALERT, Slowdown.LATENCY))
+    begin = "jetson1 slows down, others are asked before it: throttle alert, latency"
+    assert _slow_line(slow) == begin
+    board = msgspec.structs.replace(slow, throttling=Throttling(2, 0.61, is_simulated=True))
+    figures = "2 throttle alerts, clocks at 61% of the power mode's, SIMULATED"
+    assert _slow_line(board) == f"{begin} ({figures})"
 
 
 def test_status_shows_devices_whose_key_is_revoked_and_submodels_without_a_device(tmp_path: Path) -> None:

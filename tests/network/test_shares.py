@@ -11,7 +11,9 @@ import pytest
 from benchmarks.network.shares import WANTED, Case, running, say, told
 from tests.network.conftest import TINY
 
+from devit_contract.artefacts.keys import load_keys
 from devit_contract.artefacts.manifest import Bundle
+from devit_contract.wire.client import Client
 from devit_contract.wire.words import ShedReason, Slowdown
 from devit_pipeline.local_cell import LocalCell, LocalDevice
 
@@ -53,9 +55,6 @@ def test_what_is_above_max_in_flight_is_refused_at_once_and_nothing_else(tmp_pat
     case = Case("limited", limits={"camera": "max_in_flight = 3"})
     with running(case, tmp_path, 1) as (cell, _, _child):
         keys = cell.folder.parent / "keys/camera.key_secret"
-        from devit_contract.artefacts.keys import load_keys
-        from devit_contract.wire.client import Client
-
         with Client.of_fleet(cell.fleet, load_keys(keys), timeout_s=30) as client:
             image = np.zeros((32, 32, 3), np.uint8)
             answers = list(client.stream([image] * 60, in_flight=20))

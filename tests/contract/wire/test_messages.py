@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from devit_contract.artefacts.manifest import Preprocess
 from devit_contract.errors import WireError
-from devit_contract.machine import OverCurrentEvents
+from devit_contract.machine import OverCurrentEvents, Throttling
 from devit_contract.wire.codec import Dtype, Kind, Message, array_payload, pack, unpack
 from devit_contract.wire.messages import (
     AnswerBody,
@@ -54,11 +54,13 @@ VALUES: tuple[msgspec.Struct, ...] = (
     ControlReply(mark=Mark(1, 2, 3)),
     ControlReply(mark=Mark(1, 2, 3, over_current=OverCurrentEvents(0, 15, 37))),
     ControlReply(over_current=OverCurrentEvents(1, 2, 3)),
+    ControlReply(throttling=Throttling(2, 0.5, is_simulated=True)),
     ControlReply(error="why"),
     ControlReply(sampling=SamplingCost(10.5, 0.25, 0.125)),
     ControlReply(sampling=SamplingCost(10.5, None, 0.125)),
     Telemetry("jetson1", (PowerLine(5, "RAM 1/2MB"),), "ended"),
     AnswerBody(b"\0\0\0\0", (DeviceTiming(0, 1, 2, 3, 4, 5),), {1: MissingReason.ABSENT}, 1, 2, 3),
+    AnswerBody(b"", (), {0: MissingReason.OVERLOAD}, 1, 0, 0, shed="queue"),
 )
 
 
