@@ -30,14 +30,16 @@ BOARDS = ((SECOND, "jetson1"), ("jetson2",), ("jetson3",), ("jetson4",), (FIRST,
 @contextmanager
 def loaded(*, is_split: bool = False) -> Iterator[tuple[Nodes, Load]]:
     """Bring up a cell and ask it."""
-    with tempfile.TemporaryDirectory(prefix="devit-") as place:
-        with Nodes(Path(place) / "cell", deadline_ms=200.0, is_split=is_split) as cell:
-            load = Load(cell, timeout_s=2 * _LIMIT_S)
-            try:
-                load.settle()
-                yield cell, load
-            finally:
-                load.client.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="devit-") as place,
+        Nodes(Path(place) / "cell", deadline_ms=100.0, is_split=is_split) as cell,
+    ):
+        load = Load(cell, timeout_s=2 * _LIMIT_S)
+        try:
+            load.settle()
+            yield cell, load
+        finally:
+            load.client.close()
 
 
 def active_goes(cell: Nodes, load: Load, rounds: int, how: signal.Signals, pause_s: float) -> None:
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark="standby",
         about=ABOUT,
         command=command(),
-        settings={"rounds": chosen.rounds, "deadline_ms": 200.0, "engine": "paced:2"},
+        settings={"rounds": chosen.rounds, "deadline_ms": 100.0, "engine": "paced:2"},
         versions={},
         machine=watch.machine(),
         rows=rows,
