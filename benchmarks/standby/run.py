@@ -32,7 +32,7 @@ def loaded(*, is_split: bool = False) -> Iterator[tuple[Nodes, Load]]:
     """Bring up a cell and ask it."""
     with (
         tempfile.TemporaryDirectory(prefix="devit-") as place,
-        Nodes(Path(place) / "cell", deadline_ms=200.0, is_split=is_split) as cell,
+        Nodes(Path(place) / "cell", deadline_ms=100.0, is_split=is_split) as cell,
     ):
         load = Load(cell, timeout_s=2 * _LIMIT_S)
         try:
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark="standby",
         about=ABOUT,
         command=command(),
-        settings={"rounds": chosen.rounds, "deadline_ms": 200.0, "engine": "paced:2"},
+        settings={"rounds": chosen.rounds, "deadline_ms": 100.0, "engine": "paced:2"},
         versions={},
         machine=watch.machine(),
         rows=rows,

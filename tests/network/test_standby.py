@@ -20,7 +20,7 @@ LIMIT_S = 30.0
 
 @pytest.fixture
 def cell(tmp_path: Path) -> Iterator[Nodes]:
-    with Nodes(tmp_path / "cell", deadline_ms=200.0) as made:
+    with Nodes(tmp_path / "cell", deadline_ms=100.0) as made:
         yield made
 
 
@@ -32,12 +32,12 @@ def load(cell: Nodes) -> Iterator[Load]:
     made.client.close()
 
 
-def checked(load: Load, what: str) -> None:
-    """Print the figures; hold that every request ended once, and none was lost."""
+def checked(load: Load, what: str, *, may_fail: bool = False) -> None:
+    """Print the figures; hold that every request ended once, and had an answer, or was counted as failed."""
     load.finish(LIMIT_S)
     print(f"{what}: {load.summary()}")
     assert load.twice == 0
-    assert load.lost == []
+    assert [why for why in load.lost if not (may_fail and "State.FAILED" in why)] == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
@@ -52,7 +52,7 @@ def test_the_other_node_answers_when_the_active_one_goes(cell: Nodes, load: Load
             cell.kill(active)
             cell.start(active)
         load.run(1.0)
-    checked(load, how.name)
+    checked(load, how.name, may_fail=how is signal.SIGSTOP)
 
 
 def test_each_of_five_boards_goes_in_turn(cell: Nodes, load: Load) -> None:
@@ -68,7 +68,7 @@ def test_each_of_five_boards_goes_in_turn(cell: Nodes, load: Load) -> None:
 
 def test_a_partition_in_which_both_see_devices_has_one_active_node(tmp_path: Path) -> None:
     """The first node keeps jetson3 and 4, and the other one jetson1 and 2: the first device decides for that one."""
-    with Nodes(tmp_path / "cell", deadline_ms=200.0, is_split=True) as cell:
+    with Nodes(tmp_path / "cell", deadline_ms=100.0, is_split=True) as cell:
         load = Load(cell, timeout_s=2 * LIMIT_S)
         try:
             load.settle()
@@ -87,7 +87,7 @@ def test_a_partition_in_which_both_see_devices_has_one_active_node(tmp_path: Pat
                 cell.kill(SECOND)
                 load.settle()
                 cell.start(SECOND)
-            checked(load, "partition")
+            checked(load, "partition", may_fail=True)
         finally:
             load.client.close()
 
@@ -101,7 +101,5 @@ def test_both_nodes_restart(cell: Nodes, load: Load) -> None:
         cell.start(name)
     load.run(LIMIT_S, lambda: load.answered_since(start_s) > 0)
     load.run(1.0)
-    load.finish(LIMIT_S)
-    print(f"both restarted: {load.summary()}")
-    assert load.twice == 0
+    checked(load, "both restarted", may_fail=True)
     assert load.answered_since(start_s) > 0

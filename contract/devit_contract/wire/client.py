@@ -272,6 +272,23 @@ class Client(Closing):
         """Receive what comes within a time, give up what is overdue; tell whether ``wake`` is readable."""
         link, requests = self._link, self._requests
         is_woken = link.wait(min(timeout_s, requests.next_end_s() - time.monotonic()), wake)
+        self._follow()
+        try:
+            for message in link.receive():
+                self._take(message)
+        except WireError as err:
+            raise PeerProtocolError(f"{self.endpoint}: expected a message of this protocol: {err}") from err
+        self._follow()  # by what has come, another node may be active
+        now_s = time.monotonic()
+        if requests.next_end_s() <= now_s:
+            why = f" ({link.problem})" if link.problem else ""
+            text = f"{self.endpoint}: no answer within {self.timeout_s:g} s{why}: check that fusion-node runs there"
+            requests.expire(now_s, NoAnswerError(text))
+        return is_woken
+
+    def _follow(self) -> None:
+        """Send what has to be sent: by a new link, or to another node, all that is open once more."""
+        link, requests = self._link, self._requests
         if link.changes != self._links:
             self._links = link.changes
             if self._links > 1:
@@ -279,17 +296,6 @@ class Client(Closing):
                 requests.send_again()
         if requests.unsent:
             link.wait_for_room(requests.flush(link.send))
-        try:
-            for message in link.receive():
-                self._take(message)
-        except WireError as err:
-            raise PeerProtocolError(f"{self.endpoint}: expected a message of this protocol: {err}") from err
-        now_s = time.monotonic()
-        if requests.next_end_s() <= now_s:
-            why = f" ({link.problem})" if link.problem else ""
-            text = f"{self.endpoint}: no answer within {self.timeout_s:g} s{why}: check that fusion-node runs there"
-            requests.expire(now_s, NoAnswerError(text))
-        return is_woken
 
     def _take(self, message: Message) -> None:
         number, requests = message.frame_id, self._requests

@@ -56,7 +56,7 @@ class _Neighbour:
         )
         self.state: NodeState = "unreachable"
         self.run_id = 0
-        self.since_ns = time.monotonic_ns()
+        self.since_ns = self.heard_ns = time.monotonic_ns()
 
     def become(self, state: NodeState, now_ns: int) -> None:
         if state != self.state:
@@ -142,7 +142,7 @@ class Nodes:
         self._follow(now_ns)
         self._ask(lease_ns)
         for neighbour in self._neighbours.values():
-            if not neighbour.link.is_linked:
+            if not neighbour.link.is_linked or now_ns - neighbour.heard_ns > 2 * self._patience_ns:
                 neighbour.become("unreachable", now_ns)
 
     def voted(self, link: Link, number: int, vote: Vote) -> None:
@@ -229,7 +229,7 @@ class Nodes:
         vote, now_ns = read_body(message, ControlReply).vote, time.monotonic_ns()
         if vote is None:
             raise WireError("body", "expected a vote of another node, found another reply")
-        neighbour.run_id = vote.run_id
+        neighbour.run_id, neighbour.heard_ns = vote.run_id, now_ns
         neighbour.become("active" if vote.is_active else "standby", now_ns)
         self._claim.voted(neighbour.name, message.frame_id, vote.holder, now_ns)
         self._follow(now_ns)
@@ -241,6 +241,9 @@ class Nodes:
             return
         self._is_active, self._since_ns = not self._is_active, now_ns
         if self._is_active:
+            for neighbour in self._neighbours.values():
+                if neighbour.state == "active":  # as it said last; it is not any more
+                    neighbour.become("standby", now_ns)
             self._waiting.take_over(now_ns + self._patience_ns)
         else:
             self._waiting.shed_waiting()  # refused, so that the clients ask the node that is active now
