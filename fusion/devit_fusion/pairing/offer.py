@@ -130,10 +130,10 @@ class Offer:
                 raise InputError(
                     f"{name}: the fleet has that name with another key: join with --name, or take it out of fleet.toml"
                 )
-            if key in keys | {fleet.node.public_key}:
+            if key in keys | {node.public_key for node in fleet.nodes}:
                 raise InputError(f"{name}: the fleet has its key under another name: make another with devit keys new")
         device = known or Device(name, self._free_submodel(fleet), key)
-        nodes = (NodeAddress(fleet.node.endpoint, fleet.node.public_key),)
+        nodes = tuple(NodeAddress(node.endpoint, node.public_key) for node in fleet.nodes)
         return device, Welcome(device.submodel, nodes, self._signers)
 
     def find(self, ask: Ask) -> File | None:
