@@ -116,17 +116,8 @@ class FusionNode(Closing):
         ports = self._links, self._devices, self._clients
         self._questions = Questions(*ports, self._events)
         self._images = Images(fleet.serving.images, bundle.manifest.preprocess, self._links)
-        self._scheduler = Scheduler(
-            fusion,
-            fleet,
-            *ports,
-            run_id,
-            self._events,
-            calibration=calibration,
-            accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
-            images=self._images,
-        )
-        self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._scheduler, self._events, started_ns)
+        self._scheduler = self._new_scheduler(bundle, fusion, run_id, calibration)
+        self._nodes = self._join_nodes(place, keys, run_id, started_ns)
         self._handler = Handler(self._scheduler, self._questions, self._events, self._nodes)
         self._revocation = None
         if revoked is not None and self._authenticator is not None:
@@ -209,6 +200,34 @@ class FusionNode(Closing):
             events=self._events,
         )
         return devices, clients
+
+    def _join_nodes(self, place: int, keys: KeyPair | None, run_id: int, started_ns: int | None) -> Nodes:
+        return Nodes(
+            self._fleet,
+            place,
+            keys,
+            run_id,
+            self._links,
+            self._devices,
+            self._clients,
+            self._events,
+            take_over=self._scheduler.take_over,
+            give_up=self._scheduler.shed_waiting,
+            started_ns=started_ns,
+        )
+
+    def _new_scheduler(self, bundle: Bundle, fusion: Fusion, run_id: int, calibration: Calibration | None) -> Scheduler:
+        ports = self._links, self._devices, self._clients
+        return Scheduler(
+            fusion,
+            self._fleet,
+            *ports,
+            run_id,
+            self._events,
+            calibration=calibration,
+            accuracies={subset.mask: subset.validation_accuracy for subset in bundle.manifest.subsets},
+            images=self._images,
+        )
 
     def _due_ns(self) -> int:
         """Tell when :meth:`_tend` has something to do."""

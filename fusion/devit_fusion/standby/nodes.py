@@ -7,7 +7,7 @@ when its leases ended get no answer from it: it looks at the clock before each.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from devit_contract.artefacts.fleet import Fleet, Node
@@ -23,7 +23,6 @@ from devit_contract.wire.status import NodeState, NodeView
 from devit_contract.wire.waiting import Waiter
 from devit_contract.wire.words import Question
 from devit_fusion.events import Events
-from devit_fusion.frames.scheduler import Scheduler
 from devit_fusion.links import Link
 from devit_fusion.ports.clients import ClientPort, ClientQuestion
 from devit_fusion.ports.devices import DevicePort
@@ -65,19 +64,22 @@ class Nodes:
         links: Mapping[str, Link],
         devices: DevicePort,
         clients: ClientPort,
-        scheduler: Scheduler,
         events: Events,
+        *,
+        take_over: Callable[[int], None],
+        give_up: Callable[[], None],
         started_ns: int | None,
     ) -> None:
         """Connect to the others in the background; ``place`` is this node's own in the fleet file.
 
-        The process started at ``started_ns``, or before; ``None``: it is just starting.
+        When this node becomes active, ``take_over`` is told until when to be patient with requests; when it is not any
+        more, ``give_up`` ends those that wait. The process started at ``started_ns``, or before; ``None``: just now.
         """
         self._names = [node.name for node in fleet.nodes]
         self._place = place
         others = [node for index, node in enumerate(fleet.nodes) if index != place]
         self._links, self._devices, self._clients, self._events = links, devices, clients, events
-        self._scheduler, self._patience_ns = scheduler, fleet.lease_ms * 500_000
+        self._take_over, self._give_up, self._patience_ns = take_over, give_up, fleet.lease_ms * 500_000
         self._waiter = Waiter()
         self._neighbours = {node.name: _Neighbour(node, keys, self._waiter, events) for node in others}
         now_ns = time.monotonic_ns()
@@ -98,7 +100,7 @@ class Nodes:
     def close(self) -> None:
         """Close the links to the others."""
         for neighbour in self._neighbours.values():
-            neighbour.link.close()
+            neighbour.link.close(_LINGER_MS)
 
     def next_ns(self) -> int | None:
         """Tell when :meth:`tend` has something to do; ``None`` for never."""
@@ -175,8 +177,6 @@ class Nodes:
             self._follow(time.monotonic_ns())
             self._ask(LOOK_NS)
             self._devices.socket.close(linger=_LINGER_MS)
-            for neighbour in self._neighbours.values():
-                neighbour.link.socket.close(linger=_LINGER_MS)
 
     def views(self) -> tuple[NodeView, ...]:
         """Describe all nodes for people; none where there is one."""
@@ -230,9 +230,9 @@ class Nodes:
             for neighbour in self._neighbours.values():
                 if neighbour.state == "active":  # as it said last; it is not any more
                     neighbour.become("standby", now_ns)
-            self._scheduler.take_over(now_ns + self._patience_ns)
+            self._take_over(now_ns + self._patience_ns)
         else:
-            self._scheduler.shed_waiting()  # refused, so that the clients ask the node that is active now
+            self._give_up()  # refused, so that the clients ask the node that is active now
         granted = ", ".join(self._claim.granted(now_ns))
         text = (
             f"this node is active now, granted by {granted}" if self._is_active else "this node is not active any more"
