@@ -14,8 +14,8 @@ from devit_contract.wire.lease import LOOK_NS, Granter
 
 ALWAYS_NS = 1 << 62
 """Until then a node without others is active."""
-_RENEW_NS, _LOOK_NS = 100_000_000, 50_000_000
-"""Between two rounds of questions, while it claims and while it looks."""
+_ROUND_NS = 100_000_000
+"""Between two rounds of questions."""
 _TURN_NS = 100_000_000
 """How much later each node claims than the one before it in the file."""
 _FRESH_NS = 250_000_000
@@ -66,7 +66,7 @@ class Claim:
                 self._held[_OWN] = now_ns + self._held_ns
             else:
                 self.give_back(now_ns)
-        self.next_ns = now_ns + (_RENEW_NS if self._is_claiming else _LOOK_NS)
+        self.next_ns = now_ns + _ROUND_NS
         return self.asks_ns
 
     def voted(self, name: str, number: int, holder: int, now_ns: int) -> None:
