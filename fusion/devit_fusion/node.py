@@ -125,7 +125,7 @@ class FusionNode(Closing):
         self._questions = Questions(*ports, self._events)
         self._images = Images(fleet.serving.images, bundle.manifest.preprocess, self._links)
         self._scheduler = self._make_scheduler(fusion, calibration, bundle, run_id)
-        self._nodes = Nodes(fleet, place, keys, run_id, *ports, self._scheduler, self._events, started_ns)
+        self._nodes = self._join_nodes(place, keys, run_id, started_ns)
         self._handler = Handler(self._scheduler, self._questions, self._events, self._nodes)
         parts = Parts(*ports, self._authenticator, self._scheduler.refill, self._nodes.know, self._events)
         self._roster = Roster(parts, fleet, watched, revoked, partial(check_submodels, bundle), place)
@@ -238,6 +238,21 @@ class FusionNode(Closing):
     def _make_tap(self, bundle: Bundle, run_id: int) -> Tap:
         start = partial(start_record, bundle, self._fleet, run_id, self._software)
         return Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
+
+    def _join_nodes(self, place: int, keys: KeyPair | None, run_id: int, started_ns: int | None) -> Nodes:
+        return Nodes(
+            self._fleet,
+            place,
+            keys,
+            run_id,
+            self._links,
+            self._devices,
+            self._clients,
+            self._events,
+            take_over=self._scheduler.take_over,
+            give_up=self._scheduler.shed_waiting,
+            started_ns=started_ns,
+        )
 
     def _due_ns(self) -> int:
         """Tell when :meth:`_tend` has something to do."""

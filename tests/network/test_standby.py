@@ -20,7 +20,7 @@ LIMIT_S = 30.0
 
 @pytest.fixture
 def cell(tmp_path: Path) -> Iterator[Nodes]:
-    with Nodes(tmp_path / "cell", deadline_ms=100.0) as made:
+    with Nodes(tmp_path / "cell", deadline_ms=300.0) as made:
         yield made
 
 
@@ -68,7 +68,7 @@ def test_each_of_five_boards_goes_in_turn(cell: Nodes, load: Load) -> None:
 
 def test_a_partition_in_which_both_see_devices_has_one_active_node(tmp_path: Path) -> None:
     """The first node keeps jetson3 and 4, and the other one jetson1 and 2: the first device decides for that one."""
-    with Nodes(tmp_path / "cell", deadline_ms=100.0, is_split=True) as cell:
+    with Nodes(tmp_path / "cell", deadline_ms=300.0, is_split=True) as cell:
         load = Load(cell, timeout_s=2 * LIMIT_S)
         try:
             load.settle()

@@ -81,9 +81,10 @@ class ClientLink:
         """Why the node cannot be reached, in a few words; empty if it can, as far as is known."""
         return self._reach.problem
 
-    def close(self) -> None:
-        """Close the link without waiting for unsent messages; a second call does nothing."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the link, waiting so long for unsent messages; a second call does nothing."""
         if not self.socket.closed:
+            self.socket.close(linger=linger_ms)
             self._opened.__exit__(None, None, None)
 
     @property

@@ -41,10 +41,14 @@ class Granter:
             return holder
         if lease_ns == LOOK_NS:
             self._holder = 0
-        elif now_ns >= self._started_ns + lease_ns:
+        elif holder or self.is_free(lease_ns, now_ns):
             self._holder, self._number = run_id, number
             self._end_ns = max(self._end_ns, now_ns + lease_ns)
         return self._holder
+
+    def is_free(self, lease_ns: int, now_ns: int) -> bool:
+        """Tell whether it would be granted for so long."""
+        return now_ns >= self._started_ns + lease_ns and not self.holder(now_ns)
 
     def holder(self, now_ns: int) -> int:
         """Tell which run of a node holds the lease; 0 for none."""

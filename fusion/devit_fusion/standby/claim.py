@@ -1,7 +1,7 @@
 """When a node asks for leases, and until when it is active. No sockets, no clock of its own.
 
 A node that is not active looks at who holds the leases. Once enough are free that it could be active, it waits its
-place in the fleet file times 100 ms, so that the first one comes first; then it claims them: it grants its own lease to
+place in the fleet file times 150 ms, so that the first one comes first; then it claims them: it grants its own lease to
 itself and asks all others. One that is active stays so while it holds them. One that did not become active in the time
 of a lease, or is not any more, gives all back and looks again.
 """
@@ -14,9 +14,9 @@ from devit_contract.wire.lease import LOOK_NS, Granter
 
 ALWAYS_NS = 1 << 62
 """Until then a node without others is active."""
-_RENEW_NS, _LOOK_NS = 100_000_000, 50_000_000
-"""Between two rounds of questions, while it claims and while it looks."""
-_TURN_NS = 100_000_000
+_ROUND_NS = 100_000_000
+"""Between two rounds of questions."""
+_TURN_NS = 150_000_000
 """How much later each node claims than the one before it in the file."""
 _FRESH_NS = 250_000_000
 """How long it counts what somebody said of a lease."""
@@ -70,7 +70,7 @@ class Claim:
                 self._held[_OWN] = now_ns + self._held_ns
             else:
                 self.give_back(now_ns)
-        self.next_ns = now_ns + (_RENEW_NS if self._is_claiming else _LOOK_NS)
+        self.next_ns = now_ns + _ROUND_NS
         return self.asks_ns
 
     def voted(self, name: str, number: int, holder: int, now_ns: int) -> None:
@@ -100,7 +100,7 @@ class Claim:
 
     def _is_its_turn(self, now_ns: int) -> bool:
         free = [name for name, (at_ns, is_free) in self._seen.items() if is_free and now_ns - at_ns < _FRESH_NS]
-        if self.own.holder(now_ns) or not self._are_enough(free):
+        if not self.own.is_free(self._lease_ns, now_ns) or not self._are_enough(free):
             self._free_ns = None
             return False
         if self._free_ns is None:

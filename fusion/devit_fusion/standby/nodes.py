@@ -7,9 +7,8 @@ when its leases ended get no answer from it: it looks at the clock before each.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
 
 from devit_contract.artefacts.fleet import Fleet, Node
 from devit_contract.artefacts.keys import KeyPair
@@ -33,16 +32,6 @@ _MAX_WATCHERS = 1024
 """Clients that are told; beyond, the one that asked first is not told any more."""
 _LINGER_MS = 200
 """How long the last messages of a node that stops may take."""
-
-
-class Waiting(Protocol):
-    """The requests that wait at this node."""
-
-    def take_over(self, end_ns: int) -> None:
-        """Be patient with those that come until then: another node was to answer them."""
-
-    def shed_waiting(self) -> None:
-        """End all of them."""
 
 
 class _Neighbour:
@@ -75,19 +64,22 @@ class Nodes:
         links: Mapping[str, Link],
         devices: DevicePort,
         clients: ClientPort,
-        waiting: Waiting,
         events: Events,
+        *,
+        take_over: Callable[[int], None],
+        give_up: Callable[[], None],
         started_ns: int | None,
     ) -> None:
         """Connect to the others in the background; ``place`` is this node's own in the fleet file.
 
-        The process started at ``started_ns``, or before; ``None``: it is just starting.
+        When this node becomes active, ``take_over`` is told until when to be patient with requests; when it is not any
+        more, ``give_up`` ends those that wait. The process started at ``started_ns``, or before; ``None``: just now.
         """
         self._names = [node.name for node in fleet.nodes]
         self._place = place
         others = [node for index, node in enumerate(fleet.nodes) if index != place]
         self._links, self._devices, self._clients, self._events = links, devices, clients, events
-        self._waiting, self._patience_ns = waiting, fleet.lease_ms * 500_000
+        self._take_over, self._give_up, self._patience_ns = take_over, give_up, fleet.lease_ms * 500_000
         self._waiter = Waiter()
         self._neighbours = {node.name: _Neighbour(node, keys, self._waiter, events) for node in others}
         now_ns = time.monotonic_ns()
@@ -108,7 +100,7 @@ class Nodes:
     def close(self) -> None:
         """Close the links to the others."""
         for neighbour in self._neighbours.values():
-            neighbour.link.close()
+            neighbour.link.close(_LINGER_MS)
 
     def know(self, fleet: Fleet) -> None:
         """Take in that other devices belong to the fleet now."""
@@ -189,8 +181,6 @@ class Nodes:
             self._follow(time.monotonic_ns())
             self._ask(LOOK_NS)
             self._devices.socket.close(linger=_LINGER_MS)
-            for neighbour in self._neighbours.values():
-                neighbour.link.socket.close(linger=_LINGER_MS)
 
     def views(self) -> tuple[NodeView, ...]:
         """Describe all nodes for people; none where there is one."""
@@ -244,9 +234,9 @@ class Nodes:
             for neighbour in self._neighbours.values():
                 if neighbour.state == "active":  # as it said last; it is not any more
                     neighbour.become("standby", now_ns)
-            self._waiting.take_over(now_ns + self._patience_ns)
+            self._take_over(now_ns + self._patience_ns)
         else:
-            self._waiting.shed_waiting()  # refused, so that the clients ask the node that is active now
+            self._give_up()  # refused, so that the clients ask the node that is active now
         granted = ", ".join(self._claim.granted(now_ns))
         text = (
             f"this node is active now, granted by {granted}" if self._is_active else "this node is not active any more"
