@@ -106,10 +106,10 @@ def revoke_key(
 
 
 def _owners(fleet: Fleet) -> dict[str, tuple[str, str]]:
-    """Public key to what its owner is, and its name; the node has none."""
+    """Public key to what its owner is, and its name; a node that is called so has none."""
     owners = {client.public_key: ("client", client.name) for client in fleet.client}
     owners |= {device.public_key: ("device", device.name) for device in fleet.device}
-    owners[fleet.node.public_key] = ("node", "")
+    owners |= {node.public_key: ("node", "" if node.name == "node" else node.name) for node in fleet.nodes}
     owners.pop("", None)
     return owners
 
@@ -132,17 +132,18 @@ def _rows(stored: list[StoredKey], owners: dict[str, tuple[str, str]], revoked: 
 
 
 def _key_to_revoke(name: str, fleet: Fleet) -> bytes:
-    """Find the public key of a device or client, which is not the node's own."""
+    """Find the public key of a device or client, which is not a node's own."""
     from devit_contract.errors import InputError
 
     keys = {device.name: device.public_key for device in fleet.device}
     keys |= {client.name: client.public_key for client in fleet.client}
-    if name not in keys and name != "node":
+    nodes = {node.name: node.public_key for node in fleet.nodes}
+    if name not in keys and name not in nodes:
         raise InputError(f"{name}: expected a device or client of the fleet, one of {', '.join(keys)}")
     if not fleet.has_keys:
         raise InputError(f"{name}: this fleet has no keys: nothing can be revoked")
     key = keys.get(name, "")
-    if key in ("", fleet.node.public_key):
+    if key in ("", *nodes.values()):
         raise InputError(
             f"{name}: expected the key of a device or client, found the node's own: to replace that one, "
             "make another with devit keys new, and write it into fleet.toml and every agent.toml"

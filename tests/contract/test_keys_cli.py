@@ -191,6 +191,16 @@ def test_who_cannot_be_revoked_is_said_in_one_line_and_nothing_is_written(fleet:
     assert not (fleet.folder / "revoked_keys").exists()
 
 
+def test_the_key_of_a_standby_node_is_listed_and_not_revoked(fleet: Fleet) -> None:
+    public = new_keys(fleet.folder / "keys", "standby1").public.decode()
+    with (fleet.folder / "fleet.toml").open("a") as file:
+        endpoints = "endpoint = 'tcp://127.0.0.1:7713'\nclient_endpoint = 'tcp://127.0.0.1:7714'\n"
+        file.write(f"[[standby]]\n{endpoints}public_key = '{public}'\n")
+    assert listed(fleet.folder)["standby1"]["fleet"] == "node"
+    said = failure(devit("revoke", "standby1", cwd=fleet.folder))
+    assert "standby1: expected the key of a device or client, found the node's own" in said
+
+
 def test_a_damaged_file_of_revoked_keys_is_named_and_left_as_it_is(fleet: Fleet) -> None:
     (fleet.folder / "revoked_keys").write_text("hunter2\n")
     for words in (["revoke", "jetson1"], ["revoke", "jetson1", "--undo"], ["list"]):
