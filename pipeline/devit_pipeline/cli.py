@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "selftest": ("devit_engines.selftest.cli:app", "Build and check a small ViT on this device, for a report."),
     "keys": ("devit_contract.keys_cli:app", "Make, list and revoke CURVE keys."),
     "fleet": ("devit_fusion.roster.fleet_cli:app", "Change the devices and clients of a fleet, while it runs too."),
-    "pair": ("devit_fusion.pairing.cli:app", "Show a code on the node, by which a fresh device joins the fleet."),
+    "pair": ("devit_fusion.pairing.cli:app", "Show a short code by which one fresh device joins the fleet."),
     "join": ("devit_edge_agent.join.cli:app", "Make this machine a device of the fleet whose node shows a code."),
     "fuse": ("devit_fusion.cli:app", "Join the features of all devices into answers (= fusion-node)."),
     "gateway": ("devit_gateway.cli:app", "Serve HTTP for a fusion node: inference protocol, health, metrics."),

@@ -66,7 +66,7 @@ def test_an_agent_s_paths_are_relative_to_its_file(tmp_path: Path) -> None:
             )
             for field, found, allowed in (
                 ("backend", "trt", "auto, ort or tensorrt"),
-                ("precision", "FP16", "fp16, fp32 or int8"),
+                ("precision", "FP16", "fp16, fp32, fp8 or int8"),
                 (
                     "board",
                     "orin",

@@ -164,7 +164,7 @@ class Replay:
             self._first_ns, self._began_s = shown.at_ns, time.monotonic()
 
     def _make(self, fleet: Fleet) -> None:
-        serving, ports = fleet.serving, Ports(self)
+        serving, ports = fleet.serving, Ports(self, has_own_views=self._manifest.views == "own")
         deadline_ns = round(serving.deadline_ms * 1e6)
         self._links = {each.name: Link(each.submodel, each.name, serving.credit, deadline_ns) for each in fleet.device}
         self._by_index = {link.index: link for link in self._links.values()}

@@ -52,9 +52,9 @@ class Silent(Log):
 class Ports:
     """Both ports of the node: nothing is on the other side."""
 
-    def __init__(self, sender: Sender) -> None:
-        """Ask a replay what becomes of frames."""
-        self._sender = sender
+    def __init__(self, sender: Sender, *, has_own_views: bool) -> None:
+        """Ask a replay what becomes of frames; ``has_own_views`` is as for the node's port for clients."""
+        self._sender, self.has_own_views = sender, has_own_views
 
     def send_frame(self, link: Link, copies: Copies) -> Sent:
         """Have the replay say what the device says."""

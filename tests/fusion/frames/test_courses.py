@@ -57,6 +57,7 @@ class Ports:
         self.times: Counter[tuple[int, int]] = Counter()
         self.answers: list[tuple[int, Message]] = []
         self.frame_id = 0
+        self.has_own_views = False
 
     def send_frame(self, link: Link, copies: Copies) -> Sent:
         frame_id = int.from_bytes(copies.to(link.index)[52:60], "little")

@@ -34,7 +34,7 @@ class Played(threading.Thread):
 
     def __init__(self, scene: Scene, golden: dict[str, np.ndarray], submodel: int, seed: int, *, is_calm: bool) -> None:
         super().__init__(daemon=True)
-        self._scene, self._submodel, self._is_calm = scene, submodel, is_calm
+        self._scene, self._submodel, self.is_calm = scene, submodel, is_calm
         self._images, self._features = golden["images"], golden[f"features.{submodel}"]
         self._chance = random.Random(seed)
         self.should_stop = threading.Event()
@@ -47,14 +47,14 @@ class Played(threading.Thread):
             message = unpack(self._device.socket.recv())
             if message.kind is not Kind.FRAME:
                 continue
-            what = 1.0 if self._is_calm else self._chance.random()
+            what = 1.0 if self.is_calm else self._chance.random()
             if what < 0.004:
                 self._device.close()  # as if its power was cut
                 self._device = self._greeted()
             elif what < 0.03:
                 self._device.skip(message, Reason.ENGINE)
             elif what >= 0.031:  # else it says nothing
-                if what > 0.99 and self._submodel == 3 and not self._is_calm:
+                if what > 0.99 and self._submodel == 3 and not self.is_calm:
                     time.sleep(self._chance.uniform(0.5, 1.2) * DEADLINE_MS / 1000)
                 number = int.from_bytes(bytes(message.payload[:2]), "little")
                 data = unpack(self._device.feature(message, np.asarray(self._features[number], np.float32)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from tests.fusion.frames.test_watch import DEVICES, World
+from tests.fusion.frames.liars.test_watch import DEVICES, World
 
 from devit_contract.artefacts.calibration import Calibration
 from devit_contract.artefacts.fleet import FLEET_SCHEMA, Fleet, Node, Serving, Watch
