@@ -86,6 +86,7 @@ def rows_of(what: str, load: Load) -> list[Row]:
     load.finish(_LIMIT_S)
     gaps = np.array(load.gaps_s)
     worst = float(gaps.max())
+    may_fail = what == "a partition"  # as a counted failure
     counts = {"lost": len(load.lost), "answered twice": load.twice}
     again = sum(count > 1 for count in load.client.came.values())
     return [
@@ -106,8 +107,8 @@ def rows_of(what: str, load: Load) -> list[Row]:
                 unit=f"of {len(load.asked_s)}",
                 p50=count,
                 samples=len(load.asked_s),
-                wanted="0",
-                holds=count == 0,
+                wanted="" if may_fail else "0",
+                holds=None if may_fail else count == 0,
             )
             for name, count in counts.items()
         ),
