@@ -67,7 +67,7 @@ class EdgeAgent(Closing):
         self._log = log
         self._on_ready = on_ready
         self._queue: deque[tuple[Message, int]] = deque()  # frames and triggers for the engine, and when each came
-        self._withdrawn: set[int] = set()  # frames of the queue that the node does not need any more
+        self._withdrawn: set[tuple[int, int]] = set()  # frames of the queue, by run, that are not needed any more
         self._questions: deque[Message] = deque()
         self._newest: Inference | None = None
         self._moments: Moments[Captured | Inference] = Moments(self._config.submodel, self._capture)
@@ -148,6 +148,8 @@ class EdgeAgent(Closing):
         offered = self._swap.take_loaded()
         if offered is not None:
             self._uplinks.introduce(offered.hello, offered.engine.revision)
+        elif self._swap.is_offered and not self._uplinks.is_introducing and self._uplinks.runs():
+            self._take_over()  # the node that is worked for now has welcomed it, when another one was
         self._baseline.tend()
         if self._source is not None:
             self._tend_source(self._source)
@@ -184,8 +186,8 @@ class EdgeAgent(Closing):
     def _unlinked(self, run_id: int | None, status: str) -> None:
         """Drop what belonged to the link that has ended."""
         self._queue = deque(each for each in self._queue if each[0].run_id != run_id)
-        self._withdrawn &= {frame.frame_id for frame, _ in self._queue}
-        self._moments.forget()
+        self._withdrawn &= {(frame.run_id, frame.frame_id) for frame, _ in self._queue}
+        self._moments.forget(run_id)
         self._questions = deque(question for question in self._questions if question.run_id != run_id)
         if run_id == self._sampler_run:
             self._power.stop()
@@ -199,7 +201,8 @@ class EdgeAgent(Closing):
             if not is_kept or self._moments.hears(message):
                 self._queue.append((message, time.monotonic_ns()))
         elif message.kind is Kind.WITHDRAW:  # skipped in its turn: the node expects answers in the order of the frames
-            self._withdrawn |= {frame.frame_id for frame, _ in self._queue if frame.frame_id == message.frame_id}
+            withdrawn = message.run_id, message.frame_id
+            self._withdrawn |= {withdrawn} & {(frame.run_id, frame.frame_id) for frame, _ in self._queue}
         elif message.kind is Kind.WELCOME:
             self._welcomed(uplink)
         elif message.kind is Kind.CONTROL:
@@ -210,10 +213,13 @@ class EdgeAgent(Closing):
         else:
             raise WireError("kind", f"expected a node's message, found {message.kind.name}")
 
+    def _take_over(self) -> None:
+        before, self._loaded, self._newest = self._loaded, self._swap.take_over(), None
+        retire(before.engine, self._log)
+
     def _welcomed(self, uplink: Uplink) -> None:
         if self._swap.is_offered and self._uplinks.decides(uplink):
-            before, self._loaded, self._newest = self._loaded, self._swap.take_over(), None
-            retire(before.engine, self._log)
+            self._take_over()
         self._has_served, self._refusal = True, ""
         text = f"ready, {self._loaded.hello.engine}"
         self._log.log(Priority.INFO, text)
@@ -225,8 +231,8 @@ class EdgeAgent(Closing):
 
     def _run(self, message: Message, read_ns: int) -> None:
         start_ns = time.monotonic_ns()
-        if message.frame_id in self._withdrawn:
-            self._withdrawn.remove(message.frame_id)
+        if (frame := (message.run_id, message.frame_id)) in self._withdrawn:
+            self._withdrawn.remove(frame)
             self._skip(message, Reason.WITHDRAWN)
             return
         if not self._uplinks.works_for(message.run_id, start_ns):
@@ -286,8 +292,8 @@ class EdgeAgent(Closing):
 
     def _triggered(self, message: Message, start_ns: int) -> Inference | None:
         """Run the engine on an image of the own source: of now, or with an own view of when the trigger came."""
-        is_kept, frame_id = self._loaded.has_own_view, message.frame_id
-        captured = self._moments.take(frame_id) if is_kept else self._capture(frame_id)
+        is_kept = self._loaded.has_own_view
+        captured = self._moments.take(message) if is_kept else self._capture(message.frame_id)
         if isinstance(captured, Captured):
             return self._infer(captured.image, start_ns, captured.captured_ns)
         return captured

@@ -39,6 +39,7 @@ from devit_fusion.ports.clients import ClientPort, Request
 from devit_fusion.ports.devices import DevicePort
 from devit_fusion.questions import Questions
 from devit_fusion.record.door import Door
+from devit_fusion.record.records import Start
 from devit_fusion.record.start import start_record
 from devit_fusion.record.tap import Tap
 from devit_fusion.roster.members import allowed_keys, check_fleet, check_submodels, new_link
@@ -236,7 +237,9 @@ class FusionNode(Closing):
         return devices, clients
 
     def _make_tap(self, bundle: Bundle, run_id: int) -> Tap:
-        start = partial(start_record, bundle, self._fleet, run_id, self._software)
+        def start() -> Start:
+            return start_record(bundle, self._roster.fleet, run_id, self._software)
+
         return Tap(self._door, self._scheduler, self._handler, self._events, self._clock, start)
 
     def _join_nodes(self, place: int, keys: KeyPair | None, run_id: int, started_ns: int | None) -> Nodes:

@@ -24,20 +24,20 @@ class Moments(Generic[T]):
         """Keep what ``capture`` gives for a frame's number."""
         self._bit = 1 << device
         self._capture = capture
-        self._kept: dict[int, T | None] = {}
+        self._kept: dict[tuple[int, int], T | None] = {}  # by run of a node, and frame
 
     def hears(self, trigger: Message) -> bool:
         """Keep the moment of a new frame; tell whether this device is to work on it now."""
         if not trigger.capture_age_us:
-            self._kept[trigger.frame_id] = self._capture(trigger.frame_id)
+            self._kept[trigger.run_id, trigger.frame_id] = self._capture(trigger.frame_id)
             if len(self._kept) > _MOST:
                 del self._kept[next(iter(self._kept))]
         return not trigger.mask or bool(trigger.mask & self._bit)
 
-    def take(self, frame_id: int) -> T | None:
+    def take(self, trigger: Message) -> T | None:
         """Hand out a frame's moment; ``None`` if there was no image then, or it is too long ago."""
-        return self._kept.pop(frame_id, None)
+        return self._kept.pop((trigger.run_id, trigger.frame_id), None)
 
-    def forget(self) -> None:
-        """Drop all: the frames of another run have the same numbers."""
-        self._kept.clear()
+    def forget(self, run_id: int | None) -> None:
+        """Drop those of a run that has ended."""
+        self._kept = {frame: kept for frame, kept in self._kept.items() if frame[0] != run_id}

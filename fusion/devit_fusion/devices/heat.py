@@ -103,22 +103,22 @@ class Heat:
     def __init__(self, events: Events) -> None:
         """Start with none."""
         self._events = events
-        self._states: dict[int, _State] = {}
+        self._states: dict[str, _State] = {}  # by device name: spares share a submodel
 
     def forget(self, link: Link) -> None:
         """Judge a device anew: it has another engine, or another process."""
-        self._states.pop(link.index, None)
+        self._states.pop(link.name, None)
         link.slowdowns = ()
         link.throttling = None
 
     def replied(self, link: Link, reply: ControlReply, now_ns: int) -> None:
         """Take in what came with a device's reply to a ping."""
         link.throttling = reply.throttling
-        state = self._states.get(link.index)
+        state = self._states.get(link.name)
         if state is None:
             counted = sum(link.inference.counts), link.inference.sum_s
             inference = _Inference(counted, judged_ns=now_ns)
-            state = self._states[link.index] = _State(inference=inference, over_current=reply.over_current)
+            state = self._states[link.name] = _State(inference=inference, over_current=reply.over_current)
         told, before = reply.throttling, link.slowdowns
         state.causes[Slowdown.ALERT].see(None if told is None else told.alerts > 0, now_ns)
         state.causes[Slowdown.CLOCK].see(_is_capped(told), now_ns)

@@ -192,8 +192,8 @@ class Answers:
             run_id=request.picture.run_id,
             frame_id=request.picture.frame_id,
         )
-        self._clients.answer(request, answer)
-        self.ended[state.name.lower()] += 1
+        if self._clients.answer(request, answer):
+            self.ended[state.name.lower()] += 1
         self.frame_time.add_us((self._clock.read_ns() - request.arrival_ns) // 1000)
         return answer
 

@@ -71,6 +71,11 @@ class Choices:
         """
         self.grace_end_ns, self._patient_end_ns = max(self.grace_end_ns, end_ns), end_ns
 
+    def rest(self) -> None:
+        """Forget why to wait: nothing waits any more."""
+        self.wait_end_ns = self._blocked = None
+        self._is_in_grace = False
+
     def begin(self, now_ns: int) -> None:
         """Begin to choose: see anew whether there is a reason to wait for devices that have not connected yet."""
         if self._is_in_grace:
@@ -128,7 +133,7 @@ class Choices:
 
     def deadline_ns(self, request: Request) -> int:
         """Tell when a request has to be answered; its time begins after the startup grace."""
-        if request.arrival_ns < self._patient_end_ns:
+        if request.arrival_ns < self._patient_end_ns and not request.picture.deadline_us:
             return self._clock.now_ns + request.deadline_ns - request.arrival_ns
         return request.deadline_ns + max(0, self._grace_over_ns - request.arrival_ns)
 

@@ -183,6 +183,7 @@ class Scheduler:
             request = self._turns.take_heaviest()
             del self._known[request.key]
             self._shedding.shed(request, ShedReason.STANDBY)
+        self._choices.rest()
 
     def feature_received(self, link: Link, frame_id: int, feature: Float32Array, timing: DeviceTiming) -> None:
         """Take a feature in."""
@@ -283,7 +284,7 @@ class Scheduler:
         flight = link.returned(frame_id, now_ns, timing)
         if flight is not None and timing is not None:  # else it comes twice or much too late: its times mean nothing
             link.measured(timing)
-            if flight.file is not None:
+            if flight.file is not None and flight.file.client in self._turns.names:  # else it was removed
                 decoding = self._turns.decoding(flight.file.client)
                 decoding.add(link.index, flight.file.pixels, timing.decode_us * 1000, now_ns)
         if pace.is_too_slow is not was_too_slow:

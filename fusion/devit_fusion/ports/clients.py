@@ -158,14 +158,15 @@ class ClientPort:
                 reason = Reason.SHAPE if err.reason == "shape" else Reason.REQUEST
                 self._send(client, message, Kind.REFUSED, body(Refused(str(err))), reason=reason)
 
-    def answer(self, request: Request, answer: Message) -> None:
-        """Send an answer, unless its client has gone."""
+    def answer(self, request: Request, answer: Message) -> bool:
+        """Send an answer, unless its client has gone; tell if not, as another node may be active by now."""
         if time.monotonic_ns() >= self.active_until_ns:
             self.refuse_as_standby(request)
-            return
+            return False
         data = pack(answer)
         self.bytes_out += len(data)
         send_routed(self.socket, request.client, data)
+        return True
 
     def refuse(self, request: Request, fault: ClientFault, text: str) -> None:
         """Refuse a request that is valid, but cannot be served."""

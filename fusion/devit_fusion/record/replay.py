@@ -168,6 +168,8 @@ class Replay:
         deadline_ns = round(serving.deadline_ms * 1e6)
         self._links = {each.name: Link(each.submodel, each.name, serving.credit, deadline_ns) for each in fleet.device}
         self._by_index = {link.index: link for link in self._links.values()}
+        if len(self._by_index) < len(self._links):
+            raise InputError("a recording of a cell with spares: a replay cannot tell who served: record one without")
         anything: Any = ports
         self._scheduler = Scheduler(
             self._fusion(),

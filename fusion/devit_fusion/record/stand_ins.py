@@ -66,8 +66,9 @@ class Ports:
     def suspect(self) -> None:
         """Have links probed: the recording says which ones are lost."""
 
-    def answer(self, request: Request, answer: Message) -> None:
+    def answer(self, request: Request, answer: Message) -> bool:
         """Send an answer: the witness has it."""
+        return True
 
     def refuse(self, request: Request, fault: str, text: str) -> None:
         """Refuse a request, as it was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
+from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet, Node
 from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.service.journal import Priority
 from devit_contract.wire.sockets import Authenticator
@@ -41,7 +41,7 @@ class Revocation:
         if self._revoked.problem:
             self._events.note("", self._revoked.problem, Priority.ERROR)
         keys = self._revoked.keys
-        members: tuple[Device | ClientEntry, ...] = (*fleet.device, *fleet.client)
+        members: tuple[Device | ClientEntry | Node, ...] = (*fleet.device, *fleet.client, *fleet.nodes)
         locked = {member.name: member.public_key for member in members if keys and member.public_key.encode() in keys}
         if keys == self._authenticator.revoked and locked == self._locked:
             return []

@@ -79,6 +79,11 @@ class Roster:
         self.next_ns = 0 if watched is not None or self._revocation is not None else None
         """When :meth:`refresh` has something to do."""
 
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet as it is taken now."""
+        return self._fleet
+
     def refresh(self, now_ns: int, lose: Lose, *, at_once: bool = False) -> None:
         """Look at the files if it is time, and do what follows; ``at_once``: read the fleet file whatever its stamp."""
         if self.next_ns is None or (now_ns < self.next_ns and not at_once):

@@ -39,7 +39,7 @@ class Claim:
         """When the next :meth:`round` is due; ``None``: never."""
         self.number = 0
         """Of the last round; replies carry it."""
-        self._devices, self._nodes = tuple(devices), tuple(nodes)
+        self._lists, self._nodes = [tuple(devices)], tuple(nodes)
         self._lease_ns = lease_ns
         self._held_ns = lease_ns * 7 // 8  # clocks may differ by a tenth
         self._wait_ns = place * _TURN_NS
@@ -52,8 +52,13 @@ class Claim:
         self._seen: dict[str, tuple[int, bool]] = {}  # when somebody's lease was looked at, and whether it was free
 
     def know(self, devices: Sequence[str]) -> None:
-        """Count the leases of these devices from now on."""
-        self._devices = tuple(devices)
+        """Let these devices decide too.
+
+        Another node may have this list already, an earlier one, or both: what it holds is enough in one of them at
+        least, and shares a device with what is enough in all of them.
+        """
+        if tuple(devices) not in self._lists:
+            self._lists.append(tuple(devices))
 
     def round(self, now_ns: int) -> int:
         """Begin a round: tell for how long to ask all others for their leases, or :data:`LOOK_NS`."""
@@ -119,5 +124,9 @@ class Claim:
 
     def _are_enough(self, names: Iterable[str]) -> bool:
         found = set(names)
-        count, half = sum(name in found for name in self._devices), len(self._devices) / 2
-        return count > half or (count == half and self._devices[0] in found) or found.issuperset(self._nodes)
+        return all(_are_most(found, devices) for devices in self._lists) or found.issuperset(self._nodes)
+
+
+def _are_most(found: set[str], devices: Sequence[str]) -> bool:
+    count, half = sum(name in found for name in devices), len(devices) / 2
+    return count > half or (count == half and devices[0] in found)

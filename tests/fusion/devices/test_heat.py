@@ -137,3 +137,12 @@ def test_another_engine_is_judged_anew(board: Board) -> None:
 def test_older_agents_tell_nothing(board: Board) -> None:
     assert board.reply(100, lambda _: QUIET) is None
     assert board.link.slowdowns == ()
+
+
+def test_a_cool_spare_of_the_same_submodel_hides_nothing(board: Board) -> None:
+    spare = Link(0, "jetson9", 2, 50_000_000)
+    for second in range(60):
+        cool = ControlReply(throttling=Throttling(0, 1.0), over_current=OverCurrentEvents(5, 0, 0))
+        board.reply(1, lambda _: ControlReply(throttling=Throttling(1, 1.0), over_current=OverCurrentEvents(0, 0, 0)))
+        board.heat.replied(spare, cool, (100 + second) * SECOND_NS)
+    assert (board.link.slowdowns, spare.slowdowns) == ((Slowdown.ALERT,), ())

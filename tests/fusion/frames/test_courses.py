@@ -71,8 +71,9 @@ class Ports:
     def suspect(self) -> None:
         raise AssertionError("no link is gone here")
 
-    def answer(self, request: Request, answer: Message) -> None:
+    def answer(self, request: Request, answer: Message) -> bool:
         self.answers.append((request.picture.frame_id, answer))
+        return True
 
     def refuse(self, *_: object) -> None:
         raise AssertionError("nothing is refused here")

@@ -27,6 +27,9 @@ class Cell:
         self.worst_ms, self.loss = worst_ms, loss
         self.device_names = [f"jetson{index}" for index in range(devices)]
         self.node_names = [f"node{index}" for index in range(nodes)]
+        self.files = [tuple(self.device_names), (*self.device_names[1:], "newcomer")]  # by turns, as they change
+        self.device_names.append("newcomer")
+        self.versions = dict.fromkeys(self.node_names, 0)
         self.runs = count(1)
         self.claims = {name: self.new_claim(place) for place, name in enumerate(self.node_names)}
         self.leases = {name: Granter(self.now_ns) for name in self.device_names}
@@ -39,7 +42,9 @@ class Cell:
     def new_claim(self, place: int) -> Claim:
         others = [name for name in self.node_names if name != self.node_names[place]]
         run_id, now_ns = next(self.runs), self.now_ns
-        return Claim(run_id, self.device_names, others, place=place, lease_ns=LEASE_NS, started_ns=now_ns)
+        devices = self.files[min(self.versions.values()) % 2]  # nobody starts with a file that others do not have
+        self.versions[self.node_names[place]] = min(self.versions.values())
+        return Claim(run_id, devices, others, place=place, lease_ns=LEASE_NS, started_ns=now_ns)
 
     def send(self, source: str, target: str, *what: int) -> None:
         if frozenset((source, target)) in self.cut or self.random.random() < self.loss:
@@ -73,8 +78,8 @@ class Cell:
         return [name for name, claim in self.claims.items() if self.now_ns < claim.holds_until_ns]
 
     def disturb(self) -> None:
-        """Cut or mend links, pause a node, or restart somebody."""
-        what, everyone = self.random.randrange(6), [*self.device_names, *self.node_names]
+        """Cut or mend links, pause a node, change the devices of one, or restart somebody."""
+        what, everyone = self.random.randrange(7), [*self.device_names, *self.node_names]
         if what < 2:
             side = {name for name in everyone if self.random.random() < 0.5}
             self.cut = {frozenset((one, other)) for one in side for other in everyone if other not in side}
@@ -85,6 +90,10 @@ class Cell:
         elif what == 4:
             name = self.random.choice(self.node_names)
             self.paused_until_ns[name] = self.now_ns + self.random.randrange(2000) * MS
+        elif what == 5:
+            name = min(self.versions, key=lambda each: self.versions[each])
+            self.versions[name] += 1
+            self.claims[name].know(self.files[self.versions[name] % 2])
         else:
             name = self.random.choice(everyone)
             if name in self.leases:
