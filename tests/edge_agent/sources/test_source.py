@@ -497,7 +497,7 @@ def test_a_child_that_dies_at_once_is_started_anew_after_one_second_and_then_two
 
     wait_for(source, third, 20.0)
     assert starts_s[1] >= 1.0
-    assert starts_s[2] >= starts_s[1] + 1.5
+    assert starts_s[2] >= 2.9  # the second one may be seen late
     assert source.problem == "gst-launch-1.0 ended with exit code 3; trying again"
 
 
