@@ -65,9 +65,9 @@ def test_samples_that_their_client_does_not_take_are_told_of(tmp_path: Path, bun
             wish = Control(Question.SAMPLE_START, "jetson2", 100)
             deaf.send(pack(Message(Kind.CONTROL, Dtype.BODY, payload=body(wish), run_id=1, frame_id=1)))
             device.receive(Kind.CONTROL)  # a ping, or that
-            samples = Telemetry("jetson2", tuple(PowerLine(number, "x" * 1000) for number in range(50)))
+            samples = Telemetry("jetson2", tuple(PowerLine(number, "x" * 1000) for number in range(20)))
             message = Message(Kind.TELEMETRY, Dtype.BODY, payload=body(samples), boot_id=device.boot_id)
-            for _ in range(1000):
+            for _ in range(3000):
                 device.socket.send(pack(message))
             text = "power samples were lost: the client that asked for them does not take them"
             status = status_when(client, lambda status: text in [event.text for event in status.events], 20.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet
+from devit_contract.artefacts.fleet import ClientEntry, Device, Fleet, Node
 from devit_contract.artefacts.revoked import RevokedKeys
 from devit_contract.errors import DevitError, InputError
 from devit_contract.service.journal import Priority
@@ -116,6 +116,7 @@ class Roster:
 
     def _tell_what_needs_restart(self, fleet: Fleet) -> None:
         before, start = self._needs_restart, self._started_with
+        fleet = msgspec.structs.replace(fleet, node=_as_started(start.node, fleet.node))
         fields = [field for field in Fleet.__struct_fields__ if field not in _APPLIED]
         self._needs_restart = tuple(f"[{field}]" for field in fields if getattr(start, field) != getattr(fleet, field))
         if self._needs_restart and self._needs_restart != before:
@@ -150,6 +151,16 @@ class Roster:
             if names:
                 port.watch(time.monotonic_ns())  # a connection with an old key may be known to the monitor alone
                 port.peers.end(names)
+
+
+def _as_started(start: Node, now: Node) -> Node:
+    """Take a free port that the node has found, and somebody has written into the file, for no change."""
+    changes = {
+        field: getattr(start, field)
+        for field in ("endpoint", "client_endpoint")
+        if getattr(start, field).endswith(":0")
+    }
+    return msgspec.structs.replace(now, **changes)
 
 
 def _gone(before: tuple[Device | ClientEntry, ...], now: tuple[Device | ClientEntry, ...]) -> list[str]:

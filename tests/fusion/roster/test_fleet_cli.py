@@ -80,11 +80,12 @@ def test_the_node_says_that_it_has_a_change_or_why_it_has_not(bundle: Bundle, pa
         watched = WatchedFleet(path)
         scene = Scene(stack, bundle, watched.fleet, None, watched=watched)
         port = re.sub(r".*:", ":", scene.node.client_endpoint)
-        path.write_text(PLAIN.replace(':0"\n[[', f'{port}"\n[['))
+        # The port that the node has found is no change to it.
+        path.write_text(PLAIN.replace(':0"\n[[', f'{port}"\n[serving]\nqueue = 7\n[['))
         done = fleet("add jetson1 --submodel 1 --json")
         found = json.loads(done.stdout)
-        assert (found["node"], found["needs_restart"]) == ("taken", ["[node]"])  # its port, which this test wrote there
-        assert "restart fusion-node to apply [node], changed before" in done.stderr
+        assert (found["node"], found["needs_restart"]) == ("taken", ["[serving]"])
+        assert "restart fusion-node to apply [serving], changed before" in done.stderr
         assert len(scene.client().status().devices) == 2
         done = fleet("add jetson7 --submodel 7")
         assert (done.exit_code, done.stdout) == (1, "jetson7: added in fleet.toml\n")
