@@ -118,7 +118,7 @@ def shaped_cell(place: Path, choice: ImageChoice, line: Line, near: Namespace, f
             for name in cell.devices:
                 redirect(cell, name, endpoint)
                 path = cell.folder / f"{name}.toml"
-                path.write_text(path.read_text() + f'source = "folder:{place / "pictures"}"\n')
+                path.write_text(path.read_text().replace('source = ""', f'source = "folder:{place / "pictures"}"'))
             cell.start_agents(list(cell.devices))
         yield cell
 
